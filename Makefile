@@ -1,0 +1,83 @@
+# Every target bootstraps what it needs in .venv; `make` alone lists them.
+#   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers); a switch rebuilds .venv
+#   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
+#   RECIPE=...       the training recipe: default or seed
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help train export serve demo test lint types protos protos-check lock clean
+
+DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+RECIPE ?= default
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
+RUN := .venv/bin/python
+INSTALLED := .venv/.installed-$(DEVICE)
+PIP := -m pip --disable-pip-version-check --quiet
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+train: $(INSTALLED)  ## get MNIST, fit the network, write artifacts/
+	$(RUN) -m training train --recipe $(RECIPE)
+
+export: $(INSTALLED)  ## write the next version under models/digits/
+	$(RUN) -m training export
+
+serve: $(INSTALLED)  ## serve models/digits on 127.0.0.1:50051 (Ctrl-C drains)
+	$(RUN) -m serving serve
+
+demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
+	$(RUN) -m training train --recipe $(RECIPE)
+	$(RUN) -m training export
+	$(RUN) -m serving demo
+
+test: $(INSTALLED)  ## run the test suite (no GPU needed)
+	$(RUN) -m pytest -q
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
+PROTOC = .venv-protos/bin/python -m grpc_tools.protoc -Iserving/rpc/pb=protos
+
+protos: .venv-protos/.installed  ## generate serving/rpc/pb from protos/
+	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
+
+protos-check: protos  ## fail if the committed generated code is stale
+	git diff --exit-code --stat -- serving/rpc/pb
+
+LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+	--extra pictures --extra bench --extra dev
+
+lock:  ## resolve requirements/*.lock afresh
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
+	$(LOCK) --extra serve --extra train --output-file requirements/cpu.lock
+	$(LOCK) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
+
+clean:  ## remove everything built, trained or exported (the MNIST cache stays)
+	rm -rf .venv .venv-protos .venv-lock artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: python
+python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13: apt-get install python3 (or name one: make PYTHON=...)" >&2; exit 2; }
+	@case "$(DEVICE)" in cpu|cuda) ;; *) echo "make: DEVICE is cpu or cuda, not '$(DEVICE)'" >&2; exit 2;; esac
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 2; }
+
+.venv/.installed-%: requirements/%.lock pyproject.toml | python
+	@echo "installing into .venv ($*, a minute or two) ..."
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(RUN) $(PIP) install --require-hashes -r requirements/$*.lock
+	$(RUN) $(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-protos/.installed: | python
+	$(PYTHON) -m venv .venv-protos
+	.venv-protos/bin/python $(PIP) install "grpcio-tools==1.81.1"
+	@touch $@

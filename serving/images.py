@@ -1,0 +1,70 @@
+"""What an image is: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink, as MNIST has them."""
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequest
+
+HEIGHT = WIDTH = 28
+IMAGE_BYTES = HEIGHT * WIDTH
+
+Images = npt.NDArray[np.uint8]
+
+
+def as_images(array: npt.ArrayLike, max_images: int | None = None) -> Images:
+    """Check an array of images and flatten it, without copying where the memory allows.
+
+    Args:
+        array: (N, 784) or (N, 28, 28) uint8, N >= 1.
+        max_images: the largest N accepted; None for no limit.
+
+    Returns:
+        (N, 784) uint8, C-contiguous.
+
+    Raises:
+        InvalidRequest: wrong dtype or shape, no images, or more than max_images. Floats are
+            refused because 0..1 and 0..255 can't be told apart.
+    """
+    images = np.asarray(array)
+    if images.dtype != np.uint8:
+        raise InvalidRequest(
+            f"expected uint8 pixels (0 = background, 255 = ink), got {images.dtype}"
+        )
+    if images.shape[1:] not in ((IMAGE_BYTES,), (HEIGHT, WIDTH)):
+        raise InvalidRequest(
+            f"expected images of shape (N, 784) or (N, 28, 28), got {images.shape}"
+        )
+    check_count(len(images), max_images)
+    return np.ascontiguousarray(images.reshape(len(images), IMAGE_BYTES))
+
+
+def from_bytes(data: bytes | memoryview, max_images: int | None = None) -> Images:
+    """View N x 784 bytes as images, without copying.
+
+    Args:
+        data: N x 784 bytes, N >= 1.
+        max_images: the largest N accepted; None for no limit.
+
+    Returns:
+        (N, 784) uint8, read-only.
+
+    Raises:
+        InvalidRequest: empty, not a multiple of 784 bytes, or more than max_images.
+    """
+    num_images, rest = divmod(len(data), IMAGE_BYTES)
+    if rest:
+        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes, got {len(data)}")
+    check_count(num_images, max_images)
+    return np.frombuffer(data, np.uint8).reshape(num_images, IMAGE_BYTES)
+
+
+def check_count(num_images: int, max_images: int | None) -> None:
+    """Refuse an empty request and one of more than max_images (None for no limit).
+
+    Raises:
+        InvalidRequest: the number is out of range; the text names it and the limit.
+    """
+    if num_images == 0:
+        raise InvalidRequest("expected at least 1 image, got 0")
+    if max_images is not None and num_images > max_images:
+        raise InvalidRequest(f"expected at most {max_images} images in a request, got {num_images}")
