@@ -1,1 +1,1 @@
-"""x"""
+"""Classify handwritten digits, in process or over gRPC."""
