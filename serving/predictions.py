@@ -1,5 +1,6 @@
 """What a classification answers with: the same object in process and over the network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +28,15 @@ class Predictions:
     def of(cls, probabilities: Probabilities, model_version: str) -> Self:
         """Derive the digits from (N, 10) float32 probabilities; a tie goes to the lower digit."""
         return cls(probabilities.argmax(axis=1).astype(np.uint8), probabilities, model_version)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Predictions]") -> Self:
+        """Join the answers to consecutive images; the version is the last one's."""
+        return cls(
+            np.concatenate([part.digits for part in parts]),
+            np.concatenate([part.probabilities for part in parts]),
+            parts[-1].model_version,
+        )
 
     def __len__(self) -> int:
         return len(self.digits)

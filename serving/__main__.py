@@ -1,0 +1,200 @@
+"""The command line: `python -m serving {serve,classify,info}`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from serving import logs
+from serving.config import BatchingConfig, Device, LogFormat, ModelConfig, Precision, ServerConfig
+from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
+
+if TYPE_CHECKING:
+    from serving.classifier import Classifier
+    from serving.client import Client
+
+_UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 served or answered, 2 bad usage or configuration, 1 anything else.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by us, in one line
+    options = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except DigitsError as err:
+        print(f"digits-serve: {err}", file=sys.stderr)
+        return 2 if isinstance(err, _UNUSABLE) else 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import uvloop
+
+    from serving.rpc.server import serve
+
+    logs.setup(options.log_format)
+    batching = BatchingConfig(
+        max_batch_size=options.max_batch_size,
+        max_queue_delay_s=options.max_queue_delay,
+        queue_capacity=options.queue_capacity,
+        max_request_images=options.max_request_images,
+    )
+    config = ServerConfig(host=options.host, port=options.port, drain_s=options.drain)
+    is_drained = uvloop.run(serve(_model_config(options), batching, config))
+    return 0 if is_drained else 1
+
+
+def _classify(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from serving.images import from_picture
+
+    images, errors = {}, {}
+    for picture in options.pictures:
+        try:
+            images[picture] = from_picture(picture)
+        except DigitsError as err:
+            errors[picture] = str(err)
+    answers: Iterator[Any] = iter(())
+    if images:
+        with _open(options) as classifier:
+            predictions = classifier.classify(np.concatenate(list(images.values())))
+        answers = zip(predictions.digits, predictions.probabilities, strict=True)
+    for picture in options.pictures:
+        if picture in errors:
+            _report_error(picture, errors[picture], options.json)
+        else:
+            digit, probabilities = next(answers)
+            _report_answer(picture, digit, probabilities, options.json)
+    return 1 if errors else 0
+
+
+def _report_error(picture: str, error: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"picture": picture, "error": error}))
+    else:
+        print(f"{picture}: {error}", file=sys.stderr)
+
+
+def _report_answer(picture: str, digit: Any, probabilities: Any, as_json: bool) -> None:
+    if as_json:
+        answer = {"digit": int(digit), "probabilities": [round(float(p), 6) for p in probabilities]}
+        print(json.dumps({"picture": picture} | answer))
+    else:
+        print(f"{picture}: {digit} ({probabilities[digit]:.1%})")
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _open(options) as classifier:
+        info = asdict(classifier.model_info())
+    if options.json:
+        print(json.dumps(info))
+        return 0
+    for name, value in info.items():
+        print(f"{name.replace('_', ' '):<20}{value}")
+    return 0
+
+
+def _open(options: argparse.Namespace) -> "Classifier | Client":
+    if options.target:
+        from serving.client import Client
+
+        return Client(options.target)
+    from serving.classifier import Classifier
+
+    return Classifier.open(_model_config(options))
+
+
+def _model_config(options: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
+        models=options.models,
+        model=options.model,
+        version=options.version,
+        device=options.device,
+        precision=options.precision,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="digits-serve", description="Serve a digit classifier over gRPC, or ask one."
+    )
+    commands = parser.add_subparsers(required=True, metavar="{serve,classify,info}")
+    _add_serve(commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM")))
+    _add_classify(commands.add_parser("classify", **_help("tell the digits in PNG or JPEG files")))
+    _add_info(commands.add_parser("info", **_help("tell what is served, on what, its limits")))
+    return parser
+
+
+def _help(text: str) -> dict[str, Any]:
+    """One text for the list of commands and for the command's own page; shows defaults."""
+    return {
+        "help": text,
+        "description": text[0].upper() + text[1:] + ".",
+        "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
+    }
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    batching, config = BatchingConfig(), ServerConfig()
+    parser.set_defaults(command=_serve)
+    _add_model(parser)
+    add = parser.add_argument
+    add("--host", default=config.host, help="address to listen on")
+    add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
+    add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
+        help="most images in one run")  # fmt: skip
+    add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",
+        help="how long an idle engine waits for more images")  # fmt: skip
+    add("--queue-capacity", type=int, default=batching.queue_capacity, metavar="IMAGES",
+        help="most images that wait; what would exceed it is rejected")  # fmt: skip
+    add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
+        help="most images in one request")  # fmt: skip
+    add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
+        help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+    add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_classify)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="PNG or JPEG of one digit: any size, dark on light or the reverse")  # fmt: skip
+    _add_source(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_info)
+    _add_source(parser)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", metavar="HOST:PORT",
+        help="ask a running server instead of loading the model here")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_model(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    config = ModelConfig()
+    add = parser.add_argument
+    add("--models", type=Path, default=config.models, metavar="DIR",
+        help="the model repository's root")  # fmt: skip
+    add("--model", default=config.model, metavar="NAME", help="the model's name: a folder in it")
+    add("--version", metavar="N", help="the version to use; the newest good one if not given")
+    add("--device", choices=get_args(Device), default=config.device,
+        help="auto takes CUDA where it works, else the CPU")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default=config.precision,
+        help="which variant of the model runs")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

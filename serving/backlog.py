@@ -1,0 +1,140 @@
+"""The bounded, fair queue of requests that wait for a run: bookkeeping only, no threads, no clock.
+
+Callers take turns, and a turn is a few images, so that one caller's ten thousand images never hold
+up another's one (deficit round robin, Shreedhar & Varghese 1995). Every request that is admitted
+gets exactly one outcome: resolved, rejected or cancelled.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+
+from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.requests import ROW_BYTES, Answer, Answered, Batch, Model, Request
+
+_TURN_ROWS = 16
+"""Images a caller may add to a batch before the next caller's turn."""
+
+
+class Backlog:
+    """The requests that wait for one model."""
+
+    def __init__(self, model: Model, capacity: int) -> None:
+        """Start empty; `capacity` counts images."""
+        self.model = model
+        self.num_rows = 0
+        self.waiting_since_s = 0.0
+        self._capacity = capacity
+        self._turns: deque[Hashable] = deque()
+        self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
+
+    def admit(self, request: Request, now_s: float) -> None:
+        """Queue a request.
+
+        Raises:
+            Overloaded: its rows do not fit; nothing has changed.
+        """
+        if self.num_rows + request.num_rows > self._capacity:
+            raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
+        request.backlog = self
+        request.arrived_s = now_s
+        if not self.num_rows:
+            self.waiting_since_s = now_s
+        self.num_rows += request.num_rows
+        queue = self._callers.get(request.caller)
+        if queue is None:
+            queue = self._callers[request.caller] = OrderedDict()
+            self._turns.append(request.caller)
+        queue[request] = None
+
+    def cancel(self, request: Request) -> bool:
+        """Settle a request without an outcome, so that its waiting rows never run.
+
+        Returns:
+            False if it had its outcome already.
+        """
+        if request.settled:
+            return False
+        self._settle(request)
+        return True
+
+    def take(self, max_rows: int, now_s: float) -> Batch | None:
+        """Take up to `max_rows` rows, turn by turn; reject what has expired.
+
+        Returns:
+            None if nothing is left to run.
+        """
+        batch = Batch(self, started_s=now_s)
+        while self._turns and batch.num_rows < max_rows:
+            caller = self._turns.popleft()
+            queue = self._callers[caller]
+            room = max_rows - batch.num_rows
+            self._take_turn(queue, batch, min(_TURN_ROWS, room) if self._turns else room)
+            if queue:
+                self._turns.append(caller)
+            else:
+                del self._callers[caller]
+        return batch if batch.pieces else None
+
+    def _take_turn(self, queue: OrderedDict[Request, None], batch: Batch, room: int) -> None:
+        while queue and room:
+            request = next(iter(queue))
+            if request.deadline_s <= batch.started_s:
+                self._settle(request)
+                request.reject(DeadlineExceeded("the deadline passed while the request waited"))
+                continue
+            first = request.rows_taken
+            rows = min(room, request.num_rows - first)
+            batch.pieces.append((request, first, rows))
+            batch.num_rows += rows
+            request.rows_taken += rows
+            self.num_rows -= rows
+            room -= rows
+            if request.rows_taken == request.num_rows:
+                del queue[request]
+
+    def finish(self, batch: Batch, digits: bytes, probabilities: bytes) -> list[Answered]:
+        """Hand the rows of a run to their requests.
+
+        Args:
+            batch: what ran.
+            digits: one byte a row of the batch, 0 to 9.
+            probabilities: ten little-endian float32 a row.
+
+        Returns:
+            The requests that are now answered whole; the caller resolves them.
+        """
+        answered = []
+        row = 0
+        for request, first, rows in batch.pieces:
+            if not request.settled:
+                digit_bytes = digits[row : row + rows]
+                row_bytes = probabilities[row * ROW_BYTES : (row + rows) * ROW_BYTES]
+                if rows == request.num_rows:
+                    answer = Answer(digit_bytes, row_bytes, batch)
+                else:
+                    answer = request.gather(first, digit_bytes, row_bytes, batch)
+                request.rows_left -= rows
+                if not request.rows_left:
+                    request.settled = True
+                    answered.append((request, answer))
+            row += rows
+        return answered
+
+    def fail(self, request: Request, error: DigitsError) -> None:
+        """Reject a request whose run failed; its waiting rows never run."""
+        if not request.settled:
+            self._settle(request)
+            request.reject(error)
+
+    def fail_all(self, error: DigitsError) -> None:
+        """Reject everything that waits."""
+        for queue in list(self._callers.values()):
+            for request in list(queue):
+                self.fail(request, error)
+
+    def _settle(self, request: Request) -> None:
+        request.settled = True
+        waiting = request.num_rows - request.rows_taken
+        if waiting:
+            self.num_rows -= waiting
+            del self._callers[request.caller][request]

@@ -1,0 +1,202 @@
+"""Runs what waits: batch while busy, never wait while idle.
+
+A free runner takes everything queued at once, up to `max_batch_size`; what arrives meanwhile forms
+the next batch. So batches grow with the load and an idle server adds no delay.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.backlog import Backlog
+from serving.config import BatchingConfig
+from serving.errors import ModelError, Unavailable
+from serving.requests import Batch, Model, Request
+
+_log = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Accepts requests from any thread and answers each exactly once."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: BatchingConfig,
+        *,
+        num_runners: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start `num_runners` threads: that many runs go on at once.
+
+        Args:
+            model: what to run until `swap`.
+            config: sizes and delays.
+            num_runners: as many as there are cores; ONNX Runtime runs outside the GIL.
+            clock: seconds, monotonic; deadlines are on it.
+        """
+        self._config = config
+        self._clock = clock
+        self._wake = threading.Condition()
+        self._backlog = Backlog(model, config.queue_capacity)
+        self._retiring: list[Backlog] = []
+        self._free = self._num_runners = num_runners
+        self._refusal: str | None = None
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"runner-{n}", daemon=True)
+            for n in range(num_runners)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def model(self) -> Model:
+        """What new requests run on."""
+        return self._backlog.model
+
+    def submit(self, request: Request) -> None:
+        """Queue a request for the runner threads.
+
+        Raises:
+            Overloaded: the queue is full.
+            Unavailable: draining or closed.
+        """
+        with self._wake:
+            self._admit(request)
+            self._wake.notify()
+
+    def submit_and_help(self, request: Request) -> None:
+        """Queue a request from a thread that will wait for it: if a place is free, it runs itself.
+
+        An idle engine is then reached without a change of thread. May return before the request
+        has its outcome. Raises what `submit` raises.
+        """
+        with self._wake:
+            self._admit(request)
+            batch = self._take()
+            if self._num_waiting:
+                self._wake.notify()
+        while batch is not None:
+            self._run(batch)
+            with self._wake:
+                batch = None if request.settled else self._take()
+
+    def cancel(self, request: Request) -> bool:
+        """Forget a request whose caller left: its waiting rows never run.
+
+        Returns:
+            False if it had its outcome already.
+        """
+        with self._wake:
+            return request.backlog is not None and request.backlog.cancel(request)
+
+    def swap(self, model: Model) -> None:
+        """Run new requests on `model`; those accepted before finish on the old one."""
+        with self._wake:
+            self._retiring.append(self._backlog)
+            self._backlog = Backlog(model, self._config.queue_capacity)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait until every accepted one has its outcome.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        with self._wake:
+            self._refusal = "the server is shutting down"
+            return self._wake.wait_for(lambda: not self._num_waiting and self._is_idle, timeout_s)
+
+    def close(self) -> None:
+        """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
+        with self._wake:
+            self._refusal = "closed"
+            self._closed = True
+            for backlog in (*self._retiring, self._backlog):
+                backlog.fail_all(Unavailable("the server was stopped"))
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def _num_waiting(self) -> int:
+        return self._backlog.num_rows + sum(backlog.num_rows for backlog in self._retiring)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._free == self._num_runners
+
+    def _admit(self, request: Request) -> None:
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+        self._backlog.admit(request, self._clock())
+
+    def _serve(self) -> None:
+        while (batch := self._next()) is not None:
+            self._run(batch)
+
+    def _next(self) -> Batch | None:
+        with self._wake:
+            while not self._closed:
+                delay_s = self._delay_s()
+                if delay_s == 0 and (batch := self._take()) is not None:
+                    return batch
+                self._wake.wait(delay_s or None)
+            return None
+
+    def _delay_s(self) -> float | None:
+        """Seconds until a batch may start; None while there is nothing to run, or no place free."""
+        if not self._free or not self._num_waiting:
+            return None
+        delay_s = self._config.max_queue_delay_s
+        if delay_s == 0 or self._num_waiting >= self._config.max_batch_size:
+            return 0.0
+        return max(0.0, self._backlog.waiting_since_s + delay_s - self._clock())
+
+    def _take(self) -> Batch | None:
+        if self._delay_s() != 0:
+            return None
+        while self._retiring and not self._retiring[0].num_rows:
+            self._retiring.pop(0)
+        backlog = self._retiring[0] if self._retiring else self._backlog
+        batch = backlog.take(self._config.max_batch_size, self._clock())
+        if batch is not None:
+            self._free -= 1
+        return batch
+
+    def _run(self, batch: Batch) -> None:
+        self._execute(batch)
+        with self._wake:
+            self._free += 1
+            if self._refusal is not None:
+                self._wake.notify_all()  # drain waits too
+            elif self._num_waiting:
+                self._wake.notify()
+
+    def _execute(self, batch: Batch) -> None:
+        try:
+            probabilities = batch.model.run(batch.images())
+        except (
+            Exception
+        ) as err:  # whatever a model raises is these requests' end, never the runner's
+            self._bisect(batch, err)
+            return
+        batch.finished_s = self._clock()
+        digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
+        with self._wake:
+            answered = batch.backlog.finish(batch, digits, probabilities.tobytes())
+        for request, answer in answered:
+            request.resolve(answer)
+
+    def _bisect(self, batch: Batch, error: Exception) -> None:
+        if len(batch.pieces) > 1:
+            for half in batch.halves():
+                self._execute(half)
+            return
+        request = batch.pieces[0][0]
+        _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
+        with self._wake:
+            batch.backlog.fail(request, ModelError("the model failed on these images"))

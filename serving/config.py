@@ -1,0 +1,78 @@
+"""Every setting of serving, its unit and its default, written once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from serving.errors import ConfigurationError
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "int8"]
+LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchingConfig:
+    """How requests wait and are put together into runs; sizes count images."""
+
+    max_batch_size: int = 128
+    """The most images in one run; past this, cost per image no longer falls (facts: 32 to 128)."""
+    max_queue_delay_s: float = 0.0
+    """How long an idle engine waits for more images; 0 starts at once and batches while busy."""
+    queue_capacity: int = 16_384
+    """The most images that wait; a request that would exceed it is rejected as Overloaded."""
+    max_request_images: int = 4_096
+    """The most images in one request: 3.2 MB, under every client's stock limit of 4 MiB."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "queue_capacity", "max_request_images"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(
+            self.queue_capacity >= self.max_request_images,
+            "queue_capacity",
+            self.queue_capacity,
+            f"at least max_request_images ({self.max_request_images})",
+        )
+        _require(self.max_queue_delay_s >= 0, "max_queue_delay", self.max_queue_delay_s, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model is served, and on what."""
+
+    models: Path = Path("models")
+    """The repository's root; the model's versions lie in models/<model>/<version>/."""
+    model: str = "digits"
+    """The model's name."""
+    version: str | None = None
+    """The version to serve; None for the newest good one."""
+    device: Device = "auto"
+    """"auto" takes CUDA where it works and the CPU elsewhere."""
+    precision: Precision = "fp32"
+    """Which of the version's variants runs."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("device", Device), ("precision", Precision)):
+            value = getattr(self, name)
+            _require(value in get_args(kind), name, value, "one of " + ", ".join(get_args(kind)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where the server listens and how it ends."""
+
+    host: str = "127.0.0.1"
+    """The address to bind; anything public wants TLS or a private network."""
+    port: int = 50_051
+    """The TCP port; 0 lets the kernel choose."""
+    drain_s: float = 30.0
+    """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
+        _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{name} must be {expected}, got {value!r}")

@@ -1,0 +1,132 @@
+"""Runs the model on one device: ONNX Runtime behind a Protocol of one method."""
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from serving.config import Device
+from serving.errors import CorruptModel, DeviceError, ModelError
+from serving.images import IMAGE_BYTES, Images
+from serving.predictions import NUM_CLASSES, Probabilities
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_log = logging.getLogger(__name__)
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_INPUT, _OUTPUT = "images", "probabilities"
+
+
+class Engine(Protocol):
+    """Something that classifies a batch; safe to call from many threads."""
+
+    @property
+    def device(self) -> str:
+        """Where the runs happen: "cpu" or "cuda"."""
+
+    def run(self, images: Images) -> Probabilities:
+        """Classify one batch on this engine's device.
+
+        Args:
+            images: (N, 784) uint8, row-major 28 x 28, 0 = background; N >= 1.
+
+        Returns:
+            (N, 10) float32; each row sums to 1.
+
+        Raises:
+            ModelError: the run failed.
+        """
+
+
+class OnnxEngine:
+    """An ONNX Runtime session on one device."""
+
+    def __init__(self, model: bytes, device: str) -> None:
+        """Build the session from the bytes of an ONNX file.
+
+        Args:
+            model: the file's content; weights kept in other files are refused.
+            device: "cpu" or "cuda".
+
+        Raises:
+            CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
+            DeviceError: the device can't be used.
+        """
+        self.device = device
+        self._session = _open_session(model, device)
+        _check_signature(self._session)
+
+    def run(self, images: Images) -> Probabilities:
+        """See `Engine.run`."""
+        try:
+            (probabilities,) = self._session.run([_OUTPUT], {_INPUT: images})
+        except Exception as err:  # ONNX Runtime's own exceptions have no common base
+            raise ModelError("the model failed on these images") from err
+        return probabilities  # type: ignore[no-any-return]
+
+
+def open_engine(model: bytes, device: Device = "auto") -> OnnxEngine:
+    """Build an engine on the device asked for; "auto" takes CUDA where it works, else the CPU.
+
+    Raises:
+        CorruptModel: the model can't be loaded.
+        DeviceError: the device asked for can't be used; never falls back in silence.
+    """
+    if device != "auto":
+        return OnnxEngine(model, device)
+    if _has_cuda():
+        try:
+            return OnnxEngine(model, "cuda")
+        except DeviceError as err:
+            _log.warning("serving on the CPU: %s", err)
+    return OnnxEngine(model, "cpu")
+
+
+def _has_cuda() -> bool:
+    import onnxruntime
+
+    return _PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+
+
+def _open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"device {device!r} needs ONNX Runtime with {provider}: "
+            "pip uninstall onnxruntime, then pip install 'digit-serving[serve-gpu]'"
+        )
+    if device == "cuda":
+        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised and told by us
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base
+        if device == "cuda":
+            raise DeviceError(f"CUDA can't be used: {_first_line(err)}") from err
+        raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
+    # A provider that can't load is replaced by the CPU with only a log line (onnxruntime #23372).
+    if session.get_providers()[0] != provider:
+        raise DeviceError(f"CUDA can't be used: ONNX Runtime chose {session.get_providers()[0]}")
+    session.disable_fallback()
+    return session
+
+
+def _check_signature(session: "onnxruntime.InferenceSession") -> None:
+    found = [
+        (node.name, node.type, node.shape[1:])
+        for node in (*session.get_inputs(), *session.get_outputs())
+    ]
+    expected = [
+        (_INPUT, "tensor(uint8)", [IMAGE_BYTES]),
+        (_OUTPUT, "tensor(float)", [NUM_CLASSES]),
+    ]
+    if found != expected:
+        raise CorruptModel(f"expected a model {expected}, got {found}")
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0][:200]

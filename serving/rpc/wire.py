@@ -1,0 +1,124 @@
+"""The digits.v1 messages as bytes, without a message object for the layouts that peers send.
+
+A field of bytes or of packed numbers is a tag, a length and the raw data, little-endian, so both
+directions are slices (https://protobuf.dev/programming-guides/encoding). Whatever has another
+layout goes through the protobuf library.
+"""
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest
+from serving.images import IMAGE_BYTES, check_count
+from serving.predictions import NUM_CLASSES, Predictions
+from serving.rpc.pb.digits.v1 import digits_pb2
+
+_FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
+
+
+def encode_request(pixels: bytes | memoryview) -> bytes:
+    """Encode N x 784 bytes as a ClassifyRequest."""
+    return b"".join((_FIELD_1, _varint(len(pixels)), pixels))
+
+
+def decode_request(data: bytes, max_images: int) -> memoryview:
+    """Decode a ClassifyRequest and check how many images it holds.
+
+    Args:
+        data: the message.
+        max_images: the most images allowed.
+
+    Returns:
+        N x 784 bytes, without a copy where the layout is the usual one.
+
+    Raises:
+        InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
+    """
+    pixels = _sole_field(data)
+    if pixels is None:
+        try:
+            pixels = memoryview(digits_pb2.ClassifyRequest.FromString(data).images)
+        except DecodeError as err:
+            raise InvalidRequest(
+                f"expected a digits.v1.ClassifyRequest, got {len(data)} bytes that are none"
+            ) from err
+    num_images, rest = divmod(len(pixels), IMAGE_BYTES)
+    if rest:
+        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes of images, got {len(pixels)}")
+    check_count(num_images, max_images)
+    return pixels
+
+
+def encode_response(
+    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
+) -> bytes:
+    """Encode a ClassifyResponse.
+
+    Args:
+        digits: N bytes, each 0 to 9: varints below 128, so a packed field already.
+        probabilities: N x 10 little-endian float32.
+        version: the model's version.
+    """
+    name = version.encode()
+    return b"".join(
+        (_FIELD_1, _varint(len(digits)), digits,
+         _FIELD_2, _varint(len(probabilities)), probabilities,
+         _FIELD_3, _varint(len(name)), name)
+    )  # fmt: skip
+
+
+def decode_response(data: bytes) -> Predictions:
+    """Decode a ClassifyResponse.
+
+    Raises:
+        DecodeError: malformed.
+        ValueError: the number of probabilities is not ten per digit.
+    """
+    digits, at = _field(data, 0, _FIELD_1)
+    probabilities, at = _field(data, at, _FIELD_2)
+    version, at = _field(data, at, _FIELD_3)
+    if at == len(data):
+        return Predictions(
+            np.frombuffer(digits, np.uint8),
+            np.frombuffer(probabilities, "<f4").reshape(len(digits), NUM_CLASSES),
+            str(version, "utf-8"),
+        )
+    response = digits_pb2.ClassifyResponse.FromString(data)
+    return Predictions(
+        np.array(response.digits, np.uint8),
+        np.array(response.probabilities, np.float32).reshape(len(response.digits), NUM_CLASSES),
+        response.model_version,
+    )
+
+
+def _sole_field(data: bytes) -> memoryview | None:
+    """Return field 1 if it is all that the message holds."""
+    value, end = _field(data, 0, _FIELD_1)
+    return value if end == len(data) else None
+
+
+def _field(data: bytes, at: int, tag: bytes) -> tuple[memoryview, int]:
+    """Read the field `tag` that starts at `at`.
+
+    Returns:
+        Its value and where the next field starts; -1 if `tag` is not there or runs past the end.
+    """
+    if at < 0 or data[at : at + 1] != tag:
+        return memoryview(b""), -1
+    length = shift = 0
+    for index in range(at + 1, min(at + 6, len(data))):
+        length |= (data[index] & 0x7F) << shift
+        shift += 7
+        if data[index] < 0x80:
+            end = index + 1 + length
+            return memoryview(data)[index + 1 : end], end if end <= len(data) else -1
+    return memoryview(b""), -1
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

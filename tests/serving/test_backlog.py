@@ -1,0 +1,110 @@
+import pytest
+
+from serving.backlog import Backlog
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.requests import Batch
+from tests.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
+
+
+def request(*values: int, **options: object) -> RecordingRequest:
+    return RecordingRequest(images_of(*values), **options)
+
+
+def values_of(batch: Batch | None) -> list[int]:
+    assert batch is not None
+    return [int(value) for value in batch.images()[:, 0]]
+
+
+def finish(batch: Batch) -> None:
+    probabilities = probabilities_of(batch.images())
+    digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
+    for settled, answer in batch.backlog.finish(batch, digits, probabilities.tobytes()):
+        settled.resolve(answer)
+
+
+def test_take_puts_requests_together_in_order_of_arrival() -> None:
+    backlog = Backlog(FakeModel(), capacity=100)
+    for values in ((1,), (2, 3), (4,)):
+        backlog.admit(request(*values), 0.0)
+    assert values_of(backlog.take(128, 0.0)) == [1, 2, 3, 4]
+    assert backlog.num_rows == 0
+    assert backlog.take(128, 0.0) is None
+
+
+def test_full_backlog_rejects_and_keeps_what_it_has() -> None:
+    backlog = Backlog(FakeModel(), capacity=3)
+    backlog.admit(request(1, 2), 0.0)
+    with pytest.raises(Overloaded, match="2 of 3 images"):
+        backlog.admit(request(3, 4), 0.0)
+    backlog.admit(request(5), 0.0)
+    assert values_of(backlog.take(128, 0.0)) == [1, 2, 5]
+
+
+def test_large_request_is_split_and_answered_whole() -> None:
+    backlog = Backlog(FakeModel(), capacity=100)
+    large = request(*range(10))
+    backlog.admit(large, 0.0)
+    batches = [backlog.take(4, 0.0) for _ in range(3)]
+    for batch in reversed(batches):  # runs may end in any order
+        assert batch is not None
+        assert large.outcome is None
+        finish(batch)
+    assert large.digits == list(range(10))
+
+
+def test_callers_take_turns() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    backlog.admit(request(*[1] * 10_000, caller="many"), 0.0)
+    backlog.admit(request(2, caller="one"), 0.0)
+    assert 2 in values_of(backlog.take(64, 0.0))
+
+
+def test_caller_with_many_requests_does_not_hold_up_another() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    for _ in range(10_000):
+        backlog.admit(request(1, caller="many"), 0.0)
+    backlog.admit(request(2, caller="one"), 0.0)
+    assert 2 in values_of(backlog.take(64, 0.0))
+
+
+def test_expired_request_is_rejected_and_never_taken() -> None:
+    backlog = Backlog(FakeModel(), capacity=100)
+    expired, alive = request(1, deadline_s=5.0), request(2, deadline_s=5.1)
+    backlog.admit(expired, 0.0)
+    backlog.admit(alive, 0.0)
+    assert values_of(backlog.take(128, 5.0)) == [2]
+    assert isinstance(expired.outcome, DeadlineExceeded)
+    assert backlog.num_rows == 0
+
+
+def test_cancelled_request_is_never_taken_and_frees_its_place() -> None:
+    backlog = Backlog(FakeModel(), capacity=2)
+    cancelled = request(1, 2)
+    backlog.admit(cancelled, 0.0)
+    assert backlog.cancel(cancelled)
+    assert not backlog.cancel(cancelled)
+    backlog.admit(request(3, 4), 0.0)
+    assert values_of(backlog.take(128, 0.0)) == [3, 4]
+    assert cancelled.outcome is None
+
+
+def test_request_cancelled_between_its_runs_gives_up_the_rest() -> None:
+    backlog = Backlog(FakeModel(), capacity=100)
+    large = request(*range(8))
+    backlog.admit(large, 0.0)
+    batch = backlog.take(4, 0.0)
+    assert batch is not None
+    assert backlog.cancel(large)
+    assert backlog.take(4, 0.0) is None
+    finish(batch)  # what ran is dropped
+    assert large.outcome is None
+
+
+def test_ten_thousand_expired_requests_never_run() -> None:
+    backlog = Backlog(FakeModel(), capacity=10_000)
+    requests = [request(1, deadline_s=1.0, caller=number % 7) for number in range(10_000)]
+    for waiting in requests:
+        backlog.admit(waiting, 0.0)
+    assert backlog.take(128, 1.0) is None
+    assert all(isinstance(waiting.outcome, DeadlineExceeded) for waiting in requests)
+    assert backlog.num_rows == 0
