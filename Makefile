@@ -31,7 +31,7 @@ serve: $(INSTALLED)  ## serve models/digits on 127.0.0.1:50051 (Ctrl-C drains)
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
 	$(RUN) -m training train --recipe $(RECIPE)
 	$(RUN) -m training export
-	$(RUN) -m serving demo
+	$(RUN) demo.py
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
-from serving.requests import ROW_BYTES, Answer, Answered, Batch, Model, Request
+from serving.requests import Batch, Model, Request
 
 _TURN_ROWS = 16
 """Images a caller may add to a batch before the next caller's turn."""
@@ -35,7 +35,7 @@ class Backlog:
         """
         if self.num_rows + request.num_rows > self._capacity:
             raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
-        request.backlog = self
+        request.home = self
         request.arrived_s = now_s
         if not self.num_rows:
             self.waiting_since_s = now_s
@@ -63,7 +63,7 @@ class Backlog:
         Returns:
             None if nothing is left to run.
         """
-        batch = Batch(self, started_s=now_s)
+        batch = Batch(self.model, started_s=now_s)
         while self._turns and batch.num_rows < max_rows:
             caller = self._turns.popleft()
             queue = self._callers[caller]
@@ -91,34 +91,6 @@ class Backlog:
             room -= rows
             if request.rows_taken == request.num_rows:
                 del queue[request]
-
-    def finish(self, batch: Batch, digits: bytes, probabilities: bytes) -> list[Answered]:
-        """Hand the rows of a run to their requests.
-
-        Args:
-            batch: what ran.
-            digits: one byte a row of the batch, 0 to 9.
-            probabilities: ten little-endian float32 a row.
-
-        Returns:
-            The requests that are now answered whole; the caller resolves them.
-        """
-        answered = []
-        row = 0
-        for request, first, rows in batch.pieces:
-            if not request.settled:
-                digit_bytes = digits[row : row + rows]
-                row_bytes = probabilities[row * ROW_BYTES : (row + rows) * ROW_BYTES]
-                if rows == request.num_rows:
-                    answer = Answer(digit_bytes, row_bytes, batch)
-                else:
-                    answer = request.gather(first, digit_bytes, row_bytes, batch)
-                request.rows_left -= rows
-                if not request.rows_left:
-                    request.settled = True
-                    answered.append((request, answer))
-            row += rows
-        return answered
 
     def fail(self, request: Request, error: DigitsError) -> None:
         """Reject a request whose run failed; its waiting rows never run."""

@@ -92,7 +92,7 @@ class Batcher:
             False if it had its outcome already.
         """
         with self._wake:
-            return request.backlog is not None and request.backlog.cancel(request)
+            return request.home is not None and request.home.cancel(request)
 
     def swap(self, model: Model) -> None:
         """Run new requests on `model`; those accepted before finish on the old one."""
@@ -187,7 +187,7 @@ class Batcher:
         batch.finished_s = self._clock()
         digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
         with self._wake:
-            answered = batch.backlog.finish(batch, digits, probabilities.tobytes())
+            answered = batch.finish(digits, probabilities.tobytes())
         for request, answer in answered:
             request.resolve(answer)
 
@@ -197,6 +197,7 @@ class Batcher:
                 self._execute(half)
             return
         request = batch.pieces[0][0]
+        assert request.home is not None
         _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
         with self._wake:
-            batch.backlog.fail(request, ModelError("the model failed on these images"))
+            request.home.fail(request, ModelError("the model failed on these images"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from serving.errors import Unavailable
 from serving.images import Images, as_images
@@ -208,7 +209,7 @@ def _translated_errors(target: str, calls: Iterable[Any] = ()) -> Iterator[None]
         yield
     except grpc.RpcError as err:
         raise error_from(err.code(), f"{target}: {err.details()}") from None
-    except (grpc.FutureCancelledError, grpc.aio.UsageError, ValueError) as err:
+    except (grpc.FutureCancelledError, grpc.aio.UsageError, DecodeError, ValueError) as err:
         # ValueError: a closed channel, or an answer that is none.
         raise Unavailable(f"{target}: {err or 'the connection was closed'}") from err
     finally:

@@ -3,16 +3,13 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from serving.errors import DigitsError
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
-
-if TYPE_CHECKING:
-    from serving.backlog import Backlog
 
 ROW_BYTES = 4 * NUM_CLASSES
 """One image's probabilities as they travel: ten little-endian float32."""
@@ -29,6 +26,16 @@ class Model(Protocol):
         """Classify (N, 784) uint8 images into (N, 10) float32 probabilities."""
 
 
+class Home(Protocol):
+    """Where a request waits, for as long as some of its rows do."""
+
+    def cancel(self, request: "Request") -> bool:
+        """Settle it without an outcome; False if it had one already."""
+
+    def fail(self, request: "Request", error: DigitsError) -> None:
+        """Reject it, unless it had its outcome already."""
+
+
 class Request:
     """Images that wait for one outcome; subclasses say how that outcome travels back.
 
@@ -36,7 +43,7 @@ class Request:
     they must return at once and never call the batcher.
     """
 
-    __slots__ = ("answer", "arrived_s", "backlog", "caller", "deadline_s", "num_rows", "pixels",
+    __slots__ = ("answer", "arrived_s", "caller", "deadline_s", "home", "num_rows", "pixels",
                  "rows_left", "rows_taken", "settled")  # fmt: skip
 
     def __init__(
@@ -51,7 +58,7 @@ class Request:
         self.rows_taken = 0
         self.settled = False
         self.answer: Answer | None = None
-        self.backlog: Backlog | None = None
+        self.home: Home | None = None
 
     def gather(self, first: int, digits: bytes, probabilities: bytes, batch: "Batch") -> "Answer":
         """Add the rows from `first` on to the answer of a request that was split."""
@@ -93,17 +100,12 @@ Answered = tuple[Request, Answer]
 class Batch:
     """Rows of one or more requests, to be run at once."""
 
-    backlog: "Backlog"
+    model: Model
     pieces: list[tuple[Request, int, int]] = field(default_factory=list)
     """(request, first row, number of rows), in the order of the rows."""
     num_rows: int = 0
     started_s: float = 0.0
     finished_s: float = 0.0
-
-    @property
-    def model(self) -> Model:
-        """What the batch runs on."""
-        return self.backlog.model
 
     def images(self) -> Images:
         """Put the rows together: (num_rows, 784) uint8, read-only."""
@@ -120,7 +122,34 @@ class Batch:
         """Split between requests, to find out which of them makes the run fail."""
         middle = len(self.pieces) // 2
         first, second = (
-            Batch(self.backlog, pieces, sum(rows for _, _, rows in pieces), self.started_s)
+            Batch(self.model, pieces, sum(rows for _, _, rows in pieces), self.started_s)
             for pieces in (self.pieces[:middle], self.pieces[middle:])
         )
         return first, second
+
+    def finish(self, digits: bytes, probabilities: bytes) -> list[Answered]:
+        """Hand the rows of the finished run to their requests.
+
+        Args:
+            digits: one byte a row, 0 to 9.
+            probabilities: ten little-endian float32 a row.
+
+        Returns:
+            The requests that are now answered whole; the caller resolves them.
+        """
+        answered = []
+        row = 0
+        for request, first, rows in self.pieces:
+            if not request.settled:
+                digit_bytes = digits[row : row + rows]
+                row_bytes = probabilities[row * ROW_BYTES : (row + rows) * ROW_BYTES]
+                if rows == request.num_rows:
+                    answer = Answer(digit_bytes, row_bytes, self)
+                else:
+                    answer = request.gather(first, digit_bytes, row_bytes, self)
+                request.rows_left -= rows
+                if not request.rows_left:
+                    request.settled = True
+                    answered.append((request, answer))
+            row += rows
+        return answered

@@ -1,16 +1,27 @@
-"""Carries a request from an event loop to the batcher and its outcome back."""
+"""The calls in progress on an event loop: carried to the batcher, and their outcomes back."""
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from serving.batcher import Batcher
-from serving.errors import DigitsError
+from serving.errors import DigitsError, ModelError, Unavailable
 from serving.requests import Answer, Request
+from serving.rpc.status import abort
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+_log = logging.getLogger(__name__)
+
+_QUIET_S = 0.1
+"""How long no call may begin before a drain counts as over."""
 
 
 class Calls:
@@ -26,10 +37,47 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
         self._is_woken = False
+        self._num_begun = self._num_ended = 0
 
-    async def answer(
-        self, pixels: memoryview, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> Answer:
+    def guarded(self, handler: Handler) -> Handler:
+        """Wrap a handler so that whatever it raises leaves as one status of the table.
+
+        The texts of our own errors are shown; any other exception is logged here and leaves as
+        INTERNAL without its text.
+        """
+
+        async def guarded_handler(request: Any, context: Context) -> Any:
+            self._num_begun += 1
+            try:
+                return await handler(request, context)
+            except DigitsError as err:
+                await abort(context, err)
+            except asyncio.CancelledError:
+                # Escaping, it leaves a caller that is still there without a status (grpc #29248).
+                await abort(context, Unavailable("the call was cut off"))
+            except Exception:
+                _log.exception("a handler failed")
+                await abort(context, ModelError("internal error"))
+            finally:
+                self._num_ended += 1
+
+        return guarded_handler
+
+    async def quiesce(self, timeout_s: float) -> bool:
+        """Wait until no call is in progress and none has begun for a moment.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        give_up_s = self._loop.time() + timeout_s
+        while self._loop.time() < give_up_s:
+            num_begun = self._num_begun
+            await asyncio.sleep(_QUIET_S)
+            if self._num_ended == num_begun == self._num_begun:
+                return True
+        return False
+
+    async def answer(self, pixels: memoryview, context: Context) -> Answer:
         """Queue N x 784 bytes and wait for their answer.
 
         Raises:
@@ -70,9 +118,7 @@ class Calls:
 class _AsyncCall(Request):
     __slots__ = ("_calls", "future")
 
-    def __init__(
-        self, calls: Calls, pixels: memoryview, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> None:
+    def __init__(self, calls: Calls, pixels: memoryview, context: Context) -> None:
         remaining_s = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
         super().__init__(pixels, caller=context.peer(), deadline_s=deadline_s)

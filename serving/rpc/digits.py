@@ -1,28 +1,24 @@
 """The digits.v1.DigitClassifier service on grpc.aio: decode, submit, encode."""
 
 from dataclasses import asdict
-from typing import Any
 
 import grpc
 
 from serving.classifier import Classifier
 from serving.rpc import wire
-from serving.rpc.calls import Calls
+from serving.rpc.calls import Calls, Context
 from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.status import guarded
 
 SERVICE = "digits.v1.DigitClassifier"
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class DigitsServicer:
     """Answers with raw bytes: see `wire` for why."""
 
-    def __init__(self, classifier: Classifier, transport: str) -> None:
-        """Serve a classifier on the running event loop; `transport` is told by GetModel."""
+    def __init__(self, classifier: Classifier, calls: Calls, transport: str) -> None:
+        """Serve a classifier through `calls`; `transport` is told by GetModel."""
         self._classifier = classifier
-        self._calls = Calls(classifier.batcher)
+        self._calls = calls
         self._transport = transport
 
     async def classify(self, request: bytes, context: Context) -> bytes:
@@ -38,10 +34,11 @@ class DigitsServicer:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Map the service's methods to this servicer, bytes in and bytes out."""
+        methods = {"Classify": self.classify, "GetModel": self.get_model}
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Classify": grpc.unary_unary_rpc_method_handler(guarded(self.classify)),
-                "GetModel": grpc.unary_unary_rpc_method_handler(guarded(self.get_model)),
+                name: grpc.unary_unary_rpc_method_handler(self._calls.guarded(method))
+                for name, method in methods.items()
             },
         )

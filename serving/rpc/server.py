@@ -13,12 +13,15 @@ from serving.images import IMAGE_BYTES
 from serving.model_info import ModelInfo
 from serving.predictions import NUM_CLASSES
 from serving.rpc import digits
+from serving.rpc.calls import Calls
 from serving.rpc.digits import DigitsServicer
 from serving.rpc.health import HealthServicer
 
 _log = logging.getLogger(__name__)
 
 _TRANSPORT = "grpcio"
+_QUIESCE_TIMEOUT_S = 5.0
+"""How long a drain looks for a moment without new calls."""
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
 
@@ -50,7 +53,8 @@ class Server:
         self._classifier = classifier
         self._config = config
         self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
-        self.health = HealthServicer((digits.SERVICE,))
+        self._calls = Calls(classifier.batcher)
+        self._health = HealthServicer((digits.SERVICE,))
         self.address = ""
 
     async def start(self) -> None:
@@ -62,8 +66,8 @@ class Server:
         from grpc_health.v1 import health_pb2_grpc
 
         wanted = f"{_bracketed(self._config.host)}:{self._config.port}"
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        servicer = DigitsServicer(self._classifier, _TRANSPORT)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        servicer = DigitsServicer(self._classifier, self._calls, _TRANSPORT)
         self._server.add_generic_rpc_handlers((servicer.handlers(),))
         try:
             port = self._server.add_insecure_port(wanted)
@@ -71,7 +75,7 @@ class Server:
             raise ConfigurationError(f"can't listen on {wanted}: is the port taken?") from err
         await self._server.start()
         self.address = f"{_bracketed(self._config.host)}:{port}"
-        self.health.set_serving(True)
+        self._health.set_serving(True)
 
     async def run_until_signalled(self) -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
@@ -97,14 +101,14 @@ class Server:
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
 
-        Health says NOT_SERVING and new work is refused as UNAVAILABLE while the port still
-        listens; calls pending at `stop` would be answered CANCELLED (grpc #41785), which no client
-        retries, so `stop` comes last.
+        Health says NOT_SERVING, and new work is refused as UNAVAILABLE while the port still
+        listens. Calls that `stop` finds pending are answered CANCELLED (grpc #41785), which no
+        client retries: so it comes last, in a moment when no call begins.
         """
-        self.health.set_serving(False)
-        batcher = self._classifier.batcher
-        is_drained = await asyncio.to_thread(batcher.drain, self._config.drain_s)
-        await self._server.stop(grace=1.0)  # outcomes are ready; let them reach the wire
+        self._health.set_serving(False)
+        is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
+        await self._calls.quiesce(_QUIESCE_TIMEOUT_S)
+        await self._server.stop(grace=1.0)
         return is_drained
 
 

@@ -18,7 +18,7 @@ def values_of(batch: Batch | None) -> list[int]:
 def finish(batch: Batch) -> None:
     probabilities = probabilities_of(batch.images())
     digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
-    for settled, answer in batch.backlog.finish(batch, digits, probabilities.tobytes()):
+    for settled, answer in batch.finish(digits, probabilities.tobytes()):
         settled.resolve(answer)
 
 

@@ -78,7 +78,7 @@ class BacklogMachine(RuleBasedStateMachine):
         batch = self._end_one(data)
         probabilities = probabilities_of(batch.images())
         digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
-        for request, answer in self.backlog.finish(batch, digits, probabilities.tobytes()):
+        for request, answer in batch.finish(digits, probabilities.tobytes()):
             request.resolve(answer)
 
     @precondition(lambda self: self.running)
@@ -117,7 +117,7 @@ class BacklogMachine(RuleBasedStateMachine):
         for batch in self.running:
             probabilities = probabilities_of(batch.images())
             digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
-            for request, answer in self.backlog.finish(batch, digits, probabilities.tobytes()):
+            for request, answer in batch.finish(digits, probabilities.tobytes()):
                 request.resolve(answer)
         for request in self.accepted:
             assert (request.outcome is None) == (request in self.cancelled)

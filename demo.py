@@ -1,0 +1,75 @@
+"""The last step of `make demo`: start a server, send it the 10,000 test images, tell how it went.
+
+Also an example of the whole path: this is all it takes to ask a server.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serving import Client
+from training import data
+
+_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        0 if the accuracy over gRPC is the manifest's, to the image; else 1.
+    """
+    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
+    parser.add_argument("--data-dir", type=Path, help="folder of the four MNIST files")
+    options = parser.parse_args(argv)
+    mnist = data.load(options.data_dir)
+
+    with _server(options.models) as address, Client(address) as client:
+        info = client.model_info()
+        client.classify(mnist.test_images[:1])  # connect first: the rate is that of the work
+        start_s = time.perf_counter()
+        predictions = client.classify(mnist.test_images)
+        elapsed_s = time.perf_counter() - start_s
+
+    num_images = len(mnist.test_labels)
+    num_right = int((predictions.digits == mnist.test_labels).sum())
+    print(f"""
+{num_images:,} test images over gRPC, version {info.version} on the {info.device}
+  test accuracy  {num_right / num_images:.2%} ({num_images - num_right} wrong)
+  manifest says  {info.test_accuracy:.2%}
+  rate           {num_images / elapsed_s:,.0f} images/s, one client
+
+How to go on
+  make serve                                        serve it on 127.0.0.1:50051
+  .venv/bin/python -m serving classify PICTURE...   your own digits, PNG or JPEG
+  artifacts/report.html                             how the training went
+""")
+    if num_right != round(info.test_accuracy * num_images):
+        print("demo: the served accuracy is not the manifest's", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def _server(models: Path) -> Iterator[str]:
+    """Start a server on a free port, yield its address, drain it."""
+    command = [*_SERVE, "--models", str(models)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        start_line = process.stdout.readline()
+        if not start_line:
+            raise SystemExit(process.wait())
+        print(start_line, end="", flush=True)
+        try:
+            yield start_line.partition("address=")[2].split()[0]
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

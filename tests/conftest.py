@@ -1,0 +1,67 @@
+"""One model for the whole suite, trained for seconds on real digits and exported for real."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import Classifier, Client
+from serving.images import Images
+from tests.servers import RunningServer, running_server
+from training.data import Mnist
+
+SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+
+
+@pytest.fixture(scope="session")
+def mnist_sample() -> Mnist:
+    """2,000 training and 500 test images of real MNIST."""
+    with np.load(SAMPLE) as arrays:
+        return Mnist(**arrays)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
+    """What a training of a few seconds leaves behind."""
+    from training.config import RECIPES
+    from training.train import train
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    train(RECIPES["seed"], mnist_sample, folder, epochs=12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_sample: Mnist) -> Path:
+    """A model repository with version 1 of `digits`. Shared: copy it before you change it."""
+    from training.export import export
+
+    folder = tmp_path_factory.mktemp("models")
+    export(artifacts, folder, mnist_sample)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(mnist_sample: Mnist) -> Images:
+    """(500, 784) uint8 test images."""
+    return mnist_sample.test_images
+
+
+@pytest.fixture(scope="session")
+def classifier(models: Path) -> Iterator[Classifier]:
+    with Classifier.load(models / "digits", device="cpu") as classifier:
+        yield classifier
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[RunningServer]:
+    """A server that tests share: leave it as it was."""
+    with running_server(models, "--device", "cpu") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Client]:
+    with Client(server.address) as client:
+        yield client

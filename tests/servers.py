@@ -1,0 +1,57 @@
+"""Real server processes for the tests."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass
+class RunningServer:
+    """A `python -m serving serve` that has said it is ready."""
+
+    process: subprocess.Popen[str]
+    start_line: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The start line's key=value pairs."""
+        return dict(word.split("=", 1) for word in self.start_line.split()[1:])
+
+    @property
+    def address(self) -> str:
+        return self.facts["address"]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+
+def serve_command(models: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "serving", "serve", "--models", str(models), "--port", "0",
+            *options]  # fmt: skip
+
+
+@contextmanager
+def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
+    """Start a server on a port that the kernel chooses; kill it if the test leaves it running."""
+    process = subprocess.Popen(
+        serve_command(models, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        start_line = process.stdout.readline()
+        assert start_line.startswith("serving "), process.stderr.read()
+        yield RunningServer(process, start_line)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()

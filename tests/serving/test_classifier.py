@@ -1,0 +1,201 @@
+import hashlib
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from serving import Classifier
+from serving.config import BatchingConfig
+from serving.errors import CorruptModel, DeviceError, InvalidRequest, ModelNotFound, Unavailable
+from serving.images import Images
+from training.data import Mnist
+
+
+@pytest.fixture
+def model_dir(models: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may change."""
+    shutil.copytree(models, tmp_path / "models")
+    return tmp_path / "models" / "digits"
+
+
+def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
+    """Publish a version with these bytes, its manifest otherwise that of version 1."""
+    manifest = json.loads((model_dir / "1" / "manifest.json").read_text())
+    manifest["version"] = version
+    manifest["files"] = {"model.onnx": hashlib.sha256(onnx_bytes).hexdigest()}
+    (model_dir / version).mkdir()
+    (model_dir / version / "model.onnx").write_bytes(onnx_bytes)
+    (model_dir / version / "manifest.json").write_text(json.dumps(manifest))
+
+
+def tampered(model_dir: Path, *, seed: int = 0) -> bytes:
+    """A valid model of the right shape with other weights in its first layer."""
+    model = onnx.load(str(model_dir / "1" / "model.onnx"))
+    kernel = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    noise = np.random.default_rng(seed).normal(size=kernel.dims).astype(np.float32)
+    kernel.raw_data = noise.tobytes()
+    return model.SerializeToString()
+
+
+def test_accuracy_is_the_manifests_to_the_image(
+    classifier: Classifier, mnist_sample: Mnist
+) -> None:
+    predictions = classifier.classify(mnist_sample.test_images)
+    accuracy = float((predictions.digits == mnist_sample.test_labels).mean())
+    assert accuracy == pytest.approx(classifier.model_info().test_accuracy, abs=1e-9)
+    assert accuracy > 0.8
+
+
+def test_predictions_have_the_promised_shapes_and_dtypes(
+    classifier: Classifier, images: Images
+) -> None:
+    predictions = classifier.classify(images[:3])
+    assert len(predictions) == 3
+    assert predictions.digits.shape == (3,)
+    assert predictions.digits.dtype == np.uint8
+    assert predictions.probabilities.shape == (3, 10)
+    assert predictions.probabilities.dtype == np.float32
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert predictions.model_version == "1"
+
+
+@pytest.mark.parametrize("num_images", [1, 127, 128, 129, 500])
+def test_split_requests_equal_single_images(
+    classifier: Classifier, images: Images, num_images: int
+) -> None:
+    together = classifier.classify(images[:num_images])
+    one_by_one = [classifier.classify(image[None]).digits[0] for image in images[:num_images]]
+    assert together.digits.tolist() == one_by_one
+
+
+def test_more_images_than_a_request_may_hold_are_answered_in_order(
+    models: Path, images: Images
+) -> None:
+    batching = BatchingConfig(max_batch_size=7, max_request_images=20, queue_capacity=20)
+    with Classifier.load(models / "digits", batching=batching) as small:
+        expected = small.classify(images[:20]).digits
+        assert small.classify(np.tile(images[:20], (5, 1))).digits.tolist() == [*expected] * 5
+
+
+def test_pictures_and_rows_are_the_same_images(classifier: Classifier, images: Images) -> None:
+    rows = classifier.classify(images[:5])
+    pictures = classifier.classify(images[:5].reshape(5, 28, 28))
+    np.testing.assert_array_equal(rows.probabilities, pictures.probabilities)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((1, 784), np.float32), "expected uint8.*got float32"),
+        (np.zeros((784,), np.uint8), r"expected images of shape .*got \(784,\)"),
+        (np.zeros((1, 783), np.uint8), r"got \(1, 783\)"),
+        (np.zeros((0, 784), np.uint8), "at least 1 image, got 0"),
+        ([], "got float64"),
+    ],
+)
+def test_bad_images_are_refused_with_expected_and_got(
+    classifier: Classifier, bad: object, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        classifier.classify(bad)  # type: ignore[arg-type]
+
+
+def test_many_threads_get_their_own_answers(classifier: Classifier, images: Images) -> None:
+    expected = classifier.classify(images).digits
+    wrong: list[int] = []
+
+    def classify(first: int) -> None:
+        wrong.extend(
+            number
+            for number in range(first, len(images), 10)
+            if classifier.classify(images[number : number + 1]).digits[0] != expected[number]
+        )
+
+    threads = [threading.Thread(target=classify, args=(first,)) for first in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_closed_classifier_says_so(models: Path, images: Images) -> None:
+    classifier = Classifier.load(models / "digits")
+    classifier.close()
+    classifier.close()
+    with pytest.raises(Unavailable, match="closed"):
+        classifier.classify(images[:1])
+
+
+def test_newest_version_is_served(model_dir: Path) -> None:
+    publish(model_dir, "2", (model_dir / "1" / "model.onnx").read_bytes())
+    publish(model_dir, "10", (model_dir / "1" / "model.onnx").read_bytes())
+    with Classifier.load(model_dir) as newest, Classifier.load(model_dir, version=2) as pinned:
+        assert newest.model_info().version == "10"
+        assert pinned.model_info().version == "2"
+
+
+def test_corrupt_newest_version_is_passed_over_with_a_warning(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(model_dir, "2", b"no model")
+    with caplog.at_level(logging.WARNING), Classifier.load(model_dir) as classifier:
+        assert classifier.model_info().version == "1"
+    assert "version 2 is passed over" in caplog.text
+
+
+def test_wrong_weights_are_found_by_the_golden_samples(model_dir: Path) -> None:
+    publish(model_dir, "2", tampered(model_dir))
+    with pytest.raises(CorruptModel, match="golden samples"):
+        Classifier.load(model_dir, version="2")
+
+
+def test_no_good_version_is_an_error_that_names_each(model_dir: Path) -> None:
+    publish(model_dir, "2", b"no model")
+    (model_dir / "1" / "model.onnx").write_bytes(b"")
+    with pytest.raises(CorruptModel, match=r"2 \(.*\); 1 \("):
+        Classifier.load(model_dir)
+
+
+def test_weights_in_other_files_are_refused(model_dir: Path) -> None:
+    model = onnx.load(str(model_dir / "1" / "model.onnx"))
+    onnx.save(
+        model,
+        str(model_dir / "external.onnx"),
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    publish(model_dir, "2", (model_dir / "external.onnx").read_bytes())
+    with pytest.raises(CorruptModel):
+        Classifier.load(model_dir, version="2")
+
+
+def test_model_of_another_shape_is_refused(model_dir: Path) -> None:
+    model = onnx.load(str(model_dir / "1" / "model.onnx"))
+    model.graph.output[0].name = "scores"
+    model.graph.node[-1].output[0] = "scores"
+    publish(model_dir, "2", model.SerializeToString())
+    with pytest.raises(CorruptModel, match="scores"):
+        Classifier.load(model_dir, version="2")
+
+
+def test_unknown_version_is_not_found(models: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no version '7'"):
+        Classifier.load(models / "digits", version=7)
+
+
+def test_cuda_that_cannot_be_used_is_an_error_not_a_fallback(models: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*serve-gpu"):
+        Classifier.load(models / "digits", device="cuda")
+    with Classifier.load(models / "digits", device="auto") as classifier:
+        assert classifier.model_info().device == "cpu"

@@ -1,0 +1,158 @@
+"""The command line, as people and scripts use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import Classifier
+from serving.__main__ import main
+from serving.images import Images
+from tests.servers import RunningServer
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, images: Images) -> list[Path]:
+    """Three test digits as PNG files."""
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image.reshape(28, 28)).save(path)
+    return paths
+
+
+def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_classify_prints_digit_and_probability_per_file(
+    models: Path,
+    pictures: list[Path],
+    images: Images,
+    classifier: Classifier,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run("classify", *pictures, "--models", models, capsys=capsys)
+    assert (code, err) == (0, "")
+    expected = classifier.classify(images[:3])
+    for path, line, digit in zip(pictures, out.splitlines(), expected.digits, strict=True):
+        assert line.startswith(f"{path}: {digit} (")
+        assert line.endswith("%)")
+
+
+def test_classify_asks_a_server_and_gets_the_same(
+    models: Path,
+    server: RunningServer,
+    pictures: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local = run("classify", *pictures, "--models", models, "--json", capsys=capsys)
+    remote = run("classify", *pictures, "--target", server.address, "--json", capsys=capsys)
+    assert local == remote
+    assert local[0] == 0
+
+
+def test_bad_file_is_named_and_the_others_are_answered(
+    models: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures[1].write_text("no picture")
+    code, out, err = run("classify", *pictures, "missing.png", "--models", models, capsys=capsys)
+    assert code == 1
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        str(pictures[0]),
+        str(pictures[2]),
+    ]
+    assert [line.split(":")[0] for line in err.splitlines()] == [str(pictures[1]), "missing.png"]
+
+
+def test_json_is_one_object_a_line_errors_included(
+    models: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures[1].write_text("no picture")
+    code, out, err = run("classify", *pictures, "--models", models, "--json", capsys=capsys)
+    first, second, third = map(json.loads, out.splitlines())
+    assert (code, err) == (1, "")
+    assert [first["picture"], second["picture"], third["picture"]] == list(map(str, pictures))
+    assert "error" in second
+    assert len(first["probabilities"]) == 10
+    assert first["digit"] == np.argmax(first["probabilities"])
+
+
+def test_info_tells_the_same_of_a_server_and_of_files(
+    models: Path, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, local, _ = run("info", "--models", models, "--json", capsys=capsys)
+    _, remote, _ = run("info", "--target", server.address, "--json", capsys=capsys)
+    near, far = json.loads(local), json.loads(remote)
+    assert (near.pop("transport"), far.pop("transport")) == ("in process", "grpcio")
+    assert near == far
+    code, out, _ = run("info", "--models", models, capsys=capsys)
+    assert code == 0
+    assert "test accuracy" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--models", "nowhere"), "no model in nowhere/digits: run `make train export`"),
+        (("--version", "9"), "model 'digits' has no version '9'"),
+        (("--version", "../1"), "model 'digits' has no version '../1'"),
+        (("--precision", "int8"), "version 1 has no int8 variant"),
+        (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
+        (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
+        (("--port", "70000"), "port must be 0 to 65535, got 70000"),
+        (("--drain", "-1"), "drain must be >= 0, got -1.0"),
+    ],
+)
+def test_serve_that_cannot_start_says_why_in_one_line(
+    models: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run("serve", "--models", models, "--port", 0, *options, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"digits-serve: {message}")
+    assert err.count("\n") == 1
+
+
+def test_serve_on_a_missing_gpu_ends_with_one_line(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    code, _, err = run("serve", "--models", models, "--device", "cuda", capsys=capsys)
+    assert code == 2
+    assert err.startswith("digits-serve: device 'cuda' needs ONNX Runtime with CUDA")
+    assert err.count("\n") == 1
+
+
+def test_corrupt_model_ends_with_one_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = tmp_path / "digits" / "1"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_bytes((models / "digits/1/manifest.json").read_bytes())
+    (version / "model.onnx").write_bytes(b"truncated")
+    code, _, err = run("serve", "--models", tmp_path, capsys=capsys)
+    assert code == 2
+    assert "SHA-256" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("classify",), ("info",)])
+def test_help_is_shown(command: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "serving", *command, "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: digits-serve")
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--nope"])
+    assert caught.value.code == 2

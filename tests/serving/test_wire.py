@@ -1,0 +1,80 @@
+"""Our own reading and writing of the messages equals the protobuf library's."""
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidRequest
+from serving.images import IMAGE_BYTES
+from serving.rpc import wire
+from serving.rpc.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
+
+
+@given(num_images=st.integers(1, 50), value=st.integers(0, 255))
+def test_request_is_read_as_protobuf_reads_it(num_images: int, value: int) -> None:
+    pixels = bytes([value]) * (num_images * IMAGE_BYTES)
+    data = wire.encode_request(pixels)
+    assert data == ClassifyRequest(images=pixels).SerializeToString()
+    assert wire.decode_request(data, max_images=50) == pixels
+
+
+def test_one_image_request_is_exactly_these_bytes() -> None:
+    assert wire.encode_request(bytes(IMAGE_BYTES)) == b"\x0a\x90\x06" + bytes(IMAGE_BYTES)
+
+
+def test_unusual_layouts_are_read_by_the_protobuf_library() -> None:
+    pixels = bytes(range(196)) * 4
+    overlong = b"\x0a\x90\x86\x80\x00" + pixels  # a length in more bytes than it needs
+    twice = wire.encode_request(bytes(IMAGE_BYTES)) + wire.encode_request(pixels)  # the last wins
+    unknown_field = b"\x98\x06\x01" + wire.encode_request(pixels)
+    for data in (overlong, twice, unknown_field):
+        assert wire.decode_request(data, max_images=1) == pixels
+
+
+@given(st.binary(max_size=2000))
+def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data: bytes) -> None:
+    try:
+        expected = ClassifyRequest.FromString(data).images
+    except DecodeError:
+        with pytest.raises(InvalidRequest):
+            wire.decode_request(data, max_images=10)
+        return
+    if expected and len(expected) % IMAGE_BYTES == 0:
+        assert wire.decode_request(data, max_images=10) == expected
+    else:
+        with pytest.raises(InvalidRequest):
+            wire.decode_request(data, max_images=10)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "message"),
+    [
+        (0, "at least 1 image, got 0"),
+        (785, "N x 784 bytes of images, got 785"),
+        (3 * 784, "at most 2 images in a request, got 3"),
+    ],
+)
+def test_wrong_size_names_expected_and_got(num_bytes: int, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        wire.decode_request(wire.encode_request(bytes(num_bytes)), max_images=2)
+
+
+@given(num_images=st.integers(1, 300), version=st.integers(1, 10**9))
+def test_response_is_written_as_protobuf_writes_it(num_images: int, version: int) -> None:
+    generator = np.random.default_rng(num_images)
+    probabilities = generator.random((num_images, 10), np.float32)
+    digits = probabilities.argmax(axis=1).astype(np.uint8)
+    data = wire.encode_response(digits.tobytes(), probabilities.tobytes(), str(version))
+    message = ClassifyResponse(
+        digits=digits.tolist(),
+        probabilities=probabilities.ravel().tolist(),
+        model_version=str(version),
+    )
+    assert data == message.SerializeToString()
+    for layout in (data, data + b"\x98\x06\x01"):  # the second one has an unknown field
+        predictions = wire.decode_response(layout)
+        np.testing.assert_array_equal(predictions.digits, digits)
+        np.testing.assert_array_equal(predictions.probabilities, probabilities)
+        assert predictions.model_version == str(version)
