@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from serving import logs
-from serving.config import BatchingConfig, Device, LogFormat, ModelConfig, Precision, ServerConfig
+from serving.config import (
+    BatchingConfig,
+    Device,
+    LogFormat,
+    ModelConfig,
+    Precision,
+    ServerConfig,
+    Transport,
+)
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -48,7 +56,12 @@ def _serve(options: argparse.Namespace) -> int:
         queue_capacity=options.queue_capacity,
         max_request_images=options.max_request_images,
     )
-    config = ServerConfig(host=options.host, port=options.port, drain_s=options.drain)
+    config = ServerConfig(
+        host=options.host,
+        port=options.port,
+        transport=options.transport,
+        drain_s=options.drain,
+    )
     is_drained = uvloop.run(serve(_model_config(options), batching, config))
     return 0 if is_drained else 1
 
@@ -151,6 +164,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default=config.host, help="address to listen on")
     add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
+    add("--transport", choices=get_args(Transport), default=config.transport,
+        help="what answers the port; auto takes native where it is installed")  # fmt: skip
     add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
         help="most images in one run")  # fmt: skip
     add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",

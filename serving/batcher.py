@@ -7,13 +7,13 @@ the next batch. So batches grow with the load and an idle server adds no delay.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from serving.backlog import Backlog
 from serving.config import BatchingConfig
-from serving.errors import ModelError, Unavailable
+from serving.errors import DigitsError, ModelError, Unavailable
 from serving.requests import Batch, Model, Request
 
 _log = logging.getLogger(__name__)
@@ -69,21 +69,47 @@ class Batcher:
             self._admit(request)
             self._wake.notify()
 
-    def submit_and_help(self, request: Request) -> None:
-        """Queue a request from a thread that will wait for it: if a place is free, it runs itself.
+    def submit_all(self, requests: Iterable[Request]) -> None:
+        """Queue requests from a thread that will `help`; what can't be queued is rejected."""
+        with self._wake:
+            for request in requests:
+                if request.settled:  # cancelled before it was queued
+                    continue
+                try:
+                    self._admit(request)
+                except DigitsError as err:
+                    request.settled = True
+                    request.reject(err)
 
-        An idle engine is then reached without a change of thread. May return before the request
-        has its outcome. Raises what `submit` raises.
+    def help(self) -> bool:
+        """Run the next batch on the calling thread, if there is one and a place is free.
+
+        An idle engine is reached without a change of thread this way.
+
+        Returns:
+            True if more waits; the caller calls again, or leaves it to the runner threads.
+        """
+        with self._wake:
+            batch = self._take()
+            if self._num_waiting and self._free:
+                self._wake.notify()  # another batch, or one that waits for its delay
+        if batch is None:
+            return False
+        self._run(batch)
+        return self._delay_s() == 0
+
+    def submit_and_help(self, request: Request) -> None:
+        """Queue a request from a thread that waits for it, and run it there if a place is free.
+
+        May return before the request has its outcome. Raises what `submit` raises.
         """
         with self._wake:
             self._admit(request)
-            batch = self._take()
-            if self._num_waiting:
-                self._wake.notify()
-        while batch is not None:
-            self._run(batch)
+        while (more := self.help()) and not request.settled:
+            pass
+        if more:
             with self._wake:
-                batch = None if request.settled else self._take()
+                self._wake.notify()
 
     def cancel(self, request: Request) -> bool:
         """Forget a request whose caller left: its waiting rows never run.
@@ -92,7 +118,10 @@ class Batcher:
             False if it had its outcome already.
         """
         with self._wake:
-            return request.home is not None and request.home.cancel(request)
+            if request.home is not None:
+                return request.home.cancel(request)
+            was_settled, request.settled = request.settled, True
+            return not was_settled
 
     def swap(self, model: Model) -> None:
         """Run new requests on `model`; those accepted before finish on the old one."""
@@ -143,6 +172,8 @@ class Batcher:
             while not self._closed:
                 delay_s = self._delay_s()
                 if delay_s == 0 and (batch := self._take()) is not None:
+                    if self._num_waiting and self._free:
+                        self._wake.notify()  # the next runner takes the next batch
                     return batch
                 self._wake.wait(delay_s or None)
             return None
@@ -172,9 +203,7 @@ class Batcher:
         with self._wake:
             self._free += 1
             if self._refusal is not None:
-                self._wake.notify_all()  # drain waits too
-            elif self._num_waiting:
-                self._wake.notify()
+                self._wake.notify_all()  # drain waits for this
 
     def _execute(self, batch: Batch) -> None:
         try:
@@ -189,7 +218,10 @@ class Batcher:
         with self._wake:
             answered = batch.finish(digits, probabilities.tobytes())
         for request, answer in answered:
-            request.resolve(answer)
+            try:
+                request.resolve(answer)
+            except Exception:  # its caller's trouble must not end this thread
+                _log.exception("an answer could not be handed over")
 
     def _bisect(self, batch: Batch, error: Exception) -> None:
         if len(batch.pieces) > 1:

@@ -8,6 +8,7 @@ from serving.errors import ConfigurationError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
+Transport = Literal["auto", "native", "grpcio"]
 LogFormat = Literal["text", "json"]
 
 
@@ -65,6 +66,8 @@ class ServerConfig:
     """The address to bind; anything public wants TLS or a private network."""
     port: int = 50_051
     """The TCP port; 0 lets the kernel choose."""
+    transport: Transport = "auto"
+    """What answers the port; "auto" takes native where it is installed."""
     drain_s: float = 30.0
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
 

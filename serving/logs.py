@@ -12,6 +12,7 @@ def setup(log_format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("pygrpc_native").setLevel(logging.CRITICAL)  # what it tells is raised, too
 
 
 class _TextFormatter(logging.Formatter):

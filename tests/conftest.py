@@ -54,10 +54,17 @@ def classifier(models: Path) -> Iterator[Classifier]:
         yield classifier
 
 
+@pytest.fixture(scope="session", params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both transports: whatever asks for this runs once on each."""
+    transport: str = request.param
+    return transport
+
+
 @pytest.fixture(scope="session")
-def server(models: Path) -> Iterator[RunningServer]:
+def server(models: Path, transport: str) -> Iterator[RunningServer]:
     """A server that tests share: leave it as it was."""
-    with running_server(models, "--device", "cpu") as server:
+    with running_server(models, "--device", "cpu", "--transport", transport) as server:
         yield server
 
 

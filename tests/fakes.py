@@ -30,6 +30,7 @@ class FakeModel:
 
     def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
         self.version = version
+        self.device = "cpu"
         self.poison = poison
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""

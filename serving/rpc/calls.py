@@ -20,9 +20,6 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
 
-_QUIET_S = 0.1
-"""How long no call may begin before a drain counts as over."""
-
 
 class Calls:
     """Submits to a batcher from one event loop.
@@ -37,7 +34,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
         self._is_woken = False
-        self._num_begun = self._num_ended = 0
+        self.num_begun = self.num_active = 0
 
     def guarded(self, handler: Handler) -> Handler:
         """Wrap a handler so that whatever it raises leaves as one status of the table.
@@ -47,7 +44,8 @@ class Calls:
         """
 
         async def guarded_handler(request: Any, context: Context) -> Any:
-            self._num_begun += 1
+            self.num_begun += 1
+            self.num_active += 1
             try:
                 return await handler(request, context)
             except DigitsError as err:
@@ -59,23 +57,9 @@ class Calls:
                 _log.exception("a handler failed")
                 await abort(context, ModelError("internal error"))
             finally:
-                self._num_ended += 1
+                self.num_active -= 1
 
         return guarded_handler
-
-    async def quiesce(self, timeout_s: float) -> bool:
-        """Wait until no call is in progress and none has begun for a moment.
-
-        Returns:
-            False if `timeout_s` seconds passed first.
-        """
-        give_up_s = self._loop.time() + timeout_s
-        while self._loop.time() < give_up_s:
-            num_begun = self._num_begun
-            await asyncio.sleep(_QUIET_S)
-            if self._num_ended == num_begun == self._num_begun:
-                return True
-        return False
 
     async def answer(self, pixels: memoryview, context: Context) -> Answer:
         """Queue N x 784 bytes and wait for their answer.

@@ -1,29 +1,27 @@
-"""The server: binds, serves until told to stop, drains."""
+"""The server's life: load, listen, serve until told to stop, drain."""
 
 import asyncio
+import importlib.util
 import logging
 import signal
-
-import grpc
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
 from serving.errors import ConfigurationError
-from serving.images import IMAGE_BYTES
-from serving.model_info import ModelInfo
-from serving.predictions import NUM_CLASSES
-from serving.rpc import digits
-from serving.rpc.calls import Calls
-from serving.rpc.digits import DigitsServicer
-from serving.rpc.health import HealthServicer
+from serving.rpc.grpcio import GrpcioServer
+
+if TYPE_CHECKING:
+    from serving.rpc.native import NativeFront
 
 _log = logging.getLogger(__name__)
 
-_TRANSPORT = "grpcio"
+_QUIET_S = 0.1
+"""How long no call may begin before a drain counts as over."""
 _QUIESCE_TIMEOUT_S = 5.0
-"""How long a drain looks for a moment without new calls."""
-_SPARE_BYTES = 4096
-"""Room for tags, lengths and names beside the images or answers of a message."""
+"""How long a drain looks for such a moment."""
 
 
 async def serve(model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
@@ -38,23 +36,47 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
     Raises:
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
+    transport = choose_transport(config.transport)
     with Classifier.open(model_config, batching) as classifier:
-        server = Server(classifier, config)
-        await server.start()
-        print(_start_line(classifier.model_info(), server.address), flush=True)
+        server = Server(classifier, config, transport)
+        try:
+            await server.start()
+        except ConfigurationError:
+            await server.stop(grace_s=0)
+            raise
+        info = classifier.model_info()
+        print(
+            f"serving model={info.name} version={info.version} precision={info.precision} "
+            f"device={info.device} transport={transport} address={server.address} "
+            f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
+            flush=True,
+        )
         return await server.run_until_signalled()
 
 
-class Server:
-    """A classifier behind one TCP port, on grpc.aio."""
+def choose_transport(wanted: Transport) -> str:
+    """Resolve "auto": native where its package is installed, else grpcio.
 
-    def __init__(self, classifier: Classifier, config: ServerConfig) -> None:
-        """Prepare; `start` binds. The classifier stays the caller's to close."""
+    Raises:
+        ConfigurationError: native was asked for and is not installed.
+    """
+    has_native = importlib.util.find_spec("pygrpc_native") is not None
+    if wanted == "native" and not has_native:
+        raise ConfigurationError("transport native needs: pip install 'digit-serving[serve]'")
+    return "native" if has_native and wanted != "grpcio" else "grpcio"
+
+
+class Server:
+    """A classifier behind one TCP port."""
+
+    def __init__(self, classifier: Classifier, config: ServerConfig, transport: str) -> None:
+        """Prepare on the running event loop. The classifier stays the caller's to close."""
         self._classifier = classifier
         self._config = config
-        self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
-        self._calls = Calls(classifier.batcher)
-        self._health = HealthServicer((digits.SERVICE,))
+        self._transport = transport
+        self._grpcio = GrpcioServer(classifier, transport)
+        self._native: NativeFront | None = None
+        self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self.address = ""
 
     async def start(self) -> None:
@@ -63,19 +85,24 @@ class Server:
         Raises:
             ConfigurationError: the address can't be bound.
         """
-        from grpc_health.v1 import health_pb2_grpc
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        wanted = f"{host}:{self._config.port}"
+        if self._transport == "native":
+            port = await self._start_native(wanted)
+        else:
+            port = await self._grpcio.start(wanted)
+        self.address = f"{host}:{port}"
+        self._grpcio.health.set_serving(True)
 
-        wanted = f"{_bracketed(self._config.host)}:{self._config.port}"
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        servicer = DigitsServicer(self._classifier, self._calls, _TRANSPORT)
-        self._server.add_generic_rpc_handlers((servicer.handlers(),))
-        try:
-            port = self._server.add_insecure_port(wanted)
-        except RuntimeError as err:
-            raise ConfigurationError(f"can't listen on {wanted}: is the port taken?") from err
-        await self._server.start()
-        self.address = f"{_bracketed(self._config.host)}:{port}"
-        self._health.set_serving(True)
+    async def _start_native(self, address: str) -> int:
+        from serving.rpc.native import NativeFront
+
+        max_request_images = self._classifier.batching.max_request_images
+        self._native = NativeFront(self._classifier.batcher, max_request_images, address)
+        fallback = str(Path(self._sockets.name, "grpcio.sock"))
+        await self._grpcio.start(f"unix:{fallback}")
+        self._native.start(fallback)
+        return self._native.port
 
     async def run_until_signalled(self) -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
@@ -95,42 +122,38 @@ class Server:
             forced.cancel()
             return drain.result()
         _log.warning("stopped by a second signal")
-        await self._server.stop(grace=0)
+        await self.stop(grace_s=0)
         return False
 
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
 
         Health says NOT_SERVING, and new work is refused as UNAVAILABLE while the port still
-        listens. Calls that `stop` finds pending are answered CANCELLED (grpc #41785), which no
-        client retries: so it comes last, in a moment when no call begins.
+        listens. Calls that the stop finds pending are cut off, so it comes last, in a moment when
+        no call begins.
         """
-        self._health.set_serving(False)
+        self._grpcio.health.set_serving(False)
         is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
-        await self._calls.quiesce(_QUIESCE_TIMEOUT_S)
-        await self._server.stop(grace=1.0)
+        await self._quiesce()
+        await self.stop(grace_s=1.0)
         return is_drained
 
+    async def _quiesce(self) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + _QUIESCE_TIMEOUT_S
+        while loop.time() < give_up_s:
+            num_begun = self._num_begun
+            await asyncio.sleep(_QUIET_S)
+            if num_begun == self._num_begun and not self._grpcio.calls.num_active:
+                return
 
-def _start_line(info: ModelInfo, address: str) -> str:
-    return (
-        f"serving model={info.name} version={info.version} precision={info.precision} "
-        f"device={info.device} transport={_TRANSPORT} address={address} "
-        f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}"
-    )
+    @property
+    def _num_begun(self) -> int:
+        return self._grpcio.calls.num_begun + (self._native.num_begun if self._native else 0)
 
-
-def _options(max_request_images: int) -> list[tuple[str, int]]:
-    """Every limit of the transport, set rather than inherited."""
-    return [
-        # Twice the largest request: one that is a little too large is read, and told by how much.
-        ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
-        ("grpc.max_send_message_length", max_request_images * (4 * NUM_CLASSES + 1) + _SPARE_BYTES),
-        ("grpc.max_concurrent_streams", 1024),
-        ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
-    ]
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    async def stop(self, grace_s: float) -> None:
+        """Close the port and cut off what is pending; `drain` first to lose nothing."""
+        if self._native is not None:
+            await asyncio.to_thread(self._native.close)
+        await self._grpcio.stop(grace_s)
+        self._sockets.cleanup()

@@ -45,7 +45,10 @@ def error_from(code: grpc.StatusCode, text: str) -> DigitsError:
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: DigitsError) -> NoReturn:
-    """End a call with the status and the text of one of our errors."""
+    """End a call with the status and the text of one of our errors.
+
+    One that was rejected for overload is also told when to come back (gRFC A6).
+    """
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded):
         trailers = (("grpc-retry-pushback-ms", str(_RETRY_AFTER_MS)),)

@@ -1,0 +1,65 @@
+"""The grpcio transport: every method, on grpc.aio.
+
+Alone on a TCP port it is complete and standard; behind the native front, on a unix socket, it
+answers what the front does not.
+"""
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from serving.classifier import Classifier
+from serving.errors import ConfigurationError
+from serving.images import IMAGE_BYTES
+from serving.predictions import NUM_CLASSES
+from serving.rpc import digits
+from serving.rpc.calls import Calls
+from serving.rpc.digits import DigitsServicer
+from serving.rpc.health import HealthServicer
+
+_SPARE_BYTES = 4096
+"""Room for tags, lengths and names beside the images or answers of a message."""
+
+
+class GrpcioServer:
+    """All services on grpc.aio, on the running event loop."""
+
+    def __init__(self, classifier: Classifier, transport: str) -> None:
+        """Prepare; `transport` is what GetModel shall tell."""
+        self.calls = Calls(classifier.batcher)
+        self.health = HealthServicer((digits.SERVICE,))
+        self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
+        servicer = DigitsServicer(classifier, self.calls, transport)
+        self._server.add_generic_rpc_handlers((servicer.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+
+    async def start(self, address: str) -> int:
+        """Bind "host:port" or "unix:path" and begin to answer.
+
+        Returns:
+            The port; 1 for a unix socket.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as err:
+            raise ConfigurationError(f"can't listen on {address}: is the port taken?") from err
+        await self._server.start()
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port; calls that are pending now are answered CANCELLED (grpc #41785)."""
+        await self._server.stop(grace_s)
+
+
+def _options(max_request_images: int) -> list[tuple[str, int]]:
+    """Every limit of the transport, set rather than inherited."""
+    return [
+        # Twice the largest request: one that is a little too large is read, and told by how much.
+        ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
+        ("grpc.max_send_message_length", max_request_images * (4 * NUM_CLASSES + 1) + _SPARE_BYTES),
+        ("grpc.max_concurrent_streams", 1024),
+        ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
+    ]
