@@ -68,13 +68,26 @@ class Calls:
             DigitsError: the request was rejected.
             asyncio.CancelledError: the caller left; rows that still wait never run.
         """
-        call = _AsyncCall(self, pixels, context)
+        return await self.outcome(self.submit(pixels, context))
+
+    def submit(self, pixels: memoryview, context: Context) -> "AsyncCall":
+        """Queue N x 784 bytes; raises what `Batcher.submit` raises."""
+        call = AsyncCall(self, pixels, context)
         self._batcher.submit(call)
+        return call
+
+    async def outcome(self, call: "AsyncCall") -> Answer:
+        """Wait for the outcome of a call; raises what `answer` raises."""
         try:
             return await call.future
         except asyncio.CancelledError:
             self._batcher.cancel(call)
             raise
+
+    def cancel(self, call: "AsyncCall") -> None:
+        """Forget a call that nobody waits for any more."""
+        self._batcher.cancel(call)
+        call.future.cancel()
 
     def create_future(self) -> "asyncio.Future[Answer]":
         """Create a future on this loop."""
@@ -99,10 +112,13 @@ class Calls:
                 future.set_result(outcome)
 
 
-class _AsyncCall(Request):
+class AsyncCall(Request):
+    """A request whose caller awaits a future of this loop."""
+
     __slots__ = ("_calls", "future")
 
     def __init__(self, calls: Calls, pixels: memoryview, context: Context) -> None:
+        """Wrap N x 784 bytes; the deadline is the call's own."""
         remaining_s = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
         super().__init__(pixels, caller=context.peer(), deadline_s=deadline_s)
@@ -110,7 +126,9 @@ class _AsyncCall(Request):
         self.future = calls.create_future()
 
     def resolve(self, answer: Answer) -> None:
+        """See `Request`."""
         self._calls.post(self.future, answer)
 
     def reject(self, error: DigitsError) -> None:
+        """See `Request`."""
         self._calls.post(self.future, error)

@@ -1,13 +1,16 @@
 """The digits.v1.DigitClassifier service on grpc.aio: decode, submit, encode."""
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 import grpc
 
 from serving.classifier import Classifier
+from serving.requests import Answer
 from serving.rpc import wire
 from serving.rpc.calls import Calls, Context
 from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.rpc.streams import answer_stream
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -23,9 +26,11 @@ class DigitsServicer:
 
     async def classify(self, request: bytes, context: Context) -> bytes:
         """Answer one ClassifyRequest."""
-        pixels = wire.decode_request(request, self._classifier.batching.max_request_images)
-        answer = await self._calls.answer(pixels, context)
-        return wire.encode_response(answer.digits, answer.probabilities, answer.batch.model.version)
+        return self._encode(await self._calls.answer(self._decode(request), context))
+
+    async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Answer ClassifyRequests in their order; a bad one ends the stream with its status."""
+        await answer_stream(self._calls, requests, context, self._decode, self._encode)
 
     async def get_model(self, request: bytes, context: Context) -> bytes:
         """Tell what is being served; the request holds nothing and is not read."""
@@ -34,11 +39,20 @@ class DigitsServicer:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Map the service's methods to this servicer, bytes in and bytes out."""
-        methods = {"Classify": self.classify, "GetModel": self.get_model}
+        unary, guarded = grpc.unary_unary_rpc_method_handler, self._calls.guarded
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                name: grpc.unary_unary_rpc_method_handler(self._calls.guarded(method))
-                for name, method in methods.items()
+                "Classify": unary(guarded(self.classify)),
+                "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+                    guarded(self.classify_stream)
+                ),
+                "GetModel": unary(guarded(self.get_model)),
             },
         )
+
+    def _decode(self, request: bytes) -> memoryview:
+        return wire.decode_request(request, self._classifier.batching.max_request_images)
+
+    def _encode(self, answer: Answer) -> bytes:
+        return wire.encode_response(answer.digits, answer.probabilities, answer.batch.model.version)
