@@ -1,0 +1,51 @@
+import dataclasses
+
+import pytest
+
+from training.config import RECIPES, Deformation
+
+DEFORMATION = Deformation(
+    rotation_deg=15, scale=0.15, shear=0.15, shift_px=2.5, elastic_px=0.5, elastic_sigma_px=3
+)
+
+
+def test_seed_recipe_is_the_tutorials() -> None:
+    seed = RECIPES["seed"]
+    assert (seed.optimizer, seed.learning_rate) == ("rmsprop", 0.001)
+    assert (seed.batch_size, seed.epochs, seed.validation_split) == (128, 30, 0.2)
+    assert seed.dropout == (0.4, 0.3, 0.2)
+    assert seed.deformation is None
+    assert seed.averaging == 0
+
+
+def test_recipes_are_found_by_their_names() -> None:
+    assert {"seed", "default"} <= RECIPES.keys()
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("validation_split", 0),
+        ("validation_split", 1),
+        ("dropout", (0.4, 1.0, 0.2)),
+        ("dropout", (0.4, -0.1, 0.2)),
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("averaging", 1),
+    ],
+)
+def test_impossible_recipe_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        dataclasses.replace(RECIPES["default"], **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rotation_deg", 180), ("scale", 1), ("shift_px", -1), ("elastic_sigma_px", 0)],
+)
+def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        dataclasses.replace(DEFORMATION, **{field: value})

@@ -1,0 +1,49 @@
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.files import write_atomically
+
+
+def test_file_is_written_in_a_folder_that_was_not_there(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "new" / "file", b"content")
+    assert (tmp_path / "new" / "file").read_bytes() == b"content"
+    assert os.listdir(tmp_path / "new") == ["file"]
+
+
+def test_file_is_readable_by_others(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"content")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_full_disk_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_kill_while_writing_leaves_the_old_content(tmp_path: Path, moment: str) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    program = f"""
+import os, pathlib, signal
+from training.files import write_atomically
+os.{moment} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(pathlib.Path({str(tmp_path / "file")!r}), b"new")
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert (tmp_path / "file").read_bytes() == b"old"
+    write_atomically(tmp_path / "file", b"newer")
+    assert (tmp_path / "file").read_bytes() == b"newer"

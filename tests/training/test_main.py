@@ -1,0 +1,154 @@
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training import data
+from training.__main__ import main
+from training.data import Mnist
+from training.idx import DataError
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+@pytest.fixture(autouse=True)
+def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> None:
+    monkeypatch.setattr(data, "load", lambda data_dir: mnist_sample)
+
+
+@pytest.mark.parametrize("command", ["", "data", "train", "export", "report"])
+def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: digits-train {command}".strip() in text
+    assert command == "" or "--data-dir FOLDER" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "fly",
+        "train --recipe none-such",
+        "train --seed -1",
+        "train --seed x",
+        "train --seed 4294967296",
+        "train --epochs 0",
+        "train --epochs 1.5",
+        "data --artifacts x",
+    ],
+)
+def test_bad_usage_exits_with_2(arguments: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+
+
+def test_data_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--data-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
+
+
+def test_data_that_is_not_to_be_had_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(data_dir: Path | None) -> Mnist:
+        raise DataError("MNIST is not to be had")
+
+    monkeypatch.setattr(data, "load", fail)
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "digits-train: MNIST is not to be had\n"
+
+
+def test_full_disk_exits_with_1_and_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(data_dir: Path | None) -> Mnist:
+        raise OSError(28, "No space left on device", "artifacts/model.keras")
+
+    monkeypatch.setattr(data, "load", fail)
+    assert main(["train"]) == 1
+    error = capsys.readouterr().err
+    assert "No space left on device: 'artifacts/model.keras'" in error
+    assert error.count("\n") == 1
+
+
+def test_train_shows_device_epochs_and_outcome(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--recipe", "seed", "--epochs", "2", "--artifacts", str(tmp_path)]
+    assert main(arguments) == 0
+    first, *epochs, outcome, advice = capsys.readouterr().out.splitlines()
+    assert re.fullmatch("training: recipe seed, seed 0, device (cpu|cuda)", first)
+    assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert re.match(r"test accuracy \d\d\.\d\d% \(\d+ errors\)", outcome)
+    assert advice == f"look at {tmp_path / 'report.html'}; `make export` comes next"
+    assert (tmp_path / "report.html").exists()
+
+
+def test_interrupted_training_says_what_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = {
+        "epochs": 7, "train_seconds": 9, "accuracy": {"test": 0.9, "validation": 0.9},
+        "errors": {"test": 50},
+    }  # fmt: skip
+    monkeypatch.setattr("training.train.train", lambda *arguments, **options: metrics)
+    assert main(["train"]) == 1
+    error = capsys.readouterr().err
+    assert error == "digits-train: interrupted: kept the best of 7 epochs; --resume goes on\n"
+
+
+def test_interrupt_that_leaves_nothing_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.train", interrupt)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "digits-train: interrupted\n"
+
+
+def test_resume_of_nothing_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--artifacts", str(tmp_path)]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_command_on_nothing_trained_names_what_to_run(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--artifacts", str(tmp_path)]) == 1
+    assert "make train" in capsys.readouterr().err
+
+
+def test_export_publishes_and_report_rewrites(
+    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "artifacts"
+    shutil.copytree(artifacts, copied)
+    (copied / "report.html").unlink()
+    assert main(["report", "--artifacts", str(copied)]) == 0
+    assert (copied / "report.html").exists()
+    models = tmp_path / "models"
+    assert main(["export", "--artifacts", str(copied), "--models", str(models)]) == 0
+    assert (models / "digits" / "1" / "model.onnx").exists()
+
+
+def test_terminal_sees_one_live_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(recipe: object, *others: object, on_epoch: OnEpoch, **options: object) -> None:
+        for number in (1, 2):
+            on_epoch(number, {"loss": 0.5, "accuracy": 0.75, "val_accuracy": 0.8})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.train", train)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    main(["train", "--epochs", "9"])
+    output = capsys.readouterr().out.splitlines(keepends=True)[1:]
+    assert "".join(output).count("\r\033[K") == 2
+    assert "\n" not in "".join(output)

@@ -1,0 +1,152 @@
+"""The command line: get the data, train, export, report."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from training import data
+from training.config import RECIPES
+from training.idx import DataError
+from training.options import parser
+
+DONE, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: done; failed or stopped; the command, its settings or its data cannot be used."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments; None for this process's own.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except DataError as err:
+        return _fail(str(err), UNUSABLE)
+    except OSError as err:
+        return _fail(str(err), FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", FAILED)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    """Get the data and say where it is."""
+    mnist = data.load(arguments.data_dir)
+    print(
+        f"{len(mnist.train_labels):,} training and {len(mnist.test_labels):,} test images, intact"
+    )
+    print(arguments.data_dir or data.cache_dir())
+    return DONE
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train, showing every epoch."""
+    mnist = data.load(arguments.data_dir)
+    _import_tensorflow()
+    from training.checkpoint import ResumeError
+    from training.train import train
+    from training.trainer import device
+
+    recipe = RECIPES[arguments.recipe]
+    epochs = arguments.epochs or recipe.epochs
+    print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
+    try:
+        metrics = train(
+            recipe,
+            mnist,
+            arguments.artifacts,
+            seed=arguments.seed,
+            epochs=epochs,
+            resume=arguments.resume,
+            on_epoch=lambda epoch, row: _show_epoch(epoch, epochs, row),
+        )
+    except ResumeError as err:
+        return _fail(str(err), UNUSABLE)
+    print(
+        f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
+        f"{metrics['train_seconds']:.0f} s of training"
+    )
+    print(f"look at {arguments.artifacts / 'report.html'}; `make export` comes next")
+    if metrics["epochs"] < epochs:
+        return _fail(
+            f"interrupted: kept the best of {metrics['epochs']} epochs; --resume goes on", FAILED
+        )
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    """Publish what was trained."""
+    mnist = data.load(arguments.data_dir)
+    _import_tensorflow()
+    from training.export import ExportError, export
+
+    try:
+        export(arguments.artifacts, arguments.models, mnist)
+    except ExportError as err:
+        return _fail(str(err), FAILED)
+    return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Write the report anew."""
+    mnist = data.load(arguments.data_dir)
+    _import_tensorflow()
+    from training import report
+    from training.trained import NotTrained
+
+    try:
+        report.write(arguments.artifacts, mnist)
+    except NotTrained as err:
+        return _fail(str(err), FAILED)
+    print(arguments.artifacts / "report.html")
+    return DONE
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow, which takes seconds, without the notes that it prints about itself."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _silenced_stderr():  # its first lines heed no setting
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr; exceptions still come through."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _show_epoch(epoch: int, epochs: int, row: dict[str, float]) -> None:
+    """Rewrite one line on a terminal; elsewhere print one for each epoch."""
+    line = (
+        f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  "
+        f"accuracy {row['accuracy']:.2%}  validation {row['val_accuracy']:.2%}"
+    )
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end="\n" if epoch == epochs else "", flush=True)
+    else:
+        print(line, flush=True)
+
+
+def _fail(reason: str, code: int) -> int:
+    """Say what went wrong, on stderr."""
+    print(f"digits-train: {reason}", file=sys.stderr)
+    return code
+
+
+COMMANDS = {"data": _data, "train": _train, "export": _export, "report": _report}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Training recipes: every hyper-parameter, in one place."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deformation:
+    """How far an image may be deformed; each image draws its own deformation every epoch."""
+
+    rotation_deg: float
+    """Largest rotation either way, in degrees."""
+    scale: float
+    """Largest stretch or squeeze of height and of width, as a fraction."""
+    shear: float
+    """Largest slant, in columns per row."""
+    shift_px: float
+    """Largest shift along each axis, in pixels."""
+    elastic_px: float
+    """Standard deviation of the elastic displacement along each axis, in pixels."""
+    elastic_sigma_px: float
+    """Distance over which the elastic displacement varies, in pixels: its Gaussian's sigma."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would leave no digit to see."""
+        _check(self, 0, 45, "rotation_deg")
+        _check(self, 0, 0.9, "scale", "shear")
+        _check(self, 0, 14, "shift_px", "elastic_px")
+        _check(self, 0.5, 28, "elastic_sigma_px")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One way to train the network; the layers are always the same (training/model.py)."""
+
+    name: str
+    """What `--recipe` calls it."""
+
+    # The data.
+    validation_split: float
+    """Fraction of the training images held out for validation, taken from the end."""
+    deformation: Deformation | None = None
+    """What is done to the training images; None shows them as they are."""
+
+    # The network.
+    dropout: tuple[float, float, float]
+    """Fraction of each hidden layer's outputs dropped while training."""
+
+    # The optimisation.
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images per step of the optimiser."""
+    optimizer: Literal["rmsprop", "adamw"]
+    """RMSprop at a constant rate, or AdamW whose rate rises linearly, then decays as a cosine."""
+    learning_rate: float = 1e-3
+    """The rate, or its peak."""
+    warmup: float = 0.0
+    """Share of all steps during which AdamW's rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's decay of the weights, per step and unit of learning rate."""
+    averaging: float = 0.0
+    """Momentum of the moving average of the weights, per step; 0 keeps the weights themselves."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        _check(self, 1, inf, "epochs", "batch_size")
+        _check(self, 0.001, 0.999, "validation_split")
+        _check(self, 0, 0.9999, "dropout", "warmup", "averaging")
+        _check(self, 0, inf, "learning_rate", "weight_decay")
+
+
+def _check(settings: Deformation | Recipe, low: float, high: float, *names: str) -> None:
+    """Raise ValueError for the first of the named fields that is not within low to high."""
+    for name in names:
+        value = getattr(settings, name)
+        if not all(low <= number <= high for number in np.atleast_1d(value)):
+            raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        # The tutorial's: what everyone gets from this network at first, 98.15 % on the test set.
+        Recipe(
+            name="seed",
+            validation_split=0.2,
+            dropout=(0.4, 0.3, 0.2),
+            epochs=30,
+            batch_size=128,
+            optimizer="rmsprop",
+        ),
+        # The same network at its best in two minutes on two cores: images that differ every epoch
+        # need little dropout, a decaying rate and averaging end the training in a broad minimum.
+        # Chosen on the last 10,000 training images: 52 errors, against 88 for the first guess.
+        Recipe(
+            name="default",
+            validation_split=1 / 12,
+            deformation=Deformation(
+                rotation_deg=10,
+                scale=0.12,
+                shear=0.15,
+                shift_px=1.5,
+                elastic_px=1.0,
+                elastic_sigma_px=4,
+            ),
+            dropout=(0.03, 0.02, 0.01),
+            epochs=100,
+            batch_size=512,
+            # Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
+            optimizer="adamw",
+            learning_rate=5e-3,
+            warmup=0.03,
+            weight_decay=0.1,
+            averaging=0.996,
+        ),
+    )
+}
