@@ -1,0 +1,81 @@
+"""Versioned publication: a version is visible whole, or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from training.files import write_atomically
+
+Files = Mapping[str, bytes]
+"""Contents by file name."""
+
+
+def publish(folder: Path, version_files: Callable[[str], Files], model_files: Files) -> Path:
+    """Publish the next version of a model by renaming a hidden folder that is already complete.
+
+    Everything is written and synced before the first rename, so neither a full disk nor a kill
+    leaves anything half-done in sight; what a killed run left hidden, the next one removes.
+
+    Args:
+        folder: the model's directory; created if missing.
+        version_files: what goes into the version's folder, given its number ("1", "2", ...).
+        model_files: what goes beside the versions; a file that is already there is kept.
+
+    Returns:
+        The new version's folder, numbered one above the highest there.
+
+    Raises:
+        OSError: something could not be written; nothing is published.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / ".staging"
+    with _locked(folder):
+        shutil.rmtree(staging, ignore_errors=True)  # its owner was killed: the lock is ours
+        version = str(1 + max(_versions(folder), default=0))
+        try:
+            _write(staging, model_files)
+            _write(staging / version, version_files(version))
+            for name in model_files:
+                if not (folder / name).exists():
+                    (staging / name).rename(folder / name)
+            (staging / version).rename(folder / version)
+            _sync(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder / version
+
+
+def _versions(folder: Path) -> list[int]:
+    """List the version numbers that are taken."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for, then hold, the folder's lock; the kernel frees it when its holder dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(folder: Path, files: Files) -> None:
+    """Create a folder with these files in it, and make sure that it is on the disk."""
+    folder.mkdir()
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

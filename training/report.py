@@ -1,0 +1,112 @@
+"""The training report: pictures, tables, and one page that holds them all."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from training import page, pictures
+from training.data import Labels, Mnist
+from training.files import write_atomically
+from training.page import Table
+from training.trained import Probabilities, load_json, load_model, probabilities
+
+Counts = npt.NDArray[np.int_]
+
+
+def write(artifacts: Path, data: Mnist) -> None:
+    """Write the report on the trained model beside it.
+
+    That is samples.png, layers.png, layers.txt, curves.png, confusion.png, mistakes.png and
+    report.html.
+
+    Args:
+        artifacts: holds model.keras, history.json and metrics.json, as training leaves them.
+        data: MNIST; the mistakes shown are those on its test images.
+
+    Raises:
+        NotTrained: one of the three is missing or unreadable.
+        OSError: a file could not be written.
+    """
+    model = load_model(artifacts)
+    history, metrics = load_json(artifacts, "history.json"), load_json(artifacts, "metrics.json")
+    answers = probabilities(model, data.test_images)
+    layers = layer_table(model)
+    counts = confusion_counts(answers, data.test_labels)
+    figures = {
+        "samples": samples(data),
+        "layers": pictures.layers(layers),
+        "curves": pictures.curves(history),
+        "confusion": pictures.confusion(counts),
+        "mistakes": mistakes(data, answers),
+    }
+    pngs = {name: pictures.png(figure) for name, figure in figures.items()}
+    html = page.render(metrics, layers, digit_table(counts), pngs)
+    files = {f"{name}.png": content for name, content in pngs.items()}
+    files |= {"layers.txt": _as_text(layers).encode(), "report.html": html.encode()}
+    for name, content in files.items():
+        write_atomically(artifacts / name, content)
+
+
+def layer_table(model: keras.Model) -> Table:
+    """List the layers: a heading, the input, each layer, and the total."""
+    layers = [
+        (layer.name, _kind(layer), str(layer.output.shape[1]), f"{layer.count_params():,}")
+        for layer in model.layers
+    ]
+    return [
+        ("layer", "kind", "outputs", "parameters"),
+        ("images", "28 × 28 pixels", str(model.input_shape[1]), "0"),
+        *layers,
+        ("total", "", "", f"{model.count_params():,}"),
+    ]
+
+
+def _kind(layer: keras.Layer) -> str:
+    """Say what a layer is, with the one setting that matters."""
+    if isinstance(layer, keras.layers.Dropout):
+        return f"Dropout, {layer.rate:.2g}"
+    return f"{type(layer).__name__}, {layer.activation.__name__}"
+
+
+def confusion_counts(answers: Probabilities, labels: Labels) -> Counts:
+    """Count images by real digit (rows) and predicted digit (columns); returns (10, 10)."""
+    counts = np.zeros((10, 10), np.int_)
+    np.add.at(counts, (labels, answers.argmax(axis=1)), 1)
+    return counts
+
+
+def digit_table(counts: Counts) -> Table:
+    """Tell how well each digit is read, from (10, 10) counts by real and predicted digit."""
+    rows = [("digit", "images", "wrong", "mostly read as", "accuracy")]
+    for digit, predicted in enumerate(counts):
+        images, right = predicted.sum(), predicted[digit]
+        wrong = np.where(np.arange(10) == digit, 0, predicted)
+        mostly = f"{wrong.argmax()} ({wrong.max()} ×)" if wrong.any() else "–"
+        accuracy = f"{right / images:.1%}" if images else "–"
+        rows.append((str(digit), f"{images:,}", f"{wrong.sum()}", mostly, accuracy))
+    return rows
+
+
+def samples(data: Mnist) -> Figure:
+    """Draw the first training images."""
+    titles = [f"label {label}" for label in data.train_labels[: pictures.TILES]]
+    return pictures.gallery(data.train_images[: pictures.TILES], titles)
+
+
+def mistakes(data: Mnist, answers: Probabilities) -> Figure:
+    """Draw the misread test images, those that the network was surest of first."""
+    digits, certainty = answers.argmax(axis=1), answers.max(axis=1)
+    wrong = np.flatnonzero(digits != data.test_labels)
+    shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: pictures.TILES]
+    titles = [f"predict {digits[i]} / real {data.test_labels[i]}" for i in shown]
+    return pictures.gallery(data.test_images[shown], titles)
+
+
+def _as_text(table: Table) -> str:
+    """Lay a table out in columns, for a terminal."""
+    *widths, last = [max(map(len, column)) for column in zip(*table, strict=True)]
+    form = "".join(f"{{:{width}}}  " for width in widths) + f"{{:>{last}}}\n"
+    return "".join(form.format(*row) for row in table)
