@@ -14,6 +14,9 @@ from training.options import parser
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed or stopped; the command, its settings or its data cannot be used."""
 
+_UP = "\033[A\033[K"
+"""On a terminal: go back to the line above, and clear it."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -35,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     """Get the data and say where it is."""
     mnist = data.load(arguments.data_dir)
-    print(
-        f"{len(mnist.train_labels):,} training and {len(mnist.test_labels):,} test images, intact"
-    )
+    num_training, num_test = len(mnist.train_labels), len(mnist.test_labels)
+    print(f"{num_training:,} training and {num_test:,} test images, every file's digest is right")
     print(arguments.data_dir or data.cache_dir())
     return DONE
 
@@ -53,6 +55,8 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe = RECIPES[arguments.recipe]
     epochs = arguments.epochs or recipe.epochs
     print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
+    if sys.stdout.isatty():
+        print()  # the line that every epoch rewrites
     try:
         metrics = train(
             recipe,
@@ -133,10 +137,7 @@ def _show_epoch(epoch: int, epochs: int, row: dict[str, float]) -> None:
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  "
         f"accuracy {row['accuracy']:.2%}  validation {row['val_accuracy']:.2%}"
     )
-    if sys.stdout.isatty():
-        print(f"\r\033[K{line}", end="\n" if epoch == epochs else "", flush=True)
-    else:
-        print(line, flush=True)
+    print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
 def _fail(reason: str, code: int) -> int:

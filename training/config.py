@@ -93,9 +93,9 @@ RECIPES = {
             batch_size=128,
             optimizer="rmsprop",
         ),
-        # The same network at its best in two minutes on two cores: images that differ every epoch
-        # need little dropout, a decaying rate and averaging end the training in a broad minimum.
-        # Chosen on the last 10,000 training images: 52 errors, against 88 for the first guess.
+        # The same layers, trained for 80 s on two cores: images that differ every epoch need little
+        # dropout; a decaying rate and averaged weights end the training where it is calm.
+        # Chosen on the last 10,000 training images; 99.43 % on the test set (three seeds).
         Recipe(
             name="default",
             validation_split=1 / 12,

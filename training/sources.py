@@ -87,7 +87,7 @@ def _show_progress(file: IdxFile, num_bytes: int) -> None:
     line = f"{file.name}  {num_bytes / 1e6:.1f} of {file.num_bytes / 1e6:.1f} MB"
     if sys.stdout.isatty():
         bar = "=" * (30 * num_bytes // file.num_bytes)
-        print(f"\r[{bar:30}] {line}", end="\n" if complete else "", flush=True)
+        print(f"[{bar:30}] {line}", end="\n" if complete else "\r", flush=True)
     elif complete:
         print(line, flush=True)
 

@@ -271,7 +271,7 @@ def test_terminal_sees_a_bar_and_a_log_sees_lines(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     (data.cache_dir() / TRAIN_IMAGES).unlink()
     data.load()
-    assert capsys.readouterr().out.startswith(f"\r[{'=' * 30}] {TRAIN_IMAGES}")
+    assert capsys.readouterr().out.startswith(f"[{'=' * 30}] {TRAIN_IMAGES}")
 
 
 @pytest.mark.parametrize(
