@@ -9,7 +9,7 @@ import numpy as np
 from serving import repository
 from serving.config import Device, Precision
 from serving.engine import Engine, open_engine
-from serving.errors import CorruptModel
+from serving.errors import ConfigurationError, CorruptModel
 from serving.images import Images
 from serving.predictions import Probabilities
 from serving.repository import Manifest
@@ -51,14 +51,18 @@ def load_model(
         version: which one; None for the newest good one: a corrupt version is passed over with a
             warning.
         device: "auto", "cpu" or "cuda".
-        precision: "fp32" or "int8".
+        precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" is for it.
 
     Raises:
         ModelNotFound: no such version.
         CorruptModel: the version asked for, or every version, is damaged or answers wrongly.
         DeviceError: the device can't be used.
-        ConfigurationError: the version has no such variant.
+        ConfigurationError: the version has no such variant, or int8 was asked for on CUDA.
     """
+    if precision == "int8":
+        if device == "cuda":
+            raise ConfigurationError("int8 runs on the CPU only: device cuda needs precision fp32")
+        device = "cpu"
     if version is not None:
         return _load_version(model_dir, version, device, precision)
     failures = []
@@ -77,7 +81,7 @@ def _load_version(
     file = repository.load(model_dir, version, precision)
     model = LoadedModel(open_engine(file.onnx, device), file.manifest, precision)
     probabilities = model.run(file.manifest.golden_images)  # also the warm-up
-    difference = np.abs(probabilities - file.manifest.golden_probabilities).max()
+    difference = np.abs(probabilities - file.manifest.golden_probabilities[precision]).max()
     if not difference <= GOLDEN_TOLERANCE:  # also refuses NaN
         raise CorruptModel(
             f"version {version} answers its golden samples wrongly: a probability is off by "

@@ -24,6 +24,7 @@ from serving.predictions import NUM_CLASSES, Probabilities
 
 MANIFEST = "manifest.json"
 _FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MAX_MANIFEST_BYTES = 4 << 20
 
@@ -44,8 +45,8 @@ class Manifest:
     """File name to SHA-256, in hexadecimal."""
     golden_images: Images
     """(N, 784) uint8: samples to check a loaded model with."""
-    golden_probabilities: Probabilities
-    """(N, 10) float32: what the exported model answered to them."""
+    golden_probabilities: dict[Precision, Probabilities]
+    """(N, 10) float32: what each exported variant answered to them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -131,9 +132,6 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
     golden = document["golden"]
     golden_images = images.from_bytes(base64.b64decode(golden["images"], validate=True))
-    probabilities = np.array(golden["probabilities"], np.float32)
-    if probabilities.shape != (len(golden_images), NUM_CLASSES):
-        raise ValueError(f"golden probabilities have shape {probabilities.shape}")
     return Manifest(
         name=str(document["name"]),
         version=str(document["version"]),
@@ -143,8 +141,19 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         test_accuracy=float(document["accuracy"]["test"]),
         digests={str(name): str(digest) for name, digest in document["files"].items()},
         golden_images=golden_images,
-        golden_probabilities=probabilities,
+        golden_probabilities={
+            precision: _probabilities(golden[_GOLDEN[precision]], len(golden_images))
+            for precision, file_name in _FILES.items()
+            if file_name in document["files"]
+        },
     )
+
+
+def _probabilities(rows: list[list[float]], num_images: int) -> Probabilities:
+    probabilities = np.array(rows, np.float32)
+    if probabilities.shape != (num_images, NUM_CLASSES):
+        raise ValueError(f"golden probabilities have shape {probabilities.shape}")
+    return probabilities
 
 
 def _read(path: Path) -> bytes:

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import onnxruntime
+import onnx
 
-from training import graph, manifest, parity
+from training import graph, int8, manifest, parity, quantize
+from training.config import RECIPES
 from training.data import Mnist
 from training.publish import Files, publish
 from training.trained import NotTrained, load_json, load_model, probabilities
 
 METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands the other way
+
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+"""The graphs of a version by precision; int8 is there only if it passed its gate."""
 
 TRITON_CONFIG = """\
 # For NVIDIA Triton. Tune it as you like: an export never overwrites it.
@@ -49,21 +53,27 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
     _say(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']})")
     expected = probabilities(model, data.test_images)
     facts = _facts(model, metrics, float((expected.argmax(axis=1) == data.test_labels).mean()))
-    properties = facts | {"accuracy": facts["accuracy"]["test"]}
-    files = {"model.onnx": graph.convert(model, properties).SerializeToString()}
+    fp32 = graph.convert(model, facts | {"accuracy": facts["accuracy"]["test"]})
 
     _say(f"comparing it with Keras on {len(expected):,} test images")
-    session = onnxruntime.InferenceSession(files["model.onnx"], providers=["CPUExecutionProvider"])
-    measured = parity.measure(session, data.test_images, expected)
+    measured = parity.measure(parity.open_session(fp32), data.test_images, expected)
     if not measured.holds:
         raise ExportError(f"not published, ONNX Runtime and Keras disagree: {measured}")
 
+    quantised, verdict = _int8(fp32, data, metrics["recipe"])
+    graphs = {"fp32": fp32, **quantised}
+    files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
     samples = data.test_images[manifest.choose_golden(expected, data.test_labels)]
+    answers = {
+        name: parity.run(parity.open_session(proto), samples, len(samples))
+        for name, proto in graphs.items()
+    }
     contents = facts | {
         "files": manifest.digests(files),
         "parity": dataclasses.asdict(measured),
+        "int8": verdict,
         "libraries": manifest.libraries(),
-        "golden": manifest.golden(samples, parity.run(session, samples, len(samples))),
+        "golden": manifest.golden(samples, answers),
     }
     version = _publish(models / name, files, contents)
     _summarise(version, files, contents)
@@ -73,9 +83,12 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
 def _read(artifacts: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Read the trained model and what training measured."""
     try:
-        return load_model(artifacts), load_json(artifacts, "metrics.json")
+        model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
     except NotTrained as err:
         raise ExportError(str(err)) from err
+    if metrics["recipe"] not in RECIPES:
+        raise ExportError(f"no recipe is called {metrics['recipe']!r}: run `make train` again")
+    return model, metrics
 
 
 def _facts(model: keras.Model, metrics: dict[str, Any], test_accuracy: float) -> dict[str, Any]:
@@ -100,6 +113,26 @@ def _facts(model: keras.Model, metrics: dict[str, Any], test_accuracy: float) ->
     }
 
 
+def _int8(
+    fp32: onnx.ModelProto, data: Mnist, recipe: str
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+    """Quantise the graph and see how good that is.
+
+    Returns:
+        {"int8": the graph}, or nothing if it was refused; and what the manifest says of it.
+    """
+    _say("quantising its first layer to int8, and comparing that with float32")
+    training, validation = data.split(RECIPES[recipe].validation_split)
+    quantised = quantize.quantize(fp32, training.images)
+    try:
+        measured = int8.measure(
+            parity.open_session(quantised), parity.open_session(fp32), validation, data.test
+        )
+    except int8.Refused as err:
+        return {}, {"refused": str(err)}
+    return {"int8": quantised}, dataclasses.asdict(measured)
+
+
 def _publish(folder: Path, files: Files, contents: dict[str, Any]) -> Path:
     """Publish the files and their manifest as the model's next version."""
 
@@ -120,7 +153,16 @@ def _summarise(version: Path, files: Files, contents: dict[str, Any]) -> None:
     _say(f"  size      {size_mb:.2f} MB, {contents['parameters']:,} parameters")
     _say(f"  accuracy  {accuracy['test']:.2%} of the test images")
     _say(f"  parity    Keras's digits, probabilities within {measured['max_difference']:.1e}")
+    _say(f"  int8      {_verdict(contents['int8'])}")
     _say(f"published {version}; serve it with `make serve`")
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    """Say in one line how the int8 graph did."""
+    if "refused" in facts:
+        return f"not published: {facts['refused']}"
+    speedup = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in facts["speedup"].items())
+    return f"{facts['different_digits']} digits differ from fp32; faster by batch size: {speedup}"
 
 
 def _say(line: str) -> None:

@@ -23,6 +23,7 @@ FORMAT = 1
 
 GOLDEN_IMAGES = 32
 GOLDEN_PER_DIGIT = 2
+GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
@@ -66,18 +67,21 @@ def choose_golden(probabilities: Probabilities, labels: Labels) -> npt.NDArray[n
     return np.sort(np.append(chosen, by_certainty[: GOLDEN_IMAGES - len(chosen)]))
 
 
-def golden(images: Images, probabilities: Probabilities) -> dict[str, object]:
+def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, object]:
     """Put sample questions and answers in a form for JSON.
 
     Args:
         images: (N, 784) uint8.
-        probabilities: (N, 10) float32, the published graph's answers to them.
+        answers: (N, 10) float32, the published graphs' answers by precision.
 
     Returns:
-        images: base64 of N x 784 bytes. probabilities: N lists of 10 numbers, in the fewest digits
-        that give back the same float32.
+        images: base64 of N x 784 bytes. probabilities, and int8_probabilities if that graph is
+        published: N lists of 10 numbers, in the fewest digits that give back the same float32.
     """
     return {
         "images": base64.b64encode(images.tobytes()).decode(),
-        "probabilities": [[float(str(p)) for p in row] for row in probabilities],
+        **{
+            GOLDEN_KEYS[precision]: [[float(str(p)) for p in row] for row in probabilities]
+            for precision, probabilities in answers.items()
+        },
     }

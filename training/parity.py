@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from training.data import Images
@@ -40,6 +41,15 @@ class Parity:
         )
 
 
+def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Open a graph as serving does: on the CPU, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
 def measure(
     session: onnxruntime.InferenceSession,
     images: Images,
@@ -50,7 +60,7 @@ def measure(
     Args:
         session: the graph under test.
         images: (N, 784) uint8.
-        expected: (N, 10) float32, Keras's probabilities for the same images.
+        expected: (N, 10) float32, the probabilities to compare with.
     """
     batch_sizes = (1, len(images))
     answers = np.stack([run(session, images, size) for size in batch_sizes])

@@ -11,7 +11,14 @@ import pytest
 
 from serving import Classifier
 from serving.config import BatchingConfig
-from serving.errors import CorruptModel, DeviceError, InvalidRequest, ModelNotFound, Unavailable
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeviceError,
+    InvalidRequest,
+    ModelNotFound,
+    Unavailable,
+)
 from serving.images import Images
 from training.data import Mnist
 
@@ -183,6 +190,33 @@ def test_model_of_another_shape_is_refused(model_dir: Path) -> None:
     publish(model_dir, "2", model.SerializeToString())
     with pytest.raises(CorruptModel, match="scores"):
         Classifier.load(model_dir, version="2")
+
+
+def test_int8_answers_as_fp32_does_whatever_the_batch(
+    classifier: Classifier, models: Path, images: Images
+) -> None:
+    with Classifier.load(models / "digits", precision="int8") as int8:
+        info = int8.model_info()
+        together = int8.classify(images)
+        alone = int8.classify(images[7:8])
+    assert (info.precision, info.device) == ("int8", "cpu")
+    assert together.digits.tolist() == classifier.classify(images).digits.tolist()
+    np.testing.assert_array_equal(alone.probabilities[0], together.probabilities[7])
+
+
+def test_int8_is_checked_on_its_own_golden_samples(model_dir: Path) -> None:
+    path = model_dir / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["golden"]["int8_probabilities"].reverse()
+    path.write_text(json.dumps(manifest))
+    Classifier.load(model_dir).close()
+    with pytest.raises(CorruptModel, match="golden samples"):
+        Classifier.load(model_dir, version="1", precision="int8")
+
+
+def test_int8_on_cuda_is_refused(models: Path) -> None:
+    with pytest.raises(ConfigurationError, match="int8 runs on the CPU only"):
+        Classifier.load(models / "digits", device="cuda", precision="int8")
 
 
 def test_unknown_version_is_not_found(models: Path) -> None:

@@ -103,7 +103,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--models", "nowhere"), "no model in nowhere/digits: run `make train export`"),
         (("--version", "9"), "model 'digits' has no version '9'"),
         (("--version", "../1"), "model 'digits' has no version '../1'"),
-        (("--precision", "int8"), "version 1 has no int8 variant"),
+        (("--precision", "int8", "--device", "cuda"), "int8 runs on the CPU only"),
         (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),

@@ -48,6 +48,7 @@ def test_version_that_is_none_is_not_found_and_nothing_is_opened(
 
 
 def test_missing_variant_is_named(model_dir: Path) -> None:
+    edit_manifest(model_dir, without("files", "model.int8.onnx"))
     with pytest.raises(ConfigurationError, match="version 1 has no int8 variant"):
         repository.load(model_dir, "1", "int8")
 
@@ -98,6 +99,13 @@ def changed(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def edit_manifest(model_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = model_dir / "1" / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -110,16 +118,15 @@ def changed(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
         changed("golden", "images", to="not base64!"),
         changed("golden", "images", to="AAAA"),
         changed("golden", "probabilities", to=[[1.0] * 9]),
+        without("golden", "int8_probabilities"),
+        changed("golden", "int8_probabilities", to=[[1.0] * 9]),
         changed("golden", to={"images": "", "probabilities": []}),
     ],
 )
 def test_malformed_manifest_is_refused(
     model_dir: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    path = model_dir / "1" / "manifest.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
+    edit_manifest(model_dir, change)
     with pytest.raises(CorruptModel, match="manifest"):
         repository.load(model_dir, "1")
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from training import graph
+from training import graph, quantize
 from training.data import Mnist
 from training.export import ExportError, export
 from training.manifest import choose_golden
@@ -81,6 +81,53 @@ def test_golden_samples_reproduce(
     assert set(answers.argmax(axis=1)) == set(range(10))
 
 
+def test_int8_is_published_with_its_measurements(version: Path, manifest: dict[str, Any]) -> None:
+    facts = manifest["int8"]
+    assert facts["different_digits"] <= 5
+    assert facts["test_accuracy"] == pytest.approx(manifest["accuracy"]["test"], abs=0.01)
+    assert facts["validation_accuracy"] > 0.8
+    assert 0 < facts["max_difference"] < 0.1
+    assert list(facts["speedup"]) == ["1", "32", "128"]
+    assert all(ratio > 0 for ratio in facts["speedup"].values())
+    assert "model.int8.onnx" in manifest["files"]
+
+
+def test_int8_has_golden_answers_of_its_own(version: Path, manifest: dict[str, Any]) -> None:
+    golden = manifest["golden"]
+    images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 784)
+    session = onnxruntime.InferenceSession(
+        version / "model.int8.onnx", providers=["CPUExecutionProvider"]
+    )
+    [answers] = session.run(None, {"images": images})
+    np.testing.assert_allclose(answers, golden["int8_probabilities"], rtol=0, atol=GOLDEN_TOLERANCE)
+    assert golden["int8_probabilities"] != golden["probabilities"]
+
+
+def test_damaged_int8_is_not_published_and_the_reason_is_told(
+    artifacts: Path,
+    mnist_sample: Mnist,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    round_weights = quantize.round_weights
+
+    def damaged(*arguments: Any) -> Any:
+        integers, scale = round_weights(*arguments)
+        return -integers, scale
+
+    monkeypatch.setattr(quantize, "round_weights", damaged)
+    version = export(artifacts, tmp_path, mnist_sample)
+    manifest = json.loads((version / "manifest.json").read_text())
+    reason = manifest["int8"].pop("refused")
+    assert reason.endswith("of 500 test digits differ from fp32, at most 5 may")
+    assert f"int8      not published: {reason}" in capsys.readouterr().out
+    assert manifest["int8"] == {}
+    assert list(manifest["files"]) == ["model.onnx"]
+    assert list(manifest["golden"]) == ["images", "probabilities"]
+    assert not (version / "model.int8.onnx").exists()
+
+
 def test_golden_samples_are_right_and_include_the_least_certain() -> None:
     labels = np.arange(100, dtype=np.uint8) % 10
     certainty = np.linspace(0.3, 0.9, 100, dtype=np.float32)[::-1]
@@ -128,6 +175,15 @@ def test_graph_that_answers_otherwise_is_not_published(
     ):
         export(artifacts, tmp_path / "models", mnist_sample)
     assert not (tmp_path / "models").exists()
+
+
+def test_unknown_recipe_names_the_command_to_run(
+    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    metrics = json.loads((own_artifacts / "metrics.json").read_text())
+    (own_artifacts / "metrics.json").write_text(json.dumps(metrics | {"recipe": "mine"}))
+    with pytest.raises(ExportError, match="no recipe is called 'mine': run `make train` again"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
 
 
 @pytest.mark.parametrize("missing", ["model.keras", "metrics.json"])
