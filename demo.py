@@ -14,7 +14,7 @@ from pathlib import Path
 from serving import Client
 from training import data
 
-_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0")
+_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off")
 
 
 def main(argv: list[str] | None = None) -> int:

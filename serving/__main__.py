@@ -59,6 +59,7 @@ def _serve(options: argparse.Namespace) -> int:
     config = ServerConfig(
         host=options.host,
         port=options.port,
+        metrics_port=options.metrics_port,
         transport=options.transport,
         drain_s=options.drain,
     )
@@ -164,6 +165,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default=config.host, help="address to listen on")
     add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
+    add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
+        help="TCP port of the metrics, on loopback; 0: the kernel chooses; or off")  # fmt: skip
     add("--transport", choices=get_args(Transport), default=config.transport,
         help="what answers the port; auto takes native where it is installed")  # fmt: skip
     add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
@@ -177,6 +180,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
+
+
+def _port_or_off(text: str) -> int | None:
+    return None if text == "off" else int(text)
 
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:

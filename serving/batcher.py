@@ -14,7 +14,7 @@ import numpy as np
 from serving.backlog import Backlog
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelError, Unavailable
-from serving.requests import Batch, Model, Request
+from serving.requests import Answered, Batch, Model, Request
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Batcher:
         *,
         num_runners: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[Batch, list[Answered]], None] = lambda batch, answered: None,
     ) -> None:
         """Start `num_runners` threads: that many runs go on at once.
 
@@ -37,9 +38,11 @@ class Batcher:
             config: sizes and delays.
             num_runners: as many as there are cores; ONNX Runtime runs outside the GIL.
             clock: seconds, monotonic; deadlines are on it.
+            observe: told of each run that succeeded, and of the requests that it answered.
         """
         self._config = config
         self._clock = clock
+        self._observe = observe
         self._wake = threading.Condition()
         self._backlog = Backlog(model, config.queue_capacity)
         self._retiring: list[Backlog] = []
@@ -66,17 +69,18 @@ class Batcher:
             Unavailable: draining or closed.
         """
         with self._wake:
-            self._admit(request)
+            self._admit(request, self._clock())
             self._wake.notify()
 
     def submit_all(self, requests: Iterable[Request]) -> None:
         """Queue requests from a thread that will `help`; what can't be queued is rejected."""
+        now_s = self._clock()
         with self._wake:
             for request in requests:
                 if request.settled:  # cancelled before it was queued
                     continue
                 try:
-                    self._admit(request)
+                    self._admit(request, now_s)
                 except DigitsError as err:
                     request.settled = True
                     request.reject(err)
@@ -91,7 +95,7 @@ class Batcher:
         """
         with self._wake:
             batch = self._take()
-            if self._num_waiting and self._free:
+            if self.num_waiting and self._free:
                 self._wake.notify()  # another batch, or one that waits for its delay
         if batch is None:
             return False
@@ -104,7 +108,7 @@ class Batcher:
         May return before the request has its outcome. Raises what `submit` raises.
         """
         with self._wake:
-            self._admit(request)
+            self._admit(request, self._clock())
         while (more := self.help()) and not request.settled:
             pass
         if more:
@@ -137,7 +141,7 @@ class Batcher:
         """
         with self._wake:
             self._refusal = "the server is shutting down"
-            return self._wake.wait_for(lambda: not self._num_waiting and self._is_idle, timeout_s)
+            return self._wake.wait_for(lambda: not self.num_waiting and self._is_idle, timeout_s)
 
     def close(self) -> None:
         """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
@@ -151,17 +155,18 @@ class Batcher:
             thread.join()
 
     @property
-    def _num_waiting(self) -> int:
+    def num_waiting(self) -> int:
+        """How many images wait for a run."""
         return self._backlog.num_rows + sum(backlog.num_rows for backlog in self._retiring)
 
     @property
     def _is_idle(self) -> bool:
         return self._free == self._num_runners
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, request: Request, now_s: float) -> None:
         if self._refusal is not None:
             raise Unavailable(self._refusal)
-        self._backlog.admit(request, self._clock())
+        self._backlog.admit(request, now_s)
 
     def _serve(self) -> None:
         while (batch := self._next()) is not None:
@@ -172,7 +177,7 @@ class Batcher:
             while not self._closed:
                 delay_s = self._delay_s()
                 if delay_s == 0 and (batch := self._take()) is not None:
-                    if self._num_waiting and self._free:
+                    if self.num_waiting and self._free:
                         self._wake.notify()  # the next runner takes the next batch
                     return batch
                 self._wake.wait(delay_s or None)
@@ -180,10 +185,10 @@ class Batcher:
 
     def _delay_s(self) -> float | None:
         """Seconds until a batch may start; None while there is nothing to run, or no place free."""
-        if not self._free or not self._num_waiting:
+        if not self._free or not self.num_waiting:
             return None
         delay_s = self._config.max_queue_delay_s
-        if delay_s == 0 or self._num_waiting >= self._config.max_batch_size:
+        if delay_s == 0 or self.num_waiting >= self._config.max_batch_size:
             return 0.0
         return max(0.0, self._backlog.waiting_since_s + delay_s - self._clock())
 
@@ -217,6 +222,7 @@ class Batcher:
         digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
         with self._wake:
             answered = batch.finish(digits, probabilities.tobytes())
+            self._observe(batch, answered)
         for request, answer in answered:
             try:
                 request.resolve(answer)

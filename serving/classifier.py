@@ -13,6 +13,7 @@ from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import DigitsError
 from serving.images import Images, as_images
 from serving.loaded_model import LoadedModel, load_model
+from serving.metrics import Metrics
 from serving.model_info import ModelInfo
 from serving.predictions import NUM_CLASSES, Predictions
 from serving.requests import Answer, Request
@@ -27,8 +28,11 @@ class Classifier:
     def __init__(self, model: LoadedModel, batching: BatchingConfig | None = None) -> None:
         """Serve a loaded model; `Classifier.load` is the usual way."""
         self.batching = batching or BatchingConfig()
+        self.metrics = Metrics()
         self._model = model
-        self.batcher = Batcher(model, self.batching, num_runners=_usable_cores())
+        self.batcher = Batcher(
+            model, self.batching, num_runners=_usable_cores(), observe=self.metrics.observe
+        )
 
     @classmethod
     def open(cls, config: ModelConfig, batching: BatchingConfig | None = None) -> Self:

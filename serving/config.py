@@ -66,6 +66,8 @@ class ServerConfig:
     """The address to bind; anything public wants TLS or a private network."""
     port: int = 50_051
     """The TCP port; 0 lets the kernel choose."""
+    metrics_port: int | None = 9_090
+    """The TCP port of the metrics, on loopback; 0 lets the kernel choose, None is off."""
     transport: Transport = "auto"
     """What answers the port; "auto" takes native where it is installed."""
     drain_s: float = 30.0
@@ -73,6 +75,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
+        metrics_port = self.metrics_port or 0
+        _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
 
 

@@ -45,6 +45,8 @@ class Request:
 
     __slots__ = ("answer", "arrived_s", "caller", "deadline_s", "home", "num_rows", "pixels",
                  "rows_left", "rows_taken", "settled")  # fmt: skip
+    method: str | None = None
+    """The gRPC method to count an answer under; None where somebody else counts it."""
 
     def __init__(
         self, pixels: bytes | memoryview, *, caller: Hashable = None, deadline_s: float = math.inf

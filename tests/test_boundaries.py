@@ -10,7 +10,16 @@ import pytest
 import serving
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"onnxruntime", "tensorflow", "keras", "onnx", "tf2onnx", "PIL", "uvloop"}
+HEAVY = {
+    "onnxruntime",
+    "tensorflow",
+    "keras",
+    "onnx",
+    "tf2onnx",
+    "PIL",
+    "uvloop",
+    "prometheus_client",
+}
 
 
 def modules_after(code: str) -> set[str]:
@@ -73,7 +82,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs"},
     {"repository", "requests"},
-    {"backlog", "engine"},
+    {"backlog", "engine", "metrics"},
     {"batcher", "loaded_model"},
     {"classifier"},
     {"rpc"},

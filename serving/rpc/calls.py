@@ -12,8 +12,9 @@ import grpc
 
 from serving.batcher import Batcher
 from serving.errors import DigitsError, ModelError, Unavailable
+from serving.metrics import Metrics
 from serving.requests import Answer, Request
-from serving.rpc.status import abort
+from serving.rpc.status import STATUS, abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -28,40 +29,48 @@ class Calls:
     wake-up for as many as are ready: waking a loop costs more than an outcome does.
     """
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
         """Bind to the running event loop."""
         self._batcher = batcher
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
         self._is_woken = False
         self.num_begun = self.num_active = 0
 
-    def guarded(self, handler: Handler) -> Handler:
-        """Wrap a handler so that whatever it raises leaves as one status of the table.
+    def guarded(self, handler: Handler, method: str = "other") -> Handler:
+        """Wrap a handler: count its calls, and let whatever it raises leave as one status.
 
         The texts of our own errors are shown; any other exception is logged here and leaves as
         INTERNAL without its text.
+
+        Args:
+            handler: a coroutine of (request, context).
+            method: the name to count its calls under.
         """
 
         async def guarded_handler(request: Any, context: Context) -> Any:
             self.num_begun += 1
             self.num_active += 1
+            error: DigitsError | None = None
             try:
                 return await handler(request, context)
             except DigitsError as err:
-                await abort(context, err)
+                error = err
             except asyncio.CancelledError:
                 # Escaping, it leaves a caller that is still there without a status (grpc #29248).
-                await abort(context, Unavailable("the call was cut off"))
+                error = Unavailable("the call was cut off")
             except Exception:
                 _log.exception("a handler failed")
-                await abort(context, ModelError("internal error"))
+                error = ModelError("internal error")
             finally:
                 self.num_active -= 1
+                self._metrics.count(method, STATUS[type(error)].name if error else "OK")
+            return await abort(context, error)
 
         return guarded_handler
 
-    async def answer(self, pixels: memoryview, context: Context) -> Answer:
+    async def answer(self, pixels: bytes | memoryview, context: Context) -> Answer:
         """Queue N x 784 bytes and wait for their answer.
 
         Raises:
@@ -70,7 +79,7 @@ class Calls:
         """
         return await self.outcome(self.submit(pixels, context))
 
-    def submit(self, pixels: memoryview, context: Context) -> "AsyncCall":
+    def submit(self, pixels: bytes | memoryview, context: Context) -> "AsyncCall":
         """Queue N x 784 bytes; raises what `Batcher.submit` raises."""
         call = AsyncCall(self, pixels, context)
         self._batcher.submit(call)
@@ -117,7 +126,7 @@ class AsyncCall(Request):
 
     __slots__ = ("_calls", "future")
 
-    def __init__(self, calls: Calls, pixels: memoryview, context: Context) -> None:
+    def __init__(self, calls: Calls, pixels: bytes | memoryview, context: Context) -> None:
         """Wrap N x 784 bytes; the deadline is the call's own."""
         remaining_s = context.time_remaining()
         deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s

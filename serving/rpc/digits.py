@@ -43,15 +43,15 @@ class DigitsServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Classify": unary(guarded(self.classify)),
+                "Classify": unary(guarded(self.classify, "Classify")),
                 "ClassifyStream": grpc.stream_stream_rpc_method_handler(
-                    guarded(self.classify_stream)
+                    guarded(self.classify_stream, "ClassifyStream")
                 ),
-                "GetModel": unary(guarded(self.get_model)),
+                "GetModel": unary(guarded(self.get_model, "GetModel")),
             },
         )
 
-    def _decode(self, request: bytes) -> memoryview:
+    def _decode(self, request: bytes) -> bytes | memoryview:
         return wire.decode_request(request, self._classifier.batching.max_request_images)
 
     def _encode(self, answer: Answer) -> bytes:

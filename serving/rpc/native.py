@@ -12,6 +12,7 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from serving.batcher import Batcher
 from serving.errors import ConfigurationError, DigitsError
+from serving.metrics import Metrics
 from serving.requests import Answer, Request
 from serving.rpc import wire
 from serving.rpc.status import STATUS
@@ -27,11 +28,14 @@ _MAX_EVENTS = 4096
 class NativeFront:
     """Listens on a TCP port and answers Classify; forwards what else comes."""
 
-    def __init__(self, batcher: Batcher, max_request_images: int, address: str) -> None:
+    def __init__(
+        self, batcher: Batcher, metrics: Metrics, max_request_images: int, address: str
+    ) -> None:
         """Bind; `start` begins to answer.
 
         Args:
             batcher: answers the requests.
+            metrics: counts them.
             max_request_images: the most images in one request.
             address: "host:port" to bind; port 0 lets the kernel choose.
 
@@ -40,6 +44,7 @@ class NativeFront:
         """
         self.num_begun = 0
         self._batcher = batcher
+        self._metrics = metrics
         self._calls: dict[int, _NativeCall] = {}
         self._max_request_images = max_request_images
         try:
@@ -88,7 +93,7 @@ class NativeFront:
                 try:
                     pixels = wire.decode_request(data, self._max_request_images)
                 except DigitsError as err:
-                    _fail(self._front, call_id, err)
+                    self.fail(call_id, err)
                     continue
                 call = self._calls[call_id] = _NativeCall(self, call_id, pixels, caller)
                 requests.append(call)
@@ -96,30 +101,39 @@ class NativeFront:
                 self._batcher.cancel(cancelled)
         return requests
 
+    def respond(self, call_id: int, response: bytes) -> None:
+        """Send an answer; from any thread. Nothing happens if the caller has left."""
+        self._calls.pop(call_id, None)
+        self._front.respond(call_id, response)
+
+    def fail(self, call_id: int, error: DigitsError) -> None:
+        """Send a status; from any thread.
+
+        Without the pushback that `status.abort` adds: the front refuses metadata that starts with
+        "grpc-".
+        """
+        self._calls.pop(call_id, None)
+        code = STATUS[type(error)]
+        number: tuple[int, str] = code.value
+        self._front.fail(call_id, number[0], str(error))
+        self._metrics.count("Classify", code.name)
+
 
 class _NativeCall(Request):
     __slots__ = ("_call_id", "_native")
+    method = "Classify"
 
     def __init__(
-        self, native: NativeFront, call_id: int, pixels: memoryview, caller: object
+        self, native: NativeFront, call_id: int, pixels: bytes | memoryview, caller: object
     ) -> None:
         super().__init__(pixels, caller=caller)
         self._native = native
         self._call_id = call_id
 
     def resolve(self, answer: Answer) -> None:
-        self._native._calls.pop(self._call_id, None)
-        response = wire.encode_response(
-            answer.digits, answer.probabilities, answer.batch.model.version
-        )
-        self._native._front.respond(self._call_id, response)
+        version = answer.batch.model.version
+        response = wire.encode_response(answer.digits, answer.probabilities, version)
+        self._native.respond(self._call_id, response)
 
     def reject(self, error: DigitsError) -> None:
-        self._native._calls.pop(self._call_id, None)
-        _fail(self._native._front, self._call_id, error)
-
-
-def _fail(front: NativeGrpcFront, call_id: int, error: DigitsError) -> None:
-    # Without the pushback of `trailers`: the front refuses metadata that starts with "grpc-".
-    code: tuple[int, str] = STATUS[type(error)].value
-    front.fail(call_id, code[0], str(error))
+        self._native.fail(self._call_id, error)

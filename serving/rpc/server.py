@@ -5,12 +5,15 @@ import importlib.util
 import logging
 import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
 from serving.errors import ConfigurationError
+from serving.metrics import Exporter
+from serving.model_info import ModelInfo
 from serving.rpc.grpcio import GrpcioServer
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
     """Load the model, serve it until SIGTERM or SIGINT, drain.
 
     Prints one line when it is ready, which tools may parse:
-    `serving model=... version=... precision=... device=... transport=... address=...`.
+    `serving model=... version=... precision=... device=... transport=... address=... metrics=...`.
 
     Returns:
         True if every accepted request was answered.
@@ -48,6 +51,7 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         print(
             f"serving model={info.name} version={info.version} precision={info.precision} "
             f"device={info.device} transport={transport} address={server.address} "
+            f"metrics={server.metrics_address} "
             f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
             flush=True,
         )
@@ -77,7 +81,9 @@ class Server:
         self._grpcio = GrpcioServer(classifier, transport)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
+        self._exporter: Exporter | None = None
         self.address = ""
+        self.metrics_address = "off"
 
     async def start(self) -> None:
         """Bind and begin to answer.
@@ -92,17 +98,37 @@ class Server:
         else:
             port = await self._grpcio.start(wanted)
         self.address = f"{host}:{port}"
+        if self._config.metrics_port is not None:
+            self._start_metrics(self._config.metrics_port)
         self._grpcio.health.set_serving(True)
 
     async def _start_native(self, address: str) -> int:
         from serving.rpc.native import NativeFront
 
         max_request_images = self._classifier.batching.max_request_images
-        self._native = NativeFront(self._classifier.batcher, max_request_images, address)
+        self._native = NativeFront(
+            self._classifier.batcher, self._classifier.metrics, max_request_images, address
+        )
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")
         self._native.start(fallback)
         return self._native.port
+
+    def _start_metrics(self, port: int) -> None:
+        classifier = self._classifier
+
+        def info() -> ModelInfo:
+            return replace(classifier.model_info(), transport=self._transport)
+
+        try:
+            self._exporter = Exporter(
+                classifier.metrics, info, lambda: classifier.batcher.num_waiting, port
+            )
+        except OSError as err:
+            raise ConfigurationError(
+                f"can't listen on 127.0.0.1:{port} for metrics: is the port taken?"
+            ) from err
+        self.metrics_address = f"127.0.0.1:{self._exporter.port}"
 
     async def run_until_signalled(self) -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
@@ -156,4 +182,6 @@ class Server:
         if self._native is not None:
             await asyncio.to_thread(self._native.close)
         await self._grpcio.stop(grace_s)
+        if self._exporter is not None:
+            await asyncio.to_thread(self._exporter.close)
         self._sockets.cleanup()

@@ -17,7 +17,7 @@ _WINDOW = 64
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
-Decode = Callable[[bytes], memoryview]
+Decode = Callable[[bytes], bytes | memoryview]
 Encode = Callable[[Answer], bytes]
 
 
@@ -59,7 +59,7 @@ async def _read(
         await window.put(err)
 
 
-async def _submit(calls: Calls, pixels: memoryview, context: Context) -> AsyncCall:
+async def _submit(calls: Calls, pixels: bytes | memoryview, context: Context) -> AsyncCall:
     while True:
         try:
             return calls.submit(pixels, context)

@@ -5,6 +5,8 @@ directions are slices (https://protobuf.dev/programming-guides/encoding). Whatev
 layout goes through the protobuf library.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -15,13 +17,16 @@ from serving.rpc.pb.digits.v1 import digits_pb2
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
 
+_ONE_IMAGE = b"\x0a\x90\x06"  # how the hottest request starts
+_ONE_IMAGE_BYTES = len(_ONE_IMAGE) + IMAGE_BYTES
+
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
     """Encode N x 784 bytes as a ClassifyRequest."""
     return b"".join((_FIELD_1, _varint(len(pixels)), pixels))
 
 
-def decode_request(data: bytes, max_images: int) -> memoryview:
+def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
     """Decode a ClassifyRequest and check how many images it holds.
 
     Args:
@@ -34,6 +39,8 @@ def decode_request(data: bytes, max_images: int) -> memoryview:
     Raises:
         InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
     """
+    if len(data) == _ONE_IMAGE_BYTES and data.startswith(_ONE_IMAGE):
+        return data[len(_ONE_IMAGE) :]
     pixels = _sole_field(data)
     if pixels is None:
         try:
@@ -59,12 +66,17 @@ def encode_response(
         probabilities: N x 10 little-endian float32.
         version: the model's version.
     """
-    name = version.encode()
+    if len(digits) == 1:
+        return b"".join((b"\x0a\x01", digits, b"\x12\x28", probabilities, _text(version)))
     return b"".join(
         (_FIELD_1, _varint(len(digits)), digits,
-         _FIELD_2, _varint(len(probabilities)), probabilities,
-         _FIELD_3, _varint(len(name)), name)
+         _FIELD_2, _varint(len(probabilities)), probabilities, _text(version))
     )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _text(version: str) -> bytes:
+    return b"".join((_FIELD_3, _varint(len(version.encode())), version.encode()))
 
 
 def decode_response(data: bytes) -> Predictions:

@@ -78,6 +78,7 @@ def test_start_line_says_what_is_served(server: RunningServer, transport: str) -
         "device": "cpu",
         "transport": transport,
         "address": server.address,
+        "metrics": server.facts["metrics"],
         "max_request_images": "4096",
         "max_batch_size": "128",
     }

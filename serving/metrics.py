@@ -1,0 +1,153 @@
+"""What the server counts, and how Prometheus reads it.
+
+Timings ride with each run, so they are added up here once per run, under the batcher's lock; no
+request is observed on its own.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from serving.model_info import ModelInfo
+from serving.requests import Answered, Batch
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_SECONDS = tuple(
+    mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
+)  # 10 µs to 5 s
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Histogram:
+    """Counts of values between fixed bounds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Start empty; a value on a bound counts below it, as in Prometheus."""
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value, perhaps several times."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """(upper bound, how many values up to it), as the exposition format wants them."""
+        names = [*map(str, self.bounds), "+Inf"]
+        return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
+
+
+class Metrics:
+    """Everything that is counted in one server process."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.batch_images = Histogram(_IMAGES)
+        self.queue_s = Histogram(_SECONDS)
+        self.run_s = Histogram(_SECONDS)
+        self.request_s = Histogram(_SECONDS)
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def observe(self, batch: Batch, answered: Sequence[Answered]) -> None:
+        """Add a run and the requests that it answered; called under the batcher's lock."""
+        self.batch_images.add(batch.num_rows)
+        self.run_s.add(batch.finished_s - batch.started_s)
+        # Calls that came together have one time of arrival: count them together.
+        arrivals = Counter([request.arrived_s for request, _ in answered])
+        for arrived_s, times in arrivals.items():
+            self.queue_s.add(batch.started_s - arrived_s, times)
+            self.request_s.add(batch.finished_s - arrived_s, times)
+        with self._lock:
+            for method, times in Counter([request.method for request, _ in answered]).items():
+                if method is not None:
+                    self._requests[method, "OK"] += times
+
+    def count(self, method: str, status: str) -> None:
+        """Count a call that has ended, unless `observe` does; from any thread.
+
+        Args:
+            method: the gRPC method's name, such as "Classify".
+            status: the status code's name, such as "OK".
+        """
+        with self._lock:
+            self._requests[method, status] += 1
+
+    @property
+    def requests(self) -> dict[tuple[str, str], int]:
+        """Calls so far by (method, status)."""
+        with self._lock:
+            return dict(self._requests)
+
+
+class Exporter:
+    """Serves metrics to Prometheus over HTTP on the loopback interface."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        info: Callable[[], ModelInfo],
+        num_waiting: Callable[[], int],
+        port: int,
+    ) -> None:
+        """Listen, on a thread of its own.
+
+        Args:
+            metrics: what was counted.
+            info: what is being served.
+            num_waiting: how many images wait.
+            port: the TCP port; 0 lets the kernel choose.
+
+        Raises:
+            OSError: the port can't be bound.
+        """
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._metrics = metrics
+        self._info = info
+        self._num_waiting = num_waiting
+        registry = CollectorRegistry()
+        registry.register(self)
+        self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield everything in Prometheus's terms; called at each scrape."""
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+            InfoMetricFamily,
+        )
+
+        info, metrics = self._info(), self._metrics
+        model = InfoMetricFamily("digits_model", "What is being served.")
+        facts = ("name", "version", "device", "precision", "transport")
+        model.add_metric((), {fact: str(getattr(info, fact)) for fact in facts})
+        yield model
+        calls = CounterMetricFamily(
+            "digits_requests", "Calls that have ended.", labels=("method", "status")
+        )
+        for labels, number in metrics.requests.items():
+            calls.add_metric(labels, number)
+        yield calls
+        yield CounterMetricFamily("digits_images", "Images run.", metrics.batch_images.sum)
+        yield GaugeMetricFamily("digits_queue_images", "Images that wait.", self._num_waiting())
+        for name, text, histogram in (
+            ("digits_batch_images", "Images in a run.", metrics.batch_images),
+            ("digits_queue_seconds", "From arrival to the (last) run.", metrics.queue_s),
+            ("digits_run_seconds", "One run of the model.", metrics.run_s),
+            ("digits_request_seconds", "From arrival to the answer.", metrics.request_s),
+        ):
+            yield HistogramMetricFamily(name, text, histogram.cumulative(), histogram.sum)
