@@ -6,7 +6,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo test lint types protos protos-check lock clean
+.PHONY: help train export serve demo test test-interop lint types protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 RECIPE ?= default
@@ -36,16 +36,20 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q
 
+test-interop: $(INSTALLED)  ## test against tritonclient and perf_analyzer (a minute, installs them apart)
+	$(RUN) -m pytest -q -m interop tests/interop
+
 lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
-PROTOC = .venv-protos/bin/python -m grpc_tools.protoc -Iserving/rpc/pb=protos
+PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
 
 protos: .venv-protos/.installed  ## generate serving/rpc/pb from protos/
-	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
+	$(PROTOC) -Iserving/rpc/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
+	$(PROTOC) -Iprotos --descriptor_set_out=serving/rpc/pb/inference.binpb protos/inference/inference.proto
 
 protos-check: protos  ## fail if the committed generated code is stale
 	git diff --exit-code --stat -- serving/rpc/pb

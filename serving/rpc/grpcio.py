@@ -11,10 +11,11 @@ from serving.classifier import Classifier
 from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
 from serving.predictions import NUM_CLASSES
-from serving.rpc import digits
+from serving.rpc import digits, inference
 from serving.rpc.calls import Calls
 from serving.rpc.digits import DigitsServicer
 from serving.rpc.health import HealthServicer
+from serving.rpc.inference import InferenceServicer
 
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
@@ -25,11 +26,12 @@ class GrpcioServer:
 
     def __init__(self, classifier: Classifier, transport: str) -> None:
         """Prepare; `transport` is what GetModel shall tell."""
-        self.calls = Calls(classifier.batcher)
-        self.health = HealthServicer((digits.SERVICE,))
+        self.calls = Calls(classifier.batcher, classifier.metrics)
+        self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
         self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
         servicer = DigitsServicer(classifier, self.calls, transport)
-        self._server.add_generic_rpc_handlers((servicer.handlers(),))
+        inferences = InferenceServicer(classifier, self.calls, self.health)
+        self._server.add_generic_rpc_handlers((servicer.handlers(), inferences.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
     async def start(self, address: str) -> int:
