@@ -21,8 +21,12 @@ BOX = 20
 """Pixels of the digit's longer side in an image."""
 PEN_WIDTHS = (2.0, 3.0)
 """Pixels; wider and narrower strokes are brought here. Half of MNIST's lie within 2.0 to 2.8."""
+MIN_CONTRAST = 16
+"""Levels of 255 by which ink must stand out of the paper; below, it is taken for grain."""
 FINE = 8
 """The pen is adjusted at this many times the final resolution."""
+
+BLANK = "no ink found: the picture is blank"
 
 Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -43,6 +47,8 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
         if is_made_as_mnist(image):
             return image.astype(np.uint8)
     ink = lift(grey)
+    if ink.max() < MIN_CONTRAST:
+        raise InvalidRequest(BLANK)
     digit = find_digit(ink)
     # Full ink is 1; the digit alone is kept, with its soft edge.
     alone = np.clip(ink / np.median(ink[digit]), 0, 1) * around(digit, 1, np.maximum)
@@ -88,7 +94,7 @@ def find_digit(ink: Levels) -> Mask:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     if sizes.max() < 1:
-        raise InvalidRequest("no ink found: the picture is blank")
+        raise InvalidRequest(BLANK)
     return with_neighbours(labels, sizes)
 
 

@@ -136,6 +136,7 @@ class AsyncCall(Request):
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
+        self.pixels = b""  # answers of a stream whose caller doesn't read wait without them
         self._calls.post(self.future, answer)
 
     def reject(self, error: DigitsError) -> None:

@@ -8,7 +8,7 @@ rejected half-way.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from serving.errors import DigitsError, Overloaded
+from serving.errors import Overloaded
 from serving.requests import Answer
 from serving.rpc.calls import AsyncCall, Calls, Context
 
@@ -29,34 +29,31 @@ async def answer_stream(
     Raises:
         DigitsError: a request was bad or failed; the earlier ones were answered.
     """
-    window: asyncio.Queue[AsyncCall | DigitsError | None] = asyncio.Queue(_WINDOW)
-    reader = asyncio.create_task(_read(calls, requests, context, decode, window))
+    window: asyncio.Queue[AsyncCall | Exception | None] = asyncio.Queue()
+    places = asyncio.Semaphore(_WINDOW)
+
+    async def read() -> None:
+        """Queue what the caller sends; end the window with None, or with what went wrong."""
+        try:
+            async for data in requests:
+                await places.acquire()  # first: nothing that was submitted may be left out
+                window.put_nowait(await _submit(calls, decode(data), context))
+            window.put_nowait(None)
+        except Exception as err:  # else the stream would wait for an end that never comes
+            window.put_nowait(err)
+
+    reader = asyncio.create_task(read())
     try:
         while (call := await window.get()) is not None:
-            if isinstance(call, DigitsError):
+            if isinstance(call, Exception):
                 raise call
             await context.write(encode(await calls.outcome(call)))
+            places.release()
     finally:
         reader.cancel()
         while not window.empty():
             if isinstance(call := window.get_nowait(), AsyncCall):
                 calls.cancel(call)
-
-
-async def _read(
-    calls: Calls,
-    requests: AsyncIterator[bytes],
-    context: Context,
-    decode: Decode,
-    window: "asyncio.Queue[AsyncCall | DigitsError | None]",
-) -> None:
-    """Queue what the caller sends; end the window with None, or with what was wrong."""
-    try:
-        async for data in requests:
-            await window.put(await _submit(calls, decode(data), context))
-        await window.put(None)
-    except DigitsError as err:
-        await window.put(err)
 
 
 async def _submit(calls: Calls, pixels: bytes | memoryview, context: Context) -> AsyncCall:
