@@ -6,7 +6,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo test test-interop lint types protos protos-check lock clean
+.PHONY: help train export serve demo test test-interop lint protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 RECIPE ?= default

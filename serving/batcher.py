@@ -213,9 +213,7 @@ class Batcher:
     def _execute(self, batch: Batch) -> None:
         try:
             probabilities = batch.model.run(batch.images())
-        except (
-            Exception
-        ) as err:  # whatever a model raises is these requests' end, never the runner's
+        except Exception as err:  # whatever it is, it ends these requests and never this thread
             self._bisect(batch, err)
             return
         batch.finished_s = self._clock()

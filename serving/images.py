@@ -54,11 +54,20 @@ def from_bytes(data: bytes | memoryview, max_images: int | None = None) -> Image
     Raises:
         InvalidRequest: empty, not a multiple of 784 bytes, or more than max_images.
     """
-    num_images, rest = divmod(len(data), IMAGE_BYTES)
+    check_bytes(len(data), max_images)
+    return np.frombuffer(data, np.uint8).reshape(-1, IMAGE_BYTES)
+
+
+def check_bytes(num_bytes: int, max_images: int | None) -> None:
+    """Refuse a number of bytes that is not that of 1 to max_images images (None for no limit).
+
+    Raises:
+        InvalidRequest: the text names what was expected and what came.
+    """
+    num_images, rest = divmod(num_bytes, IMAGE_BYTES)
     if rest:
-        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes, got {len(data)}")
+        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes of images, got {num_bytes}")
     check_count(num_images, max_images)
-    return np.frombuffer(data, np.uint8).reshape(num_images, IMAGE_BYTES)
 
 
 def check_count(num_images: int, max_images: int | None) -> None:

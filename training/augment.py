@@ -43,7 +43,9 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = thread.submit(make, start)
         for epoch in range(start, recipe.epochs):
-            ready, coming = coming, thread.submit(make, epoch + 1)
+            ready = coming
+            if epoch + 1 < recipe.epochs:
+                coming = thread.submit(make, epoch + 1)
             yield ready.result()
 
 

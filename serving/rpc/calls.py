@@ -77,13 +77,13 @@ class Calls:
             DigitsError: the request was rejected.
             asyncio.CancelledError: the caller left; rows that still wait never run.
         """
-        return await self.outcome(self.submit(pixels, context))
-
-    def submit(self, pixels: bytes | memoryview, context: Context) -> "AsyncCall":
-        """Queue N x 784 bytes; raises what `Batcher.submit` raises."""
         call = AsyncCall(self, pixels, context)
+        self.submit(call)
+        return await self.outcome(call)
+
+    def submit(self, call: "AsyncCall") -> None:
+        """Queue a call; raises what `Batcher.submit` raises."""
         self._batcher.submit(call)
-        return call
 
     async def outcome(self, call: "AsyncCall") -> Answer:
         """Wait for the outcome of a call; raises what `answer` raises."""

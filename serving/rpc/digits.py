@@ -8,9 +8,9 @@ import grpc
 from serving.classifier import Classifier
 from serving.requests import Answer
 from serving.rpc import wire
-from serving.rpc.calls import Calls, Context
+from serving.rpc.calls import AsyncCall, Calls, Context
 from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.streams import answer_stream
+from serving.rpc.streams import answer_stream, submit_patiently
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -30,7 +30,16 @@ class DigitsServicer:
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer ClassifyRequests in their order; a bad one ends the stream with its status."""
-        await answer_stream(self._calls, requests, context, self._decode, self._encode)
+
+        async def begin(request: bytes) -> AsyncCall:
+            call = AsyncCall(self._calls, self._decode(request), context)
+            await submit_patiently(lambda: self._calls.submit(call))
+            return call
+
+        async def finish(call: AsyncCall) -> bytes:
+            return self._encode(await self._calls.outcome(call))
+
+        await answer_stream(requests, context, begin, finish, self._calls.cancel)
 
     async def get_model(self, request: bytes, context: Context) -> bytes:
         """Tell what is being served; the request holds nothing and is not read."""

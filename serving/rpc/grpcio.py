@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2_grpc
 from serving.classifier import Classifier
 from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
-from serving.predictions import NUM_CLASSES
+from serving.requests import ROW_BYTES
 from serving.rpc import digits, inference
 from serving.rpc.calls import Calls
 from serving.rpc.digits import DigitsServicer
@@ -60,7 +60,7 @@ def _options(max_request_images: int) -> list[tuple[str, int]]:
     return [
         # Twice the largest request: one that is a little too large is read, and told by how much.
         ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
-        ("grpc.max_send_message_length", max_request_images * (4 * NUM_CLASSES + 1) + _SPARE_BYTES),
+        ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
         ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs

@@ -1,23 +1,18 @@
 """ModelInfer and ModelStreamInfer: decode, submit, encode, count."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from serving.classifier import Classifier
-from serving.errors import DigitsError, ModelNotFound, Overloaded, Unavailable
+from serving.errors import DigitsError, ModelNotFound, Unavailable
 from serving.requests import Answer
 from serving.rpc import catalog, tensors
 from serving.rpc.calls import AsyncCall, Calls, Context
 from serving.rpc.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
 from serving.rpc.statistics import Statistics
+from serving.rpc.streams import answer_stream, submit_patiently
 from serving.rpc.tensors import Inference
-
-_WINDOW = 64
-"""The most requests of one stream that are in flight."""
-_PAUSE_S = 0.005
-"""How long a stream pauses while the queue is full."""
 
 
 class Inferences:
@@ -34,7 +29,7 @@ class Inferences:
         received_s = time.monotonic()
         try:
             call = self._read(parse(ModelInferRequest, request), context, received_s)
-            self._classifier.batcher.submit(call)
+            self._calls.submit(call)
             answer = await self._calls.outcome(call)
         except DigitsError as err:
             self._count_failure(err, received_s)
@@ -51,37 +46,11 @@ class Inferences:
         Raises:
             Unavailable: the server drains; what was accepted before is answered.
         """
-        window: asyncio.Queue[_Item | Exception | None] = asyncio.Queue()
-        places = asyncio.Semaphore(_WINDOW)
-        reader = asyncio.create_task(self._read_stream(requests, context, window, places))
-        try:
-            while (item := await window.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                await context.write(await self._finish(item))
-                places.release()
-        finally:
-            reader.cancel()
-            while not window.empty():
-                item = window.get_nowait()
-                if isinstance(item, _Item) and item.call is not None:
-                    self._calls.cancel(item.call)
 
-    async def _read_stream(
-        self,
-        requests: AsyncIterator[bytes],
-        context: Context,
-        window: "asyncio.Queue[_Item | Exception | None]",
-        places: asyncio.Semaphore,
-    ) -> None:
-        """Queue what the caller sends; end the window with None, or with what went wrong."""
-        try:
-            async for data in requests:
-                await places.acquire()  # first: nothing that was submitted may be left out
-                window.put_nowait(await self._begin(data, context))
-            window.put_nowait(None)
-        except Exception as err:  # else the stream would wait for an end that never comes
-            window.put_nowait(err)
+        async def begin(data: bytes) -> _Item:
+            return await self._begin(data, context)
+
+        await answer_stream(requests, context, begin, self._finish, self._cancel)
 
     async def _begin(self, data: bytes, context: Context) -> "_Item":
         item = _Item()
@@ -89,12 +58,7 @@ class Inferences:
             request = parse(ModelInferRequest, data)
             item.id = request.id[: tensors.MAX_ID_CHARACTERS]
             call = self._read(request, context, item.received_s)
-            while True:
-                try:
-                    self._classifier.batcher.submit(call)
-                    break
-                except Overloaded:
-                    await asyncio.sleep(_PAUSE_S)
+            await submit_patiently(lambda: self._calls.submit(call))
             item.call = call
         except DigitsError as err:
             item.error = err
@@ -114,6 +78,10 @@ class Inferences:
             fields = {"error_message": str(err), "infer_response": {"id": item.id}}
         data: bytes = ModelStreamInferResponse(**fields).SerializeToString()
         return data
+
+    def _cancel(self, item: "_Item") -> None:
+        if item.call is not None:
+            self._calls.cancel(item.call)
 
     def _read(self, request: Any, context: Context, received_s: float) -> "_InferCall":
         info = self._classifier.model_info()
@@ -151,8 +119,7 @@ class _InferCall(AsyncCall):
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
-        # Answers of a stream whose caller doesn't read wait here: without their images.
-        self.pixels = self.inference.pixels = b""
+        self.inference.pixels = b""  # the same images: `AsyncCall` drops its own
         super().resolve(answer)
 
 

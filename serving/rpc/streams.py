@@ -6,59 +6,70 @@ rejected half-way.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from serving.errors import Overloaded
-from serving.requests import Answer
-from serving.rpc.calls import AsyncCall, Calls, Context
+from serving.rpc.calls import Context
 
 _WINDOW = 64
 """The most requests of one stream that are in flight."""
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
-Decode = Callable[[bytes], bytes | memoryview]
-Encode = Callable[[Answer], bytes]
+Item = TypeVar("Item")
 
 
 async def answer_stream(
-    calls: Calls, requests: AsyncIterator[bytes], context: Context, decode: Decode, encode: Encode
+    requests: AsyncIterator[bytes],
+    context: Context,
+    begin: Callable[[bytes], Awaitable[Item]],
+    finish: Callable[[Item], Awaitable[bytes]],
+    cancel: Callable[[Item], None],
 ) -> None:
     """Answer each request of a stream.
 
+    Args:
+        requests: the messages that the caller sends.
+        context: where the answers are written.
+        begin: decodes a message and submits it; what it returns is in flight.
+        finish: waits for the outcome of what is in flight, and encodes it.
+        cancel: forgets what is in flight when the stream ends before its answer.
+
     Raises:
-        DigitsError: a request was bad or failed; the earlier ones were answered.
+        Exception: what `begin` or `finish` raised; the earlier requests were answered.
     """
-    window: asyncio.Queue[AsyncCall | Exception | None] = asyncio.Queue()
+    window: asyncio.Queue[tuple[Item] | Exception | None] = asyncio.Queue()
     places = asyncio.Semaphore(_WINDOW)
 
     async def read() -> None:
-        """Queue what the caller sends; end the window with None, or with what went wrong."""
+        """Begin what the caller sends; end the window with None, or with what went wrong."""
         try:
             async for data in requests:
                 await places.acquire()  # first: nothing that was submitted may be left out
-                window.put_nowait(await _submit(calls, decode(data), context))
+                window.put_nowait((await begin(data),))
             window.put_nowait(None)
         except Exception as err:  # else the stream would wait for an end that never comes
             window.put_nowait(err)
 
     reader = asyncio.create_task(read())
     try:
-        while (call := await window.get()) is not None:
-            if isinstance(call, Exception):
-                raise call
-            await context.write(encode(await calls.outcome(call)))
+        while (entry := await window.get()) is not None:
+            if isinstance(entry, Exception):
+                raise entry
+            await context.write(await finish(*entry))
             places.release()
     finally:
         reader.cancel()
         while not window.empty():
-            if isinstance(call := window.get_nowait(), AsyncCall):
-                calls.cancel(call)
+            if isinstance(entry := window.get_nowait(), tuple):
+                cancel(*entry)
 
 
-async def _submit(calls: Calls, pixels: bytes | memoryview, context: Context) -> AsyncCall:
+async def submit_patiently(submit: Callable[[], None]) -> None:
+    """Call `submit` until the queue has room; raises what it raises but Overloaded."""
     while True:
         try:
-            return calls.submit(pixels, context)
+            return submit()
         except Overloaded:
             await asyncio.sleep(_PAUSE_S)

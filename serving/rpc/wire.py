@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
-from serving.images import IMAGE_BYTES, check_count
+from serving.images import IMAGE_BYTES, check_bytes
 from serving.predictions import NUM_CLASSES, Predictions
 from serving.rpc.pb.digits.v1 import digits_pb2
 
@@ -49,10 +49,7 @@ def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
             raise InvalidRequest(
                 f"expected a digits.v1.ClassifyRequest, got {len(data)} bytes that are none"
             ) from err
-    num_images, rest = divmod(len(pixels), IMAGE_BYTES)
-    if rest:
-        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes of images, got {len(pixels)}")
-    check_count(num_images, max_images)
+    check_bytes(len(pixels), max_images)
     return pixels
 
 
