@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import pytest
 
+from serving import Client
 from tests.inference_peer import Peer
+from tests.raw import Raw
 from tests.servers import RunningServer
 
 
@@ -13,3 +16,22 @@ from tests.servers import RunningServer
 def peer(server: RunningServer) -> Iterator[Peer]:
     with grpc.insecure_channel(server.address) as channel:
         yield Peer(channel)
+
+
+@pytest.fixture
+def raw(server: RunningServer) -> Raw:
+    return Raw(server.address)
+
+
+@pytest.fixture(autouse=True)
+def still_answers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test, whatever it did, the shared server still answers correctly."""
+    if "server" not in request.fixturenames:  # `raw`, `client` and `peer` bring it too
+        yield
+        return
+    values = (request.getfixturevalue(name) for name in ("server", "images", "classifier"))
+    server, images, classifier = values
+    yield
+    with Client(server.address) as client:
+        answer = client.classify(images[:3])
+    np.testing.assert_array_equal(answer.digits, classifier.classify(images[:3]).digits)
