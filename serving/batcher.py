@@ -62,14 +62,26 @@ class Batcher:
         return self._backlog.model
 
     def submit(self, request: Request) -> None:
-        """Queue a request for the runner threads.
+        """Queue a request, and `wake` a runner for it.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: draining or closed.
         """
+        self.admit(request)
+        self.wake()
+
+    def admit(self, request: Request) -> None:
+        """Queue a request without waking anyone: busy runners see it, idle ones need `wake`.
+
+        Raises: what `submit` raises.
+        """
         with self._wake:
             self._admit(request, self._clock())
+
+    def wake(self) -> None:
+        """Wake a runner thread, if one is idle, to run what waits."""
+        with self._wake:
             self._wake.notify()
 
     def submit_all(self, requests: Iterable[Request]) -> None:
