@@ -27,13 +27,18 @@ class Backlog:
         self._turns: deque[Hashable] = deque()
         self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
 
+    @property
+    def room(self) -> int:
+        """How many more images fit."""
+        return self._capacity - self.num_rows
+
     def admit(self, request: Request, now_s: float) -> None:
         """Queue a request.
 
         Raises:
             Overloaded: its rows do not fit; nothing has changed.
         """
-        if self.num_rows + request.num_rows > self._capacity:
+        if request.num_rows > self.room:
             raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
         request.home = self
         request.arrived_s = now_s
@@ -56,6 +61,14 @@ class Backlog:
             return False
         self._settle(request)
         return True
+
+    def withdraw(self, request: Request, key: int) -> None:
+        """Take one call out of a request that holds many: if its row still waits, it never runs."""
+        if not request.settled and request.withdraw(key):
+            self.num_rows -= 1
+            if request.rows_taken == request.num_rows:  # it was the last that waited
+                del self._callers[request.caller][request]
+                request.settled = not request.rows_left
 
     def take(self, max_rows: int, now_s: float) -> Batch | None:
         """Take up to `max_rows` rows, turn by turn; reject what has expired.

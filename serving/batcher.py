@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.backlog import Backlog
 from serving.config import BatchingConfig
-from serving.errors import DigitsError, ModelError, Unavailable
+from serving.errors import DigitsError, ModelError, Overloaded, Unavailable
 from serving.requests import Answered, Batch, Model, Request
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class Batcher:
         self._config = config
         self._clock = clock
         self._observe = observe
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()  # entering it is cheaper than entering the condition
+        self._wake = threading.Condition(self._lock)
         self._backlog = Backlog(model, config.queue_capacity)
         self._retiring: list[Backlog] = []
         self._free = self._num_runners = num_runners
@@ -76,26 +77,30 @@ class Batcher:
 
         Raises: what `submit` raises.
         """
-        with self._wake:
+        with self._lock:
             self._admit(request, self._clock())
 
     def wake(self) -> None:
         """Wake a runner thread, if one is idle, to run what waits."""
-        with self._wake:
+        with self._lock:
             self._wake.notify()
 
     def submit_all(self, requests: Iterable[Request]) -> None:
         """Queue requests from a thread that will `help`; what can't be queued is rejected."""
         now_s = self._clock()
-        with self._wake:
+        with self._lock:
             for request in requests:
                 if request.settled:  # cancelled before it was queued
                     continue
                 try:
                     self._admit(request, now_s)
-                except DigitsError as err:
-                    request.settled = True
-                    request.reject(err)
+                except Unavailable as err:
+                    _reject(request, err)
+                except Overloaded as err:
+                    rest = request.split(self._backlog.room)
+                    if rest is not request:
+                        self._admit(request, now_s)
+                    _reject(rest, err)
 
     def help(self) -> bool:
         """Run the next batch on the calling thread, if there is one and a place is free.
@@ -105,7 +110,7 @@ class Batcher:
         Returns:
             True if more waits; the caller calls again, or leaves it to the runner threads.
         """
-        with self._wake:
+        with self._lock:
             batch = self._take()
             if self.num_waiting and self._free:
                 self._wake.notify()  # another batch, or one that waits for its delay
@@ -119,12 +124,12 @@ class Batcher:
 
         May return before the request has its outcome. Raises what `submit` raises.
         """
-        with self._wake:
+        with self._lock:
             self._admit(request, self._clock())
         while (more := self.help()) and not request.settled:
             pass
         if more:
-            with self._wake:
+            with self._lock:
                 self._wake.notify()
 
     def cancel(self, request: Request) -> bool:
@@ -133,15 +138,23 @@ class Batcher:
         Returns:
             False if it had its outcome already.
         """
-        with self._wake:
+        with self._lock:
             if request.home is not None:
                 return request.home.cancel(request)
             was_settled, request.settled = request.settled, True
             return not was_settled
 
+    def withdraw(self, request: Request, key: int) -> None:
+        """Forget one call of a request that holds many: if its row still waits, it never runs."""
+        with self._lock:
+            if request.home is not None:
+                request.home.withdraw(request, key)
+            else:
+                request.withdraw(key)
+
     def swap(self, model: Model) -> None:
         """Run new requests on `model`; those accepted before finish on the old one."""
-        with self._wake:
+        with self._lock:
             self._retiring.append(self._backlog)
             self._backlog = Backlog(model, self._config.queue_capacity)
 
@@ -151,13 +164,13 @@ class Batcher:
         Returns:
             False if `timeout_s` seconds passed first.
         """
-        with self._wake:
+        with self._lock:
             self._refusal = "the server is shutting down"
             return self._wake.wait_for(lambda: not self.num_waiting and self._is_idle, timeout_s)
 
     def close(self) -> None:
         """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
-        with self._wake:
+        with self._lock:
             self._refusal = "closed"
             self._closed = True
             for backlog in (*self._retiring, self._backlog):
@@ -169,6 +182,8 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         """How many images wait for a run."""
+        if not self._retiring:
+            return self._backlog.num_rows
         return self._backlog.num_rows + sum(backlog.num_rows for backlog in self._retiring)
 
     @property
@@ -185,7 +200,7 @@ class Batcher:
             self._run(batch)
 
     def _next(self) -> Batch | None:
-        with self._wake:
+        with self._lock:
             while not self._closed:
                 delay_s = self._delay_s()
                 if delay_s == 0 and (batch := self._take()) is not None:
@@ -217,7 +232,7 @@ class Batcher:
 
     def _run(self, batch: Batch) -> None:
         self._execute(batch)
-        with self._wake:
+        with self._lock:
             self._free += 1
             if self._refusal is not None:
                 self._wake.notify_all()  # drain waits for this
@@ -230,7 +245,7 @@ class Batcher:
             return
         batch.finished_s = self._clock()
         digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
-        with self._wake:
+        with self._lock:
             answered = batch.finish(digits, probabilities.tobytes())
             self._observe(batch, answered)
         for request, answer in answered:
@@ -240,12 +255,19 @@ class Batcher:
                 _log.exception("an answer could not be handed over")
 
     def _bisect(self, batch: Batch, error: Exception) -> None:
-        if len(batch.pieces) > 1:
-            for half in batch.halves():
-                self._execute(half)
+        with self._lock:
+            suspects = batch.suspects()
+        for half in suspects:
+            self._execute(half)
+        if suspects or not batch.pieces:
             return
         request = batch.pieces[0][0]
         assert request.home is not None
         _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
-        with self._wake:
+        with self._lock:
             request.home.fail(request, ModelError("the model failed on these images"))
+
+
+def _reject(request: Request, error: DigitsError) -> None:
+    request.settled = True
+    request.reject(error)

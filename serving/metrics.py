@@ -1,12 +1,12 @@
 """What the server counts, and how Prometheus reads it.
 
-Timings ride with each run, so they are added up here once per run, under the batcher's lock; no
-request is observed on its own.
+Timings ride with each run, so nothing is observed per request. A run is noted, and many runs are
+added up at once: when Prometheus reads, or when there are enough of them.
 """
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,12 @@ _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
 )  # 10 µs to 5 s
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+_MAX_RUNS = 64
+"""Runs that are noted before they are added up."""
+_Run = tuple[int, float, float, list[tuple[float, str | None, int]]]
+"""Images, seconds at start and end, and (arrival, method, calls) of what was answered."""
 
 
 class Histogram:
@@ -53,20 +59,28 @@ class Metrics:
         self.request_s = Histogram(_SECONDS)
         self._requests: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
+        self._runs: deque[_Run] = deque()
 
     def observe(self, batch: Batch, answered: Sequence[Answered]) -> None:
-        """Add a run and the requests that it answered; called under the batcher's lock."""
-        self.batch_images.add(batch.num_rows)
-        self.run_s.add(batch.finished_s - batch.started_s)
-        # Calls that came together have one time of arrival: count them together.
-        arrivals = Counter([request.arrived_s for request, _ in answered])
-        for arrived_s, times in arrivals.items():
-            self.queue_s.add(batch.started_s - arrived_s, times)
-            self.request_s.add(batch.finished_s - arrived_s, times)
+        """Note a run and the requests that it answered; called under the batcher's lock."""
+        requests = [(request.arrived_s, request.method, answer.num_calls)
+                    for request, answer in answered]  # fmt: skip
+        self._runs.append((batch.num_rows, batch.started_s, batch.finished_s, requests))
+        if len(self._runs) >= _MAX_RUNS:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Add what was noted to the histograms and counters; call it before reading them."""
         with self._lock:
-            for method, times in Counter([request.method for request, _ in answered]).items():
-                if method is not None:
-                    self._requests[method, "OK"] += times
+            while self._runs:
+                num_rows, started_s, finished_s, requests = self._runs.popleft()
+                self.batch_images.add(num_rows)
+                self.run_s.add(finished_s - started_s)
+                for arrived_s, method, times in requests:
+                    self.queue_s.add(started_s - arrived_s, times)
+                    self.request_s.add(finished_s - arrived_s, times)
+                    if method is not None:
+                        self._requests[method, "OK"] += times
 
     def count(self, method: str, status: str) -> None:
         """Count a call that has ended, unless `observe` does; from any thread.
@@ -81,6 +95,7 @@ class Metrics:
     @property
     def requests(self) -> dict[tuple[str, str], int]:
         """Calls so far by (method, status)."""
+        self.add_up()
         with self._lock:
             return dict(self._requests)
 
@@ -132,6 +147,7 @@ class Exporter:
         )
 
         info, metrics = self._info(), self._metrics
+        metrics.add_up()
         model = InfoMetricFamily("digits_model", "What is being served.")
         facts = ("name", "version", "device", "precision", "transport")
         model.add_metric((), {fact: str(getattr(info, fact)) for fact in facts})

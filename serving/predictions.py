@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_CLASSES = 10
+ROW_BYTES = 4 * NUM_CLASSES
+"""One image's probabilities as they travel: ten little-endian float32."""
 
 Digits = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]

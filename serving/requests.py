@@ -1,7 +1,7 @@
 """A request that waits for its outcome, the batch it runs in, and the answer that comes back."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,10 +9,7 @@ import numpy as np
 
 from serving.errors import DigitsError
 from serving.images import IMAGE_BYTES, Images
-from serving.predictions import NUM_CLASSES, Probabilities
-
-ROW_BYTES = 4 * NUM_CLASSES
-"""One image's probabilities as they travel: ten little-endian float32."""
+from serving.predictions import ROW_BYTES, Probabilities
 
 
 class Model(Protocol):
@@ -31,6 +28,9 @@ class Home(Protocol):
 
     def cancel(self, request: "Request") -> bool:
         """Settle it without an outcome; False if it had one already."""
+
+    def withdraw(self, request: "Request", key: int) -> None:
+        """Take one call out of a request that holds many, unless it runs already."""
 
     def fail(self, request: "Request", error: DigitsError) -> None:
         """Reject it, unless it had its outcome already."""
@@ -62,8 +62,24 @@ class Request:
         self.answer: Answer | None = None
         self.home: Home | None = None
 
-    def gather(self, first: int, digits: bytes, probabilities: bytes, batch: "Batch") -> "Answer":
-        """Add the rows from `first` on to the answer of a request that was split."""
+    def rows(self, first: int, num: int) -> Sequence[bytes | memoryview]:
+        """Give the pixels of some rows, as pieces to be joined."""
+        if num == self.num_rows:
+            return (self.pixels,)
+        return (memoryview(self.pixels)[first * IMAGE_BYTES : (first + num) * IMAGE_BYTES],)
+
+    def finish(
+        self, first: int, digits: bytes, probabilities: bytes, batch: "Batch"
+    ) -> "Answer | None":
+        """Take the outcome of the rows from `first` on; called under the batcher's lock.
+
+        Returns:
+            The answer, once it is whole; the caller resolves it.
+        """
+        self.rows_left -= len(digits)
+        self.settled = not self.rows_left
+        if len(digits) == self.num_rows:
+            return Answer(digits, probabilities, batch)
         if self.answer is None:
             self.answer = Answer(
                 bytearray(self.num_rows), bytearray(self.num_rows * ROW_BYTES), batch
@@ -72,7 +88,19 @@ class Request:
         memoryview(self.answer.digits)[first:end] = digits
         memoryview(self.answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
         self.answer.batch = batch
-        return self.answer
+        return self.answer if self.settled else None
+
+    def singles(self, first: int, num: int) -> "Sequence[Request]":
+        """Give what shares the fate of a failed run's rows: this request, if it is only one."""
+        return (self,)
+
+    def split(self, num: int) -> "Request":
+        """Keep the first `num` rows if they can do without the others; give what is not kept."""
+        return self
+
+    def withdraw(self, key: int) -> bool:
+        """Take out one call of many, if its row still waits; called under the batcher's lock."""
+        return False
 
     def resolve(self, answer: "Answer") -> None:
         """Take the answer to all rows."""
@@ -93,6 +121,10 @@ class Answer:
     """N x 10 little-endian float32."""
     batch: "Batch"
     """The (last) run that this came from: its model and its timings."""
+    first: int = 0
+    """The request's row that this begins with."""
+    num_calls: int = 1
+    """How many calls this answers."""
 
 
 Answered = tuple[Request, Answer]
@@ -111,23 +143,30 @@ class Batch:
 
     def images(self) -> Images:
         """Put the rows together: (num_rows, 784) uint8, read-only."""
-        pixels = [
-            request.pixels
-            if rows == request.num_rows
-            else memoryview(request.pixels)[first * IMAGE_BYTES : (first + rows) * IMAGE_BYTES]
-            for request, first, rows in self.pieces
-        ]
+        pixels: list[bytes | memoryview] = []
+        for request, first, rows in self.pieces:
+            pixels += request.rows(first, rows)
         joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
         return np.frombuffer(joined, np.uint8).reshape(self.num_rows, IMAGE_BYTES)
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """Split between requests, to find out which of them makes the run fail."""
+    def suspects(self) -> list["Batch"]:
+        """Split a failed batch in two, to find out whose rows make the run fail.
+
+        Returns:
+            Nothing if there is at most one request left, which is guilty.
+        """
+        self.pieces = [
+            (single, first, rows) if single is request else (single, 0, 1)
+            for request, first, rows in self.pieces
+            if not request.settled
+            for single in request.singles(first, rows)
+        ]
         middle = len(self.pieces) // 2
-        first, second = (
+        return [
             Batch(self.model, pieces, sum(rows for _, _, rows in pieces), self.started_s)
             for pieces in (self.pieces[:middle], self.pieces[middle:])
-        )
-        return first, second
+            if middle
+        ]
 
     def finish(self, digits: bytes, probabilities: bytes) -> list[Answered]:
         """Hand the rows of the finished run to their requests.
@@ -137,21 +176,16 @@ class Batch:
             probabilities: ten little-endian float32 a row.
 
         Returns:
-            The requests that are now answered whole; the caller resolves them.
+            The answers that are now whole; the caller resolves them.
         """
         answered = []
         row = 0
         for request, first, rows in self.pieces:
             if not request.settled:
-                digit_bytes = digits[row : row + rows]
-                row_bytes = probabilities[row * ROW_BYTES : (row + rows) * ROW_BYTES]
-                if rows == request.num_rows:
-                    answer = Answer(digit_bytes, row_bytes, self)
-                else:
-                    answer = request.gather(first, digit_bytes, row_bytes, self)
-                request.rows_left -= rows
-                if not request.rows_left:
-                    request.settled = True
+                end = row + rows
+                row_bytes = probabilities[row * ROW_BYTES : end * ROW_BYTES]
+                answer = request.finish(first, digits[row:end], row_bytes, self)
+                if answer is not None:
                     answered.append((request, answer))
             row += rows
         return answered

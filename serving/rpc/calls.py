@@ -15,6 +15,7 @@ from serving.errors import DigitsError, ModelError, Unavailable
 from serving.metrics import Metrics
 from serving.requests import Answer, Request
 from serving.rpc.status import STATUS, abort
+from serving.rpc.unary import Question, UnaryMethod
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -79,16 +80,21 @@ class Calls:
 
         return guarded_handler
 
-    async def answer(self, pixels: bytes | memoryview, context: Context) -> Answer:
-        """Queue N x 784 bytes and wait for their answer.
+    def unary(self, method: UnaryMethod[Any]) -> Handler:
+        """Make the guarded handler of a hot method: read, queue, wait, write."""
 
-        Raises:
-            DigitsError: the request was rejected.
-            asyncio.CancelledError: the caller left; rows that still wait never run.
-        """
-        call = AsyncCall(self, pixels, context)
-        self.submit(call)
-        return await self.outcome(call)
+        async def handler(request: bytes, context: Context) -> bytes:
+            question = method.read(request)
+            call = AsyncCall(self, question, context)
+            try:
+                self.submit(call)
+                answer = await self.outcome(call)
+            except DigitsError as err:
+                method.note_failure(question, err)
+                raise
+            return method.write(question, call, answer)
+
+        return self.guarded(handler, method.name)
 
     def submit(self, call: "AsyncCall") -> None:
         """Queue a call; raises what `Batcher.submit` raises."""
@@ -106,7 +112,12 @@ class Calls:
         self._batcher.wake()
 
     async def outcome(self, call: "AsyncCall") -> Answer:
-        """Wait for the outcome of a call; raises what `answer` raises."""
+        """Wait for the outcome of a call.
+
+        Raises:
+            DigitsError: it was rejected.
+            asyncio.CancelledError: the caller left; rows that still wait never run.
+        """
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -144,19 +155,25 @@ class Calls:
 class AsyncCall(Request):
     """A request whose caller awaits a future of this loop."""
 
-    __slots__ = ("_calls", "future")
+    __slots__ = ("_calls", "_question", "future")
 
-    def __init__(self, calls: Calls, pixels: bytes | memoryview, context: Context) -> None:
-        """Wrap N x 784 bytes; the deadline is the call's own."""
-        remaining_s = context.time_remaining()
-        deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
-        super().__init__(pixels, caller=context.peer(), deadline_s=deadline_s)
+    def __init__(self, calls: Calls, question: Question, context: Context) -> None:
+        """Wrap a question; the deadline is the call's own, or the question's if that is sooner."""
+        remaining_s = [
+            seconds
+            for seconds in (context.time_remaining(), question.timeout_s)
+            if seconds is not None
+        ]
+        deadline_s = time.monotonic() + min(remaining_s) if remaining_s else math.inf
+        super().__init__(question.pixels, caller=context.peer(), deadline_s=deadline_s)
         self._calls = calls
+        self._question = question
         self.future = calls.create_future()
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
-        self.pixels = b""  # answers of a stream whose caller doesn't read wait without them
+        # Answers of a stream whose caller doesn't read wait without the images.
+        self.pixels = self._question.pixels = b""
         self._calls.post(self.future, answer)
 
     def reject(self, error: DigitsError) -> None:

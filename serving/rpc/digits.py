@@ -6,11 +6,11 @@ from dataclasses import asdict
 import grpc
 
 from serving.classifier import Classifier
-from serving.requests import Answer
-from serving.rpc import wire
 from serving.rpc.calls import AsyncCall, Calls, Context
+from serving.rpc.classify import Classify
 from serving.rpc.pb.digits.v1 import digits_pb2
 from serving.rpc.streams import answer_stream, submit_patiently
+from serving.rpc.unary import Question
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -18,28 +18,32 @@ SERVICE = "digits.v1.DigitClassifier"
 class DigitsServicer:
     """Answers with raw bytes: see `wire` for why."""
 
-    def __init__(self, classifier: Classifier, calls: Calls, transport: str) -> None:
+    def __init__(
+        self, classifier: Classifier, classify: Classify, calls: Calls, transport: str
+    ) -> None:
         """Serve a classifier through `calls`; `transport` is told by GetModel."""
         self._classifier = classifier
+        self._classify = classify
         self._calls = calls
         self._transport = transport
-
-    async def classify(self, request: bytes, context: Context) -> bytes:
-        """Answer one ClassifyRequest."""
-        return self._encode(await self._calls.answer(self._decode(request), context))
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer ClassifyRequests in their order; a bad one ends the stream with its status."""
 
-        async def begin(request: bytes) -> AsyncCall:
-            call = AsyncCall(self._calls, self._decode(request), context)
+        async def begin(request: bytes) -> tuple[Question, AsyncCall]:
+            question = self._classify.read(request)
+            call = AsyncCall(self._calls, question, context)
             await submit_patiently(lambda: self._calls.submit(call))
-            return call
+            return question, call
 
-        async def finish(call: AsyncCall) -> bytes:
-            return self._encode(await self._calls.outcome(call))
+        async def finish(begun: tuple[Question, AsyncCall]) -> bytes:
+            question, call = begun
+            return self._classify.write(question, call, await self._calls.outcome(call))
 
-        await answer_stream(requests, context, begin, finish, self._calls.cancel)
+        def cancel(begun: tuple[Question, AsyncCall]) -> None:
+            self._calls.cancel(begun[1])
+
+        await answer_stream(requests, context, begin, finish, cancel)
 
     async def get_model(self, request: bytes, context: Context) -> bytes:
         """Tell what is being served; the request holds nothing and is not read."""
@@ -52,16 +56,10 @@ class DigitsServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Classify": unary(guarded(self.classify, "Classify")),
+                "Classify": unary(self._calls.unary(self._classify)),
                 "ClassifyStream": grpc.stream_stream_rpc_method_handler(
                     guarded(self.classify_stream, "ClassifyStream")
                 ),
                 "GetModel": unary(guarded(self.get_model, "GetModel")),
             },
         )
-
-    def _decode(self, request: bytes) -> bytes | memoryview:
-        return wire.decode_request(request, self._classifier.batching.max_request_images)
-
-    def _encode(self, answer: Answer) -> bytes:
-        return wire.encode_response(answer.digits, answer.probabilities, answer.batch.model.version)

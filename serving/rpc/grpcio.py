@@ -10,11 +10,13 @@ from grpc_health.v1 import health_pb2_grpc
 from serving.classifier import Classifier
 from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
-from serving.requests import ROW_BYTES
+from serving.predictions import ROW_BYTES
 from serving.rpc import digits, inference
 from serving.rpc.calls import Calls
+from serving.rpc.classify import Classify
 from serving.rpc.digits import DigitsServicer
 from serving.rpc.health import HealthServicer
+from serving.rpc.infer import ModelInfer
 from serving.rpc.inference import InferenceServicer
 
 _SPARE_BYTES = 4096
@@ -24,13 +26,15 @@ _SPARE_BYTES = 4096
 class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
 
-    def __init__(self, classifier: Classifier, transport: str) -> None:
-        """Prepare; `transport` is what GetModel shall tell."""
+    def __init__(
+        self, classifier: Classifier, classify: Classify, infer: ModelInfer, transport: str
+    ) -> None:
+        """Prepare; `classify` and `infer` are the hot methods, GetModel tells `transport`."""
         self.calls = Calls(classifier.batcher, classifier.metrics)
         self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
         self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
-        servicer = DigitsServicer(classifier, self.calls, transport)
-        inferences = InferenceServicer(classifier, self.calls, self.health)
+        servicer = DigitsServicer(classifier, classify, self.calls, transport)
+        inferences = InferenceServicer(classifier, infer, self.calls, self.health)
         self._server.add_generic_rpc_handlers((servicer.handlers(), inferences.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 

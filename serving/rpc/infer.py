@@ -1,135 +1,120 @@
-"""ModelInfer and ModelStreamInfer: decode, submit, encode, count."""
+"""ModelInfer: see `unary` for what this is to a transport, and `tensors` for the messages."""
 
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from serving.classifier import Classifier
-from serving.errors import DigitsError, ModelNotFound, Unavailable
-from serving.requests import Answer
-from serving.rpc import catalog, tensors
-from serving.rpc.calls import AsyncCall, Calls, Context
-from serving.rpc.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
+from serving.errors import DigitsError, ModelNotFound
+from serving.images import IMAGE_BYTES
+from serving.predictions import ROW_BYTES
+from serving.requests import Answer, Request
+from serving.rpc import catalog, inference_pb, tensors
+from serving.rpc.inference_pb import ModelInferRequest, parse
 from serving.rpc.statistics import Statistics
-from serving.rpc.streams import answer_stream, submit_patiently
 from serving.rpc.tensors import Inference
 
+_ONE_IMAGE = b"\x3a\x90\x06"  # the tag of raw_input_contents, and 784 as its length
+_MAX_HEADS = 16
+"""How many clients' ways to write the same request are kept; there are a few."""
 
-class Inferences:
-    """Answers ModelInferRequests for the servicer, and keeps its statistics."""
 
-    def __init__(self, classifier: Classifier, calls: Calls) -> None:
-        """Serve a classifier through `calls`."""
+class ModelInfer:
+    """The inference.GRPCInferenceService/ModelInfer method, and its statistics."""
+
+    name = "ModelInfer"
+    path = f"/{inference_pb.SERVICE}/ModelInfer"
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Describe what `classifier` serves."""
+        self.heads: set[bytes] = set()
         self.statistics = Statistics()
         self._classifier = classifier
-        self._calls = calls
 
-    async def model_infer(self, request: bytes, context: Context) -> bytes:
-        """Answer one ModelInferRequest."""
+    def read(self, data: bytes) -> Inference:
+        """See `UnaryMethod`."""
         received_s = time.monotonic()
         try:
-            call = self._read(parse(ModelInferRequest, request), context, received_s)
-            self._calls.submit(call)
-            answer = await self._calls.outcome(call)
+            request = parse(ModelInferRequest, data)
+            inference = self.decode(request)
         except DigitsError as err:
-            self._count_failure(err, received_s)
+            self.count_failure(err, received_s)
             raise
-        response: bytes = self._response(call, answer).SerializeToString()
-        return response
+        inference.received_s = received_s
+        if _is_plain(request, inference, data):
+            if len(self.heads) >= _MAX_HEADS:
+                self.heads.clear()
+            self.heads.add(data[:-IMAGE_BYTES])
+        return inference
 
-    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """Answer ModelInferRequests in their order.
+    def ask(self, image: bytes) -> Inference:
+        """See `UnaryMethod`."""
+        return Inference(image, None, "", is_raw=True)
 
-        A bad one is answered with an error_message, and the stream goes on. A full queue only
-        slows it down.
+    def decode(self, request: Any) -> Inference:
+        """Check a parsed ModelInferRequest.
 
         Raises:
-            Unavailable: the server drains; what was accepted before is answered.
+            DigitsError: it is for another model, or no request that this one can answer.
         """
-
-        async def begin(data: bytes) -> _Item:
-            return await self._begin(data, context)
-
-        await answer_stream(requests, context, begin, self._finish, self._cancel)
-
-    async def _begin(self, data: bytes, context: Context) -> "_Item":
-        item = _Item()
-        try:
-            request = parse(ModelInferRequest, data)
-            item.id = request.id[: tensors.MAX_ID_CHARACTERS]
-            call = self._read(request, context, item.received_s)
-            await submit_patiently(lambda: self._calls.submit(call))
-            item.call = call
-        except DigitsError as err:
-            item.error = err
-        return item
-
-    async def _finish(self, item: "_Item") -> bytes:
-        try:
-            if item.call is None:
-                raise item.error
-            response = self._response(item.call, await self._calls.outcome(item.call))
-            fields = {"infer_response": response}
-        except DigitsError as err:
-            self._count_failure(err, item.received_s)
-            if isinstance(err, Unavailable):
-                raise
-            # With the id, so that the caller knows which of its requests this was.
-            fields = {"error_message": str(err), "infer_response": {"id": item.id}}
-        data: bytes = ModelStreamInferResponse(**fields).SerializeToString()
-        return data
-
-    def _cancel(self, item: "_Item") -> None:
-        if item.call is not None:
-            self._calls.cancel(item.call)
-
-    def _read(self, request: Any, context: Context, received_s: float) -> "_InferCall":
         info = self._classifier.model_info()
         catalog.check_model(request.model_name, request.model_version, info)
-        inference = tensors.decode(request, self._classifier.batching.max_request_images)
-        return _InferCall(self._calls, inference, context, received_s)
+        return tensors.decode(request, info.max_request_images)
 
-    def _response(self, call: "_InferCall", answer: Answer) -> Any:
+    def write(self, question: Inference, call: Request, answer: Answer) -> bytes:
+        """See `UnaryMethod`."""
+        response: bytes = self.encode(question, call, answer).SerializeToString()
+        return response
+
+    def encode(self, inference: Inference, call: Request, answer: Answer) -> Any:
+        """Build the ModelInferResponse, and count it."""
         answered_s = time.monotonic()
-        name = self._classifier.model_info().name
-        response = tensors.encode(call.inference, answer, name)
-        moments_s = (call.received_s, call.decoded_s, answered_s, time.monotonic())
+        response = tensors.encode(inference, answer, self._name)
+        moments_s = (inference.received_s, inference.decoded_s, answered_s, time.monotonic())
         self.statistics.count_success(call, answer, moments_s)
         return response
 
-    def _count_failure(self, error: DigitsError, received_s: float) -> None:
+    def write_each(self, call: Request, answer: Answer) -> list[bytes]:
+        """See `UnaryMethod`."""
+        answered_s = time.monotonic()
+        one = Answer(b"\0", bytes(ROW_BYTES), answer.batch)
+        response = tensors.encode(self.ask(b""), one, self._name).SerializeToString()
+        head, probabilities = response[:-ROW_BYTES], answer.probabilities
+        responses = [
+            head + probabilities[at : at + ROW_BYTES]
+            for at in range(0, len(probabilities), ROW_BYTES)
+        ]
+        moments_s = (call.arrived_s, call.arrived_s, answered_s, time.monotonic())
+        self.statistics.count_success(call, answer, moments_s)
+        return responses
+
+    def note_failure(self, question: Inference, error: DigitsError) -> None:
+        """See `UnaryMethod`."""
+        self.count_failure(error, question.received_s)
+
+    def count_failure(self, error: DigitsError, received_s: float) -> None:
+        """Count a request that ends now with an error."""
         if not isinstance(error, ModelNotFound):  # that was for another model
             self.statistics.count_failure(self._classifier.model_info().version, received_s)
 
-
-class _InferCall(AsyncCall):
-    """A call with what it asked for and when."""
-
-    __slots__ = ("decoded_s", "inference", "received_s")
-
-    def __init__(
-        self, calls: Calls, inference: Inference, context: Context, received_s: float
-    ) -> None:
-        super().__init__(calls, memoryview(inference.pixels), context)
-        self.inference = inference
-        self.received_s = received_s
-        self.decoded_s = time.monotonic()
-        if inference.timeout_s is not None:
-            self.deadline_s = min(self.deadline_s, self.decoded_s + inference.timeout_s)
-
-    def resolve(self, answer: Answer) -> None:
-        """See `Request`."""
-        self.inference.pixels = b""  # the same images: `AsyncCall` drops its own
-        super().resolve(answer)
+    @property
+    def _name(self) -> str:
+        return self._classifier.model_info().name
 
 
-class _Item:
-    """One message of a stream: accepted, or refused already."""
+def _is_plain(request: Any, inference: Inference, data: bytes) -> bool:
+    """Tell whether requests that differ in their last 784 bytes only are all answered alike.
 
-    __slots__ = ("call", "error", "id", "received_s")
-
-    def __init__(self) -> None:
-        self.received_s = time.monotonic()
-        self.id = ""
-        self.call: _InferCall | None = None
-        self.error: DigitsError
+    They are if these bytes are the one image, and nothing names an id, a version or a time.
+    """
+    head = data[: -IMAGE_BYTES - len(_ONE_IMAGE)]
+    if request.model_version or request.id or inference.timeout_s is not None:
+        return False
+    if head + _ONE_IMAGE + inference.pixels != data:
+        return False
+    # What comes before the tag must be whole fields, or the tag would be part of another one.
+    try:
+        return not ModelInferRequest.FromString(head).raw_input_contents
+    except DecodeError:
+        return False

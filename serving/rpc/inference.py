@@ -10,7 +10,8 @@ from serving.errors import ModelNotFound
 from serving.rpc import catalog, inference_pb
 from serving.rpc.calls import Calls, Context
 from serving.rpc.health import HealthServicer
-from serving.rpc.infer import Inferences
+from serving.rpc.infer import ModelInfer
+from serving.rpc.infer_stream import ModelStreamInfer
 from serving.rpc.inference_pb import parse
 
 SERVICE = inference_pb.SERVICE
@@ -19,12 +20,14 @@ SERVICE = inference_pb.SERVICE
 class InferenceServicer:
     """Takes and gives bytes: a message that can't be parsed is then refused with our own words."""
 
-    def __init__(self, classifier: Classifier, calls: Calls, health: HealthServicer) -> None:
+    def __init__(
+        self, classifier: Classifier, infer: ModelInfer, calls: Calls, health: HealthServicer
+    ) -> None:
         """Serve a classifier through `calls`; it is ready when `health` says so."""
         self._classifier = classifier
         self._calls = calls
         self._health = health
-        self._inferences = Inferences(classifier, calls)
+        self._infer = infer
 
     async def server_live(self, request: bytes, context: Context) -> bytes:
         """Answer at all."""
@@ -66,7 +69,7 @@ class InferenceServicer:
         message = parse(inference_pb.ModelStatisticsRequest, request)
         info = self._classifier.model_info()
         self._check_model(message.name or info.name, message.version)
-        statistics = self._inferences.statistics.message(info.name, info.version)
+        statistics = self._infer.statistics.message(info.name, info.version)
         return _bytes(inference_pb.ModelStatisticsResponse(model_stats=[statistics]))
 
     async def repository_index(self, request: bytes, context: Context) -> bytes:
@@ -90,14 +93,15 @@ class InferenceServicer:
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
-            "ModelInfer": self._inferences.model_infer,
         }
         unary: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(guarded(method, name))
             for name, method in methods.items()
         }
+        unary["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._calls.unary(self._infer))
+        stream_infer = ModelStreamInfer(self._infer, self._calls)
         stream: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
-            guarded(self._inferences.model_stream_infer, "ModelStreamInfer")
+            guarded(stream_infer.__call__, "ModelStreamInfer")
         )
         return grpc.method_handlers_generic_handler(SERVICE, unary | {"ModelStreamInfer": stream})
 

@@ -6,51 +6,56 @@ a unix socket.
 """
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from serving.batcher import Batcher
 from serving.errors import ConfigurationError, DigitsError
+from serving.images import IMAGE_BYTES
 from serving.metrics import Metrics
-from serving.requests import Answer, Request
-from serving.rpc import wire
+from serving.requests import Request
+from serving.rpc.native_calls import NativeCall, OneImageCalls
 from serving.rpc.status import STATUS
+from serving.rpc.unary import UnaryMethod
 
 if TYPE_CHECKING:
     from pygrpc_native._native import Event
 
-_CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _MAX_EVENTS = 4096
 """The most calls taken from the front at once."""
+_UNCROWDED_ROWS = 128
+"""Calls that one run takes together: between so few nobody needs to take turns."""
 
 
 class NativeFront:
-    """Listens on a TCP port and answers Classify; forwards what else comes."""
+    """Listens on a TCP port and answers the hot methods; forwards what else comes."""
 
     def __init__(
-        self, batcher: Batcher, metrics: Metrics, max_request_images: int, address: str
+        self, batcher: Batcher, metrics: Metrics, methods: Sequence[UnaryMethod[Any]], address: str
     ) -> None:
         """Bind; `start` begins to answer.
 
         Args:
             batcher: answers the requests.
             metrics: counts them.
-            max_request_images: the most images in one request.
+            methods: the hot methods.
             address: "host:port" to bind; port 0 lets the kernel choose.
 
         Raises:
             ConfigurationError: the address can't be bound.
         """
         self.num_begun = 0
+        self.calls: dict[int, Request] = {}
+        """The calls that have no outcome yet, and what answers them."""
         self._batcher = batcher
         self._metrics = metrics
-        self._calls: dict[int, _NativeCall] = {}
-        self._max_request_images = max_request_images
+        self._methods = methods
         try:
             self._front = NativeGrpcFront(
                 address,
-                [(_CLASSIFY, False)],
+                [(method.path, False) for method in methods],
                 io_threads=1,
                 # Costs 5 to 10 % of the front's own rate (h2load, 8 x 8), and without it nobody
                 # tells that a unary caller has left or its deadline has passed.
@@ -85,55 +90,66 @@ class NativeFront:
             timeout_ms = 0 if self._batcher.help() else None
 
     def _requests(self, events: "list[Event]") -> list[Request]:
-        """Decode calls; refuse the bad ones, cancel those whose callers left."""
+        """Turn calls into requests; refuse the bad ones, forget those whose callers left."""
         requests: list[Request] = []
-        for kind, call_id, _, data, caller in events:
-            if kind == EVENT_CALL:
-                assert data is not None
-                try:
-                    pixels = wire.decode_request(data, self._max_request_images)
-                except DigitsError as err:
-                    self.fail(call_id, err)
-                    continue
-                call = self._calls[call_id] = _NativeCall(self, call_id, pixels, caller)
-                requests.append(call)
-            elif (cancelled := self._calls.pop(call_id, None)) is not None:
-                self._batcher.cancel(cancelled)
+        groups: dict[Hashable, OneImageCalls] = {}
+        is_crowded = len(events) > _UNCROWDED_ROWS or self._batcher.num_waiting > 0
+        for kind, call_id, method_id, data, caller in events:
+            if kind != EVENT_CALL or data is None:
+                self._cancel(call_id)
+                continue
+            method = self._methods[method_id]
+            if data[:-IMAGE_BYTES] not in method.heads:
+                self._read(requests, method, call_id, data, caller)
+                continue
+            key = (method_id, caller) if is_crowded else method_id
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = OneImageCalls(self, method, caller if is_crowded else None)
+                requests.append(group)
+            group.keys.append(call_id)
+            group.images.append(data[-IMAGE_BYTES:])
+            self.calls[call_id] = group
+        for group in groups.values():
+            group.seal()
         return requests
+
+    def _read(
+        self,
+        requests: list[Request],
+        method: UnaryMethod[Any],
+        call_id: int,
+        data: bytes,
+        caller: Hashable,
+    ) -> None:
+        try:
+            question = method.read(data)
+        except DigitsError as err:
+            self.fail(call_id, method, err)
+            return
+        call = self.calls[call_id] = NativeCall(self, method, call_id, question, caller)
+        requests.append(call)
+
+    def _cancel(self, call_id: int) -> None:
+        request = self.calls.pop(call_id, None)
+        if isinstance(request, OneImageCalls):
+            self._batcher.withdraw(request, call_id)
+        elif request is not None:
+            self._batcher.cancel(request)
 
     def respond(self, call_id: int, response: bytes) -> None:
         """Send an answer; from any thread. Nothing happens if the caller has left."""
-        self._calls.pop(call_id, None)
+        self.calls.pop(call_id, None)
         self._front.respond(call_id, response)
 
-    def fail(self, call_id: int, error: DigitsError) -> None:
+    def fail(self, call_id: int, method: UnaryMethod[Any], error: DigitsError) -> None:
         """Send a status; from any thread.
 
         Without the pushback that `status.abort` adds: the front refuses metadata that starts with
         "grpc-".
         """
-        self._calls.pop(call_id, None)
+        self.calls.pop(call_id, None)
         code = STATUS[type(error)]
         number: tuple[int, str] = code.value
         self._front.fail(call_id, number[0], str(error))
-        self._metrics.count("Classify", code.name)
-
-
-class _NativeCall(Request):
-    __slots__ = ("_call_id", "_native")
-    method = "Classify"
-
-    def __init__(
-        self, native: NativeFront, call_id: int, pixels: bytes | memoryview, caller: object
-    ) -> None:
-        super().__init__(pixels, caller=caller)
-        self._native = native
-        self._call_id = call_id
-
-    def resolve(self, answer: Answer) -> None:
-        version = answer.batch.model.version
-        response = wire.encode_response(answer.digits, answer.probabilities, version)
-        self._native.respond(self._call_id, response)
-
-    def reject(self, error: DigitsError) -> None:
-        self._native.fail(self._call_id, error)
+        self._metrics.count(method.name, code.name)

@@ -14,7 +14,9 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
 from serving.errors import ConfigurationError
 from serving.metrics import Exporter
 from serving.model_info import ModelInfo
+from serving.rpc.classify import Classify
 from serving.rpc.grpcio import GrpcioServer
+from serving.rpc.infer import ModelInfer
 
 if TYPE_CHECKING:
     from serving.rpc.native import NativeFront
@@ -78,7 +80,8 @@ class Server:
         self._classifier = classifier
         self._config = config
         self._transport = transport
-        self._grpcio = GrpcioServer(classifier, transport)
+        self._methods = (Classify(classifier.batching), ModelInfer(classifier))
+        self._grpcio = GrpcioServer(classifier, *self._methods, transport)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self._exporter: Exporter | None = None
@@ -105,9 +108,8 @@ class Server:
     async def _start_native(self, address: str) -> int:
         from serving.rpc.native import NativeFront
 
-        max_request_images = self._classifier.batching.max_request_images
         self._native = NativeFront(
-            self._classifier.batcher, self._classifier.metrics, max_request_images, address
+            self._classifier.batcher, self._classifier.metrics, self._methods, address
         )
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")

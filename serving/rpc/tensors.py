@@ -4,7 +4,7 @@ One input, `images` UINT8 [N, 784], and one output, `probabilities` FP32 [N, 10]
 is refused with what was expected and what came: nothing is guessed, converted or ignored.
 """
 
-from dataclasses import dataclass
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from serving.images import IMAGE_BYTES, check_count
 from serving.predictions import NUM_CLASSES
 from serving.requests import Answer
 from serving.rpc import inference_pb
+from serving.rpc.unary import Question
 
 INPUT, OUTPUT = "images", "probabilities"
 
@@ -25,18 +26,26 @@ _UNSUPPORTED = ("classification", "shared_memory_region")
 """Tensor parameters that change what is asked for; others are hints and are not read."""
 
 
-@dataclass(slots=True)
-class Inference:
-    """What a ModelInferRequest asks for."""
+class Inference(Question):
+    """What a ModelInferRequest asks for, and how long it took to find out."""
 
-    pixels: bytes
-    """N x 784 bytes, N >= 1."""
-    id: str
-    """Comes back in the answer."""
-    is_raw: bool
-    """Tensors travel as raw bytes, in both directions; else as typed contents."""
-    timeout_s: float | None
-    """How long it may wait; None leaves that to the deadline of the call."""
+    __slots__ = ("decoded_s", "id", "is_raw", "received_s")
+
+    def __init__(
+        self, pixels: bytes, timeout_s: float | None, identifier: str, *, is_raw: bool
+    ) -> None:
+        """Ask for N x 784 bytes.
+
+        Args:
+            pixels: N x 784 bytes, N >= 1.
+            timeout_s: how long it may wait; None leaves that to the deadline of the call.
+            identifier: comes back in the answer.
+            is_raw: tensors travel as raw bytes, in both directions; else as typed contents.
+        """
+        super().__init__(pixels, timeout_s)
+        self.id = identifier
+        self.is_raw = is_raw
+        self.received_s = self.decoded_s = time.monotonic()
 
 
 def decode(request: Any, max_images: int) -> Inference:
@@ -63,7 +72,7 @@ def decode(request: Any, max_images: int) -> Inference:
             f"expected {num_images * IMAGE_BYTES} {'bytes' if is_raw else 'uint_contents'} "
             f"for shape [{num_images}, {IMAGE_BYTES}], got {len(pixels)}"
         )
-    return Inference(pixels, request.id, is_raw, _timeout_s(request.parameters))
+    return Inference(pixels, _timeout_s(request.parameters), request.id, is_raw=is_raw)
 
 
 def encode(inference: Inference, answer: Answer, model_name: str) -> Any:

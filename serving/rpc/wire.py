@@ -12,13 +12,15 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
 from serving.images import IMAGE_BYTES, check_bytes
-from serving.predictions import NUM_CLASSES, Predictions
+from serving.predictions import NUM_CLASSES, ROW_BYTES, Predictions
 from serving.rpc.pb.digits.v1 import digits_pb2
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
 
-_ONE_IMAGE = b"\x0a\x90\x06"  # how the hottest request starts
-_ONE_IMAGE_BYTES = len(_ONE_IMAGE) + IMAGE_BYTES
+ONE_IMAGE = b"\x0a\x90\x06"
+"""How the hottest request begins: the tag of `images`, and 784 as their length."""
+_ONE_DIGIT = tuple(bytes((0x0A, 1, digit, 0x12, ROW_BYTES)) for digit in range(NUM_CLASSES))
+"""How its response begins, for each digit: all but the probabilities and the version."""
 
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
@@ -39,8 +41,8 @@ def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
     Raises:
         InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
     """
-    if len(data) == _ONE_IMAGE_BYTES and data.startswith(_ONE_IMAGE):
-        return data[len(_ONE_IMAGE) :]
+    if data[:-IMAGE_BYTES] == ONE_IMAGE:
+        return data[-IMAGE_BYTES:]
     pixels = _sole_field(data)
     if pixels is None:
         try:
@@ -63,12 +65,21 @@ def encode_response(
         probabilities: N x 10 little-endian float32.
         version: the model's version.
     """
-    if len(digits) == 1:
-        return b"".join((b"\x0a\x01", digits, b"\x12\x28", probabilities, _text(version)))
     return b"".join(
         (_FIELD_1, _varint(len(digits)), digits,
          _FIELD_2, _varint(len(probabilities)), probabilities, _text(version))
     )  # fmt: skip
+
+
+def encode_each(
+    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
+) -> list[bytes]:
+    """Encode a ClassifyResponse for every image; arguments as for `encode_response`."""
+    end = _text(version)
+    return [
+        _ONE_DIGIT[digit] + probabilities[at : at + ROW_BYTES] + end
+        for digit, at in zip(digits, range(0, len(probabilities), ROW_BYTES), strict=True)
+    ]
 
 
 @lru_cache(maxsize=8)

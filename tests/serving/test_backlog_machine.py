@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from serving.backlog import Backlog
 from serving.errors import DeadlineExceeded, ModelError, Overloaded
 from serving.requests import Answer, Batch
-from tests.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
+from tests.fakes import FakeModel, RecordingGroup, RecordingRequest, images_of, probabilities_of
 
 CAPACITY, MAX_BATCH = 40, 8
 
@@ -21,6 +21,8 @@ class BacklogMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.accepted: list[RecordingRequest] = []
         self.cancelled: list[RecordingRequest] = []
+        self.groups: list[RecordingGroup] = []
+        self.withdrawn: set[int] = set()
         self.running: list[Batch] = []
         self.next_value = 0
 
@@ -43,6 +45,27 @@ class BacklogMachine(RuleBasedStateMachine):
             return
         self.next_value += num_rows
         self.accepted.append(request)
+
+    @precondition(lambda self: self.next_value < 200)
+    @rule(num_rows=st.integers(1, 12), caller=st.sampled_from(["a", None]))
+    def submit_group(self, num_rows: int, caller: str | None) -> None:
+        first = self.next_value
+        group = RecordingGroup(*range(first, first + num_rows), caller=caller)
+        rest = group.split(self.backlog.room)
+        if rest is not group:
+            self.backlog.admit(group, self.now_s)
+            self.groups.append(group)
+        self.next_value += num_rows
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(self.groups))
+        if group.keys:
+            key = data.draw(st.sampled_from(group.keys))
+            self.backlog.withdraw(group, key)
+            if key not in group.keys:
+                self.withdrawn.add(key)
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
@@ -84,8 +107,10 @@ class BacklogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        for request, _, _ in self._end_one(data).pieces:
-            self.backlog.fail(request, ModelError("planted"))
+        batch = self._end_one(data)
+        for half in batch.suspects() or [batch]:
+            for request, _, _ in half.pieces:
+                self.backlog.fail(request, ModelError("planted"))
 
     def _end_one(self, data: st.DataObject) -> Batch:
         return self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
@@ -94,7 +119,7 @@ class BacklogMachine(RuleBasedStateMachine):
     def counts_the_rows_that_wait(self) -> None:
         waiting = sum(
             request.num_rows - request.rows_taken
-            for request in self.accepted
+            for request in (*self.accepted, *self.groups)
             if not request.settled
         )
         assert self.backlog.num_rows == waiting
@@ -121,6 +146,11 @@ class BacklogMachine(RuleBasedStateMachine):
                 request.resolve(answer)
         for request in self.accepted:
             assert (request.outcome is None) == (request in self.cancelled)
+        for group in self.groups:
+            assert group.settled
+            assert sorted([*group.digits, *group.failed]) == group.keys
+            assert not self.withdrawn.intersection(group.keys)
+            assert all(digit == key % 10 for key, digit in group.digits.items())
 
 
 TestBacklogMachine = BacklogMachine.TestCase

@@ -1,0 +1,82 @@
+"""ModelStreamInfer: ModelInfer's messages on a stream, where an error is an answer too."""
+
+import time
+from collections.abc import AsyncIterator
+
+from serving.errors import DigitsError, Unavailable
+from serving.rpc import tensors
+from serving.rpc.calls import AsyncCall, Calls, Context
+from serving.rpc.infer import ModelInfer
+from serving.rpc.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
+from serving.rpc.streams import answer_stream, submit_patiently
+from serving.rpc.tensors import Inference
+
+
+class ModelStreamInfer:
+    """Answers streams of ModelInferRequests."""
+
+    def __init__(self, method: ModelInfer, calls: Calls) -> None:
+        """Answer each request as `method` does, through `calls`."""
+        self._method = method
+        self._calls = calls
+
+    async def __call__(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Answer ModelInferRequests in their order.
+
+        A bad one is answered with an error_message, and the stream goes on. A full queue only
+        slows it down.
+
+        Raises:
+            Unavailable: the server drains; what was accepted before is answered.
+        """
+
+        async def begin(data: bytes) -> _Item:
+            return await self._begin(data, context)
+
+        await answer_stream(requests, context, begin, self._finish, self._cancel)
+
+    async def _begin(self, data: bytes, context: Context) -> "_Item":
+        item = _Item()
+        try:
+            request = parse(ModelInferRequest, data)
+            item.id = request.id[: tensors.MAX_ID_CHARACTERS]
+            inference = item.inference = self._method.decode(request)
+            inference.received_s = item.received_s
+            call = AsyncCall(self._calls, inference, context)
+            await submit_patiently(lambda: self._calls.submit(call))
+            item.call = call
+        except DigitsError as err:
+            item.error = err
+        return item
+
+    async def _finish(self, item: "_Item") -> bytes:
+        try:
+            if item.call is None or item.inference is None:
+                raise item.error
+            answer = await self._calls.outcome(item.call)
+            fields = {"infer_response": self._method.encode(item.inference, item.call, answer)}
+        except DigitsError as err:
+            self._method.count_failure(err, item.received_s)
+            if isinstance(err, Unavailable):
+                raise
+            # With the id, so that the caller knows which of its requests this was.
+            fields = {"error_message": str(err), "infer_response": {"id": item.id}}
+        data: bytes = ModelStreamInferResponse(**fields).SerializeToString()
+        return data
+
+    def _cancel(self, item: "_Item") -> None:
+        if item.call is not None:
+            self._calls.cancel(item.call)
+
+
+class _Item:
+    """One message of a stream: accepted, or refused already."""
+
+    __slots__ = ("call", "error", "id", "inference", "received_s")
+
+    def __init__(self) -> None:
+        self.received_s = time.monotonic()
+        self.id = ""
+        self.inference: Inference | None = None
+        self.call: AsyncCall | None = None
+        self.error: DigitsError

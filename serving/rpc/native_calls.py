@@ -1,0 +1,82 @@
+"""Calls of the native transport as the batcher sees them: one by one, or many as a group."""
+
+import math
+import time
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import DigitsError
+from serving.group import Group
+from serving.requests import Answer, Request
+from serving.rpc.unary import Question, UnaryMethod
+
+if TYPE_CHECKING:
+    from serving.rpc.native import NativeFront
+
+
+class NativeCall(Request):
+    """One call that was read."""
+
+    __slots__ = ("_call_id", "_front", "_method", "_question", "method")
+
+    def __init__(
+        self,
+        front: "NativeFront",
+        method: UnaryMethod[Any],
+        call_id: int,
+        question: Question,
+        caller: Hashable,
+    ) -> None:
+        timeout_s = question.timeout_s
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        super().__init__(question.pixels, caller=caller, deadline_s=deadline_s)
+        self.method = method.name
+        self._front = front
+        self._method = method
+        self._call_id = call_id
+        self._question = question
+
+    def resolve(self, answer: Answer) -> None:
+        """See `Request`."""
+        response = self._method.write(self._question, self, answer)
+        self._front.respond(self._call_id, response)
+
+    def reject(self, error: DigitsError) -> None:
+        """See `Request`."""
+        self._method.note_failure(self._question, error)
+        self._front.fail(self._call_id, self._method, error)
+
+
+class OneImageCalls(Group):
+    """Calls of one method that need not be read: a known head, and an image."""
+
+    __slots__ = ("_front", "_method", "method")
+
+    def __init__(self, front: "NativeFront", method: UnaryMethod[Any], caller: Hashable) -> None:
+        super().__init__(caller)
+        self.method = method.name
+        self._front = front
+        self._method = method
+
+    def resolve(self, answer: Answer) -> None:
+        """See `Request`."""
+        responses = self._method.write_each(self, answer)
+        respond = self._front.respond
+        for call_id, response in zip(self.keys[answer.first :], responses, strict=False):
+            respond(call_id, response)
+
+    def reject(self, error: DigitsError) -> None:
+        """See `Request`."""
+        for call_id in self.keys:
+            if call_id in self._front.calls:  # neither answered nor gone
+                self._method.note_failure(self._method.ask(b""), error)
+                self._front.fail(call_id, self._method, error)
+
+    def single(self, row: int) -> Request:
+        """See `Group`."""
+        call_id = self.keys[row]
+        question = self._method.ask(self.images[row])
+        single = NativeCall(self._front, self._method, call_id, question, self.caller)
+        if call_id in self._front.calls:
+            self._front.calls[call_id] = single
+        return single

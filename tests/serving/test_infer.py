@@ -1,0 +1,73 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import Classifier
+from serving.images import IMAGE_BYTES, Images
+from serving.rpc.infer import ModelInfer
+from tests.inference_peer import Peer, probabilities_in, raw_request, typed_request
+
+UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited
+TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
+
+
+@pytest.fixture
+def method(classifier: Classifier) -> ModelInfer:
+    return ModelInfer(classifier)
+
+
+def test_head_of_a_plain_request_is_learned(method: ModelInfer, images: Images) -> None:
+    data = raw_request(images[:1]).SerializeToString()
+    method.read(data)
+    assert method.heads == {data[:-IMAGE_BYTES]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "7"},
+        {"model_version": "1"},
+        {"parameters": {"timeout": {"int64_param": 1000}}},
+    ],
+)
+def test_head_that_asks_for_more_is_not_learned(
+    method: ModelInfer, images: Images, fields: dict[str, Any]
+) -> None:
+    method.read(raw_request(images[:1], **fields).SerializeToString())
+    assert not method.heads
+
+
+def test_head_of_two_images_or_of_typed_contents_is_not_learned(
+    method: ModelInfer, images: Images
+) -> None:
+    method.read(raw_request(images[:2]).SerializeToString())
+    method.read(typed_request(images[:1]).SerializeToString())
+    assert not method.heads
+
+
+def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
+    method: ModelInfer, images: Images
+) -> None:
+    image = images[:1].tobytes()
+    data = raw_request(images[:1]).SerializeToString()
+    inside = TAG + image  # repeated within a field that nobody reads
+    method.read(data + UNKNOWN_FIELD + bytes((0x93, 0x06)) + inside)
+    assert not method.heads
+
+
+def test_heads_are_bounded(method: ModelInfer, images: Images) -> None:
+    for number in range(100):
+        hint = {"priority": {"int64_param": number}}
+        method.read(raw_request(images[:1], parameters=hint).SerializeToString())
+    assert len(method.heads) <= 16
+
+
+def test_repeated_requests_are_answered_as_the_first_was(
+    peer: Peer, images: Images, classifier: Classifier
+) -> None:
+    expected = classifier.classify(images[:20]).probabilities
+    for image, row in zip(images[:20], expected, strict=True):
+        response = peer.infer(raw_request(image[None]))
+        assert (response.model_name, response.model_version) == ("digits", "1")
+        np.testing.assert_allclose(probabilities_in(response), row[None], atol=1e-6)
