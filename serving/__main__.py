@@ -62,6 +62,7 @@ def _serve(options: argparse.Namespace) -> int:
         metrics_port=options.metrics_port,
         transport=options.transport,
         drain_s=options.drain,
+        reload_interval_s=options.reload_interval,
     )
     is_drained = uvloop.run(serve(_model_config(options), batching, config))
     return 0 if is_drained else 1
@@ -179,6 +180,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="most images in one request")  # fmt: skip
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+    add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
+        help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
 
 

@@ -72,12 +72,16 @@ class ServerConfig:
     """What answers the port; "auto" takes native where it is installed."""
     drain_s: float = 30.0
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
+    reload_interval_s: float = 0.0
+    """Seconds between looks for a new version; 0 looks only at SIGHUP."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
+        interval_s = self.reload_interval_s
+        _require(0 <= interval_s < 1e6, "reload_interval", interval_s, "0 to 1e6")
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

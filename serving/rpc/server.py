@@ -14,6 +14,7 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
 from serving.errors import ConfigurationError
 from serving.metrics import Exporter
 from serving.model_info import ModelInfo
+from serving.reload import Reloader
 from serving.rpc.grpcio import GrpcioServer
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _QUIESCE_TIMEOUT_S = 5.0
 
 
 async def serve(model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
-    """Load the model, serve it until SIGTERM or SIGINT, drain.
+    """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
     Prints one line when it is ready, which tools may parse:
     `serving model=... version=... precision=... device=... transport=... address=... metrics=...`.
@@ -40,6 +41,8 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
     transport = choose_transport(config.transport)
+    if config.reload_interval_s and model_config.version is not None:
+        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     with Classifier.open(model_config, batching) as classifier:
         server = Server(classifier, config, transport)
         try:
@@ -47,15 +50,20 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         except ConfigurationError:
             await server.stop(grace_s=0)
             raise
-        info = classifier.model_info()
-        print(
-            f"serving model={info.name} version={info.version} precision={info.precision} "
-            f"device={info.device} transport={transport} address={server.address} "
-            f"metrics={server.metrics_address} "
-            f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
-            flush=True,
-        )
-        return await server.run_until_signalled()
+        with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
+            _announce(server, classifier.model_info())
+            return await server.run_until_signalled()
+
+
+def _announce(server: "Server", info: ModelInfo) -> None:
+    print(
+        f"serving model={info.name} version={info.version} precision={info.precision} "
+        f"device={info.device} transport={server.transport} address={server.address} "
+        f"metrics={server.metrics_address} "
+        f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
+        flush=True,
+    )
 
 
 def choose_transport(wanted: Transport) -> str:
@@ -77,7 +85,7 @@ class Server:
         """Prepare on the running event loop. The classifier stays the caller's to close."""
         self._classifier = classifier
         self._config = config
-        self._transport = transport
+        self.transport = transport
         self._grpcio = GrpcioServer(classifier, transport)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
@@ -93,7 +101,7 @@ class Server:
         """
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         wanted = f"{host}:{self._config.port}"
-        if self._transport == "native":
+        if self.transport == "native":
             port = await self._start_native(wanted)
         else:
             port = await self._grpcio.start(wanted)
@@ -118,7 +126,7 @@ class Server:
         classifier = self._classifier
 
         def info() -> ModelInfo:
-            return replace(classifier.model_info(), transport=self._transport)
+            return replace(classifier.model_info(), transport=self.transport)
 
         try:
             self._exporter = Exporter(

@@ -108,6 +108,8 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--drain", "-1"), "drain must be >= 0, got -1.0"),
+        (("--reload-interval", "-1"), "reload_interval must be 0 to 1e6, got -1.0"),
+        (("--reload-interval", "5", "--version", "1"), "reload_interval replaces versions"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(
