@@ -8,14 +8,17 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from serving.classifier import Classifier
+from serving.config import SecurityConfig
 from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
 from serving.requests import ROW_BYTES
 from serving.rpc import digits, inference
+from serving.rpc.auth import interceptors
 from serving.rpc.calls import Calls
 from serving.rpc.digits import DigitsServicer
 from serving.rpc.health import HealthServicer
 from serving.rpc.inference import InferenceServicer
+from serving.rpc.tls import server_credentials
 
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
@@ -24,11 +27,22 @@ _SPARE_BYTES = 4096
 class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
 
-    def __init__(self, classifier: Classifier, transport: str) -> None:
-        """Prepare; `transport` is what GetModel shall tell."""
+    def __init__(
+        self, classifier: Classifier, transport: str, security: SecurityConfig | None = None
+    ) -> None:
+        """Prepare; `transport` is what GetModel shall tell.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
+        security = security or SecurityConfig()
         self.calls = Calls(classifier.batcher, classifier.metrics)
+        self._credentials = server_credentials(security)
         self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
-        self._server = grpc.aio.server(options=_options(classifier.batching.max_request_images))
+        self._server = grpc.aio.server(
+            interceptors=interceptors(security, self.calls),
+            options=_options(classifier.batching.max_request_images),
+        )
         servicer = DigitsServicer(classifier, self.calls, transport)
         inferences = InferenceServicer(classifier, self.calls, self.health)
         self._server.add_generic_rpc_handlers((servicer.handlers(), inferences.handlers()))
@@ -44,11 +58,16 @@ class GrpcioServer:
             ConfigurationError: the address can't be bound.
         """
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._bind(address)
         except RuntimeError as err:
             raise ConfigurationError(f"can't listen on {address}: is the port taken?") from err
         await self._server.start()
         return port
+
+    def _bind(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
 
     async def stop(self, grace_s: float) -> None:
         """Close the port; calls that are pending now are answered CANCELLED (grpc #41785)."""
@@ -62,6 +81,8 @@ def _options(max_request_images: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
         ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
+        ("grpc.max_allowed_incoming_connections", 4096),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
         ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
     ]

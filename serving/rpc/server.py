@@ -1,7 +1,6 @@
 """The server's life: load, listen, serve until told to stop, drain."""
 
 import asyncio
-import importlib.util
 import logging
 import signal
 import tempfile
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.metrics import Exporter
 from serving.model_info import ModelInfo
 from serving.reload import Reloader
+from serving.rpc.exposure import choose_transport, warn_if_exposed
 from serving.rpc.grpcio import GrpcioServer
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
     Raises:
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
-    transport = choose_transport(config.transport)
+    transport = choose_transport(config.transport, config.security)
     if config.reload_interval_s and model_config.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
+    warn_if_exposed(config)
     with Classifier.open(model_config, batching) as classifier:
         server = Server(classifier, config, transport)
         try:
@@ -66,18 +67,6 @@ def _announce(server: "Server", info: ModelInfo) -> None:
     )
 
 
-def choose_transport(wanted: Transport) -> str:
-    """Resolve "auto": native where its package is installed, else grpcio.
-
-    Raises:
-        ConfigurationError: native was asked for and is not installed.
-    """
-    has_native = importlib.util.find_spec("pygrpc_native") is not None
-    if wanted == "native" and not has_native:
-        raise ConfigurationError("transport native needs: pip install 'digit-serving[serve]'")
-    return "native" if has_native and wanted != "grpcio" else "grpcio"
-
-
 class Server:
     """A classifier behind one TCP port."""
 
@@ -86,7 +75,7 @@ class Server:
         self._classifier = classifier
         self._config = config
         self.transport = transport
-        self._grpcio = GrpcioServer(classifier, transport)
+        self._grpcio = GrpcioServer(classifier, transport, config.security)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self._exporter: Exporter | None = None
