@@ -23,6 +23,9 @@ from serving.rpc.tls import server_credentials
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
 
+_MAX_PENDING_CALLS = 65_536
+"""Calls that wait for the event loop to pick them up."""
+
 
 class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
@@ -81,6 +84,10 @@ def _options(max_request_images: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
         ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
+        # Past these (1,000 and 3,000 by default) core answers calls that the loop has yet to take
+        # with CANCELLED, at random (grpc #34782). Our queue refuses with a status that tells.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.max_allowed_incoming_connections", 4096),
         ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
         ("grpc.so_reuseport", 0),  # else a second server would share the port in silence

@@ -79,10 +79,18 @@ class NativeFront:
     def _pump(self) -> None:
         """Queue what comes and run it, batch by batch, on this thread."""
         timeout_ms: int | None = None  # wait for calls
-        while (events := self._front.recv_batch(_MAX_EVENTS, timeout_ms)) is not None:
+        while (events := self._receive(timeout_ms)) is not None:
             self.num_begun += len(events)
             self._batcher.submit_all(self._requests(events))
             timeout_ms = 0 if self._batcher.help() else None
+
+    def _receive(self, timeout_ms: int | None) -> "list[Event] | None":
+        """Take all that has come: the end of a call may lie thousands of events behind it."""
+        events = taken = self._front.recv_batch(_MAX_EVENTS, timeout_ms)
+        while events is not None and taken and len(taken) == _MAX_EVENTS:
+            taken = self._front.recv_batch(_MAX_EVENTS, 0)
+            events += taken or []
+        return events
 
     def _requests(self, events: "list[Event]") -> list[Request]:
         """Decode calls; refuse the bad ones, cancel those whose callers left."""

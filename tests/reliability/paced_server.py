@@ -1,0 +1,125 @@
+"""A real server around an engine of known speed, that keeps a ledger of every row it ran.
+
+    python -m tests.reliability.paced_server --transport grpcio --service-s 0.08 ...
+
+Says `serving ... address=...` when it is ready, like the real one, then obeys lines on stdin:
+`hold` stops the engine before its next run, `release` lets it go on, `ledger` prints one JSON line.
+The ledger is also written to --ledger-file when the server has ended by a signal.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from serving import Classifier, logs
+from serving.config import BatchingConfig, ServerConfig
+from serving.images import IMAGE_BYTES, Images
+from serving.loaded_model import LoadedModel
+from serving.predictions import NUM_CLASSES, Probabilities
+from serving.repository import Manifest
+from serving.rpc.server import Server
+from tests.fakes import probabilities_of
+from tests.reliability.tickets import tickets_of
+
+
+class PacedEngine:
+    """Takes the same time for every run; the time is slept, so capacity doesn't hang on the CPU."""
+
+    device = "cpu"
+
+    def __init__(self, service_s: float, leak_bytes: int) -> None:
+        self._service_s = service_s
+        self._leak_bytes = leak_bytes
+        self._leaked: list[bytes] = []
+        self.tickets: Counter[int] = Counter()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, images: Images) -> Probabilities:
+        self.gate.wait()
+        if self._service_s:
+            time.sleep(self._service_s)
+        self.tickets.update(tickets_of(images))
+        if self._leak_bytes:
+            self._leaked.append(os.urandom(self._leak_bytes))
+        return probabilities_of(images)
+
+
+def main() -> int:
+    options = _options()
+    # One core is one runner: then the capacity is batch size / service time, exactly.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    logs.setup("text")
+    engine = PacedEngine(options.service_s, options.leak_bytes)
+    batching = BatchingConfig(
+        max_batch_size=options.max_batch_size,
+        queue_capacity=options.queue_capacity,
+        max_request_images=min(options.queue_capacity, 4096),
+    )
+    with Classifier(LoadedModel(engine, _manifest(), "fp32"), batching) as classifier:
+        is_drained = uvloop.run(_serve(classifier, engine, options))
+    if options.ledger_file:
+        options.ledger_file.write_text(json.dumps(_ledger(engine)))
+    return 0 if is_drained else 1
+
+
+async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> bool:
+    server = Server(classifier, ServerConfig(port=0, metrics_port=0), options.transport)
+    await server.start()
+    threading.Thread(target=_obey, args=(engine, classifier), daemon=True).start()
+    print(
+        f"serving transport={options.transport} address={server.address} "
+        f"metrics={server.metrics_address}",
+        flush=True,
+    )
+    return await server.run_until_signalled()
+
+
+def _obey(engine: PacedEngine, classifier: Classifier) -> None:
+    for line in sys.stdin:
+        match line.strip():
+            case "hold":
+                engine.gate.clear()
+            case "release":
+                engine.gate.set()
+            case "ledger":
+                waiting = classifier.batcher.num_waiting
+                print(json.dumps(_ledger(engine) | {"waiting": waiting}), flush=True)
+
+
+def _ledger(engine: PacedEngine) -> dict[str, Any]:
+    """How often each ticket was run."""
+    return {"tickets": list(engine.tickets.items())}
+
+
+def _manifest() -> Manifest:
+    return Manifest(
+        name="digits", version="1", recipe="paced", parameters=0,
+        validation_accuracy=1.0, test_accuracy=1.0, digests={},
+        golden_images=np.zeros((1, IMAGE_BYTES), np.uint8),
+        golden_probabilities={"fp32": np.zeros((1, NUM_CLASSES), np.float32)},
+    )  # fmt: skip
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--transport", required=True)
+    parser.add_argument("--service-s", type=float, default=0.0)
+    parser.add_argument("--max-batch-size", type=int, default=64)
+    parser.add_argument("--queue-capacity", type=int, default=16_384)
+    parser.add_argument("--leak-bytes", type=int, default=0, help="planted leak, per run")
+    parser.add_argument("--ledger-file", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
