@@ -37,15 +37,17 @@ async def classify(method: Any, ticket: int, timeout_s: float = DEADLINE_S) -> O
     return time.monotonic(), grpc.StatusCode.OK
 
 
-async def offer(address: str, rate: float, duration_s: float) -> list[Outcome]:
+async def offer(
+    address: str, rate: float, duration_s: float, timeout_s: float = DEADLINE_S
+) -> list[Outcome]:
     """Send images at a fixed rate, whatever comes back; return how each call ended."""
     async with channel_to(address) as channel:
-        method = channel.unary_unary(CLASSIFY)
+        method: Any = channel.unary_unary(CLASSIFY)
         start_s = time.monotonic()
         calls = []
         for ticket in range(int(rate * duration_s)):
             await asyncio.sleep(max(0.0, start_s + ticket / rate - time.monotonic()))
-            calls.append(asyncio.create_task(classify(method, ticket)))
+            calls.append(asyncio.create_task(classify(method, ticket, timeout_s)))
         return await asyncio.gather(*calls)
 
 
@@ -60,17 +62,40 @@ def test_goodput_holds_under_overload_and_ends_with_it(
         after = asyncio.run(offer(server.address, CAPACITY / 2, 1.0))
     codes = Counter(code for _, code in outcomes)
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, codes
+    goodput = goodput_of(outcomes, start_s)
+    print(f"{transport}: {factor} x capacity, goodput {goodput:.1%}, {names(codes)}")
+    assert goodput >= share
+    # Calls with a deadline of one second, sent from the end of the load on, are all answered.
+    assert {code for _, code in after} == {grpc.StatusCode.OK}
+
+
+def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time(transport: str) -> None:
+    """Served first come, first served, each would be reached when it is about to give up."""
+    patience_s = 0.3  # the queue is 5 s long
+    options = {"service_s": SERVICE_S, "max_batch_size": BATCH, "queue_capacity": 500}
+    with paced_server(transport, **options) as server:
+        start_s = time.monotonic()
+        outcomes = asyncio.run(offer(server.address, 5 * CAPACITY, LOAD_S, patience_s))
+    codes = Counter(code for _, code in outcomes)
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}, codes
+    goodput = goodput_of(outcomes, start_s)
+    print(f"{transport}: 5 x capacity, impatient, goodput {goodput:.1%}, {names(codes)}")
+    assert goodput >= 0.80
+
+
+def goodput_of(outcomes: list[Outcome], start_s: float) -> float:
+    """What was answered in time once the queue was full, as a share of the capacity."""
     window = (start_s + WARM_UP_S, start_s + LOAD_S)
     num_good = sum(
         1
         for end_s, code in outcomes
         if code is grpc.StatusCode.OK and window[0] <= end_s < window[1]
     )
-    goodput = num_good / (CAPACITY * (window[1] - window[0]))
-    print(f"{transport}: {factor} x capacity, goodput {goodput:.1%}, {dict(codes)}")
-    assert goodput >= share
-    # Calls with a deadline of one second, sent from the end of the load on, are all answered.
-    assert {code for _, code in after} == {grpc.StatusCode.OK}
+    return num_good / (CAPACITY * (window[1] - window[0]))
+
+
+def names(codes: Counter[grpc.StatusCode]) -> dict[str, int]:
+    return {code.name: number for code, number in codes.items()}
 
 
 def test_not_one_of_ten_thousand_expired_rows_runs(transport: str) -> None:
