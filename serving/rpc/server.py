@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
@@ -26,6 +29,8 @@ _QUIET_S = 0.1
 """How long no call may begin before a drain counts as over."""
 _QUIESCE_TIMEOUT_S = 5.0
 """How long a drain looks for such a moment."""
+_GOODBYE_S = 0.02
+"""How long callers get to learn that the port closes, before those held are refused."""
 
 
 async def serve(model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
@@ -128,10 +133,11 @@ class Server:
         self.metrics_address = f"127.0.0.1:{self._exporter.port}"
 
     async def run_until_signalled(self) -> bool:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
 
         Returns:
-            True if every accepted request was answered.
+            True: every accepted request was answered. What takes longer than `drain_s` ends the
+            process, too.
         """
         signals: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -141,12 +147,13 @@ class Server:
         drain = asyncio.create_task(self.drain())
         forced = asyncio.create_task(signals.get())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
-        if drain.done():
+        if drain.done() and drain.result():
             forced.cancel()
-            return drain.result()
-        _log.warning("stopped by a second signal")
-        await self.stop(grace_s=0)
-        return False
+            return True
+        reason = "not every call was answered in time" if drain.done() else "a second signal"
+        _log.warning("stopped: %s", reason)
+        self._sockets.cleanup()
+        return _end_process()
 
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
@@ -157,22 +164,28 @@ class Server:
         """
         self._grpcio.health.set_serving(False)
         is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
+        if not is_drained:
+            return False
         await self._quiesce()
-        await self.stop(grace_s=1.0)
-        return is_drained
+        stopping = asyncio.create_task(self.stop(grace_s=1.0))
+        await asyncio.sleep(_GOODBYE_S)
+        self._grpcio.calls.release()
+        await stopping
+        return True
 
     async def _quiesce(self) -> None:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _QUIESCE_TIMEOUT_S
-        while loop.time() < give_up_s:
-            num_begun = self._num_begun
-            await asyncio.sleep(_QUIET_S)
-            if num_begun == self._num_begun and not self._grpcio.calls.num_active:
-                return
+        """Wait for a moment without new calls; the native front needs none: it cuts what is left.
 
-    @property
-    def _num_begun(self) -> int:
-        return self._grpcio.calls.num_begun + (self._native.num_begun if self._native else 0)
+        Its last answers leave meanwhile.
+        """
+        calls = self._grpcio.calls
+        calls.hold_refused()
+        give_up_s = time.monotonic() + _QUIESCE_TIMEOUT_S
+        while time.monotonic() < give_up_s:
+            num_begun = calls.num_begun
+            await asyncio.sleep(_QUIET_S)
+            if num_begun == calls.num_begun and not calls.num_active:
+                return
 
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off what is pending; `drain` first to lose nothing."""
@@ -182,3 +195,10 @@ class Server:
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
         self._sockets.cleanup()
+
+
+def _end_process() -> NoReturn:
+    """End at once: a thread that hangs in a run can't be ended, and would be waited for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)

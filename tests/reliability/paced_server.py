@@ -41,10 +41,12 @@ class PacedEngine:
         self._leak_bytes = leak_bytes
         self._leaked: list[bytes] = []
         self.tickets: Counter[int] = Counter()
+        self.num_begun = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def run(self, images: Images) -> Probabilities:
+        self.num_begun += 1
         self.gate.wait()
         if self._service_s:
             time.sleep(self._service_s)
@@ -73,9 +75,11 @@ def main() -> int:
 
 
 async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> bool:
-    server = Server(classifier, ServerConfig(port=0, metrics_port=0), options.transport)
+    server = Server(
+        classifier, ServerConfig(port=0, metrics_port=0, drain_s=options.drain_s), options.transport
+    )
     await server.start()
-    threading.Thread(target=_obey, args=(engine, classifier), daemon=True).start()
+    threading.Thread(target=_obey, args=(engine,), daemon=True).start()
     print(
         f"serving transport={options.transport} address={server.address} "
         f"metrics={server.metrics_address}",
@@ -84,7 +88,7 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
     return await server.run_until_signalled()
 
 
-def _obey(engine: PacedEngine, classifier: Classifier) -> None:
+def _obey(engine: PacedEngine) -> None:
     for line in sys.stdin:
         match line.strip():
             case "hold":
@@ -92,13 +96,12 @@ def _obey(engine: PacedEngine, classifier: Classifier) -> None:
             case "release":
                 engine.gate.set()
             case "ledger":
-                waiting = classifier.batcher.num_waiting
-                print(json.dumps(_ledger(engine) | {"waiting": waiting}), flush=True)
+                print(json.dumps(_ledger(engine)), flush=True)
 
 
 def _ledger(engine: PacedEngine) -> dict[str, Any]:
-    """How often each ticket was run."""
-    return {"tickets": list(engine.tickets.items())}
+    """Runs that have begun, and how often each ticket was run."""
+    return {"begun": engine.num_begun, "tickets": list(engine.tickets.items())}
 
 
 def _manifest() -> Manifest:
@@ -116,6 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--service-s", type=float, default=0.0)
     parser.add_argument("--max-batch-size", type=int, default=64)
     parser.add_argument("--queue-capacity", type=int, default=16_384)
+    parser.add_argument("--drain-s", type=float, default=30.0)
     parser.add_argument("--leak-bytes", type=int, default=0, help="planted leak, per run")
     parser.add_argument("--ledger-file", type=Path)
     return parser.parse_args()

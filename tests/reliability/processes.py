@@ -3,13 +3,19 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from tests.servers import RunningServer
+
+TIMEOUT_S = 20.0
 
 
 @dataclass
@@ -26,14 +32,30 @@ class PacedServer(RunningServer):
         """How often each ticket was run so far."""
         return dict(self._ask()["tickets"])
 
-    def num_waiting(self) -> int:
-        """How many images wait for a run."""
-        return int(self._ask()["waiting"])
+    def num_begun(self) -> int:
+        """How many runs have begun."""
+        return int(self._ask()["begun"])
 
     def _ask(self) -> Any:
         self.tell("ledger")
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Poll until something holds; fail if it never does."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never happened"
+        time.sleep(0.02)
+
+
+def is_serving(address: str) -> bool:
+    """Ask for the server's health."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @contextmanager
