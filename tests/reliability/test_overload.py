@@ -10,6 +10,7 @@ import pytest
 
 from serving.rpc.wire import encode_request
 from tests.raw import CLASSIFY
+from tests.reliability.load import OWN_CONNECTION
 from tests.reliability.processes import paced_server
 from tests.reliability.tickets import image_with
 
@@ -17,7 +18,6 @@ SERVICE_S, BATCH, QUEUE = 0.08, 8, 50
 CAPACITY = BATCH / SERVICE_S  # 100 images/s
 DEADLINE_S = 1.0  # a full queue is 0.5 s
 LOAD_S, WARM_UP_S = 4.0, 1.0
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 Outcome = tuple[float, grpc.StatusCode]
 """When a call ended, in monotonic seconds, and how."""
