@@ -19,6 +19,7 @@ class Call:
     """One call and how it ended."""
 
     number: int
+    """Which one: it sent request `number` modulo their number."""
     begun_s: float
     ended_s: float
     code: grpc.StatusCode
@@ -29,7 +30,7 @@ class ClosedLoop:
     """Keeps a number of calls in flight, whatever comes back; use it as a context manager."""
 
     def __init__(self, address: str, requests: Sequence[bytes], in_flight: int) -> None:
-        """Prepare to send the requests over and over: call n sends request n modulo their number."""
+        """Prepare to send the requests over and over; they are numbered from 0 on."""
         self.calls: list[Call] = []
         self._requests = requests
         self._in_flight = in_flight

@@ -61,6 +61,7 @@ def main() -> int:
     # One core is one runner: then the capacity is batch size / service time, exactly.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     logs.setup("text")
+    os.environ["GRPC_VERBOSITY"] = "NONE"  # as the real one does
     engine = PacedEngine(options.service_s, options.leak_bytes)
     batching = BatchingConfig(
         max_batch_size=options.max_batch_size,

@@ -46,7 +46,7 @@ def test_restarts_under_load_lose_nothing(transport: str, tmp_path: Path) -> Non
             with loads[0], loads[1], loads[2], loads[3]:
                 loads[0].wait_for(100)
                 assert server.stop() == 0
-        codes = {}
+        codes: dict[int, grpc.StatusCode] = {}
         for number, load in enumerate(loads):
             assert len(load.calls) < NUM_TICKETS
             codes |= {number * NUM_TICKETS + call.number: call.code for call in load.calls}
