@@ -64,6 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
         transport=options.transport,
         drain_s=options.drain,
         reload_interval_s=options.reload_interval,
+        self_test_interval_s=options.self_test_interval,
         security=SecurityConfig(
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
@@ -207,6 +208,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
         help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
+    add("--self-test-interval", type=float, default=config.self_test_interval_s,
+        metavar="SECONDS", help="how often a golden sample proves that health may say SERVING; "
+        "0: never")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE",
         help="PEM certificate chain: makes the port TLS; read again when it changes")  # fmt: skip
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of the certificate")

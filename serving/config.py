@@ -106,6 +106,8 @@ class ServerConfig:
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
     reload_interval_s: float = 0.0
     """Seconds between looks for a new version; 0 looks only at SIGHUP."""
+    self_test_interval_s: float = 10.0
+    """Seconds between golden samples sent through the batcher for health; 0 sends none."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 
@@ -114,8 +116,9 @@ class ServerConfig:
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
-        interval_s = self.reload_interval_s
-        _require(0 <= interval_s < 1e6, "reload_interval", interval_s, "0 to 1e6")
+        for name in ("reload_interval", "self_test_interval"):
+            interval_s = getattr(self, f"{name}_s")
+            _require(0 <= interval_s < 1e6, name, interval_s, "0 to 1e6")
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -19,6 +19,7 @@ from serving.model_info import ModelInfo
 from serving.reload import Reloader
 from serving.rpc.exposure import choose_transport, warn_if_exposed
 from serving.rpc.grpcio import GrpcioServer
+from serving.rpc.self_test import SelfTest
 
 if TYPE_CHECKING:
     from serving.rpc.native import NativeFront
@@ -84,6 +85,7 @@ class Server:
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self._exporter: Exporter | None = None
+        self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off"
 
@@ -103,6 +105,9 @@ class Server:
         if self._config.metrics_port is not None:
             self._start_metrics(self._config.metrics_port)
         self._grpcio.health.set_serving(True)
+        if interval_s := self._config.self_test_interval_s:
+            test = SelfTest(self._classifier, self._grpcio.health.set_serving, interval_s)
+            self._self_test = asyncio.create_task(test.run())
 
     async def _start_native(self, address: str) -> int:
         from serving.rpc.native import NativeFront
@@ -162,6 +167,7 @@ class Server:
         listens. Calls that the stop finds pending are cut off, so it comes last, in a moment when
         no call begins.
         """
+        self._end_self_test()  # first: nothing says SERVING from here on
         self._grpcio.health.set_serving(False)
         is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
         if not is_drained:
@@ -187,8 +193,13 @@ class Server:
             if num_begun == calls.num_begun and not calls.num_active:
                 return
 
+    def _end_self_test(self) -> None:
+        if self._self_test is not None:
+            self._self_test.cancel()
+
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off what is pending; `drain` first to lose nothing."""
+        self._end_self_test()
         if self._native is not None:
             await asyncio.to_thread(self._native.close)
         await self._grpcio.stop(grace_s)

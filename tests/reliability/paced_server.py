@@ -3,7 +3,8 @@
     python -m tests.reliability.paced_server --transport grpcio --service-s 0.08 ...
 
 Says `serving ... address=...` when it is ready, like the real one, then obeys lines on stdin:
-`hold` stops the engine before its next run, `release` lets it go on, `ledger` prints one JSON line.
+`hold` stops the engine before its next run, `release` lets it go on, `lie` makes it answer wrongly
+until `be honest`, `ledger` prints one JSON line.
 The ledger is also written to --ledger-file when the server has ended by a signal.
 """
 
@@ -17,17 +18,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvloop
 
 from serving import Classifier, logs
 from serving.config import BatchingConfig, ServerConfig
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.loaded_model import LoadedModel
-from serving.predictions import NUM_CLASSES, Probabilities
+from serving.predictions import Probabilities
 from serving.repository import Manifest
 from serving.rpc.server import Server
-from tests.fakes import probabilities_of
+from tests.fakes import images_of, probabilities_of
 from tests.reliability.tickets import tickets_of
 
 
@@ -42,6 +42,7 @@ class PacedEngine:
         self._leaked: list[bytes] = []
         self.tickets: Counter[int] = Counter()
         self.num_begun = 0
+        self.lies = False
         self.gate = threading.Event()
         self.gate.set()
 
@@ -51,6 +52,8 @@ class PacedEngine:
         if self._service_s:
             time.sleep(self._service_s)
         self.tickets.update(tickets_of(images))
+        if self.lies:
+            return probabilities_of(images)[:, ::-1]
         if self._leak_bytes:
             self._leaked.append(os.urandom(self._leak_bytes))
         return probabilities_of(images)
@@ -76,9 +79,13 @@ def main() -> int:
 
 
 async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> bool:
-    server = Server(
-        classifier, ServerConfig(port=0, metrics_port=0, drain_s=options.drain_s), options.transport
+    config = ServerConfig(
+        port=0,
+        metrics_port=0,
+        drain_s=options.drain_s,
+        self_test_interval_s=options.self_test_interval_s,
     )
+    server = Server(classifier, config, options.transport)
     await server.start()
     threading.Thread(target=_obey, args=(engine,), daemon=True).start()
     print(
@@ -96,6 +103,8 @@ def _obey(engine: PacedEngine) -> None:
                 engine.gate.clear()
             case "release":
                 engine.gate.set()
+            case "lie" | "be honest" as command:
+                engine.lies = command == "lie"
             case "ledger":
                 print(json.dumps(_ledger(engine)), flush=True)
 
@@ -106,11 +115,11 @@ def _ledger(engine: PacedEngine) -> dict[str, Any]:
 
 
 def _manifest() -> Manifest:
+    golden = images_of(1, 2, 3)
     return Manifest(
         name="digits", version="1", recipe="paced", parameters=0,
         validation_accuracy=1.0, test_accuracy=1.0, digests={},
-        golden_images=np.zeros((1, IMAGE_BYTES), np.uint8),
-        golden_probabilities={"fp32": np.zeros((1, NUM_CLASSES), np.float32)},
+        golden_images=golden, golden_probabilities={"fp32": probabilities_of(golden)},
     )  # fmt: skip
 
 
@@ -121,6 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-batch-size", type=int, default=64)
     parser.add_argument("--queue-capacity", type=int, default=16_384)
     parser.add_argument("--drain-s", type=float, default=30.0)
+    parser.add_argument("--self-test-interval-s", type=float, default=0.0)
     parser.add_argument("--leak-bytes", type=int, default=0, help="planted leak, per run")
     parser.add_argument("--ledger-file", type=Path)
     return parser.parse_args()
