@@ -65,6 +65,7 @@ def _serve(options: argparse.Namespace) -> int:
         drain_s=options.drain,
         reload_interval_s=options.reload_interval,
         self_test_interval_s=options.self_test_interval,
+        access_log=options.access_log,
         security=SecurityConfig(
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
@@ -218,6 +219,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="PEM authorities: each client needs a certificate from one")  # fmt: skip
     add("--token-file", type=Path, metavar="FILE",
         help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
+    add("--access-log", type=float, default=config.access_log, metavar="SHARE",
+        help="log this share of the calls, 0 to 1, and all that fail; grpcio only")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
 
 

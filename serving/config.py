@@ -108,6 +108,9 @@ class ServerConfig:
     """Seconds between looks for a new version; 0 looks only at SIGHUP."""
     self_test_interval_s: float = 10.0
     """Seconds between golden samples sent through the batcher for health; 0 sends none."""
+    access_log: float = 0.0
+    """Share of the calls that get a line in the log, 0 to 1, on grpcio; where it is not 0, calls
+    that fail get one, too."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 
@@ -116,6 +119,7 @@ class ServerConfig:
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
+        _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("reload_interval", "self_test_interval"):
             interval_s = getattr(self, f"{name}_s")
             _require(0 <= interval_s < 1e6, name, interval_s, "0 to 1e6")

@@ -55,7 +55,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return any(matches)  # each was compared: how long it takes doesn't tell which is right
 
 
-def interceptors(config: SecurityConfig, calls: Calls) -> list[TokenInterceptor]:
+def token_interceptors(config: SecurityConfig, calls: Calls) -> list[TokenInterceptor]:
     """Build what a server that wants tokens puts before its handlers; else nothing, at no cost.
 
     Raises:

@@ -8,12 +8,13 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from serving.classifier import Classifier
-from serving.config import SecurityConfig
+from serving.config import ServerConfig
 from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
 from serving.requests import ROW_BYTES
 from serving.rpc import digits, inference
-from serving.rpc.auth import interceptors
+from serving.rpc.access import AccessInterceptor
+from serving.rpc.auth import token_interceptors
 from serving.rpc.calls import Calls
 from serving.rpc.digits import DigitsServicer
 from serving.rpc.health import HealthServicer
@@ -31,19 +32,19 @@ class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
 
     def __init__(
-        self, classifier: Classifier, transport: str, security: SecurityConfig | None = None
+        self, classifier: Classifier, transport: str, config: ServerConfig | None = None
     ) -> None:
         """Prepare; `transport` is what GetModel shall tell.
 
         Raises:
             ConfigurationError: a certificate or a token can't be used.
         """
-        security = security or SecurityConfig()
+        config = config or ServerConfig()
         self.calls = Calls(classifier.batcher, classifier.metrics)
-        self._credentials = server_credentials(security)
+        self._credentials = server_credentials(config.security)
         self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
         self._server = grpc.aio.server(
-            interceptors=interceptors(security, self.calls),
+            interceptors=_interceptors(config, self.calls),
             options=_options(classifier.batching.max_request_images),
         )
         servicer = DigitsServicer(classifier, self.calls, transport)
@@ -93,3 +94,9 @@ def _options(max_request_images: int) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
     ]
+
+
+def _interceptors(config: ServerConfig, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
+    """Put before the handlers what is asked for, outermost first; nothing costs nothing."""
+    access = [AccessInterceptor(config.access_log)] if config.access_log else []
+    return [*access, *token_interceptors(config.security, calls)]

@@ -47,6 +47,8 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
     transport = choose_transport(config.transport, config.security)
+    if config.access_log and transport == "native":
+        raise ConfigurationError("access_log needs transport grpcio: native reads no metadata")
     if config.reload_interval_s and model_config.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     warn_if_exposed(config)
@@ -81,7 +83,7 @@ class Server:
         self._classifier = classifier
         self._config = config
         self.transport = transport
-        self._grpcio = GrpcioServer(classifier, transport, config.security)
+        self._grpcio = GrpcioServer(classifier, transport, config)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self._exporter: Exporter | None = None
