@@ -63,13 +63,14 @@ protos-check: protos  ## fail if the committed generated code is stale
 	git diff --exit-code --stat -- serving/rpc/pb
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
-	--extra pictures --extra bench --extra dev
+	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+LOCK_ALL = $(LOCK) --extra pictures --extra bench --extra dev
 
 lock:  ## resolve requirements/*.lock afresh
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
-	$(LOCK) --extra serve --extra train --output-file requirements/cpu.lock
-	$(LOCK) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
+	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
+	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
+	$(LOCK) --extra serve --output-file requirements/serve.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
 	rm -rf .venv .venv-protos .venv-lock artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
