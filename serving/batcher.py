@@ -101,7 +101,10 @@ class Batcher:
         if batch is None:
             return False
         self._run(batch)
-        return self._delay_s() == 0
+        if delay_s := self._delay_s():
+            with self._wake:
+                self._wake.notify()  # a runner keeps the time: this thread may not come back
+        return delay_s == 0
 
     def submit_and_help(self, request: Request) -> None:
         """Queue a request from a thread that waits for it, and run it there if a place is free.

@@ -186,6 +186,27 @@ def test_helping_caller_runs_its_own_request_on_an_idle_engine() -> None:
     batcher.close()
 
 
+def test_what_waits_for_its_delay_outlasts_the_helper_that_kept_the_place() -> None:
+    model = GatedModel()
+    batcher = Batcher(model, BatchingConfig(max_queue_delay_s=0.01))
+    first, second = RecordingRequest(images_of(1)), RecordingRequest(images_of(2))
+    helper = threading.Thread(target=lambda: run_helping(batcher, first))
+    helper.start()
+    model.wait_until_running()
+    batcher.submit_and_help(second)  # no place is free: left to whoever runs
+    model.open(2)
+    helper.join()
+    assert [first.wait().digits, second.wait().digits] == [[1], [2]]
+    batcher.close()
+
+
+def run_helping(batcher: Batcher, request: RecordingRequest) -> None:
+    """Run a request on this thread once its delay is over, before a runner does."""
+    batcher.submit_all([request])
+    while not batcher.help() and request.outcome is None:
+        pass
+
+
 def test_queue_delay_collects_a_batch(model: GatedModel, clock: FakeClock) -> None:
     config = BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0)
     batcher = Batcher(model, config, clock=clock)
