@@ -39,10 +39,10 @@ test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q
 
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
-	$(RUN) -m pytest -q -s -m reliability tests/reliability
+	$(RUN) -m pytest -s -m reliability tests/reliability
 
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
-	SOAK_S=$(SOAK_S) $(RUN) -m pytest -q -s -m reliability --timeout 0 tests/reliability/test_soak.py
+	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/test_soak.py
 
 test-interop: $(INSTALLED)  ## test against tritonclient and perf_analyzer (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop
