@@ -5,7 +5,6 @@ import datetime
 import logging
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from serving import AsyncClient, Client
 from serving.__main__ import main
@@ -248,12 +248,18 @@ def test_files_that_cannot_be_used_are_named(
         key = stranger.key
     else:
         key = tmp_path / "encrypted.pem"
-        subprocess.run(
-            ["openssl", "rsa", "-aes128", "-passout", "pass:secret"],
-            stdin=stranger.key.open(), stdout=key.open("w"), stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        key.write_bytes(encrypted(good.key.read_bytes()))
     with pytest.raises(ConfigurationError, match=key.name if broken == "missing" else cert.name):
         server_credentials(SecurityConfig(tls_cert=cert, tls_key=key))
+
+
+def encrypted(pem: bytes) -> bytes:
+    """A key that only a passphrase opens."""
+    return serialization.load_pem_private_key(pem, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
 
 
 def test_bad_client_authority_is_named(good: Files, tmp_path: Path) -> None:
