@@ -94,6 +94,6 @@ def test_answers_that_nobody_reads_wait_in_bounded_memory(
         call.cancel()
     for channel in channels:
         channel.close()
-    # 64 messages in flight a stream: their answers, 164 kB each, and the requests not yet run.
-    assert grew < len(sent) * 100
+    # 4 MiB in flight a stream, and what HTTP/2's windows hold.
+    assert grew < len(sent) * 64
     assert victim.stop() == 0
