@@ -1,15 +1,17 @@
 # Every target bootstraps what it needs in .venv; `make` alone lists them.
 #   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers); a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
+#   SOAK_S=...       how long `make soak` keeps each transport under load, in seconds
 #   RECIPE=...       the training recipe: default or seed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo test test-interop lint protos protos-check lock clean
+.PHONY: help train export serve demo test test-reliability soak test-interop lint protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 RECIPE ?= default
+SOAK_S ?= 1800
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
 RUN := .venv/bin/python
@@ -36,6 +38,12 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q
 
+test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
+	$(RUN) -m pytest -s -m reliability tests/reliability
+
+soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
+	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/test_soak.py
+
 test-interop: $(INSTALLED)  ## test against tritonclient and perf_analyzer (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop
 
@@ -55,13 +63,14 @@ protos-check: protos  ## fail if the committed generated code is stale
 	git diff --exit-code --stat -- serving/rpc/pb
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
-	--extra pictures --extra bench --extra dev
+	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+LOCK_ALL = $(LOCK) --extra pictures --extra bench --extra dev
 
 lock:  ## resolve requirements/*.lock afresh
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
-	$(LOCK) --extra serve --extra train --output-file requirements/cpu.lock
-	$(LOCK) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
+	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
+	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
+	$(LOCK) --extra serve --output-file requirements/serve.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
 	rm -rf .venv .venv-protos .venv-lock artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ from serving.config import (
     LogFormat,
     ModelConfig,
     Precision,
+    SecurityConfig,
     ServerConfig,
     Transport,
 )
@@ -62,6 +63,16 @@ def _serve(options: argparse.Namespace) -> int:
         metrics_port=options.metrics_port,
         transport=options.transport,
         drain_s=options.drain,
+        reload_interval_s=options.reload_interval,
+        self_test_interval_s=options.self_test_interval,
+        access_log=options.access_log,
+        security=SecurityConfig(
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            tls_client_ca=options.tls_client_ca,
+            token_file=options.token_file,
+            tokens=os.environ.get("DIGITS_TOKEN"),
+        ),
     )
     is_drained = uvloop.run(serve(_model_config(options), batching, config))
     return 0 if is_drained else 1
@@ -122,10 +133,27 @@ def _open(options: argparse.Namespace) -> "Classifier | Client":
     if options.target:
         from serving.client import Client
 
-        return Client(options.target)
+        return Client(
+            options.target,
+            token=_token(options),
+            tls_ca=options.tls_ca,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+        )
     from serving.classifier import Classifier
 
     return Classifier.open(_model_config(options))
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    """Return the first token of the file or of DIGITS_TOKEN."""
+    from serving.rpc.tokens import parse_tokens
+    from serving.rpc.watched import read_bytes
+
+    if options.token_file is not None:
+        return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
+    text = os.environ.get("DIGITS_TOKEN")
+    return None if text is None else parse_tokens(text.encode(), "DIGITS_TOKEN")[0].decode()
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
@@ -179,6 +207,20 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="most images in one request")  # fmt: skip
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+    add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
+        help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
+    add("--self-test-interval", type=float, default=config.self_test_interval_s,
+        metavar="SECONDS", help="how often a golden sample proves that health may say SERVING; "
+        "0: never")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE",
+        help="PEM certificate chain: makes the port TLS; read again when it changes")  # fmt: skip
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of the certificate")
+    add("--tls-client-ca", type=Path, metavar="FILE",
+        help="PEM authorities: each client needs a certificate from one")  # fmt: skip
+    add("--token-file", type=Path, metavar="FILE",
+        help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
+    add("--access-log", type=float, default=config.access_log, metavar="SHARE",
+        help="log this share of the calls, 0 to 1, and all that fail; grpcio only")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
 
 
@@ -201,7 +243,14 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="HOST:PORT",
         help="ask a running server instead of loading the model here")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add = parser.add_argument
+    add("--tls-ca", type=Path, metavar="FILE",
+        help="PEM authorities that sign servers' certificates: asks by TLS")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of one's own, for mTLS")
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
+    add("--token-file", type=Path, metavar="FILE",
+        help="its first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
+    add("--json", action="store_true", help="one JSON object a line")
     _add_model(parser)
 
 

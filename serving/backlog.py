@@ -70,8 +70,13 @@ class Backlog:
                 del self._callers[request.caller][request]
                 request.settled = not request.rows_left
 
-    def take(self, max_rows: int, now_s: float) -> Batch | None:
+    def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> Batch | None:
         """Take up to `max_rows` rows, turn by turn; reject what has expired.
+
+        Args:
+            max_rows: the most images of a batch.
+            now_s: the time.
+            margin_s: a deadline that is closer than this counts as passed.
 
         Returns:
             None if nothing is left to run.
@@ -81,17 +86,20 @@ class Backlog:
             caller = self._turns.popleft()
             queue = self._callers[caller]
             room = max_rows - batch.num_rows
-            self._take_turn(queue, batch, min(_TURN_ROWS, room) if self._turns else room)
+            turn = min(_TURN_ROWS, room) if self._turns else room
+            self._take_turn(queue, batch, turn, now_s + margin_s)
             if queue:
                 self._turns.append(caller)
             else:
                 del self._callers[caller]
         return batch if batch.pieces else None
 
-    def _take_turn(self, queue: OrderedDict[Request, None], batch: Batch, room: int) -> None:
+    def _take_turn(
+        self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float
+    ) -> None:
         while queue and room:
             request = next(iter(queue))
-            if request.deadline_s <= batch.started_s:
+            if request.deadline_s <= too_late_s:
                 self._settle(request)
                 request.reject(DeadlineExceeded("the deadline passed while the request waited"))
                 continue

@@ -48,6 +48,7 @@ class Batcher:
         self._backlog = Backlog(model, config.queue_capacity)
         self._retiring: list[Backlog] = []
         self._free = self._num_runners = num_runners
+        self._usual_run_s = 0.0
         self._refusal: str | None = None
         self._closed = False
         self._threads = [
@@ -117,7 +118,10 @@ class Batcher:
         if batch is None:
             return False
         self._run(batch)
-        return self._delay_s() == 0
+        if delay_s := self._delay_s():
+            with self._lock:
+                self._wake.notify()  # a runner keeps the time: this thread may not come back
+        return delay_s == 0
 
     def submit_and_help(self, request: Request) -> None:
         """Queue a request from a thread that waits for it, and run it there if a place is free.
@@ -187,6 +191,11 @@ class Batcher:
         return self._backlog.num_rows + sum(backlog.num_rows for backlog in self._retiring)
 
     @property
+    def expected_wait_s(self) -> float:
+        """How long a request that came now would wait, at the usual length of a run."""
+        return self.num_waiting / self._config.max_batch_size * self._usual_run_s
+
+    @property
     def _is_idle(self) -> bool:
         return self._free == self._num_runners
 
@@ -225,10 +234,20 @@ class Batcher:
         while self._retiring and not self._retiring[0].num_rows:
             self._retiring.pop(0)
         backlog = self._retiring[0] if self._retiring else self._backlog
-        batch = backlog.take(self._config.max_batch_size, self._clock())
+        batch = backlog.take(self._config.max_batch_size, self._clock(), self._margin_s)
         if batch is not None:
             self._free -= 1
         return batch
+
+    @property
+    def _margin_s(self) -> float:
+        """How far off a deadline must be to be worth a run.
+
+        A queue whose wait is longer than its callers' patience would else serve only those whose
+        deadline passes during the run. Without a queue every request gets its chance.
+        """
+        is_backed_up = self.num_waiting > self._config.max_batch_size
+        return 2 * self._usual_run_s if is_backed_up else 0.0
 
     def _run(self, batch: Batch) -> None:
         self._execute(batch)
@@ -246,6 +265,7 @@ class Batcher:
         batch.finished_s = self._clock()
         digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
         with self._lock:
+            self._usual_run_s += (batch.finished_s - batch.started_s - self._usual_run_s) / 8
             answered = batch.finish(digits, probabilities.tobytes())
             self._observe(batch, answered)
         for request, answer in answered:

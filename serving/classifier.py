@@ -39,6 +39,7 @@ class Classifier:
         """Load what a configuration names; raises what `load_model` raises."""
         model_dir = config.models / config.model
         model = load_model(model_dir, config.version, config.device, config.precision)
+        model.warm_up((batching or BatchingConfig()).max_batch_size)
         return cls(model, batching)
 
     @classmethod
@@ -59,6 +60,21 @@ class Classifier:
         """
         version = None if version is None else str(version)
         return cls(load_model(Path(model_dir), version, device, precision), batching)
+
+    @property
+    def served(self) -> LoadedModel:
+        """The version that new requests run on."""
+        return self._model
+
+    @property
+    def version(self) -> str:
+        """The name of the version that new requests run on, such as "3"."""
+        return self._model.version
+
+    def adopt(self, model: LoadedModel) -> None:
+        """Run new requests on another version; those accepted before finish on theirs."""
+        self._model = model
+        self.batcher.swap(model)
 
     def model_info(self) -> ModelInfo:
         """Tell what is served, on what, and its limits."""

@@ -4,12 +4,12 @@ Needs numpy, grpcio and protobuf only.
 """
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -21,6 +21,7 @@ from serving.images import Images, as_images
 from serving.model_info import ModelInfo
 from serving.predictions import Predictions
 from serving.rpc import wire
+from serving.rpc.channel import Access
 from serving.rpc.pb.digits.v1 import digits_pb2
 from serving.rpc.status import error_from
 
@@ -41,31 +42,6 @@ streams past a limit, ours past 1024, and a client learns of it only after its f
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _GET_MODEL = "/digits.v1.DigitClassifier/GetModel"
 
-_SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{"service": "digits.v1.DigitClassifier"}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-        # Retries stop while more than half of the calls fail (gRFC A6), so that they can't feed
-        # an overload.
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-    }
-)
-
-_OPTIONS = (
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.max_receive_message_length", 16 << 20),
-)
-
 
 class Client:
     """A connection to a server, for threads; connects when first used.
@@ -73,16 +49,35 @@ class Client:
     Interchangeable with `serving.Classifier`, and as safe to call from many threads.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 10.0,
+        token: str | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+    ) -> None:
         """Address a server.
 
         Args:
             target: "host:port".
             timeout_s: seconds that a call may take, its retries and all its messages included.
+            token: sent with every call; in the clear, unless there is TLS.
+            tls_ca: PEM file of the authorities that may have signed the server's certificate;
+                None is plaintext.
+            tls_cert: PEM file of the client's own certificate, where the server asks for one.
+            tls_key: PEM file of its key.
+
+        Raises:
+            ConfigurationError: a file can't be read.
         """
         self._target = target
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        access = Access(token, tls_ca, tls_cert, tls_key)
+        self._metadata = access.metadata
+        self._channel = access.channel(target)
         self._classify: _Callable = self._channel.unary_unary(_CLASSIFY)
         self._get_model: _Callable = self._channel.unary_unary(_GET_MODEL)
         self._chunk_images: int | None = None
@@ -95,7 +90,9 @@ class Client:
             DeadlineExceeded: no answer within the timeout.
         """
         with _translated_errors(self._target):
-            return _model_info(self._get_model(b"", timeout=self._timeout_s))
+            return _model_info(
+                self._get_model(b"", timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; many travel as several messages, pipelined.
@@ -123,7 +120,10 @@ class Client:
             for message in _messages(checked, self._chunk_images or 1):
                 if len(calls) == _WINDOW:
                     parts.append(wire.decode_response(calls.popleft().result()))
-                calls.append(self._classify.future(message, timeout=_seconds_until(deadline_s)))
+                timeout_s = _seconds_until(deadline_s)
+                calls.append(
+                    self._classify.future(message, timeout=timeout_s, metadata=self._metadata)
+                )
             parts += [wire.decode_response(call.result()) for call in calls]
         return Predictions.concatenate(parts)
 
@@ -144,11 +144,22 @@ class AsyncClient:
     The same as `Client`, awaited.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 10.0,
+        token: str | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+    ) -> None:
         """Address a server; arguments as for `Client`."""
         self._target = target
         self._timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        access = Access(token, tls_ca, tls_cert, tls_key)
+        self._metadata = access.metadata
+        self._channel = access.aio_channel(target)
         self._classify: _AsyncCallable = self._channel.unary_unary(_CLASSIFY)
         self._get_model: _AsyncCallable = self._channel.unary_unary(_GET_MODEL)
         self._chunk_images: int | None = None
@@ -157,7 +168,9 @@ class AsyncClient:
     async def model_info(self) -> ModelInfo:
         """Ask what is being served; see `Client.model_info`."""
         with _translated_errors(self._target):
-            return _model_info(await self._get_model(b"", timeout=self._timeout_s))
+            return _model_info(
+                await self._get_model(b"", timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     async def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; see `Client.classify`."""
@@ -172,7 +185,8 @@ class AsyncClient:
                 if len(calls) == _WINDOW:
                     parts.append(wire.decode_response(await calls.popleft()))
                 await self._slots.acquire()
-                calls.append(self._classify(message, timeout=_seconds_until(deadline_s)))
+                timeout_s = _seconds_until(deadline_s)
+                calls.append(self._classify(message, timeout=timeout_s, metadata=self._metadata))
                 calls[-1].add_done_callback(lambda _: self._slots.release())
             parts += [wire.decode_response(await call) for call in calls]
         return Predictions.concatenate(parts)

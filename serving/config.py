@@ -1,6 +1,6 @@
 """Every setting of serving, its unit and its default, written once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,6 +59,38 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecurityConfig:
+    """Who may call; nothing set is plaintext for everyone who reaches the port."""
+
+    tls_cert: Path | None = None
+    """PEM file of the server's certificate chain; read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file of its key."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities that sign clients' certificates; then each needs one (mTLS)."""
+    token_file: Path | None = None
+    """File of bearer tokens, one a line, all valid; read again when it changes."""
+    tokens: str | None = field(default=None, repr=False)
+    """The tokens themselves, one a line, where there is no file."""
+
+    def __post_init__(self) -> None:
+        is_whole = (self.tls_cert is None) == (self.tls_key is None)
+        _require(is_whole, "tls_key", self.tls_key, "given together with tls_cert")
+        ca = self.tls_client_ca
+        _require(ca is None or self.has_tls, "tls_client_ca", ca, "given together with tls_cert")
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return self.tls_cert is not None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether calls need a token."""
+        return self.token_file is not None or self.tokens is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """Where the server listens and how it ends."""
 
@@ -72,12 +104,25 @@ class ServerConfig:
     """What answers the port; "auto" takes native where it is installed."""
     drain_s: float = 30.0
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
+    reload_interval_s: float = 0.0
+    """Seconds between looks for a new version; 0 looks only at SIGHUP."""
+    self_test_interval_s: float = 10.0
+    """Seconds between golden samples sent through the batcher for health; 0 sends none."""
+    access_log: float = 0.0
+    """Share of the calls that get a line in the log, 0 to 1, on grpcio; where it is not 0, calls
+    that fail get one, too."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """TLS and tokens."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
+        _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
+        for name in ("reload_interval", "self_test_interval"):
+            interval_s = getattr(self, f"{name}_s")
+            _require(0 <= interval_s < 1e6, name, interval_s, "0 to 1e6")
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

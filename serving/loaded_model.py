@@ -10,7 +10,7 @@ from serving import repository
 from serving.config import Device, Precision
 from serving.engine import Engine, open_engine
 from serving.errors import ConfigurationError, CorruptModel
-from serving.images import Images
+from serving.images import IMAGE_BYTES, Images
 from serving.predictions import Probabilities
 from serving.repository import Manifest
 
@@ -33,9 +33,26 @@ class LoadedModel:
         """The version named in every answer, such as "3"."""
         return self.manifest.version
 
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+        return self.engine.device
+
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
         return self.engine.run(images)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Run batches of growing sizes, so that no caller's run is the one that allocates.
+
+        Raises:
+            ModelError: a run failed.
+        """
+        size = 1
+        while size < max_batch_size:
+            self.run(np.zeros((size, IMAGE_BYTES), np.uint8))
+            size *= 2
+        self.run(np.zeros((max_batch_size, IMAGE_BYTES), np.uint8))
 
 
 def load_model(

@@ -58,6 +58,7 @@ class Metrics:
         self.run_s = Histogram(_SECONDS)
         self.request_s = Histogram(_SECONDS)
         self._requests: Counter[tuple[str, str]] = Counter()
+        self._reloads: Counter[str] = Counter(adopted=0, failed=0)
         self._lock = threading.Lock()
         self._runs: deque[_Run] = deque()
 
@@ -91,6 +92,23 @@ class Metrics:
         """
         with self._lock:
             self._requests[method, status] += 1
+
+    def count_reload(self, outcome: str) -> None:
+        """Count a version that was "adopted", or one that "failed" and was refused."""
+        with self._lock:
+            self._reloads[outcome] += 1
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """Reloads so far by outcome."""
+        with self._lock:
+            return dict(self._reloads)
+
+    @property
+    def num_images(self) -> float:
+        """Images run so far."""
+        self.add_up()
+        return self.batch_images.sum
 
     @property
     def requests(self) -> dict[tuple[str, str], int]:
@@ -158,7 +176,13 @@ class Exporter:
         for labels, number in metrics.requests.items():
             calls.add_metric(labels, number)
         yield calls
-        yield CounterMetricFamily("digits_images", "Images run.", metrics.batch_images.sum)
+        reloads = CounterMetricFamily(
+            "digits_reloads", "Versions adopted or refused while serving.", labels=("outcome",)
+        )
+        for outcome, number in metrics.reloads.items():
+            reloads.add_metric((outcome,), number)
+        yield reloads
+        yield CounterMetricFamily("digits_images", "Images run.", metrics.num_images)
         yield GaugeMetricFamily("digits_queue_images", "Images that wait.", self._num_waiting())
         for name, text, histogram in (
             ("digits_batch_images", "Images in a run.", metrics.batch_images),

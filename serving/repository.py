@@ -130,6 +130,8 @@ def parse_manifest(data: bytes) -> Manifest:
 def _manifest_of(document: dict[str, Any]) -> Manifest:
     if document["format"] != 1:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
+    for text in (document["name"], document["version"], document["recipe"]):
+        str(text).encode()  # a lone surrogate can't be told to a client
     golden = document["golden"]
     golden_images = images.from_bytes(base64.b64decode(golden["images"], validate=True))
     return Manifest(
@@ -150,9 +152,12 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
 
 
 def _probabilities(rows: list[list[float]], num_images: int) -> Probabilities:
-    probabilities = np.array(rows, np.float32)
-    if probabilities.shape != (num_images, NUM_CLASSES):
-        raise ValueError(f"golden probabilities have shape {probabilities.shape}")
+    exact = np.array(rows, np.float64)  # what float32 can't hold is seen, not warned about
+    if exact.shape != (num_images, NUM_CLASSES):
+        raise ValueError(f"golden probabilities have shape {exact.shape}")
+    if not ((exact >= 0) & (exact <= 1)).all():
+        raise ValueError("golden probabilities are not all from 0 to 1")
+    probabilities: Probabilities = exact.astype(np.float32)
     return probabilities
 
 

@@ -85,6 +85,7 @@ LAYERS = [
     {"backlog", "engine", "metrics"},
     {"batcher", "loaded_model"},
     {"classifier"},
+    {"reload"},
     {"rpc"},
 ]
 """serving's modules from the ground up; the client stands beside: see the next test."""

@@ -59,6 +59,10 @@ FILES = (
 )
 
 
+_BEGINNINGS = frozenset(bytes((0, 0, 8, num_axes)) for num_axes in (1, 2, 3))
+"""Of a file of bytes; MNIST's have one axis or three, and NumPy takes no more than 64."""
+
+
 def read(folder: Path, file: IdxFile) -> bytes:
     """Read a file from a folder, raw or as .gz, and verify it.
 
@@ -89,7 +93,7 @@ def parse(content: bytes) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: it is something else, or longer or shorter than it states.
     """
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
+    if content[:4] not in _BEGINNINGS:
         raise DataError(f"expected an IDX file of bytes (00 00 08 ..), got {content[:4].hex(' ')}")
     header = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -46,6 +47,7 @@ class Calls:
         self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
         self._is_woken = False
         self._num_arrivals = self._num_passes = 0
+        self._is_released: asyncio.Event | None = None
         self.num_begun = self.num_active = 0
 
     def guarded(self, handler: Handler, method: str = "other") -> Handler:
@@ -76,9 +78,25 @@ class Calls:
             finally:
                 self.num_active -= 1
                 self._metrics.count(method, STATUS[type(error)].name if error else "OK")
+            if isinstance(error, Unavailable) and self._is_released is not None:
+                with suppress(asyncio.CancelledError):
+                    await self._is_released.wait()
             return await abort(context, error)
 
         return guarded_handler
+
+    def hold_refused(self) -> None:
+        """Keep calls that are refused as Unavailable until `release`.
+
+        Callers that come again at once would never leave a moment without new calls otherwise, and
+        those that a stop finds pending in gRPC's core are answered CANCELLED (grpc #41785).
+        """
+        self._is_released = asyncio.Event()
+
+    def release(self) -> None:
+        """Let the held calls have their status."""
+        if self._is_released is not None:
+            self._is_released.set()
 
     def unary(self, method: UnaryMethod[Any]) -> Handler:
         """Make the guarded handler of a hot method: read, queue, wait, write."""

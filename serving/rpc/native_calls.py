@@ -1,6 +1,5 @@
 """Calls of the native transport as the batcher sees them: one by one, or many as a group."""
 
-import math
 import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -27,14 +26,18 @@ class NativeCall(Request):
         question: Question,
         caller: Hashable,
     ) -> None:
-        timeout_s = question.timeout_s
-        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        super().__init__(question.pixels, caller=caller, deadline_s=deadline_s)
+        super().__init__(question.pixels, caller=caller)
         self.method = method.name
         self._front = front
         self._method = method
         self._call_id = call_id
         self._question = question
+        if question.timeout_s is not None:
+            self.expire_in(question.timeout_s)
+
+    def expire_in(self, seconds: float) -> None:
+        """Set the deadline, unless it is sooner already."""
+        self.deadline_s = min(self.deadline_s, time.monotonic() + seconds)
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""

@@ -1,22 +1,27 @@
 """The server's life: load, listen, serve until told to stop, drain."""
 
 import asyncio
-import importlib.util
 import logging
+import os
 import signal
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ModelConfig, ServerConfig, Transport
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.metrics import Exporter
 from serving.model_info import ModelInfo
+from serving.reload import Reloader
 from serving.rpc.classify import Classify
+from serving.rpc.exposure import choose_transport, warn_if_exposed
 from serving.rpc.grpcio import GrpcioServer
 from serving.rpc.infer import ModelInfer
+from serving.rpc.self_test import SelfTest
 
 if TYPE_CHECKING:
     from serving.rpc.native import NativeFront
@@ -27,10 +32,12 @@ _QUIET_S = 0.1
 """How long no call may begin before a drain counts as over."""
 _QUIESCE_TIMEOUT_S = 5.0
 """How long a drain looks for such a moment."""
+_GOODBYE_S = 0.02
+"""How long callers get to learn that the port closes, before those held are refused."""
 
 
 async def serve(model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
-    """Load the model, serve it until SIGTERM or SIGINT, drain.
+    """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
     Prints one line when it is ready, which tools may parse:
     `serving model=... version=... precision=... device=... transport=... address=... metrics=...`.
@@ -41,7 +48,12 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
     Raises:
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
-    transport = choose_transport(config.transport)
+    transport = choose_transport(config.transport, config.security)
+    if config.access_log and transport == "native":
+        raise ConfigurationError("access_log needs transport grpcio: native reads no metadata")
+    if config.reload_interval_s and model_config.version is not None:
+        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
+    warn_if_exposed(config)
     with Classifier.open(model_config, batching) as classifier:
         server = Server(classifier, config, transport)
         try:
@@ -49,27 +61,20 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         except ConfigurationError:
             await server.stop(grace_s=0)
             raise
-        info = classifier.model_info()
-        print(
-            f"serving model={info.name} version={info.version} precision={info.precision} "
-            f"device={info.device} transport={transport} address={server.address} "
-            f"metrics={server.metrics_address} "
-            f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
-            flush=True,
-        )
-        return await server.run_until_signalled()
+        with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
+            _announce(server, classifier.model_info())
+            return await server.run_until_signalled()
 
 
-def choose_transport(wanted: Transport) -> str:
-    """Resolve "auto": native where its package is installed, else grpcio.
-
-    Raises:
-        ConfigurationError: native was asked for and is not installed.
-    """
-    has_native = importlib.util.find_spec("pygrpc_native") is not None
-    if wanted == "native" and not has_native:
-        raise ConfigurationError("transport native needs: pip install 'digit-serving[serve]'")
-    return "native" if has_native and wanted != "grpcio" else "grpcio"
+def _announce(server: "Server", info: ModelInfo) -> None:
+    print(
+        f"serving model={info.name} version={info.version} precision={info.precision} "
+        f"device={info.device} transport={server.transport} address={server.address} "
+        f"metrics={server.metrics_address} "
+        f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
+        flush=True,
+    )
 
 
 class Server:
@@ -79,12 +84,13 @@ class Server:
         """Prepare on the running event loop. The classifier stays the caller's to close."""
         self._classifier = classifier
         self._config = config
-        self._transport = transport
+        self.transport = transport
         self._methods = (Classify(classifier.batching), ModelInfer(classifier))
-        self._grpcio = GrpcioServer(classifier, *self._methods, transport)
+        self._grpcio = GrpcioServer(classifier, *self._methods, transport, config)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
         self._exporter: Exporter | None = None
+        self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off"
 
@@ -96,7 +102,7 @@ class Server:
         """
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         wanted = f"{host}:{self._config.port}"
-        if self._transport == "native":
+        if self.transport == "native":
             port = await self._start_native(wanted)
         else:
             port = await self._grpcio.start(wanted)
@@ -104,6 +110,9 @@ class Server:
         if self._config.metrics_port is not None:
             self._start_metrics(self._config.metrics_port)
         self._grpcio.health.set_serving(True)
+        if interval_s := self._config.self_test_interval_s:
+            test = SelfTest(self._classifier, self._grpcio.health.set_serving, interval_s)
+            self._self_test = asyncio.create_task(test.run())
 
     async def _start_native(self, address: str) -> int:
         from serving.rpc.native import NativeFront
@@ -120,7 +129,7 @@ class Server:
         classifier = self._classifier
 
         def info() -> ModelInfo:
-            return replace(classifier.model_info(), transport=self._transport)
+            return replace(classifier.model_info(), transport=self.transport)
 
         try:
             self._exporter = Exporter(
@@ -133,10 +142,11 @@ class Server:
         self.metrics_address = f"127.0.0.1:{self._exporter.port}"
 
     async def run_until_signalled(self) -> bool:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short.
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
 
         Returns:
-            True if every accepted request was answered.
+            True: every accepted request was answered. What takes longer than `drain_s` ends the
+            process, too.
         """
         signals: asyncio.Queue[int] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -146,12 +156,13 @@ class Server:
         drain = asyncio.create_task(self.drain())
         forced = asyncio.create_task(signals.get())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
-        if drain.done():
+        if drain.done() and drain.result():
             forced.cancel()
-            return drain.result()
-        _log.warning("stopped by a second signal")
-        await self.stop(grace_s=0)
-        return False
+            return True
+        reason = "not every call was answered in time" if drain.done() else "a second signal"
+        _log.warning("stopped: %s", reason)
+        self._sockets.cleanup()
+        return _end_process()
 
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
@@ -160,30 +171,49 @@ class Server:
         listens. Calls that the stop finds pending are cut off, so it comes last, in a moment when
         no call begins.
         """
+        self._end_self_test()  # first: nothing says SERVING from here on
         self._grpcio.health.set_serving(False)
         is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
+        if not is_drained:
+            return False
         await self._quiesce()
-        await self.stop(grace_s=1.0)
-        return is_drained
+        stopping = asyncio.create_task(self.stop(grace_s=1.0))
+        await asyncio.sleep(_GOODBYE_S)
+        self._grpcio.calls.release()
+        await stopping
+        return True
 
     async def _quiesce(self) -> None:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _QUIESCE_TIMEOUT_S
-        while loop.time() < give_up_s:
-            num_begun = self._num_begun
+        """Wait for a moment without new calls; the native front needs none: it cuts what is left.
+
+        Its last answers leave meanwhile.
+        """
+        calls = self._grpcio.calls
+        calls.hold_refused()
+        give_up_s = time.monotonic() + _QUIESCE_TIMEOUT_S
+        while time.monotonic() < give_up_s:
+            num_begun = calls.num_begun
             await asyncio.sleep(_QUIET_S)
-            if num_begun == self._num_begun and not self._grpcio.calls.num_active:
+            if num_begun == calls.num_begun and not calls.num_active:
                 return
 
-    @property
-    def _num_begun(self) -> int:
-        return self._grpcio.calls.num_begun + (self._native.num_begun if self._native else 0)
+    def _end_self_test(self) -> None:
+        if self._self_test is not None:
+            self._self_test.cancel()
 
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off what is pending; `drain` first to lose nothing."""
+        self._end_self_test()
         if self._native is not None:
             await asyncio.to_thread(self._native.close)
         await self._grpcio.stop(grace_s)
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
         self._sockets.cleanup()
+
+
+def _end_process() -> NoReturn:
+    """End at once: a thread that hangs in a run can't be ended, and would be waited for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)

@@ -14,6 +14,9 @@ from serving.rpc.calls import Context
 
 _WINDOW = 64
 """The most requests of one stream that are in flight."""
+_WINDOW_BYTES = 4 << 20
+"""The most that they hold together, one of any size apart: bounds what a stream costs whose caller
+sends the largest requests and reads nothing."""
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
@@ -39,15 +42,15 @@ async def answer_stream(
     Raises:
         Exception: what `begin` or `finish` raised; the earlier requests were answered.
     """
-    window: asyncio.Queue[tuple[Item] | Exception | None] = asyncio.Queue()
-    places = asyncio.Semaphore(_WINDOW)
+    window: asyncio.Queue[tuple[Item, int] | Exception | None] = asyncio.Queue()
+    places = _Places()
 
     async def read() -> None:
         """Begin what the caller sends; end the window with None, or with what went wrong."""
         try:
             async for data in requests:
-                await places.acquire()  # first: nothing that was submitted may be left out
-                window.put_nowait((await begin(data),))
+                await places.acquire(len(data))  # first: what was submitted is never left out
+                window.put_nowait((await begin(data), len(data)))
             window.put_nowait(None)
         except Exception as err:  # else the stream would wait for an end that never comes
             window.put_nowait(err)
@@ -57,13 +60,38 @@ async def answer_stream(
         while (entry := await window.get()) is not None:
             if isinstance(entry, Exception):
                 raise entry
-            await context.write(await finish(*entry))
-            places.release()
+            item, num_bytes = entry
+            await context.write(await finish(item))
+            places.release(num_bytes)
     finally:
         reader.cancel()
         while not window.empty():
             if isinstance(entry := window.get_nowait(), tuple):
-                cancel(*entry)
+                cancel(entry[0])
+
+
+class _Places:
+    """Room for requests in flight, of one reader: by their number and by their bytes."""
+
+    def __init__(self) -> None:
+        self._num_requests = self._num_bytes = 0
+        self._freed = asyncio.Event()
+
+    async def acquire(self, num_bytes: int) -> None:
+        """Wait for room; alone, a request of any size has it."""
+        while self._num_requests and (
+            self._num_requests == _WINDOW or self._num_bytes + num_bytes > _WINDOW_BYTES
+        ):
+            self._freed.clear()
+            await self._freed.wait()
+        self._num_requests += 1
+        self._num_bytes += num_bytes
+
+    def release(self, num_bytes: int) -> None:
+        """Give room back."""
+        self._num_requests -= 1
+        self._num_bytes -= num_bytes
+        self._freed.set()
 
 
 async def submit_patiently(submit: Callable[[], None]) -> None:

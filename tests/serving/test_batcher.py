@@ -95,6 +95,29 @@ def test_expired_request_never_runs(batcher: Batcher, model: GatedModel, clock: 
     assert model.ran == [[0], [2]]
 
 
+def test_deadline_that_would_pass_during_the_run_is_not_run_while_others_wait(
+    batcher: Batcher, model: GatedModel, clock: FakeClock
+) -> None:
+    occupy(batcher, model)
+    clock.advance(8.0)  # a run takes long: 1.0 is what is expected of the next
+    hasty = [submit(batcher, value, deadline_s=9.0) for value in (1, 2, 3)]
+    patient = [submit(batcher, value, deadline_s=99.0) for value in (4, 5, 6)]
+    model.open(2)
+    assert [request.wait().digits for request in patient] == [[4], [5], [6]]
+    assert all(isinstance(request.wait().outcome, DeadlineExceeded) for request in hasty)
+    assert model.ran == [[0], [4, 5, 6]]
+
+
+def test_deadline_that_is_close_gets_its_chance_when_nobody_else_waits(
+    batcher: Batcher, model: GatedModel, clock: FakeClock
+) -> None:
+    occupy(batcher, model)
+    clock.advance(8.0)
+    hasty = submit(batcher, 1, deadline_s=9.0)
+    model.open(2)
+    assert hasty.wait().digits == [1]
+
+
 def test_failed_run_fails_only_the_guilty_request() -> None:
     model = GatedModel(poison=frozenset({13}))
     batcher = Batcher(model, BatchingConfig(max_batch_size=64))
@@ -161,6 +184,27 @@ def test_helping_caller_runs_its_own_request_on_an_idle_engine() -> None:
     batcher.submit_and_help(request)
     assert request.wait().digits == list(range(10))
     batcher.close()
+
+
+def test_what_waits_for_its_delay_outlasts_the_helper_that_kept_the_place() -> None:
+    model = GatedModel()
+    batcher = Batcher(model, BatchingConfig(max_queue_delay_s=0.01))
+    first, second = RecordingRequest(images_of(1)), RecordingRequest(images_of(2))
+    helper = threading.Thread(target=lambda: run_helping(batcher, first))
+    helper.start()
+    model.wait_until_running()
+    batcher.submit_and_help(second)  # no place is free: left to whoever runs
+    model.open(2)
+    helper.join()
+    assert [first.wait().digits, second.wait().digits] == [[1], [2]]
+    batcher.close()
+
+
+def run_helping(batcher: Batcher, request: RecordingRequest) -> None:
+    """Run a request on this thread once its delay is over, before a runner does."""
+    batcher.submit_all([request])
+    while not batcher.help() and request.outcome is None:
+        pass
 
 
 def test_queue_delay_collects_a_batch(model: GatedModel, clock: FakeClock) -> None:

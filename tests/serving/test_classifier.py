@@ -1,4 +1,3 @@
-import hashlib
 import json
 import logging
 import shutil
@@ -20,6 +19,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
+from tests.published import publish, tampered
 from training.data import Mnist
 
 
@@ -28,25 +28,6 @@ def model_dir(models: Path, tmp_path: Path) -> Path:
     """A copy of the model that a test may change."""
     shutil.copytree(models, tmp_path / "models")
     return tmp_path / "models" / "digits"
-
-
-def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
-    """Publish a version with these bytes, its manifest otherwise that of version 1."""
-    manifest = json.loads((model_dir / "1" / "manifest.json").read_text())
-    manifest["version"] = version
-    manifest["files"] = {"model.onnx": hashlib.sha256(onnx_bytes).hexdigest()}
-    (model_dir / version).mkdir()
-    (model_dir / version / "model.onnx").write_bytes(onnx_bytes)
-    (model_dir / version / "manifest.json").write_text(json.dumps(manifest))
-
-
-def tampered(model_dir: Path, *, seed: int = 0) -> bytes:
-    """A valid model of the right shape with other weights in its first layer."""
-    model = onnx.load(str(model_dir / "1" / "model.onnx"))
-    kernel = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    noise = np.random.default_rng(seed).normal(size=kernel.dims).astype(np.float32)
-    kernel.raw_data = noise.tobytes()
-    return model.SerializeToString()
 
 
 def test_accuracy_is_the_manifests_to_the_image(

@@ -69,7 +69,9 @@ def run(
         model = LoadedModel(engine, manifest, "fp32")
         batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
         with Classifier(model, batching) as classifier:
-            server = Server(classifier, ServerConfig(port=0, metrics_port=0), transport)
+            server = Server(
+                classifier, ServerConfig(port=0, metrics_port=0, self_test_interval_s=0), transport
+            )
             await server.start()
             async with AsyncClient(server.address, timeout_s=TIMEOUT_S) as client:
                 try:

@@ -108,6 +108,11 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--drain", "-1"), "drain must be >= 0, got -1.0"),
+        (("--access-log", "0.1"), "access_log needs transport grpcio"),
+        (("--access-log", "2"), "access_log must be 0 to 1, got 2.0"),
+        (("--self-test-interval", "-1"), "self_test_interval must be 0 to 1e6, got -1.0"),
+        (("--reload-interval", "-1"), "reload_interval must be 0 to 1e6, got -1.0"),
+        (("--reload-interval", "5", "--version", "1"), "reload_interval replaces versions"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(

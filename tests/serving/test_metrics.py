@@ -36,7 +36,7 @@ def value(samples: Samples, sample: str, **labels: str) -> float:
 @pytest.fixture
 def fresh(models: Path, transport: str) -> Iterator[RunningServer]:
     """A server that has counted nothing yet."""
-    with running_server(models, "--transport", transport) as server:
+    with running_server(models, "--transport", transport, "--self-test-interval", "0") as server:
         yield server
 
 

@@ -1,0 +1,112 @@
+"""Asks the model what it should know, now and then, the way every request goes.
+
+A server whose engine hangs or answers wrongly still accepts connections; whoever routes requests to
+it learns from health that it should not.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.classifier import Classifier, predictions_of
+from serving.errors import DigitsError, Overloaded, Unavailable
+from serving.loaded_model import GOLDEN_TOLERANCE, LoadedModel
+from serving.requests import Answer, Request
+
+_log = logging.getLogger(__name__)
+
+
+class SelfTest:
+    """Tells whether the classifier answers its golden samples."""
+
+    def __init__(
+        self, classifier: Classifier, tell: Callable[[bool], None], interval_s: float
+    ) -> None:
+        """Prepare; `run` begins.
+
+        Args:
+            classifier: what is tested, through its batcher.
+            tell: told when the state changes: True for well.
+            interval_s: seconds between tests, and how long an answer may take.
+        """
+        self._classifier = classifier
+        self._tell = tell
+        self._interval_s = interval_s
+        self._is_well = True
+        self._num_tests = 0
+        self._images_run = 0.0
+
+    async def run(self) -> None:
+        """Test forever."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            self._note(await self._trouble())
+
+    def _note(self, trouble: str | None) -> None:
+        is_well = trouble is None
+        if is_well == self._is_well:
+            return
+        self._is_well = is_well
+        if is_well:
+            _log.info("the self-test passes again: SERVING")
+        else:
+            _log.error("the self-test failed, %s: NOT_SERVING", trouble)
+        self._tell(is_well)
+
+    async def _trouble(self) -> str | None:
+        """Classify one golden sample; return what is wrong, if anything."""
+        model = self._classifier.served
+        sample = self._num_tests % len(model.manifest.golden_images)
+        self._num_tests += 1
+        test = _Test(model, sample)
+        try:
+            self._classifier.batcher.submit(test)
+            answer = await asyncio.wait_for(test.future, self._interval_s)
+        except Overloaded:
+            return self._stall()  # busy is not sick
+        except TimeoutError:
+            self._classifier.batcher.cancel(test)
+            return f"no answer within {self._interval_s:g} s"
+        except Unavailable:  # draining: health says so already
+            return None
+        except DigitsError as err:
+            return str(err)
+        if answer.batch.model is not model:  # swapped meanwhile, and checked then
+            return None
+        expected = model.manifest.golden_probabilities[model.precision][sample]
+        difference = np.abs(predictions_of(answer).probabilities[0] - expected).max()
+        if difference <= GOLDEN_TOLERANCE:
+            return None
+        return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
+
+    def _stall(self) -> str | None:
+        """Tell a queue that is full because nothing runs from one that is merely full."""
+        before, self._images_run = self._images_run, self._classifier.metrics.num_images
+        return None if self._images_run != before else "the queue is full and nothing runs"
+
+
+class _Test(Request):
+    """One golden sample on its way."""
+
+    __slots__ = ("_loop", "future")
+
+    def __init__(self, model: LoadedModel, sample: int) -> None:
+        super().__init__(model.manifest.golden_images[sample].tobytes(), caller="self-test")
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Answer] = self._loop.create_future()
+
+    def resolve(self, answer: Answer) -> None:
+        self._loop.call_soon_threadsafe(self._settle, answer)
+
+    def reject(self, error: DigitsError) -> None:
+        self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, outcome: Answer | DigitsError) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, DigitsError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)

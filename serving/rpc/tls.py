@@ -1,0 +1,86 @@
+"""TLS for the server: certificates that are read again when they change."""
+
+import ssl
+import threading
+from pathlib import Path
+
+import grpc
+
+from serving.config import SecurityConfig
+from serving.errors import ConfigurationError
+from serving.rpc.watched import Watched, read_bytes
+
+
+def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
+    """Build the server's credentials; None if no certificate is asked for.
+
+    With a client CA every client must show a certificate that it signed (mTLS). The files are
+    looked at before each handshake; a new set that can't be used, such as a certificate whose key
+    has not followed yet, is logged and the one before stays in use.
+
+    Raises:
+        ConfigurationError: a file can't be used; the text says which and why.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    certificates = _Certificates(config)
+    return grpc.dynamic_ssl_server_credentials(
+        certificates.initial,
+        certificates.renewed,  # type: ignore[arg-type]  # the stubs forget None: no change
+        require_client_authentication=config.tls_client_ca is not None,
+    )
+
+
+class _Certificates:
+    """Gives each configuration to gRPC once.
+
+    gRPC's core frees a configuration when it gets the next one: to be given the same one again, at
+    handshakes that go on at once, crashes the process.
+    """
+
+    def __init__(self, config: SecurityConfig) -> None:
+        paths = tuple(path for path in _paths(config) if path is not None)
+        self._watched = Watched(paths, lambda: _read(config))
+        self._lock = threading.Lock()
+        self.initial = self._given = self._watched.get()
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what was read since the last call; None if nothing was. From any thread."""
+        with self._lock:
+            newest = self._watched.get()
+            if newest is self._given:
+                return None
+            self._given = newest
+            return newest
+
+
+def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
+    cert, key, client_ca = _paths(config)
+    assert cert is not None
+    assert key is not None
+    pair = (read_bytes(key), read_bytes(cert))
+    roots = None if client_ca is None else read_bytes(client_ca)
+    _check(config)
+    return grpc.ssl_server_certificate_configuration([pair], roots)
+
+
+def _check(config: SecurityConfig) -> None:
+    """Have OpenSSL say what is wrong: gRPC would not."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    cert, key, client_ca = _paths(config)
+    assert cert is not None
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")  # else it asks on the terminal
+    except (OSError, ValueError) as err:  # SSLError is an OSError
+        reason = getattr(err, "reason", None) or "not PEM, or an encrypted key"
+        raise ConfigurationError(f"can't use {cert} with {key}: {reason}") from err
+    try:
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+    except OSError as err:
+        reason = getattr(err, "reason", None) or "not PEM"
+        raise ConfigurationError(f"can't use {client_ca}: {reason}") from err
+
+
+def _paths(config: SecurityConfig) -> tuple[Path | None, Path | None, Path | None]:
+    return config.tls_cert, config.tls_key, config.tls_client_ca

@@ -1,0 +1,83 @@
+"""What is fuzzed: functions of bytes that raise only when they have found a bug."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from serving.errors import CorruptModel, InvalidRequest
+from serving.images import IMAGE_BYTES
+from serving.repository import parse_manifest
+from serving.rpc import tensors, wire
+from serving.rpc.inference_pb import ModelInferRequest, parse
+from serving.rpc.pb.digits.v1 import digits_pb2
+from training import idx
+from training.idx import DataError
+
+MAX_IMAGES = 4
+
+
+def request(data: bytes) -> None:
+    """The request parser, with its short cuts, against protobuf's own."""
+    try:
+        reference = digits_pb2.ClassifyRequest.FromString(data).images
+    except DecodeError:
+        reference = b""  # refused, like no images
+    num_images, rest = divmod(len(reference), IMAGE_BYTES)
+    is_good = 1 <= num_images <= MAX_IMAGES and not rest
+    try:
+        pixels = wire.decode_request(data, MAX_IMAGES)
+    except InvalidRequest as err:
+        assert not is_good, err
+        assert str(err).isprintable()
+        return
+    assert bytes(pixels) == reference
+    assert is_good
+
+
+def infer(data: bytes) -> None:
+    """ModelInfer's parser and checks."""
+    try:
+        message = parse(ModelInferRequest, data)
+        inference = tensors.decode(message, MAX_IMAGES)
+    except InvalidRequest as err:
+        assert str(err).isprintable()
+        assert len(str(err)) < 1000
+        return
+    num_images, rest = divmod(len(inference.pixels), IMAGE_BYTES)
+    assert not rest
+    assert 1 <= num_images <= MAX_IMAGES
+    assert inference.timeout_s is None or 0 < inference.timeout_s < math.inf
+
+
+def manifest(data: bytes) -> None:
+    """The manifest parser: what it lets through can be told to clients and computed with."""
+    try:
+        found = parse_manifest(data)
+    except CorruptModel as err:
+        assert str(err).isprintable()
+        return
+    digits_pb2.GetModelResponse(
+        name=found.name, version=found.version, test_accuracy=found.test_accuracy
+    )
+    for probabilities in found.golden_probabilities.values():
+        assert probabilities.shape == (len(found.golden_images), 10)
+
+
+def idx_file(data: bytes) -> None:
+    """The parser of the data set's files."""
+    try:
+        array = idx.parse(data)
+    except DataError:
+        return
+    assert array.dtype == np.uint8
+    assert data.endswith(array.tobytes())
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "request": request,
+    "infer": infer,
+    "manifest": manifest,
+    "idx": idx_file,
+}

@@ -1,0 +1,18 @@
+"""Every input that fuzzing kept, or that once found a bug, is replayed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.targets import TARGETS
+
+INPUTS = sorted((Path(__file__).parent / "corpus").glob("*/*"))
+
+
+def test_every_target_has_a_corpus() -> None:
+    assert {path.parent.name for path in INPUTS} == set(TARGETS)
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_corpus_finds_no_bug(path: Path) -> None:
+    TARGETS[path.parent.name](path.read_bytes())
