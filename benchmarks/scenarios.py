@@ -1,0 +1,173 @@
+"""The scenarios, with MLPerf Inference's names and definitions.
+
+    SingleStream  one image a call, one call at a time         its figure: 90th percentile latency
+    MultiStream   eight images a call, one call at a time      99th percentile latency
+    Server        calls arrive by themselves (open loop)       highest rate with p99 <= the objective
+    Offline       plenty to do, `batch` images a call          images/s
+
+and one that is not MLPerf's, since it shows where a server's knee is:
+
+    ClosedLoop    `callers` calls in flight, one image each    images/s
+
+https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.histogram import Histogram
+from benchmarks.load.trace import Trace, arrivals
+from benchmarks.results import Sample
+from benchmarks.targets.target import Running, Spec
+
+NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline")
+MULTI_STREAM_IMAGES = 8
+
+_PROBES = 6
+"""Halvings in the search for the highest rate: to 1/64 of the target's closed-loop rate."""
+_SEARCH_CALLERS = 64
+_HIGHEST_RATE = 100_000.0
+"""Calls a second beyond which no search begins: no generator here can send more."""
+_FULL = 0.95
+"""Share of a core from which on a process counts as having no time left."""
+_LATE_S = 0.001
+"""How late, at p99, a call may leave the generator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One thing to measure in every round."""
+
+    spec: Spec
+    scenario: str
+    callers: int = 1
+    """Calls in flight; 0 in Offline for as many as keep the target busy."""
+    batch: int = 1
+    """Images a call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """How long, and under which objective."""
+
+    seconds: float = 1.0
+    """Length of one timed run."""
+    latency_slo_s: float = 0.010
+    """What the Server scenario's p99 may not exceed."""
+    arrivals: str = "poisson"
+    """How the Server scenario's calls come: "poisson" or "constant"."""
+    num_cores: int = 1
+    """How many cores the target has."""
+
+
+def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Measure a cell once.
+
+    Args:
+        cell: what.
+        target: opened, as `cell.spec` says.
+        rules: how.
+        number: of the round, from 0.
+
+    Yields:
+        One sample; in the Server scenario one for each rate that was tried.
+    """
+    if cell.scenario == "Server":
+        yield from _search(cell, target, rules, number)
+        return
+    callers = cell.callers or target.parallel_calls
+
+    def ask() -> Trace:
+        return target.load.closed(callers, cell.batch, rules.seconds)
+
+    yield _sample(cell, target, rules, number, ask, callers=callers)
+
+
+def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Halve the range in which the highest rate lies that keeps to the objective.
+
+    A rate has failed when it failed twice: one hiccup of the machine must not end the search low.
+    """
+    first = target.load.closed(_SEARCH_CALLERS, cell.batch, rules.seconds / 2)
+    low, high = 0.0, min(1.1 * first.calls_per_s, _HIGHEST_RATE)
+    for probe in range(_PROBES):
+        rate = (low + high) / 2
+        for attempt in range(2):
+            seed = 100 * number + 10 * probe + attempt
+            offsets = arrivals(rules.arrivals, rate, rules.seconds, seed)
+            sample = _sample(
+                cell, target, rules, number,
+                lambda offsets=offsets: target.load.open(offsets, cell.batch), offered_per_s=rate,
+            )  # fmt: skip
+            yield sample
+            if holds(sample, rules.latency_slo_s):
+                low = rate
+                break
+        else:
+            high = rate
+
+
+def holds(sample: Sample, latency_slo_s: float) -> bool:
+    """Tell whether a sample of the Server scenario kept to the objective."""
+    return not (sample.invalid or sample.num_errors) and (
+        sample.latency.quantile(0.99) <= latency_slo_s
+    )
+
+
+def _sample(
+    cell: Cell, target: Running, rules: Rules, number: int, ask: Callable[[], Trace], *,
+    callers: int = 0, offered_per_s: float | None = None,
+) -> Sample:  # fmt: skip
+    """Time one run, and what it cost the target."""
+    pid = target.pid
+    sizes, cpu_s = target.batch_sizes(), processes.cpu_s(pid) if pid else 0.0
+    begin_s = perf_counter()
+    trace = ask()
+    elapsed_s = perf_counter() - begin_s
+    used_s = processes.cpu_s(pid) - cpu_s if pid else None
+    after = target.batch_sizes()
+    busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
+    return Sample(
+        spec=cell.spec,
+        scenario=cell.scenario,
+        round=number,
+        callers=callers,
+        batch=cell.batch,
+        offered_per_s=offered_per_s,
+        generator=trace.generator,
+        duration_s=trace.duration_s,
+        num_calls=len(trace.latencies_s),
+        num_errors=trace.num_errors,
+        latency=Histogram.of(trace.latencies_s),
+        lag_p99_s=float(np.quantile(trace.lag_s, 0.99)) if len(trace.lag_s) else None,
+        generator_busy=trace.busy,
+        target_busy=busy,
+        cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, len(trace.latencies_s)),
+        batch_sizes={size: n for size in after if (n := after[size] - sizes.get(size, 0))},
+        invalid=why_invalid(trace, busy, rules.num_cores),
+    )
+
+
+def why_invalid(trace: Trace, target_busy: float | None, num_cores: int) -> str:
+    """Judge a run: the empty text if it stands, else why its figure is not the target's.
+
+    Args:
+        trace: the run.
+        target_busy: cores that the target used; None if unknown.
+        num_cores: cores that it had.
+    """
+    if not len(trace.latencies_s):
+        return "no call was answered"
+    if len(trace.lag_s):
+        late_s = float(np.quantile(trace.lag_s, 0.99))
+        return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)" if late_s > _LATE_S else ""
+    if trace.num_errors:
+        return f"{trace.num_errors} calls failed"
+    has_time_left = target_busy is not None and target_busy < 0.9 * num_cores
+    if trace.generator != "threads" and trace.busy > _FULL and has_time_left:
+        return "the generator was the limit, not the target"
+    return ""
