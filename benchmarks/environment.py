@@ -54,11 +54,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def _cpu() -> str:
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if ":" in line
-    )
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
     name = fields.get("model name", "unknown")
     # Virtual machines hide the name: family and model tell generations apart.
     return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"

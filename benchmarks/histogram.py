@@ -47,9 +47,7 @@ class Histogram:
         return base64.b64encode(zlib.compress(words.tobytes(), 9)).decode()
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        index, place = np.unique(
-            np.concatenate((self.index, other.index)), return_inverse=True
-        )
+        index, place = np.unique(np.concatenate((self.index, other.index)), return_inverse=True)
         counts = np.bincount(place, np.concatenate((self.count, other.count)))
         return Histogram(index, counts.astype(np.int64))
 
@@ -62,7 +60,8 @@ class Histogram:
     def values_s(self) -> npt.NDArray[np.float64]:
         """The middle of each bucket, in seconds."""
         octave = np.maximum(self.index // _SUB - 1, 0)
-        return ((self.index - _SUB * octave) + 0.5) * 2.0**octave * 1e-6
+        middle_us = (self.index - _SUB * octave + 0.5) * np.exp2(octave)
+        return np.asarray(middle_us * 1e-6, np.float64)
 
     def quantile(self, share: float) -> float:
         """Return the latency in seconds that `share` of the calls did not exceed; 0.99 for p99.

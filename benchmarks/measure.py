@@ -1,6 +1,6 @@
 """Runs a suite: opens every target, measures all in turn, round after round."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -65,7 +65,10 @@ def _starts(running: dict[Spec, Running]) -> Iterator[Start]:
             yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
 
 
-def setting_of(models: Path, artifacts: Path, cores: list[int], generator: Generator) -> Setting:
+def setting_of(
+    models: Path, artifacts: Path, cores: list[int], addresses: Mapping[str, str],
+    generator: Generator,
+) -> Setting:  # fmt: skip
     """Take what to ask with from the model's own golden samples, which are real digits.
 
     Raises:
@@ -85,5 +88,6 @@ def setting_of(models: Path, artifacts: Path, cores: list[int], generator: Gener
         images=np.resize(images, (4096, images.shape[1])),
         answers=tuple(answers.tolist()),
         cores=cores,
+        addresses=addresses,
         generator=generator,
     )

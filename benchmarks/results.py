@@ -56,6 +56,10 @@ class Sample:
         """The achieved rate."""
         return (self.num_calls - self.num_errors) * self.batch / self.duration_s
 
+    def holds(self, latency_slo_s: float) -> bool:
+        """Tell whether every call was answered, and 99 of 100 within the objective."""
+        return not self.num_errors and self.latency.quantile(0.99) <= latency_slo_s
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:

@@ -89,7 +89,8 @@ def student_t_quantile(probability: float, degrees: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
     )
-    return z + sum(term / degrees ** (k + 1) for k, term in enumerate(terms))
+    total: float = z + sum(term / degrees ** (k + 1) for k, term in enumerate(terms))
+    return total
 
 
 def crossover(

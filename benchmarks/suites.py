@@ -128,5 +128,3 @@ FULL = Suite(
 """What `make bench-full` runs: every scenario, device, precision and worker count; an hour."""
 
 SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL)}
-
-

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load.http2 import Request
+from benchmarks.load.frames import Request
 from benchmarks.load.trace import Trace
 
 NAME = "h2load"
@@ -69,7 +69,7 @@ def trace_of(rows: "np.ndarray[tuple[int, int], np.dtype[np.int64]]", seconds: f
     num_failed = sum(map(int, failed.groups())) if failed else 0
     return Trace(
         generator=NAME,
-        latencies_s=rows[:, 2] * 1e-6,
+        latencies_s=rows[:, 2].astype(np.float64) / 1e6,
         duration_s=seconds,
         num_errors=max(num_failed, int((rows[:, 1] != 200).sum())),
         lag_s=np.empty(0),

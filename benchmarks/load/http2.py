@@ -8,52 +8,28 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
 
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
+from benchmarks.load.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADER_BYTES,
+    HEADERS,
+    PING,
+    PREFIX_BYTES,
+    RESET,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Request,
+    frame,
+)  # fmt: skip
+
 _MAX_FRAME_BYTES = 16_384
 _MAX_WINDOW = 2**31 - 1
-_HEADER_BYTES = 9
-_PREFIX_BYTES = 5  # of a gRPC message: not compressed, its length
 _CONNECT_TIMEOUT_S = 10
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One gRPC call, as bytes."""
-
-    address: str
-    """host:port."""
-    path: str
-    """/package.Service/Method."""
-    message: bytes
-    """The request message."""
-    streaming: bool = False
-    """Whether the method takes and returns streams: then a call is one message of a stream."""
-
-    @property
-    def body(self) -> bytes:
-        """The message with gRPC's prefix."""
-        return b"\0" + struct.pack(">I", len(self.message)) + self.message
-
-    def headers(self) -> bytes:
-        """The header block, without Huffman coding and without entries for the header table."""
-        return b"\x83\x86" + b"".join(  # :method POST, :scheme http
-            name + bytes([len(value)]) + value
-            for name, value in (
-                (b"\x04", self.path.encode()),
-                (b"\x01", self.address.encode()),
-                (b"\x0f\x10", b"application/grpc"),  # content-type
-                (b"\x00\x02te", b"trailers"),
-            )
-        )
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Put a frame's header before its payload."""
-    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 OnAnswer = Callable[["Connection", float, bool], None]
@@ -70,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._is_lost = False
         self._headers, self._body = request.headers(), request.body
-        self._body_flags = 0 if request.streaming else _END_STREAM
+        self._body_flags = 0 if request.streaming else END_STREAM
         self._started: dict[int, float] = {}  # streams with a call in flight: when it began
         self._answers: dict[int, bytes] = {}  # what came of its answer
         self._windows: dict[int, int] = {}  # open streams: bytes that may be sent
@@ -116,7 +92,7 @@ class Connection(asyncio.Protocol):
         """Open a stream for a call."""
         stream, self._next = self._next, self._next + 2
         self._windows[stream] = self._stream_window
-        self._write(frame(_HEADERS, _END_HEADERS, stream, self._headers))
+        self._write(frame(HEADERS, END_HEADERS, stream, self._headers))
         return stream
 
     def _send_unsent(self) -> None:
@@ -129,7 +105,7 @@ class Connection(asyncio.Protocol):
                 sent, left = sent + size, left - size
                 self._window -= size
                 self._windows[stream] -= size
-                self._write(frame(_DATA, 0 if left else self._body_flags, stream, part))
+                self._write(frame(DATA, 0 if left else self._body_flags, stream, part))
             if left:
                 self._unsent.append((stream, sent))
 
@@ -150,7 +126,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # TCP's is a Transport
         settings = ((1, 0), (2, 0), (4, _MAX_WINDOW))  # header table, push, stream window
         payload = b"".join(struct.pack(">HI", *setting) for setting in settings)
-        self._write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, payload))
+        self._write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, payload))
         self._widen(_MAX_WINDOW - 65_535)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,35 +139,35 @@ class Connection(asyncio.Protocol):
         """Take in frames."""
         data = self._rest + data
         at = 0
-        while len(data) - at >= _HEADER_BYTES:
+        while len(data) - at >= HEADER_BYTES:
             word, flags, stream = struct.unpack_from(">IBI", data, at)
-            stop = at + _HEADER_BYTES + (word >> 8)
+            stop = at + HEADER_BYTES + (word >> 8)
             if stop > len(data):
                 break
-            self._take(word & 0xFF, flags, stream, data[at + _HEADER_BYTES : stop])
+            self._take(word & 0xFF, flags, stream, data[at + HEADER_BYTES : stop])
             at = stop
         self._rest = data[at:]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == _HEADERS:
-            if flags & _END_STREAM:
+        if kind == HEADERS:
+            if flags & END_STREAM:
                 self._end(stream, self._is_ok(stream, payload))
-        elif kind == _DATA:
+        elif kind == DATA:
             self._received += len(payload)
             if self._received > _MAX_WINDOW // 2:
                 self._widen(self._received)
                 self._received = 0
             if stream in self._answers:
                 self._take_answer(stream, payload)
-        elif kind == _SETTINGS and not flags & _ACK:
+        elif kind == SETTINGS and not flags & ACK:
             self._set(dict(struct.iter_unpack(">HI", payload)))
-        elif kind == _PING and not flags & _ACK:
-            self._write(frame(_PING, _ACK, 0, payload))
-        elif kind == _WINDOW_UPDATE:
+        elif kind == PING and not flags & ACK:
+            self._write(frame(PING, ACK, 0, payload))
+        elif kind == WINDOW_UPDATE:
             self._may_send(stream, *struct.unpack(">I", payload))
-        elif kind == _RESET:
+        elif kind == RESET:
             self._end(stream, is_ok=False)
-        elif kind == _GOAWAY:
+        elif kind == GOAWAY:
             self._transport.close()
 
     def _take_answer(self, stream: int, payload: bytes) -> None:
@@ -205,7 +181,7 @@ class Connection(asyncio.Protocol):
         return trailers == self._ok_trailers
 
     def _widen(self, by: int) -> None:
-        self._write(frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", by)))
+        self._write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", by)))
 
     def _set(self, settings: dict[int, int]) -> None:
         self._max_streams = settings.get(3, 1_000)
@@ -213,7 +189,7 @@ class Connection(asyncio.Protocol):
         self._stream_window += more
         for stream in self._windows:
             self._windows[stream] += more
-        self._write(frame(_SETTINGS, _ACK, 0, b""))
+        self._write(frame(SETTINGS, ACK, 0, b""))
         self._send_unsent()
 
     def _may_send(self, stream: int, more: int) -> None:
@@ -250,7 +226,7 @@ class StreamingConnection(Connection):
 
     def _take_answer(self, stream: int, payload: bytes) -> None:
         answer = self._answers[stream] = self._answers[stream] + payload
-        if len(answer) < _PREFIX_BYTES or len(answer) < _PREFIX_BYTES + int.from_bytes(answer[1:5]):
+        if len(answer) < PREFIX_BYTES or len(answer) < PREFIX_BYTES + int.from_bytes(answer[1:5]):
             return
         self._idle.append(stream)
         self.on_answer(self, self._started.pop(stream), True)

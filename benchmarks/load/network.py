@@ -10,11 +10,11 @@ from typing import Self
 
 from benchmarks.load import h2load
 from benchmarks.load.asyncio_load import run_closed, run_open
-from benchmarks.load.http2 import Request
+from benchmarks.load.frames import Request
 from benchmarks.load.trace import Seconds, Trace, merge
 from serving.images import Images
 
-_START_S = 0.25
+_START_S = 0.15
 """How long the processes get to connect before they all begin."""
 _CONNECTIONS = 8
 
@@ -32,7 +32,9 @@ class Generator:
             kind: what drives closed loops: "h2load", "asyncio", or "auto" for h2load if installed.
         """
         self.cores = cores
-        self.uses_h2load = kind == "h2load" or (kind == "auto" and shutil.which("h2load") is not None)
+        self.uses_h2load = kind == "h2load" or (
+            kind == "auto" and shutil.which("h2load") is not None
+        )
         self._pools = [
             ProcessPoolExecutor(
                 1, multiprocessing.get_context("spawn"),
@@ -46,7 +48,9 @@ class Generator:
         begin_s = perf_counter() + _START_S
         shares = [share for share in spread(callers, len(self._pools)) if share]
         jobs = [
-            pool.submit(run_closed, request, spread(share, min(share, _CONNECTIONS)), begin_s, seconds)
+            pool.submit(
+                run_closed, request, spread(share, min(share, _CONNECTIONS)), begin_s, seconds
+            )
             for pool, share in zip(self._pools, shares, strict=False)
         ]
         return merge([job.result() for job in jobs])

@@ -6,7 +6,6 @@ from benchmarks.targets.local import OPENERS, local
 from benchmarks.targets.served import SERVED, open_inference, served
 from benchmarks.targets.target import Running, Setting, Spec
 
-OIP = "oip://"
 NAMES = (*OPENERS, *SERVED)
 
 ABOUT = {
@@ -27,13 +26,8 @@ ABOUT = {
 """What each is, in a few words."""
 
 
-def is_known(target: str) -> bool:
-    """Tell whether a name or an address can be opened."""
-    return target in NAMES or target.startswith(OIP)
-
-
 def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]:
     """Start a target; entering the context raises NotMeasured where it can't run."""
-    if spec.target.startswith(OIP):
+    if spec.target in setting.addresses:
         return open_inference(spec, setting)
     return (local if spec.target in OPENERS else served)(spec, setting)

@@ -1,6 +1,6 @@
 """A server without a model: one fixed answer, so that its rate is the price of the transport.
 
-    python -m benchmarks.targets.echo_server native|grpcio
+python -m benchmarks.targets.echo_server native|grpcio
 """
 
 import asyncio
@@ -44,9 +44,9 @@ async def _serve_grpcio() -> None:
         return _ANSWER
 
     server = grpc.aio.server()
-    handlers = {"Classify": grpc.unary_unary_rpc_method_handler(classify)}  # type: ignore[arg-type]
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(classify)
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("digits.v1.DigitClassifier", handlers),)
+        (grpc.method_handlers_generic_handler("digits.v1.DigitClassifier", {"Classify": handler}),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

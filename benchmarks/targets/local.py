@@ -19,8 +19,6 @@ from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from serving.errors import DigitsError
 from serving.images import Images
 
-MAX_BATCH = 4096
-
 
 def open_null(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Answer at once: what is left is the price of the harness."""
@@ -66,6 +64,7 @@ def _keras_model(spec: Spec, artifacts: Path) -> Any:
     if not file.is_file():
         raise NotMeasured("no trained model.keras: make train")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its first lines heed no setting
     if spec.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
@@ -98,7 +97,6 @@ class _Local:
     pid: int | None
     startup_s: float
     parallel_calls: int
-    max_batch: int = MAX_BATCH
 
     @property
     def load(self) -> "_Local":
@@ -116,7 +114,11 @@ class _Local:
 
 @contextmanager
 def local(spec: Spec, setting: Setting) -> Iterator[Running]:
-    """Start a target of OPENERS in a fresh process on the target's cores; see `Target`."""
+    """Start a target of OPENERS in a fresh process on the target's cores.
+
+    Raises:
+        NotMeasured: it can't run here.
+    """
     begin_s = perf_counter()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images,

@@ -1,6 +1,6 @@
 """The server that a tutorial ends with: grpcio, a pool of ten threads, one run for each request.
 
-    python -m benchmarks.targets.plain_server --models models
+python -m benchmarks.targets.plain_server --models models
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main() -> None:
     models = parser.parse_args().models
     newest = max((models / "digits").glob("[1-9]*"), key=lambda folder: int(folder.name))
     server = grpc.server(futures.ThreadPoolExecutor(10))
-    digits_pb2_grpc.add_DigitClassifierServicer_to_server(Servicer(newest / "model.onnx"), server)
+    servicer = Servicer(newest / "model.onnx")
+    digits_pb2_grpc.add_DigitClassifierServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"serving address=127.0.0.1:{port}", flush=True)

@@ -21,7 +21,6 @@ from serving.rpc import wire
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-_MAX_BATCH = 4096
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
@@ -53,7 +52,6 @@ class _Served:
     pid: int | None = None
     startup_s: float
     parallel_calls: int = _PARALLEL_CALLS
-    max_batch: int = _MAX_BATCH
     metrics: str = "off"
 
     def batch_sizes(self) -> Mapping[str, int]:
@@ -76,7 +74,11 @@ def batch_sizes_of(page: str) -> dict[str, int]:
 
 @contextmanager
 def served(spec: Spec, setting: Setting) -> Iterator[Running]:
-    """Start a server of SERVED on the target's cores; see `Target`."""
+    """Start a server of SERVED on the target's cores.
+
+    Raises:
+        NotMeasured: it can't run here.
+    """
     begin_s = perf_counter()
     with _process(_command(spec, setting), setting.cores) as (process, facts):
         address = facts["address"]
@@ -100,24 +102,30 @@ def _process(
     command: Sequence[str], cores: Sequence[int]
 ) -> Iterator[tuple["subprocess.Popen[str]", dict[str, str]]]:
     """Start a server, wait for its line of facts, and end it at last."""
-    with tempfile.TemporaryFile("w+") as errors, on_cores(cores):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("serving "):
-            process.wait(_STOP_TIMEOUT_S)
-            errors.seek(0)
-            raise NotMeasured((errors.read().strip() or "it did not start").splitlines()[-1])
-    try:
-        yield process, dict(word.split("=", 1) for word in line.split()[1:])
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile("w+") as errors:
+        with on_cores(cores):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+            assert process.stdout is not None
+            with process.stdout:
+                line = process.stdout.readline()
+                if not line.startswith("serving "):
+                    errors.seek(0)
+                    raise NotMeasured(
+                        (errors.read() or "it did not start").strip().splitlines()[-1]
+                    )
+                yield process, dict(word.split("=", 1) for word in line.split()[1:])
+        finally:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _command(spec: Spec, setting: Setting) -> tuple[str, ...]:
@@ -127,16 +135,17 @@ def _command(spec: Spec, setting: Setting) -> tuple[str, ...]:
         module, *arguments = _PEERS[spec.target]
         models = ("--models", str(setting.models)) if spec.target == "plain" else ()
         return (sys.executable, "-m", module, *arguments, *models)
-    command = (*_OURS, str(setting.models), "--device", spec.device, "--precision", spec.precision)
-    if spec.workers > 1:
-        command += ("--workers", str(spec.workers))
-    return (*command, "--metrics-port", "0", *_COMMANDS[spec.target])
+    workers = ("--workers", str(spec.workers)) if spec.workers > 1 else ()
+    return (
+        *_OURS, str(setting.models), "--device", spec.device, "--precision", spec.precision,
+        *workers, "--metrics-port", "0", *_COMMANDS[spec.target],
+    )  # fmt: skip
 
 
 @contextmanager
 def open_inference(spec: Spec, setting: Setting) -> Iterator[Running]:
-    """Ask a server at oip://host:port that speaks the Open Inference Protocol; see `Target`."""
-    address = spec.target.partition("://")[2]
+    """Ask somebody's server that speaks the Open Inference Protocol; see `served`."""
+    address = setting.addresses[spec.target]
     begin_s = perf_counter()
     _check(address, _MODEL_INFER, encode_infer, _decode_infer, setting)
     load = NetworkLoad(setting.generator, address, _MODEL_INFER, setting.images, encode_infer)
@@ -148,7 +157,8 @@ def _check(address: str, path: str, encode: Encode, decode: "_Decode", setting: 
     images = setting.images[: len(setting.answers)]
     with grpc.insecure_channel(address) as channel:
         try:
-            answer = channel.unary_unary(path)(encode(images), timeout=_ANSWER_TIMEOUT_S)
+            method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+            answer = method(encode(images), timeout=_ANSWER_TIMEOUT_S)
         except grpc.RpcError as err:
             raise NotMeasured(f"it does not answer: {err.code().name}") from err
     digits = decode(answer)

@@ -1,7 +1,6 @@
 """What a target is: something that classifies, named by its settings, and opened to be asked."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +19,7 @@ class Spec:
     """A target and its settings; what results are filed under."""
 
     target: str
-    """A name of the catalogue, or "oip://host:port"."""
+    """A name of the catalogue, or one of `Setting.addresses`."""
     device: str = "cpu"
     """"cpu" or "cuda"."""
     precision: str = "fp32"
@@ -53,6 +52,8 @@ class Setting:
     """The digits that the model sees in the first of them."""
     cores: list[int]
     """Where a target may run."""
+    addresses: Mapping[str, str]
+    """Name to host:port of somebody's Open Inference Protocol servers."""
     generator: Generator
     """What asks those behind an address."""
 
@@ -60,27 +61,21 @@ class Setting:
 class Running(Protocol):
     """A target that has answered a first question rightly."""
 
-    load: Load
-    """What asks it."""
-    pid: int | None
-    """Its process; None if it is somebody else's."""
-    startup_s: float
-    """From nothing to the first answer."""
-    parallel_calls: int
-    """How many calls in flight keep it busy when it has plenty to do."""
-    max_batch: int
-    """The most images in one call."""
+    @property
+    def load(self) -> Load:
+        """What asks it."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None if it is somebody else's."""
+
+    @property
+    def startup_s(self) -> float:
+        """From nothing to the first answer."""
+
+    @property
+    def parallel_calls(self) -> int:
+        """How many calls in flight keep it busy when it has plenty to do."""
 
     def batch_sizes(self) -> Mapping[str, int]:
         """How many runs there were so far, by upper bound of their size; empty if it can't tell."""
-
-
-class Target(Protocol):
-    """Something that can be opened."""
-
-    def __call__(self, spec: Spec, setting: Setting) -> AbstractContextManager[Running]:
-        """Start it, and stop it again.
-
-        Raises:
-            NotMeasured: it can't run here.
-        """
