@@ -28,13 +28,16 @@ def cost(results: Results, scenario: str, what: str, size: Callable[[Key], int])
 
 
 def workers(results: Results, found: Mapping[Key, Rounds]) -> Table:
-    """Lay out the rate by number of workers."""
-    rows = [["target", "callers", "workers", "images/s"]]
+    """Lay out rate and cost by number of workers."""
+    rows = [["target", "callers", "workers", "images/s", "µs of CPU an image"]]
+    samples = grouped(results.samples)
     several = {replaced(key.spec, workers=1) for key in found if key.spec.workers > 1}
     for key in sorted(found):
-        if key.scenario == "ClosedLoop" and replaced(key.spec, workers=1) in several:
-            name, rate = replaced(key.spec, workers=1), short(median(found[key].values()))
-            rows.append([str(name), str(key.callers), str(key.spec.workers), rate])
+        alone = replaced(key.spec, workers=1)
+        if key.scenario == "ClosedLoop" and alone in several:
+            rate, cost = short(median(found[key].values())), cost_us(samples[key]) or 0
+            sizes = (str(key.callers), str(key.spec.workers))
+            rows.append([str(alone), *sizes, rate, f"{cost:.3g}"])
     return Table("Workers", f"On {results.environment['cores_for']['target']} core(s).", rows)
 
 

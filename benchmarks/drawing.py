@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -30,7 +31,14 @@ def png(figure: Figure) -> bytes:
 def style(spec: Spec) -> dict[str, Any]:
     """Return a target's colour and dash."""
     colour = COLOURS.get(spec.target, INK)
-    return {"color": colour, "linestyle": "--" if spec.precision == "int8" else "-"}
+    if spec.precision == "int8":
+        return {"color": _lighter(colour), "linestyle": "--"}
+    return {"color": colour, "linestyle": ":" if spec.device == "cuda" else "-"}
+
+
+def _lighter(colour: str) -> str:
+    red, green, blue = (0.4 + 0.6 * part for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def new_axes(x: str, y: str, height: float = 4.6) -> tuple[Figure, Axes]:
@@ -47,14 +55,15 @@ def new_axes(x: str, y: str, height: float = 4.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def log_axes(axes: Axes) -> None:
-    """Make both axes logarithmic, with labels at 1, 2 and 5."""
-    axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
+def log_axes(axes: Axes, which: str = "xy") -> None:
+    """Make axes logarithmic, with labels at 1, 2 and 5."""
+    axes.set(**{f"{name}scale": "log" for name in which})
+    for name in which:
+        axis = axes.xaxis if name == "x" else axes.yaxis
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(thousands)
+        axis.set_major_formatter(thousands)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, Spec]]) -> None:

@@ -73,23 +73,21 @@ def server(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
     axes.axhline(slo_ms, color=INK, linewidth=1)
     axes.annotate(f"objective {slo_ms:g} ms", (0, slo_ms), (4, 4), color=INK, fontsize=9,
                   xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
-    labels = []
+    best = []
     for key, samples in groups.items():
-        rates = [sample.offered_per_s or 0 for sample in samples]
-        latencies = [1e3 * sample.latency.quantile(0.99) for sample in samples]
         look = style(key.spec)
-        face = look["color"] if look["linestyle"] == "-" else "white"
-        axes.scatter(rates, latencies, s=18, facecolor=face, edgecolor=look["color"], alpha=0.75)
+        axes.scatter([sample.offered_per_s or 0 for sample in samples],
+                     [1e3 * sample.latency.quantile(0.99) for sample in samples],
+                     s=16, color=look["color"], alpha=0.6, linewidth=0)  # fmt: skip
         if key in found:
-            rate = float(np.median(list(found[key].values())))
-            axes.plot([rate, rate], [axes.get_ylim()[0], slo_ms], **look)
-            labels.append((rate, slo_ms, key.spec))
-    top = max(20 * slo_ms, 1)
-    axes.set_ylim(None, top)
-    for rate, _, spec in labels:
-        axes.annotate(f"{spec}\n{rate:,.0f}/s", (rate, 1), (4, -4), color=style(spec)["color"],
-                      fontsize=9, va="top", xycoords=("data", "axes fraction"),
-                      textcoords="offset points")  # fmt: skip
+            best.append((float(np.median(list(found[key].values()))), key.spec))
+    axes.set_ylim(None, 50 * slo_ms)
+    for row, (rate, spec) in enumerate(sorted(best)):
+        height = 0.97 - 0.055 * (row % 4)
+        axes.plot([rate, rate], [0, height], transform=axes.get_xaxis_transform(), **style(spec))
+        axes.annotate(f"{spec} {rate:,.0f}/s", (rate, height), (4, 0), fontsize=9, va="top",
+                      xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                      color=style(spec)["color"], backgroundcolor="white")  # fmt: skip
     axes.yaxis.set_major_formatter(milliseconds)
     return figure
 
@@ -101,7 +99,7 @@ def latency(results: Results) -> Figure | None:
     if not groups:
         return None
     figure, axes = new_axes("percentile of the calls", "latency, one call at a time")
-    axes.set_yscale("log")
+    log_axes(axes, "y")
     labels = []
     for key, samples in groups.items():
         total = sum((sample.latency for sample in samples), Histogram.of([]))
@@ -168,6 +166,7 @@ def formed(results: Results) -> Figure | None:
 def cost(results: Results) -> Figure | None:
     """The target's processor time for a call of one image, by scenario."""
     marks = {"SingleStream": "o", "ClosedLoop": "s", "Server": "D"}
+    above = {"SingleStream": 6, "ClosedLoop": -13, "Server": -13}  # points: where its number is
     groups = grouped([s for s in results.samples if s.scenario in marks and s.cpu_us_per_call])
     busiest: dict[tuple[Spec, str], float] = {}
     for key, samples in groups.items():  # in order of callers: the last is the busiest
@@ -178,16 +177,15 @@ def cost(results: Results) -> Figure | None:
         return None
     figure, axes = new_axes("processor time of the target for a call of one image, µs", "",
                          height=0.34 * len(specs) + 1.3)  # fmt: skip
-    axes.set_xscale("log")
+    log_axes(axes, "x")
     for (spec, scenario), value in busiest.items():
         axes.plot(value, specs.index(spec), marks[scenario], color=style(spec)["color"])
-        axes.annotate(f"{value:.3g}", (value, specs.index(spec)), (0, 6), fontsize=8, color=MUTED,
+        axes.annotate(f"{value:.3g}", (value, specs.index(spec)), (0, above[scenario]), fontsize=8, color=MUTED,
                       textcoords="offset points", ha="center")  # fmt: skip
     for scenario in dict.fromkeys(scenario for _, scenario in busiest):
         axes.plot([], [], marks[scenario], color=MUTED, label=scenario)
     axes.set_yticks(range(len(specs)), list(map(str, specs)))
     axes.set_ylim(len(specs) - 0.5, -0.7)
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 

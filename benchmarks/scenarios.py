@@ -30,7 +30,7 @@ MULTI_STREAM_IMAGES = 8
 
 _PROBES = 6
 """Halvings in the search for the highest rate: to 1/64 of the target's closed-loop rate."""
-_ATTEMPTS = 2
+_ATTEMPTS, _FAILURES = 5, 2
 _SEARCH_CALLERS = 64
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search begins: no generator here can send more."""
@@ -90,12 +90,14 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
     """Halve the range in which the highest rate lies that keeps to the objective.
 
-    A rate has failed when it failed twice: one hiccup of the machine must not end the search low.
+    A rate has failed when it failed twice, or never passed: one hiccup of the machine must not end
+    the search low, and a run in which the generator was late tells nothing.
     """
     first = target.load.closed(_SEARCH_CALLERS, cell.batch, rules.seconds / 2)
     low, high = 0.0, min(1.1 * first.calls_per_s, _HIGHEST_RATE)
     for probe in range(_PROBES):
         rate = (low + high) / 2
+        num_failed = 0
         for attempt in range(_ATTEMPTS):
             seed = 100 * number + 10 * probe + attempt
             offsets_s = arrivals(rules.arrivals, rate, rules.seconds, seed)
@@ -105,7 +107,10 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
             if sample.holds(rules.latency_slo_s):
                 low = rate
                 break
-        else:
+            num_failed += not sample.invalid
+            if num_failed == _FAILURES:
+                break
+        if low < rate:
             high = rate
 
 

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
         return self.low <= other.high and other.low <= self.high
 
 
-def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Interval:
+def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     """Compare two quantities that were measured in the same rounds.
 
     What a round's drift does to both cancels in its own ratio, so rounds are resampled as pairs.
@@ -43,7 +43,7 @@ def paired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Interval
     return _interval(float(logs.mean()), means, len(logs))
 
 
-def unpaired_ratio(values: Sequence[float], baseline: Sequence[float]) -> Interval:
+def unpaired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     """Compare two quantities that were measured apart, such as in two runs; see `paired_ratio`."""
     above, below = np.log(np.asarray(values, float)), np.log(np.asarray(baseline, float))
     means = above[_draws(len(above), seed=0)].mean(axis=1)
@@ -60,6 +60,8 @@ def _interval(log_mean: float, log_means: Values, num_rounds: int) -> Interval:
 
     The percentile interval is too narrow for few samples; widening its tails as Student's t would
     is Hesterberg's "expanded percentile interval" (The American Statistician, 2015, section 4).
+    It can't reach beyond the values seen: with 3 rounds it holds the truth in 3 of 4 cases, with 5
+    in 9 of 10, with 9 in 19 of 20.
     """
     if num_rounds < 2:
         return Interval(math.exp(log_mean), 0.0, math.inf)
