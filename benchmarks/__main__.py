@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         )
         measure(suite, setting, measured, _Progress())
     measured.save(output)
-    print(f"{perf_counter() - begin_s:.0f} s; kept in {output}")
+    print(f"\n{perf_counter() - begin_s:.0f} s; kept in {output}")
     return _report(measured, output)
 
 

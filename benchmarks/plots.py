@@ -180,8 +180,8 @@ def cost(results: Results) -> Figure | None:
     log_axes(axes, "x")
     for (spec, scenario), value in busiest.items():
         axes.plot(value, specs.index(spec), marks[scenario], color=style(spec)["color"])
-        axes.annotate(f"{value:.3g}", (value, specs.index(spec)), (0, above[scenario]), fontsize=8, color=MUTED,
-                      textcoords="offset points", ha="center")  # fmt: skip
+        axes.annotate(f"{value:.3g}", (value, specs.index(spec)), (0, above[scenario]),
+                      textcoords="offset points", fontsize=8, color=MUTED, ha="center")  # fmt: skip
     for scenario in dict.fromkeys(scenario for _, scenario in busiest):
         axes.plot([], [], marks[scenario], color=MUTED, label=scenario)
     axes.set_yticks(range(len(specs)), list(map(str, specs)))

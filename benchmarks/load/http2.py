@@ -42,9 +42,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, request: Request, on_answer: OnAnswer):
         """Prepare on the running event loop; `connect` is the way to get one."""
         self.on_answer = on_answer
-        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._is_lost = False
+        self._is_lost = self._is_receiving = False
         self._headers, self._body = request.headers(), request.body
         self._body_flags = 0 if request.streaming else END_STREAM
         self._started: dict[int, float] = {}  # streams with a call in flight: when it began
@@ -75,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._started[stream], self._answers[stream] = start_s, b""
         self._unsent.append((stream, 0))
         self._send_unsent()
+        self._flush()
 
     def unanswered(self) -> list[float]:
         """What the latencies of the calls that have no answer yet count from."""
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         """Open a stream for a call."""
         stream, self._next = self._next, self._next + 2
         self._windows[stream] = self._stream_window
-        self._write(frame(HEADERS, END_HEADERS, stream, self._headers))
+        self._out.append(frame(HEADERS, END_HEADERS, stream, self._headers))
         return stream
 
     def _send_unsent(self) -> None:
@@ -105,19 +105,15 @@ class Connection(asyncio.Protocol):
                 sent, left = sent + size, left - size
                 self._window -= size
                 self._windows[stream] -= size
-                self._write(frame(DATA, 0 if left else self._body_flags, stream, part))
+                self._out.append(frame(DATA, 0 if left else self._body_flags, stream, part))
             if left:
                 self._unsent.append((stream, sent))
 
-    def _write(self, data: bytes) -> None:
-        """Send with whatever else this turn of the event loop has to send."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(data)
-
     def _flush(self) -> None:
-        self._transport.write(b"".join(self._out))
-        self._out.clear()
+        """Send what has been put out, in one piece: a system call costs more than joining."""
+        if self._out and not self._is_receiving:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
 
     # Receiving.
 
@@ -126,8 +122,9 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # TCP's is a Transport
         settings = ((1, 0), (2, 0), (4, _MAX_WINDOW))  # header table, push, stream window
         payload = b"".join(struct.pack(">HI", *setting) for setting in settings)
-        self._write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, payload))
+        self._out.append(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, payload))
         self._widen(_MAX_WINDOW - 65_535)
+        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whatever was in flight."""
@@ -136,9 +133,10 @@ class Connection(asyncio.Protocol):
             self._end(stream, is_ok=False)
 
     def data_received(self, data: bytes) -> None:
-        """Take in frames."""
+        """Take in frames, then send what they gave rise to."""
         data = self._rest + data
         at = 0
+        self._is_receiving = True
         while len(data) - at >= HEADER_BYTES:
             word, flags, stream = struct.unpack_from(">IBI", data, at)
             stop = at + HEADER_BYTES + (word >> 8)
@@ -147,6 +145,8 @@ class Connection(asyncio.Protocol):
             self._take(word & 0xFF, flags, stream, data[at + HEADER_BYTES : stop])
             at = stop
         self._rest = data[at:]
+        self._is_receiving = False
+        self._flush()
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == HEADERS:
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         elif kind == SETTINGS and not flags & ACK:
             self._set(dict(struct.iter_unpack(">HI", payload)))
         elif kind == PING and not flags & ACK:
-            self._write(frame(PING, ACK, 0, payload))
+            self._out.append(frame(PING, ACK, 0, payload))
         elif kind == WINDOW_UPDATE:
             self._may_send(stream, *struct.unpack(">I", payload))
         elif kind == RESET:
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
         return trailers == self._ok_trailers
 
     def _widen(self, by: int) -> None:
-        self._write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", by)))
+        self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", by)))
 
     def _set(self, settings: dict[int, int]) -> None:
         self._max_streams = settings.get(3, 1_000)
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         self._stream_window += more
         for stream in self._windows:
             self._windows[stream] += more
-        self._write(frame(SETTINGS, ACK, 0, b""))
+        self._out.append(frame(SETTINGS, ACK, 0, b""))
         self._send_unsent()
 
     def _may_send(self, stream: int, more: int) -> None:

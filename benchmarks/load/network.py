@@ -107,7 +107,7 @@ class NetworkLoad:
         """See `Load.closed`."""
         request = self._request(batch)
         if self._generator.uses_h2load and not self._streaming:
-            connections = min(callers, _CONNECTIONS)
+            connections = max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
             return h2load.closed(
                 request, connections, callers // connections, seconds, self._generator.cores
             )
