@@ -25,12 +25,11 @@ from benchmarks.load.frames import (
     WINDOW_UPDATE,
     Request,
     frame,
-)  # fmt: skip
+)
 
 _MAX_FRAME_BYTES = 16_384
 _MAX_WINDOW = 2**31 - 1
 _CONNECT_TIMEOUT_S = 10
-
 
 OnAnswer = Callable[["Connection", float, bool], None]
 """Called as each call ends, with its connection, what its latency counts from, and if it is OK."""
@@ -99,6 +98,8 @@ class Connection(asyncio.Protocol):
         """Send as much as the windows allow, the streams taking turns."""
         for _ in range(len(self._unsent)):
             stream, sent = self._unsent.popleft()
+            if stream not in self._windows:  # ended before it was sent whole
+                continue
             left = len(self._body) - sent
             while (size := min(_MAX_FRAME_BYTES, self._window, self._windows[stream], left)) > 0:
                 part = self._body[sent : sent + size]

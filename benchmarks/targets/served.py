@@ -24,6 +24,8 @@ _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
+_RIGHT = 0.95
+"""Share of the digits that must be the fp32 model's; int8 may well differ in one."""
 
 _OURS = (sys.executable, "-m", "serving", "serve", "--port", "0", "--models")
 _COMMANDS: dict[str, tuple[str, ...]] = {
@@ -161,9 +163,10 @@ def _check(address: str, path: str, encode: Encode, decode: "_Decode", setting: 
             answer = method(encode(images), timeout=_ANSWER_TIMEOUT_S)
         except grpc.RpcError as err:
             raise NotMeasured(f"it does not answer: {err.code().name}") from err
-    digits = decode(answer)
-    if digits != setting.answers:
-        raise NotMeasured(f"it answers {digits}, not {setting.answers}")
+    pairs = zip(decode(answer), setting.answers, strict=True)
+    share = sum(digit == right for digit, right in pairs) / len(images)
+    if share < _RIGHT:
+        raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
 
 
 _Decode = Callable[[bytes], tuple[int, ...]]
