@@ -1,7 +1,10 @@
 """What the kernel knows of processes: processor time, memory, and which cores are whose."""
 
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -24,6 +27,21 @@ def family(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in _read(task).split():
             yield from family(int(child))
+
+
+def worker(cores: Sequence[int]) -> ProcessPoolExecutor:
+    """Make a process on its own cores, which does one job after another; it starts at the first.
+
+    Ctrl-C is left to the process that started it.
+    """
+    return ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(cores,)
+    )
+
+
+def _begin(cores: Sequence[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.sched_setaffinity(0, cores)
 
 
 def cpu_s(pid: int) -> float:

@@ -1,13 +1,11 @@
 """The load of a target behind an address: h2load where it can, else our own generator."""
 
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 from typing import Self
 
+from benchmarks import processes
 from benchmarks.load import h2load
 from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
@@ -35,13 +33,7 @@ class Generator:
         self.uses_h2load = kind == "h2load" or (
             kind == "auto" and shutil.which("h2load") is not None
         )
-        self._pools = [
-            ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"),
-                initializer=os.sched_setaffinity, initargs=(0, {core}),
-            )
-            for core in cores
-        ]  # fmt: skip
+        self._pools = [processes.worker([core]) for core in cores]
 
     def closed(self, request: Request, callers: int, seconds: float) -> Trace:
         """Keep `callers` calls in flight, on at most eight connections a process."""

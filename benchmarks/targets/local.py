@@ -1,6 +1,5 @@
 """Targets in a process of their own, called by its threads: no network between."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import processes
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Seconds, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
@@ -120,9 +120,8 @@ def local(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images,
-                            setting.cores)  # fmt: skip
+    with processes.worker(setting.cores) as pool:
+        start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images)
         try:
             pid = start.result()
         except BrokenProcessPool as err:
@@ -136,10 +135,9 @@ _load: ThreadLoad
 """In the target's process: what asks it."""
 
 
-def _start(spec: Spec, models: Path, artifacts: Path, images: Images, cores: list[int]) -> int:
+def _start(spec: Spec, models: Path, artifacts: Path, images: Images) -> int:
     """Open the target in this process, which is its alone, and call it once."""
     global _load
-    os.sched_setaffinity(0, cores)
     call = OPENERS[spec.target](spec, models, artifacts)
     call(images[:1])
     _load = ThreadLoad(call, images)

@@ -106,7 +106,10 @@ def _process(
     """Start a server, wait for its line of facts, and end it at last."""
     with tempfile.TemporaryFile("w+") as errors:
         with on_cores(cores):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                start_new_session=True,  # Ctrl-C is ours to pass on
+            )  # fmt: skip
         try:
             assert process.stdout is not None
             with process.stdout:
