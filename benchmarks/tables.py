@@ -107,26 +107,30 @@ def _batch(key: Key) -> int:
 
 
 def composition(results: Results, found: Mapping[Key, Rounds]) -> Table:
-    """Compare our server with what its parts allow: 1 / (1 / transport + 1 / run)."""
+    """Compare our servers with what their parts allow: 1 / (1 / transport + 1 / run)."""
     rows = [["target", "runs of", "measured", "1/(1/echo + 1/run)", "share"]]
     for key, samples in grouped(results.samples).items():
-        echo = key.with_spec(Spec(target="echo" if key.spec.target == "native" else "echo-grpcio"))
-        engine = replaced(key.spec, target="engine")
-        sizes, rates = curve(found, engine, "Offline", _batch)
-        formed = mean_batch(samples)
-        if key.scenario != "ClosedLoop" or not formed or echo not in found or not sizes:
-            continue
-        try:
-            run = interpolate(formed, sizes, rates)
-        except ValueError:
-            continue
-        ours, transport = median(found[key].values()), median(found[echo].values())
-        allowed = 1 / (1 / transport + 1 / run)
-        name, rates_of = f"{key.spec}, {key.callers} callers", (short(ours), short(allowed))
-        rows.append([name, f"{formed:.1f} images", *(f"{r}/s" for r in rates_of),
-                     f"{ours / allowed:.0%}"])  # fmt: skip
+        if key.scenario == "ClosedLoop" and key.spec.target in _ECHO:
+            row = _parts(key, mean_batch(samples), found)
+            rows += [row] if row else []
     note = "One core; the engine's rate is that at the mean size of the runs that formed."
     return Table("What the parts allow", note, rows)
+
+
+_ECHO = {"native": "echo", "grpcio": "echo-grpcio"}
+"""What prices the transport of each of our servers."""
+
+
+def _parts(key: Key, formed: float, found: Mapping[Key, Rounds]) -> list[str] | None:
+    echo = key.with_spec(Spec(target=_ECHO[key.spec.target]))
+    sizes, rates = curve(found, replaced(key.spec, target="engine"), "Offline", _batch)
+    if not {key, echo} <= set(found) or not sizes or not sizes[0] <= formed <= sizes[-1]:
+        return None
+    measured, transport = median(found[key].values()), median(found[echo].values())
+    allowed = 1 / (1 / transport + 1 / interpolate(formed, sizes, rates))
+    name, both = f"{key.spec}, {key.callers} callers", (short(measured), short(allowed))
+    share = f"{measured / allowed:.0%}"
+    return [name, f"{formed:.1f} images", *(f"{rate}/s" for rate in both), share]
 
 
 def mean_batch(samples: Sequence[Sample]) -> float:
