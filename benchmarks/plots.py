@@ -140,13 +140,13 @@ def batches(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
 
 
 def formed(results: Results) -> Figure | None:
-    """The sizes of the runs that formed, as shares, for calls of one image."""
+    """The sizes of the runs that formed, as shares, where several calls of one image meet."""
     rows = {}
     for key, samples in grouped([s for s in results.samples if s.batch == 1]).items():
         if key.scenario == "Server":
             samples = [s for s in samples if s.holds(results.latency_slo_s)]
         counts = [sum(s.batch_sizes.get(size, 0) for s in samples) for size in _BUCKETS]
-        if sum(counts) and key.scenario != "SingleStream":
+        if sum(counts) and key.callers != 1:
             callers = f"{key.callers} callers" if key.scenario == "ClosedLoop" else key.scenario
             rows[f"{key.spec}, {callers}"] = np.array(counts) / sum(counts)
     if not rows:
@@ -155,7 +155,8 @@ def formed(results: Results) -> Figure | None:
     axes.imshow(list(rows.values()), cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     for (row, column), share in np.ndenumerate(list(rows.values())):
         if share >= 0.005:
-            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=INK)
+            colour = INK if share < 0.6 else "white"
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(_BUCKETS)), _BUCKETS)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.grid(visible=False)
