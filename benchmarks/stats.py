@@ -36,42 +36,47 @@ def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
         baseline: the other quantity's, in the same rounds.
 
     Returns:
-        The geometric mean of values / baseline, with its bootstrap interval.
+        The median of values / baseline, with its bootstrap interval.
     """
     logs = np.log(np.asarray(values, float) / np.asarray(baseline, float))
-    means = logs[_draws(len(logs), seed=0)].mean(axis=1)
-    return _interval(float(logs.mean()), means, len(logs))
+    return _interval(float(np.median(logs)), _medians(logs, seed=0), len(logs))
 
 
 def unpaired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
-    """Compare two quantities that were measured apart, such as in two runs; see `paired_ratio`."""
+    """Compare two quantities that were measured apart, such as in two runs.
+
+    Returns:
+        The ratio of their medians, with its bootstrap interval.
+    """
     above, below = np.log(np.asarray(values, float)), np.log(np.asarray(baseline, float))
-    means = above[_draws(len(above), seed=0)].mean(axis=1)
-    means = means - below[_draws(len(below), seed=1)].mean(axis=1)
-    return _interval(float(above.mean() - below.mean()), means, min(len(above), len(below)))
+    medians = _medians(above, seed=0) - _medians(below, seed=1)
+    estimate = float(np.median(above) - np.median(below))
+    return _interval(estimate, medians, min(len(above), len(below)))
 
 
-def _draws(num_rounds: int, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, num_rounds, (RESAMPLES, num_rounds))
+def _medians(logs: Values, seed: int) -> Values:
+    """Take the median of many resamples of the rounds."""
+    draws = np.random.default_rng(seed).integers(0, len(logs), (RESAMPLES, len(logs)))
+    return np.asarray(np.median(logs[draws], axis=1))
 
 
-def _interval(log_mean: float, log_means: Values, num_rounds: int) -> Interval:
-    """Cut the tails off resampled means.
+def _interval(estimate: float, resampled: Values, num_rounds: int) -> Interval:
+    """Cut the tails off resampled logarithms.
 
     The percentile interval is too narrow for few samples; widening its tails as Student's t would
     is Hesterberg's "expanded percentile interval" (The American Statistician, 2015, section 4).
     It can't reach beyond the values seen: with 3 rounds it holds the truth in 3 of 4 cases, with 5
-    in 9 of 10, with 9 in 19 of 20.
+    or more in 19 of 20, or nearly.
     """
     if num_rounds < 2:
-        return Interval(math.exp(log_mean), 0.0, math.inf)
+        return Interval(math.exp(estimate), 0.0, math.inf)
     tail = expanded_tail(num_rounds)
-    low, high = np.quantile(log_means, (tail, 1 - tail))
-    return Interval(*(float(math.exp(value)) for value in (log_mean, low, high)))
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    return Interval(*(float(math.exp(value)) for value in (estimate, low, high)))
 
 
 def expanded_tail(num_rounds: int, confidence: float = CONFIDENCE) -> float:
-    """Return the share of resampled means to cut off at either end."""
+    """Return the share of resampled values to cut off at either end."""
     t = student_t_quantile((1 + confidence) / 2, num_rounds - 1)
     return NormalDist().cdf(-math.sqrt(num_rounds / (num_rounds - 1)) * t)
 

@@ -47,8 +47,8 @@ def summary(results: Results, found: Mapping[Key, Rounds] | None = None) -> Tabl
     return Table(
         "Targets",
         f"Medians of {results.settings['rounds']} interleaved rounds; in brackets how many times "
-        f"as fast as {specs[0]}, and the 95 % bootstrap interval of that ratio. Rates drift by "
-        "tens of percent from run to run on shared machines: trust the ratios.",
+        f"as fast as {specs[0]} (median of the rounds' ratios) and the 95 % bootstrap interval. "
+        "Rates drift by tens of percent from run to run on shared machines: trust the ratios.",
         rows,
     )
 
