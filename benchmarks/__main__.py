@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from benchmarks import compare, costs, environment, processes, recommend, results
 from benchmarks.figures import specs_of
@@ -15,6 +17,7 @@ from benchmarks.options import RESULTS, parser
 from benchmarks.results import Results, UnusableResults
 from benchmarks.scenarios import NAMES
 from benchmarks.suites import SUITES, Suite, specs
+from benchmarks.targets.target import Spec
 from serving.errors import DigitsError
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
@@ -36,42 +39,44 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Measure, keep, report."""
-    suite = suite_of(options)
+    suite, begin_s = suite_of(options), perf_counter()
     target_cores, generator_cores = processes.split_cores()
     suite = replace(suite, rules=replace(suite.rules, num_cores=len(target_cores)))
-    cores = {"target": len(target_cores), "generator": len(generator_cores)}
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
-    begin_s = perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
     with Generator(generator_cores, options.generator) as generator:
-        setting = setting_of(
-            options.models, options.artifacts, target_cores, addresses_of(options), generator
-        )
-        measured = Results(
-            suite=suite.name,
-            date=datetime.now(UTC).date().isoformat(),
-            environment=environment.describe(options.models, cores),
-            settings={
-                "rounds": suite.rounds,
-                "seconds": suite.rules.seconds,
-                "latency_slo_s": suite.rules.latency_slo_s,
-                "arrivals": suite.rules.arrivals,
-            },
-            install=costs.install_bytes(),
-            training=costs.trainings(options.artifacts),
-        )
+        addresses = addresses_of(options)
+        setting = setting_of(options.models, options.artifacts, target_cores, addresses, generator)
+        cores = {"target": len(target_cores), "generator": len(generator_cores)}
+        measured = _empty(suite, options, environment.describe(options.models, cores))
         measure(suite, setting, measured, _Progress())
     measured.save(output)
     print(f"\n{perf_counter() - begin_s:.0f} s; kept in {output}")
     return _report(measured, output)
 
 
+def _empty(suite: Suite, options: argparse.Namespace, machine: Mapping[str, Any]) -> Results:
+    """Make results that say how and where, and what does not change from round to round."""
+    return Results(
+        suite=suite.name,
+        date=datetime.now(UTC).date().isoformat(),
+        environment=machine,
+        settings={
+            "rounds": suite.rounds,
+            "seconds": suite.rules.seconds,
+            "latency_slo_s": suite.rules.latency_slo_s,
+            "arrivals": suite.rules.arrivals,
+        },
+        install=costs.install_bytes(),
+        training=costs.trainings(options.artifacts),
+    )
+
+
 def suite_of(options: argparse.Namespace) -> Suite:
     """Take the suite that was named and put in what other options say."""
     suite = SUITES[options.suite]
-    if options.targets:
-        names = [name for name, _ in options.targets]
-        chosen = specs(names, options.device, options.precision, options.workers)
-        suite = replace(suite, name="custom", specs=chosen, extra=())
+    if options.targets or options.device or options.precision or options.workers:
+        suite = replace(suite, name="custom", specs=_specs(suite.specs, options), extra=())
     if options.scenarios:
         wanted = [name for name in NAMES if name in options.scenarios]
         extra = [cell for cell in suite.extra if cell.scenario in wanted]
@@ -82,6 +87,20 @@ def suite_of(options: argparse.Namespace) -> Suite:
         ("seconds", options.seconds), ("latency_slo_s", options.latency_slo),
         ("arrivals", options.arrivals)) if value}  # fmt: skip
     return replace(suite, **given, rules=replace(suite.rules, **rules))
+
+
+def _specs(known: Sequence[Spec], options: argparse.Namespace) -> list[Spec]:
+    """Combine what the options name; what they don't is as in the suite, for its own targets."""
+    usual = [Spec(target=name) for name, _ in options.targets] if options.targets else known
+    chosen = specs(
+        dict.fromkeys(spec.target for spec in usual),
+        options.device or dict.fromkeys(spec.device for spec in usual),
+        options.precision or dict.fromkeys(spec.precision for spec in usual),
+        options.workers or dict.fromkeys(spec.workers for spec in usual),
+    )
+    if not chosen:
+        raise UnusableResults("nothing to measure: no target has these settings")
+    return chosen
 
 
 def addresses_of(options: argparse.Namespace) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Runs a suite: opens every target, measures all in turn, round after round."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def measure(suite: Suite, setting: Setting, results: Results, progress: Progress
     """Fill in samples, starts and skips.
 
     Every target stays up to the end, idle while another one's turn is, so that a round is short
-    and all are met by the same minutes of the machine. Every other round goes backwards.
+    and all are met by the same minutes of the machine. Every other round goes backwards. A target
+    that fails on the way loses that measurement, not the others'.
 
     Args:
         suite: what to measure.
@@ -34,7 +36,11 @@ def measure(suite: Suite, setting: Setting, results: Results, progress: Progress
         for number in range(suite.rounds):
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
                 progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {told(cell)}")
-                results.samples += scenarios.run(cell, running[cell.spec], suite.rules, number)
+                try:
+                    results.samples += scenarios.run(cell, running[cell.spec], suite.rules, number)
+                except (OSError, BrokenProcessPool) as err:
+                    reason = f"round {number + 1}, {told(cell)}: {err}"
+                    results.skips.append(Skip(spec=cell.spec, reason=reason))
         results.starts += _starts(running)
 
 

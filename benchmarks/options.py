@@ -62,12 +62,12 @@ def _add_run(commands: Any) -> None:
     add("--suite", choices=tuple(SUITES), default="bench", help="what to measure (bench)")
     add("--targets", type=_list(_target), metavar="A,B", help="instead of the suite's; see below")
     add("--scenarios", type=_list(_one_of(SCENARIOS)), metavar="A,B", help=", ".join(SCENARIOS))
-    add("--device", type=_list(_one_of(("cpu", "cuda"))), default=["cpu"], metavar="A,B",
-        help="of --targets: cpu, cuda or both (cpu)")  # fmt: skip
-    add("--precision", type=_list(_one_of(("fp32", "int8"))), default=["fp32"], metavar="A,B",
-        help="of --targets: fp32, int8 or both (fp32)")  # fmt: skip
-    add("--workers", type=_list(_positive(int)), default=[1], metavar="N,M",
-        help="of --targets: processes of our server (1)")  # fmt: skip
+    add("--device", type=_list(_one_of(("cpu", "cuda"))), metavar="A,B",
+        help="cpu, cuda or both")  # fmt: skip
+    add("--precision", type=_list(_one_of(("fp32", "int8"))), metavar="A,B",
+        help="fp32, int8 or both")  # fmt: skip
+    add("--workers", type=_list(_positive(int)), metavar="N,M",
+        help="processes of our server")  # fmt: skip
     add("--callers", type=_list(_positive(int)), metavar="N,M", help="calls in flight, ClosedLoop")
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
     add("--rounds", type=_positive(int), metavar="N", help="interleaved rounds")

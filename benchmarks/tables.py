@@ -38,7 +38,7 @@ def summary(results: Results, found: Mapping[Key, Rounds] | None = None) -> Tabl
     found = figures(results) if found is None else found
     specs = specs_of(results)
     cells = [key for key in found if key.spec == specs[0] and _is_headline(key, found)]
-    skipped = list(dict.fromkeys(skip.spec for skip in results.skips))
+    skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
     rows = [["target", *(_heading(key, results) for key in cells)]]
     rows += [
         [str(spec), *(_entry(key.with_spec(spec), key, found) for key in cells)] for spec in specs

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.load.frames import Request
 from benchmarks.load.trace import Trace
+from benchmarks.processes import on_cores
 
 NAME = "h2load"
 
@@ -36,28 +37,32 @@ def closed(
     Raises:
         OSError: it is not installed, or it failed.
     """
+    threads = min(connections, len(cores))
     with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(request.body)
         command = [
             "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
-            f"--max-concurrent-streams={streams}", f"--threads={min(connections, len(cores))}",
-            f"--data={body}", f"--log-file={log}", "--header=content-type: application/grpc",
+            f"--max-concurrent-streams={streams}", f"--threads={threads}", f"--data={body}",
+            f"--log-file={log}", "--header=content-type: application/grpc",
             "--header=te: trailers", f"http://{request.address}{request.path}",
         ]  # fmt: skip
         if rate is not None:
             command.insert(1, f"--rps={rate:g}")
-        before = os.times()
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
-        after = os.times()
-        if result.returncode:
-            raise OSError(f"h2load failed: {(result.stderr or result.stdout).strip()[:200]}")
+        output, cpu_s = _run(command, cores)
         rows = np.loadtxt(log, dtype=np.int64, ndmin=2)
-    cpu_s = sum(after[2:4]) - sum(before[2:4])
-    return trace_of(rows, seconds, cpu_s / min(connections, len(cores)), result.stdout)
+    return trace_of(rows, seconds, cpu_s / threads, output)
+
+
+def _run(command: Sequence[str], cores: Sequence[int]) -> tuple[str, float]:
+    """Run it on these cores; returns what it printed and its processor time."""
+    before = os.times()
+    with on_cores(cores):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = os.times()
+    if result.returncode:
+        raise OSError(f"h2load failed: {(result.stderr or result.stdout).strip()[:200]}")
+    return result.stdout, sum(after[2:4]) - sum(before[2:4])
 
 
 def trace_of(rows: "np.ndarray[tuple[int, int], np.dtype[np.int64]]", seconds: float,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import main, suite_of
 from benchmarks.options import parser
-from benchmarks.suites import SUITES, specs
+from benchmarks.results import UnusableResults
+from benchmarks.suites import SUITES, Suite, specs
 from tests.benchmarks.made_up import three_rounds
 from tests.servers import running_server
 
@@ -124,6 +125,23 @@ def test_suites_measure_what_they_promise() -> None:
     assert {cell.spec.device for cell in full.cells()} == {"cpu", "cuda"}
     batches = {cell.batch for cell in full.cells() if cell.scenario == "Offline"}
     assert batches == {2**power for power in range(13)}
+
+
+def suite(*arguments: str) -> Suite:
+    return suite_of(parser().parse_args(["run", *arguments]))
+
+
+def test_options_change_the_suite() -> None:
+    assert suite() == SUITES["bench"]
+    changed = suite("--device", "cpu,cuda", "--latency-slo", "0.02", "--scenarios", "Server")
+    assert [str(spec) for spec in changed.specs] == [
+        "plain", "grpcio", "grpcio int8", "grpcio cuda", "native", "native int8", "native cuda",
+    ]  # fmt: skip
+    assert (changed.scenarios, changed.rules.latency_slo_s) == (["Server"], 0.02)
+    named = suite("--targets", "native,peer=oip://h:1", "--workers", "2", "--suite", "full")
+    assert [str(spec) for spec in named.specs] == ["native x2"]
+    with pytest.raises(UnusableResults, match="nothing to measure"):
+        suite("--targets", "null", "--device", "cuda")
 
 
 def test_settings_a_target_lacks_are_left_out() -> None:

@@ -1,5 +1,7 @@
 """Targets: started, asked a first question, and refused where they can't be measured."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.network import Generator
-from benchmarks.measure import setting_of
-from benchmarks.processes import cpu_s, memory_bytes, split_cores
+from benchmarks.measure import measure, setting_of
+from benchmarks.processes import cpu_s, family, memory_bytes, split_cores
+from benchmarks.scenarios import Cell, Rules
+from benchmarks.suites import Suite
 from benchmarks.targets.catalogue import ABOUT, NAMES, open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
+from tests.benchmarks.made_up import results
 from tests.servers import running_server
 
 
@@ -65,3 +70,23 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
 
 def test_every_target_is_explained() -> None:
     assert set(ABOUT) == set(NAMES)
+
+
+def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
+    spec = Spec(target="echo")
+    cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="null"), spec)]
+    suite = Suite(name="x", extra=cells, rounds=1, rules=Rules(seconds=0.05))
+    kept = results()
+
+    def kill_echo(step: str) -> None:
+        if step.endswith("echo: SingleStream"):
+            (pid,) = [pid for pid in family(os.getpid()) if is_echo(pid)]
+            os.kill(pid, signal.SIGKILL)
+
+    measure(suite, setting, kept, kill_echo)
+    assert {sample.spec.target for sample in kept.samples} == {"null"}
+    assert [skip.spec for skip in kept.skips] == [spec]
+
+
+def is_echo(pid: int) -> bool:
+    return b"echo_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
