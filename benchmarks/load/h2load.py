@@ -50,7 +50,7 @@ def closed(
         if rate is not None:
             command.insert(1, f"--rps={rate:g}")
         output, cpu_s = _run(command, cores)
-        rows = np.loadtxt(log, dtype=np.int64, ndmin=2)
+        rows = np.array(log.read_text().split(), np.int64).reshape(-1, 3)
     return trace_of(rows, seconds, cpu_s / threads, output)
 
 

@@ -1,6 +1,8 @@
 """The generators against real servers over real sockets."""
 
+import os
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from benchmarks.load import h2load
 from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.network import spread
-from benchmarks.load.trace import arrivals
+from benchmarks.load.trace import Trace, arrivals
 from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
 from tests.servers import RunningServer
@@ -27,14 +29,23 @@ def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Requ
     )
 
 
+def until_answered(ask: Callable[[float], Trace]) -> Trace:
+    """Take longer and longer, since a busy machine may answer nothing in a tenth of a second."""
+    for seconds in (SHORT_S, 10 * SHORT_S, 100 * SHORT_S):
+        trace = ask(seconds)
+        if len(trace.latencies_s):
+            return trace
+    pytest.fail("no call was answered")
+
+
 @pytest.mark.parametrize("path", [CLASSIFY, CLASSIFY + "Stream", INFER])
 @pytest.mark.parametrize("num_images", [1, 500])  # 500 do not fit a window of HTTP/2
 def test_closed_loop_is_answered(
     server: RunningServer, images: Images, path: str, num_images: int
 ) -> None:
-    trace = run_closed(request(server, images[:num_images], path), [2, 1], NOW, SHORT_S)
+    question = request(server, images[:num_images], path)
+    trace = until_answered(lambda seconds: run_closed(question, [2, 1], NOW, seconds))
     assert trace.num_errors == 0
-    assert len(trace.latencies_s) > 0
     assert (trace.latencies_s > 0).all()
 
 
@@ -78,10 +89,11 @@ def test_answers_that_turn_bad_are_errors(server: RunningServer, images: Images)
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
 def test_h2load_is_answered(server: RunningServer, images: Images) -> None:
-    trace = h2load.closed(request(server, images[:1]), 2, 2, SHORT_S, [0])
+    question, cores = request(server, images[:1]), sorted(os.sched_getaffinity(0))
+    trace = h2load.closed(question, 2, 2, 10 * SHORT_S, cores)
     assert trace.generator == "h2load"
     assert trace.num_errors == 0
-    assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / SHORT_S)
+    assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / 10 / SHORT_S)
 
 
 def test_h2load_log_is_read() -> None:

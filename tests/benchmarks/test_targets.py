@@ -30,7 +30,7 @@ def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize("target", ["plain", "echo", "echo-grpcio", "native", "grpcio-stream"])
 def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
     with open_target(Spec(target=target), setting) as running:
-        trace = running.load.closed(2, 1, 0.1)
+        trace = running.load.closed(2, 1, 0.5)
         assert trace.num_errors == 0
         assert len(trace.latencies_s) > 0
         assert running.pid
