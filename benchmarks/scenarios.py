@@ -30,7 +30,7 @@ MULTI_STREAM_IMAGES = 8
 
 _PROBES = 7
 """Rates that a search tries."""
-_ATTEMPTS, _FAILURES = 5, 2
+_ATTEMPTS, _FAILURES = 4, 2
 _SEARCH_CALLERS = 64
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""

@@ -1,6 +1,6 @@
 """The suites: which targets meet which scenarios, how often, for how long."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -15,7 +15,7 @@ ALL_CALLERS = tuple(2**power for power in range(9))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
-    """What to measure. Every round measures every cell once, so that drift meets all alike."""
+    """What to measure; every round measures every cell once."""
 
     name: str
     specs: Sequence[Spec] = ()
@@ -30,25 +30,25 @@ class Suite:
     rules: Rules = field(default_factory=Rules)
 
     def cells(self) -> list[Cell]:
-        """List what a round measures, each cell once."""
+        """List what a round measures: one after the other the targets at the same task.
+
+        What is compared is measured within seconds, so that drift meets all alike.
+        """
         cells = [
-            cell
-            for spec, scenario in product(self.specs, self.scenarios)
-            for cell in self._cells(spec, scenario)
+            Cell(spec=spec, scenario=scenario, callers=callers, batch=batch)
+            for scenario in self.scenarios
+            for callers, batch in self._sizes(scenario)
+            for spec in self.specs
         ]
         return list(dict.fromkeys([*cells, *self.extra]))
 
-    def _cells(self, spec: Spec, scenario: str) -> Iterator[Cell]:
-        if scenario == "MultiStream":
-            yield Cell(spec=spec, scenario=scenario, batch=MULTI_STREAM_IMAGES)
-        elif scenario == "ClosedLoop":
-            for callers in self.callers:
-                yield Cell(spec=spec, scenario=scenario, callers=callers)
-        elif scenario == "Offline":
-            for batch in self.batches:
-                yield Cell(spec=spec, scenario=scenario, callers=0, batch=batch)
-        else:
-            yield Cell(spec=spec, scenario=scenario)
+    def _sizes(self, scenario: str) -> list[tuple[int, int]]:
+        """List the (callers, images a call) of a scenario."""
+        return {
+            "MultiStream": [(1, MULTI_STREAM_IMAGES)],
+            "ClosedLoop": [(callers, 1) for callers in self.callers],
+            "Offline": [(0, batch) for batch in self.batches],
+        }.get(scenario, [(1, 1)])
 
 
 def specs(
