@@ -103,7 +103,8 @@ def latency(results: Results) -> Figure | None:
     labels = []
     for key, samples in groups.items():
         total = sum((sample.latency for sample in samples), Histogram.of([]))
-        seen = _QUANTILES[1 - 3 / total.total >= _QUANTILES]  # the last few calls are anecdotes
+        # Three calls beyond a point are the least that make it more than an anecdote.
+        seen = _QUANTILES[: max(1, int(np.searchsorted(_QUANTILES, 1 - 3 / total.total)))]
         values = [1e3 * total.quantile(share) for share in seen]
         axes.plot(-np.log10(1 - seen), values, **style(key.spec))
         labels.append((-np.log10(1 - seen[-1]), values[-1], key.spec))

@@ -113,9 +113,9 @@ _DEVICES = ("cpu", "cuda")
 FULL = Suite(
     name="full",
     specs=[
+        *specs(["plain"]),  # first: what the others are compared with
         *specs(["null", "keras", "tf-function"], _DEVICES),
         *specs(["engine", "classifier"], _DEVICES, ("fp32", "int8")),
-        *specs(["plain"]),
         *specs(["grpcio", "native"], _DEVICES, ("fp32", "int8"), (1, 2)),
     ],
     scenarios=("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"),

@@ -1,5 +1,6 @@
 """A table as rows of text, and how its numbers are written."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ class Table:
 
 def interval(ratio: Interval) -> str:
     """Write a ratio and its interval."""
+    if math.isinf(ratio.high):
+        return f"{ratio.estimate:.3g} ×, one round"
     low, high = (f"{bound:.3g}" for bound in (ratio.low, ratio.high))
     return f"{ratio.estimate:.3g} ×, {low} to {high}"
 

@@ -118,6 +118,7 @@ def full() -> Results:
     return results(
         *three_rounds().samples, *closed, *on_devices(500, 1000, 2000).samples,
         sample(NATIVE, "Offline", batch=64, calls_per_s=99),
+        sample(INT8, "SingleStream", calls_per_s=1),
     )  # fmt: skip
 
 
