@@ -19,6 +19,7 @@ COLOURS = {
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
 DPI = 120
+_LABEL = 0.05  # height of a label, as a share of the axes
 
 
 def png(figure: Figure) -> bytes:
@@ -67,17 +68,28 @@ def log_axes(axes: Axes, which: str = "xy") -> None:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, Spec]]) -> None:
-    """Name lines at their ends in the right margin, apart from each other."""
+    """Name lines at their ends in the right margin, apart from each other; call it last."""
+    _thin(axes)
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     to_share = axes.transData + axes.transAxes.inverted()
     places = sorted((to_share.transform((x, y))[1], spec) for x, y, spec in ends)
-    floor = -1.0
-    for share, spec in places:
-        floor = max(share, floor + 0.05)
-        axes.annotate(str(spec), (1.01, floor), xycoords="axes fraction", va="center", fontsize=9,
+    ceiling = 1.0
+    for left, (share, spec) in reversed(list(enumerate(places))):
+        # As high as the line ends, below the label above, and with room for those below.
+        ceiling = max(min(share, ceiling), min(_LABEL * left, ceiling))
+        axes.annotate(str(spec), (1.01, ceiling), xycoords="axes fraction", va="center", fontsize=9,
                       color=style(spec)["color"], annotation_clip=False)  # fmt: skip
+        ceiling -= _LABEL
+
+
+def _thin(axes: Axes) -> None:
+    """Label decades only, where there are many."""
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        is_ours = isinstance(axis.get_major_locator(), LogLocator)
+        if is_ours and axis.get_scale() == "log" and high > 3_000 * low:
+            axis.set_major_locator(LogLocator(subs=(1,), numticks=20))
 
 
 def _thousands(value: float, _: object) -> str:

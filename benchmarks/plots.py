@@ -48,7 +48,8 @@ def knee(results: Results) -> Figure | None:
     for key, samples in grouped(_valid(results, "ClosedLoop")).items():
         point = (key.callers, _median(samples, lambda s: s.images_per_s), _p99(samples))
         lines.setdefault(key.spec, []).append(point)
-    if max(map(len, lines.values()), default=0) < 3:
+    lines = {k: v for k, v in lines.items() if len(v) >= 3 and k.target != "null"}
+    if not lines:
         return None
     figure, axes = new_axes("images/s", "latency at p99")
     log_axes(axes)
