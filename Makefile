@@ -7,7 +7,8 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo test test-reliability soak test-interop lint protos protos-check lock clean
+.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop
+.PHONY: lint protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 RECIPE ?= default
@@ -34,6 +35,16 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 	$(RUN) -m training train --recipe $(RECIPE)
 	$(RUN) -m training export
 	$(RUN) demo.py
+
+bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.html
+	$(RUN) -m benchmarks run --suite bench
+
+bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (an hour)
+	$(RUN) -m benchmarks run --suite full
+
+bench-readme: $(INSTALLED)  ## measure anew what the README shows: its result file, report and table
+	$(RUN) -m benchmarks run --suite bench --output benchmarks/results/bench.json
+	$(RUN) -m benchmarks plot --readme README.md
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q

@@ -49,6 +49,13 @@ def test_training_help_loads_no_tensorflow() -> None:
     assert "tensorflow" not in modules_after("import training.__main__")
 
 
+def test_benchmarks_use_serving_only() -> None:
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert "training" not in {name.split(".")[0] for name in imports_of(path)}, path
+    loaded = modules_after("import benchmarks.__main__")
+    assert not loaded & {*HEAVY, "matplotlib"}
+
+
 def test_import_starts_nothing() -> None:
     code = (
         "import threading, signal, logging\n"

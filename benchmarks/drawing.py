@@ -1,0 +1,107 @@
+"""How the pictures look: colours, axes, labels."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from benchmarks.targets.target import Spec
+
+INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
+COLOURS = {
+    "native": "#2166ac", "native-unmetered": "#67a9cf", "grpcio": "#1b8a5a",
+    "grpcio-unmetered": "#7fbf7b", "grpcio-stream": "#a6761d", "plain": "#e08214",
+    "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
+    "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
+}  # fmt: skip
+DPI = 120
+_LABEL = 0.05  # height of a label, as a share of the axes
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure as a PNG file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return buffer.getvalue()
+
+
+def style(spec: Spec) -> dict[str, Any]:
+    """Return a target's colour and dash."""
+    colour = COLOURS.get(spec.target, INK)
+    if spec.precision == "int8":
+        return {"color": _lighter(colour), "linestyle": "--"}
+    return {"color": colour, "linestyle": ":" if spec.device == "cuda" else "-"}
+
+
+def _lighter(colour: str) -> str:
+    red, green, blue = (0.4 + 0.6 * part for part in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def new_axes(x: str, y: str, height: float = 4.6) -> tuple[Figure, Axes]:
+    """Make a figure of one plot, in the house's style."""
+    figure = Figure(figsize=(8.4, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x, color=MUTED)
+    axes.set_ylabel(y, color=MUTED)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=MUTED)
+    return figure, axes
+
+
+def log_axes(axes: Axes, which: str = "xy") -> None:
+    """Make axes logarithmic, with labels at 1, 2 and 5."""
+    axes.set(**{f"{name}scale": "log" for name in which})
+    for name in which:
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(thousands)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, Spec]]) -> None:
+    """Name lines at their ends in the right margin, apart from each other; call it last."""
+    _thin(axes)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    to_share = axes.transData + axes.transAxes.inverted()
+    places = sorted((to_share.transform((x, y))[1], spec) for x, y, spec in ends)
+    ceiling = 1.0
+    for left, (share, spec) in reversed(list(enumerate(places))):
+        # As high as the line ends, below the label above, and with room for those below.
+        ceiling = max(min(share, ceiling), min(_LABEL * left, ceiling))
+        axes.annotate(str(spec), (1.01, ceiling), xycoords="axes fraction", va="center", fontsize=9,
+                      color=style(spec)["color"], annotation_clip=False)  # fmt: skip
+        ceiling -= _LABEL
+
+
+def _thin(axes: Axes) -> None:
+    """Label decades only, where there are many."""
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        is_ours = isinstance(axis.get_major_locator(), LogLocator)
+        if is_ours and axis.get_scale() == "log" and high > 3_000 * low:
+            axis.set_major_locator(LogLocator(subs=(1,), numticks=20))
+
+
+def _thousands(value: float, _: object) -> str:
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def _milliseconds(value: float, _: object) -> str:
+    return f"{value:g} ms" if value >= 1 else f"{value * 1e3:g} µs"
+
+
+thousands, milliseconds = FuncFormatter(_thousands), FuncFormatter(_milliseconds)
+"""How axes of rates (1/s) and of times (ms) are labelled."""

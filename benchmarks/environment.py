@@ -1,0 +1,101 @@
+"""What the figures depend on: the machine and the software, without anything that names either."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "pygrpc-native", "uvloop",
+    "tensorflow", "keras",
+)  # fmt: skip
+
+MACHINE = ("cpu", "cores", "architecture", "gpu")
+"""What has to be the same for two files to be compared."""
+
+
+def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
+    """Describe where and with what is measured.
+
+    Args:
+        models: the model repository's root.
+        cores: how many cores the targets and the generators have.
+    """
+    return {
+        "cpu": _cpu(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cores_for": dict(cores),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "h2load": _output("h2load", "--version"),
+        "commit": _commit(),
+        "model": _model(models),
+    }
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """List what makes two machines unlike, in words; empty if they are alike."""
+    return [
+        f"{name} {ours.get(name)!r} and {theirs.get(name)!r}"
+        for name in MACHINE
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _cpu() -> str:
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    name = fields.get("model name", "unknown")
+    # Virtual machines hide the name: family and model tell generations apart.
+    return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def _first_line(path: Path) -> str | None:
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _output(*command: str) -> str | None:
+    """Return a program's first line; None if it is missing or fails."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip().partition("\n")[0] or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if commit and changed else commit
+
+
+def _model(models: Path) -> dict[str, str] | None:
+    """Tell which model is measured, by its files' digests."""
+    versions = sorted((models / "digits").glob("[1-9]*/manifest.json"), key=_number)
+    if not versions:
+        return None
+    manifest = json.loads(versions[-1].read_text())
+    digest = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+    return {"recipe": manifest["recipe"], "version": manifest["version"], "digest": digest[:16]}
+
+
+def _number(manifest: Path) -> int:
+    return int(manifest.parent.name)

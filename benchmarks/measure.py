@@ -1,0 +1,99 @@
+"""Runs a suite: opens every target, measures all in turn, round after round."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import processes, scenarios
+from benchmarks.load.network import Generator
+from benchmarks.results import Results, Skip, Start
+from benchmarks.scenarios import Cell
+from benchmarks.suites import Suite
+from benchmarks.targets.catalogue import open_target
+from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+
+Progress = Callable[[str], None]
+
+
+def measure(suite: Suite, setting: Setting, results: Results, progress: Progress) -> None:
+    """Fill in samples, starts and skips.
+
+    Every target stays up to the end, idle while another one's turn is, so that a round is short
+    and all are met by the same minutes of the machine. Every other round goes backwards. A target
+    that fails on the way loses that measurement, not the others'.
+
+    Args:
+        suite: what to measure.
+        setting: where the targets find what they need.
+        results: what to fill in.
+        progress: is told of each step.
+    """
+    cells = suite.cells()
+    with ExitStack() as stack:
+        running = _open_all(cells, setting, results, progress, stack)
+        cells = [cell for cell in cells if cell.spec in running]
+        for number in range(suite.rounds):
+            for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
+                progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {told(cell)}")
+                try:
+                    results.samples += scenarios.run(cell, running[cell.spec], suite.rules, number)
+                except (OSError, BrokenProcessPool) as err:
+                    reason = f"round {number + 1}, {told(cell)}: {err}"
+                    results.skips.append(Skip(spec=cell.spec, reason=reason))
+        results.starts += _starts(running)
+
+
+def told(cell: Cell) -> str:
+    """Name a cell, for people."""
+    sizes = {"ClosedLoop": f", {cell.callers} callers", "Offline": f", {cell.batch} images a call"}
+    return f"{cell.spec}: {cell.scenario}{sizes.get(cell.scenario, '')}"
+
+
+def _open_all(
+    cells: Sequence[Cell], setting: Setting, results: Results, progress: Progress, stack: ExitStack
+) -> dict[Spec, Running]:
+    running: dict[Spec, Running] = {}
+    for spec in dict.fromkeys(cell.spec for cell in cells):
+        progress(f"starting {spec}")
+        try:
+            running[spec] = stack.enter_context(open_target(spec, setting))
+        except NotMeasured as err:
+            results.skips.append(Skip(spec=spec, reason=str(err)))
+            progress(f"{spec}: not measured: {err}")
+    return running
+
+
+def _starts(running: dict[Spec, Running]) -> Iterator[Start]:
+    for spec, target in running.items():
+        if target.pid is not None:
+            memory_bytes = processes.memory_bytes(target.pid)
+            yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
+
+
+def setting_of(
+    models: Path, artifacts: Path, cores: list[int], addresses: Mapping[str, str],
+    generator: Generator,
+) -> Setting:  # fmt: skip
+    """Take what to ask with from the model's own golden samples, which are real digits.
+
+    Raises:
+        DigitsError: there is no model.
+    """
+    import numpy as np
+
+    from serving import repository
+
+    newest = repository.versions(models / "digits")[0]
+    manifest = repository.load_manifest(models / "digits" / newest)
+    images = manifest.golden_images
+    answers = manifest.golden_probabilities["fp32"].argmax(axis=1)
+    return Setting(
+        models=models,
+        artifacts=artifacts,
+        images=np.resize(images, (4096, images.shape[1])),
+        answers=tuple(answers.tolist()),
+        cores=cores,
+        addresses=addresses,
+        generator=generator,
+    )

@@ -1,0 +1,63 @@
+"""Writes the report beside its results file, and the README's table into the README."""
+
+from pathlib import Path
+
+from benchmarks import drawing, page, plots
+from benchmarks.results import Results, UnusableResults
+from benchmarks.tables import summary, tables
+
+BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
+
+
+def write(results: Results, path: Path) -> list[Path]:
+    """Write NAME.md, NAME.html and a NAME-*.png for each picture beside NAME.json.
+
+    Returns:
+        What was written.
+    """
+    made = tables(results)
+    pictures = {name: drawing.png(figure) for name, figure in plots.pictures(results).items()}
+    files = {
+        path.with_suffix(".md"): _markdown(results, made, pictures, path.stem).encode(),
+        path.with_suffix(".html"): page.render(results, made, pictures).encode(),
+    }
+    files |= {path.with_name(f"{path.stem}-{name}.png"): png for name, png in pictures.items()}
+    for file, content in files.items():
+        file.write_bytes(content)
+    return list(files)
+
+
+def _markdown(results: Results, made: list, pictures: dict[str, bytes], stem: str) -> str:  # type: ignore[type-arg]
+    parts = ["# Benchmark report", page.machine(results)]
+    for number, table in enumerate(made):
+        parts += [f"## {table.title}", table.note, table.markdown()]
+        if number == 0:
+            for name in pictures:
+                title, caption = page.CAPTIONS[name]
+                parts += [f"## {title}", caption, f"![{title}]({stem}-{name}.png)"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def readme_section(results: Results) -> str:
+    """Return what stands between the README's two markers."""
+    table = summary(results)
+    return f"{BEGIN}\n\n{table.markdown()}\n\n{table.note} {page.machine(results)}\n\n{END}"
+
+
+def update_readme(readme: Path, results: Results) -> bool:
+    """Put the table into the README.
+
+    Returns:
+        Whether that changed it.
+
+    Raises:
+        UnusableResults: the README lacks the markers.
+    """
+    text = readme.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UnusableResults(f"{readme} lacks the lines {BEGIN!r} and {END!r}")
+    new = before + readme_section(results) + after
+    readme.write_text(new)
+    return new != text

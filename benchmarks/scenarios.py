@@ -1,0 +1,171 @@
+"""The scenarios, with MLPerf Inference's names and definitions.
+
+    SingleStream  one image a call, one call at a time      its figure: 90th percentile latency
+    MultiStream   eight images a call, one call at a time   99th percentile latency
+    Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
+    Offline       plenty to do, `batch` images a call       images/s
+
+and one that is not MLPerf's, since it shows where a server's knee is:
+
+    ClosedLoop    `callers` calls in flight, one image each images/s
+
+https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.histogram import Histogram
+from benchmarks.load.trace import Trace, arrivals
+from benchmarks.results import Sample
+from benchmarks.targets.target import Running, Spec
+
+NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline")
+MULTI_STREAM_IMAGES = 8
+
+_PROBES = 7
+"""Rates that a search tries."""
+_ATTEMPTS, _FAILURES = 4, 2
+_SEARCH_CALLERS = 64
+_HIGHEST_RATE = 100_000.0
+"""Calls a second beyond which no search goes: no generator here can send more."""
+_FULL = 0.95
+"""Share of a core from which on a process counts as having no time left."""
+_LATE = 0.1
+"""How late, at p99, calls may leave the generator, as a share of the objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One thing to measure in every round."""
+
+    spec: Spec
+    scenario: str
+    callers: int = 1
+    """Calls in flight; 0 in Offline for as many as keep the target busy."""
+    batch: int = 1
+    """Images a call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """How long, and under which objective."""
+
+    seconds: float = 1.0
+    """Length of one timed run."""
+    latency_slo_s: float = 0.010
+    """What the Server scenario's p99 may not exceed."""
+    arrivals: str = "poisson"
+    """How the Server scenario's calls come: "poisson" or "constant"."""
+    num_cores: int = 1
+    """How many cores the target has."""
+
+
+def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Measure a cell once.
+
+    Args:
+        cell: what.
+        target: opened, as `cell.spec` says.
+        rules: how.
+        number: of the round, from 0.
+
+    Yields:
+        One sample; in the Server scenario one for each rate that was tried.
+    """
+    if cell.scenario == "Server":
+        yield from _search(cell, target, rules, number)
+        return
+    callers = cell.callers or target.parallel_calls
+
+    ask = partial(target.load.closed, callers, cell.batch, rules.seconds)
+    yield _sample(cell, target, rules, number, ask, callers=callers)
+
+
+def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Raise the rate until it fails, then halve what lies between: within some 3 %.
+
+    A rate has failed when it failed twice, or never passed: one hiccup of the machine must not end
+    the search low, and a run in which the generator was late tells nothing.
+    """
+    first = target.load.closed(_SEARCH_CALLERS, cell.batch, rules.seconds / 2)
+    low, high = 0.0, _HIGHEST_RATE
+    rate = min(0.7 * first.calls_per_s, high / 2)
+    for probe in range(_PROBES):
+        num_failed = 0
+        for attempt in range(_ATTEMPTS):
+            seed = 100 * number + 10 * probe + attempt
+            offsets_s = arrivals(rules.arrivals, rate, rules.seconds, seed)
+            ask = partial(target.load.open, offsets_s, cell.batch)
+            sample = _sample(cell, target, rules, number, ask, offered_per_s=rate)
+            yield sample
+            num_failed += not sample.invalid
+            if sample.holds(rules.latency_slo_s) or num_failed == _FAILURES:
+                break
+        low, high = (rate, high) if sample.holds(rules.latency_slo_s) else (low, rate)
+        rate = min(1.25 * rate, (low + high) / 2)
+
+
+def _sample(
+    cell: Cell, target: Running, rules: Rules, number: int, ask: Callable[[], Trace], *,
+    callers: int = 0, offered_per_s: float | None = None,
+) -> Sample:  # fmt: skip
+    """Time one run, and what it cost the target."""
+    pid = target.pid
+    sizes, cpu_s = target.batch_sizes(), processes.cpu_s(pid) if pid else 0.0
+    begin_s = perf_counter()
+    trace = ask()
+    elapsed_s = perf_counter() - begin_s
+    used_s = processes.cpu_s(pid) - cpu_s if pid else None
+    after = target.batch_sizes()
+    busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
+    return Sample(
+        spec=cell.spec,
+        scenario=cell.scenario,
+        round=number,
+        callers=callers,
+        batch=cell.batch,
+        offered_per_s=offered_per_s,
+        generator=trace.generator,
+        duration_s=trace.duration_s,
+        num_calls=len(trace.latencies_s),
+        num_errors=trace.num_errors,
+        latency=Histogram.of(trace.latencies_s),
+        lag_p99_s=float(np.quantile(trace.lag_s, 0.99)) if len(trace.lag_s) else None,
+        generator_busy=trace.busy,
+        target_busy=busy,
+        cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, len(trace.latencies_s)),
+        batch_sizes={size: n for size in after if (n := after[size] - sizes.get(size, 0))},
+        invalid=why_invalid(trace, busy, rules),
+    )
+
+
+def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
+    """Judge a run: the empty text if it stands, else why its figure is not the target's.
+
+    A late generator only ever makes a target look worse, since latencies count from the intended
+    times: that an objective was kept stands, that it was missed does not.
+
+    Args:
+        trace: the run.
+        target_busy: cores that the target used; None if unknown.
+        rules: the objective, and how many cores the target had.
+    """
+    if not len(trace.latencies_s):
+        return "no call was answered"
+    if len(trace.lag_s):
+        late_s, p99_s = np.quantile(trace.lag_s, 0.99), np.quantile(trace.latencies_s, 0.99)
+        if late_s > _LATE * rules.latency_slo_s and p99_s > rules.latency_slo_s:
+            return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)"
+        return ""
+    if trace.num_errors:
+        return f"{trace.num_errors} calls failed"
+    has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
+    if trace.generator != "threads" and trace.busy > _FULL and has_time_left:
+        return "the generator was the limit, not the target"
+    return ""

@@ -1,0 +1,130 @@
+"""The suites: which targets meet which scenarios, how often, for how long."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+from benchmarks.scenarios import MULTI_STREAM_IMAGES, Cell, Rules
+from benchmarks.targets.target import Spec
+
+ALL_BATCHES = tuple(2**power for power in range(13))
+"""1 to 4,096."""
+ALL_CALLERS = tuple(2**power for power in range(9))
+"""1 to 256."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """What to measure; every round measures every cell once."""
+
+    name: str
+    specs: Sequence[Spec] = ()
+    scenarios: Sequence[str] = ()
+    callers: Sequence[int] = (64,)
+    """Of ClosedLoop."""
+    batches: Sequence[int] = (1, 32, 256)
+    """Of Offline."""
+    extra: Sequence[Cell] = ()
+    """Cells beside those of specs x scenarios."""
+    rounds: int = 3
+    rules: Rules = field(default_factory=Rules)
+
+    def cells(self) -> list[Cell]:
+        """List what a round measures: one after the other the targets at the same task.
+
+        What is compared is measured within seconds, so that drift meets all alike.
+        """
+        cells = [
+            Cell(spec=spec, scenario=scenario, callers=callers, batch=batch)
+            for scenario in self.scenarios
+            for callers, batch in self._sizes(scenario)
+            for spec in self.specs
+        ]
+        return list(dict.fromkeys([*cells, *self.extra]))
+
+    def _sizes(self, scenario: str) -> list[tuple[int, int]]:
+        """List the (callers, images a call) of a scenario."""
+        return {
+            "MultiStream": [(1, MULTI_STREAM_IMAGES)],
+            "ClosedLoop": [(callers, 1) for callers in self.callers],
+            "Offline": [(0, batch) for batch in self.batches],
+        }.get(scenario, [(1, 1)])
+
+
+def specs(
+    targets: Iterable[str],
+    devices: Iterable[str] = ("cpu",),
+    precisions: Iterable[str] = ("fp32",),
+    workers: Iterable[int] = (1,),
+) -> list[Spec]:
+    """Combine settings, leaving out those that a target does not have."""
+    found = []
+    for target, device, precision, number in product(targets, devices, precisions, workers):
+        is_ours = target.startswith(("native", "grpcio"))
+        has_precisions = is_ours or target in ("engine", "classifier")
+        has_devices = has_precisions or target in ("keras", "tf-function")
+        if (
+            (precision == "fp32" or (has_precisions and device == "cpu"))
+            and (device == "cpu" or has_devices)
+            and (number == 1 or is_ours)
+        ):
+            found.append(Spec(target=target, device=device, precision=precision, workers=number))
+    return found
+
+
+_SERVERS = [*specs(["plain", "grpcio"]), *specs(["native"], precisions=["fp32", "int8"])]
+
+BENCH = Suite(
+    name="bench",
+    specs=_SERVERS,
+    scenarios=("SingleStream", "Server", "Offline"),
+    rounds=5,
+    rules=Rules(seconds=0.5),
+)
+"""What `make bench` runs: a few minutes."""
+
+
+def _serving_extra() -> list[Cell]:
+    """What a server's cost is made of: transport, runs, metrics, streams."""
+    priced = specs(["echo", "echo-grpcio", "grpcio-stream", "native-unmetered", "grpcio-unmetered"])
+    cells = [Cell(spec=spec, scenario="ClosedLoop", callers=n) for spec in priced for n in (1, 64)]
+    engines = specs(["engine"], precisions=["fp32", "int8"])
+    return [
+        *cells,
+        *(Cell(spec=spec, scenario="Offline", callers=0, batch=2**power)
+          for spec in engines for power in range(8)),
+    ]  # fmt: skip
+
+
+SERVING = Suite(
+    name="serving",
+    specs=_SERVERS,
+    scenarios=("SingleStream", "ClosedLoop", "Offline"),
+    callers=(1, 64),
+    batches=(256, 1024),
+    extra=_serving_extra(),
+    rounds=7,
+    rules=Rules(seconds=0.5),
+)
+"""Where the server's time goes, all in one interleaved run."""
+
+_DEVICES = ("cpu", "cuda")
+
+FULL = Suite(
+    name="full",
+    specs=[
+        *specs(["plain"]),  # first: what the others are compared with
+        *specs(["null", "keras", "tf-function"], _DEVICES),
+        *specs(["engine", "classifier"], _DEVICES, ("fp32", "int8")),
+        *specs(["grpcio", "native"], _DEVICES, ("fp32", "int8"), (1, 2)),
+    ],
+    scenarios=("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"),
+    callers=ALL_CALLERS,
+    batches=ALL_BATCHES,
+    extra=SERVING.cells(),
+    rounds=3,
+    rules=Rules(seconds=0.5),
+)
+"""What `make bench-full` runs: every scenario, device, precision and worker count; an hour."""
+
+SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL)}

@@ -1,0 +1,152 @@
+"""Targets in a process of their own, called by its threads: no network between."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.load.threads import Call, ThreadLoad
+from benchmarks.load.trace import Seconds, Trace
+from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+from serving.errors import DigitsError
+from serving.images import Images
+
+
+def open_null(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Answer at once: what is left is the price of the harness."""
+    if spec.device != "cpu":
+        raise NotMeasured("runs nothing on a device")
+    return lambda images: None
+
+
+def open_engine(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call ONNX Runtime, as the server does."""
+    from serving.loaded_model import load_model
+
+    return load_model(models / "digits", None, spec.device, spec.precision).run  # type: ignore[arg-type]
+
+
+def open_classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call what services embed."""
+    from serving import Classifier
+
+    return Classifier.load(models / "digits", None, spec.device, spec.precision).classify  # type: ignore[arg-type]
+
+
+def open_keras(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call `model.predict`, the tutorial's way."""
+    model = _keras_model(spec, artifacts)
+    return lambda images: model.predict(images.astype(np.float32) / 255, len(images), verbose=0)
+
+
+def open_tf_function(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call the Keras model compiled to a graph."""
+    model = _keras_model(spec, artifacts)
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, 784), tf.float32)]
+    compiled = tf.function(lambda images: model(images, training=False), signature)
+    return lambda images: compiled(images.astype(np.float32) / 255).numpy()
+
+
+def _keras_model(spec: Spec, artifacts: Path) -> Any:
+    if spec.precision != "fp32":
+        raise NotMeasured("has no int8 variant")
+    file = artifacts / "model.keras"
+    if not file.is_file():
+        raise NotMeasured("no trained model.keras: make train")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its first lines heed no setting
+    if spec.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    try:
+        import keras
+        import tensorflow as tf
+    except ImportError as err:
+        raise NotMeasured("TensorFlow is not installed") from err
+    if spec.device == "cuda" and not tf.config.list_physical_devices("GPU"):
+        raise NotMeasured("TensorFlow finds no GPU")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)  # else it takes all of it
+    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    return keras.models.load_model(file, compile=False)
+
+
+OPENERS: dict[str, Callable[[Spec, Path, Path], Call]] = {
+    "null": open_null,
+    "engine": open_engine,
+    "classifier": open_classifier,
+    "keras": open_keras,
+    "tf-function": open_tf_function,
+}
+
+
+@dataclass(slots=True)
+class _Local:
+    """The near end of a target's process: passes loads on to it."""
+
+    pool: ProcessPoolExecutor
+    pid: int | None
+    startup_s: float
+    parallel_calls: int
+
+    @property
+    def load(self) -> "_Local":
+        return self
+
+    def closed(self, callers: int, batch: int, seconds: float) -> Trace:
+        return self.pool.submit(_closed, callers, batch, seconds).result()
+
+    def open(self, offsets_s: Seconds, batch: int) -> Trace:
+        return self.pool.submit(_open, offsets_s, batch).result()
+
+    def batch_sizes(self) -> Mapping[str, int]:
+        return {}
+
+
+@contextmanager
+def local(spec: Spec, setting: Setting) -> Iterator[Running]:
+    """Start a target of OPENERS in a fresh process on the target's cores.
+
+    Raises:
+        NotMeasured: it can't run here.
+    """
+    begin_s = perf_counter()
+    with processes.worker(setting.cores) as pool:
+        start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images)
+        try:
+            pid = start.result()
+        except BrokenProcessPool as err:
+            raise NotMeasured("its process died while it started") from err
+        except DigitsError as err:
+            raise NotMeasured(str(err)) from err
+        yield _Local(pool, pid, perf_counter() - begin_s, len(setting.cores))
+
+
+_load: ThreadLoad
+"""In the target's process: what asks it."""
+
+
+def _start(spec: Spec, models: Path, artifacts: Path, images: Images) -> int:
+    """Open the target in this process, which is its alone, and call it once."""
+    global _load
+    call = OPENERS[spec.target](spec, models, artifacts)
+    call(images[:1])
+    _load = ThreadLoad(call, images)
+    return os.getpid()
+
+
+def _closed(callers: int, batch: int, seconds: float) -> Trace:
+    return _load.closed(callers, batch, seconds)
+
+
+def _open(offsets_s: Seconds, batch: int) -> Trace:
+    return _load.open(offsets_s, batch)

@@ -1,0 +1,81 @@
+"""What a target is: something that classifies, named by its settings, and opened to be asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.load.network import Generator
+from benchmarks.load.trace import Load
+from serving.images import Images
+
+
+class NotMeasured(Exception):
+    """A target can't be measured here; the text says why, and goes into the results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Spec:
+    """A target and its settings; what results are filed under."""
+
+    target: str
+    """A name of the catalogue, or one of `Setting.addresses`."""
+    device: str = "cpu"
+    """"cpu" or "cuda"."""
+    precision: str = "fp32"
+    """"fp32" or "int8"."""
+    workers: int = 1
+    """Processes of a server."""
+
+    def __str__(self) -> str:
+        words = [self.target]
+        if self.precision != "fp32":
+            words.append(self.precision)
+        if self.device != "cpu":
+            words.append(self.device)
+        if self.workers > 1:
+            words.append(f"x{self.workers}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Setting:
+    """Where targets find what they need."""
+
+    models: Path
+    """The model repository's root."""
+    artifacts: Path
+    """Holds model.keras, for the Keras targets."""
+    images: Images
+    """(N, 784) uint8 to ask with; real digits, since zeros may cost less."""
+    answers: tuple[int, ...]
+    """The digits that the model sees in the first of them."""
+    cores: list[int]
+    """Where a target may run."""
+    addresses: Mapping[str, str]
+    """Name to host:port of somebody's Open Inference Protocol servers."""
+    generator: Generator
+    """What asks those behind an address."""
+
+
+class Running(Protocol):
+    """A target that has answered a first question rightly."""
+
+    @property
+    def load(self) -> Load:
+        """What asks it."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None if it is somebody else's."""
+
+    @property
+    def startup_s(self) -> float:
+        """From nothing to the first answer."""
+
+    @property
+    def parallel_calls(self) -> int:
+        """How many calls in flight keep it busy when it has plenty to do."""
+
+    def batch_sizes(self) -> Mapping[str, int]:
+        """How many runs there were so far, by upper bound of their size; empty if it can't tell."""

@@ -1,0 +1,78 @@
+"""Made-up results, for what reads results: none of these figures was measured."""
+
+import numpy as np
+
+from benchmarks.histogram import Histogram
+from benchmarks.results import Results, Sample, Skip, Start
+from benchmarks.targets.target import Spec
+
+PLAIN, NATIVE = Spec(target="plain"), Spec(target="native")
+INT8 = Spec(target="native", precision="int8")
+ON_CPU, ON_CUDA = Spec(target="engine"), Spec(target="engine", device="cuda")
+
+
+def sample(
+    spec: Spec,
+    scenario: str,
+    *,
+    number: int = 0,
+    callers: int = 1,
+    batch: int = 1,
+    calls_per_s: float = 1000,
+    latency_s: float = 0.001,
+    cpu_us: float | None = 100.0,
+    num_errors: int = 0,
+    invalid: str = "",
+) -> Sample:
+    num_calls = round(calls_per_s)
+    is_open = scenario == "Server"
+    return Sample(
+        spec=spec,
+        scenario=scenario,
+        round=number,
+        callers=0 if is_open else callers,
+        batch=batch,
+        offered_per_s=calls_per_s if is_open else None,
+        generator="asyncio",
+        duration_s=1.0,
+        num_calls=num_calls,
+        num_errors=num_errors,
+        latency=Histogram.of(np.full(num_calls, latency_s)),
+        lag_p99_s=0.0 if is_open else None,
+        generator_busy=0.5,
+        target_busy=1.0,
+        cpu_us_per_call=cpu_us,
+        batch_sizes={"1": 3, "2": 1},
+        invalid=invalid,
+    )
+
+
+def results(*samples: Sample, skips: tuple[Skip, ...] = (), cpu: str = "A CPU") -> Results:
+    specs = dict.fromkeys(each.spec for each in samples)
+    return Results(
+        suite="made-up",
+        date="2026-01-01",
+        environment={
+            "cpu": cpu, "cores": 2, "architecture": "x86_64", "gpu": None, "governor": None,
+            "cores_for": {"target": 1, "generator": 1}, "python": "3", "packages": {"numpy": "2"},
+            "commit": "abc",
+        },
+        settings={"rounds": 3, "seconds": 1.0, "latency_slo_s": 0.01, "arrivals": "poisson"},
+        samples=list(samples),
+        starts=[Start(spec=spec, startup_s=0.3, memory_bytes=2**26) for spec in specs],
+        skips=list(skips),
+        install={"client": 77_000_000},
+        training=[{"recipe": "default", "device": "cpu", "seconds": 100.0, "accuracy": 0.99}],
+    )  # fmt: skip
+
+
+def three_rounds(factor: float = 1.0, drift: tuple[float, ...] = (1.0, 0.7, 1.2)) -> Results:
+    """Plain and native, native `factor` x 10 as fast, on a machine that drifts."""
+    return results(
+        *(
+            sample(spec, scenario, number=number, calls_per_s=rate * way, latency_s=1 / rate / way)
+            for number, way in enumerate(drift)
+            for spec, rate in ((PLAIN, 1000.0), (NATIVE, 10_000.0 * factor))
+            for scenario in ("SingleStream", "Server", "Offline")
+        )
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""The command line, as people use it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main, suite_of
+from benchmarks.options import parser
+from benchmarks.results import UnusableResults
+from benchmarks.suites import SUITES, Suite, specs
+from tests.benchmarks.made_up import three_rounds
+from tests.servers import running_server
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_run_measures_and_reports(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "r.json"
+    with running_server(models, "--device", "cpu") as server:
+        code = run(
+            "run", "--models", models, "--artifacts", tmp_path, "--output", output,
+            "--targets", f"null,engine,keras,peer=oip://{server.address}", "--device", "cpu,cuda",
+            "--scenarios", "SingleStream,Offline", "--batches", "1,8", "--seconds", "0.05",
+            "--rounds", "2", "--generator", "asyncio",
+        )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    document = json.loads(output.read_text())
+    measured = {(s["spec"]["target"], s["scenario"], s["batch"]) for s in document["samples"]}
+    targets = ("null", "engine", "peer")
+    assert measured == {
+        (target, scenario, batch)
+        for target in targets
+        for scenario, batch in (("SingleStream", 1), ("Offline", 1), ("Offline", 8))
+    }
+    skipped = {(s["spec"]["target"], s["spec"]["device"]) for s in document["skips"]}
+    assert skipped >= {("keras", "cpu"), ("keras", "cuda")}  # nothing was trained here
+    assert server.address not in output.read_text()
+    assert str(tmp_path) not in output.read_text()
+    shown = capsys.readouterr().out
+    assert "round 2/2" in shown
+    assert "not measured" in shown
+    assert (tmp_path / "r.html").is_file()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    path = tmp_path / "kept.json"
+    three_rounds().save(path)
+    return path
+
+
+def test_compare_with_itself_agrees(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", kept, kept) == 0
+    assert "3 of 3 ratios agree" in capsys.readouterr().out
+
+
+def test_recommend_names_what_suffices(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recommend", "--results", kept, "--rate", 5000) == 0
+    assert "native" in capsys.readouterr().out
+    assert run("recommend", "--results", kept, "--rate", 10**9) == 1
+    assert "nothing measured reaches" in capsys.readouterr().out
+    assert run("recommend", "--results", kept, "--rate", 1, "--latency-slo", 1e-9) == 1
+
+
+def test_plot_writes_the_report(kept: Path) -> None:
+    assert run("plot", kept) == 0
+    assert kept.with_suffix(".md").is_file()
+
+
+def test_readme_table_is_the_committed_files() -> None:
+    results = ROOT / "benchmarks" / "results" / "bench.json"
+    assert run("plot", results, "--readme", ROOT / "README.md", "--check") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["run", "--targets", "nope"], "expected null"),
+        (["run", "--batches", "4097"], "1 to 4096"),
+        (["run", "--rounds", "0"], "more than 0"),
+        (["run", "--seconds", "x"], "invalid"),
+        (["recommend"], "--rate"),
+        ([], "required"),
+    ],
+)
+def test_bad_usage_exits_2(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", tmp_path / "a", tmp_path / "b") == 2
+    assert run("run", "--models", tmp_path, "--targets", "engine") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("digits-bench: ") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "plot", "recommend"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parser().parse_args([command, "--help"])
+    assert exit_info.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 8
+
+
+def test_suites_measure_what_they_promise() -> None:
+    bench, full = SUITES["bench"], SUITES["full"]
+    assert len(bench.specs) == 4
+    assert len(bench.scenarios) == 3
+    assert bench.rounds >= 3
+    wanted = {cell.scenario for cell in full.cells()}
+    assert wanted == {"SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"}
+    assert {cell.spec.device for cell in full.cells()} == {"cpu", "cuda"}
+    batches = {cell.batch for cell in full.cells() if cell.scenario == "Offline"}
+    assert batches == {2**power for power in range(13)}
+
+
+def suite(*arguments: str) -> Suite:
+    return suite_of(parser().parse_args(["run", *arguments]))
+
+
+def test_options_change_the_suite() -> None:
+    assert suite() == SUITES["bench"]
+    changed = suite("--device", "cpu,cuda", "--latency-slo", "0.02", "--scenarios", "Server")
+    assert [str(spec) for spec in changed.specs] == [
+        "plain", "grpcio", "grpcio int8", "grpcio cuda", "native", "native int8", "native cuda",
+    ]  # fmt: skip
+    assert (changed.scenarios, changed.rules.latency_slo_s) == (["Server"], 0.02)
+    named = suite("--targets", "native,peer=oip://h:1", "--workers", "2", "--suite", "full")
+    assert [str(spec) for spec in named.specs] == ["native x2"]
+    with pytest.raises(UnusableResults, match="nothing to measure"):
+        suite("--targets", "null", "--device", "cuda")
+
+
+def test_settings_a_target_lacks_are_left_out() -> None:
+    found = specs(["plain", "engine", "native"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
+    assert [str(spec) for spec in found] == [
+        "plain", "engine", "engine int8", "engine cuda",
+        "native", "native x2", "native int8", "native int8 x2", "native cuda", "native cuda x2",
+    ]  # fmt: skip

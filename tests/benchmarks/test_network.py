@@ -1,0 +1,116 @@
+"""The generators against real servers over real sockets."""
+
+import os
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from benchmarks.load import h2load
+from benchmarks.load.asyncio_load import run_closed, run_open
+from benchmarks.load.frames import Request
+from benchmarks.load.network import spread
+from benchmarks.load.trace import Trace, arrivals
+from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
+from serving.images import Images
+from tests.servers import RunningServer
+
+CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+NOW = 0.0
+SHORT_S = 0.1
+
+
+def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
+    encode = encode_infer if path == INFER else encode_digits
+    return Request(
+        address=server.address, path=path, message=encode(images), streaming="Stream" in path
+    )
+
+
+def until_answered(ask: Callable[[float], Trace]) -> Trace:
+    """Take longer and longer, since a busy machine may answer nothing in a tenth of a second."""
+    for seconds in (SHORT_S, 10 * SHORT_S, 100 * SHORT_S):
+        trace = ask(seconds)
+        if len(trace.latencies_s):
+            return trace
+    pytest.fail("no call was answered")
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, CLASSIFY + "Stream", INFER])
+@pytest.mark.parametrize("num_images", [1, 500])  # 500 do not fit a window of HTTP/2
+def test_closed_loop_is_answered(
+    server: RunningServer, images: Images, path: str, num_images: int
+) -> None:
+    question = request(server, images[:num_images], path)
+    trace = until_answered(lambda seconds: run_closed(question, [2, 1], NOW, seconds))
+    assert trace.num_errors == 0
+    assert (trace.latencies_s > 0).all()
+
+
+def test_open_loop_is_answered_call_by_call(server: RunningServer, images: Images) -> None:
+    offsets = arrivals("poisson", rate=300, seconds=SHORT_S, seed=1)
+    trace = run_open(request(server, images[:1]), 2, NOW, offsets)
+    assert trace.num_errors == 0
+    assert len(trace.latencies_s) == len(trace.lag_s) == len(offsets)
+
+
+def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> None:
+    with pytest.raises(ConnectionError, match="fails on"):
+        run_closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
+
+
+def test_answers_that_turn_bad_are_errors(server: RunningServer, images: Images) -> None:
+    import asyncio
+
+    from benchmarks.load.http2 import Connection, connect
+
+    async def ask() -> list[bool]:
+        answers: list[bool] = []
+        connection = await connect(request(server, images[:1]))
+        done = asyncio.get_running_loop().create_future()
+
+        def on_answer(connection: Connection, start_s: float, is_ok: bool) -> None:
+            answers.append(is_ok)
+            if len(answers) == 2:
+                done.set_result(None)
+
+        connection.on_answer = on_answer
+        connection.call(0.0)
+        connection._body = Request(address="", path="", message=b"\x0a\x01x").body
+        connection.call(0.0)
+        await asyncio.wait_for(done, 10)
+        connection.close()
+        return answers
+
+    assert sorted(asyncio.run(ask())) == [False, True]
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
+def test_h2load_is_answered(server: RunningServer, images: Images) -> None:
+    question, cores = request(server, images[:1]), sorted(os.sched_getaffinity(0))
+    trace = h2load.closed(question, 2, 2, 10 * SHORT_S, cores)
+    assert trace.generator == "h2load"
+    assert trace.num_errors == 0
+    assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / 10 / SHORT_S)
+
+
+def test_h2load_log_is_read() -> None:
+    rows = np.array([[1, 200, 1500], [2, 200, 2500], [3, -1, 10]])
+    output = "requests: 3 total, 3 started, 3 done, 2 succeeded, 1 failed, 0 errored, 0 timeout"
+    trace = h2load.trace_of(rows, 2.0, 0.5, output)
+    np.testing.assert_allclose(trace.latencies_s, [0.0015, 0.0025, 1e-5])
+    assert (trace.num_errors, trace.calls_per_s, trace.busy) == (1, 1.0, 0.25)
+
+
+def test_batch_sizes_are_read_from_metrics() -> None:
+    page = 'x 1\ndigits_batch_images_bucket{le="1"} 5.0\ndigits_batch_images_bucket{le="2"} 7.0\n'
+    assert batch_sizes_of(page) == {"1": 5, "2": 2}
+
+
+@pytest.mark.parametrize(("number", "parts"), [(64, 8), (7, 3), (2, 4)])
+def test_spread_loses_nothing(number: int, parts: int) -> None:
+    shares = spread(number, parts)
+    assert sum(shares) == number
+    assert max(shares) - min(shares) <= 1

@@ -1,0 +1,205 @@
+"""Tables, pictures, page, comparison and recommendation, from made-up results."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare, recommend, report
+from benchmarks.figures import Key, figures, speedup
+from benchmarks.page import CAPTIONS
+from benchmarks.results import Results, Skip, UnusableResults
+from benchmarks.tables import tables
+from benchmarks.targets.target import Spec
+from tests.benchmarks.made_up import (
+    INT8,
+    NATIVE,
+    ON_CPU,
+    ON_CUDA,
+    PLAIN,
+    results,
+    sample,
+    three_rounds,
+)
+
+
+def rows_of(kept: Results, title: str) -> list[list[str]]:
+    (table,) = [table for table in tables(kept) if table.title == title]
+    return [list(row) for row in table.rows]
+
+
+def on_devices(*cuda_rates: float) -> Results:
+    cpu = [sample(ON_CPU, "Offline", batch=2**n, calls_per_s=1000) for n in range(3)]
+    cuda = [
+        sample(ON_CUDA, "Offline", batch=2**n, calls_per_s=rate)
+        for n, rate in enumerate(cuda_rates)
+    ]
+    skips = () if cuda_rates else (Skip(spec=ON_CUDA, reason="no GPU"),)
+    return results(*cpu, *cuda, skips=skips)
+
+
+def test_summary_has_ratios_that_drift_does_not_touch() -> None:
+    heading, plain, native = rows_of(three_rounds(), "Targets")
+    assert heading == ["target", "SingleStream, p90", "Server, p99 ≤ 10 ms", "Offline, 1 a call"]
+    assert plain[0] == "plain"
+    assert all("(10 ×, 10 to 10)" in cell for cell in native[2:])
+    assert re.search(r"\((9.9\d|10|10.\d+) ×", native[1])
+
+
+def test_invalid_runs_are_left_out_and_told() -> None:
+    bad = sample(NATIVE, "Offline", number=1, calls_per_s=9, invalid="the generator was the limit")
+    kept = results(sample(NATIVE, "Offline", calls_per_s=100), bad)
+    key = Key(spec=NATIVE, scenario="Offline", callers=0)
+    assert figures(kept) == {key: {0: 100.0}}
+    assert ["native, Offline batch 1", "1 of 2", "the generator was the limit"] in rows_of(
+        kept, "Left out"
+    )
+
+
+def test_speedup_of_latencies_is_their_inverse() -> None:
+    kept = results(
+        *(sample(PLAIN, "SingleStream", number=n, latency_s=0.02) for n in range(3)),
+        *(sample(NATIVE, "SingleStream", number=n, latency_s=0.01) for n in range(3)),
+    )
+    key = Key(spec=NATIVE, scenario="SingleStream")
+    ratio = speedup(key, key.with_spec(PLAIN), figures(kept))
+    assert ratio is not None
+    assert ratio.estimate == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("cuda_rates", "expected"),
+    [((500, 1000, 2000), "2"), ((500, 500, 500), "no size up to 4"), ((), "not measured")],
+)
+def test_crossover_is_computed_or_not_measured(
+    cuda_rates: tuple[float, ...], expected: str
+) -> None:
+    assert rows_of(on_devices(*cuda_rates), "Crossover")[1:] == [["engine", expected]]
+
+
+def test_targets_that_could_not_run_are_not_measured() -> None:
+    kept = on_devices()
+    assert rows_of(kept, "Targets")[-1] == ["engine cuda", "not measured", "not measured"]
+    assert rows_of(kept, "Not measured")[1:] == [["engine cuda", "no GPU"]]
+
+
+def test_composition_compares_with_what_the_parts_allow() -> None:
+    kept = results(
+        sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1600),
+        sample(Spec(target="echo"), "ClosedLoop", callers=8, calls_per_s=4000),
+        sample(Spec(target="engine"), "Offline", batch=1, calls_per_s=4000),
+        sample(Spec(target="engine"), "Offline", batch=1000, calls_per_s=4),
+    )
+    (row,) = rows_of(kept, "What the parts allow")[1:]
+    assert row == ["native, 8 callers", "400.0 images", "1.6 k/s", "2 k/s", "80%"]
+
+
+def test_workers_are_compared() -> None:
+    two = replace(NATIVE, workers=2)
+    kept = results(
+        sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1000, cpu_us=50),
+        sample(two, "ClosedLoop", callers=8, calls_per_s=1800, cpu_us=60),
+    )
+    assert rows_of(kept, "Workers")[1:] == [
+        ["native", "8", "1", "1 k", "50"],
+        ["native", "8", "2", "1.8 k", "60"],
+    ]
+
+
+def full() -> Results:
+    """Something for every picture and table."""
+    closed = [
+        sample(spec, "ClosedLoop", callers=n, number=r, calls_per_s=900.0 * n, latency_s=0.001 * n)
+        for spec in (PLAIN, NATIVE, INT8)
+        for n in (1, 2, 4)
+        for r in range(2)
+    ]
+    return results(
+        *three_rounds().samples, *closed, *on_devices(500, 1000, 2000).samples,
+        sample(NATIVE, "Offline", batch=64, calls_per_s=99),
+        sample(INT8, "SingleStream", calls_per_s=1),
+    )  # fmt: skip
+
+
+def test_report_is_written_whole(tmp_path: Path) -> None:
+    names = {path.name for path in report.write(full(), tmp_path / "r.json")}
+    pngs = {f"r-{name}.png" for name in CAPTIONS}
+    assert names == {"r.md", "r.html", *pngs}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+    markdown = (tmp_path / "r.md").read_text()
+    assert all(name in markdown for name in pngs)
+    # The page needs nothing beside it.
+    sources = re.findall(r'(?:src|href)="([^"]*)', (tmp_path / "r.html").read_text())
+    assert len(sources) == len(CAPTIONS)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_readme_gets_the_table(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.update_readme(readme, three_rounds())
+    assert not report.update_readme(readme, three_rounds())
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| native |" in text
+    readme.write_text("no markers")
+    with pytest.raises(UnusableResults, match="lacks the lines"):
+        report.update_readme(readme, three_rounds())
+
+
+def test_two_runs_agree_on_ratios_despite_drift() -> None:
+    rows = compare.compare(three_rounds(), three_rounds(1.01, drift=(0.5, 0.6, 0.55)))
+    judged = {row.key: row.agrees for row in rows if row.ratios}
+    assert len(judged) == 3
+    assert not any(judged.values())  # no noise but drift: 1 % is told apart
+    same = compare.compare(three_rounds(), three_rounds(drift=(0.5, 0.6, 0.55)))
+    assert all(row.agrees for row in same if row.ratios and not row.key.is_latency)
+    assert all(row.change.low <= 0.6 <= row.change.high for row in same)
+
+
+def test_unlike_runs_are_refused() -> None:
+    a = results(sample(PLAIN, "Offline"))
+    with pytest.raises(UnusableResults, match="unlike machines: cpu 'A CPU' and 'B'"):
+        compare.compare(a, results(sample(PLAIN, "Offline"), cpu="B"))
+    with pytest.raises(UnusableResults, match="no target"):
+        compare.compare(a, results(sample(NATIVE, "Offline")))
+
+
+def measured() -> Results:
+    return results(
+        sample(PLAIN, "Server", calls_per_s=2000, cpu_us=400),
+        sample(NATIVE, "Server", calls_per_s=30_000, cpu_us=30),
+        sample(NATIVE, "Server", calls_per_s=90_000, latency_s=0.5),
+        sample(INT8, "Server", calls_per_s=40_000, cpu_us=25),
+        sample(INT8, "Offline", batch=64, calls_per_s=5_000, latency_s=0.05, cpu_us=64),
+        sample(ON_CUDA, "Offline", batch=64, calls_per_s=50_000, cpu_us=64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "slo_s", "place", "expected"),
+    [
+        (1_000, 0.01, "served", [INT8, NATIVE, PLAIN]),
+        (10_000, 0.01, "served", [INT8, NATIVE]),
+        (35_000, 0.01, "served", [INT8]),
+        (1_000_000, 0.01, "embedded", [ON_CUDA]),
+    ],
+)
+def test_recommendation_is_the_cheapest_that_suffices(
+    rate: float, slo_s: float, place: str, expected: list[object]
+) -> None:
+    ranked, suffices = recommend.rank(recommend.choices(measured(), slo_s, place), rate)
+    assert suffices
+    assert [choice.spec for choice in ranked] == expected
+
+
+def test_recommendation_never_goes_beyond_what_was_measured() -> None:
+    ranked, suffices = recommend.rank(recommend.choices(measured(), 0.01), 50_000)
+    assert not suffices
+    assert ranked[0].images_per_s == 40_000
+    assert recommend.choices(measured(), 0.0001) == []
+    (large,) = recommend.choices(measured(), 0.1, batch=64)
+    assert (large.spec, large.images_per_s, large.cost_us) == (INT8, 320_000, 1.0)

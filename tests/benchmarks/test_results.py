@@ -1,0 +1,54 @@
+"""Results: kept whole, telling nothing of whose machine it was."""
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from benchmarks import environment
+from benchmarks.results import UnusableResults, load
+from tests.benchmarks.made_up import NATIVE, PLAIN, results, sample
+
+
+def test_results_survive_a_file(tmp_path: Path) -> None:
+    kept = results(sample(PLAIN, "Server"), sample(NATIVE, "Offline", batch=8, latency_s=0.0123))
+    kept.save(tmp_path / "r.json")
+    again = load(tmp_path / "r.json")
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "r.json").read_text() == (tmp_path / "again.json").read_text()
+    assert again.samples[1].latency.quantile(0.99) == pytest.approx(0.0123, rel=0.008)
+    assert again.samples[1].images_per_s == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "No such file"),
+        ("{", "no results file"),
+        ("[]", "no results file"),
+        ('{"format": 2}', "format 1 expected, got 2"),
+    ],
+)
+def test_unusable_file_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
+    path = tmp_path / "r.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UnusableResults, match=reason):
+        load(path)
+
+
+def test_environment_names_neither_machine_nor_folder(models: Path) -> None:
+    found = environment.describe(models, {"target": 1, "generator": 1})
+    text = json.dumps(found)
+    assert found["model"]["digest"]
+    for secret in (socket.gethostname(), os.getcwd(), str(models), str(Path.home())):
+        assert not re.search(rf"(^|\W){re.escape(secret)}(\W|$)", text)
+
+
+def test_unlike_machines_are_told_apart() -> None:
+    ours = {"cpu": "A", "cores": 2, "architecture": "x86_64", "gpu": None, "commit": "1"}
+    assert environment.differences(ours, ours | {"commit": "2"}) == []
+    assert environment.differences(ours, ours | {"gpu": "B"}) == ["gpu None and 'B'"]

@@ -1,0 +1,164 @@
+"""Scenarios on targets in this process: null, one that stalls, and generators that are late."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from benchmarks import scenarios
+from benchmarks.figures import server_rate
+from benchmarks.load.threads import Call, ThreadLoad
+from benchmarks.load.trace import Seconds, Trace, arrivals
+from benchmarks.results import Sample
+from benchmarks.scenarios import Cell, Rules
+from benchmarks.targets.target import Spec
+
+NULL = Spec(target="null")
+IMAGES = np.zeros((4096, 784), np.uint8)
+RULES = Rules(seconds=0.1)
+STALL_S = 0.2
+
+
+@pytest.fixture(autouse=True)
+def _no_leftover_threads() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@dataclass
+class Here:
+    """A target in this very process."""
+
+    load: ThreadLoad
+    pid: int | None = field(default_factory=os.getpid)
+    startup_s: float = 0.0
+    parallel_calls: int = 1
+
+    def batch_sizes(self) -> Mapping[str, int]:
+        return {}
+
+
+def here(call: Call, max_callers: int = 4) -> Here:
+    return Here(ThreadLoad(call, IMAGES, max_callers))
+
+
+@pytest.mark.parametrize("scenario", scenarios.NAMES)
+def test_every_scenario_runs_on_the_null_target(scenario: str) -> None:
+    sizes: list[int] = []
+    cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8)
+    samples = list(scenarios.run(cell, here(lambda images: sizes.append(len(images))), RULES, 0))
+    assert {sample.scenario for sample in samples} == {scenario}
+    assert set(sizes) == {8}
+    assert sum(sample.num_calls for sample in samples) <= len(sizes)
+    assert all(sample.num_calls == sample.latency.total > 0 for sample in samples)
+    if scenario == "Server":
+        assert (server_rate(samples, 10.0) or 0) > 0
+
+
+class Stalls:
+    """Answers at once, but for one call."""
+
+    def __init__(self, stalled_call: int) -> None:
+        self._left = stalled_call
+
+    def __call__(self, images: object) -> None:
+        self._left -= 1
+        if self._left == 0:
+            time.sleep(STALL_S)
+
+
+def test_open_loop_shows_a_stall_and_closed_loop_hides_it() -> None:
+    offsets = arrivals("constant", rate=200, seconds=1.0, seed=0)
+    opened = here(Stalls(100), max_callers=1).load.open(offsets, 1)
+    closed = here(Stalls(100)).load.closed(1, 1, 1.0)
+    # The 40 calls that were due during the stall are 20 % of all.
+    assert np.quantile(opened.latencies_s, 0.99) > 0.9 * STALL_S
+    assert np.quantile(closed.latencies_s, 0.99) < 0.1 * STALL_S
+    assert closed.latencies_s.max() >= STALL_S
+
+
+def test_failed_calls_make_a_closed_loop_invalid() -> None:
+    calls = iter(range(10**9))
+
+    def fails_later(images: object) -> None:
+        if next(calls) > 3:
+            raise RuntimeError("no")
+
+    cell = Cell(spec=NULL, scenario="SingleStream")
+    (sample,) = scenarios.run(cell, here(fails_later), RULES, 0)
+    assert sample.num_errors == sample.num_calls - 3
+    assert sample.invalid == f"{sample.num_errors} calls failed"
+
+
+def trace(**fields: object) -> Trace:
+    usual = {
+        "generator": "asyncio", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
+        "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
+    }  # fmt: skip
+    return Trace(**usual | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "target_busy", "reason"),
+    [
+        ({"busy": 1.0}, 0.5, "the generator was the limit"),
+        ({"busy": 1.0}, 1.0, ""),
+        ({"busy": 1.0, "generator": "threads"}, 0.5, ""),
+        ({"lag_s": np.full(100, 0.005)}, 0.5, ""),
+        ({"lag_s": np.full(100, 0.005), "latencies_s": np.full(100, 0.02)}, 0.5, "sent late"),
+        ({"lag_s": np.full(100, 1e-5), "latencies_s": np.full(100, 0.02)}, 0.5, ""),
+        ({"latencies_s": np.empty(0)}, 0.5, "no call was answered"),
+    ],
+)
+def test_saturated_generator_makes_a_run_invalid(
+    fields: dict[str, object], target_busy: float, reason: str
+) -> None:
+    found = scenarios.why_invalid(trace(**fields), target_busy, RULES)
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+class Exact:
+    """A load whose target keeps to the objective up to an exact rate."""
+
+    def __init__(self, limit_per_s: float, is_late: bool = False) -> None:
+        self._limit, self._is_late = limit_per_s, is_late
+
+    def closed(self, callers: int, batch: int, seconds: float) -> Trace:
+        return trace(latencies_s=np.full(round(self._limit), 0.001))
+
+    def open(self, offsets_s: Seconds, batch: int) -> Trace:
+        rate = (len(offsets_s) - 1) / offsets_s[-1]
+        is_slow = rate > self._limit
+        return trace(
+            latencies_s=np.full(len(offsets_s), 0.5 if is_slow else 0.001),
+            lag_s=np.full(len(offsets_s), 0.4 if is_slow and self._is_late else 0.0),
+        )
+
+
+def search(load: Exact) -> list[Sample]:
+    target = here(lambda images: None)
+    target.load, target.pid = load, None  # type: ignore[assignment]
+    rules = Rules(seconds=1.0, arrivals="constant")
+    return list(scenarios.run(Cell(spec=NULL, scenario="Server"), target, rules, 0))
+
+
+def test_search_finds_the_highest_rate() -> None:
+    assert server_rate(search(Exact(1000)), 0.01) == pytest.approx(1000, rel=0.04)
+
+
+def test_search_ended_by_a_late_generator_has_no_result() -> None:
+    assert server_rate(search(Exact(1000, is_late=True)), 0.01) is None
+
+
+def test_poisson_arrivals_have_exponential_gaps() -> None:
+    gaps = np.diff(arrivals("poisson", rate=1000, seconds=20, seed=3))
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.05)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.05)
+    even = np.diff(arrivals("constant", rate=1000, seconds=1, seed=0))
+    np.testing.assert_allclose(even, 1e-3)

@@ -1,0 +1,92 @@
+"""Targets: started, asked a first question, and refused where they can't be measured."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load.network import Generator
+from benchmarks.measure import measure, setting_of
+from benchmarks.processes import cpu_s, family, memory_bytes, split_cores
+from benchmarks.scenarios import Cell, Rules
+from benchmarks.suites import Suite
+from benchmarks.targets.catalogue import ABOUT, NAMES, open_target
+from benchmarks.targets.target import NotMeasured, Setting, Spec
+from tests.benchmarks.made_up import results
+from tests.servers import running_server
+
+
+@pytest.fixture(scope="module")
+def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    cores, generator_cores = split_cores()
+    nothing_trained = tmp_path_factory.mktemp("artifacts")
+    with Generator(generator_cores[:1], "asyncio") as generator:
+        yield setting_of(models, nothing_trained, cores, {}, generator)
+
+
+@pytest.mark.parametrize("target", ["plain", "echo", "echo-grpcio", "native", "grpcio-stream"])
+def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
+    with open_target(Spec(target=target), setting) as running:
+        trace = running.load.closed(2, 1, 0.5)
+        assert trace.num_errors == 0
+        assert len(trace.latencies_s) > 0
+        assert running.pid
+        assert cpu_s(running.pid) > 0
+        assert memory_bytes(running.pid) > 2**20
+        formed = sum(running.batch_sizes().values())
+        assert (formed > 0) == (target in ("native", "grpcio-stream"))
+        assert 0 < running.startup_s < 60
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (Spec(target="keras"), "no trained model"),
+        (Spec(target="keras", precision="int8"), "no int8 variant"),
+        (Spec(target="null", device="cuda"), "nothing on a device"),
+        (Spec(target="plain", device="cuda"), "CPU"),
+        (Spec(target="native", device="cuda", precision="int8"), "int8 runs on the CPU only"),
+    ],
+)
+def test_target_that_cannot_run_is_not_measured(setting: Setting, spec: Spec, reason: str) -> None:
+    with pytest.raises(NotMeasured, match=reason), open_target(spec, setting):
+        pass
+
+
+def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models: Path) -> None:
+    wrong = replace(setting, answers=tuple((digit + 1) % 10 for digit in setting.answers))
+    with pytest.raises(NotMeasured, match="other digits"), open_target(Spec(target="plain"), wrong):
+        pass
+    with running_server(models, "--device", "cpu") as server:
+        peer = replace(setting, addresses={"peer": server.address})
+        with open_target(Spec(target="peer"), peer) as running:
+            assert running.pid is None
+    with pytest.raises(NotMeasured, match="does not answer"):  # it has gone
+        open_target(Spec(target="peer"), peer).__enter__()
+
+
+def test_every_target_is_explained() -> None:
+    assert set(ABOUT) == set(NAMES)
+
+
+def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
+    spec = Spec(target="echo")
+    cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="null"), spec)]
+    suite = Suite(name="x", extra=cells, rounds=1, rules=Rules(seconds=0.05))
+    kept = results()
+
+    def kill_echo(step: str) -> None:
+        if step.endswith("echo: SingleStream"):
+            (pid,) = [pid for pid in family(os.getpid()) if is_echo(pid)]
+            os.kill(pid, signal.SIGKILL)
+
+    measure(suite, setting, kept, kill_echo)
+    assert {sample.spec.target for sample in kept.samples} == {"null"}
+    assert [skip.spec for skip in kept.skips] == [spec]
+
+
+def is_echo(pid: int) -> bool:
+    return b"echo_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
