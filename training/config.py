@@ -193,13 +193,13 @@ RECIPES = {
                 shift_px=1.5,
                 elastic_px=1.0,
                 elastic_sigma_px=4,
-                thickness=0.3,
+                thickness=0.25,
             ),
             distillation=Distillation(
-                teacher=TEACHER, teachers=3, views=48, temperature=2.0, share=0.9
+                teacher=TEACHER, teachers=2, views=40, temperature=2.0, share=0.9
             ),
             dropout=(0.0, 0.0, 0.0),
-            epochs=480,
+            epochs=320,
             batch_size=512,
             optimizer="adamw",
             learning_rate=5e-3,

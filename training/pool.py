@@ -112,15 +112,15 @@ def _asking(panel: Sequence[keras.Model]) -> Callable[[Images], Answers]:
 def _read(path: Path, identity: str, say: Say) -> Answers | None:
     """Read a view's answers; None if they must be made."""
     try:
-        with np.load(path) as saved:
+        with np.load(io.BytesIO(path.read_bytes())) as saved:  # np.load leaves a bad file open
             if str(saved["identity"]) == identity:
                 answers: Answers = saved["answers"]
                 return answers
-        say(f"{path} is made anew: it is of other teachers, images or deformation")
+        say(f"{path} is made anew: it is of other teachers, images or deformation\n")
     except FileNotFoundError:
         pass
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        say(f"{path} is made anew: it cannot be read")
+        say(f"{path} is made anew: it cannot be read\n")
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import comb, sqrt
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ class Results:
         return list(dict.fromkeys(run["recipe"] for run in self.runs))
 
 
+def tables(results: Results) -> dict[str, Table]:
+    """Lay out everything that is known, by heading; nothing if nothing is."""
+    if not results.runs:
+        return {}
+    return {
+        "All recipes": recipe_table(results),
+        "Corrupted test images": corruption_table(results),
+        "Is the difference chance?": significance_table(results),
+        "What each trick gives": ablation_table(results),
+    }
+
+
 def recipe_table(results: Results) -> Table:
     """Compare the recipes: mean and standard deviation over seeds."""
     rows: list[Sequence[str]] = [
@@ -75,8 +88,6 @@ def recipe_table(results: Results) -> Table:
 
 def corruption_table(results: Results) -> Table:
     """Compare the recipes on corrupted test images: mean accuracy over seeds."""
-    if not results.runs:
-        return [("recipe",)]
     kinds = list(results.runs[0]["corrupted"])
     rows: list[Sequence[str]] = [("recipe", *kinds)]
     for recipe in results.recipes:
@@ -135,8 +146,8 @@ def mcnemar(gained: int, lost: int) -> float:
         How probable a difference at least as large is between two that are equally good.
     """
     num = gained + lost
-    tail = sum(comb(num, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**num)
+    tail: int = sum(comb(num, k) for k in range(min(gained, lost) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**num)))
 
 
 def markdown(table: Table) -> str:

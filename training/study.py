@@ -3,7 +3,6 @@
 Rows are appended to the results as they finish, so an interrupted study goes on where it was.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ def run(data: Mnist, artifacts: Path, results: Path, say: Say) -> None:
     """
     found = Results.load(results)
     done = {(run["recipe"], run["seed"]) for run in found.runs}
-    for recipe, seed in _final_models():
-        if (recipe, seed) not in done:
-            found.runs.append(_final_model(RECIPES[recipe], seed, data, artifacts, say))
+    for name, seed in ((name, seed) for name, num in SEEDS.items() for seed in range(num)):
+        if (name, seed) not in done:
+            found.runs.append(_final_model(RECIPES[name], seed, data, artifacts, say))
             found.save(results)
     tried = {(row["trick"], row["seed"]) for row in found.ablation}
     for seed in range(ABLATION_SEEDS):
@@ -87,13 +86,6 @@ def tricks() -> dict[str, Recipe]:
 def _only(deformation: Deformation, *, elastic: float) -> Deformation:
     """Leave stroke thickness out, and as much of the elastic displacement as is asked for."""
     return replace(deformation, elastic_px=elastic, thickness=0)
-
-
-def _final_models() -> Iterator[tuple[str, int]]:
-    """Name every recipe with every seed."""
-    for recipe, num in SEEDS.items():
-        for seed in range(num):
-            yield recipe, seed
 
 
 def _final_model(recipe: Recipe, seed: int, data: Mnist, artifacts: Path, say: Say) -> Run:
@@ -137,7 +129,8 @@ def _trial(
 
 def _digits(model: keras.Model, images: Images) -> Digits:
     """Read (N, 784) images; returns (N,)."""
-    return probabilities(model, images).argmax(axis=1)
+    digits: Digits = probabilities(model, images).argmax(axis=1)
+    return digits
 
 
 def _telling(name: str, recipe: Recipe, say: Say) -> OnEpoch:

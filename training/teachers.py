@@ -64,6 +64,6 @@ def _begin(recipe: Recipe, saved: Path, identity: dict[str, Any], say: Say) -> F
         progress = checkpoint.restore(saved, trainer.variables, identity)
     except ResumeError as err:
         if saved.exists():
-            say(f"this teacher is trained anew: {err}")
+            say(f"this teacher is trained anew: {err}\n")
         progress = Progress()
     return Fit(trainer, progress, saved, identity)
