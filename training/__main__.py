@@ -118,7 +118,8 @@ def _study(arguments: argparse.Namespace) -> int:
     from training import study
 
     study.run(mnist, arguments.artifacts, arguments.results, _show)
-    print(arguments.results)
+    chosen = study.chosen_folder(arguments.artifacts, arguments.results)
+    print(f"{arguments.results}; of the best recipe's models, validation chooses {chosen}")
     return DONE
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from training.config import RECIPES
 from training.files import write_atomically
 from training.page import Table
 
@@ -48,8 +49,8 @@ class Results:
 
     @property
     def recipes(self) -> list[str]:
-        """Name the recipes in the order of their first runs."""
-        return list(dict.fromkeys(run["recipe"] for run in self.runs))
+        """Name the recipes that were tried, in their usual order."""
+        return [name for name in RECIPES if self.of(name)]
 
 
 def tables(results: Results) -> dict[str, Table]:

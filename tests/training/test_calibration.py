@@ -68,5 +68,5 @@ def test_calibration_keeps_digits_and_layers() -> None:
 def test_coverage_rejects_the_least_certain() -> None:
     labels = np.array([0, 1, 0, 0], np.uint8)
     rows = answers(0.9, 0.6, 0.8, 0.7)
-    assert accuracy_at_coverage(rows, labels, 1.0) == (0.75, pytest.approx(0.6))
-    assert accuracy_at_coverage(rows, labels, 0.75) == (1.0, pytest.approx(0.7))
+    assert accuracy_at_coverage(rows, labels, 1.0) == pytest.approx((0.75, 0.6))
+    assert accuracy_at_coverage(rows, labels, 0.75) == pytest.approx((1.0, 0.7))

@@ -63,7 +63,7 @@ def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> 
 def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
     _, distillation = RECIPES["best"].taught
     with pytest.raises(ValueError, match=f"{field}: expected"):
-        dataclasses.replace(distillation, **{field: value})
+        dataclasses.replace(distillation, **{field: value})  # type: ignore[arg-type]
 
 
 def test_distillation_needs_views_to_show() -> None:

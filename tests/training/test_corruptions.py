@@ -9,7 +9,8 @@ def test_corruptions_change_the_images_always_alike(mnist_sample: Mnist) -> None
     once, again = corrupt(mnist_sample.test_images), corrupt(mnist_sample.test_images)
     assert list(once) == list(CORRUPTIONS)
     for kind, images in once.items():
-        assert (images.shape, images.dtype) == (mnist_sample.test_images.shape, np.uint8)
+        assert images.shape == mnist_sample.test_images.shape
+        assert images.dtype == np.uint8
         assert (images == again[kind]).all()
         assert (images != mnist_sample.test_images).any(axis=1).mean() > 0.9
 

@@ -22,13 +22,16 @@ RECIPE = dataclasses.replace(
 )
 
 
+Parts = tuple[Examples, Examples]
+
+
 @pytest.fixture(scope="module")
-def parts(mnist_sample: Mnist) -> tuple[Examples, Examples]:
+def parts(mnist_sample: Mnist) -> Parts:
     return mnist_sample.split(RECIPE.validation_split)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, parts: Any) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
     """Two teachers, the first interrupted on the way, and their answers to two views.
 
     Shared: copy it before you change it.
@@ -52,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, parts: Any) -> Path:
     return folder
 
 
-def refuse(*arguments: object) -> None:
+def refuse(*arguments: object) -> Any:
     raise AssertionError("trained although it is cached")
 
 
@@ -62,14 +65,16 @@ def copy(cache: Path, folder: Path) -> Path:
     return folder
 
 
-def test_teachers_are_asked_once(cache: Path, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teachers_are_asked_once(
+    cache: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(teachers, "train", refuse)
     answers = pool.answers(RECIPE, *parts, cache, refuse)
     assert [answer.shape for answer in answers] == [(len(parts[0].labels), 10)] * 2
 
 
 def test_complete_teachers_are_not_trained_again(
-    cache: Path, parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pool.answers(RECIPE, *parts, cache, refuse)
     copied = copy(cache, tmp_path)
@@ -82,7 +87,7 @@ def test_complete_teachers_are_not_trained_again(
     np.testing.assert_allclose(answers[1], expected[1], rtol=0.002, atol=0.01)
 
 
-def test_damaged_answers_are_made_anew(cache: Path, parts: Any, tmp_path: Path) -> None:
+def test_damaged_answers_are_made_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
     copied = copy(cache, tmp_path)
     damaged = copied / "view-000.npz"
     damaged.write_bytes(damaged.read_bytes()[:1_000])
@@ -92,7 +97,7 @@ def test_damaged_answers_are_made_anew(cache: Path, parts: Any, tmp_path: Path) 
     pool.answers(RECIPE, *parts, copied, refuse)
 
 
-def test_other_teachers_make_all_anew(cache: Path, parts: Any, tmp_path: Path) -> None:
+def test_other_teachers_make_all_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
     teacher = dataclasses.replace(DISTILLATION.teacher, epochs=1)
     other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
     recipe = dataclasses.replace(RECIPE, distillation=other)
@@ -104,7 +109,7 @@ def test_other_teachers_make_all_anew(cache: Path, parts: Any, tmp_path: Path) -
     assert len(lines) == 4
 
 
-def test_view_is_deformed_and_always_the_same(parts: Any) -> None:
+def test_view_is_deformed_and_always_the_same(parts: Parts) -> None:
     images = parts[0].images
     deformation, _ = RECIPE.taught
     views = [pool.view(images, deformation, number) for number in (0, 0, 1)]
@@ -123,7 +128,7 @@ def test_targets_mix_labels_and_softened_answers() -> None:
     assert targets[0] == pytest.approx(expected, abs=1e-3)  # float16 logarithms
 
 
-def test_batches_keep_each_image_with_its_targets(parts: Any) -> None:
+def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     training, _ = parts
     answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
     deformation, distillation = RECIPE.taught
@@ -143,7 +148,7 @@ def test_recipe_without_teachers_cannot_distil() -> None:
         _ = RECIPES["default"].taught
 
 
-def test_student_goes_on_in_the_middle_of_the_pool(parts: Any) -> None:
+def test_student_goes_on_in_the_middle_of_the_pool(parts: Parts) -> None:
     training, _ = parts
     rng = np.random.default_rng(0)
     answers = [rng.standard_normal((len(training.labels), 10)).astype(np.float16)] * 2
