@@ -196,7 +196,7 @@ RECIPES = {
                 thickness=0.25,
             ),
             distillation=Distillation(
-                teacher=TEACHER, teachers=2, views=40, temperature=2.0, share=0.9
+                teacher=TEACHER, teachers=2, views=24, temperature=2.0, share=0.9
             ),
             dropout=(0.0, 0.0, 0.0),
             epochs=320,

@@ -62,7 +62,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         choices=RECIPES,
         default="default",
         help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
-        "teachers and takes an hour (default: %(default)s)",
+        "teachers and takes twenty (default: %(default)s)",
     )
     command.add_argument(
         "--seed", type=_natural, default=0, help="decides all chance (default: %(default)s)"

@@ -28,7 +28,7 @@ class Results:
     runs: list[Run] = field(default_factory=list)
     """Final models, in the order in which they were trained."""
     ablation: list[dict[str, Any]] = field(default_factory=list)
-    """trick, seed, and accuracy, loss and errors on the validation images."""
+    """trick, seed, and accuracy, calibrated loss and errors on the validation images."""
 
     @classmethod
     def load(cls, path: Path) -> "Results":
@@ -116,7 +116,9 @@ def significance_table(results: Results) -> Table:
 
 def ablation_table(results: Results) -> Table:
     """Tell what each trick gives, each row on top of those above it."""
-    rows: list[Sequence[str]] = [("trick", "seeds", "validation errors", "loss", "accuracy")]
+    rows: list[Sequence[str]] = [
+        ("trick", "seeds", "validation errors", "loss, calibrated", "accuracy")
+    ]
     for trick in dict.fromkeys(row["trick"] for row in results.ablation):
         found = [row for row in results.ablation if row["trick"] == trick]
         rows.append(
