@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     export = add("export", "publish the trained model as the next version to serve")
     report = add("report", "write the report on the trained model anew")
     study = add(
-        "study", "train every recipe from several seeds and compare them (hours; resumable)"
+        "study", "train every recipe from several seeds and compare them (an hour; resumable)"
     )
     for command in (data, train, export, report, study):
         _add_folder(command, "--data-dir", None, "MNIST's four files, raw or as .gz")
