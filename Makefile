@@ -1,8 +1,9 @@
 # Every target bootstraps what it needs in .venv; `make` alone lists them.
 #   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers); a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
+#   RECIPE=...       the training recipe: default, seed or best
+#   RESUME=1         go on with the training that was interrupted
 #   SOAK_S=...       how long `make soak` keeps each transport under load, in seconds
-#   RECIPE=...       the training recipe: default or seed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -23,12 +24,12 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 train: $(INSTALLED)  ## get MNIST, fit the network, write artifacts/
-	$(RUN) -m training train --recipe $(RECIPE)
+	$(RUN) -m training train --recipe $(RECIPE) $(if $(RESUME),--resume)
 
 export: $(INSTALLED)  ## write the next version under models/digits/
 	$(RUN) -m training export
 
-serve: $(INSTALLED)  ## serve models/digits on 127.0.0.1:50051 (Ctrl-C drains)
+serve: $(INSTALLED)  ## serve models/digits, or the model in the box, on 127.0.0.1:50051 (Ctrl-C drains)
 	$(RUN) -m serving serve
 
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +27,8 @@ from serving.errors import ConfigurationError, CorruptModel, DeviceError, Digits
 if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import Client
+
+_log = logging.getLogger(__name__)
 
 _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
 
@@ -99,7 +103,7 @@ def _classify(options: argparse.Namespace) -> int:
             _report_error(picture, errors[picture], options.json)
         else:
             digit, probabilities = next(answers)
-            _report_answer(picture, digit, probabilities, options.json)
+            _report_answer(picture, digit, probabilities, options)
     return 1 if errors else 0
 
 
@@ -110,12 +114,16 @@ def _report_error(picture: str, error: str, as_json: bool) -> None:
         print(f"{picture}: {error}", file=sys.stderr)
 
 
-def _report_answer(picture: str, digit: Any, probabilities: Any, as_json: bool) -> None:
-    if as_json:
+def _report_answer(
+    picture: str, digit: Any, probabilities: Any, options: argparse.Namespace
+) -> None:
+    is_rejected = bool(probabilities[digit] < options.reject_below)
+    if options.json:
         answer = {"digit": int(digit), "probabilities": [round(float(p), 6) for p in probabilities]}
-        print(json.dumps({"picture": picture} | answer))
+        print(json.dumps({"picture": picture, **answer, "rejected": is_rejected}))
     else:
-        print(f"{picture}: {digit} ({probabilities[digit]:.1%})")
+        shown = f"? (perhaps {digit}, " if is_rejected else f"{digit} ("
+        print(f"{picture}: {shown}{probabilities[digit]:.1%})")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -158,12 +166,23 @@ def _token(options: argparse.Namespace) -> str | None:
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
     return ModelConfig(
-        models=options.models,
+        models=getattr(options, "models", None) or _usual_models(options.model),
         model=options.model,
         version=options.version,
         device=options.device,
         precision=options.precision,
     )
+
+
+def _usual_models(model: str) -> Path:
+    """Choose the repository where none is named, and say so if it is not the usual one."""
+    from serving import repository
+
+    usual = ModelConfig().models
+    root = repository.find_root(model, usual)
+    if root != usual:
+        _log.warning("no model in %s: using the one in the box, %s", usual / model, root / model)
+    return root
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,10 +247,19 @@ def _port_or_off(text: str) -> int | None:
     return None if text == "off" else int(text)
 
 
+def _probability(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
+
+
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_classify)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
         help="PNG or JPEG of one digit: any size, dark on light or the reverse")  # fmt: skip
+    parser.add_argument("--reject-below", type=_probability, default=0.0, metavar="P",
+        help="answer ? where the digit is less probable than this, 0 to 1")  # fmt: skip
     _add_source(parser)
 
 
@@ -257,8 +285,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     config = ModelConfig()
     add = parser.add_argument
-    add("--models", type=Path, default=config.models, metavar="DIR",
-        help="the model repository's root")  # fmt: skip
+    add("--models", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+        help=f"the model repository's root (default: {config.models} if it holds the model, else "
+        "the model in the box)")  # fmt: skip
     add("--model", default=config.model, metavar="NAME", help="the model's name: a folder in it")
     add("--version", metavar="N", help="the version to use; the newest good one if not given")
     add("--device", choices=get_args(Device), default=config.device,

@@ -16,6 +16,7 @@ from serving.loaded_model import LoadedModel, load_model
 from serving.metrics import Metrics
 from serving.model_info import ModelInfo
 from serving.predictions import NUM_CLASSES, Predictions
+from serving.repository import PRETRAINED
 from serving.requests import Answer, Request
 
 
@@ -60,6 +61,16 @@ class Classifier:
         """
         version = None if version is None else str(version)
         return cls(load_model(Path(model_dir), version, device, precision), batching)
+
+    @classmethod
+    def pretrained(cls, device: Device = "auto", precision: Precision = "fp32") -> Self:
+        """Load the model in the box, which is installed with the package.
+
+        Args: see `load_model`.
+
+        Raises: what `load_model` raises.
+        """
+        return cls.load(PRETRAINED / "digits", device=device, precision=precision)
 
     @property
     def served(self) -> LoadedModel:

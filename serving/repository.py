@@ -22,6 +22,9 @@ from serving.errors import ConfigurationError, CorruptModel, InvalidRequest, Mod
 from serving.images import Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
+PRETRAINED = Path(__file__).with_name("pretrained")
+"""The repository in the box: a model that is installed with the package."""
+
 MANIFEST = "manifest.json"
 _FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
@@ -70,6 +73,22 @@ def versions(model_dir: Path) -> list[str]:
     if not found:
         raise ModelNotFound(f"no model in {model_dir}: run `make train export` to make one")
     return sorted(found, key=int, reverse=True)
+
+
+def find_root(model: str, root: Path) -> Path:
+    """Choose a repository: the usual one if it holds the model, else the one in the box if it does.
+
+    Args:
+        model: the model's name.
+        root: the usual repository.
+    """
+    for candidate in (root, PRETRAINED):
+        try:
+            versions(candidate / model)
+        except ModelNotFound:
+            continue
+        return candidate
+    return root
 
 
 def load(model_dir: Path, version: str, precision: Precision = "fp32") -> ModelFile:

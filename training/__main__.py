@@ -49,6 +49,7 @@ def _train(arguments: argparse.Namespace) -> int:
     mnist = data.load(arguments.data_dir)
     _import_tensorflow()
     from training.checkpoint import ResumeError
+    from training.fit import describe
     from training.train import train
     from training.trainer import device
 
@@ -65,7 +66,8 @@ def _train(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             epochs=epochs,
             resume=arguments.resume,
-            on_epoch=lambda epoch, row: _show_epoch(epoch, epochs, row),
+            on_epoch=lambda epoch, row: _show(describe(epoch, epochs, row)),
+            say=_show,
         )
     except ResumeError as err:
         return _fail(str(err), UNUSABLE)
@@ -109,6 +111,18 @@ def _report(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _study(arguments: argparse.Namespace) -> int:
+    """Complete the study."""
+    mnist = data.load(arguments.data_dir)
+    _import_tensorflow()
+    from training import study
+
+    study.run(mnist, arguments.artifacts, arguments.results, _show)
+    chosen = study.chosen_folder(arguments.artifacts, arguments.results)
+    print(f"{arguments.results}; of the best recipe's models, validation chooses {chosen}")
+    return DONE
+
+
 def _import_tensorflow() -> None:
     """Import TensorFlow, which takes seconds, without the notes that it prints about itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -131,12 +145,8 @@ def _silenced_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _show_epoch(epoch: int, epochs: int, row: dict[str, float]) -> None:
+def _show(line: str) -> None:
     """Rewrite one line on a terminal; elsewhere print one for each epoch."""
-    line = (
-        f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  "
-        f"accuracy {row['accuracy']:.2%}  validation {row['val_accuracy']:.2%}"
-    )
     print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
@@ -146,7 +156,13 @@ def _fail(reason: str, code: int) -> int:
     return code
 
 
-COMMANDS = {"data": _data, "train": _train, "export": _export, "report": _report}
+COMMANDS = {
+    "data": _data,
+    "train": _train,
+    "export": _export,
+    "report": _report,
+    "study": _study,
+}
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ output pixel is a weighted sum of four contiguous rows, which numpy does at the 
 an image still meets an independent field each time.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from training.config import Deformation, Recipe
-from training.data import SIDE, Examples, Images
+from training.data import SIDE, Examples, Images, Labels
 
 GROUP = 64
 """Images that share one field: twice as many are no faster, half as many 15 % slower."""
@@ -22,7 +23,16 @@ GROUP = 64
 Field = npt.NDArray[np.float32]
 
 
-def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterator[Examples]:
+class Batches(NamedTuple):
+    """One epoch, cut into S batches of B images."""
+
+    images: Images
+    """(S, B, 784) uint8."""
+    labels: Labels | npt.NDArray[np.float32]
+    """(S, B) uint8 digits, or (S, B, 10) float32 probabilities to learn."""
+
+
+def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterator[Batches]:
     """Make the batches of each epoch, on a thread, while the epoch before is being trained on.
 
     Args:
@@ -36,22 +46,26 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
         As batches() returns them.
     """
 
-    def make(epoch: int) -> Examples:
+    def make(epoch: int) -> Batches:
         rng = np.random.default_rng([seed, epoch])
         return batches(examples, recipe.batch_size, recipe.deformation, rng)
 
+    return ahead(make, range(start, recipe.epochs))
+
+
+def ahead(make: Callable[[int], Batches], numbers: range) -> Iterator[Batches]:
+    """Make each epoch on a thread, while the one before it is in use."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(make, start)
-        for epoch in range(start, recipe.epochs):
-            ready = coming
-            if epoch + 1 < recipe.epochs:
-                coming = thread.submit(make, epoch + 1)
+        coming: Future[Batches] | None = None
+        for epoch in numbers:
+            ready = coming or thread.submit(make, epoch)
+            coming = thread.submit(make, epoch + 1) if epoch + 1 in numbers else None
             yield ready.result()
 
 
 def batches(
     examples: Examples, batch_size: int, deformation: Deformation | None, rng: np.random.Generator
-) -> Examples:
+) -> Batches:
     """Make one epoch: shuffle, deform, and cut into batches that mix the groups.
 
     Args:
@@ -70,7 +84,7 @@ def batches(
         images = deform(images, deformation, rng)
     # Neighbours share a field: a batch takes every steps-th image instead.
     images = images.reshape(batch_size, steps, -1).swapaxes(0, 1)
-    return Examples(np.ascontiguousarray(images), labels.reshape(batch_size, steps).T)
+    return Batches(np.ascontiguousarray(images), labels.reshape(batch_size, steps).T)
 
 
 def deform(images: Images, deformation: Deformation, rng: np.random.Generator) -> Images:
@@ -86,8 +100,10 @@ def deform(images: Images, deformation: Deformation, rng: np.random.Generator) -
     """
     starts = range(0, len(images), GROUP)
     deformed = np.empty_like(images)
-    for start, field in zip(starts, fields(len(starts), deformation, rng), strict=True):
-        deformed[start : start + GROUP] = warp(images[start : start + GROUP], field)
+    drawn = fields(len(starts), deformation, rng)
+    growths = rng.uniform(-deformation.thickness, deformation.thickness, len(starts))
+    for start, field, growth in zip(starts, drawn, growths, strict=True):
+        deformed[start : start + GROUP] = warp(images[start : start + GROUP], field, growth)
     return deformed
 
 
@@ -123,18 +139,21 @@ def fields(num: int, deformation: Deformation, rng: np.random.Generator) -> Fiel
     return drawn
 
 
-def warp(images: Images, field: Field) -> Images:
+def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
     """Read each output pixel where the field points, bilinearly; all around is background.
 
     Args:
         images: (N, 784) uint8.
         field: (2, 28, 28) float32, rows and columns in pixels.
+        growth: by what share of a pixel strokes become thicker on either side, -1 to 1.
 
     Returns:
         (N, 784) uint8.
     """
     padded = np.zeros((SIDE + 2, SIDE + 2, len(images)), np.float32)
     padded[1:-1, 1:-1] = images.T.reshape(SIDE, SIDE, -1)
+    if growth:
+        thicken(padded, growth)
     pixels = padded.reshape(-1, len(images))
     row, column = np.clip(field.reshape(2, -1) + 1, 0, SIDE + 0.999)
     top, left = np.floor(row), np.floor(column)
@@ -151,6 +170,21 @@ def warp(images: Images, field: Field) -> Images:
         neighbours *= share[:, None]
         warped += neighbours
     return np.rint(warped).astype(np.uint8).T
+
+
+def thicken(images: Field, growth: float) -> None:
+    """Move each pixel towards the brightest of its four neighbours and itself, or the darkest.
+
+    Args:
+        images: (H, W, N) float32, changed in place; its border must be background.
+        growth: the share of the way; below 0 it goes to the darkest.
+    """
+    extreme = np.maximum if growth > 0 else np.minimum
+    reached = images[1:-1, 1:-1].copy()
+    for neighbours in (images[:-2, 1:-1], images[2:, 1:-1], images[1:-1, :-2], images[1:-1, 2:]):
+        extreme(reached, neighbours, out=reached)
+    reached -= images[1:-1, 1:-1]
+    images[1:-1, 1:-1] += np.float32(abs(growth)) * reached
 
 
 def _smoothing(sigma_px: float) -> Field:

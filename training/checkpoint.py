@@ -31,6 +31,8 @@ class Progress:
     """The weights after the epoch that classified the validation images best."""
     seconds: float = 0.0
     """Time spent training."""
+    cpu_seconds: float = 0.0
+    """Time that this process's threads spent on processors meanwhile, added up."""
 
 
 def save(
@@ -50,7 +52,12 @@ def save(
     Raises:
         OSError: it could not be written; the one before it is untouched.
     """
-    facts = {"identity": identity, "rows": progress.rows, "seconds": progress.seconds}
+    facts = {
+        "identity": identity,
+        "rows": progress.rows,
+        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+    }
     arrays: dict[str, Any] = {"facts": json.dumps(facts)}
     arrays |= {f"variable_{i}": variable.numpy() for i, variable in enumerate(variables)}
     arrays |= {f"best_{i}": weights for i, weights in enumerate(progress.best)}
@@ -84,7 +91,7 @@ def restore(
     for i, variable in enumerate(variables):
         variable.assign(arrays.pop(f"variable_{i}"))
     best = [arrays[f"best_{i}"] for i in range(len(arrays))]
-    return Progress(facts["rows"], best, facts["seconds"])
+    return Progress(facts["rows"], best, facts["seconds"], facts["cpu_seconds"])
 
 
 def _refuse_other(path: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -66,7 +66,11 @@ $sections
 
 
 def render(
-    metrics: Mapping[str, Any], layers: Table, digits: Table, pictures: Mapping[str, bytes]
+    metrics: Mapping[str, Any],
+    layers: Table,
+    digits: Table,
+    pictures: Mapping[str, bytes],
+    study: Mapping[str, Table],
 ) -> str:
     """Write the page.
 
@@ -75,17 +79,19 @@ def render(
         layers: the layer table.
         digits: the accuracy of each digit.
         pictures: PNG files, by the names in CAPTIONS.
+        study: what is known of all recipes, by heading.
     """
     sections = [
         _table(_results(metrics)),
         *(_picture(pictures[name], *caption) for name, caption in CAPTIONS.items()),
         f"<h2>Digit by digit</h2>{_table(digits)}",
         f"<h2>Layers</h2>{_table(layers)}",
+        *(f"<h2>{escape(title)}</h2>{_table(table)}" for title, table in study.items()),
     ]
     return PAGE.substitute(
         accuracy=f"{metrics['accuracy']['test']:.2%}",
         errors=f"{metrics['errors']['test']:,}",
-        training=_training(metrics),
+        training=_training(metrics) + _calibration(metrics),
         sections="\n".join(sections),
     )
 
@@ -106,6 +112,21 @@ def _training(metrics: Mapping[str, Any]) -> str:
         f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "
         f"{metrics['train_seconds']:.0f} s on {metrics['device']}, {metrics['parameters']:,} "
         f"parameters ({libraries})."
+    )
+
+
+def _calibration(metrics: Mapping[str, Any]) -> str:
+    """Tell in one sentence what its probabilities are worth, as HTML."""
+    if "calibration" not in metrics:  # trained before it was measured
+        return ""
+    facts = metrics["calibration"]
+    coverage = facts["coverage"]
+    return escape(
+        f" Calibrated on the validation images: temperature {facts['temperature']:.2f}, expected "
+        f"calibration error on the test images {facts['ece']['after']:.2%} "
+        f"({facts['ece']['before']:.2%} before). Of the {coverage['share']:.0%} of the test images "
+        f"that it is surest of, {coverage['accuracy']:.2%} are read correctly; the least certain "
+        f"has a probability of {coverage['least_certainty']:.2f}."
     )
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from training import page, pictures
+from training import page, pictures, results
 from training.data import Labels, Mnist
 from training.files import write_atomically
 from training.page import Table
+from training.results import RESULTS, Results
 from training.trained import Probabilities, load_json, load_model, probabilities
 
 Counts = npt.NDArray[np.int_]
@@ -43,7 +44,8 @@ def write(artifacts: Path, data: Mnist) -> None:
         "mistakes": mistakes(data, answers),
     }
     pngs = {name: pictures.png(figure) for name, figure in figures.items()}
-    html = page.render(metrics, layers, digit_table(counts), pngs)
+    study = results.tables(Results.load(RESULTS))
+    html = page.render(metrics, layers, digit_table(counts), pngs, study)
     files = {f"{name}.png": content for name, content in pngs.items()}
     files |= {"layers.txt": _as_text(layers).encode(), "report.html": html.encode()}
     for name, content in files.items():

@@ -1,27 +1,21 @@
 """Training: fit the network by a recipe, and write what came out of it."""
 
 import json
-import platform
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from training import augment, checkpoint, report
+from training import checkpoint, distill, measure, report
 from training.checkpoint import Progress
 from training.config import Recipe
-from training.data import Examples, Mnist
+from training.data import Mnist
 from training.files import write_atomically
-from training.trainer import Trainer, device, evaluate
-
-Row = dict[str, float]
-"""What is known after an epoch: loss, accuracy, val_loss, val_accuracy, learning_rate."""
+from training.fit import Fit, OnEpoch, Row
+from training.teachers import Say
+from training.trainer import Trainer
 
 
 def train(
@@ -32,7 +26,9 @@ def train(
     seed: int = 0,
     epochs: int | None = None,
     resume: bool = False,
-    on_epoch: Callable[[int, Row], None] = lambda number, row: None,
+    on_epoch: OnEpoch = lambda number, row: None,
+    teachers: Path | None = None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Train the network and write model.keras, history.json, metrics.json and the report.
 
@@ -46,7 +42,9 @@ def train(
         seed: decides the first weights, the order of the images, deformation and dropout.
         epochs: how many epochs instead of the recipe's; the schedule is fitted to them.
         resume: go on from the checkpoint in artifacts.
-        on_epoch: told each epoch's number, from 1, and its row of the history.
+        on_epoch: told about each epoch.
+        teachers: where teachers are cached, for a recipe that has some; None for the artifacts'.
+        say: told about their training.
 
     Returns:
         What metrics.json holds.
@@ -58,16 +56,14 @@ def train(
     """
     recipe = replace(recipe, epochs=recipe.epochs if epochs is None else epochs)
     training, validation = data.split(recipe.validation_split)
+    cache = teachers or artifacts / "teachers"
+    epochs_from = distill.source(recipe, training, validation, cache, say)
     trainer = Trainer(recipe, len(training.labels), seed)
     saved, identity = artifacts / "checkpoint.npz", {"seed": seed, **asdict(recipe)}
     progress = checkpoint.restore(saved, trainer.variables, identity) if resume else Progress()
-    start = time.monotonic() - progress.seconds
+    fit = Fit(trainer, progress, saved, identity)
     try:
-        for batches in augment.epochs(training, recipe, seed, start=len(progress.rows)):
-            _advance(progress, trainer, batches, validation)
-            progress.seconds = time.monotonic() - start
-            checkpoint.save(saved, progress, trainer.variables, identity)
-            on_epoch(len(progress.rows), progress.rows[-1])
+        fit.run(epochs_from(seed, len(progress.rows)), validation, on_epoch)
     except KeyboardInterrupt:
         if not progress.rows:
             raise
@@ -77,49 +73,14 @@ def train(
         "seed": seed,
         "epochs": len(progress.rows),
         "train_seconds": round(progress.seconds, 1),
-        **_measure(trainer.average, validation, data.test),
+        "cpu_seconds": round(progress.cpu_seconds, 1),
+        **measure.finish(trainer.average, validation, data),
     }
     _write(artifacts, trainer.average, progress.rows, metrics)
     if len(progress.rows) == recipe.epochs:
         saved.unlink(missing_ok=True)
     report.write(artifacts, data)
     return metrics
-
-
-def _advance(progress: Progress, trainer: Trainer, batches: Examples, validation: Examples) -> None:
-    """Train for one epoch and take down how it went."""
-    loss, accuracy = trainer.fit(batches)
-    val_loss, val_accuracy = evaluate(trainer.average, validation)
-    if val_accuracy >= max((row["val_accuracy"] for row in progress.rows), default=0):
-        progress.best = trainer.average.get_weights()
-    progress.rows.append(
-        {
-            "loss": loss,
-            "accuracy": accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "learning_rate": trainer.learning_rate,
-        }
-    )
-
-
-def _measure(model: keras.Model, validation: Examples, test: Examples) -> dict[str, Any]:
-    """Evaluate the network once and for all, and say what it was trained with."""
-    validation_loss, validation_accuracy = evaluate(model, validation)
-    test_loss, test_accuracy = evaluate(model, test)
-    return {
-        "parameters": model.count_params(),
-        "device": device(),
-        "accuracy": {"validation": validation_accuracy, "test": test_accuracy},
-        "loss": {"validation": validation_loss, "test": test_loss},
-        "errors": {"test": round((1 - test_accuracy) * len(test.labels))},
-        "libraries": {
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def _write(artifacts: Path, model: keras.Model, rows: list[Row], metrics: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from training.augment import Batches
 from training.config import Recipe
 from training.data import Examples
-from training.model import build
+from training.model import NETWORKS
 from training.trained import probabilities
 
 
@@ -33,7 +34,7 @@ class Trainer:
             raise ValueError(f"expected at least {recipe.batch_size} images, got {num_images}")
         keras.utils.set_random_seed(seed)
         self._recipe = recipe
-        self._model = build(recipe.dropout)
+        self._model = NETWORKS[recipe.network](recipe.dropout)
         self._optimizer = _optimizer(recipe, num_images // recipe.batch_size)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy()
@@ -56,11 +57,11 @@ class Trainer:
         """The rate of the next step."""
         return float(self._optimizer.learning_rate)
 
-    def fit(self, batches: Examples) -> tuple[float, float]:
+    def fit(self, batches: Batches) -> tuple[float, float]:
         """Train on one epoch.
 
         Args:
-            batches: (S, B, 784) images and (S, B) labels.
+            batches: the epoch.
 
         Returns:
             Mean loss and accuracy over the epoch, as it was being trained.
@@ -80,8 +81,9 @@ class Trainer:
         return losses / steps, right / steps
 
     def _step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Train on one batch: (B, 784) uint8 images and (B,) uint8 labels."""
-        inputs, targets = tf.cast(images, tf.float32) / 255, tf.one_hot(labels, 10)
+        """Train on one batch: (B, 784) uint8 images, and (B,) labels or (B, 10) probabilities."""
+        inputs = tf.cast(images, tf.float32) / 255
+        targets = tf.one_hot(labels, 10) if labels.shape.rank == 1 else labels
         with tf.GradientTape() as tape:
             answers = self._model(inputs, training=True)
             loss = self._loss(targets, answers)

@@ -126,3 +126,30 @@ def test_epochs_and_seeds_differ(examples: Examples) -> None:
     other = next(augment.epochs(examples, RECIPE, seed=2, start=0))
     assert not np.array_equal(first.images, second.images)
     assert not np.array_equal(first.images, other.images)
+
+
+@pytest.mark.parametrize(
+    ("growth", "expected"),
+    [
+        (1, [[0, 8, 0], [8, 8, 8], [0, 8, 0]]),
+        (0.25, [[0, 2, 0], [2, 8, 2], [0, 2, 0]]),
+        (-0.25, [[0, 0, 0], [0, 6, 0], [0, 0, 0]]),
+        (-1, [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_strokes_grow_and_shrink_by_a_share_of_a_pixel(
+    growth: float, expected: list[list[int]]
+) -> None:
+    images = np.zeros((5, 5, 1), np.float32)
+    images[2, 2] = 8
+    augment.thicken(images, growth)
+    assert images[1:-1, 1:-1, 0].tolist() == expected
+
+
+def test_thickness_changes_the_ink_of_whole_groups(examples: Examples) -> None:
+    thick = dataclasses.replace(NOTHING, thickness=0.5)
+    deformed = augment.deform(examples.images[: 2 * GROUP], thick, rng())
+    shares = deformed.sum(axis=1) / examples.images[: 2 * GROUP].sum(axis=1)
+    first, second = shares.reshape(2, GROUP)
+    assert (first > 1).all() or (first < 1).all()
+    assert abs(first.mean() - second.mean()) > 0.01

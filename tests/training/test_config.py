@@ -44,8 +44,28 @@ def test_impossible_recipe_is_refused_by_name(field: str, value: object) -> None
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rotation_deg", 180), ("scale", 1), ("shift_px", -1), ("elastic_sigma_px", 0)],
+    [
+        ("rotation_deg", 180),
+        ("scale", 1),
+        ("shift_px", -1),
+        ("elastic_sigma_px", 0),
+        ("thickness", 1.1),
+    ],
 )
 def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected"):
         dataclasses.replace(DEFORMATION, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("teachers", 0), ("views", 0), ("temperature", 0), ("share", 1.1)]
+)
+def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
+    _, distillation = RECIPES["best"].taught
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        dataclasses.replace(distillation, **{field: value})  # type: ignore[arg-type]
+
+
+def test_distillation_needs_views_to_show() -> None:
+    with pytest.raises(ValueError, match="distillation: expected a deformation"):
+        dataclasses.replace(RECIPES["best"], deformation=None)

@@ -40,3 +40,11 @@ def test_same_seed_gives_the_same_first_weights() -> None:
         weights.append(model.build((0.4, 0.3, 0.2)).get_weights()[0])
     assert np.array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
+
+
+def test_teacher_answers_with_probabilities() -> None:
+    teacher = model.NETWORKS["cnn"]((0.3,))
+    answers = np.asarray(teacher(np.ones((3, 784), np.float32)))
+    assert answers.shape == (3, 10)
+    assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)  # float32
+    assert teacher.count_params() < model.PARAMETERS

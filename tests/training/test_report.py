@@ -49,7 +49,7 @@ def test_page_escapes_what_it_is_told() -> None:
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
         "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
     }  # fmt: skip
-    html = page.render(metrics, [("<b>",)], [("&",)], dict.fromkeys(page.CAPTIONS, b""))
+    html = page.render(metrics, [("<b>",)], [("&",)], dict.fromkeys(page.CAPTIONS, b""), {})
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
     assert "<b>" not in html

@@ -16,7 +16,8 @@ from training import report
 from training.checkpoint import ResumeError
 from training.config import RECIPES
 from training.data import Mnist
-from training.train import Row, train
+from training.fit import Row
+from training.train import train
 from training.trained import load_json, load_model, probabilities
 from training.trainer import Trainer
 
