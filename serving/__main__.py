@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     import uvloop
 
+    from serving.rpc.exposure import warn_if_exposed
     from serving.rpc.server import serve
+    from serving.rpc.workers import supervise
 
     logs.setup(options.log_format)
     batching = BatchingConfig(
@@ -66,6 +68,7 @@ def _serve(options: argparse.Namespace) -> int:
         port=options.port,
         metrics_port=options.metrics_port,
         transport=options.transport,
+        workers=options.workers,
         drain_s=options.drain,
         reload_interval_s=options.reload_interval,
         self_test_interval_s=options.self_test_interval,
@@ -78,7 +81,12 @@ def _serve(options: argparse.Namespace) -> int:
             tokens=os.environ.get("DIGITS_TOKEN"),
         ),
     )
-    is_drained = uvloop.run(serve(_model_config(options), batching, config))
+    warn_if_exposed(config)
+    model = _model_config(options)
+    if config.workers == 1:
+        is_drained = uvloop.run(serve(model, batching, config))
+    else:
+        is_drained = uvloop.run(supervise(model, batching, config, options.log_format))
     return 0 if is_drained else 1
 
 
@@ -216,6 +224,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="TCP port of the metrics, on loopback; 0: the kernel chooses; or off")  # fmt: skip
     add("--transport", choices=get_args(Transport), default=config.transport,
         help="what answers the port; auto takes native where it is installed")  # fmt: skip
+    add("--workers", type=int, default=config.workers, metavar="N",
+        help="processes that share the port, the cores divided among them; one that dies is "
+        "started again; limits such as the queue's are each worker's own")  # fmt: skip
     add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
         help="most images in one run")  # fmt: skip
     add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",

@@ -1,6 +1,5 @@
 """The classifier that services embed: one model, loaded, checked and batched, in this process."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Self
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from serving.batcher import Batcher
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
+from serving.cores import usable_cores
 from serving.errors import DigitsError
 from serving.images import Images, as_images
 from serving.loaded_model import LoadedModel, load_model
@@ -26,22 +26,38 @@ class Classifier:
     Interchangeable with `serving.client.Client`. Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, model: LoadedModel, batching: BatchingConfig | None = None) -> None:
-        """Serve a loaded model; `Classifier.load` is the usual way."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        batching: BatchingConfig | None = None,
+        num_processes: int = 1,
+    ) -> None:
+        """Serve a loaded model; `Classifier.load` is the usual way.
+
+        Args:
+            model: what runs.
+            batching: sizes and limits.
+            num_processes: how many classifiers share this machine's cores.
+        """
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self._model = model
         self.batcher = Batcher(
-            model, self.batching, num_runners=_usable_cores(), observe=self.metrics.observe
+            model,
+            self.batching,
+            num_runners=max(1, usable_cores() // num_processes),
+            observe=self.metrics.observe,
         )
 
     @classmethod
-    def open(cls, config: ModelConfig, batching: BatchingConfig | None = None) -> Self:
+    def open(
+        cls, config: ModelConfig, batching: BatchingConfig | None = None, num_processes: int = 1
+    ) -> Self:
         """Load what a configuration names; raises what `load_model` raises."""
         model_dir = config.models / config.model
         model = load_model(model_dir, config.version, config.device, config.precision)
         model.warm_up((batching or BatchingConfig()).max_batch_size)
-        return cls(model, batching)
+        return cls(model, batching, num_processes)
 
     @classmethod
     def load(
@@ -171,7 +187,3 @@ class _Call(Request):
         if isinstance(self._outcome, DigitsError):
             raise self._outcome
         return self._outcome
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -102,6 +102,8 @@ class ServerConfig:
     """The TCP port of the metrics, on loopback; 0 lets the kernel choose, None is off."""
     transport: Transport = "auto"
     """What answers the port; "auto" takes native where it is installed."""
+    workers: int = 1
+    """Processes that share the port; each holds the model, and has its share of the cores."""
     drain_s: float = 30.0
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
     reload_interval_s: float = 0.0
@@ -118,6 +120,7 @@ class ServerConfig:
         _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
+        _require(self.workers >= 1, "workers", self.workers, "at least 1")
         _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("reload_interval", "self_test_interval"):

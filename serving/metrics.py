@@ -4,12 +4,16 @@ Timings ride with each run, so nothing is observed per request. A run is noted, 
 added up at once: when Prometheus reads, or when there are enough of them.
 """
 
+import copy
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+from serving.errors import ConfigurationError
 from serving.model_info import ModelInfo
 from serving.requests import Answered, Batch
 
@@ -47,18 +51,59 @@ class Histogram:
         names = [*map(str, self.bounds), "+Inf"]
         return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
 
+    def __iadd__(self, other: "Histogram") -> Self:
+        """Count what another one, with the same bounds, has counted."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+        return self
+
+
+@dataclass(slots=True)
+class Counts:
+    """Everything that is counted; the counts of several processes add up."""
+
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Calls that have ended, by method and status."""
+    reloads: Counter[str] = field(default_factory=lambda: Counter(adopted=0, failed=0))
+    batch_images: Histogram = field(default_factory=partial(Histogram, _IMAGES))
+    queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+
+    def __iadd__(self, other: "Counts") -> Self:
+        """Add the counts of another process."""
+        self.requests.update(other.requests)
+        self.reloads.update(other.reloads)
+        self.batch_images += other.batch_images
+        self.queue_s += other.queue_s
+        self.run_s += other.run_s
+        self.request_s += other.request_s
+        return self
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Sum the counts of two processes; both stay as they are."""
+        total = copy.deepcopy(self)
+        total += other
+        return total
+
+
+class Report(NamedTuple):
+    """What a metrics page tells at one moment; goes from process to process."""
+
+    info: ModelInfo
+    """What is being served."""
+    num_waiting: int
+    """Images that wait."""
+    counts: Counts
+    """What was counted so far."""
+
 
 class Metrics:
-    """Everything that is counted in one server process."""
+    """Counts what one server process does; safe to call from many threads."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        self.batch_images = Histogram(_IMAGES)
-        self.queue_s = Histogram(_SECONDS)
-        self.run_s = Histogram(_SECONDS)
-        self.request_s = Histogram(_SECONDS)
-        self._requests: Counter[tuple[str, str]] = Counter()
-        self._reloads: Counter[str] = Counter(adopted=0, failed=0)
+        self._counts = Counts()
         self._lock = threading.Lock()
         self._runs: deque[_Run] = deque()
 
@@ -71,17 +116,18 @@ class Metrics:
             self.add_up()
 
     def add_up(self) -> None:
-        """Add what was noted to the histograms and counters; call it before reading them."""
+        """Add what was noted to the counts."""
+        counts = self._counts
         with self._lock:
             while self._runs:
                 num_rows, started_s, finished_s, requests = self._runs.popleft()
-                self.batch_images.add(num_rows)
-                self.run_s.add(finished_s - started_s)
+                counts.batch_images.add(num_rows)
+                counts.run_s.add(finished_s - started_s)
                 for arrived_s, method, times in requests:
-                    self.queue_s.add(started_s - arrived_s, times)
-                    self.request_s.add(finished_s - arrived_s, times)
+                    counts.queue_s.add(started_s - arrived_s, times)
+                    counts.request_s.add(finished_s - arrived_s, times)
                     if method is not None:
-                        self._requests[method, "OK"] += times
+                        counts.requests[method, "OK"] += times
 
     def count(self, method: str, status: str) -> None:
         """Count a call that has ended, unless `observe` does; from any thread.
@@ -91,63 +137,57 @@ class Metrics:
             status: the status code's name, such as "OK".
         """
         with self._lock:
-            self._requests[method, status] += 1
+            self._counts.requests[method, status] += 1
 
     def count_reload(self, outcome: str) -> None:
         """Count a version that was "adopted", or one that "failed" and was refused."""
         with self._lock:
-            self._reloads[outcome] += 1
+            self._counts.reloads[outcome] += 1
+
+    def snapshot(self) -> Counts:
+        """Copy what was counted so far."""
+        self.add_up()
+        with self._lock:
+            return copy.deepcopy(self._counts)
 
     @property
     def reloads(self) -> dict[str, int]:
         """Reloads so far by outcome."""
         with self._lock:
-            return dict(self._reloads)
+            return dict(self._counts.reloads)
 
     @property
     def num_images(self) -> float:
         """Images run so far."""
         self.add_up()
-        return self.batch_images.sum
-
-    @property
-    def requests(self) -> dict[tuple[str, str], int]:
-        """Calls so far by (method, status)."""
-        self.add_up()
-        with self._lock:
-            return dict(self._requests)
+        return self._counts.batch_images.sum
 
 
 class Exporter:
     """Serves metrics to Prometheus over HTTP on the loopback interface."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        info: Callable[[], ModelInfo],
-        num_waiting: Callable[[], int],
-        port: int,
-    ) -> None:
+    def __init__(self, report: Callable[[], Report], port: int) -> None:
         """Listen, on a thread of its own.
 
         Args:
-            metrics: what was counted.
-            info: what is being served.
-            num_waiting: how many images wait.
+            report: what to tell; asked at each scrape, on that thread.
             port: the TCP port; 0 lets the kernel choose.
 
         Raises:
-            OSError: the port can't be bound.
+            ConfigurationError: the port can't be bound.
         """
         from prometheus_client import CollectorRegistry, start_http_server
 
-        self._metrics = metrics
-        self._info = info
-        self._num_waiting = num_waiting
+        self._report = report
         registry = CollectorRegistry()
         registry.register(self)
-        self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
-        self.port: int = self._server.server_port
+        try:
+            self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+        except OSError as err:
+            raise ConfigurationError(
+                f"can't listen on 127.0.0.1:{port} for metrics: is the port taken?"
+            ) from err
+        self.address = f"127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
         """Close the port."""
@@ -164,8 +204,7 @@ class Exporter:
             InfoMetricFamily,
         )
 
-        info, metrics = self._info(), self._metrics
-        metrics.add_up()
+        info, num_waiting, counts = self._report()
         model = InfoMetricFamily("digits_model", "What is being served.")
         facts = ("name", "version", "device", "precision", "transport")
         model.add_metric((), {fact: str(getattr(info, fact)) for fact in facts})
@@ -173,21 +212,21 @@ class Exporter:
         calls = CounterMetricFamily(
             "digits_requests", "Calls that have ended.", labels=("method", "status")
         )
-        for labels, number in metrics.requests.items():
+        for labels, number in counts.requests.items():
             calls.add_metric(labels, number)
         yield calls
         reloads = CounterMetricFamily(
             "digits_reloads", "Versions adopted or refused while serving.", labels=("outcome",)
         )
-        for outcome, number in metrics.reloads.items():
+        for outcome, number in counts.reloads.items():
             reloads.add_metric((outcome,), number)
         yield reloads
-        yield CounterMetricFamily("digits_images", "Images run.", metrics.num_images)
-        yield GaugeMetricFamily("digits_queue_images", "Images that wait.", self._num_waiting())
+        yield CounterMetricFamily("digits_images", "Images run.", counts.batch_images.sum)
+        yield GaugeMetricFamily("digits_queue_images", "Images that wait.", num_waiting)
         for name, text, histogram in (
-            ("digits_batch_images", "Images in a run.", metrics.batch_images),
-            ("digits_queue_seconds", "From arrival to the (last) run.", metrics.queue_s),
-            ("digits_run_seconds", "One run of the model.", metrics.run_s),
-            ("digits_request_seconds", "From arrival to the answer.", metrics.request_s),
+            ("digits_batch_images", "Images in a run.", counts.batch_images),
+            ("digits_queue_seconds", "From arrival to the (last) run.", counts.queue_s),
+            ("digits_run_seconds", "One run of the model.", counts.run_s),
+            ("digits_request_seconds", "From arrival to the answer.", counts.request_s),
         ):
             yield HistogramMetricFamily(name, text, histogram.cumulative(), histogram.sum)

@@ -87,7 +87,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 
 LAYERS = [
-    {"errors", "config", "images", "predictions", "model_info", "logs"},
+    {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
     {"repository", "requests"},
     {"backlog", "engine", "metrics"},
     {"batcher", "loaded_model"},

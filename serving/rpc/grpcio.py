@@ -52,7 +52,7 @@ class GrpcioServer:
         self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
         self._server = grpc.aio.server(
             interceptors=_interceptors(config, self.calls),
-            options=_options(classifier.batching.max_request_images),
+            options=_options(classifier.batching.max_request_images, config.workers),
         )
         servicer = DigitsServicer(classifier, classify, self.calls, transport)
         inferences = InferenceServicer(classifier, infer, self.calls, self.health)
@@ -85,7 +85,7 @@ class GrpcioServer:
         await self._server.stop(grace_s)
 
 
-def _options(max_request_images: int) -> list[tuple[str, int]]:
+def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
     """Every limit of the transport, set rather than inherited."""
     return [
         # Twice the largest request: one that is a little too large is read, and told by how much.
@@ -98,7 +98,8 @@ def _options(max_request_images: int) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.max_allowed_incoming_connections", 4096),
         ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
-        ("grpc.so_reuseport", 0),  # else a second server would share the port in silence
+        # Workers share the port; else a second server would share it in silence.
+        ("grpc.so_reuseport", int(workers > 1)),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
     ]
 

@@ -32,7 +32,12 @@ class NativeFront:
     """Listens on a TCP port and answers the hot methods; forwards what else comes."""
 
     def __init__(
-        self, batcher: Batcher, metrics: Metrics, methods: Sequence[UnaryMethod[Any]], address: str
+        self,
+        batcher: Batcher,
+        metrics: Metrics,
+        methods: Sequence[UnaryMethod[Any]],
+        address: str,
+        reuse_port: bool = False,
     ) -> None:
         """Bind; `start` begins to answer.
 
@@ -41,6 +46,7 @@ class NativeFront:
             metrics: counts them.
             methods: the hot methods.
             address: "host:port" to bind; port 0 lets the kernel choose.
+            reuse_port: whether other processes share the port.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -59,6 +65,7 @@ class NativeFront:
                 # Costs 5 to 10 % of the front's own rate (h2load, 8 x 8), and without it nobody
                 # tells that a unary caller has left or its deadline has passed.
                 call_details=True,
+                reuse_port=reuse_port,
             )
         except OSError as err:
             raise ConfigurationError(f"can't listen on {address}: is the port taken?") from err

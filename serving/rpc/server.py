@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.metrics import Exporter
+from serving.metrics import Exporter, Report
 from serving.model_info import ModelInfo
 from serving.reload import Reloader
 from serving.rpc.classify import Classify
-from serving.rpc.exposure import choose_transport, warn_if_exposed
+from serving.rpc.exposure import choose_transport
 from serving.rpc.grpcio import GrpcioServer
 from serving.rpc.infer import ModelInfer
 from serving.rpc.self_test import SelfTest
@@ -36,11 +37,30 @@ _GOODBYE_S = 0.02
 """How long callers get to learn that the port closes, before those held are refused."""
 
 
-async def serve(model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
+def announce(info: ModelInfo, address: str, metrics_address: str, workers: int) -> None:
+    """Print the one line that says that it is ready, which tools may parse."""
+    print(
+        f"serving model={info.name} version={info.version} precision={info.precision} "
+        f"device={info.device} transport={info.transport} address={address} "
+        f"metrics={metrics_address} max_request_images={info.max_request_images} "
+        f"max_batch_size={info.max_batch_size} workers={workers}",
+        flush=True,
+    )
+
+
+def _announce(server: "Server") -> None:
+    announce(server.report().info, server.address, server.metrics_address, workers=1)
+
+
+async def serve(
+    model_config: ModelConfig,
+    batching: BatchingConfig,
+    config: ServerConfig,
+    on_ready: Callable[["Server"], None] = _announce,
+) -> bool:
     """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
-    Prints one line when it is ready, which tools may parse:
-    `serving model=... version=... precision=... device=... transport=... address=... metrics=...`.
+    Calls `on_ready` when it answers; by default that prints the line that says so.
 
     Returns:
         True if every accepted request was answered.
@@ -53,8 +73,7 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
         raise ConfigurationError("access_log needs transport grpcio: native reads no metadata")
     if config.reload_interval_s and model_config.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
-    warn_if_exposed(config)
-    with Classifier.open(model_config, batching) as classifier:
+    with Classifier.open(model_config, batching, config.workers) as classifier:
         server = Server(classifier, config, transport)
         try:
             await server.start()
@@ -63,18 +82,8 @@ async def serve(model_config: ModelConfig, batching: BatchingConfig, config: Ser
             raise
         with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
-            _announce(server, classifier.model_info())
+            on_ready(server)
             return await server.run_until_signalled()
-
-
-def _announce(server: "Server", info: ModelInfo) -> None:
-    print(
-        f"serving model={info.name} version={info.version} precision={info.precision} "
-        f"device={info.device} transport={server.transport} address={server.address} "
-        f"metrics={server.metrics_address} "
-        f"max_request_images={info.max_request_images} max_batch_size={info.max_batch_size}",
-        flush=True,
-    )
 
 
 class Server:
@@ -108,7 +117,8 @@ class Server:
             port = await self._grpcio.start(wanted)
         self.address = f"{host}:{port}"
         if self._config.metrics_port is not None:
-            self._start_metrics(self._config.metrics_port)
+            self._exporter = Exporter(self.report, self._config.metrics_port)
+            self.metrics_address = self._exporter.address
         self._grpcio.health.set_serving(True)
         if interval_s := self._config.self_test_interval_s:
             test = SelfTest(self._classifier, self._grpcio.health.set_serving, interval_s)
@@ -118,31 +128,28 @@ class Server:
         from serving.rpc.native import NativeFront
 
         self._native = NativeFront(
-            self._classifier.batcher, self._classifier.metrics, self._methods, address
+            self._classifier.batcher,
+            self._classifier.metrics,
+            self._methods,
+            address,
+            reuse_port=self._config.workers > 1,
         )
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")
         self._native.start(fallback)
         return self._native.port
 
-    def _start_metrics(self, port: int) -> None:
+    def report(self) -> Report:
+        """Tell what is served and what was counted; from any thread."""
         classifier = self._classifier
-
-        def info() -> ModelInfo:
-            return replace(classifier.model_info(), transport=self.transport)
-
-        try:
-            self._exporter = Exporter(
-                classifier.metrics, info, lambda: classifier.batcher.num_waiting, port
-            )
-        except OSError as err:
-            raise ConfigurationError(
-                f"can't listen on 127.0.0.1:{port} for metrics: is the port taken?"
-            ) from err
-        self.metrics_address = f"127.0.0.1:{self._exporter.port}"
+        info = replace(classifier.model_info(), transport=self.transport)
+        return Report(info, classifier.batcher.num_waiting, classifier.metrics.snapshot())
 
     async def run_until_signalled(self) -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
+
+        Of several workers none heeds a second signal: each may get one from the terminal or from
+        systemd, and the same again from the supervisor, which ends them itself.
 
         Returns:
             True: every accepted request was answered. What takes longer than `drain_s` ends the
@@ -154,7 +161,8 @@ class Server:
             loop.add_signal_handler(number, signals.put_nowait, number)
         _log.info("draining: %s", signal.Signals(await signals.get()).name)
         drain = asyncio.create_task(self.drain())
-        forced = asyncio.create_task(signals.get())
+        is_alone = self._config.workers == 1
+        forced = asyncio.create_task(signals.get() if is_alone else asyncio.Event().wait())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
         if drain.done() and drain.result():
             forced.cancel()

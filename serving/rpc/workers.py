@@ -1,0 +1,195 @@
+"""Several server processes on one port, and the supervisor that keeps them alive.
+
+They share nothing but the port, which the kernel divides among them connection by connection.
+"""
+
+import asyncio
+import logging
+import signal
+from dataclasses import replace
+from typing import NoReturn
+
+from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
+from serving.errors import Unavailable
+from serving.metrics import Counts, Exporter, Report
+from serving.rpc.port import reserved_port
+from serving.rpc.server import announce
+from serving.rpc.worker import Arguments, Worker, total
+
+_log = logging.getLogger(__name__)
+
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
+"""How long a dead worker's place stays empty: doubled from death to death."""
+_STABLE_S = 30.0
+"""A worker that lived so long has nothing to do with the deaths before it."""
+_MAX_DEATHS = 5
+"""So many deaths in a row, in one place, are no accident."""
+_REPORT_TIMEOUT_S = 1.0
+"""How long the metrics page waits for a worker that may hang; then its last report counts."""
+_OVERDUE_S = 5.0
+"""How long past `drain_s` a worker may take to end; it ends itself, unless it hangs."""
+
+
+async def supervise(
+    model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig, log_format: LogFormat
+) -> bool:
+    """Serve like `serve`, from `config.workers` processes; one that dies is started again.
+
+    Returns:
+        True if every worker that lived at the first signal answered all it had accepted.
+
+    Raises:
+        DigitsError: they can't start, or die again and again.
+    """
+    with reserved_port(config.host, config.port) as port:
+        config = replace(config, port=port)
+        arguments = (model_config, batching, replace(config, metrics_port=None), log_format)
+        return await Supervisor(arguments, config).run()
+
+
+class Backoff:
+    """How long to wait before the next start in one place."""
+
+    def __init__(self) -> None:
+        """Start without deaths."""
+        self._num_deaths = 0
+
+    def delay_s(self, lived_s: float) -> float | None:
+        """Count a death, of a worker that was ready for `lived_s`; None: one too many."""
+        if lived_s >= _STABLE_S:
+            self._num_deaths = 0
+        self._num_deaths += 1
+        if self._num_deaths >= _MAX_DEATHS:
+            return None
+        return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** (self._num_deaths - 1))
+
+
+class Supervisor:
+    """Keeps the workers alive, tells them signals, and adds up what they count."""
+
+    def __init__(self, arguments: Arguments, config: ServerConfig) -> None:
+        """Prepare on the running event loop; `run` starts the workers."""
+        self._arguments = arguments
+        self._config = config
+        self._workers: dict[int, Worker] = {}
+        """Those alive, by place."""
+        self._dead = Counts()
+        """What those before them counted."""
+        self._last: Report | None = None
+        self._all_ready = asyncio.Event()
+        self._exporter: Exporter | None = None
+
+    async def run(self) -> bool:
+        """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
+        signals: asyncio.Queue[int] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        stopped = asyncio.create_task(signals.get())
+        serving = asyncio.create_task(self._serve())
+        try:
+            await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()  # raises: they never end otherwise
+            serving.cancel()
+            return await self._drain(signals)
+        finally:
+            self._tell(signal.SIGKILL)
+            if self._exporter is not None:
+                await asyncio.to_thread(self._exporter.close)
+
+    async def _serve(self) -> None:
+        """Keep all places filled until cancelled; the first failure ends it."""
+        places = map(self._keep, range(self._config.workers))
+        tasks = [asyncio.create_task(work) for work in (self._announce(), *places)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _announce(self) -> None:
+        """Once all are ready, open the metrics page and say so."""
+        await self._all_ready.wait()
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        metrics_address = "off"
+        if self._config.metrics_port is not None:
+            loop = asyncio.get_running_loop()
+            self._exporter = Exporter(
+                lambda: asyncio.run_coroutine_threadsafe(self._report(), loop).result(),
+                self._config.metrics_port,
+            )
+            metrics_address = self._exporter.address
+        info = (await self._report()).info
+        announce(info, f"{host}:{self._config.port}", metrics_address, self._config.workers)
+
+    async def _keep(self, place: int) -> None:
+        """Keep a worker alive in one place.
+
+        Raises:
+            DigitsError: it couldn't start, and said why; or they die again and again.
+        """
+        backoff = Backoff()
+        while True:
+            worker = self._workers[place] = Worker(self._arguments)
+            worker.on_ready = self._count_ready
+            exit_code = await asyncio.shield(worker.ended)
+            self._bury(place)
+            if worker.error is not None and not self._all_ready.is_set():
+                raise worker.error
+            reason = str(worker.error or f"exit code {exit_code}")
+            delay_s = backoff.delay_s(worker.lived_s)
+            if delay_s is None:
+                _give_up(place, reason)
+            _log.warning("worker %d died (%s), another starts in %.1f s", place, reason, delay_s)
+            await asyncio.sleep(delay_s)
+
+    def _count_ready(self) -> None:
+        if self._all_ready.is_set():
+            _log.info("a worker is back: %d serve", len(self._reports()))
+        elif len(self._reports()) == self._config.workers:
+            self._all_ready.set()
+
+    def _bury(self, place: int) -> None:
+        """Keep what a dead worker has counted."""
+        if report := self._workers.pop(place).report:
+            self._dead += report.counts
+            self._last = report
+
+    def _reports(self) -> list[Report]:
+        return [worker.report for worker in self._workers.values() if worker.report]
+
+    async def _report(self) -> Report:
+        """Ask all workers, and add up; without any, tell what the last one told."""
+        asked = [asyncio.create_task(worker.refresh()) for worker in self._workers.values()]
+        if asked:
+            await asyncio.wait(asked, timeout=_REPORT_TIMEOUT_S)
+        if reports := self._reports():
+            return total(reports, self._dead)
+        assert self._last is not None, "asked before any was ready"
+        return self._last._replace(num_waiting=0, counts=self._dead)
+
+    def _tell(self, number: int) -> None:
+        """Send a signal to all; SIGHUP not to those that still start: they read the newest."""
+        for worker in self._workers.values():
+            if number != signal.SIGHUP or worker.report:
+                worker.signal(number)
+
+    async def _drain(self, signals: "asyncio.Queue[int]") -> bool:
+        """Have all drain; a second signal, or a worker that hangs, ends them by force."""
+        alive = list(self._workers.values())
+        self._tell(signal.SIGTERM)
+        ended = asyncio.gather(*(worker.ended for worker in alive))
+        forced = asyncio.create_task(signals.get())
+        timeout_s = self._config.drain_s + _OVERDUE_S
+        await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            _log.warning("stopped: %s", "a second signal" if forced.done() else "a worker hangs")
+            return False
+        # One that was still starting had no calls, and dies of the signal itself.
+        return set(ended.result()) <= {0, -signal.SIGTERM}
+
+
+def _give_up(place: int, reason: str) -> NoReturn:
+    raise Unavailable(f"worker {place} died {_MAX_DEATHS} times in a row ({reason})")

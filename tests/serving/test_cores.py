@@ -1,0 +1,52 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.cores import usable_cores
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores are allowed, as on a host of eight."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("250000 100000", 3),
+        ("10000 100000", 1),
+        ("50000 50000", 1),
+        ("6400000 100000", 8),
+        ("nonsense", 8),
+        ("0 0", 8),
+        ("", 8),
+    ],
+)
+def test_quota_of_version_2_limits_the_cores(tmp_path: Path, cpu_max: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(cpu_max + "\n")
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("quota_us", "period_us", "cores"),
+    [(-1, 100_000, 8), (150_000, 100_000, 2), (100_000, 50_000, 2), (1_000, 100_000, 1)],
+)
+def test_quota_of_version_1_limits_the_cores(
+    tmp_path: Path, quota_us: int, period_us: int, cores: int
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text(f"{period_us}\n")
+    assert usable_cores(tmp_path) == cores
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
+    assert usable_cores(tmp_path) == 8
+
+
+def test_this_machine_has_a_core() -> None:
+    assert usable_cores() >= 1
