@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
 from serving import Classifier
 from serving.images import Images
@@ -24,9 +23,9 @@ from serving.rpc.worker import total
 from serving.rpc.workers import Backoff
 from tests.raw import TIMEOUT_S, Raw
 from tests.reliability.load import OWN_CONNECTION, ClosedLoop
+from tests.servers import RunningServer, running_server, serve_command
 from tests.serving.test_metrics import scrape, value
 from tests.serving.test_streams import stream
-from tests.servers import RunningServer, running_server, serve_command
 
 NUM_CONNECTIONS = 24
 """That all land on the same one of two workers has a chance of 2^-23."""
@@ -99,11 +98,9 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
         assert value(samples, "digits_queue_images") == 0
 
 
-def test_signal_drains_all_workers_under_load(
-    models: Path, transport: str, images: Images, classifier: Classifier
-) -> None:
+def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> None:
     requests = [encode_request(image.tobytes()) for image in images[:50]]
-    with two_workers(models, transport) as server:
+    with two_workers(models, "native") as server:
         loads = [ClosedLoop(server.address, requests, in_flight=8) for _ in range(4)]
         with loads[0], loads[1], loads[2], loads[3]:
             loads[0].wait_for(100)
@@ -203,10 +200,3 @@ def test_reports_add_up() -> None:
     assert summed.counts.reloads == {"adopted": 0, "failed": 0}
     assert summed.counts.batch_images.sum == 21
     assert dead.batch_images.sum == 7, "what is added stays as it is"
-
-
-@pytest.mark.parametrize("number", ["0", "-1"])
-def test_less_than_one_worker_is_refused(models: Path, number: str) -> None:
-    code, _, err = run_to_its_end(models, "--workers", number)
-    assert code == 2
-    assert err == f"digits-serve: workers must be at least 1, got {number}\n"
