@@ -37,19 +37,19 @@ _GOODBYE_S = 0.02
 """How long callers get to learn that the port closes, before those held are refused."""
 
 
-def announce(info: ModelInfo, address: str, metrics_address: str, workers: int) -> None:
+def announce(info: ModelInfo, address: str, metrics_address: str, more: str = "") -> None:
     """Print the one line that says that it is ready, which tools may parse."""
     print(
         f"serving model={info.name} version={info.version} precision={info.precision} "
         f"device={info.device} transport={info.transport} address={address} "
         f"metrics={metrics_address} max_request_images={info.max_request_images} "
-        f"max_batch_size={info.max_batch_size} workers={workers}",
+        f"max_batch_size={info.max_batch_size}{more}",
         flush=True,
     )
 
 
 def _announce(server: "Server") -> None:
-    announce(server.report().info, server.address, server.metrics_address, workers=1)
+    announce(server.report().info, server.address, server.metrics_address)
 
 
 async def serve(

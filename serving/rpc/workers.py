@@ -122,7 +122,8 @@ class Supervisor:
             )
             metrics_address = self._exporter.address
         info = (await self._report()).info
-        announce(info, f"{host}:{self._config.port}", metrics_address, self._config.workers)
+        more = f" workers={self._config.workers}"
+        announce(info, f"{host}:{self._config.port}", metrics_address, more)
 
     async def _keep(self, place: int) -> None:
         """Keep a worker alive in one place.

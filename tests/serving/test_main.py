@@ -107,6 +107,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
+        (("--workers", "0"), "workers must be at least 1, got 0"),
         (("--drain", "-1"), "drain must be >= 0, got -1.0"),
         (("--access-log", "0.1"), "access_log needs transport grpcio"),
         (("--access-log", "2"), "access_log must be 0 to 1, got 2.0"),
