@@ -45,6 +45,11 @@ def test_server_never_loads_tensorflow() -> None:
     assert not loaded & {"tensorflow", "keras", "tf2onnx"}
 
 
+def test_server_loads_reflection_only_if_asked() -> None:
+    loaded = modules_after("import serving.rpc.server, serving.rpc.native")
+    assert "grpc_reflection.v1alpha" not in loaded  # the empty package above it is grpc's doing
+
+
 def test_training_help_loads_no_tensorflow() -> None:
     assert "tensorflow" not in modules_after("import training.__main__")
 
