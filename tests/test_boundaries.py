@@ -86,7 +86,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs"},
-    {"repository", "requests"},
+    {"repository", "requests", "cuda"},
     {"backlog", "engine", "metrics"},
     {"batcher", "loaded_model"},
     {"classifier"},
