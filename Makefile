@@ -56,7 +56,7 @@ test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile b
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/test_soak.py
 
-test-interop: $(INSTALLED)  ## test against tritonclient and perf_analyzer (a minute, installs them apart)
+test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer and grpc-js (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop
 
 lint: $(INSTALLED)  ## ruff and mypy

@@ -73,6 +73,7 @@ def _serve(options: argparse.Namespace) -> int:
         reload_interval_s=options.reload_interval,
         self_test_interval_s=options.self_test_interval,
         access_log=options.access_log,
+        reflection=options.reflection,
         security=SecurityConfig(
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
@@ -235,6 +236,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="most images that wait; what would exceed it is rejected")  # fmt: skip
     add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
         help="most images in one request")  # fmt: skip
+    add("--reflection", action="store_true",
+        help="tell callers such as grpcurl which services and messages there are")  # fmt: skip
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",

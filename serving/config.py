@@ -113,6 +113,8 @@ class ServerConfig:
     access_log: float = 0.0
     """Share of the calls that get a line in the log, 0 to 1, on grpcio; where it is not 0, calls
     that fail get one, too."""
+    reflection: bool = False
+    """Whether callers may ask which services and messages there are."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 

@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from serving.config import Device
+from serving.cuda import INPUT, OUTPUT, CudaEngine
 from serving.errors import CorruptModel, DeviceError, ModelError
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_INPUT, _OUTPUT = "images", "probabilities"
 
 
 class Engine(Protocol):
@@ -38,47 +38,49 @@ class Engine(Protocol):
 
 
 class OnnxEngine:
-    """An ONNX Runtime session on one device."""
+    """An ONNX Runtime session on the CPU, where plain runs are the fastest."""
 
-    def __init__(self, model: bytes, device: str) -> None:
-        """Build the session from the bytes of an ONNX file.
-
-        Args:
-            model: the file's content; weights kept in other files are refused.
-            device: "cpu" or "cuda".
-
-        Raises:
-            CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
-            DeviceError: the device can't be used.
-        """
-        self.device = device
-        self._session = _open_session(model, device)
-        _check_signature(self._session)
+    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
+        """Run a session; `open_engine` is the usual way."""
+        self.device = "cpu"
+        self._session = session
 
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
         try:
-            (probabilities,) = self._session.run([_OUTPUT], {_INPUT: images})
+            (probabilities,) = self._session.run([OUTPUT], {INPUT: images})
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise ModelError("the model failed on these images") from err
         return probabilities  # type: ignore[no-any-return]
 
 
-def open_engine(model: bytes, device: Device = "auto") -> OnnxEngine:
+def open_engine(model: bytes, device: Device = "auto") -> Engine:
     """Build an engine on the device asked for; "auto" takes CUDA where it works, else the CPU.
 
+    Args:
+        model: the content of an ONNX file; weights kept in other files are refused.
+        device: "auto", "cpu" or "cuda".
+
     Raises:
-        CorruptModel: the model can't be loaded.
+        CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
         DeviceError: the device asked for can't be used; never falls back in silence.
     """
-    if device != "auto":
-        return OnnxEngine(model, device)
-    if _has_cuda():
+    if device == "auto" and _has_cuda():
         try:
-            return OnnxEngine(model, "cuda")
+            return _open_cuda(model)
         except DeviceError as err:
             _log.warning("serving on the CPU: %s", err)
-    return OnnxEngine(model, "cpu")
+    if device == "cuda":
+        return _open_cuda(model)
+    return OnnxEngine(open_session(model, "cpu"))
+
+
+def _open_cuda(model: bytes) -> CudaEngine:
+    session = open_session(model, "cuda")
+    try:
+        return CudaEngine(session)
+    except Exception as err:  # no memory left, or a kernel that the card can't run
+        raise DeviceError(f"CUDA can't be used: {_first_line(err.__cause__ or err)}") from err
 
 
 def _has_cuda() -> bool:
@@ -87,7 +89,8 @@ def _has_cuda() -> bool:
     return _PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
-def _open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
+def open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
+    """Build a checked session on "cpu" or "cuda"; raises what `open_engine` raises."""
     import onnxruntime
 
     provider = _PROVIDERS[device]
@@ -96,9 +99,10 @@ def _open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
             f"device {device!r} needs ONNX Runtime with {provider}: "
             "pip uninstall onnxruntime, then pip install 'digit-serving[serve-gpu]'"
         )
+    options = onnxruntime.SessionOptions()
     if device == "cuda":
         onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-    options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised and told by us
@@ -112,6 +116,7 @@ def _open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
     if session.get_providers()[0] != provider:
         raise DeviceError(f"CUDA can't be used: ONNX Runtime chose {session.get_providers()[0]}")
     session.disable_fallback()
+    _check_signature(session)
     return session
 
 
@@ -121,12 +126,12 @@ def _check_signature(session: "onnxruntime.InferenceSession") -> None:
         for node in (*session.get_inputs(), *session.get_outputs())
     ]
     expected = [
-        (_INPUT, "tensor(uint8)", [IMAGE_BYTES]),
-        (_OUTPUT, "tensor(float)", [NUM_CLASSES]),
+        (INPUT, "tensor(uint8)", [IMAGE_BYTES]),
+        (OUTPUT, "tensor(float)", [NUM_CLASSES]),
     ]
     if found != expected:
         raise CorruptModel(f"expected a model {expected}, got {found}")
 
 
-def _first_line(err: Exception) -> str:
+def _first_line(err: BaseException) -> str:
     return str(err).strip().partition("\n")[0][:200]

@@ -45,6 +45,11 @@ def test_server_never_loads_tensorflow() -> None:
     assert not loaded & {"tensorflow", "keras", "tf2onnx"}
 
 
+def test_server_loads_reflection_only_if_asked() -> None:
+    loaded = modules_after("import serving.rpc.server, serving.rpc.native")
+    assert "grpc_reflection.v1alpha" not in loaded  # the empty package above it is grpc's doing
+
+
 def test_training_help_loads_no_tensorflow() -> None:
     assert "tensorflow" not in modules_after("import training.__main__")
 
@@ -88,7 +93,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
-    {"repository", "requests"},
+    {"repository", "requests", "cuda"},
     {"backlog", "engine", "metrics"},
     {"batcher", "loaded_model"},
     {"classifier"},

@@ -58,6 +58,10 @@ class GrpcioServer:
         inferences = InferenceServicer(classifier, infer, self.calls, self.health)
         self._server.add_generic_rpc_handlers((servicer.handlers(), inferences.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        if config.reflection:
+            from serving.rpc.reflection import reflection_handlers
+
+            self._server.add_generic_rpc_handlers(reflection_handlers(self.calls))
 
     async def start(self, address: str) -> int:
         """Bind "host:port" or "unix:path" and begin to answer.

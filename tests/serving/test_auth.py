@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from serving import Client
 from serving.__main__ import main
@@ -26,7 +27,7 @@ OPEN = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
 
 def services() -> list[ServiceDescriptor]:
     """Every service that the server has."""
-    files = [digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
+    files = [digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
     found = [service for file in files for service in file.services_by_name.values()]
     return [*found, inference_pb.pool.FindServiceByName(inference_pb.SERVICE)]
 
@@ -62,7 +63,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(models: Path, token_file: Path) -> Iterator[RunningServer]:
-    with running_server(models, "--token-file", str(token_file)) as server:
+    with running_server(models, "--reflection", "--token-file", str(token_file)) as server:
         yield server
 
 

@@ -1,0 +1,90 @@
+"""Runs the model on a GPU: fixed shapes, in buffers that stay instead of new ones for each run."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.errors import ModelError
+from serving.images import IMAGE_BYTES, Images
+from serving.predictions import NUM_CLASSES, Probabilities
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INPUT, OUTPUT = "images", "probabilities"
+MAX_BUCKET = 128
+"""The largest shape: `max_batch_size`'s default. Larger batches run in several."""
+
+
+def buckets(max_size: int) -> tuple[int, ...]:
+    """The sizes that runs have: powers of two, and `max_size` as the last."""
+    return (*(1 << power for power in range((max_size - 1).bit_length())), max_size)
+
+
+class CudaEngine:
+    """An ONNX Runtime session whose input and output stay on the device, a pair a bucket.
+
+    A batch is padded to the next bucket, so the device sees few shapes and its memory is bounded.
+    """
+
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        device: str = "cuda",
+        max_bucket: int = MAX_BUCKET,
+    ) -> None:
+        """Allocate every bucket and run each once: the first run of a shape is the slow one.
+
+        Args:
+            session: one that takes `images` (N, 784) uint8 and gives `probabilities` (N, 10).
+            device: where the buffers lie, "cuda"; "cpu" runs the same code without a GPU.
+            max_bucket: the largest run, in images.
+
+        Raises:
+            ModelError: a run failed.
+        """
+        self.device = device
+        self._lock = threading.Lock()  # the buffers are shared: one run at a time
+        self._buckets = [_Bucket(session, device, size) for size in buckets(max_bucket)]
+        for bucket in self._buckets:
+            self.run(np.zeros((bucket.size, IMAGE_BYTES), np.uint8))
+
+    def run(self, images: Images) -> Probabilities:
+        """See `Engine.run`; more images than the largest bucket run in several."""
+        step = self._buckets[-1].size
+        parts = [images[i : i + step] for i in range(0, len(images), step)]
+        try:
+            with self._lock:
+                answers = [self._bucket(len(part)).run(part) for part in parts]
+        except Exception as err:  # ONNX Runtime's own exceptions have no common base
+            raise ModelError("the model failed on these images") from err
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+    def _bucket(self, num_images: int) -> "_Bucket":
+        return next(bucket for bucket in self._buckets if bucket.size >= num_images)
+
+
+class _Bucket:
+    """One shape: its buffers on the device, bound once, and the host's copy of the input."""
+
+    def __init__(self, session: "onnxruntime.InferenceSession", device: str, size: int) -> None:
+        from onnxruntime import OrtValue
+
+        self.size = size
+        self._session = session
+        self._padded = np.zeros((size, IMAGE_BYTES), np.uint8)
+        allocate: Any = OrtValue.ortvalue_from_shape_and_type
+        self._input = allocate((size, IMAGE_BYTES), np.uint8, device, 0)
+        self._output = allocate((size, NUM_CLASSES), np.float32, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._input)
+        self._binding.bind_ortvalue_output(OUTPUT, self._output)
+
+    def run(self, images: Images) -> Probabilities:
+        """Classify up to `size` images; what an earlier run left in the padding is ignored."""
+        self._padded[: len(images)] = images
+        self._input.update_inplace(self._padded)  # one copy to the device
+        self._session.run_with_iobinding(self._binding)
+        # On the CPU numpy() may be a view of the buffer that the next run writes.
+        return np.array(self._output.numpy()[: len(images)])

@@ -1,0 +1,63 @@
+"""Server reflection: grpcurl and the like learn the services from the server itself.
+
+Loaded only where it is asked for: it tells everyone who may call what there is to call.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving.errors import InvalidRequest
+from serving.rpc import digits, inference, inference_pb
+from serving.rpc.calls import Calls, Context
+from serving.rpc.pb.digits.v1 import digits_pb2
+
+SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""Version 1 is the same messages under another name, and what newer clients try first."""
+
+_LISTED = (digits.SERVICE, inference.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+
+
+def reflection_handlers(calls: Calls) -> Iterable[grpc.GenericRpcHandler]:
+    """Map both versions' one method to the packaged servicer, through `calls`."""
+    servicer = reflection.aio.ReflectionServicer(_LISTED, pool=_pool())
+
+    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        async for response in servicer.ServerReflectionInfo(_parsed(requests), context):
+            await context.write(response.SerializeToString())
+
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+        calls.guarded(answer)
+    )
+    return [
+        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler})
+        for service in SERVICES
+    ]
+
+
+async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for request in requests:
+        try:
+            yield reflection_pb2.ServerReflectionRequest.FromString(request)
+        except DecodeError as err:
+            raise InvalidRequest("expected a ServerReflectionRequest") from err
+
+
+def _pool() -> descriptor_pool.DescriptorPool:
+    """Copy every service's file into one pool: inference is in none that others see."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in (
+        digits_pb2.DESCRIPTOR,
+        inference_pb.pool.FindServiceByName(inference.SERVICE).file,
+        health_pb2.DESCRIPTOR,
+        reflection_pb2.DESCRIPTOR,
+    ):
+        proto = descriptor_pb2.FileDescriptorProto()
+        file.CopyToProto(proto)
+        pool.Add(proto)
+    return pool

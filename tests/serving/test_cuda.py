@@ -1,0 +1,148 @@
+"""The GPU's engine with its buffers on the CPU: everything but the kernels, without a GPU."""
+
+import logging
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving import Client
+from serving.__main__ import main
+from serving.cuda import CudaEngine, buckets
+from serving.engine import OnnxEngine, open_engine, open_session
+from serving.errors import DeviceError, ModelError
+from serving.images import Images
+from tests.servers import running_server
+
+TOLERANCE = 1e-5
+"""Batches of other sizes add up in another order."""
+
+
+@pytest.fixture(scope="module")
+def onnx_bytes(models: Path) -> bytes:
+    return (models / "digits" / "1" / "model.onnx").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def engine(onnx_bytes: bytes) -> CudaEngine:
+    return CudaEngine(open_session(onnx_bytes, "cpu"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(onnx_bytes: bytes) -> OnnxEngine:
+    return OnnxEngine(open_session(onnx_bytes, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("max_size", "sizes"),
+    [(1, (1,)), (2, (1, 2)), (100, (1, 2, 4, 8, 16, 32, 64, 100)), (8, (1, 2, 4, 8))],
+)
+def test_buckets_are_powers_of_two_up_to_the_largest(max_size: int, sizes: tuple[int, ...]) -> None:
+    assert buckets(max_size) == sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_images=st.integers(1, 300), first=st.integers(0, 199))
+def test_answers_are_those_of_the_plain_engine(
+    engine: CudaEngine, reference: OnnxEngine, images: Images, num_images: int, first: int
+) -> None:
+    batch = images[first : first + num_images]
+    answer = engine.run(batch)
+    assert answer.shape == (len(batch), 10)
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, reference.run(batch), atol=TOLERANCE)
+
+
+def test_an_answer_stays_when_the_next_run_writes_the_buffer(
+    engine: CudaEngine, images: Images
+) -> None:
+    first = engine.run(images[:3])
+    kept = first.copy()
+    engine.run(images[100:104])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_do_not_mix_their_images(
+    engine: CudaEngine, reference: OnnxEngine, images: Images
+) -> None:
+    batches = [images[i : i + 5] for i in range(0, 400, 5)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(engine.run, batches))
+    np.testing.assert_allclose(np.concatenate(answers), reference.run(images[:400]), atol=TOLERANCE)
+
+
+def test_failed_run_is_a_model_error_and_the_next_one_works(
+    onnx_bytes: bytes, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(onnx_bytes, "cpu")
+    engine = CudaEngine(session, device="cpu", max_bucket=4)
+
+    def fail(binding: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "run_with_iobinding", fail)
+        with pytest.raises(ModelError) as caught:
+            engine.run(images[:2])
+    assert "700" not in str(caught.value)
+    assert len(engine.run(images[:2])) == 2
+
+
+@pytest.fixture
+def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
+    import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    plain = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, providers: plain(model, providers=["CPUExecutionProvider"]),
+    )
+
+
+@pytest.mark.usefixtures("silent_fallback")
+def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
+    onnx_bytes: bytes, images: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DeviceError, match="ONNX Runtime chose CPUExecutionProvider"):
+        open_engine(onnx_bytes, "cuda")
+    with caplog.at_level(logging.WARNING):
+        engine = open_engine(onnx_bytes, "auto")
+    assert "serving on the CPU: CUDA can't be used" in caplog.text
+    assert engine.device == "cpu"
+    assert len(engine.run(images[:3])) == 3
+
+
+def has_cuda() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.mark.skipif(has_cuda(), reason="ONNX Runtime here has CUDA")
+def test_cuda_without_it_is_one_line_that_names_what_is_missing(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs ONNX Runtime with CUDAExecutionProvider" in line
+    assert "digit-serving[serve-gpu]" in line
+
+
+@pytest.mark.skipif(has_cuda(), reason="ONNX Runtime here has CUDA")
+def test_auto_serves_on_the_cpu_and_says_so_everywhere(models: Path) -> None:
+    with running_server(models, "--device", "auto") as server:
+        with Client(server.address) as client:
+            assert client.model_info().device == "cpu"
+        page = urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics").read().decode()
+        assert server.facts["device"] == "cpu"
+    assert 'device="cpu"' in page
