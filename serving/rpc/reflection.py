@@ -25,7 +25,7 @@ _LISTED = (digits.SERVICE, inference.SERVICE, "grpc.health.v1.Health", reflectio
 
 def reflection_handlers(calls: Calls) -> Iterable[grpc.GenericRpcHandler]:
     """Map both versions' one method to the packaged servicer, through `calls`."""
-    servicer = reflection.aio.ReflectionServicer(_LISTED, pool=_pool())
+    servicer = reflection.aio.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
         async for response in servicer.ServerReflectionInfo(_parsed(requests), context):
@@ -46,6 +46,24 @@ async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
             yield reflection_pb2.ServerReflectionRequest.FromString(request)
         except DecodeError as err:
             raise InvalidRequest("expected a ServerReflectionRequest") from err
+
+
+class _Pool:
+    """A pool that finds methods by their full names, too: protobuf's own finds no file for them."""
+
+    def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found: Any = self._pool.FindServiceByName(service).methods_by_name[method]
+            return found.containing_service.file
 
 
 def _pool() -> descriptor_pool.DescriptorPool:
