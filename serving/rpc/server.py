@@ -82,8 +82,7 @@ async def serve(
             raise
         with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
-            on_ready(server)
-            return await server.run_until_signalled()
+            return await server.run_until_signalled(on_ready)
 
 
 class Server:
@@ -145,8 +144,10 @@ class Server:
         info = replace(classifier.model_info(), transport=self.transport)
         return Report(info, classifier.batcher.num_waiting, classifier.metrics.snapshot())
 
-    async def run_until_signalled(self) -> bool:
+    async def run_until_signalled(self, on_ready: "Callable[[Server], None]") -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
+
+        Calls `on_ready` once signals are heeded: whoever reads that it is ready may stop it.
 
         Of several workers none heeds a second signal: each may get one from the terminal or from
         systemd, and the same again from the supervisor, which ends them itself.
@@ -159,6 +160,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signals.put_nowait, number)
+        on_ready(self)
         _log.info("draining: %s", signal.Signals(await signals.get()).name)
         drain = asyncio.create_task(self.drain())
         is_alone = self._config.workers == 1

@@ -88,12 +88,15 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
     server = Server(classifier, config, options.transport)
     await server.start()
     threading.Thread(target=_obey, args=(engine,), daemon=True).start()
+    return await server.run_until_signalled(_announce)
+
+
+def _announce(server: Server) -> None:
     print(
-        f"serving transport={options.transport} address={server.address} "
+        f"serving transport={server.transport} address={server.address} "
         f"metrics={server.metrics_address}",
         flush=True,
     )
-    return await server.run_until_signalled()
 
 
 def _obey(engine: PacedEngine) -> None:
