@@ -1,0 +1,130 @@
+"""What can be said on the command line."""
+
+import argparse
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args
+
+from serving.config import (
+    BatchingConfig,
+    Device,
+    LogFormat,
+    ModelConfig,
+    Precision,
+    ServerConfig,
+    Transport,
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands and their options; the command's name is parsed as `command`."""
+    digits_serve = argparse.ArgumentParser(
+        prog="digits-serve", description="Serve a digit classifier over gRPC, or ask one."
+    )
+    commands = digits_serve.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM")))
+    _add_classify(commands.add_parser("classify", **_help("tell the digits in PNG or JPEG files")))
+    _add_info(commands.add_parser("info", **_help("tell what is served, on what, its limits")))
+    return digits_serve
+
+
+def _help(text: str) -> dict[str, Any]:
+    """One text for the list of commands and for the command's own page; shows defaults."""
+    return {
+        "help": text,
+        "description": text[0].upper() + text[1:] + ".",
+        "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
+    }
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    batching, config = BatchingConfig(), ServerConfig()
+    _add_model(parser)
+    add = parser.add_argument
+    add("--host", default=config.host, help="address to listen on")
+    add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
+    add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
+        help="TCP port of the metrics, on loopback; 0: the kernel chooses; or off")  # fmt: skip
+    add("--transport", choices=get_args(Transport), default=config.transport,
+        help="what answers the port; auto takes native where it is installed")  # fmt: skip
+    add("--workers", type=int, default=config.workers, metavar="N",
+        help="processes that share the port, the cores divided among them; one that dies is "
+        "started again; limits such as the queue's are each worker's own")  # fmt: skip
+    add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
+        help="most images in one run")  # fmt: skip
+    add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",
+        help="how long an idle engine waits for more images")  # fmt: skip
+    add("--queue-capacity", type=int, default=batching.queue_capacity, metavar="IMAGES",
+        help="most images that wait; what would exceed it is rejected")  # fmt: skip
+    add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
+        help="most images in one request")  # fmt: skip
+    add("--reflection", action="store_true",
+        help="tell callers such as grpcurl which services and messages there are")  # fmt: skip
+    add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
+        help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+    add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
+        help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
+    add("--self-test-interval", type=float, default=config.self_test_interval_s,
+        metavar="SECONDS", help="how often a golden sample proves that health may say SERVING; "
+        "0: never")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE",
+        help="PEM certificate chain: makes the port TLS; read again when it changes")  # fmt: skip
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of the certificate")
+    add("--tls-client-ca", type=Path, metavar="FILE",
+        help="PEM authorities: each client needs a certificate from one")  # fmt: skip
+    add("--token-file", type=Path, metavar="FILE",
+        help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
+    add("--access-log", type=float, default=config.access_log, metavar="SHARE",
+        help="log this share of the calls, 0 to 1, and all that fail; grpcio only")  # fmt: skip
+    add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
+
+
+def _port_or_off(text: str) -> int | None:
+    return None if text == "off" else int(text)
+
+
+def _probability(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="PNG or JPEG of one digit: any size, dark on light or the reverse")  # fmt: skip
+    parser.add_argument("--reject-below", type=_probability, default=0.0, metavar="P",
+        help="answer ? where the digit is less probable than this, 0 to 1")  # fmt: skip
+    _add_source(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_source(parser)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", metavar="HOST:PORT",
+        help="ask a running server instead of loading the model here")  # fmt: skip
+    add = parser.add_argument
+    add("--tls-ca", type=Path, metavar="FILE",
+        help="PEM authorities that sign servers' certificates: asks by TLS")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of one's own, for mTLS")
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
+    add("--token-file", type=Path, metavar="FILE",
+        help="its first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
+    add("--json", action="store_true", help="one JSON object a line")
+    _add_model(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    config = ModelConfig()
+    add = parser.add_argument
+    add("--models", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+        help=f"the model repository's root (default: {config.models} if it holds the model, else "
+        "the model in the box)")  # fmt: skip
+    add("--model", default=config.model, metavar="NAME", help="the model's name: a folder in it")
+    add("--version", metavar="N", help="the version to use; the newest good one if not given")
+    add("--device", choices=get_args(Device), default=config.device,
+        help="auto takes CUDA where it works, else the CPU")  # fmt: skip
+    add("--precision", choices=get_args(Precision), default=config.precision,
+        help="which variant of the model runs")  # fmt: skip
