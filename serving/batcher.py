@@ -184,6 +184,11 @@ class Batcher:
             thread.join()
 
     @property
+    def max_batch_size(self) -> int:
+        """The most images in one run."""
+        return self._config.max_batch_size
+
+    @property
     def num_waiting(self) -> int:
         """How many images wait for a run."""
         if not self._retiring:

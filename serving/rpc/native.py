@@ -22,8 +22,6 @@ from serving.rpc.unary import UnaryMethod
 
 _MAX_EVENTS = 4096
 """The most calls taken from the front at once."""
-_UNCROWDED_ROWS = 128
-"""Calls that one run takes together: between so few nobody needs to take turns."""
 _SHORT_WAIT_S = 0.02
 """The wait from which on a deadline may pass in the queue."""
 
@@ -114,7 +112,9 @@ class NativeFront:
         """Turn calls into requests; refuse the bad ones, forget those whose callers left."""
         requests: list[Request] = []
         groups: dict[Hashable, OneImageCalls] = {}
-        is_crowded = len(events) > _UNCROWDED_ROWS or self._batcher.num_waiting > 0
+        # What one run takes together needs no turns. Grouped across callers, any more would wait
+        # in a queue of its own, where each caller's later calls overtake its earlier ones.
+        is_crowded = len(events) > self._batcher.max_batch_size or self._batcher.num_waiting > 0
         for kind, call_id, method_id, data, caller, *details in events:
             if kind != EVENT_CALL:
                 self._cancel(call_id)
