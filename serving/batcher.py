@@ -119,8 +119,7 @@ class Batcher:
             return False
         self._run(batch)
         if delay_s := self._delay_s():
-            with self._lock:
-                self._wake.notify()  # a runner keeps the time: this thread may not come back
+            self.wake()  # a runner keeps the time: this thread may not come back
         return delay_s == 0
 
     def submit_and_help(self, request: Request) -> None:
@@ -133,8 +132,7 @@ class Batcher:
         while (more := self.help()) and not request.settled:
             pass
         if more:
-            with self._lock:
-                self._wake.notify()
+            self.wake()
 
     def cancel(self, request: Request) -> bool:
         """Forget a request whose caller left: its waiting rows never run.

@@ -49,7 +49,6 @@ class NativeFront:
         Raises:
             ConfigurationError: the address can't be bound.
         """
-        self.num_begun = 0
         self.calls: dict[int, Request] = {}
         """The calls that have no outcome yet, and what answers them."""
         self._batcher = batcher
@@ -89,7 +88,6 @@ class NativeFront:
         """Queue what comes and run it, batch by batch, on this thread."""
         timeout_ms: int | None = None  # wait for calls
         while (events := self._receive(timeout_ms)) is not None:
-            self.num_begun += len(events)
             self._batcher.submit_all(self._requests(events))
             timeout_ms = 0 if self._batcher.help() else None
 
