@@ -1,8 +1,10 @@
 """The bounded, fair queue of requests that wait for a run: bookkeeping only, no threads, no clock.
 
-Callers take turns, and a turn is a few images, so that one caller's ten thousand images never hold
-up another's one (deficit round robin, Shreedhar & Varghese 1995). Every request that is admitted
-gets exactly one outcome: resolved, rejected or cancelled.
+Callers take turns (round robin), in two rings: those whose next request is small, a few images a
+turn, and those whose next request is large, a batch a turn. The small go first, up to half of a
+batch, so that one caller's ten thousand images never hold up another's one; and large requests run
+one after the other instead of in slices, which would cost each of them all the others' time.
+Every request that is admitted gets exactly one outcome: resolved, rejected or cancelled.
 """
 
 from collections import OrderedDict, deque
@@ -12,7 +14,7 @@ from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.requests import Batch, Model, Request
 
 _TURN_ROWS = 16
-"""Images a caller may add to a batch before the next caller's turn."""
+"""Images that callers of small requests may add to a batch in a turn; larger requests are large."""
 
 
 class Backlog:
@@ -24,7 +26,8 @@ class Backlog:
         self.num_rows = 0
         self.waiting_since_s = 0.0
         self._capacity = capacity
-        self._turns: deque[Hashable] = deque()
+        self._small: deque[Hashable] = deque()
+        self._large: deque[Hashable] = deque()
         self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
 
     @property
@@ -48,8 +51,15 @@ class Backlog:
         queue = self._callers.get(request.caller)
         if queue is None:
             queue = self._callers[request.caller] = OrderedDict()
-            self._turns.append(request.caller)
+            self._ring(request).append(request.caller)
         queue[request] = None
+
+    def pass_through(self, request: Request, now_s: float) -> Batch:
+        """Admit a request that finds the queue empty, and take it as a batch of its own."""
+        request.home = self
+        request.arrived_s = now_s
+        request.rows_taken = request.num_rows
+        return Batch(self.model, [(request, 0, request.num_rows)], request.num_rows, now_s)
 
     def cancel(self, request: Request) -> bool:
         """Settle a request without an outcome, so that its waiting rows never run.
@@ -81,18 +91,31 @@ class Backlog:
         Returns:
             None if nothing is left to run.
         """
-        batch = Batch(self.model, started_s=now_s)
-        while self._turns and batch.num_rows < max_rows:
-            caller = self._turns.popleft()
+        batch, too_late_s = Batch(self.model, started_s=now_s), now_s + margin_s
+        if self._large:
+            self._take_turns(self._small, _TURN_ROWS, batch, max_rows // 2, too_late_s)
+        while (self._large or self._small) and batch.num_rows < max_rows:
+            self._take_turns(self._large, max_rows, batch, max_rows, too_late_s)
+            self._take_turns(self._small, _TURN_ROWS, batch, max_rows, too_late_s)
+        return batch if batch.pieces else None
+
+    def _take_turns(
+        self, ring: deque[Hashable], turn_rows: int, batch: Batch, max_rows: int, too_late_s: float
+    ) -> None:
+        while ring and batch.num_rows < max_rows:
+            caller = ring.popleft()
             queue = self._callers[caller]
             room = max_rows - batch.num_rows
-            turn = min(_TURN_ROWS, room) if self._turns else room
-            self._take_turn(queue, batch, turn, now_s + margin_s)
+            self._take_turn(queue, batch, min(turn_rows, room) if ring else room, too_late_s)
             if queue:
-                self._turns.append(caller)
+                self._ring(next(iter(queue))).append(caller)
             else:
                 del self._callers[caller]
-        return batch if batch.pieces else None
+
+    def _ring(self, request: Request) -> deque[Hashable]:
+        """Where a caller waits whose next request this is."""
+        is_large = request.is_one_call and request.num_rows - request.rows_taken > _TURN_ROWS
+        return self._large if is_large else self._small
 
     def _take_turn(
         self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float

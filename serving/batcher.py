@@ -18,6 +18,10 @@ from serving.requests import Answered, Batch, Model, Request
 
 _log = logging.getLogger(__name__)
 
+_ENOUGH_ROWS = 128
+"""Images that are worth a run of their own, where another one could share them: more are hardly
+cheaper each."""
+
 
 class Batcher:
     """Accepts requests from any thread and answers each exactly once."""
@@ -122,11 +126,39 @@ class Batcher:
             self.wake()  # a runner keeps the time: this thread may not come back
         return delay_s == 0
 
+    def run_at_once(self, request: Request) -> bool:
+        """Run a request on the calling thread, past the queue, if the engine is idle.
+
+        Returns:
+            False if something waits, no place is free, or the request is larger than a run: then
+            nothing has happened, and the caller submits it.
+        """
+        with self._lock:
+            now_s = self._clock()
+            if (
+                not self._free
+                or self.num_waiting
+                or self._refusal is not None
+                or request.num_rows > self._config.max_batch_size
+                or (request.num_rows > _ENOUGH_ROWS and self._free > 1)
+                or self._config.max_queue_delay_s
+                or request.deadline_s <= now_s
+            ):
+                return False
+            self._free -= 1
+            batch = self._backlog.pass_through(request, now_s)
+        self._run(batch)
+        if self.num_waiting:  # it came meanwhile and found no place free
+            self.wake()
+        return True
+
     def submit_and_help(self, request: Request) -> None:
         """Queue a request from a thread that waits for it, and run it there if a place is free.
 
         May return before the request has its outcome. Raises what `submit` raises.
         """
+        if self.run_at_once(request):
+            return
         with self._lock:
             self._admit(request, self._clock())
         while (more := self.help()) and not request.settled:
@@ -237,10 +269,16 @@ class Batcher:
         while self._retiring and not self._retiring[0].num_rows:
             self._retiring.pop(0)
         backlog = self._retiring[0] if self._retiring else self._backlog
-        batch = backlog.take(self._config.max_batch_size, self._clock(), self._margin_s)
+        batch = backlog.take(self._most_rows, self._clock(), self._margin_s)
         if batch is not None:
             self._free -= 1
         return batch
+
+    @property
+    def _most_rows(self) -> int:
+        """How many images the next run takes: the free runners share what waits."""
+        share = -(-self.num_waiting // self._free)
+        return min(self._config.max_batch_size, max(share, _ENOUGH_ROWS))
 
     @property
     def _margin_s(self) -> float:

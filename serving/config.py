@@ -16,8 +16,10 @@ LogFormat = Literal["text", "json"]
 class BatchingConfig:
     """How requests wait and are put together into runs; sizes count images."""
 
-    max_batch_size: int = 128
-    """The most images in one run; past this, cost per image no longer falls (facts: 32 to 128)."""
+    max_batch_size: int = 512
+    """The most images in one run. An image's own cost no longer falls past 128, but a run's does:
+    from 128 to 512, messages of 256 images gain a quarter (h2load, one core), and a run of 512
+    takes 1.4 ms."""
     max_queue_delay_s: float = 0.0
     """How long an idle engine waits for more images; 0 starts at once and batches while busy."""
     queue_capacity: int = 16_384

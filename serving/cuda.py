@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INPUT, OUTPUT = "images", "probabilities"
-MAX_BUCKET = 128
+MAX_BUCKET = 512
 """The largest shape: `max_batch_size`'s default. Larger batches run in several."""
 
 

@@ -17,6 +17,7 @@ class Group(Request):
     """
 
     __slots__ = ("images", "keys")
+    is_one_call = False
 
     def __init__(self, caller: Hashable) -> None:
         """Start empty; `seal` it when all calls are in `keys` and `images`."""

@@ -47,6 +47,8 @@ class Request:
                  "rows_left", "rows_taken", "settled")  # fmt: skip
     method: str | None = None
     """The gRPC method to count an answer under; None where somebody else counts it."""
+    is_one_call = True
+    """Whether its rows are answered together."""
 
     def __init__(
         self, pixels: bytes | memoryview, *, caller: Hashable = None, deadline_s: float = math.inf

@@ -14,6 +14,7 @@ from serving.rpc import catalog, inference_pb, tensors
 from serving.rpc.inference_pb import ModelInferRequest, parse
 from serving.rpc.statistics import Statistics
 from serving.rpc.tensors import Inference
+from serving.rpc.unary import MAX_HEAD_BYTES
 
 _ONE_IMAGE = b"\x3a\x90\x06"  # the tag of raw_input_contents, and 784 as its length
 _MAX_HEADS = 16
@@ -42,7 +43,7 @@ class ModelInfer:
             self.count_failure(err, received_s)
             raise
         inference.received_s = received_s
-        if _is_plain(request, inference, data):
+        if len(data) < MAX_HEAD_BYTES + IMAGE_BYTES and _is_plain(request, inference, data):
             if len(self.heads) >= _MAX_HEADS:
                 self.heads.clear()
             self.heads.add(data[:-IMAGE_BYTES])

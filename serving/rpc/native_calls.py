@@ -1,5 +1,6 @@
 """Calls of the native transport as the batcher sees them: one by one, or many as a group."""
 
+import os
 import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class NativeCall(Request):
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
         response = self._method.write(self._question, self, answer)
-        self._front.respond(self._call_id, response)
+        self._front.respond((self._call_id,), (response,))
 
     def reject(self, error: DigitsError) -> None:
         """See `Request`."""
@@ -63,10 +64,8 @@ class OneImageCalls(Group):
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
-        responses = self._method.write_each(self, answer)
-        respond = self._front.respond
-        for call_id, response in zip(self.keys[answer.first :], responses, strict=False):
-            respond(call_id, response)
+        self._front.respond(self.keys[answer.first :], self._method.write_each(self, answer))
+        os.sched_yield()  # to the I/O thread: answers leave before anything else is done
 
     def reject(self, error: DigitsError) -> None:
         """See `Request`."""

@@ -1,10 +1,13 @@
 """A hot unary method, from bytes to bytes: what every transport needs to know of it."""
 
-from collections.abc import Container
+from collections.abc import Set
 from typing import Protocol, TypeVar
 
 from serving.errors import DigitsError
 from serving.requests import Answer, Request
+
+MAX_HEAD_BYTES = 512
+"""What precedes a one-image request's pixels is shorter."""
 
 
 class Question:
@@ -30,10 +33,10 @@ class UnaryMethod(Protocol[Q]):
     """Its path on the wire, such as "/digits.v1.DigitClassifier/Classify"."""
 
     @property
-    def heads(self) -> Container[bytes]:
+    def heads(self) -> Set[bytes]:
         """How requests begin of which all is known but their last 784 bytes, which are one image.
 
-        They need not be read, and `write_each` answers them.
+        They need not be read, and `write_each` answers them. None has MAX_HEAD_BYTES or more.
         """
 
     def read(self, data: bytes) -> Q:

@@ -67,6 +67,34 @@ def test_caller_with_many_requests_does_not_hold_up_another() -> None:
     assert 2 in values_of(backlog.take(64, 0.0))
 
 
+def test_large_requests_run_one_after_the_other() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    backlog.admit(request(*[1] * 40, caller="a"), 0.0)
+    backlog.admit(request(*[2] * 40, caller="b"), 0.0)
+    assert values_of(backlog.take(40, 0.0)) == [1] * 40
+    assert values_of(backlog.take(40, 0.0)) == [2] * 40
+
+
+def test_small_requests_go_before_large_ones_and_leave_them_half() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    backlog.admit(request(*[1] * 1000, caller="large"), 0.0)
+    for caller in range(20):
+        backlog.admit(request(2, 2, caller=caller), 0.0)
+    assert values_of(backlog.take(40, 0.0)) == [2] * 20 + [1] * 20
+    assert values_of(backlog.take(40, 0.0)) == [2] * 20 + [1] * 20
+    assert values_of(backlog.take(40, 0.0)) == [1] * 40
+
+
+def test_request_that_finds_the_queue_empty_passes_through() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    alone = request(1, 2)
+    batch = backlog.pass_through(alone, 1.0)
+    assert values_of(batch) == [1, 2]
+    assert (alone.home, alone.arrived_s, batch.started_s) == (backlog, 1.0, 1.0)
+    assert not backlog.num_rows
+    assert backlog.take(128, 1.0) is None
+
+
 def test_expired_request_is_rejected_and_never_taken() -> None:
     backlog = Backlog(FakeModel(), capacity=100)
     expired, alive = request(1, deadline_s=5.0), request(2, deadline_s=5.1)

@@ -11,7 +11,7 @@ from serving.errors import DeadlineExceeded, ModelError, Overloaded
 from serving.requests import Answer, Batch
 from tests.fakes import FakeModel, RecordingGroup, RecordingRequest, images_of, probabilities_of
 
-CAPACITY, MAX_BATCH = 40, 8
+CAPACITY, MAX_BATCH = 60, 8
 
 
 class BacklogMachine(RuleBasedStateMachine):
@@ -27,7 +27,7 @@ class BacklogMachine(RuleBasedStateMachine):
         self.next_value = 0
 
     @rule(
-        num_rows=st.integers(1, 20),
+        num_rows=st.integers(1, 40),
         caller=st.sampled_from("abc"),
         patience_s=st.sampled_from([1.0, 3.0, math.inf]),
     )
@@ -45,6 +45,13 @@ class BacklogMachine(RuleBasedStateMachine):
             return
         self.next_value += num_rows
         self.accepted.append(request)
+
+    @precondition(lambda self: not self.backlog.num_rows)
+    @rule(num_rows=st.integers(1, MAX_BATCH))
+    def pass_through(self, num_rows: int) -> None:
+        request = RecordingRequest(images_of(*range(num_rows)), caller="a")
+        self.accepted.append(request)
+        self.running.append(self.backlog.pass_through(request, self.now_s))
 
     @precondition(lambda self: self.next_value < 200)
     @rule(num_rows=st.integers(1, 12), caller=st.sampled_from(["a", None]))

@@ -186,6 +186,52 @@ def test_helping_caller_runs_its_own_request_on_an_idle_engine() -> None:
     batcher.close()
 
 
+def test_idle_engine_runs_a_request_past_the_queue() -> None:
+    model = FakeModel()
+    batcher = Batcher(model, BatchingConfig(max_batch_size=4))
+    request = RecordingRequest(images_of(1, 2))
+    assert batcher.run_at_once(request)
+    assert request.digits == [1, 2]
+    assert not batcher.run_at_once(RecordingRequest(images_of(*range(5))))  # larger than a run
+    assert batcher.drain(timeout_s=0.0)
+    assert not batcher.run_at_once(RecordingRequest(images_of(1)))
+    batcher.close()
+    assert model.ran == [[1, 2]]
+
+
+def test_nothing_passes_those_who_wait(batcher: Batcher, model: GatedModel) -> None:
+    occupied, waiting = occupy(batcher, model), submit(batcher, 1)
+    assert not batcher.run_at_once(RecordingRequest(images_of(2)))
+    model.open(2)
+    assert [occupied.wait().digits, waiting.wait().digits] == [[0], [1]]
+
+
+def test_what_came_while_one_ran_past_the_queue_is_run(model: GatedModel) -> None:
+    batcher = Batcher(model, BatchingConfig(max_batch_size=4))
+    first = RecordingRequest(images_of(1))
+    caller = threading.Thread(target=lambda: batcher.run_at_once(first))
+    caller.start()
+    model.wait_until_running()
+    second = submit(batcher, 2)  # wakes a runner, which finds no place free
+    model.open(2)
+    caller.join()
+    assert [first.wait().digits, second.wait().digits] == [[1], [2]]
+    batcher.close()
+
+
+def test_free_runners_share_what_waits() -> None:
+    model = GatedModel()
+    batcher = Batcher(model, BatchingConfig(), num_runners=2)
+    request = RecordingRequest(images_of(*[1] * 256))
+    batcher.submit(request)
+    model.wait_until_running()
+    model.wait_until_running()
+    model.open(2)
+    request.wait()
+    assert [len(values) for values in model.ran] == [128, 128]
+    batcher.close()
+
+
 def test_what_waits_for_its_delay_outlasts_the_helper_that_kept_the_place() -> None:
     model = GatedModel()
     batcher = Batcher(model, BatchingConfig(max_queue_delay_s=0.01))

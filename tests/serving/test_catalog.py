@@ -36,7 +36,7 @@ def test_config_describes_tensors_without_the_batch_axis(peer: Peer) -> None:
     assert (config.name, config.platform, config.max_batch_size) == (
         "digits",
         "onnxruntime_onnx",
-        128,
+        512,
     )
     assert [(tensor.name, list(tensor.dims)) for tensor in (*config.input, *config.output)] == [
         ("images", [784]),

@@ -65,10 +65,11 @@ def test_histograms_add_up(fresh: RunningServer, images: Images) -> None:
     samples = scrape(fresh)
     assert value(samples, "digits_batch_images_sum") == 220
     assert value(samples, "digits_batch_images_bucket", le="1") == 20
-    assert value(samples, "digits_batch_images_bucket", le="+Inf") == 22  # 200 = 128 + 72
+    num_runs = value(samples, "digits_batch_images_bucket", le="+Inf")
+    assert num_runs in (21, 22)  # one runner takes the 200, two share them
     for name in ("queue", "request"):
         assert value(samples, f"digits_{name}_seconds_count") == 21
-    assert value(samples, "digits_run_seconds_count") == 22
+    assert value(samples, "digits_run_seconds_count") == num_runs
     assert 0 < value(samples, "digits_request_seconds_sum") < 10
 
 
