@@ -126,11 +126,14 @@ class NativeFront:
         """
         if not 0 < len(events) <= self._batcher.max_batch_size or len(events[0]) > _NUM_FIELDS:
             return None
+        kind, _, method_id, message, _ = events[0]
+        if kind != EVENT_CALL or message[_HEAD] not in self._methods[method_id].heads:
+            return None
         kinds, call_ids, method_ids, messages, _ = zip(*events, strict=True)
-        method = self._methods[method_ids[0]]
+        method = self._methods[method_id]
         if (
-            any(kinds)  # EVENT_CALL is 0
-            or method_ids.count(method_ids[0]) < len(events)
+            kinds.count(EVENT_CALL) < len(events)
+            or method_ids.count(method_id) < len(events)
             or not {message[_HEAD] for message in messages} <= method.heads
         ):
             return None
@@ -190,12 +193,12 @@ class NativeFront:
         elif request is not None:
             self._batcher.cancel(request)
 
-    def respond(self, call_ids: Iterable[int], responses: Iterable[bytes]) -> None:
+    def respond(self, call_ids: Sequence[int], responses: Iterable[bytes]) -> None:
         """Send answers; from any thread. Nothing happens if a caller has left."""
-        send, is_kept = self._front.respond, bool(self.calls)
-        for call_id, response in zip(call_ids, responses, strict=False):
-            send(call_id, response)
-            if is_kept:
+        for _ in map(self._front.respond, call_ids, responses):
+            pass
+        if self.calls:
+            for call_id in call_ids:
                 self.calls.pop(call_id, None)
 
     def fail(self, call_id: int, method: UnaryMethod[Any], error: DigitsError) -> None:

@@ -5,6 +5,7 @@ directions are slices (https://protobuf.dev/programming-guides/encoding). Whatev
 layout goes through the protobuf library.
 """
 
+import struct
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,7 @@ ONE_IMAGE = b"\x0a\x90\x06"
 """How the hottest request begins: the tag of `images`, and 784 as their length."""
 _ONE_DIGIT = tuple(bytes((0x0A, 1, digit, 0x12, ROW_BYTES)) for digit in range(NUM_CLASSES))
 """How its response begins, for each digit: all but the probabilities and the version."""
+_ROW = struct.Struct(f"{ROW_BYTES}s")
 
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
@@ -41,7 +43,7 @@ def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
     Raises:
         InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
     """
-    if data[:-IMAGE_BYTES] == ONE_IMAGE:
+    if len(data) == len(ONE_IMAGE) + IMAGE_BYTES and data.startswith(ONE_IMAGE):
         return data[-IMAGE_BYTES:]
     pixels = _sole_field(data)
     if pixels is None:
@@ -76,10 +78,8 @@ def encode_each(
 ) -> list[bytes]:
     """Encode a ClassifyResponse for every image; arguments as for `encode_response`."""
     end = _text(version)
-    return [
-        _ONE_DIGIT[digit] + probabilities[at : at + ROW_BYTES] + end
-        for digit, at in zip(digits, range(0, len(probabilities), ROW_BYTES), strict=True)
-    ]
+    rows = _ROW.iter_unpack(probabilities)
+    return [_ONE_DIGIT[digit] + row + end for digit, (row,) in zip(digits, rows, strict=True)]
 
 
 @lru_cache(maxsize=8)
