@@ -150,6 +150,7 @@ class Backlog:
 
     def _settle(self, request: Request) -> None:
         request.settled = True
+        request.answer = None  # whose batch knows the request: see `Request.finish`
         waiting = request.num_rows - request.rows_taken
         if waiting:
             self.num_rows -= waiting

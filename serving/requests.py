@@ -90,7 +90,12 @@ class Request:
         memoryview(self.answer.digits)[first:end] = digits
         memoryview(self.answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
         self.answer.batch = batch
-        return self.answer if self.settled else None
+        if not self.settled:
+            return None
+        # The batch knows this request: kept here, the answer would close a cycle, and the images
+        # of large requests would wait for the garbage collector by the hundred megabytes.
+        answer, self.answer = self.answer, None
+        return answer
 
     def singles(self, first: int, num: int) -> "Sequence[Request]":
         """Give what shares the fate of a failed run's rows: this request, if it is only one."""
