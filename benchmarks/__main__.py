@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Measure, keep, report."""
     suite, begin_s = suite_of(options), perf_counter()
-    target_cores, generator_cores = processes.split_cores()
+    target_cores, generator_cores = (
+        processes.shared_cores() if options.share_cores else processes.split_cores()
+    )
     suite = replace(suite, rules=replace(suite.rules, num_cores=len(target_cores)))
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

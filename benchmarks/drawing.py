@@ -13,8 +13,8 @@ from benchmarks.targets.target import Spec
 
 INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 COLOURS = {
-    "native": "#2166ac", "native-unmetered": "#67a9cf", "grpcio": "#1b8a5a",
-    "grpcio-unmetered": "#7fbf7b", "grpcio-stream": "#a6761d", "plain": "#e08214",
+    "native": "#2166ac", "bare": "#67a9cf", "grpcio": "#1b8a5a",
+    "grpcio-stream": "#a6761d", "plain": "#e08214",
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip

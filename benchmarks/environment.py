@@ -15,7 +15,7 @@ _PACKAGES = (
     "tensorflow", "keras",
 )  # fmt: skip
 
-MACHINE = ("cpu", "cores", "architecture", "gpu")
+MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")
 """What has to be the same for two files to be compared."""
 
 

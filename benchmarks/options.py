@@ -76,6 +76,8 @@ def _add_run(commands: Any) -> None:
     add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
     add("--generator", choices=("auto", "h2load", "asyncio"), default="auto",
         help="what drives closed loops over the network; auto: h2load if installed")  # fmt: skip
+    add("--share-cores", action="store_true",
+        help="targets and generator on all cores, instead of half of them each")  # fmt: skip
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
     add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
         help="what training left, for the Keras targets")  # fmt: skip

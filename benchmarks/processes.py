@@ -21,6 +21,12 @@ def split_cores() -> tuple[list[int], list[int]]:
     return cores[:half], cores[half:] or cores
 
 
+def shared_cores() -> tuple[list[int], list[int]]:
+    """Give all usable cores to both; see `split_cores`."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores, cores
+
+
 def family(pid: int) -> Iterator[int]:
     """Yield a process and its descendants."""
     yield pid

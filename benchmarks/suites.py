@@ -61,8 +61,8 @@ def specs(
     found = []
     for target, device, precision, number in product(targets, devices, precisions, workers):
         is_ours = target.startswith(("native", "grpcio"))
-        has_precisions = is_ours or target in ("engine", "classifier")
-        has_devices = has_precisions or target in ("keras", "tf-function")
+        has_precisions = is_ours or target in ("engine", "classifier", "bare")
+        has_devices = is_ours or target in ("engine", "classifier", "keras", "tf-function")
         if (
             (precision == "fp32" or (has_precisions and device == "cpu"))
             and (device == "cpu" or has_devices)
@@ -73,6 +73,7 @@ def specs(
 
 
 _SERVERS = [*specs(["plain", "grpcio"]), *specs(["native"], precisions=["fp32", "int8"])]
+_BOTH = [*specs(["plain"]), *specs(["grpcio", "native"], precisions=["fp32", "int8"])]
 
 BENCH = Suite(
     name="bench",
@@ -85,20 +86,22 @@ BENCH = Suite(
 
 
 def _serving_extra() -> list[Cell]:
-    """What a server's cost is made of: transport, runs, metrics, streams."""
-    priced = specs(["echo", "echo-grpcio", "grpcio-stream", "native-unmetered", "grpcio-unmetered"])
-    cells = [Cell(spec=spec, scenario="ClosedLoop", callers=n) for spec in priced for n in (1, 64)]
-    engines = specs(["engine"], precisions=["fp32", "int8"])
+    """What a server's cost is made of: transport, runs, all that is ours; and streams."""
+    precisions = ("fp32", "int8")
+    echoes, bare = specs(["echo", "echo-grpcio"]), specs(["bare"], precisions=precisions)
+    calls = [*echoes, *bare, *specs(["grpcio-stream"])]
+    engines = specs(["engine"], precisions=precisions)
     return [
-        *cells,
+        *(Cell(spec=spec, scenario="ClosedLoop", callers=n) for spec in calls for n in (1, 64)),
+        *(Cell(spec=spec, scenario="Offline", callers=0, batch=256) for spec in (*echoes, *bare)),
         *(Cell(spec=spec, scenario="Offline", callers=0, batch=2**power)
-          for spec in engines for power in range(8)),
+          for spec in engines for power in range(10)),
     ]  # fmt: skip
 
 
 SERVING = Suite(
     name="serving",
-    specs=_SERVERS,
+    specs=_BOTH,
     scenarios=("SingleStream", "ClosedLoop", "Offline"),
     callers=(1, 64),
     batches=(256, 1024),

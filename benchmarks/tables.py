@@ -108,12 +108,16 @@ def _batch(key: Key) -> int:
 
 def composition(results: Results, found: Mapping[Key, Rounds]) -> Table:
     """Compare our servers with what their parts allow: 1 / (1 / transport + 1 / run)."""
-    rows = [["target", "runs of", "measured", "1/(1/echo + 1/run)", "share"]]
+    rows = [["images/s", "runs of", "measured", "1/(1/echo + 1/run)", "share", "bare"]]
     for key, samples in grouped(results.samples).items():
-        if key.scenario == "ClosedLoop" and key.spec.target in _ECHO:
+        if key.scenario in ("ClosedLoop", "Offline") and key.spec.target in _ECHO:
             row = _parts(key, mean_batch(samples), found)
             rows += [row] if row else []
-    note = "One core; the engine's rate is that at the mean size of the runs that formed."
+    note = (
+        "Share: of what the transport alone and runs alone, of the mean size that formed, would "
+        "allow if each found its caches warm. Bare: the loop that has the transport and the model "
+        "and nothing else, in the same rounds."
+    )
     return Table("What the parts allow", note, rows)
 
 
@@ -128,9 +132,12 @@ def _parts(key: Key, formed: float, found: Mapping[Key, Rounds]) -> list[str] | 
         return None
     measured, transport = median(found[key].values()), median(found[echo].values())
     allowed = 1 / (1 / transport + 1 / interpolate(formed, sizes, rates))
-    name, both = f"{key.spec}, {key.callers} callers", (short(measured), short(allowed))
-    share = f"{measured / allowed:.0%}"
-    return [name, f"{formed:.1f} images", *(f"{rate}/s" for rate in both), share]
+    bare = found.get(key.with_spec(replaced(key.spec, target="bare")), {})
+    is_native = key.spec.target == "native"
+    return [
+        str(key), f"{formed:.1f}", short(measured), short(allowed), f"{measured / allowed:.0%}",
+        short(median(bare.values())) if bare and is_native else "–",
+    ]  # fmt: skip
 
 
 def mean_batch(samples: Sequence[Sample]) -> float:

@@ -17,9 +17,8 @@ ABOUT = {
     "native": "our server, native transport",
     "grpcio": "our server, grpcio transport",
     "grpcio-stream": "the same, calls as messages of streams",
-    "native-unmetered": "native without its metrics port",
-    "grpcio-unmetered": "grpcio without its metrics port",
     "plain": "the grpcio server of a tutorial",
+    "bare": "native transport and the model, no queue and no checks",
     "echo": "native transport without a model",
     "echo-grpcio": "grpc.aio without a model",
 }

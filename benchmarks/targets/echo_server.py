@@ -1,4 +1,4 @@
-"""A server without a model: one fixed answer, so that its rate is the price of the transport.
+"""A server without a model: fixed answers, so that its rate is the price of the transport.
 
 python -m benchmarks.targets.echo_server native|grpcio
 """
@@ -6,12 +6,28 @@ python -m benchmarks.targets.echo_server native|grpcio
 import asyncio
 import sys
 
-from serving.predictions import NUM_CLASSES
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+from serving.images import IMAGE_BYTES
+from serving.predictions import ROW_BYTES
 from serving.rpc import wire
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
-_ANSWER = wire.encode_response(b"\7", bytes(4 * NUM_CLASSES), "1")
-_MAX_EVENTS = 4096
+MAX_EVENTS = 4096
+
+
+class _Answers(dict[int, bytes]):
+    """Answers as large as a classification's, by the length of the question."""
+
+    def __missing__(self, num_bytes: int) -> bytes:
+        num_images = num_bytes // IMAGE_BYTES
+        self[num_bytes] = wire.encode_response(
+            bytes(num_images), bytes(num_images * ROW_BYTES), "1"
+        )
+        return self[num_bytes]
+
+
+_answers = _Answers()
 
 
 def main() -> None:
@@ -24,26 +40,29 @@ def main() -> None:
         uvloop.run(_serve_grpcio())
 
 
-def _serve_native() -> None:
-    from pygrpc_native import EVENT_CALL, NativeGrpcFront
-
-    # As in serving/rpc/native.py.
+def open_front() -> NativeGrpcFront:
+    """Listen as serving/rpc/native.py does, and say where."""
     front = NativeGrpcFront("127.0.0.1:0", [(_CLASSIFY, False)], io_threads=1, call_details=True)
     front.start()
     print(f"serving address=127.0.0.1:{front.bound_port}", flush=True)
-    while (events := front.recv_batch(_MAX_EVENTS)) is not None:
-        for kind, call_id, _, _, _ in events:
-            if kind == EVENT_CALL:
-                front.respond(call_id, _ANSWER)
+    return front
+
+
+def _serve_native() -> None:
+    front = open_front()
+    while (events := front.recv_batch(MAX_EVENTS)) is not None:
+        for kind, call_id, _, message, _ in events:
+            if kind == EVENT_CALL and message is not None:
+                front.respond(call_id, _answers[len(message)])
 
 
 async def _serve_grpcio() -> None:
     import grpc
 
     async def classify(request: bytes, context: object) -> bytes:
-        return _ANSWER
+        return _answers[len(request)]
 
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 8 << 20)])
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(classify)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("digits.v1.DigitClassifier", {"Classify": handler}),)

@@ -32,14 +32,13 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "native": ("--transport", "native"),
     "grpcio": ("--transport", "grpcio"),
     "grpcio-stream": ("--transport", "grpcio"),
-    "native-unmetered": ("--transport", "native", "--metrics-port", "off"),
-    "grpcio-unmetered": ("--transport", "grpcio", "--metrics-port", "off"),
 }
 """Our server, by the name of the target, and its options."""
 _PEERS = {
     "plain": ("benchmarks.targets.plain_server",),
     "echo": ("benchmarks.targets.echo_server", "native"),
     "echo-grpcio": ("benchmarks.targets.echo_server", "grpcio"),
+    "bare": ("benchmarks.targets.bare_server",),
 }
 """Other servers: a module and its arguments."""
 
@@ -135,11 +134,15 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 def _command(spec: Spec, setting: Setting) -> tuple[str, ...]:
     if spec.target in _PEERS:
-        if spec.device != "cpu" or spec.precision != "fp32" or spec.workers > 1:
+        precisions = ("fp32", "int8") if spec.target == "bare" else ("fp32",)
+        if spec.device != "cpu" or spec.precision not in precisions or spec.workers > 1:
             raise NotMeasured("runs on the CPU, in fp32, in one process only")
         module, *arguments = _PEERS[spec.target]
-        models = ("--models", str(setting.models)) if spec.target == "plain" else ()
-        return (sys.executable, "-m", module, *arguments, *models)
+        if spec.target in ("plain", "bare"):
+            arguments += ["--models", str(setting.models)]
+        if spec.precision != "fp32":
+            arguments += ["--precision", spec.precision]
+        return (sys.executable, "-m", module, *arguments)
     workers = ("--workers", str(spec.workers)) if spec.workers > 1 else ()
     return (
         *_OURS, str(setting.models), "--device", spec.device, "--precision", spec.precision,

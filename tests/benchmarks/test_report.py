@@ -88,11 +88,23 @@ def test_composition_compares_with_what_the_parts_allow() -> None:
     kept = results(
         sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1600),
         sample(Spec(target="echo"), "ClosedLoop", callers=8, calls_per_s=4000),
+        sample(Spec(target="bare"), "ClosedLoop", callers=8, calls_per_s=1800),
         sample(Spec(target="engine"), "Offline", batch=1, calls_per_s=4000),
         sample(Spec(target="engine"), "Offline", batch=1000, calls_per_s=4),
     )
     (row,) = rows_of(kept, "What the parts allow")[1:]
-    assert row == ["native, 8 callers", "400.0 images", "1.6 k/s", "2 k/s", "80%"]
+    assert row == ["native, ClosedLoop 8 callers", "400.0", "1.6 k", "2 k", "80%", "1.8 k"]
+
+
+def test_composition_counts_images_of_large_messages() -> None:
+    engine = Spec(target="engine")
+    kept = results(
+        sample(Spec(target="grpcio"), "Offline", batch=100, calls_per_s=15, callers=8),
+        sample(Spec(target="echo-grpcio"), "Offline", batch=100, calls_per_s=40, callers=8),
+        *(sample(engine, "Offline", batch=batch, calls_per_s=4000 // batch) for batch in (1, 1000)),
+    )
+    (row,) = rows_of(kept, "What the parts allow")[1:]
+    assert row == ["grpcio, Offline batch 100", "375.0", "1.5 k", "2 k", "75%", "–"]
 
 
 def test_workers_are_compared() -> None:

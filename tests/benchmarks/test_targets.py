@@ -27,7 +27,9 @@ def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield setting_of(models, nothing_trained, cores, {}, generator)
 
 
-@pytest.mark.parametrize("target", ["plain", "echo", "echo-grpcio", "native", "grpcio-stream"])
+@pytest.mark.parametrize(
+    "target", ["plain", "echo", "echo-grpcio", "bare", "native", "grpcio-stream"]
+)
 def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
     with open_target(Spec(target=target), setting) as running:
         trace = running.load.closed(2, 1, 0.5)
@@ -48,6 +50,7 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         (Spec(target="keras", precision="int8"), "no int8 variant"),
         (Spec(target="null", device="cuda"), "nothing on a device"),
         (Spec(target="plain", device="cuda"), "CPU"),
+        (Spec(target="echo", precision="int8"), "fp32"),
         (Spec(target="native", device="cuda", precision="int8"), "int8 runs on the CPU only"),
     ],
 )
