@@ -19,6 +19,7 @@ from benchmarks.scenarios import NAMES
 from benchmarks.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Spec
 from serving.errors import DigitsError
+from serving.repository import find_root
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
@@ -44,13 +45,14 @@ def _run(options: argparse.Namespace) -> int:
         processes.shared_cores() if options.share_cores else processes.split_cores()
     )
     suite = replace(suite, rules=replace(suite.rules, num_cores=len(target_cores)))
+    models = options.models or find_root("digits", Path("models"))
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with Generator(generator_cores, options.generator) as generator:
         addresses = addresses_of(options)
-        setting = setting_of(options.models, options.artifacts, target_cores, addresses, generator)
+        setting = setting_of(models, options.artifacts, target_cores, addresses, generator)
         cores = {"target": len(target_cores), "generator": len(generator_cores)}
-        measured = _empty(suite, options, environment.describe(options.models, cores))
+        measured = _empty(suite, options, environment.describe(models, cores))
         measure(suite, setting, measured, _Progress())
     measured.save(output)
     print(f"\n{perf_counter() - begin_s:.0f} s; kept in {output}")

@@ -78,7 +78,8 @@ def _add_run(commands: Any) -> None:
         help="what drives closed loops over the network; auto: h2load if installed")  # fmt: skip
     add("--share-cores", action="store_true",
         help="targets and generator on all cores, instead of half of them each")  # fmt: skip
-    add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
+    add("--models", type=Path, metavar="DIR",
+        help="model repository (models, or the model in the box where that has none)")  # fmt: skip
     add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
         help="what training left, for the Keras targets")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
