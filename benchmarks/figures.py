@@ -117,7 +117,6 @@ def curve(
 
 
 def specs_of(results: Results) -> list[Spec]:
-    """List the targets that were measured, in their order."""
-    return list(dict.fromkeys(start.spec for start in results.starts)) or list(
-        dict.fromkeys(sample.spec for sample in results.samples)
-    )
+    """List the targets that were measured, in their order; those by address come last."""
+    started = [start.spec for start in results.starts]
+    return list(dict.fromkeys([*started, *(sample.spec for sample in results.samples)]))

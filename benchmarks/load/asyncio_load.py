@@ -133,6 +133,19 @@ def _trace(
     )
 
 
+def check(request: Request) -> None:
+    """Have one call answered.
+
+    Raises:
+        OSError: nobody answers there, or not rightly.
+    """
+
+    async def ask() -> None:
+        (await connect(request)).close()
+
+    asyncio.run(ask())
+
+
 def run_closed(request: Request, callers: Sequence[int], begin_s: float, seconds: float) -> Trace:
     """Run `closed` on an event loop of its own, with no pauses for garbage."""
     return _run(closed(request, callers, begin_s, seconds))

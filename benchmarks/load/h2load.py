@@ -1,7 +1,7 @@
 """Drives h2load (nghttp2), a load generator in C++: closed loops of unary calls.
 
-It takes any answer of HTTP for a success, gRPC's errors too: whoever starts a target asks it a
-question first and checks the answer.
+It takes any answer of HTTP for a success, gRPC's errors too: who uses it asks the same question
+first, with a client that can tell.
 """
 
 import os

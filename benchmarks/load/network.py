@@ -7,7 +7,7 @@ from typing import Self
 
 from benchmarks import processes
 from benchmarks.load import h2load
-from benchmarks.load.asyncio_load import run_closed, run_open
+from benchmarks.load.asyncio_load import check, run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.trace import Seconds, Trace, merge
 from serving.images import Images
@@ -88,6 +88,7 @@ class NetworkLoad:
         self._generator = generator
         self._address, self._path, self._streaming = address, path, streaming
         self._images, self._encode = images, encode
+        self._checked: set[int] = set()
 
     def _request(self, batch: int) -> Request:
         message = self._encode(self._images[:batch])
@@ -99,11 +100,18 @@ class NetworkLoad:
         """See `Load.closed`."""
         request = self._request(batch)
         if self._generator.uses_h2load and not self._streaming:
+            self._check(request, batch)
             connections = max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
             return h2load.closed(
                 request, connections, callers // connections, seconds, self._generator.cores
             )
         return self._generator.closed(request, callers, seconds)
+
+    def _check(self, request: Request, batch: int) -> None:
+        """Ask once with our own client: h2load takes a refusal for an answer."""
+        if batch not in self._checked:
+            check(request)
+            self._checked.add(batch)
 
     def open(self, offsets_s: Seconds, batch: int) -> Trace:
         """See `Load.open`: our own generator, since h2load counts from the actual send time."""

@@ -32,6 +32,7 @@ class ModelInfer:
         self.heads: set[bytes] = set()
         self.statistics = Statistics()
         self._classifier = classifier
+        self._response_heads: dict[str, bytes] = {}
 
     def read(self, data: bytes) -> Inference:
         """See `UnaryMethod`."""
@@ -79,16 +80,20 @@ class ModelInfer:
     def write_each(self, call: Request, answer: Answer) -> list[bytes]:
         """See `UnaryMethod`."""
         answered_s = time.monotonic()
-        one = Answer(b"\0", bytes(ROW_BYTES), answer.batch)
-        response = tensors.encode(self.ask(b""), one, self._name).SerializeToString()
-        head, probabilities = response[:-ROW_BYTES], answer.probabilities
-        responses = [
-            head + probabilities[at : at + ROW_BYTES]
-            for at in range(0, len(probabilities), ROW_BYTES)
-        ]
+        head, rows = self._response_head(answer), answer.probabilities
+        responses = [head + rows[at : at + ROW_BYTES] for at in range(0, len(rows), ROW_BYTES)]
         moments_s = (call.arrived_s, call.arrived_s, answered_s, time.monotonic())
         self.statistics.count_success(call, answer, moments_s)
         return responses
+
+    def _response_head(self, answer: Answer) -> bytes:
+        """Give how a one-image answer of this version begins: all but its probabilities."""
+        version = answer.batch.model.version
+        if version not in self._response_heads:
+            one = Answer(b"\0", bytes(ROW_BYTES), answer.batch)
+            response = tensors.encode(self.ask(b""), one, self._name).SerializeToString()
+            self._response_heads[version] = response[:-ROW_BYTES]
+        return self._response_heads[version]
 
     def note_failure(self, question: Inference, error: DigitsError) -> None:
         """See `UnaryMethod`."""

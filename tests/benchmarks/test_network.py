@@ -14,7 +14,7 @@ import pytest
 from benchmarks.load import h2load
 from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
-from benchmarks.load.network import spread
+from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.trace import Trace, arrivals
 from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
@@ -91,6 +91,17 @@ def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(
 def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> None:
     with pytest.raises(ConnectionError, match="fails on"):
         run_closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
+
+
+def test_h2load_is_not_believed_where_the_server_refuses(
+    server: RunningServer, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: name)  # as if it were installed
+    too_many = np.resize(images, (4097, images.shape[1]))
+    with Generator([0]) as generator:
+        load = NetworkLoad(generator, server.address, CLASSIFY, too_many, encode_digits)
+        with pytest.raises(ConnectionError, match="fails on"):
+            load.closed(1, len(too_many), SHORT_S)
 
 
 def test_answers_that_turn_bad_are_errors(server: RunningServer, images: Images) -> None:

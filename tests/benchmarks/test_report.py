@@ -84,6 +84,13 @@ def test_targets_that_could_not_run_are_not_measured() -> None:
     assert rows_of(kept, "Not measured")[1:] == [["engine cuda", "no GPU"]]
 
 
+def test_target_by_address_has_a_row_too() -> None:
+    peer = Spec(target="triton")
+    kept = results(sample(NATIVE, "SingleStream"), sample(peer, "SingleStream", latency_s=0.002))
+    kept.starts = [start for start in kept.starts if start.spec != peer]
+    assert [row[0] for row in rows_of(kept, "Targets")[1:]] == ["native", "triton"]
+
+
 def test_composition_compares_with_what_the_parts_allow() -> None:
     kept = results(
         sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1600),
