@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from serving import Client
 from serving.__main__ import main
-from serving.cuda import CudaEngine, buckets
+from serving.cuda import CudaEngine, buckets, faster, page_lock
 from serving.engine import OnnxEngine, open_engine, open_session
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
+from tests.fakes import FakeClock
 from tests.servers import running_server
 
 TOLERANCE = 1e-5
@@ -82,7 +83,7 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     session = open_session(onnx_bytes, "cpu")
     engine = CudaEngine(session, device="cpu", max_bucket=4)
 
-    def fail(binding: Any) -> None:
+    def fail(binding: Any, options: Any) -> None:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     with monkeypatch.context() as patched:
@@ -91,6 +92,111 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
             engine.run(images[:2])
     assert "700" not in str(caught.value)
     assert len(engine.run(images[:2])) == 2
+
+
+def test_page_locked_buffer_is_released_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: dict[int, int] = {}
+
+    class Runtime:
+        """Stands in for libcudart.so.12, where there is no 13."""
+
+        def __init__(self, name: str) -> None:
+            if "13" in name:
+                raise OSError(name)
+
+        def cudaHostRegister(self, address: Any, size: Any, flags: int) -> int:  # noqa: N802
+            locked[address.value] = size.value
+            return 0
+
+        def cudaHostUnregister(self, address: Any) -> None:  # noqa: N802
+            del locked[address.value]
+
+    monkeypatch.setattr("ctypes.CDLL", Runtime)
+    buffer = np.zeros((4, 784), np.uint8)
+    page_lock(buffer)
+    assert locked == {buffer.ctypes.data: 4 * 784}
+    del buffer
+    assert locked == {}
+
+
+class Timed:
+    """An engine whose runs take as long as it is told, on a clock of its own making."""
+
+    def __init__(self, clock: FakeClock, seconds_by_size: dict[int, float]) -> None:
+        self._clock, self._seconds = clock, seconds_by_size
+
+    def run(self, images: Images) -> None:
+        self._clock.advance(self._seconds[len(images)])
+
+
+@pytest.mark.parametrize(
+    ("other", "is_faster"),
+    [
+        ({1: 0.5, 512: 3.0}, True),  # half the time for one image, the same for many
+        ({1: 1.1, 512: 2.9}, False),
+        ({1: 0.9, 512: 6.0}, False),
+    ],
+)
+def test_the_faster_engine_is_kept(other: dict[int, float], is_faster: bool) -> None:
+    clock = FakeClock()
+    a, b = Timed(clock, {1: 1.0, 512: 3.0}), Timed(clock, other)
+    assert faster(a, b, clock) is (b if is_faster else a)  # type: ignore[arg-type, comparison-overlap]
+
+
+def open_with(
+    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, opened: list[dict[str, str]]
+) -> CudaEngine:
+    """Open the device "cuda" with sessions on the CPU; each one's options are kept in `opened`."""
+
+    def session(model: bytes, device: str, **options: str) -> Any:
+        opened.append(options)
+        return open_session(model, "cpu")
+
+    monkeypatch.setattr("serving.engine.open_session", session)
+    monkeypatch.setattr(
+        "serving.engine.CudaEngine", lambda session: CudaEngine(session, "cpu", max_bucket=512)
+    )
+    engine = open_engine(onnx_bytes, "cuda")
+    assert isinstance(engine, CudaEngine)
+    return engine
+
+
+def test_graphs_are_tried_beside_plain_runs(
+    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
+) -> None:
+    opened: list[dict[str, str]] = []
+    engine = open_with(monkeypatch, onnx_bytes, opened)
+    assert opened == [{}, {"enable_cuda_graph": "1"}]
+    assert len(engine.run(images[:3])) == 3
+
+
+def test_card_without_graphs_runs_plainly(
+    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
+) -> None:
+    class NoGraphs(list[dict[str, str]]):
+        def append(self, options: dict[str, str]) -> None:
+            if options:
+                raise DeviceError("capture failed")
+
+    engine = open_with(monkeypatch, onnx_bytes, NoGraphs())
+    assert len(engine.run(images[:3])) == 3
+
+
+def test_each_shape_has_a_graph_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
+) -> None:
+    session = open_session(onnx_bytes, "cpu")
+    engine = CudaEngine(session, device="cpu", max_bucket=4)
+    run, ids = session.run_with_iobinding, []
+
+    def note(binding: Any, options: Any) -> None:
+        ids.append(options.get_run_config_entry("gpu_graph_id"))
+        run(binding, options)
+
+    monkeypatch.setattr(session, "run_with_iobinding", note)
+    for num_images in (1, 2, 3, 4, 1):
+        engine.run(images[:num_images])
+    assert ids == ["1", "2", "4", "4", "1"]  # 0 is ONNX Runtime's own
 
 
 @pytest.fixture
