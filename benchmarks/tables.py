@@ -110,11 +110,12 @@ def composition(results: Results, found: Mapping[Key, Rounds]) -> Table:
     """Compare our servers with what their parts allow: 1 / (1 / transport + 1 / run)."""
     rows = [["images/s", "runs of", "measured", "1/(1/echo + 1/run)", "share", "bare"]]
     for key, samples in grouped(results.samples).items():
-        if key.scenario in ("ClosedLoop", "Offline") and key.spec.target in _ECHO:
+        is_comparable = key.spec.workers == results.environment["cores_for"]["target"] == 1
+        if is_comparable and key.scenario in ("ClosedLoop", "Offline") and key.spec.target in _ECHO:
             row = _parts(key, mean_batch(samples), found)
             rows += [row] if row else []
     note = (
-        "Share: of what the transport alone and runs alone, of the mean size that formed, would "
+        "On one core. Share: of what the transport and runs, of the mean size that formed, would "
         "allow if each found its caches warm. Bare: the loop that has the transport and the model "
         "and nothing else, in the same rounds."
     )

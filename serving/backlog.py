@@ -1,13 +1,13 @@
 """The bounded, fair queue of requests that wait for a run: bookkeeping only, no threads, no clock.
 
 Callers take turns (round robin), in two rings: those whose next request is small, a few images a
-turn, and those whose next request is large, a batch a turn. The small go first, up to half of a
-batch, so that one caller's ten thousand images never hold up another's one; and large requests run
-one after the other instead of in slices, which would cost each of them all the others' time.
-Every request that is admitted gets exactly one outcome: resolved, rejected or cancelled.
+turn, and those whose next request is large, which is taken whole before the next caller's turn:
+sliced, each would take as long as all of them. The small go first, up to half of a batch, so that
+one caller's ten thousand images never hold up another's one. Every request that is admitted gets
+exactly one outcome: resolved, rejected or cancelled.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
@@ -26,9 +26,10 @@ class Backlog:
         self.num_rows = 0
         self.waiting_since_s = 0.0
         self._capacity = capacity
-        self._small: deque[Hashable] = deque()
-        self._large: deque[Hashable] = deque()
+        self._num_taken = 0
         self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
+        self._small: OrderedDict[Hashable, None] = OrderedDict()
+        self._large: OrderedDict[Hashable, None] = OrderedDict()
 
     @property
     def room(self) -> int:
@@ -51,8 +52,9 @@ class Backlog:
         queue = self._callers.get(request.caller)
         if queue is None:
             queue = self._callers[request.caller] = OrderedDict()
-            self._ring(request).append(request.caller)
         queue[request] = None
+        if len(queue) == 1:
+            self._place(request.caller)
 
     def pass_through(self, request: Request, now_s: float) -> Batch:
         """Admit a request that finds the queue empty, and take it as a batch of its own."""
@@ -77,7 +79,7 @@ class Backlog:
         if not request.settled and request.withdraw(key):
             self.num_rows -= 1
             if request.rows_taken == request.num_rows:  # it was the last that waited
-                del self._callers[request.caller][request]
+                self._remove(request)
                 request.settled = not request.rows_left
 
     def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> Batch | None:
@@ -92,30 +94,44 @@ class Backlog:
             None if nothing is left to run.
         """
         batch, too_late_s = Batch(self.model, started_s=now_s), now_s + margin_s
+        self._num_taken += 1
         if self._large:
-            self._take_turns(self._small, _TURN_ROWS, batch, max_rows // 2, too_late_s)
+            half = (max_rows + self._num_taken % 2) // 2  # of one row every other time
+            self._take_turns(self._small, _TURN_ROWS, batch, half, too_late_s)
         while (self._large or self._small) and batch.num_rows < max_rows:
             self._take_turns(self._large, max_rows, batch, max_rows, too_late_s)
             self._take_turns(self._small, _TURN_ROWS, batch, max_rows, too_late_s)
         return batch if batch.pieces else None
 
     def _take_turns(
-        self, ring: deque[Hashable], turn_rows: int, batch: Batch, max_rows: int, too_late_s: float
-    ) -> None:
+        self, ring: OrderedDict[Hashable, None], turn_rows: int, batch: Batch, max_rows: int,
+        too_late_s: float,
+    ) -> None:  # fmt: skip
         while ring and batch.num_rows < max_rows:
-            caller = ring.popleft()
-            queue = self._callers[caller]
+            caller, _ = ring.popitem(last=False)
             room = max_rows - batch.num_rows
-            self._take_turn(queue, batch, min(turn_rows, room) if ring else room, too_late_s)
-            if queue:
-                self._ring(next(iter(queue))).append(caller)
-            else:
-                del self._callers[caller]
+            turn = min(turn_rows, room) if ring else room
+            self._take_turn(self._callers[caller], batch, turn, too_late_s)
+            self._place(caller)
 
-    def _ring(self, request: Request) -> deque[Hashable]:
-        """Where a caller waits whose next request this is."""
+    def _place(self, caller: Hashable) -> None:
+        """Put a caller into the ring that its next request belongs to, where it is not yet."""
+        queue = self._callers.get(caller)
+        if not queue:
+            for callers in (self._callers, self._small, self._large):
+                callers.pop(caller, None)
+            return
+        request = next(iter(queue))
         is_large = request.is_one_call and request.num_rows - request.rows_taken > _TURN_ROWS
-        return self._large if is_large else self._small
+        ring, other = (self._large, self._small) if is_large else (self._small, self._large)
+        other.pop(caller, None)
+        ring.setdefault(caller)
+        if is_large and request.rows_taken:
+            ring.move_to_end(caller, last=False)
+
+    def _remove(self, request: Request) -> None:
+        del self._callers[request.caller][request]
+        self._place(request.caller)
 
     def _take_turn(
         self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float
@@ -150,8 +166,7 @@ class Backlog:
 
     def _settle(self, request: Request) -> None:
         request.settled = True
-        request.answer = None  # whose batch knows the request: see `Request.finish`
         waiting = request.num_rows - request.rows_taken
         if waiting:
             self.num_rows -= waiting
-            del self._callers[request.caller][request]
+            self._remove(request)

@@ -1,7 +1,8 @@
 """Runs what waits: batch while busy, never wait while idle.
 
-A free runner takes everything queued at once, up to `max_batch_size`; what arrives meanwhile forms
-the next batch. So batches grow with the load and an idle server adds no delay.
+A free runner takes everything queued at once, up to `max_batch_size`, but what other free runners
+can share; what arrives meanwhile forms the next batch. So batches grow with the load and an idle
+server adds no delay.
 """
 
 import logging
@@ -130,8 +131,9 @@ class Batcher:
         """Run a request on the calling thread, past the queue, if the engine is idle.
 
         Returns:
-            False if something waits, no place is free, or the request is larger than a run: then
-            nothing has happened, and the caller submits it.
+            False if it has to be submitted, and nothing has happened: something waits, no place is
+            free, requests are refused or to be delayed, its deadline has passed, it is larger than
+            a run, or so large that other free runners should share it.
         """
         with self._lock:
             now_s = self._clock()
@@ -277,8 +279,9 @@ class Batcher:
     @property
     def _most_rows(self) -> int:
         """How many images the next run takes: the free runners share what waits."""
-        share = -(-self.num_waiting // self._free)
-        return min(self._config.max_batch_size, max(share, _ENOUGH_ROWS))
+        share = max(-(-self.num_waiting // self._free), _ENOUGH_ROWS)
+        waits_for_more = self._config.max_queue_delay_s > 0
+        return self._config.max_batch_size if waits_for_more else min(share, self.max_batch_size)
 
     @property
     def _margin_s(self) -> float:

@@ -45,7 +45,8 @@ class Classifier:
         self.batcher = Batcher(
             model,
             self.batching,
-            num_runners=max(1, usable_cores() // num_processes),
+            # A GPU runs one batch at a time: several runners would only make them smaller.
+            num_runners=1 if model.device == "cuda" else max(1, usable_cores() // num_processes),
             observe=self.metrics.observe,
         )
 

@@ -1,11 +1,10 @@
 """Runs the model on a GPU: fixed shapes, in buffers that stay instead of new ones for each run."""
 
 import ctypes
+import os
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ INPUT, OUTPUT = "images", "probabilities"
 MAX_BUCKET = 512
 """The largest shape: `max_batch_size`'s default. Larger batches run in several."""
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
-"""The names of the library that `preload_dlls` has loaded, one of them."""
+"""The names of the library, of which ONNX Runtime has loaded one."""
 
 
 def buckets(max_size: int) -> tuple[int, ...]:
@@ -33,6 +32,7 @@ class CudaEngine:
     """An ONNX Runtime session whose input and output stay on the device, a pair a bucket.
 
     A batch is padded to the next bucket, so the device sees few shapes and its memory is bounded.
+    Without CUDA graphs: ONNX Runtime keeps them by thread, and runs come from any.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class _Bucket:
     """One shape: its buffers on the device, bound once, and the host's copy of the input."""
 
     def __init__(self, session: "onnxruntime.InferenceSession", device: str, size: int) -> None:
-        from onnxruntime import OrtValue, RunOptions
+        from onnxruntime import OrtValue
 
         self.size = size
         self._session = session
@@ -89,43 +89,14 @@ class _Bucket:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(INPUT, self._input)
         self._binding.bind_ortvalue_output(OUTPUT, self._output)
-        # Where the session captures CUDA graphs: one for each shape; without, nobody reads it.
-        self._options = RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(size))
 
     def run(self, images: Images) -> Probabilities:
         """Classify up to `size` images; what an earlier run left in the padding is ignored."""
         self._padded[: len(images)] = images
         self._input.update_inplace(self._padded)  # one copy to the device
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding)
         # On the CPU numpy() may be a view of the buffer that the next run writes.
         return np.array(self._output.numpy()[: len(images)])
-
-
-def faster(
-    a: CudaEngine, b: CudaEngine, clock: Callable[[], float] = perf_counter, num_runs: int = 50
-) -> CudaEngine:
-    """Time two engines in turns, on one image and on the largest shape, and give the faster.
-
-    Args:
-        a: an engine.
-        b: another one.
-        clock: seconds, monotonic.
-        num_runs: of each engine and size; the medians count.
-    """
-    ratio = 1.0
-    for size in (1, MAX_BUCKET):
-        images = np.zeros((size, IMAGE_BYTES), np.uint8)
-        times_s = [[_time_s(engine, images, clock) for engine in (a, b)] for _ in range(num_runs)]
-        a_s, b_s = np.median(times_s, axis=0)
-        ratio *= b_s / a_s  # so both sizes count alike
-    return b if ratio < 1 else a
-
-
-def _time_s(engine: CudaEngine, images: Images, clock: Callable[[], float]) -> float:
-    begin_s = clock()
-    engine.run(images)
-    return clock() - begin_s
 
 
 def page_lock(buffer: Images) -> None:
@@ -136,7 +107,8 @@ def page_lock(buffer: Images) -> None:
     address = ctypes.c_void_p(buffer.ctypes.data)
     for name in _CUDA_RUNTIMES:
         with suppress(OSError):
-            runtime = ctypes.CDLL(name)
+            runtime = ctypes.CDLL(name, os.RTLD_NOLOAD)
             if runtime.cudaHostRegister(address, ctypes.c_size_t(buffer.nbytes), 0) == 0:
                 weakref.finalize(buffer, runtime.cudaHostUnregister, address).atexit = False
-            return
+            else:
+                runtime.cudaGetLastError()  # forgets the error, or the next kernel would find it

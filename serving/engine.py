@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from serving.config import Device
-from serving.cuda import INPUT, OUTPUT, CudaEngine, faster
+from serving.cuda import INPUT, OUTPUT, CudaEngine
 from serving.errors import CorruptModel, DeviceError, ModelError
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
@@ -76,17 +76,7 @@ def open_engine(model: bytes, device: Device = "auto") -> Engine:
 
 
 def _open_cuda(model: bytes) -> CudaEngine:
-    """Open it with CUDA graphs and without, and keep what is faster on this card."""
-    plain = _cuda_engine(open_session(model, "cuda"))
-    try:
-        graphs = _cuda_engine(open_session(model, "cuda", enable_cuda_graph="1"))
-    except DeviceError as err:
-        _log.info("no CUDA graphs: %s", err)
-        return plain
-    return faster(plain, graphs)
-
-
-def _cuda_engine(session: "onnxruntime.InferenceSession") -> CudaEngine:
+    session = open_session(model, "cuda")
     try:
         return CudaEngine(session)
     except Exception as err:  # no memory left, or a kernel that the card can't run
@@ -99,9 +89,7 @@ def _has_cuda() -> bool:
     return _PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
-def open_session(
-    model: bytes, device: str, **provider_options: str
-) -> "onnxruntime.InferenceSession":
+def open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
     """Build a checked session on "cpu" or "cuda"; raises what `open_engine` raises."""
     import onnxruntime
 
@@ -119,9 +107,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised and told by us
     try:
-        session = onnxruntime.InferenceSession(
-            model, options, providers=[(provider, provider_options)]
-        )
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as err:  # ONNX Runtime's own exceptions have no common base
         if device == "cuda":
             raise DeviceError(f"CUDA can't be used: {_first_line(err)}") from err

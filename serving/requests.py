@@ -90,12 +90,7 @@ class Request:
         memoryview(self.answer.digits)[first:end] = digits
         memoryview(self.answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
         self.answer.batch = batch
-        if not self.settled:
-            return None
-        # The batch knows this request: kept here, the answer would close a cycle, and the images
-        # of large requests would wait for the garbage collector by the hundred megabytes.
-        answer, self.answer = self.answer, None
-        return answer
+        return self.answer if self.settled else None
 
     def singles(self, first: int, num: int) -> "Sequence[Request]":
         """Give what shares the fate of a failed run's rows: this request, if it is only one."""
@@ -195,4 +190,7 @@ class Batch:
                 if answer is not None:
                     answered.append((request, answer))
             row += rows
+        # Answers know the batch: did it know their requests, the images would wait for the garbage
+        # collector, by the hundred megabytes where requests are large.
+        self.pieces = []
         return answered

@@ -22,7 +22,7 @@ TRITON_CONFIG = """\
 # For NVIDIA Triton. Tune it as you like: an export never overwrites it.
 name: "{name}"
 backend: "onnxruntime"
-max_batch_size: 128
+max_batch_size: 512
 input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ 784 ] }} ]
 output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ 10 ] }} ]
 dynamic_batching {{ }}

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def open_front() -> NativeGrpcFront:
-    """Listen as serving/rpc/native.py does, and say where."""
+    """Listen, and say where: as serving/rpc/native.py does, without its scheduling."""
     front = NativeGrpcFront("127.0.0.1:0", [(_CLASSIFY, False)], io_threads=1, call_details=True)
     front.start()
     print(f"serving address=127.0.0.1:{front.bound_port}", flush=True)

@@ -136,7 +136,7 @@ def _command(spec: Spec, setting: Setting) -> tuple[str, ...]:
     if spec.target in _PEERS:
         precisions = ("fp32", "int8") if spec.target == "bare" else ("fp32",)
         if spec.device != "cpu" or spec.precision not in precisions or spec.workers > 1:
-            raise NotMeasured("runs on the CPU, in fp32, in one process only")
+            raise NotMeasured(f"runs on the CPU, in {' or '.join(precisions)}, in one process")
         module, *arguments = _PEERS[spec.target]
         if spec.target in ("plain", "bare"):
             arguments += ["--models", str(setting.models)]

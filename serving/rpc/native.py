@@ -18,7 +18,7 @@ from serving.errors import ConfigurationError, DigitsError
 from serving.images import IMAGE_BYTES
 from serving.metrics import Metrics
 from serving.requests import Request
-from serving.rpc.native_calls import NativeCall, OneImageCalls
+from serving.rpc.native_calls import NativeCall, OneImageCalls, yield_core
 from serving.rpc.status import STATUS
 from serving.rpc.unary import MAX_HEAD_BYTES, UnaryMethod
 
@@ -99,10 +99,10 @@ class NativeFront:
             group = self._sole_group(events)
             if group is not None and self._batcher.run_at_once(group):
                 timeout_ms = None
-            else:
-                self._batcher.submit_all(self._requests(events))
-                timeout_ms = 0 if self._batcher.help() else None
-                os.sched_yield()  # to the I/O thread, which now has something to send
+                continue
+            self._batcher.submit_all(self._requests(events) if group is None else self._kept(group))
+            timeout_ms = 0 if self._batcher.help() else None
+            yield_core()
 
     def _receive(self, timeout_ms: int | None) -> list[Any] | None:
         """Take all that has come: the end of a call may lie thousands of events behind it.
@@ -122,9 +122,11 @@ class NativeFront:
     def _sole_group(self, events: list[Any]) -> OneImageCalls | None:
         """Make one group of all that came, if it is calls of one image each, of one method.
 
-        Its calls are not kept in `calls`: when somebody leaves they have run.
+        Its calls are not kept in `calls`: run at once, nobody leaves before they are answered.
         """
         if not 0 < len(events) <= self._batcher.max_batch_size or len(events[0]) > _NUM_FIELDS:
+            return None
+        if self._batcher.num_waiting:
             return None
         kind, _, method_id, message, _ = events[0]
         if kind != EVENT_CALL or message[_HEAD] not in self._methods[method_id].heads:
@@ -142,6 +144,11 @@ class NativeFront:
         group.images += [message[-IMAGE_BYTES:] for message in messages]
         group.seal()
         return group
+
+    def _kept(self, group: OneImageCalls) -> list[Request]:
+        """Keep the calls of a group that has to wait."""
+        self.calls.update(dict.fromkeys(group.keys, group))
+        return [group]
 
     def _requests(self, events: list[Any]) -> list[Request]:
         """Turn calls into requests; refuse the bad ones, forget those whose callers left."""
@@ -195,11 +202,11 @@ class NativeFront:
 
     def respond(self, call_ids: Sequence[int], responses: Iterable[bytes]) -> None:
         """Send answers; from any thread. Nothing happens if a caller has left."""
-        for _ in map(self._front.respond, call_ids, responses):
-            pass
         if self.calls:
             for call_id in call_ids:
                 self.calls.pop(call_id, None)
+        for _ in map(self._front.respond, call_ids, responses):
+            pass
 
     def fail(self, call_id: int, method: UnaryMethod[Any], error: DigitsError) -> None:
         """Send a status; from any thread.
@@ -220,8 +227,11 @@ def _patient_threads() -> Iterator[None]:
 
     On a core that it shares with the batches, the I/O thread would else interrupt them for each
     answer and each arrival, and send and read them one at a time: from 55 to 61 thousand calls/s
-    (h2load, 8 x 8, one core). See SCHED_BATCH in sched(7).
+    (h2load, 8 x 8, one core). See SCHED_BATCH in sched(7). A policy that somebody chose is kept.
     """
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
     with suppress(OSError):  # a sandbox may forbid it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:

@@ -1,6 +1,6 @@
 """Calls of the native transport as the batcher sees them: one by one, or many as a group."""
 
-import os
+import ctypes
 import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,11 @@ from serving.rpc.unary import Question, UnaryMethod
 
 if TYPE_CHECKING:
     from serving.rpc.native import NativeFront
+
+
+yield_core = ctypes.CDLL(None).sched_yield
+"""Lets the I/O thread send what it has before this thread goes on; see `native._patient_threads`.
+`os.sched_yield` keeps the interpreter's lock while others run, before Python 3.12."""
 
 
 class NativeCall(Request):
@@ -65,7 +70,8 @@ class OneImageCalls(Group):
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
         self._front.respond(self.keys[answer.first :], self._method.write_each(self, answer))
-        os.sched_yield()  # to the I/O thread: answers leave before anything else is done
+        if answer.num_calls == answer.batch.num_rows:  # the whole run: nothing else to send
+            yield_core()
 
     def reject(self, error: DigitsError) -> None:
         """See `Request`."""

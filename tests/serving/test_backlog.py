@@ -69,10 +69,30 @@ def test_caller_with_many_requests_does_not_hold_up_another() -> None:
 
 def test_large_requests_run_one_after_the_other() -> None:
     backlog = Backlog(FakeModel(), capacity=20_000)
-    backlog.admit(request(*[1] * 40, caller="a"), 0.0)
-    backlog.admit(request(*[2] * 40, caller="b"), 0.0)
-    assert values_of(backlog.take(40, 0.0)) == [1] * 40
-    assert values_of(backlog.take(40, 0.0)) == [2] * 40
+    for caller in (1, 2):
+        backlog.admit(request(*[caller] * 100, caller=caller), 0.0)
+        backlog.admit(request(*[10 * caller] * 100, caller=caller), 0.0)
+    batches = [values_of(backlog.take(50, 0.0)) for _ in range(8)]
+    assert batches == [[value] * 50 for value in (1, 1, 2, 2, 10, 10, 20, 20)]
+
+
+def test_runs_of_one_image_go_to_small_and_large_requests_in_turn() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    backlog.admit(request(*[1] * 100, caller="large"), 0.0)
+    for _ in range(3):
+        backlog.admit(request(2, caller="small"), 0.0)
+    taken = [values_of(backlog.take(1, 0.0)) for _ in range(6)]
+    assert sorted(taken) == [[1]] * 3 + [[2]] * 3
+
+
+def test_small_request_does_not_wait_where_a_large_one_before_it_has_left() -> None:
+    backlog = Backlog(FakeModel(), capacity=20_000)
+    backlog.admit(request(*[1] * 1000, caller="other"), 0.0)
+    left = request(*[2] * 1000, caller="mine")
+    backlog.admit(left, 0.0)
+    backlog.admit(request(3, caller="mine"), 0.0)
+    backlog.cancel(left)
+    assert 3 in values_of(backlog.take(40, 0.0))
 
 
 def test_small_requests_go_before_large_ones_and_leave_them_half() -> None:

@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import shutil
@@ -19,6 +20,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
+from serving.requests import Answer, Batch, Request
 from tests.published import publish, tampered
 from training.data import Mnist
 
@@ -215,3 +217,19 @@ def test_cuda_that_cannot_be_used_is_an_error_not_a_fallback(models: Path) -> No
         Classifier.load(models / "digits", device="cuda")
     with Classifier.load(models / "digits", device="auto") as classifier:
         assert classifier.model_info().device == "cpu"
+
+
+@pytest.mark.parametrize("num_images", [3, 600])  # at once; in several runs
+def test_classified_images_do_not_wait_for_the_garbage_collector(
+    classifier: Classifier, images: Images, num_images: int
+) -> None:
+    images = np.resize(images, (num_images, images.shape[1]))
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        classifier.classify(images)
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, (Request, Batch, Answer))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

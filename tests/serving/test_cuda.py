@@ -1,6 +1,7 @@
 """The GPU's engine with its buffers on the CPU: everything but the kernels, without a GPU."""
 
 import logging
+import os
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,10 @@ from hypothesis import strategies as st
 
 from serving import Client
 from serving.__main__ import main
-from serving.cuda import CudaEngine, buckets, faster, page_lock
+from serving.cuda import CudaEngine, buckets, page_lock
 from serving.engine import OnnxEngine, open_engine, open_session
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
-from tests.fakes import FakeClock
 from tests.servers import running_server
 
 TOLERANCE = 1e-5
@@ -83,7 +83,7 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     session = open_session(onnx_bytes, "cpu")
     engine = CudaEngine(session, device="cpu", max_bucket=4)
 
-    def fail(binding: Any, options: Any) -> None:
+    def fail(binding: Any) -> None:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     with monkeypatch.context() as patched:
@@ -94,109 +94,49 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     assert len(engine.run(images[:2])) == 2
 
 
+class CudaRuntime:
+    """Stands in for libcudart.so.12, where 13 is not loaded."""
+
+    def __init__(self, result: int) -> None:
+        self._result = result
+        self.locked: dict[int, int] = {}
+        self.last_error = 0
+
+    def load(self, name: str, mode: int) -> "CudaRuntime":
+        if "13" in name or not mode & os.RTLD_NOLOAD:
+            raise OSError(name)
+        return self
+
+    def cudaHostRegister(self, address: Any, size: Any, flags: int) -> int:  # noqa: N802
+        self.last_error = self._result
+        if not self._result:
+            self.locked[address.value] = size.value
+        return self._result
+
+    def cudaHostUnregister(self, address: Any) -> None:  # noqa: N802
+        del self.locked[address.value]
+
+    def cudaGetLastError(self) -> None:  # noqa: N802
+        self.last_error = 0
+
+
 def test_page_locked_buffer_is_released_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    locked: dict[int, int] = {}
-
-    class Runtime:
-        """Stands in for libcudart.so.12, where there is no 13."""
-
-        def __init__(self, name: str) -> None:
-            if "13" in name:
-                raise OSError(name)
-
-        def cudaHostRegister(self, address: Any, size: Any, flags: int) -> int:  # noqa: N802
-            locked[address.value] = size.value
-            return 0
-
-        def cudaHostUnregister(self, address: Any) -> None:  # noqa: N802
-            del locked[address.value]
-
-    monkeypatch.setattr("ctypes.CDLL", Runtime)
+    runtime = CudaRuntime(result=0)
+    monkeypatch.setattr("ctypes.CDLL", runtime.load)
     buffer = np.zeros((4, 784), np.uint8)
     page_lock(buffer)
-    assert locked == {buffer.ctypes.data: 4 * 784}
+    assert runtime.locked == {buffer.ctypes.data: 4 * 784}
     del buffer
-    assert locked == {}
+    assert runtime.locked == {}
 
 
-class Timed:
-    """An engine whose runs take as long as it is told, on a clock of its own making."""
-
-    def __init__(self, clock: FakeClock, seconds_by_size: dict[int, float]) -> None:
-        self._clock, self._seconds = clock, seconds_by_size
-
-    def run(self, images: Images) -> None:
-        self._clock.advance(self._seconds[len(images)])
-
-
-@pytest.mark.parametrize(
-    ("other", "is_faster"),
-    [
-        ({1: 0.5, 512: 3.0}, True),  # half the time for one image, the same for many
-        ({1: 1.1, 512: 2.9}, False),
-        ({1: 0.9, 512: 6.0}, False),
-    ],
-)
-def test_the_faster_engine_is_kept(other: dict[int, float], is_faster: bool) -> None:
-    clock = FakeClock()
-    a, b = Timed(clock, {1: 1.0, 512: 3.0}), Timed(clock, other)
-    assert faster(a, b, clock) is (b if is_faster else a)  # type: ignore[arg-type, comparison-overlap]
-
-
-def open_with(
-    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, opened: list[dict[str, str]]
-) -> CudaEngine:
-    """Open the device "cuda" with sessions on the CPU; each one's options are kept in `opened`."""
-
-    def session(model: bytes, device: str, **options: str) -> Any:
-        opened.append(options)
-        return open_session(model, "cpu")
-
-    monkeypatch.setattr("serving.engine.open_session", session)
-    monkeypatch.setattr(
-        "serving.engine.CudaEngine", lambda session: CudaEngine(session, "cpu", max_bucket=512)
-    )
-    engine = open_engine(onnx_bytes, "cuda")
-    assert isinstance(engine, CudaEngine)
-    return engine
-
-
-def test_graphs_are_tried_beside_plain_runs(
-    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
+def test_buffer_that_cannot_be_locked_leaves_no_error_behind(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    opened: list[dict[str, str]] = []
-    engine = open_with(monkeypatch, onnx_bytes, opened)
-    assert opened == [{}, {"enable_cuda_graph": "1"}]
-    assert len(engine.run(images[:3])) == 3
-
-
-def test_card_without_graphs_runs_plainly(
-    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
-) -> None:
-    class NoGraphs(list[dict[str, str]]):
-        def append(self, options: dict[str, str]) -> None:
-            if options:
-                raise DeviceError("capture failed")
-
-    engine = open_with(monkeypatch, onnx_bytes, NoGraphs())
-    assert len(engine.run(images[:3])) == 3
-
-
-def test_each_shape_has_a_graph_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, onnx_bytes: bytes, images: Images
-) -> None:
-    session = open_session(onnx_bytes, "cpu")
-    engine = CudaEngine(session, device="cpu", max_bucket=4)
-    run, ids = session.run_with_iobinding, []
-
-    def note(binding: Any, options: Any) -> None:
-        ids.append(options.get_run_config_entry("gpu_graph_id"))
-        run(binding, options)
-
-    monkeypatch.setattr(session, "run_with_iobinding", note)
-    for num_images in (1, 2, 3, 4, 1):
-        engine.run(images[:num_images])
-    assert ids == ["1", "2", "4", "4", "1"]  # 0 is ONNX Runtime's own
+    runtime = CudaRuntime(result=1)
+    monkeypatch.setattr("ctypes.CDLL", runtime.load)
+    page_lock(np.zeros((4, 784), np.uint8))
+    assert (runtime.locked, runtime.last_error) == ({}, 0)
 
 
 @pytest.fixture
