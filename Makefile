@@ -40,7 +40,7 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.html
 	$(RUN) -m benchmarks run --suite bench
 
-bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (an hour)
+bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
 bench-readme: $(INSTALLED)  ## measure anew what the README shows: its result file, report and table

@@ -128,6 +128,6 @@ FULL = Suite(
     rounds=3,
     rules=Rules(seconds=0.5),
 )
-"""What `make bench-full` runs: every scenario, device, precision and worker count; an hour."""
+"""What `make bench-full` runs: every scenario, device, precision and worker count; 20 minutes."""
 
 SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL)}

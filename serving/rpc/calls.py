@@ -35,9 +35,8 @@ class Calls:
 
     grpc.aio hands over calls one at a time, and a runner that is woken for the first would compete
     with the loop for the interpreter, and run batches of one: so the loop takes in what has arrived
-    before it wakes anyone, unless the last call was run alone. Outcomes come from the runners'
-    threads; they are posted to the loop together, with one wake-up for as many as are ready: waking
-    a loop costs more than an outcome.
+    before it wakes anyone. Outcomes come from the runners' threads; they are posted to the loop
+    together, with one wake-up for as many as are ready: waking a loop costs more than an outcome.
     """
 
     def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
@@ -48,7 +47,6 @@ class Calls:
         self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
         self._is_woken = False
         self._num_arrivals = self._num_passes = 0
-        self._was_alone = False
         self._is_released: asyncio.Event | None = None
         self.num_begun = self.num_active = 0
 
@@ -119,9 +117,6 @@ class Calls:
     def submit(self, call: "AsyncCall") -> None:
         """Queue a call; raises what `Batcher.submit` raises."""
         self._batcher.admit(call)
-        if self._was_alone and not self._num_arrivals:
-            self._batcher.wake()
-            return
         self._num_arrivals += 1
         if self._num_arrivals == 1:
             self._loop.call_soon(self._wake_when_quiet, 0)
@@ -158,8 +153,6 @@ class Calls:
 
     def post(self, future: "asyncio.Future[Answer]", outcome: Answer | DigitsError) -> None:
         """Hand an outcome to the loop, from any thread."""
-        if isinstance(outcome, Answer):
-            self._was_alone = len(outcome.digits) == outcome.batch.num_rows
         self._outcomes.append((future, outcome))
         if not self._is_woken:
             self._is_woken = True
