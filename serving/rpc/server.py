@@ -1,6 +1,7 @@
 """The server's life: load, listen, serve until told to stop, drain."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -160,6 +161,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signals.put_nowait, number)
+        gc.freeze()  # what start-up made stays: else each full collection looks at all of it
         on_ready(self)
         _log.info("draining: %s", signal.Signals(await signals.get()).name)
         drain = asyncio.create_task(self.drain())
