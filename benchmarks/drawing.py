@@ -18,6 +18,9 @@ COLOURS = {
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
+_OTHERS = ("#b2182b", "#1b7837", "#542788", "#b35806")
+"""For targets by address, in the order of their appearance."""
+_given: dict[str, str] = {}
 DPI = 120
 _LABEL = 0.05  # height of a label, as a share of the axes
 
@@ -31,7 +34,9 @@ def png(figure: Figure) -> bytes:
 
 def style(spec: Spec) -> dict[str, Any]:
     """Return a target's colour and dash."""
-    colour = COLOURS.get(spec.target, INK)
+    colour = COLOURS.get(spec.target) or _given.setdefault(
+        spec.target, _OTHERS[len(_given) % len(_OTHERS)]
+    )
     if spec.precision == "int8":
         return {"color": _lighter(colour), "linestyle": "--"}
     return {"color": colour, "linestyle": ":" if spec.device == "cuda" else "-"}
