@@ -5,19 +5,15 @@ can share; what arrives meanwhile forms the next batch. So batches grow with the
 server adds no delay.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
 from serving.backlog import Backlog
 from serving.config import BatchingConfig
-from serving.errors import DigitsError, ModelError, Overloaded, Unavailable
+from serving.errors import DigitsError, Overloaded, Unavailable
+from serving.execution import Execution
 from serving.requests import Answered, Batch, Model, Request
-
-_log = logging.getLogger(__name__)
 
 _ENOUGH_ROWS = 128
 """Images that are worth a run of their own, where another one could share them: more are hardly
@@ -47,13 +43,12 @@ class Batcher:
         """
         self._config = config
         self._clock = clock
-        self._observe = observe
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
+        self._execution = Execution(self._lock, clock, observe)
         self._wake = threading.Condition(self._lock)
         self._backlog = Backlog(model, config.queue_capacity)
         self._retiring: list[Backlog] = []
         self._free = self._num_runners = num_runners
-        self._usual_run_s = 0.0
         self._refusal: str | None = None
         self._closed = False
         self._threads = [
@@ -230,7 +225,7 @@ class Batcher:
     @property
     def expected_wait_s(self) -> float:
         """How long a request that came now would wait, at the usual length of a run."""
-        return self.num_waiting / self._config.max_batch_size * self._usual_run_s
+        return self.num_waiting / self._config.max_batch_size * self._execution.usual_s
 
     @property
     def _is_idle(self) -> bool:
@@ -291,45 +286,14 @@ class Batcher:
         deadline passes during the run. Without a queue every request gets its chance.
         """
         is_backed_up = self.num_waiting > self._config.max_batch_size
-        return 2 * self._usual_run_s if is_backed_up else 0.0
+        return 2 * self._execution.usual_s if is_backed_up else 0.0
 
     def _run(self, batch: Batch) -> None:
-        self._execute(batch)
+        self._execution.run(batch)
         with self._lock:
             self._free += 1
             if self._refusal is not None:
                 self._wake.notify_all()  # drain waits for this
-
-    def _execute(self, batch: Batch) -> None:
-        try:
-            probabilities = batch.model.run(batch.images())
-        except Exception as err:  # whatever it is, it ends these requests and never this thread
-            self._bisect(batch, err)
-            return
-        batch.finished_s = self._clock()
-        digits = probabilities.argmax(axis=1).astype(np.uint8).tobytes()
-        with self._lock:
-            self._usual_run_s += (batch.finished_s - batch.started_s - self._usual_run_s) / 8
-            answered = batch.finish(digits, probabilities.tobytes())
-            self._observe(batch, answered)
-        for request, answer in answered:
-            try:
-                request.resolve(answer)
-            except Exception:  # its caller's trouble must not end this thread
-                _log.exception("an answer could not be handed over")
-
-    def _bisect(self, batch: Batch, error: Exception) -> None:
-        with self._lock:
-            suspects = batch.suspects()
-        for half in suspects:
-            self._execute(half)
-        if suspects or not batch.pieces:
-            return
-        request = batch.pieces[0][0]
-        assert request.home is not None
-        _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
-        with self._lock:
-            request.home.fail(request, ModelError("the model failed on these images"))
 
 
 def _reject(request: Request, error: DigitsError) -> None:

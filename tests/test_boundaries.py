@@ -94,7 +94,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
     {"repository", "requests", "cuda"},
-    {"backlog", "engine", "metrics"},
+    {"backlog", "engine", "execution", "metrics"},
     {"batcher", "loaded_model"},
     {"classifier"},
     {"reload"},
