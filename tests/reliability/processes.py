@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.servers import RunningServer
 
 TIMEOUT_S = 20.0
+GRPC_POOL = "event_engine"
+"""What the threads of gRPC's pool are called."""
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Footprint:
     resident_bytes: int
     num_files: int
     num_threads: int
+    num_grpc_threads: int
+    """Of gRPC's own pool, which grows and shrinks with its load; not among the others."""
 
     @classmethod
     def of(cls, pid: int) -> "Footprint":
@@ -93,8 +97,18 @@ class Footprint:
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
         )
+        threads = _thread_names(pid)
         return cls(
             resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
             num_files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
-            num_threads=int(status["Threads"]),
+            num_threads=sum(name != GRPC_POOL for name in threads),
+            num_grpc_threads=threads.count(GRPC_POOL),
         )
+
+
+def _thread_names(pid: int) -> list[str]:
+    names = []
+    for path in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            names.append(path.read_text().strip())
+    return names

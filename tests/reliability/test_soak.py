@@ -114,11 +114,13 @@ def assert_no_growth(server: RunningServer, callers: Callers, duration_s: float)
         f"{sum(callers.counts.values())} calls in {duration_s:.0f} s: resident "
         f"{before.resident_bytes / (1 << 20):.1f} MiB, {growth[0]:+.1f}, {growth[1]:+.1f}; "
         f"files {before.num_files} to {after.num_files}, "
-        f"threads {before.num_threads} to {after.num_threads}"
+        f"threads {before.num_threads} to {after.num_threads}, "
+        f"gRPC's {before.num_grpc_threads} to {after.num_grpc_threads}"
     )
     assert after.resident_bytes - before.resident_bytes <= MAX_GROWTH_BYTES, "memory grew"
     assert after.num_files <= before.num_files + 2, "files grew"  # a connection being replaced
     assert after.num_threads <= before.num_threads, "threads grew"
+    assert after.num_grpc_threads <= before.num_grpc_threads + 2, "gRPC's threads grew"
 
 
 def test_soak_leaves_nothing_behind(
