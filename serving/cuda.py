@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serving.config import BatchingConfig
 from serving.errors import ModelError
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INPUT, OUTPUT = "images", "probabilities"
-MAX_BUCKET = 512
-"""The largest shape: `max_batch_size`'s default. Larger batches run in several."""
+MAX_BUCKET = BatchingConfig().max_batch_size
+"""The largest shape. Larger batches run in several."""
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 """The names of the library, of which ONNX Runtime has loaded one."""
 
