@@ -95,6 +95,6 @@ def test_answers_that_nobody_reads_wait_in_bounded_memory(
         call.cancel()
     for channel in channels:
         channel.close()
-    # 4 MiB in flight a stream, and what HTTP/2's windows hold.
-    assert grew < len(sent) * 64
+    # A stream: 4 MiB in flight, a message that waits for room, and what HTTP/2's windows hold.
+    assert grew < len(sent) * 40
     assert victim.stop() == 0
