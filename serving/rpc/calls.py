@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 _QUIET_PASSES = 6
 """Passes of the loop without a new call after which it counts as quiet: a call takes a few passes
 to come in. From 1.2 to 21 images a run, 1,830 to 4,250 calls/s (h2load, 8 x 8, one core)."""
-_ENOUGH_ROWS = 32
-"""Images that are worth a run of their own, quiet or not: more are hardly cheaper each."""
 
 
 class Calls:
@@ -123,7 +121,8 @@ class Calls:
 
     def _wake_when_quiet(self, num_seen: int) -> None:
         self._num_passes = 0 if self._num_arrivals > num_seen else self._num_passes + 1
-        if self._num_passes < _QUIET_PASSES and self._batcher.num_waiting < _ENOUGH_ROWS:
+        is_full = self._batcher.num_waiting >= self._batcher.max_batch_size
+        if self._num_passes < _QUIET_PASSES and not is_full:
             self._loop.call_soon(self._wake_when_quiet, self._num_arrivals)
             return
         self._num_arrivals = 0
