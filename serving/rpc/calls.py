@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import grpc
 
@@ -42,7 +42,7 @@ class Calls:
         self._batcher = batcher
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._outcomes: deque[tuple[asyncio.Future[Answer], Answer | DigitsError]] = deque()
+        self._outcomes: deque[tuple[AsyncCall, Answer | DigitsError]] = deque()
         self._is_woken = False
         self._num_arrivals = self._num_passes = 0
         self._is_released: asyncio.Event | None = None
@@ -101,7 +101,7 @@ class Calls:
 
         async def handler(request: bytes, context: Context) -> bytes:
             question = method.read(request)
-            call = AsyncCall(self, question, context)
+            call = AsyncCall(self, question, Caller.of(context))
             try:
                 self.submit(call)
                 answer = await self.outcome(call)
@@ -135,24 +135,24 @@ class Calls:
             DigitsError: it was rejected.
             asyncio.CancelledError: the caller left; rows that still wait never run.
         """
-        try:
-            return await call.future
-        except asyncio.CancelledError:
-            self._batcher.cancel(call)
-            raise
+        if call.outcome is None:
+            call.waiter = self._loop.create_future()
+            try:
+                await call.waiter
+            except asyncio.CancelledError:
+                self._batcher.cancel(call)
+                raise
+        if isinstance(call.outcome, Answer):
+            return call.outcome
+        raise call.outcome or AssertionError("woken without an outcome")
 
     def cancel(self, call: "AsyncCall") -> None:
         """Forget a call that nobody waits for any more."""
         self._batcher.cancel(call)
-        call.future.cancel()
 
-    def create_future(self) -> "asyncio.Future[Answer]":
-        """Create a future on this loop."""
-        return self._loop.create_future()
-
-    def post(self, future: "asyncio.Future[Answer]", outcome: Answer | DigitsError) -> None:
+    def post(self, call: "AsyncCall", outcome: Answer | DigitsError) -> None:
         """Hand an outcome to the loop, from any thread."""
-        self._outcomes.append((future, outcome))
+        self._outcomes.append((call, outcome))
         if not self._is_woken:
             self._is_woken = True
             self._loop.call_soon_threadsafe(self._deliver)
@@ -160,39 +160,52 @@ class Calls:
     def _deliver(self) -> None:
         self._is_woken = False  # before the first pop: what is posted from here on wakes again
         while self._outcomes:
-            future, outcome = self._outcomes.popleft()
-            if future.done():  # cancelled meanwhile
-                continue
-            if isinstance(outcome, DigitsError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            call, outcome = self._outcomes.popleft()
+            call.outcome = outcome
+            if call.waiter is not None and not call.waiter.done():  # done: cancelled meanwhile
+                call.waiter.set_result(None)
+
+
+class Caller(NamedTuple):
+    """Who calls, and until when."""
+
+    peer: str
+    """The connection: calls of one take turns with those of the others."""
+    deadline_s: float
+    """On the monotonic clock; math.inf if there is none."""
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        """Ask the context; on a stream once, since it costs more than many a message."""
+        remaining_s = context.time_remaining()
+        return cls(
+            context.peer(), math.inf if remaining_s is None else time.monotonic() + remaining_s
+        )
 
 
 class AsyncCall(Request):
-    """A request whose caller awaits a future of this loop."""
+    """A request whose outcome comes to this loop."""
 
-    __slots__ = ("_calls", "_question", "future")
+    __slots__ = ("_calls", "outcome", "question", "waiter")
 
-    def __init__(self, calls: Calls, question: Question, context: Context) -> None:
-        """Wrap a question; the deadline is the call's own, or the question's if that is sooner."""
-        remaining_s = [
-            seconds
-            for seconds in (context.time_remaining(), question.timeout_s)
-            if seconds is not None
-        ]
-        deadline_s = time.monotonic() + min(remaining_s) if remaining_s else math.inf
-        super().__init__(question.pixels, caller=context.peer(), deadline_s=deadline_s)
+    def __init__(self, calls: Calls, question: Question, caller: Caller) -> None:
+        """Wrap a question; the deadline is the caller's, or the question's if that is sooner."""
+        peer, deadline_s = caller
+        if question.timeout_s is not None:
+            deadline_s = min(deadline_s, time.monotonic() + question.timeout_s)
+        super().__init__(question.pixels, caller=peer, deadline_s=deadline_s)
         self._calls = calls
-        self._question = question
-        self.future = calls.create_future()
+        self.question = question
+        self.outcome: Answer | DigitsError | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """Done once there is an outcome, for whoever waits."""
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""
         # Answers of a stream whose caller doesn't read wait without the images.
-        self.pixels = self._question.pixels = b""
-        self._calls.post(self.future, answer)
+        self.pixels = self.question.pixels = b""
+        self._calls.post(self, answer)
 
     def reject(self, error: DigitsError) -> None:
         """See `Request`."""
-        self._calls.post(self.future, error)
+        self._calls.post(self, error)

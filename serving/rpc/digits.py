@@ -1,16 +1,15 @@
 """The digits.v1.DigitClassifier service on grpc.aio: decode, submit, encode."""
 
-from collections.abc import AsyncIterator
 from dataclasses import asdict
+from functools import partial
 
 import grpc
 
 from serving.classifier import Classifier
-from serving.rpc.calls import AsyncCall, Calls, Context
+from serving.rpc.calls import AsyncCall, Caller, Calls, Context
 from serving.rpc.classify import Classify
 from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.streams import answer_stream, submit_patiently
-from serving.rpc.unary import Question
+from serving.rpc.streams import Begun, answer_stream, submit_patiently
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -27,23 +26,19 @@ class DigitsServicer:
         self._calls = calls
         self._transport = transport
 
-    async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def classify_stream(self, _: object, context: Context) -> None:
         """Answer ClassifyRequests in their order; a bad one ends the stream with its status."""
+        caller = Caller.of(context)
 
-        async def begin(request: bytes) -> tuple[Question, AsyncCall]:
-            question = self._classify.read(request)
-            call = AsyncCall(self._calls, question, context)
-            await submit_patiently(lambda: self._calls.submit(call))
-            return question, call
+        async def begin(request: bytes) -> Begun:
+            call = AsyncCall(self._calls, self._classify.read(request), caller)
+            await submit_patiently(self._calls, call)
+            return call, partial(self._response, call)
 
-        async def finish(begun: tuple[Question, AsyncCall]) -> bytes:
-            question, call = begun
-            return self._classify.write(question, call, await self._calls.outcome(call))
+        await answer_stream(self._calls, context, begin)
 
-        def cancel(begun: tuple[Question, AsyncCall]) -> None:
-            self._calls.cancel(begun[1])
-
-        await answer_stream(requests, context, begin, finish, cancel)
+    async def _response(self, call: AsyncCall) -> bytes:
+        return self._classify.write(call.question, call, await self._calls.outcome(call))
 
     async def get_model(self, request: bytes, context: Context) -> bytes:
         """Tell what is being served; the request holds nothing and is not read."""

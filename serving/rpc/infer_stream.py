@@ -1,14 +1,14 @@
 """ModelStreamInfer: ModelInfer's messages on a stream, where an error is an answer too."""
 
 import time
-from collections.abc import AsyncIterator
+from functools import partial
 
 from serving.errors import DigitsError, Unavailable
 from serving.rpc import tensors
-from serving.rpc.calls import AsyncCall, Calls, Context
+from serving.rpc.calls import AsyncCall, Caller, Calls, Context
 from serving.rpc.infer import ModelInfer
 from serving.rpc.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
-from serving.rpc.streams import answer_stream, submit_patiently
+from serving.rpc.streams import Begun, answer_stream, submit_patiently
 from serving.rpc.tensors import Inference
 
 
@@ -20,7 +20,7 @@ class ModelStreamInfer:
         self._method = method
         self._calls = calls
 
-    async def __call__(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def __call__(self, _: object, context: Context) -> None:
         """Answer ModelInferRequests in their order.
 
         A bad one is answered with an error_message, and the stream goes on. A full queue only
@@ -29,27 +29,29 @@ class ModelStreamInfer:
         Raises:
             Unavailable: the server drains; what was accepted before is answered.
         """
+        caller = Caller.of(context)
 
-        async def begin(data: bytes) -> _Item:
-            return await self._begin(data, context)
+        async def begin(data: bytes) -> Begun:
+            item = await self._begin(data, caller)
+            return item.call, partial(self._response, item)
 
-        await answer_stream(requests, context, begin, self._finish, self._cancel)
+        await answer_stream(self._calls, context, begin)
 
-    async def _begin(self, data: bytes, context: Context) -> "_Item":
+    async def _begin(self, data: bytes, caller: Caller) -> "_Item":
         item = _Item()
         try:
             request = parse(ModelInferRequest, data)
             item.id = request.id[: tensors.MAX_ID_CHARACTERS]
             inference = item.inference = self._method.decode(request)
             inference.received_s = item.received_s
-            call = AsyncCall(self._calls, inference, context)
-            await submit_patiently(lambda: self._calls.submit(call))
+            call = AsyncCall(self._calls, inference, caller)
+            await submit_patiently(self._calls, call)
             item.call = call
         except DigitsError as err:
             item.error = err
         return item
 
-    async def _finish(self, item: "_Item") -> bytes:
+    async def _response(self, item: "_Item") -> bytes:
         try:
             if item.call is None or item.inference is None:
                 raise item.error
@@ -63,10 +65,6 @@ class ModelStreamInfer:
             fields = {"error_message": str(err), "infer_response": {"id": item.id}}
         data: bytes = ModelStreamInferResponse(**fields).SerializeToString()
         return data
-
-    def _cancel(self, item: "_Item") -> None:
-        if item.call is not None:
-            self._calls.cancel(item.call)
 
 
 class _Item:

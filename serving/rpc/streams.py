@@ -6,11 +6,14 @@ rejected half-way.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Self
+
+import grpc
 
 from serving.errors import Overloaded
-from serving.rpc.calls import Context
+from serving.rpc.calls import AsyncCall, Calls, Context
 
 _WINDOW = 64
 """The most requests of one stream that are in flight."""
@@ -20,84 +23,122 @@ sends the largest requests and reads nothing."""
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
-Item = TypeVar("Item")
+
+Begun = tuple[AsyncCall | None, Callable[[], Awaitable[bytes]]]
+"""A request of a stream: its call, or None if it was refused; and what waits for its response."""
 
 
 async def answer_stream(
-    requests: AsyncIterator[bytes],
-    context: Context,
-    begin: Callable[[bytes], Awaitable[Item]],
-    finish: Callable[[Item], Awaitable[bytes]],
-    cancel: Callable[[Item], None],
+    calls: Calls, context: Context, begin: Callable[[bytes], Awaitable[Begun]]
 ) -> None:
     """Answer each request of a stream.
 
     Args:
-        requests: the messages that the caller sends.
-        context: where the answers are written.
-        begin: decodes a message and submits it; what it returns is in flight.
-        finish: waits for the outcome of what is in flight, and encodes it.
-        cancel: forgets what is in flight when the stream ends before its answer.
+        calls: what `begin` submits to.
+        context: where requests are read and responses are written.
+        begin: decodes a message and submits it.
 
     Raises:
-        Exception: what `begin` or `finish` raised; the earlier requests were answered.
+        Exception: what `begin` or a response raised; the earlier requests were answered.
     """
-    window: asyncio.Queue[tuple[Item, int] | Exception | None] = asyncio.Queue()
-    places = _Places()
+    window = _Window()
 
     async def read() -> None:
         """Begin what the caller sends; end the window with None, or with what went wrong."""
+        error: Exception | None = None
         try:
-            async for data in requests:
-                await places.acquire(len(data))  # first: what was submitted is never left out
-                window.put_nowait((await begin(data), len(data)))
-            window.put_nowait(None)
+            while (data := await context.read()) is not grpc.aio.EOF:
+                await window.wait_for_room(len(data))  # first: what was submitted is never left out
+                window.put(await begin(data), len(data))
         except Exception as err:  # else the stream would wait for an end that never comes
-            window.put_nowait(err)
+            error = err
+        window.end(error)
 
     reader = asyncio.create_task(read())
     try:
-        while (entry := await window.get()) is not None:
-            if isinstance(entry, Exception):
-                raise entry
-            item, num_bytes = entry
-            await context.write(await finish(item))
-            places.release(num_bytes)
+        async for respond, num_bytes in window:
+            await context.write(await respond())
+            window.release(num_bytes)
     finally:
         reader.cancel()
-        while not window.empty():
-            if isinstance(entry := window.get_nowait(), tuple):
-                cancel(entry[0])
+        for call in window.unanswered():
+            calls.cancel(call)
 
 
-class _Places:
-    """Room for requests in flight, of one reader: by their number and by their bytes."""
+class _Window:
+    """The requests in flight, in their order: one task puts them in, another one takes them out."""
 
     def __init__(self) -> None:
+        self._entries: deque[tuple[Begun, int]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._is_ended = False
+        self._error: Exception | None = None
         self._num_requests = self._num_bytes = 0
-        self._freed = asyncio.Event()
+        self._room: asyncio.Future[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
 
-    async def acquire(self, num_bytes: int) -> None:
-        """Wait for room; alone, a request of any size has it."""
+    async def wait_for_room(self, num_bytes: int) -> None:
+        """Wait until a request fits in; alone, one of any size does."""
         while self._num_requests and (
             self._num_requests == _WINDOW or self._num_bytes + num_bytes > _WINDOW_BYTES
         ):
-            self._freed.clear()
-            await self._freed.wait()
+            self._room = self._loop.create_future()
+            await self._room
+            self._room = None
+
+    def put(self, begun: Begun, num_bytes: int) -> None:
+        """Add a request; `release` gives its room back."""
+        call, _ = begun
+        self._entries.append((begun, num_bytes))
         self._num_requests += 1
         self._num_bytes += num_bytes
+        if call is None or call.outcome is not None:
+            self._wake_writer()
+        elif self._ready is not None:
+            # There is nothing to write before its outcome: whoever waits is woken by that, once.
+            call.waiter, self._ready = self._ready, None
+
+    def end(self, error: Exception | None) -> None:
+        """Tell that no more will come, and why if that is an error."""
+        self._is_ended, self._error = True, error
+        self._wake_writer()
 
     def release(self, num_bytes: int) -> None:
-        """Give room back."""
+        """Give the room of an answered request back."""
         self._num_requests -= 1
         self._num_bytes -= num_bytes
-        self._freed.set()
+        if self._room is not None and not self._room.done():  # done: cancelled meanwhile
+            self._room.set_result(None)
+
+    def unanswered(self) -> Iterator[AsyncCall]:
+        """Give the calls that were put in and not taken out."""
+        return (call for (call, _), _ in self._entries if call is not None)
+
+    def _wake_writer(self) -> None:
+        if self._ready is not None and not self._ready.done():  # done: cancelled meanwhile
+            self._ready.set_result(None)
+
+    def __aiter__(self) -> Self:
+        """Take out what waits for a response, with its bytes; raises what the window ended with."""
+        return self
+
+    async def __anext__(self) -> tuple[Callable[[], Awaitable[bytes]], int]:
+        while not self._entries:
+            if self._error is not None:
+                raise self._error
+            if self._is_ended:
+                raise StopAsyncIteration
+            self._ready = self._loop.create_future()
+            await self._ready
+            self._ready = None
+        (_, respond), num_bytes = self._entries.popleft()
+        return respond, num_bytes
 
 
-async def submit_patiently(submit: Callable[[], None]) -> None:
-    """Call `submit` until the queue has room; raises what it raises but Overloaded."""
+async def submit_patiently(calls: Calls, call: AsyncCall) -> None:
+    """Submit as soon as the queue has room; raises what `Calls.submit` raises but Overloaded."""
     while True:
         try:
-            return submit()
+            return calls.submit(call)
         except Overloaded:
             await asyncio.sleep(_PAUSE_S)
