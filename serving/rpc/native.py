@@ -5,10 +5,8 @@ no event loop, no task, no message object per call. Everything else goes to the 
 a unix socket.
 """
 
-import os
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
@@ -18,8 +16,9 @@ from serving.errors import ConfigurationError, DigitsError
 from serving.images import IMAGE_BYTES
 from serving.metrics import Metrics
 from serving.requests import Request
-from serving.rpc.native_calls import NativeCall, OneImageCalls, yield_core
+from serving.rpc.native_calls import NativeCall, OneImageCalls
 from serving.rpc.status import STATUS
+from serving.rpc.turns import Turns, yield_core
 from serving.rpc.unary import MAX_HEAD_BYTES, UnaryMethod
 
 _MAX_EVENTS = 4096
@@ -61,16 +60,15 @@ class NativeFront:
         self._metrics = metrics
         self._methods = methods
         try:
-            with _patient_threads():
-                self._front = NativeGrpcFront(
-                    address,
-                    [(method.path, False) for method in methods],
-                    io_threads=1,
-                    # Costs 5 to 10 % of the front's own rate (h2load, 8 x 8), and without it
-                    # nobody tells that a unary caller has left or its deadline has passed.
-                    call_details=True,
-                    reuse_port=reuse_port,
-                )
+            self._front = NativeGrpcFront(
+                address,
+                [(method.path, False) for method in methods],
+                io_threads=1,
+                # Costs 5 to 10 % of the front's own rate (h2load, 8 x 8), and without it nobody
+                # tells that a unary caller has left or its deadline has passed.
+                call_details=True,
+                reuse_port=reuse_port,
+            )
         except OSError as err:
             raise ConfigurationError(f"can't listen on {address}: is the port taken?") from err
         self.port = self._front.bound_port
@@ -83,8 +81,7 @@ class NativeFront:
             fallback: path of the unix socket of a grpcio server with every method.
         """
         self._front.set_fallback(fallback)
-        with _patient_threads():
-            self._front.start()
+        self._front.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -94,8 +91,10 @@ class NativeFront:
 
     def _pump(self) -> None:
         """Queue what comes and run it, batch by batch, on this thread."""
+        turns = Turns()
         timeout_ms: int | None = None  # wait for calls
         while (events := self._receive(timeout_ms)) is not None:
+            turns.expect(len(events))
             group = self._sole_group(events)
             if group is not None and self._batcher.run_at_once(group):
                 timeout_ms = None
@@ -219,23 +218,3 @@ class NativeFront:
         number: tuple[int, str] = code.value
         self._front.fail(call_id, number[0], str(error))
         self._metrics.count(method.name, code.name)
-
-
-@contextmanager
-def _patient_threads() -> Iterator[None]:
-    """Have the threads that are started meanwhile wait for their turn when they are woken.
-
-    On a core that it shares with the batches, the I/O thread would else interrupt them for each
-    answer and each arrival, and send and read them one at a time: from 55 to 61 thousand calls/s
-    (h2load, 8 x 8, one core). See SCHED_BATCH in sched(7). A policy that somebody chose is kept.
-    """
-    if os.sched_getscheduler(0) != os.SCHED_OTHER:
-        yield
-        return
-    with suppress(OSError):  # a sandbox may forbid it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

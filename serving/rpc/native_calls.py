@@ -1,6 +1,5 @@
 """Calls of the native transport as the batcher sees them: one by one, or many as a group."""
 
-import ctypes
 import time
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -8,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import DigitsError
 from serving.group import Group
 from serving.requests import Answer, Request
+from serving.rpc.turns import yield_core
 from serving.rpc.unary import Question, UnaryMethod
 
 if TYPE_CHECKING:
     from serving.rpc.native import NativeFront
-
-
-yield_core = ctypes.CDLL(None).sched_yield
-"""Lets the I/O thread send what it has before this thread goes on; see `native._patient_threads`.
-`os.sched_yield` keeps the interpreter's lock while others run, before Python 3.12."""
 
 
 class NativeCall(Request):
