@@ -104,7 +104,8 @@ class Calls:
             call = AsyncCall(self, question, Caller.of(context))
             try:
                 self.submit(call)
-                answer = await self.outcome(call)
+                await self.settled(call)
+                answer = call.result()
             except DigitsError as err:
                 method.note_failure(question, err)
                 raise
@@ -128,23 +129,20 @@ class Calls:
         self._num_arrivals = 0
         self._batcher.wake()
 
-    async def outcome(self, call: "AsyncCall") -> Answer:
-        """Wait for the outcome of a call.
+    async def settled(self, call: "AsyncCall") -> None:
+        """Wait until a call has its outcome.
 
         Raises:
-            DigitsError: it was rejected.
             asyncio.CancelledError: the caller left; rows that still wait never run.
         """
-        if call.outcome is None:
-            call.waiter = self._loop.create_future()
-            try:
-                await call.waiter
-            except asyncio.CancelledError:
-                self._batcher.cancel(call)
-                raise
-        if isinstance(call.outcome, Answer):
-            return call.outcome
-        raise call.outcome or AssertionError("woken without an outcome")
+        if call.outcome is not None:
+            return
+        call.waiter = self._loop.create_future()
+        try:
+            await call.waiter
+        except asyncio.CancelledError:
+            self._batcher.cancel(call)
+            raise
 
     def cancel(self, call: "AsyncCall") -> None:
         """Forget a call that nobody waits for any more."""
@@ -199,6 +197,13 @@ class AsyncCall(Request):
         self.outcome: Answer | DigitsError | None = None
         self.waiter: asyncio.Future[None] | None = None
         """Done once there is an outcome, for whoever waits."""
+
+    def result(self) -> Answer:
+        """Give the answer of a call that is settled; raises DigitsError if it was rejected."""
+        if isinstance(self.outcome, DigitsError):
+            raise self.outcome
+        assert self.outcome is not None, "not settled"
+        return self.outcome
 
     def resolve(self, answer: Answer) -> None:
         """See `Request`."""

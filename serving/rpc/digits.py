@@ -9,7 +9,7 @@ from serving.classifier import Classifier
 from serving.rpc.calls import AsyncCall, Caller, Calls, Context
 from serving.rpc.classify import Classify
 from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.streams import Begun, answer_stream, submit_patiently
+from serving.rpc.streams import Begun, answer_stream
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -30,15 +30,14 @@ class DigitsServicer:
         """Answer ClassifyRequests in their order; a bad one ends the stream with its status."""
         caller = Caller.of(context)
 
-        async def begin(request: bytes) -> Begun:
+        def begin(request: bytes) -> Begun:
             call = AsyncCall(self._calls, self._classify.read(request), caller)
-            await submit_patiently(self._calls, call)
             return call, partial(self._response, call)
 
         await answer_stream(self._calls, context, begin)
 
-    async def _response(self, call: AsyncCall) -> bytes:
-        return self._classify.write(call.question, call, await self._calls.outcome(call))
+    def _response(self, call: AsyncCall) -> bytes:
+        return self._classify.write(call.question, call, call.result())
 
     async def get_model(self, request: bytes, context: Context) -> bytes:
         """Tell what is being served; the request holds nothing and is not read."""

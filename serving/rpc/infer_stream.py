@@ -8,7 +8,7 @@ from serving.rpc import tensors
 from serving.rpc.calls import AsyncCall, Caller, Calls, Context
 from serving.rpc.infer import ModelInfer
 from serving.rpc.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
-from serving.rpc.streams import Begun, answer_stream, submit_patiently
+from serving.rpc.streams import Begun, answer_stream
 from serving.rpc.tensors import Inference
 
 
@@ -31,31 +31,29 @@ class ModelStreamInfer:
         """
         caller = Caller.of(context)
 
-        async def begin(data: bytes) -> Begun:
-            item = await self._begin(data, caller)
+        def begin(data: bytes) -> Begun:
+            item = self._begin(data, caller)
             return item.call, partial(self._response, item)
 
         await answer_stream(self._calls, context, begin)
 
-    async def _begin(self, data: bytes, caller: Caller) -> "_Item":
+    def _begin(self, data: bytes, caller: Caller) -> "_Item":
         item = _Item()
         try:
             request = parse(ModelInferRequest, data)
             item.id = request.id[: tensors.MAX_ID_CHARACTERS]
             inference = item.inference = self._method.decode(request)
             inference.received_s = item.received_s
-            call = AsyncCall(self._calls, inference, caller)
-            await submit_patiently(self._calls, call)
-            item.call = call
+            item.call = AsyncCall(self._calls, inference, caller)
         except DigitsError as err:
             item.error = err
         return item
 
-    async def _response(self, item: "_Item") -> bytes:
+    def _response(self, item: "_Item") -> bytes:
         try:
             if item.call is None or item.inference is None:
                 raise item.error
-            answer = await self._calls.outcome(item.call)
+            answer = item.call.result()
             fields = {"infer_response": self._method.encode(item.inference, item.call, answer)}
         except DigitsError as err:
             self._method.count_failure(err, item.received_s)

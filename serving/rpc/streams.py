@@ -7,12 +7,12 @@ rejected half-way.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import grpc
 
-from serving.errors import Overloaded
+from serving.errors import DigitsError, Overloaded
 from serving.rpc.calls import AsyncCall, Calls, Context
 
 _WINDOW = 64
@@ -24,19 +24,18 @@ _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
 
-Begun = tuple[AsyncCall | None, Callable[[], Awaitable[bytes]]]
-"""A request of a stream: its call, or None if it was refused; and what waits for its response."""
+Begun = tuple[AsyncCall | None, Callable[[], bytes]]
+"""A request of a stream: its call, or None if it was refused; and what encodes its response, once
+the call is settled."""
 
 
-async def answer_stream(
-    calls: Calls, context: Context, begin: Callable[[bytes], Awaitable[Begun]]
-) -> None:
+async def answer_stream(calls: Calls, context: Context, begin: Callable[[bytes], Begun]) -> None:
     """Answer each request of a stream.
 
     Args:
-        calls: what `begin` submits to.
+        calls: what carries the calls.
         context: where requests are read and responses are written.
-        begin: decodes a message and submits it.
+        begin: decodes a message.
 
     Raises:
         Exception: what `begin` or a response raised; the earlier requests were answered.
@@ -49,15 +48,20 @@ async def answer_stream(
         try:
             while (data := await context.read()) is not grpc.aio.EOF:
                 await window.wait_for_room(len(data))  # first: what was submitted is never left out
-                window.put(await begin(data), len(data))
+                call, respond = begin(data)
+                if call is not None:
+                    await _submit(calls, call)
+                window.put(call, respond, len(data))
         except Exception as err:  # else the stream would wait for an end that never comes
             error = err
         window.end(error)
 
     reader = asyncio.create_task(read())
     try:
-        async for respond, num_bytes in window:
-            await context.write(await respond())
+        async for call, respond, num_bytes in window:
+            if call is not None:
+                await calls.settled(call)
+            await context.write(respond())
             window.release(num_bytes)
     finally:
         reader.cancel()
@@ -65,11 +69,15 @@ async def answer_stream(
             calls.cancel(call)
 
 
+_Entry = tuple[AsyncCall | None, Callable[[], bytes], int]
+"""A request, and its bytes."""
+
+
 class _Window:
     """The requests in flight, in their order: one task puts them in, another one takes them out."""
 
     def __init__(self) -> None:
-        self._entries: deque[tuple[Begun, int]] = deque()
+        self._entries: deque[_Entry] = deque()
         self._loop = asyncio.get_running_loop()
         self._is_ended = False
         self._error: Exception | None = None
@@ -86,10 +94,9 @@ class _Window:
             await self._room
             self._room = None
 
-    def put(self, begun: Begun, num_bytes: int) -> None:
+    def put(self, call: AsyncCall | None, respond: Callable[[], bytes], num_bytes: int) -> None:
         """Add a request; `release` gives its room back."""
-        call, _ = begun
-        self._entries.append((begun, num_bytes))
+        self._entries.append((call, respond, num_bytes))
         self._num_requests += 1
         self._num_bytes += num_bytes
         if call is None or call.outcome is not None:
@@ -112,17 +119,17 @@ class _Window:
 
     def unanswered(self) -> Iterator[AsyncCall]:
         """Give the calls that were put in and not taken out."""
-        return (call for (call, _), _ in self._entries if call is not None)
+        return (call for call, _, _ in self._entries if call is not None)
 
     def _wake_writer(self) -> None:
         if self._ready is not None and not self._ready.done():  # done: cancelled meanwhile
             self._ready.set_result(None)
 
     def __aiter__(self) -> Self:
-        """Take out what waits for a response, with its bytes; raises what the window ended with."""
+        """Take the requests out; raises what the window was ended with."""
         return self
 
-    async def __anext__(self) -> tuple[Callable[[], Awaitable[bytes]], int]:
+    async def __anext__(self) -> _Entry:
         while not self._entries:
             if self._error is not None:
                 raise self._error
@@ -131,14 +138,17 @@ class _Window:
             self._ready = self._loop.create_future()
             await self._ready
             self._ready = None
-        (_, respond), num_bytes = self._entries.popleft()
-        return respond, num_bytes
+        return self._entries.popleft()
 
 
-async def submit_patiently(calls: Calls, call: AsyncCall) -> None:
-    """Submit as soon as the queue has room; raises what `Calls.submit` raises but Overloaded."""
+async def _submit(calls: Calls, call: AsyncCall) -> None:
+    """Submit a call as soon as the queue has room; one that can't be submitted is settled."""
     while True:
         try:
-            return calls.submit(call)
+            calls.submit(call)
         except Overloaded:
             await asyncio.sleep(_PAUSE_S)
+            continue
+        except DigitsError as err:
+            call.outcome = err
+        return
