@@ -23,7 +23,8 @@ def cost(results: Results, scenario: str, what: str, size: Callable[[Key], int])
     for spec in dict.fromkeys(key.spec for key in groups):
         by_size = {size(key): cost_us(v) for key, v in groups.items() if key.spec == spec}
         costs = [by_size.get(each) for each in sizes]
-        rows.append([str(spec), *("–" if cost is None else f"{cost:.3g}" for cost in costs)])
+        if any(costs):  # a server by address hides what it costs
+            rows.append([str(spec), *("–" if cost is None else f"{cost:.3g}" for cost in costs)])
     return Table(f"Processor time an image, by {what}", "Microseconds of the target's.", rows)
 
 
