@@ -109,7 +109,8 @@ def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(workers > 1)),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
         # What a caller may send ahead. Core's own estimate of it grows while the loop is busy:
-        # streams that nobody reads held 22 to 80 MiB each, now 15; the rates are the same.
+        # streams that nobody reads held 22 to 80 MiB each, now 15; on loopback the rates are the
+        # same. A connection takes in a MiB per round trip.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
     ]

@@ -94,7 +94,8 @@ class NativeFront:
         turns = Turns()
         timeout_ms: int | None = None  # wait for calls
         while (events := self._receive(timeout_ms)) is not None:
-            turns.expect(len(events))
+            if events:
+                turns.expect(len(events))
             group = self._sole_group(events)
             if group is not None and self._batcher.run_at_once(group):
                 timeout_ms = None

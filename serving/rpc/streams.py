@@ -43,7 +43,7 @@ async def answer_stream(calls: Calls, context: Context, begin: Callable[[bytes],
     window = _Window()
 
     async def read() -> None:
-        """Begin what the caller sends; end the window with None, or with what went wrong."""
+        """Begin what the caller sends; end the window, with what went wrong if anything did."""
         error: Exception | None = None
         try:
             while (data := await context.read()) is not grpc.aio.EOF:

@@ -35,8 +35,8 @@ class _Manner(NamedTuple):
     is_patient: bool
     """Whether the I/O thread waits for its turn when it is woken: SCHED_BATCH, see sched(7)."""
     slice_ns: int
-    """A woken thread gets the core at once from one with a longer slice, from Linux 6.12 on, where
-    the kernel's own is 3 ms; 0 leaves it at that. Ignored before."""
+    """A woken thread gets the core at once from one with a longer slice, from Linux 6.12 on; 0 is
+    the kernel's own, 1 to 3 ms by the number of cores. Ignored before."""
 
 
 _FEWEST_CALLS = (0, 3, 16)
@@ -45,20 +45,24 @@ _MANNERS = (_Manner(False, 100_000), _Manner(True, 100_000), _Manner(True, 0))
 """In calls/s by h2load, all on one core, and beside a busy program on that core, in thousands:
 
 one caller    4.5  4.2  4.3    1.51  0.27  0.26
+2 callers     5.9  6.8  7.1    2.76  0.77  0.52
 8 callers      20   26   27      12    14    11
 64 callers     52   54   55      33    35    27
 """
 
 
 class Turns:
-    """Chooses the manner by how many calls come together; for the thread that receives them."""
+    """Chooses the manner by how many calls come together; for the thread that receives them.
+
+    Nothing depends on it: what a sandbox forbids is left as it is, and so is a thread whose policy
+    somebody chose.
+    """
 
     def __init__(self) -> None:
-        """Begin with the manner for a lone call; a policy that somebody chose for us is kept."""
+        """Begin with the manner for a lone call."""
+        self._io_threads = _io_threads() if _SET_ATTRIBUTES is not None else []
+        self._io_policy = os.SCHED_OTHER if self._io_threads else 0
         self._manner: _Manner | None = None
-        is_free = _SET_ATTRIBUTES is not None and os.sched_getscheduler(0) == os.SCHED_OTHER
-        self._io_threads = _io_threads() if is_free else []
-        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self.expect(1)
 
     def expect(self, num_calls: int) -> None:
@@ -69,20 +73,26 @@ class Turns:
         self._manner = manner
         policy = os.SCHED_BATCH if manner.is_patient else os.SCHED_OTHER
         for thread in self._io_threads:
-            self._set(thread, policy, manner.slice_ns)
-        self._set(0, os.SCHED_OTHER, manner.slice_ns)
+            _schedule(thread, self._io_policy, policy, manner.slice_ns)
+        self._io_policy = policy
+        _schedule(0, os.SCHED_OTHER, os.SCHED_OTHER, manner.slice_ns)
 
-    def _set(self, thread: int, policy: int, slice_ns: int) -> None:
-        attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, self._nice, 0, slice_ns, 0, 0)
-        if _syscall(_SET_ATTRIBUTES, thread, attributes, 0):
-            self._io_threads = []  # a sandbox forbids it
+
+def _schedule(thread: int, policy_before: int, policy: int, slice_ns: int) -> None:
+    with suppress(OSError):  # it has ended, or a sandbox forbids it
+        if os.sched_getscheduler(thread) != policy_before:
+            return  # somebody chose another
+        nice = os.getpriority(os.PRIO_PROCESS, thread)
+        attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, nice, 0, slice_ns, 0, 0)
+        _syscall(_SET_ATTRIBUTES, thread, attributes, 0)
 
 
 def _io_threads() -> list[int]:
     """Find the I/O threads of this process."""
     threads = []
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it has ended meanwhile
-            if (task / "comm").read_text().strip() == _IO_THREAD:
-                threads.append(int(task.name))
+    with suppress(OSError):  # no /proc here
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has ended meanwhile
+                if (task / "comm").read_text().strip() == _IO_THREAD:
+                    threads.append(int(task.name))
     return threads

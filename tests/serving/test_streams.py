@@ -1,22 +1,28 @@
 """ClassifyStream: in order, bounded in flight, never rejected half-way."""
 
+import asyncio
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 from serving import Classifier, Client
 from serving.images import Images
 from serving.rpc.pb.digits.v1 import digits_pb2
 from serving.rpc.wire import encode_request
+from tests.fakes import images_of
 from tests.raw import TIMEOUT_S, Raw, status_of
 from tests.servers import RunningServer, running_server
+from tests.serving import test_faults
+from tests.serving.test_faults import Running, Scenario
 
+run = test_faults.run
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 
 
@@ -89,3 +95,62 @@ def test_stream_whose_caller_stops_reading_is_stopped(
         time.sleep(0.3)
     end.set()
     responses.cancel()
+
+
+def open_stream(channel: grpc.aio.Channel) -> Any:
+    method: Any = channel.stream_stream(
+        STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
+    )
+    return method()
+
+
+def message(*values: int) -> bytes:
+    return encode_request(images_of(*values).tobytes())
+
+
+def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            await call.write(message(5))
+            await running.settle()
+            drain = asyncio.create_task(running.server.drain())
+            await running.settle()
+            await call.write(message(6))
+            await running.settle()
+            running.engine.open(2)
+            assert list((await call.read()).digits) == [5]
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await drain
+            assert await first == [0]
+
+    run(scenario)
+
+
+def test_caller_who_leaves_after_an_answer_leaves_no_runs_behind(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            await call.write(message(5))
+            await asyncio.to_thread(running.engine.wait_until_running)
+            for _ in range(90):  # more than a stream's window
+                await call.write(message(*range(41, 49)))
+            await running.settle()
+            running.engine.open()  # for the first message only: the others wait for the next run
+            assert list((await call.read()).digits) == [5]
+            await running.settle()
+            call.cancel()
+            await running.settle()
+        running.engine.open()
+        await test_faults.ends_well(running)
+        ran = [value for batch in running.engine.ran for value in batch]
+        assert ran.count(41) <= 64 // 8  # the run that went on when the caller left
+
+    run(scenario)
