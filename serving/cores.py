@@ -1,4 +1,4 @@
-"""How many cores this process may use: its affinity, and its container's quota."""
+"""How many cores this process may use, and how: its affinity, and its container's quota."""
 
 import math
 import os
@@ -21,6 +21,18 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = _quota(cgroup)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def may_poll(num_processes: int = 1, cgroup: Path = _CGROUP) -> bool:
+    """Tell whether a process may keep a core busy while it waits for work.
+
+    Not under a quota, from which the waiting would be taken, nor where processes share cores.
+
+    Args:
+        num_processes: how many like this share the cores.
+        cgroup: the root of the control groups' files.
+    """
+    return _quota(cgroup) is None and num_processes <= usable_cores(cgroup)
 
 
 def _quota(cgroup: Path) -> float | None:

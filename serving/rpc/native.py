@@ -7,6 +7,7 @@ a unix socket.
 
 import threading
 from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
@@ -17,6 +18,7 @@ from serving.images import IMAGE_BYTES
 from serving.metrics import Metrics
 from serving.requests import Request
 from serving.rpc.native_calls import NativeCall, OneImageCalls
+from serving.rpc.polling import Polling, Receive
 from serving.rpc.status import STATUS
 from serving.rpc.turns import Turns, yield_core
 from serving.rpc.unary import MAX_HEAD_BYTES, UnaryMethod
@@ -41,6 +43,7 @@ class NativeFront:
         methods: Sequence[UnaryMethod[Any]],
         address: str,
         reuse_port: bool = False,
+        poll_s: float = 0.0,
     ) -> None:
         """Bind; `start` begins to answer.
 
@@ -50,6 +53,7 @@ class NativeFront:
             methods: the hot methods.
             address: "host:port" to bind; port 0 lets the kernel choose.
             reuse_port: whether other processes share the port.
+            poll_s: the longest wait for calls awake, in seconds.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -59,6 +63,7 @@ class NativeFront:
         self._batcher = batcher
         self._metrics = metrics
         self._methods = methods
+        self._polling = Polling(poll_s)
         try:
             self._front = NativeGrpcFront(
                 address,
@@ -111,11 +116,13 @@ class NativeFront:
         """
         is_patience_tried = self._batcher.expected_wait_s > _SHORT_WAIT_S
         front = self._front
-        receive: Any = front.recv_batch_details if is_patience_tried else front.recv_batch
-        events: list[Any] | None = receive(_MAX_EVENTS, timeout_ms)
+        receive: Receive = partial(
+            front.recv_batch_details if is_patience_tried else front.recv_batch, _MAX_EVENTS
+        )
+        events = self._polling.wait(receive) if timeout_ms is None else receive(timeout_ms)
         taken = events
         while events is not None and taken and len(taken) == _MAX_EVENTS:
-            taken = receive(_MAX_EVENTS, 0)
+            taken = receive(0)
             events += taken or []
         return events
 

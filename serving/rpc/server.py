@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.cores import may_poll
 from serving.errors import ConfigurationError
 from serving.metrics import Exporter, Report
 from serving.model_info import ModelInfo
@@ -126,6 +127,7 @@ class Server:
 
     async def _start_native(self, address: str) -> int:
         from serving.rpc.native import NativeFront
+        from serving.rpc.polling import LONGEST_S
 
         self._native = NativeFront(
             self._classifier.batcher,
@@ -133,6 +135,7 @@ class Server:
             self._methods,
             address,
             reuse_port=self._config.workers > 1,
+            poll_s=LONGEST_S if may_poll(self._config.workers) else 0.0,
         )
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import usable_cores
+from serving.cores import may_poll, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +50,15 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 
 def test_this_machine_has_a_core() -> None:
     assert usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "num_processes", "may"),
+    [("max 100000", 1, True), ("max 100000", 8, True), ("max 100000", 9, False),
+     ("400000 100000", 1, False)],
+)  # fmt: skip
+def test_who_has_a_quota_or_shares_a_core_may_not_poll(
+    tmp_path: Path, cpu_max: str, num_processes: int, may: bool
+) -> None:
+    (tmp_path / "cpu.max").write_text(cpu_max + "\n")
+    assert may_poll(num_processes, tmp_path) is may
