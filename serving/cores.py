@@ -23,7 +23,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def may_poll(num_processes: int = 1, cgroup: Path = _CGROUP) -> bool:
+def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
     """Tell whether a process may keep a core busy while it waits for work.
 
     Not under a quota, from which the waiting would be taken, nor where processes share cores.
@@ -32,7 +32,7 @@ def may_poll(num_processes: int = 1, cgroup: Path = _CGROUP) -> bool:
         num_processes: how many like this share the cores.
         cgroup: the root of the control groups' files.
     """
-    return _quota(cgroup) is None and num_processes <= usable_cores(cgroup)
+    return _quota(cgroup) is None and num_processes <= len(os.sched_getaffinity(0))
 
 
 def _quota(cgroup: Path) -> float | None:

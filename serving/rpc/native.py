@@ -42,8 +42,9 @@ class NativeFront:
         metrics: Metrics,
         methods: Sequence[UnaryMethod[Any]],
         address: str,
-        reuse_port: bool = False,
-        poll_s: float = 0.0,
+        *,
+        reuse_port: bool,
+        poll_s: float,
     ) -> None:
         """Bind; `start` begins to answer.
 
@@ -53,7 +54,7 @@ class NativeFront:
             methods: the hot methods.
             address: "host:port" to bind; port 0 lets the kernel choose.
             reuse_port: whether other processes share the port.
-            poll_s: the longest wait for calls awake, in seconds.
+            poll_s: the longest wait for calls awake, in seconds; see `Polling`.
 
         Raises:
             ConfigurationError: the address can't be bound.

@@ -27,10 +27,8 @@ Receive = Callable[[int | None], list[Any] | None]
 class Polling:
     """Chooses between waiting awake and asleep; for the thread that waits."""
 
-    def __init__(
-        self, longest_s: float = LONGEST_S, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        """Begin asleep; `longest_s` 0 stays so, and `clock` gives seconds."""
+    def __init__(self, longest_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Begin asleep; with `longest_s` 0 it stays so. `clock` gives seconds."""
         self._longest_s = longest_s
         self._clock = clock
         self._last_wait_s = math.inf

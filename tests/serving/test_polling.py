@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving.rpc.polling import Polling
+from serving.rpc.polling import LONGEST_S, Polling
 
 LOOK_S = 0.000_01
 CALL = ["a call"]
@@ -11,9 +11,9 @@ CALL = ["a call"]
 class Front:
     """Has a call ready at given times; a look takes `look_s`, a sleep all the time until it."""
 
-    def __init__(self, look_s: float = LOOK_S) -> None:
+    def __init__(self) -> None:
         self.now_s = 0.0
-        self.look_s = look_s
+        self.look_s = LOOK_S
         self.comes_s = 0.0
         self.num_looks = self.num_sleeps = 0
         self.is_closed = False
@@ -41,10 +41,10 @@ class Front:
         return self.num_looks - before[0], self.num_sleeps - before[1]
 
 
-def awake(look_s: float = LOOK_S) -> tuple[Front, Polling]:
+def awake() -> tuple[Front, Polling]:
     """A front, and a polling that has just waited for a moment."""
-    front = Front(look_s)
-    polling = Polling(clock=front.clock)
+    front = Front()
+    polling = Polling(LONGEST_S, front.clock)
     assert front.wait(polling, 0.000_05) == (0, 1), "begins asleep"
     return front, polling
 
@@ -80,7 +80,7 @@ def test_beside_another_program_it_sleeps_for_a_second() -> None:
 
 def test_no_time_awake_stays_asleep() -> None:
     front = Front()
-    polling = Polling(0.0, clock=front.clock)
+    polling = Polling(0.0, front.clock)
     for _ in range(3):
         assert front.wait(polling, 0.000_1) == (0, 1)
 
@@ -89,4 +89,4 @@ def test_a_closed_front_ends_either_wait() -> None:
     front, polling = awake()
     front.is_closed = True
     assert polling.wait(front.receive) is None
-    assert Polling(clock=front.clock).wait(front.receive) is None
+    assert Polling(LONGEST_S, front.clock).wait(front.receive) is None
