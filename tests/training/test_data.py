@@ -5,67 +5,22 @@ import os
 import tarfile
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from training import data, idx, sources
+from tests.training.mirror import (
+    CONTENTS,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    MirrorServer,
+)
+from training import data, sources
 from training.data import Mnist
 from training.idx import DataError, IdxFile
-
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (file.name for file in idx.FILES)
-
-
-def idx_bytes(*shape: int) -> bytes:
-    values = np.arange(np.prod(shape), dtype=np.uint32) % 251
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-    return header + values.astype(np.uint8).tobytes()
-
-
-CONTENTS = {
-    TRAIN_IMAGES: idx_bytes(6, 28, 28),
-    TRAIN_LABELS: idx_bytes(6),
-    TEST_IMAGES: idx_bytes(2, 28, 28),
-    TEST_LABELS: idx_bytes(2),
-}
-
-
-class Mirror(BaseHTTPRequestHandler):
-    """Serves what is in `files`; a list is served one element a request, None as a 503."""
-
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, MirrorServer)
-        name = self.path.rpartition("/")[2]
-        server.requests.append(name)
-        content = server.files.get(name)
-        if isinstance(content, list):
-            content = content.pop(0)
-        if content is None:
-            self.send_error(503)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-class MirrorServer(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Mirror)
-        self.requests: list[str] = []
-        self.files: dict[str, bytes | list[bytes | None]] = {
-            f"{name}.gz": gzip.compress(content) for name, content in CONTENTS.items()
-        }
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/mnist/"
 
 
 @pytest.fixture
@@ -272,27 +227,6 @@ def test_terminal_sees_a_bar_and_a_log_sees_lines(
     (data.cache_dir() / TRAIN_IMAGES).unlink()
     data.load()
     assert capsys.readouterr().out.startswith(f"[{'=' * 30}] {TRAIN_IMAGES}")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "expected an IDX file"),
-        (b"\0\0\x08", "expected an IDX file"),
-        (b"\0\0\x0d\1\0\0\0\0", "expected an IDX file of bytes .* got 00 00 0d 01"),
-        (b"\x1f\x8b\x08\x00", "expected an IDX file"),
-        (b"\0\0\x08\3\0\0\0\1\0\0", "expected 16 .* got 10"),
-        (idx_bytes(3, 2)[:-1], r"expected 12 \+ 3 x 2 bytes of IDX, got 17"),
-        (idx_bytes(3, 2) + b"\0", r"expected 12 \+ 3 x 2 bytes of IDX, got 19"),
-    ],
-)
-def test_malformed_idx_is_refused(content: bytes, reason: str) -> None:
-    with pytest.raises(DataError, match=reason):
-        idx.parse(content)
-
-
-def test_idx_of_any_shape_is_parsed() -> None:
-    assert idx.parse(idx_bytes(3, 2)).tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_split_takes_validation_from_the_end(mnist_sample: Mnist) -> None:
