@@ -15,7 +15,7 @@ from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from serving.onnx_runtime import onnxruntime
 
 INPUT, OUTPUT = "images", "probabilities"
 MAX_BUCKET = BatchingConfig().max_batch_size
@@ -77,14 +77,14 @@ class _Bucket:
     """One shape: its buffers on the device, bound once, and the host's copy of the input."""
 
     def __init__(self, session: "onnxruntime.InferenceSession", device: str, size: int) -> None:
-        from onnxruntime import OrtValue
+        from serving.onnx_runtime import onnxruntime
 
         self.size = size
         self._session = session
         self._padded = np.zeros((size, IMAGE_BYTES), np.uint8)
         if device == "cuda":
             page_lock(self._padded)
-        allocate: Any = OrtValue.ortvalue_from_shape_and_type
+        allocate: Any = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         self._input = allocate((size, IMAGE_BYTES), np.uint8, device, 0)
         self._output = allocate((size, NUM_CLASSES), np.float32, device, 0)
         self._binding = session.io_binding()

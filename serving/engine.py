@@ -10,7 +10,7 @@ from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from serving.onnx_runtime import onnxruntime
 
 _log = logging.getLogger(__name__)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -84,14 +84,14 @@ def _open_cuda(model: bytes) -> CudaEngine:
 
 
 def _has_cuda() -> bool:
-    import onnxruntime
+    from serving.onnx_runtime import onnxruntime
 
     return _PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
 def open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
     """Build a checked session on "cpu" or "cuda"; raises what `open_engine` raises."""
-    import onnxruntime
+    from serving.onnx_runtime import onnxruntime
 
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():

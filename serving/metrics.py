@@ -11,7 +11,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, NamedTuple, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from serving.errors import ConfigurationError
 from serving.model_info import ModelInfo
@@ -163,6 +165,21 @@ class Metrics:
         return self._counts.batch_images.sum
 
 
+class _HttpServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks the name servers for the address's name, and waits for them.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass  # a scrape is no event
+
+
 class Exporter:
     """Serves metrics to Prometheus over HTTP on the loopback interface."""
 
@@ -176,17 +193,21 @@ class Exporter:
         Raises:
             ConfigurationError: the port can't be bound.
         """
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry, make_wsgi_app
 
         self._report = report
         registry = CollectorRegistry()
         registry.register(self)
         try:
-            self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+            self._server = make_server(
+                "127.0.0.1", port, make_wsgi_app(registry), _HttpServer, _QuietHandler
+            )
         except OSError as err:
             raise ConfigurationError(
                 f"can't listen on 127.0.0.1:{port} for metrics: is the port taken?"
             ) from err
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
         self.address = f"127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ def test_import_serving_loads_no_grpc() -> None:
 
 
 def test_server_never_loads_tensorflow() -> None:
-    loaded = modules_after("import serving.rpc.server, serving.classifier, onnxruntime")
+    loaded = modules_after("import serving.rpc.server, serving.classifier, serving.onnx_runtime")
     assert not loaded & {"tensorflow", "keras", "tf2onnx"}
 
 
@@ -92,7 +92,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 
 LAYERS = [
-    {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
+    {"errors", "config", "images", "predictions", "model_info", "logs", "cores", "onnx_runtime"},
     {"repository", "requests", "cuda"},
     {"backlog", "engine", "execution", "metrics"},
     {"batcher", "loaded_model"},

@@ -126,6 +126,9 @@ def _study(arguments: argparse.Namespace) -> int:
 def _import_tensorflow() -> None:
     """Import TensorFlow, which takes seconds, without the notes that it prints about itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    cache = data.cache_dir().parent  # what the libraries keep goes there, not into the home
+    os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     with _silenced_stderr():  # its first lines heed no setting
         import tensorflow as tf
 

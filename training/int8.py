@@ -4,10 +4,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import onnxruntime
-
 from training import parity
 from training.data import Examples, Images
+from training.onnx_runtime import onnxruntime
 
 MOST_DIFFERENT_DIGITS = 5
 """How many test images, 10,000 in MNIST, may get another digit than from fp32."""

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import tensorflow as tf
 import tf2onnx
 
 from training.data import Images, Labels
+from training.onnx_runtime import onnxruntime
 from training.trained import Probabilities
 
 FORMAT = 1

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from training.data import Images
+from training.onnx_runtime import onnxruntime
 from training.trained import Probabilities
 
 TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6

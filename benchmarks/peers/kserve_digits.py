@@ -2,6 +2,7 @@
 
 In an environment of its own (`pip install kserve onnxruntime`):
 
+    export ORT_DISABLE_TELEMETRY=1
     taskset -c 0 python benchmarks/peers/kserve_digits.py models/digits/1/model.onnx
 """
 

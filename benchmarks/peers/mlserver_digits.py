@@ -4,6 +4,7 @@ In an environment of its own (`pip install mlserver onnxruntime`):
 
     cd benchmarks/peers
     export MLSERVER_MODEL_NAME=digits MLSERVER_MODEL_IMPLEMENTATION=mlserver_digits.Digits
+    export ORT_DISABLE_TELEMETRY=1
     export MLSERVER_MODEL_URI=../../models/digits/1/model.onnx MLSERVER_PARALLEL_WORKERS=0
     taskset -c 0 mlserver start .
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import onnxruntime
 
+from serving.onnx_runtime import onnxruntime
 from serving.rpc.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnxruntime
 import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from serving import Classifier
 from serving.config import BatchingConfig
 from serving.images import Images
+from serving.onnx_runtime import onnxruntime
 from serving.predictions import Probabilities
 from serving.rpc import inference_pb
 from serving.rpc.wire import decode_response, encode_request

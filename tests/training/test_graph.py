@@ -6,9 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import numpy_helper
+
+from training.onnx_runtime import onnxruntime
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from training import int8, parity, quantize
 from training.data import Examples, Images, Mnist
+from training.onnx_runtime import onnxruntime
 
 
 @pytest.fixture(scope="module")

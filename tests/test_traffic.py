@@ -1,0 +1,169 @@
+"""What leaves the process: no lookup, no connection and no file but those that were asked for."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+IMPORTERS = {"serving/onnx_runtime.py", "training/onnx_runtime.py"}
+"""The only files that import onnxruntime itself; benchmarks/peers run without this project."""
+
+SERVING = """
+import sys
+from pathlib import Path
+from PIL import Image
+import numpy as np
+from serving import Classifier, Client
+from serving.__main__ import main
+from tests.servers import running_server
+
+Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("digit.png")
+with running_server(Path(sys.argv[1]), "--transport", sys.argv[2]) as server:
+    assert main(["classify", "digit.png", "--target", server.address]) == 0
+    assert main(["info", "--target", server.address]) == 0
+    with Client(server.address) as client:
+        client.classify(np.zeros((3, 784), np.uint8))
+    assert server.stop() == 0
+assert main(["classify", "digit.png", "--models", sys.argv[1]]) == 0
+with Classifier.load(Path(sys.argv[1], "digits")) as classifier:
+    classifier.classify(np.zeros((3, 784), np.uint8))
+"""
+TRAINING = """
+import sys
+import numpy as np
+from training import data
+from training.__main__ import main
+
+with np.load(sys.argv[1]) as arrays:
+    sample = data.Mnist(**arrays)
+data.load = lambda data_dir: sample
+assert main(["train", "--recipe", "seed", "--epochs", "1"]) == 0
+assert main(["export"]) == 0
+"""
+STRAYING = """
+import socket, sys
+from pathlib import Path
+
+Path.home().joinpath("stray").write_text("x")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+    unsent.connect(("192.0.2.1", 9))
+    unsent.connect(("127.0.0.1", 53))
+    unsent.connect(("127.0.0.1", 9))
+"""
+
+
+def may_trace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-qq", "-e", "trace=none", "true"]).returncode == 0
+
+
+traced = pytest.mark.skipif(not may_trace(), reason="needs strace, and to be allowed to trace")
+
+
+@dataclass
+class Trace:
+    """What a program and its children did."""
+
+    connections: list[str]
+    """Addresses beyond loopback, sockets of strangers, and name servers."""
+    files: list[str]
+    """Files opened for writing outside the program's own folders."""
+
+
+def trace(folder: Path, code: str, *arguments: object) -> Trace:
+    """Run code under strace, in a folder of its own, with an empty home and no variable CI."""
+    work, home, log = folder / "work", folder / "home", folder / "strace.log"
+    work.mkdir()
+    home.mkdir()
+    result = subprocess.run(
+        ["strace", "-f", "-y", "-qq", "--seccomp-bpf", "-e", "signal=none", "-o", log,
+         "-e", "trace=connect,sendto,sendmsg,sendmmsg,open,openat,creat",
+         sys.executable, "-c", code, *map(str, arguments)],
+        cwd=work, capture_output=True, text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(work),
+             "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = log.read_text().splitlines()
+    own = (work, home / ".cache" / "digit-serving", Path("/dev"), Path("/proc"))
+    return Trace([line for line in lines if is_foreign(line, work)], strays(lines, own))
+
+
+def is_foreign(line: str, own: Path) -> bool:
+    """Tell whether a line of strace's shows a peer that nobody asked for."""
+    if "htons(53)" in line:
+        return True
+    addresses = re.findall(r'inet_(?:addr|pton)\((?:AF_INET6, )?"([^"]*)"', line)
+    sockets = re.findall(r'sun_path=@?"([^"]*)"', line)
+    return any(not re.match(r"127\.|::1$|::ffff:127\.", address) for address in addresses) or any(
+        not Path(path).is_relative_to(own) for path in sockets
+    )
+
+
+def strays(lines: list[str], own: tuple[Path, ...]) -> list[str]:
+    """List the files that were opened for writing outside folders."""
+    opened = [
+        Path(match[1] or "/", match[2])
+        for line in lines
+        if re.search(r"O_WRONLY|O_RDWR|O_CREAT|creat\(", line)
+        and (match := re.search(r'(?:<([^>]*)>, )?"([^"]*)"', line))
+    ]
+    return [str(path) for path in opened if not any(path.is_relative_to(each) for each in own)]
+
+
+@traced
+def test_strays_are_seen(tmp_path: Path) -> None:
+    seen = trace(tmp_path, STRAYING)
+    assert [line.partition("connect(")[2] != "" for line in seen.connections] == [True, True]
+    assert seen.files == [str(tmp_path / "home" / "stray")]
+
+
+@traced
+@pytest.mark.parametrize("transport", ["auto", "grpcio"])
+def test_serving_asks_and_writes_nothing_else(tmp_path: Path, models: Path, transport: str) -> None:
+    assert trace(tmp_path, SERVING, models, transport) == Trace([], [])
+    assert not list((tmp_path / "home").iterdir())
+
+
+@traced
+def test_training_and_export_ask_and_write_nothing_else(tmp_path: Path) -> None:
+    sample = ROOT / "tests" / "data" / "mnist-sample.npz"
+    assert trace(tmp_path, TRAINING, sample) == Trace([], [])
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [".cache"]
+    assert [path.name for path in (tmp_path / "home" / ".cache").iterdir()] == ["digit-serving"]
+
+
+def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
+    found = set()
+    for folder in ("serving", "training", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                if "onnxruntime" in {name.split(".")[0] for name in names}:
+                    found.add(path.relative_to(ROOT).as_posix())
+    peers = {path for path in found if path.startswith("benchmarks/peers/")}
+    assert found - peers == IMPORTERS
+
+
+@pytest.mark.parametrize("package", ["serving", "training"])
+@pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
+def test_telemetry_is_off_unless_the_user_decides(package: str, given: str, value: str) -> None:
+    code = f"import os, {package}.onnx_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {"PATH": "/usr/bin:/bin", "CI": "1", "PYTHONPATH": str(ROOT)}
+    if given:
+        environment["ORT_DISABLE_TELEMETRY"] = given
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert output.split() == [value]
