@@ -1,6 +1,7 @@
 """Runs the model on one device: ONNX Runtime behind a Protocol of one method."""
 
 import logging
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from serving.config import Device
@@ -80,7 +81,7 @@ def _open_cuda(model: bytes) -> CudaEngine:
     try:
         return CudaEngine(session)
     except Exception as err:  # no memory left, or a kernel that the card can't run
-        raise DeviceError(f"CUDA can't be used: {_first_line(err.__cause__ or err)}") from err
+        raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
 
 
 def _has_cuda() -> bool:
@@ -107,10 +108,13 @@ def open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised and told by us
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[provider], enable_fallback=0
+        )
     except Exception as err:  # ONNX Runtime's own exceptions have no common base
         if device == "cuda":
-            raise DeviceError(f"CUDA can't be used: {_first_line(err)}") from err
+            raise DeviceError(f"CUDA can't be used: {_cuda_reason(err)}") from err
         raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
     # A provider that can't load is replaced by the CPU with only a log line (onnxruntime #23372).
     if session.get_providers()[0] != provider:
@@ -131,6 +135,12 @@ def _check_signature(session: "onnxruntime.InferenceSession") -> None:
     ]
     if found != expected:
         raise CorruptModel(f"expected a model {expected}, got {found}")
+
+
+def _cuda_reason(err: BaseException) -> str:
+    """Return what CUDA says, without ONNX Runtime's C++ signatures around it."""
+    found = re.search(r"\w+ failure \d+: [^;\n]*", str(err))
+    return found[0].strip() if found else _first_line(err)
 
 
 def _first_line(err: BaseException) -> str:

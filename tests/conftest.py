@@ -1,5 +1,6 @@
 """One model for the whole suite, trained for seconds on real digits and exported for real."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,21 @@ import pytest
 
 from serving import Classifier, Client
 from serving.images import Images
+from tests.gpu import gpu_works
 from tests.servers import RunningServer, running_server
 from training.data import Mnist
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+
+
+@pytest.fixture(autouse=True)
+def logging_stays() -> Iterator[None]:
+    """Undo what a `serve` in this process sets up: its handler writes to this test's stderr."""
+    handlers, level = set(logging.root.handlers), logging.root.level
+    yield
+    for handler in set(logging.root.handlers) - handlers:
+        logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +64,13 @@ def images(mnist_sample: Mnist) -> Images:
 def classifier(models: Path) -> Iterator[Classifier]:
     with Classifier.load(models / "digits", device="cpu") as classifier:
         yield classifier
+
+
+@pytest.fixture(scope="session")
+def no_gpu() -> None:
+    """Skip where a GPU works: what is tested is how its absence is told."""
+    if gpu_works():
+        pytest.skip("a GPU works here")
 
 
 @pytest.fixture(scope="session", params=["native", "grpcio"])

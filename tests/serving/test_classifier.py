@@ -21,6 +21,7 @@ from serving.errors import (
 )
 from serving.images import Images
 from serving.requests import Answer, Batch, Request
+from tests.gpu import NO_GPU
 from tests.published import publish, tampered
 from training.data import Mnist
 
@@ -208,12 +209,9 @@ def test_unknown_version_is_not_found(models: Path) -> None:
         Classifier.load(models / "digits", version=7)
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_cuda_that_cannot_be_used_is_an_error_not_a_fallback(models: Path) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*serve-gpu"):
+    with pytest.raises(DeviceError, match=NO_GPU):
         Classifier.load(models / "digits", device="cuda")
     with Classifier.load(models / "digits", device="auto") as classifier:
         assert classifier.model_info().device == "cpu"

@@ -1,7 +1,11 @@
 """The GPU's engine with its buffers on the CPU: everything but the kernels, without a GPU."""
 
+import json
 import logging
 import os
+import re
+import subprocess
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +22,7 @@ from serving.cuda import CudaEngine, buckets, page_lock
 from serving.engine import OnnxEngine, open_engine, open_session
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
+from tests.gpu import NO_GPU
 from tests.servers import running_server
 
 TOLERANCE = 1e-5
@@ -142,7 +147,7 @@ def test_buffer_that_cannot_be_locked_leaves_no_error_behind(
 @pytest.fixture
 def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
-    import onnxruntime
+    from serving.onnx_runtime import onnxruntime
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     plain = onnxruntime.InferenceSession
@@ -151,7 +156,7 @@ def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda model, options, providers: plain(model, providers=["CPUExecutionProvider"]),
+        lambda model, options, providers, **_: plain(model, providers=["CPUExecutionProvider"]),
     )
 
 
@@ -168,23 +173,78 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
     assert len(engine.run(images[:3])) == 3
 
 
-def has_cuda() -> bool:
-    import onnxruntime
+def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
+    onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.onnx_runtime import onnxruntime
 
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*digit-serving\[serve-gpu\]"):
+        open_engine(onnx_bytes, "cuda")
 
 
-@pytest.mark.skipif(has_cuda(), reason="ONNX Runtime here has CUDA")
-def test_cuda_without_it_is_one_line_that_names_what_is_missing(
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime where CUDA is installed and no driver is: what 1.26 says and prints."""
+    from serving.onnx_runtime import onnxruntime
+
+    plain = onnxruntime.InferenceSession
+
+    def open_session(model: bytes, options: Any, providers: list[str], **settings: Any) -> Any:
+        if providers == ["CPUExecutionProvider"]:
+            return plain(model, options, providers=providers)
+        if settings.get("enable_fallback", 1):
+            print("*************** EP Error ***************")
+            raise RuntimeError("[ONNXRuntimeError] : 2 : Conflicting session configuration: ...")
+        raise RuntimeError(
+            "/core/providers/cuda/cuda_call.cc:122 std::conditional_t<THRW, void> CudaCall(ERRTYPE)"
+            " [with ERRTYPE = cudaError; bool THRW = true] CUDA failure 35: CUDA driver version is "
+            "insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=cuda.cc ; line=336"
+        )
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_missing_driver_is_the_reason_given(onnx_bytes: bytes) -> None:
+    with pytest.raises(DeviceError) as caught:
+        open_engine(onnx_bytes, "cuda")
+    assert str(caught.value) == (
+        "CUDA can't be used: CUDA failure 35: "
+        "CUDA driver version is insufficient for CUDA runtime version"
+    )
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_missing_driver_leaves_stdout_to_the_program(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["info", "--models", str(models), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_cuda_without_a_gpu_ends_with_one_line(
+    models: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "needs ONNX Runtime with CUDAExecutionProvider" in line
-    assert "digit-serving[serve-gpu]" in line
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert re.match(f"digits-serve: .*({NO_GPU})", line)
+    assert not out
 
 
-@pytest.mark.skipif(has_cuda(), reason="ONNX Runtime here has CUDA")
+@pytest.mark.usefixtures("no_gpu")
+def test_info_is_json_whatever_the_device_lacks(models: Path) -> None:
+    command = [sys.executable, "-m", "serving", "info", "--models", str(models), "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_auto_serves_on_the_cpu_and_says_so_everywhere(models: Path) -> None:
     with running_server(models, "--device", "auto") as server:
         with Client(server.address) as client:

@@ -125,19 +125,6 @@ def test_serve_that_cannot_start_says_why_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_serve_on_a_missing_gpu_ends_with_one_line(
-    models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has CUDA")
-    code, _, err = run("serve", "--models", models, "--device", "cuda", capsys=capsys)
-    assert code == 2
-    assert err.startswith("digits-serve: device 'cuda' needs ONNX Runtime with CUDA")
-    assert err.count("\n") == 1
-
-
 def test_corrupt_model_ends_with_one_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,19 @@
+"""Whether a GPU works here: that ONNX Runtime lists CUDA says nothing about the driver."""
+
+from functools import cache
+
+from serving.engine import open_engine
+from serving.errors import DeviceError
+from serving.repository import PRETRAINED
+
+NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
+"""The reasons for a DeviceError: an ONNX Runtime without CUDA, or with it and no usable GPU."""
+
+
+@cache
+def gpu_works() -> bool:
+    try:
+        open_engine((PRETRAINED / "digits" / "1" / "model.onnx").read_bytes(), "cuda")
+    except DeviceError:
+        return False
+    return True
