@@ -56,8 +56,10 @@ class Classifier:
     ) -> Self:
         """Load what a configuration names; raises what `load_model` raises."""
         model_dir = config.models / config.model
-        model = load_model(model_dir, config.version, config.device, config.precision)
-        model.warm_up((batching or BatchingConfig()).max_batch_size)
+        max_batch_size = (batching or BatchingConfig()).max_batch_size
+        model = load_model(
+            model_dir, config.version, config.device, config.precision, max_batch_size
+        )
         return cls(model, batching, num_processes)
 
     @classmethod
@@ -77,7 +79,9 @@ class Classifier:
         Raises: what `load_model` raises.
         """
         version = None if version is None else str(version)
-        return cls(load_model(Path(model_dir), version, device, precision), batching)
+        max_batch_size = (batching or BatchingConfig()).max_batch_size
+        model = load_model(Path(model_dir), version, device, precision, max_batch_size)
+        return cls(model, batching)
 
     @classmethod
     def pretrained(cls, device: Device = "auto", precision: Precision = "fp32") -> Self:

@@ -41,6 +41,7 @@ class CudaEngine:
         session: "onnxruntime.InferenceSession",
         device: str = "cuda",
         max_bucket: int = MAX_BUCKET,
+        run_options: "onnxruntime.RunOptions | None" = None,
     ) -> None:
         """Allocate every bucket and run each once: the first run of a shape is the slow one.
 
@@ -48,13 +49,16 @@ class CudaEngine:
             session: one that takes `images` (N, 784) uint8 and gives `probabilities` (N, 10).
             device: where the buffers lie, "cuda"; "cpu" runs the same code without a GPU.
             max_bucket: the largest run, in images.
+            run_options: of all its runs.
 
         Raises:
             ModelError: a run failed.
         """
         self.device = device
         self._lock = threading.Lock()  # the buffers are shared: one run at a time
-        self._buckets = [_Bucket(session, device, size) for size in buckets(max_bucket)]
+        self._buckets = [
+            _Bucket(session, device, size, run_options) for size in buckets(max_bucket)
+        ]
         for bucket in self._buckets:
             self.run(np.zeros((bucket.size, IMAGE_BYTES), np.uint8))
 
@@ -76,11 +80,18 @@ class CudaEngine:
 class _Bucket:
     """One shape: its buffers on the device, bound once, and the host's copy of the input."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession", device: str, size: int) -> None:
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        device: str,
+        size: int,
+        run_options: "onnxruntime.RunOptions | None",
+    ) -> None:
         from serving.onnx_runtime import onnxruntime
 
         self.size = size
         self._session = session
+        self._run_options = run_options
         self._padded = np.zeros((size, IMAGE_BYTES), np.uint8)
         if device == "cuda":
             page_lock(self._padded)
@@ -95,7 +106,7 @@ class _Bucket:
         """Classify up to `size` images; what an earlier run left in the padding is ignored."""
         self._padded[: len(images)] = images
         self._input.update_inplace(self._padded)  # one copy to the device
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._run_options)
         # On the CPU numpy() may be a view of the buffer that the next run writes.
         return np.array(self._output.numpy()[: len(images)])
 

@@ -41,26 +41,41 @@ class Engine(Protocol):
 class OnnxEngine:
     """An ONNX Runtime session on the CPU, where plain runs are the fastest."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
+    def __init__(
+        self,
+        session: "onnxruntime.InferenceSession",
+        run_options: "onnxruntime.RunOptions | None" = None,
+    ) -> None:
         """Run a session; `open_engine` is the usual way."""
         self.device = "cpu"
         self._session = session
+        self._run_options = run_options
 
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
         try:
-            (probabilities,) = self._session.run([OUTPUT], {INPUT: images})
+            (probabilities,) = self._session.run([OUTPUT], {INPUT: images}, self._run_options)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise ModelError("the model failed on these images") from err
         return probabilities  # type: ignore[no-any-return]
 
 
-def open_engine(model: bytes, device: Device = "auto") -> Engine:
+def new_run_options() -> "onnxruntime.RunOptions":
+    """Make what an engine's runs look at: `terminate` ends those that go on, and all later ones."""
+    from serving.onnx_runtime import onnxruntime
+
+    return onnxruntime.RunOptions()
+
+
+def open_engine(
+    model: bytes, device: Device = "auto", run_options: "onnxruntime.RunOptions | None" = None
+) -> Engine:
     """Build an engine on the device asked for; "auto" takes CUDA where it works, else the CPU.
 
     Args:
         model: the content of an ONNX file; weights kept in other files are refused.
         device: "auto", "cpu" or "cuda".
+        run_options: of all its runs; see `new_run_options`.
 
     Raises:
         CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
@@ -68,18 +83,18 @@ def open_engine(model: bytes, device: Device = "auto") -> Engine:
     """
     if device == "auto" and _has_cuda():
         try:
-            return _open_cuda(model)
+            return _open_cuda(model, run_options)
         except DeviceError as err:
             _log.warning("serving on the CPU: %s", err)
     if device == "cuda":
-        return _open_cuda(model)
-    return OnnxEngine(open_session(model, "cpu"))
+        return _open_cuda(model, run_options)
+    return OnnxEngine(open_session(model, "cpu"), run_options)
 
 
-def _open_cuda(model: bytes) -> CudaEngine:
+def _open_cuda(model: bytes, run_options: "onnxruntime.RunOptions | None") -> CudaEngine:
     session = open_session(model, "cuda")
     try:
-        return CudaEngine(session)
+        return CudaEngine(session, run_options=run_options)
     except Exception as err:  # no memory left, or a kernel that the card can't run
         raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
 

@@ -1,23 +1,30 @@
 """A model that is ready to serve: read, verified, built, and checked on its golden samples."""
 
 import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from serving import repository
-from serving.config import Device, Precision
-from serving.engine import Engine, open_engine
-from serving.errors import ConfigurationError, CorruptModel
-from serving.images import IMAGE_BYTES, Images
+from serving import gate, repository
+from serving.config import BatchingConfig, Device, Precision
+from serving.engine import Engine, new_run_options, open_engine
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.images import Images
 from serving.predictions import Probabilities
 from serving.repository import Manifest
 
 _log = logging.getLogger(__name__)
 
-GOLDEN_TOLERANCE = 1e-3
-"""How far a probability may lie from the manifest's: other processors add in another order."""
+_BUILD_LIMIT_S = 60.0
+"""How long reading and building may take; CUDA's libraries may have to be read from a slow disk."""
+_CHECK_LIMIT_S = 10.0
+"""How long its golden samples may take, in batches of every size: usually some milliseconds."""
+_THREAD = "model-loader"
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,26 +49,17 @@ class LoadedModel:
         """See `Engine.run`."""
         return self.engine.run(images)
 
-    def warm_up(self, max_batch_size: int) -> None:
-        """Run batches of growing sizes, so that no caller's run is the one that allocates.
-
-        Raises:
-            ModelError: a run failed.
-        """
-        size = 1
-        while size < max_batch_size:
-            self.run(np.zeros((size, IMAGE_BYTES), np.uint8))
-            size *= 2
-        self.run(np.zeros((max_batch_size, IMAGE_BYTES), np.uint8))
-
 
 def load_model(
     model_dir: Path,
     version: str | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    max_batch_size: int = BatchingConfig().max_batch_size,
 ) -> LoadedModel:
-    """Read, verify, build and check one version.
+    """Read, verify, build and check one version; runs of every size have then been made once.
+
+    Takes no longer than its limits: what hangs is left behind on a daemon thread.
 
     Args:
         model_dir: the model's directory, such as models/digits.
@@ -69,10 +67,12 @@ def load_model(
             warning.
         device: "auto", "cpu" or "cuda".
         precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" is for it.
+        max_batch_size: the most images that it will run at once.
 
     Raises:
         ModelNotFound: no such version.
-        CorruptModel: the version asked for, or every version, is damaged or answers wrongly.
+        CorruptModel: the version asked for, or every version, is damaged, answers wrongly, or
+            takes too long.
         DeviceError: the device can't be used.
         ConfigurationError: the version has no such variant, or int8 was asked for on CUDA.
     """
@@ -81,27 +81,63 @@ def load_model(
             raise ConfigurationError("int8 runs on the CPU only: device cuda needs precision fp32")
         device = "cpu"
     if version is not None:
-        return _load_version(model_dir, version, device, precision)
+        return _load_version(model_dir, version, device, precision, max_batch_size)
     failures = []
     for candidate in repository.versions(model_dir):
         try:
-            return _load_version(model_dir, candidate, device, precision)
-        except CorruptModel as err:
+            return _load_version(model_dir, candidate, device, precision, max_batch_size)
+        except (CorruptModel, ModelNotFound) as err:
             _log.warning("version %s is passed over: %s", candidate, err)
             failures.append(f"{candidate} ({err})")
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
 
 
+def is_loading() -> bool:
+    """Whether a model is being loaded, or its loading hangs; in any thread of this process."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
 def _load_version(
-    model_dir: Path, version: str, device: Device, precision: Precision
+    model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int
 ) -> LoadedModel:
-    file = repository.load(model_dir, version, precision)
-    model = LoadedModel(open_engine(file.onnx, device), file.manifest, precision)
-    probabilities = model.run(file.manifest.golden_images)  # also the warm-up
-    difference = np.abs(probabilities - file.manifest.golden_probabilities[precision]).max()
-    if not difference <= GOLDEN_TOLERANCE:  # also refuses NaN
-        raise CorruptModel(
-            f"version {version} answers its golden samples wrongly: a probability is off by "
-            f"{difference:.2g}, at most {GOLDEN_TOLERANCE:g} expected"
-        )
+    run_options = new_run_options()
+
+    def build() -> LoadedModel:
+        file = repository.load(model_dir, version, precision)
+        return LoadedModel(open_engine(file.onnx, device, run_options), file.manifest, precision)
+
+    def check() -> None:
+        manifest = model.manifest
+        expected = manifest.golden_probabilities[precision]
+        gate.check(model.run, manifest.golden_images, expected, max_batch_size)
+
+    try:
+        model = _within(_BUILD_LIMIT_S, build)
+        _within(_CHECK_LIMIT_S, check)
+    except BaseException as err:
+        run_options.terminate = True  # ends a run that goes on
+        if isinstance(err, gate.Unfit | TimeoutError):
+            raise CorruptModel(f"version {version} {err}") from err
+        raise
     return model
+
+
+def _within(limit_s: float, work: Callable[[], _Result]) -> _Result:
+    """Do something on a thread of its own: nothing stops a file or a graph that hangs.
+
+    Raises:
+        TimeoutError: it takes longer; the thread is left behind.
+    """
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as err:
+            future.set_exception(err)
+
+    threading.Thread(target=run, name=_THREAD, daemon=True).start()
+    try:
+        return future.result(limit_s)
+    except TimeoutError:
+        raise TimeoutError(f"is not ready after {limit_s:g} s") from None

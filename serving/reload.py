@@ -1,8 +1,8 @@
 """Follows the model's directory: what a restart would serve is adopted without one.
 
 A version is read, verified, built, checked on its golden samples and warmed up beside the one that
-serves; only then does it take over, between two runs. Whatever fails on the way, the old one serves
-on, and there is a line in the log and a count in the metrics.
+serves; only then does it take over, between two runs. Whatever fails or hangs on the way, the old
+one serves on, and there is a line in the log and a count in the metrics.
 """
 
 import logging
@@ -39,6 +39,9 @@ class Reloader:
         self._interval_s = interval_s
         self._refused: dict[str, _Fingerprint] = {}
         """Versions that failed, as they were: they are not tried again until they change."""
+        self._trouble = ""
+        """Why the last look at the directory found nothing; logged when it changes."""
+        self._ended = False
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="reloader", daemon=True)
 
@@ -53,21 +56,31 @@ class Reloader:
             True if another version serves now.
         """
         try:
-            return any(self._try(version) for version in self._candidates())
+            is_adopted = any(self._try(version) for version in self._candidates())
         except DigitsError as err:
-            self._count_failure("nothing to reload: %s", err)
-        except Exception:  # whatever it is, it must end neither this thread nor the service
-            _log.exception("a reload failed")
-            self._classifier.metrics.count_reload("failed")
-        return False
+            self._note_trouble(str(err))
+            return False
+        except Exception as err:  # whatever it is, it must end neither this thread nor the service
+            self._note_trouble(f"{type(err).__name__}: {err}")
+            return False
+        if self._trouble:
+            self._trouble = ""
+            _log.info("the versions can be read again")
+        return is_adopted
+
+    def _note_trouble(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._count_failure("version %s serves on: %s", self._classifier.version, trouble)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        """Adopt nothing from here on; what is being loaded may hang, and isn't waited for."""
+        self._ended = True
         self._wishes.put(False)
-        self._thread.join()
 
     def _follow(self) -> None:
         while True:
@@ -79,6 +92,7 @@ class Reloader:
             if not goes_on:
                 return
             self._refused.clear()
+            self._trouble = ""
             if not self.reload():
                 _log.info("version %s serves on", self._classifier.version)
 
@@ -101,12 +115,14 @@ class Reloader:
         fingerprint = _fingerprint(self._model_dir / version)
         device: Device = "cuda" if served.device == "cuda" else "cpu"  # never moves in silence
         try:
-            model = load_model(self._model_dir, version, device, served.precision)
-            model.warm_up(self._classifier.batching.max_batch_size)
+            max_batch_size = self._classifier.batching.max_batch_size
+            model = load_model(self._model_dir, version, device, served.precision, max_batch_size)
         except DigitsError as err:
             self._refused[version] = fingerprint
             self._count_failure("version %s is refused, %s serves on: %s", version, served.version,
                                 err)  # fmt: skip
+            return False
+        if self._ended:
             return False
         self._classifier.adopt(model)
         self._classifier.metrics.count_reload("adopted")

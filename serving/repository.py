@@ -9,6 +9,7 @@ slip through.
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from serving import images
 from serving.config import Precision
 from serving.errors import ConfigurationError, CorruptModel, InvalidRequest, ModelNotFound
+from serving.files import read_regular
 from serving.images import Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
@@ -29,7 +31,13 @@ MANIFEST = "manifest.json"
 _FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_MAX_MANIFEST_BYTES = 4 << 20
+_MAX_MANIFEST_BYTES = 512 << 10
+"""Ten times what the exporter writes."""
+_MAX_MODEL_BYTES = 256 << 20
+"""Its bytes are kept in memory while it is built."""
+_MAX_TEXT = 100
+"""Characters of a name: it goes into every answer to GetModel, and into log lines."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,10 +74,15 @@ def versions(model_dir: Path) -> list[str]:
 
     Raises:
         ModelNotFound: the directory doesn't exist or holds no version; names what to run.
+        ConfigurationError: the directory can't be read.
     """
-    found = []
-    if model_dir.is_dir():
-        found = [path.name for path in model_dir.iterdir() if _VERSION.fullmatch(path.name)]
+    try:
+        with os.scandir(model_dir) as entries:
+            found = [e.name for e in entries if _VERSION.fullmatch(e.name) and os.path.isdir(e)]
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    except OSError as err:
+        raise ConfigurationError(f"can't read {model_dir}: {err.strerror}") from err
     if not found:
         raise ModelNotFound(f"no model in {model_dir}: run `make train export` to make one")
     return sorted(found, key=int, reverse=True)
@@ -104,13 +117,13 @@ def load(model_dir: Path, version: str, precision: Precision = "fp32") -> ModelF
         ConfigurationError: the version has no such variant.
         CorruptModel: a file is missing or unreadable, or differs from the manifest.
     """
-    if not _VERSION.fullmatch(version) or not (model_dir / version).is_dir():
+    if not _VERSION.fullmatch(version) or not os.path.isdir(model_dir / version):
         raise ModelNotFound(f"model {model_dir.name!r} has no version {version[:40]!r}")
     manifest = load_manifest(model_dir / version)
     file_name = _FILES[precision]
     if file_name not in manifest.digests:
         raise ConfigurationError(f"version {version} has no {precision} variant")
-    onnx = _read(model_dir / version / file_name)
+    onnx = _read(model_dir / version / file_name, _MAX_MODEL_BYTES)
     digest = hashlib.sha256(onnx).hexdigest()
     if digest != manifest.digests[file_name]:
         raise CorruptModel(
@@ -123,11 +136,17 @@ def load_manifest(version_dir: Path) -> Manifest:
     """Read and check a version's manifest.
 
     Raises:
-        CorruptModel: it is missing, unreadable, malformed, or tells of another version.
+        CorruptModel: it is missing, unreadable, malformed, or of another version or model.
     """
-    manifest = parse_manifest(_read(version_dir / MANIFEST))
+    manifest = parse_manifest(_read(version_dir / MANIFEST, _MAX_MANIFEST_BYTES))
     if manifest.version != version_dir.name:
         raise CorruptModel(f"{version_dir.name}/{MANIFEST} is that of version {manifest.version}")
+    model_dir = version_dir.absolute().parent
+    if manifest.name not in (model_dir.name, model_dir.resolve().name):  # or a link to it
+        raise CorruptModel(
+            f"{version_dir.name}/{MANIFEST} is that of model {manifest.name!r}, "
+            f"expected {model_dir.name!r}"
+        )
     return manifest
 
 
@@ -143,24 +162,28 @@ def parse_manifest(data: bytes) -> Manifest:
         return _manifest_of(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
             InvalidRequest) as err:  # fmt: skip
-        raise CorruptModel(f"{MANIFEST} is malformed: {type(err).__name__}: {err}") from err
+        raise CorruptModel(
+            f"{MANIFEST} is malformed: {type(err).__name__}: {str(err)[:_MAX_TEXT]}"
+        ) from err
 
 
 def _manifest_of(document: dict[str, Any]) -> Manifest:
     if document["format"] != 1:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
-    for text in (document["name"], document["version"], document["recipe"]):
-        str(text).encode()  # a lone surrogate can't be told to a client
     golden = document["golden"]
     golden_images = images.from_bytes(base64.b64decode(golden["images"], validate=True))
     return Manifest(
-        name=str(document["name"]),
-        version=str(document["version"]),
-        recipe=str(document["recipe"]),
+        name=_text(document, "name"),
+        version=_text(document, "version"),
+        recipe=_text(document, "recipe"),
         parameters=int(document["parameters"]),
-        validation_accuracy=float(document["accuracy"]["validation"]),
-        test_accuracy=float(document["accuracy"]["test"]),
-        digests={str(name): str(digest) for name, digest in document["files"].items()},
+        validation_accuracy=_share(document["accuracy"], "validation"),
+        test_accuracy=_share(document["accuracy"], "test"),
+        digests={
+            name: _digest(document["files"], name)
+            for name in _FILES.values()
+            if name in document["files"]
+        },
         golden_images=golden_images,
         golden_probabilities={
             precision: _probabilities(golden[_GOLDEN[precision]], len(golden_images))
@@ -168,6 +191,27 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
             if file_name in document["files"]
         },
     )
+
+
+def _text(document: dict[str, Any], name: str) -> str:
+    text = document[name]
+    if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEXT or not text.isprintable():
+        raise ValueError(f"{name} must be 1 to {_MAX_TEXT} printable characters")
+    return text  # nor a lone surrogate, which no answer could carry: it isn't printable
+
+
+def _share(document: dict[str, Any], name: str) -> float:
+    share = float(document[name])
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} accuracy must be from 0 to 1")
+    return share
+
+
+def _digest(document: dict[str, Any], name: str) -> str:
+    digest = document[name]
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"the digest of {name} must be 64 hexadecimal digits")
+    return digest
 
 
 def _probabilities(rows: list[list[float]], num_images: int) -> Probabilities:
@@ -180,8 +224,8 @@ def _probabilities(rows: list[list[float]], num_images: int) -> Probabilities:
     return probabilities
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, max_bytes)
     except OSError as err:
         raise CorruptModel(f"{path.parent.name}/{path.name}: {err.strerror}") from err

@@ -1,12 +1,17 @@
 """Model versions, good and bad, published into a copy of the repository."""
 
+import base64
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 
 def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
@@ -84,6 +89,112 @@ def _foreign_manifest(model_dir: Path, version: str) -> None:
     (model_dir / version / "manifest.json").write_bytes(manifest)
 
 
+def edit_manifest(model_dir: Path, version: str, change: Callable[[Any], None]) -> None:
+    """Change the manifest of a version that is published already."""
+    path = model_dir / version / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def _with_manifest(change: Callable[[Any], None]) -> Callable[[Path, str], None]:
+    def publish_changed(model_dir: Path, version: str) -> None:
+        good(model_dir, version)
+        edit_manifest(model_dir, version, change)
+
+    return publish_changed
+
+
+def _keep_one_sample(manifest: Any) -> None:
+    golden = manifest["golden"]
+    golden["images"] = base64.b64encode(base64.b64decode(golden["images"])[:784]).decode()
+    golden["probabilities"] = golden["probabilities"][:1]
+
+
+def _with_last_node(
+    model_dir: Path, version: str, operator: str, *inputs: onnx.TensorProto, **attributes: Any
+) -> None:
+    """Publish version 1 with one more node behind its output, and one golden sample."""
+    model = onnx.load(str(model_dir / "1" / "model.onnx"))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.extend(inputs)
+    names = ["before", *(tensor.name for tensor in inputs)]
+    model.graph.node.append(helper.make_node(operator, names, ["probabilities"], **attributes))
+    publish(model_dir, version, model.SerializeToString())
+    edit_manifest(model_dir, version, _keep_one_sample)
+
+
+def _one_row(model_dir: Path, version: str) -> None:
+    """A model that answers one row, the mean, whatever the batch."""
+    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [0])
+    _with_last_node(model_dir, version, "ReduceSum", axes, keepdims=1)
+
+
+def _neighbours(model_dir: Path, version: str) -> None:
+    """A model whose rows depend on the others in the batch: a sum over those before each."""
+    axis = helper.make_tensor("axis", onnx.TensorProto.INT64, [], [0])
+    _with_last_node(model_dir, version, "CumSum", axis)
+
+
+def endless(model_dir: Path, version: str) -> None:
+    """Publish a model that never answers: its output goes through a loop that has no end."""
+    model = onnx.load(str(model_dir / "1" / "model.onnx"))
+    model.graph.node[-1].output[0] = "before"
+    tensor = helper.make_tensor_value_info
+    kinds = onnx.TensorProto
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["goes_on"]),
+            helper.make_node("Identity", ["state"], ["next_state"]),
+        ],
+        "body",
+        [
+            tensor("number", kinds.INT64, []),
+            tensor("go_on", kinds.BOOL, []),
+            tensor("state", kinds.FLOAT, None),
+        ],
+        [tensor("goes_on", kinds.BOOL, []), tensor("next_state", kinds.FLOAT, None)],
+    )
+    model.graph.initializer.append(helper.make_tensor("true", kinds.BOOL, [], [True]))
+    model.graph.node.append(
+        helper.make_node("Loop", ["", "true", "before"], ["probabilities"], body=body)
+    )
+    publish(model_dir, version, model.SerializeToString())
+
+
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "socket": lambda path: _bind(path),
+    "directory": Path.mkdir,
+    "64 GiB": lambda path: _make_sparse(path, 64 << 30),
+    "symlink loop": lambda path: path.symlink_to(path.name),
+}
+"""What may lie where a file is expected, as what makes it."""
+
+
+def _bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(path.parent)  # a socket's path may not be long
+        try:
+            listener.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def _make_sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def special(model_dir: Path, version: str, file_name: str, kind: str) -> None:
+    """Publish a good version in which one file is none."""
+    good(model_dir, version)
+    (model_dir / version / file_name).unlink()
+    SPECIAL[kind](model_dir / version / file_name)
+
+
 BAD: dict[str, Callable[[Path, str], None]] = {
     "garbage": _garbage,
     "truncated": _truncated,
@@ -93,5 +204,14 @@ BAD: dict[str, Callable[[Path, str], None]] = {
     "external data": _external_data,
     "no manifest": _no_manifest,
     "foreign manifest": _foreign_manifest,
+    "another model's name": _with_manifest(lambda manifest: manifest.update(name="letters")),
+    "empty name": _with_manifest(lambda manifest: manifest.update(name="")),
+    "no name": _with_manifest(lambda manifest: manifest.pop("name")),
+    "name of 1 MB": _with_manifest(lambda manifest: manifest.update(name="d" * 1_000_000)),
+    "long name": _with_manifest(lambda manifest: manifest.update(name="d" * 1000)),
+    "recipe of 100 kB": _with_manifest(lambda manifest: manifest.update(recipe="d" * 100_000)),
+    "manifest of 1 MB": _with_manifest(lambda manifest: manifest.update(note="d" * 1_000_000)),
+    "one row for every batch": _one_row,
+    "rows that depend on their neighbours": _neighbours,
 }
 """Every way in which a version can be bad, as what publishes it."""

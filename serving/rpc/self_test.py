@@ -12,7 +12,8 @@ import numpy as np
 
 from serving.classifier import Classifier, predictions_of
 from serving.errors import DigitsError, Overloaded, Unavailable
-from serving.loaded_model import GOLDEN_TOLERANCE, LoadedModel
+from serving.gate import GOLDEN_TOLERANCE
+from serving.loaded_model import LoadedModel
 from serving.requests import Answer, Request
 
 _log = logging.getLogger(__name__)

@@ -88,7 +88,7 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     session = open_session(onnx_bytes, "cpu")
     engine = CudaEngine(session, device="cpu", max_bucket=4)
 
-    def fail(binding: Any) -> None:
+    def fail(binding: Any, run_options: Any) -> None:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     with monkeypatch.context() as patched:

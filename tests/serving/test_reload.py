@@ -12,8 +12,10 @@ import pytest
 from serving import Classifier, Client
 from serving.config import ModelConfig
 from serving.images import Images
+from serving.loaded_model import is_loading
 from serving.reload import Reloader
 from tests import published
+from tests.reliability.processes import wait_until
 from tests.servers import RunningServer, running_server
 from tests.serving.test_metrics import scrape, value
 
@@ -77,6 +79,41 @@ def test_bad_version_leaves_the_old_one_serving(
     assert caplog.messages[0].startswith("version 2 is refused, 1 serves on: ")
 
 
+@pytest.mark.parametrize("kind", published.SPECIAL)
+@pytest.mark.parametrize("file_name", ["manifest.json", "model.onnx"])
+def test_what_is_no_regular_file_is_refused_unread(
+    served: Classifier, reloader: Reloader, model_dir: Path, kind: str, file_name: str
+) -> None:
+    published.special(model_dir, "2", file_name, kind)
+    assert not reloader.reload()
+    published.good(model_dir, "3")
+    assert reloader.reload()
+    assert served.version == "3"
+    assert served.metrics.reloads == {"adopted": 1, "failed": 1}
+
+
+def test_endless_model_is_refused_and_its_run_is_ended(
+    served: Classifier, reloader: Reloader, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.loaded_model._CHECK_LIMIT_S", 0.5)
+    published.endless(model_dir, "2")
+    assert not reloader.reload()
+    wait_until(lambda: not is_loading())
+    monkeypatch.undo()
+    published.good(model_dir, "3")
+    assert reloader.reload()
+    assert served.version == "3"
+
+
+def test_endless_newest_version_is_passed_over_at_start(
+    config: ModelConfig, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.loaded_model._CHECK_LIMIT_S", 2.0)
+    published.endless(model_dir, "2")
+    with Classifier.open(config) as classifier:
+        assert classifier.version == "1"
+
+
 def test_version_that_was_mended_takes_over(
     served: Classifier, reloader: Reloader, model_dir: Path
 ) -> None:
@@ -107,13 +144,25 @@ def test_version_that_was_removed_gives_way_to_the_one_before(
     assert served.version == "1"
 
 
-def test_vanished_directory_leaves_the_old_one_serving(
-    served: Classifier, reloader: Reloader, model_dir: Path, images: Images
+def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
+    served: Classifier,
+    reloader: Reloader,
+    model_dir: Path,
+    images: Images,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    shutil.rmtree(model_dir)
-    assert not reloader.reload()
-    assert served.classify(images[:1]).model_version == "1"
+    kept = model_dir.rename(model_dir.parent / "kept")
+    with caplog.at_level(logging.INFO, "serving"):
+        for _ in range(3):
+            assert not reloader.reload()
+        assert served.classify(images[:1]).model_version == "1"
+        kept.rename(model_dir)
+        for _ in range(3):
+            assert not reloader.reload()
     assert served.metrics.reloads["failed"] == 1
+    gone, back = caplog.messages
+    assert gone.startswith(f"version 1 serves on: no model in {model_dir}")
+    assert back == "the versions can be read again"
 
 
 def test_pinned_version_is_never_replaced(model_dir: Path) -> None:

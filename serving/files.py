@@ -1,0 +1,39 @@
+"""Reads files that somebody else put there: regular ones only, up to a limit, without blocking."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a whole file.
+
+    A FIFO would block the reader, a device may never end, and a sparse file can claim any size.
+
+    Args:
+        path: the file; a symbolic link to one is followed.
+        max_bytes: larger files are refused unread.
+
+    Raises:
+        OSError: it can't be opened or read, is no regular file, is too large, or grows.
+    """
+    # To open a device may already do something, so look first; O_NONBLOCK is for what replaces it.
+    _size(path.stat(), max_bytes)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        size = _size(os.fstat(descriptor), max_bytes)
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise OSError(errno.EAGAIN, "it is still being written")
+    return data
+
+
+def _size(state: os.stat_result, max_bytes: int) -> int:
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if state.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"{state.st_size} bytes, at most {max_bytes} expected")
+    return state.st_size
