@@ -8,6 +8,7 @@ import pytest
 
 from serving import repository
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from tests import published
 
 
 @pytest.fixture
@@ -21,6 +22,27 @@ def test_versions_are_listed_newest_first(tmp_path: Path) -> None:
     for name in ("1", "10", "9", "007", "0", "-3", "1.5", ".staging", "latest"):
         (tmp_path / name).mkdir()
     assert repository.versions(tmp_path) == ["10", "9", "1"]
+
+
+def test_only_directories_are_versions(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").symlink_to("1")
+    for number, make in enumerate(published.SPECIAL.values(), start=3):
+        if make is not published.SPECIAL["directory"]:
+            make(tmp_path / str(number))
+    assert repository.versions(tmp_path) == ["2", "1"]
+
+
+def test_directory_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigurationError, match="can't read .*loop: Too many levels"):
+        repository.versions(tmp_path / "loop")
+
+
+def test_model_may_be_reached_by_a_link_of_another_name(model_dir: Path) -> None:
+    link = model_dir.with_name("current")
+    link.symlink_to("digits")
+    assert repository.load(link, "1").manifest.name == "digits"
 
 
 def test_no_model_names_the_command_that_makes_one(tmp_path: Path) -> None:
@@ -121,6 +143,12 @@ def edit_manifest(model_dir: Path, change: Callable[[dict[str, Any]], None]) -> 
         without("golden", "int8_probabilities"),
         changed("golden", "int8_probabilities", to=[[1.0] * 9]),
         changed("golden", to={"images": "", "probabilities": []}),
+        changed("accuracy", "test", to=float("nan")),
+        changed("accuracy", "test", to=1.5),
+        changed("files", "model.onnx", to="d" * 1000),
+        changed("name", to=None),
+        changed("recipe", to="two\nlines"),
+        changed("version", to="9" * 1000),
     ],
 )
 def test_malformed_manifest_is_refused(
