@@ -8,7 +8,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop
+.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop test-packaging
 .PHONY: lint protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -58,6 +58,9 @@ soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
 
 test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer and grpc-js (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop
+
+test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)
+	$(RUN) -m pytest -q -m packaging tests/packaging
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .

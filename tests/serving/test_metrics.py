@@ -89,7 +89,7 @@ def test_taken_metrics_port_is_one_clear_line(
 ) -> None:
     port = server.facts["metrics"].rpartition(":")[2]
     options = ["--models", str(models), "--port", "0", "--metrics-port", port]
-    assert main(["serve", *options]) == 2
+    assert main(["serve", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err == (
         f"digits-serve: can't listen on 127.0.0.1:{port} for metrics: is the port taken?\n"
     )

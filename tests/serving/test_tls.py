@@ -283,7 +283,8 @@ def test_bad_client_authority_is_named(good: Files, tmp_path: Path) -> None:
 def test_options_that_do_not_fit_end_with_one_line(
     models: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "--models", str(models), "--port", "0", *options]) == 2
+    usual = ["--models", str(models), "--port", "0", "--device", "cpu"]
+    assert main(["serve", *usual, *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"digits-serve: {message}")
     assert error.count("\n") == 1

@@ -1,0 +1,212 @@
+"""Wheel and sdist as strangers get them: built, checked, and used far from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serving.images import Images
+from tests.servers import RunningServer
+
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+PYTHONS = ("3.11", "3.13")
+ANYWHERE = ("", "pictures", "serve", "train", "bench", "dev")
+"""The extras that can be installed on every platform; those for GPUs can't."""
+
+CLIENT = """
+import sys
+import numpy as np
+from serving import Client
+with Client(sys.argv[1]) as client:
+    assert len(client.classify(np.zeros((3, 784), np.uint8)).digits) == 3
+assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
+"""
+TRAIN = """
+import sys
+import numpy as np
+from training import data
+from training.__main__ import main
+with np.load(sys.argv[1]) as arrays:
+    sample = data.Mnist(**arrays)
+data.load = lambda data_dir: sample
+assert main(["train", "--recipe", "seed", "--epochs", "2"]) == 0
+assert main(["export"]) == 0
+"""
+
+
+@dataclass
+class Venv:
+    """An environment with one installation, used from a folder that is not the checkout."""
+
+    folder: Path
+    elsewhere: Path
+
+    def program(self, name: str) -> Path:
+        return self.folder / "bin" / name
+
+    def run(self, name: str, *arguments: str | Path, code: int = 0) -> str:
+        """Run one of its programs; return what it printed, on stderr too."""
+        result = subprocess.run(
+            [self.program(name), *arguments], cwd=self.elsewhere, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert result.returncode == code, result.stdout
+        return result.stdout
+
+
+def environment() -> dict[str, str]:
+    """Return the variables without those that would show our checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+Install = Callable[..., Venv]
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
+    def installed(*requirements: str) -> Venv:
+        folder = tmp_path_factory.mktemp("packaging")
+        venv, elsewhere = Venv(folder / "venv", folder / "elsewhere"), folder / "elsewhere"
+        elsewhere.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", venv.folder], check=True, env=environment())
+        venv.run("pip", "--disable-pip-version-check", "install", "-q", *requirements)
+        return venv
+
+    return installed
+
+
+@pytest.fixture(scope="session")
+def tools(install: Install) -> Venv:
+    return install("build", "twine", "uv")
+
+
+@pytest.fixture(scope="session")
+def tracked() -> list[str]:
+    """Every file of the repository, as git lists it."""
+    listing = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return listing.stdout.splitlines()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, tools: Venv, tracked: list[str]) -> Path:
+    """The folder of the sdist, and of the wheel that was built from it."""
+    source = tmp_path_factory.mktemp("source")
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name)
+    tools.run("python", "-m", "build", "--outdir", source / "dist", source)
+    return source / "dist"
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def serving_venv(install: Install, wheel: Path) -> Venv:
+    return install(f"{wheel}[serve,pictures]")
+
+
+@pytest.fixture
+def picture(images: Images, tmp_path: Path) -> Path:
+    path = tmp_path / "digit.png"
+    Image.fromarray(images[0].reshape(28, 28)).save(path)
+    return path
+
+
+def test_both_pass_the_index_checks(tools: Venv, built: Path) -> None:
+    tools.run("twine", "check", "--strict", *sorted(built.iterdir()))
+
+
+def test_sdist_has_all_that_the_repository_has(built: Path, tracked: list[str]) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in tracked if name not in inside and (ROOT / name).is_file()]
+    assert not [name for name in inside if "__pycache__" in name or "node_modules" in name]
+
+
+def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
+        "serving", "training", "benchmarks", "reports",
+    } & {path.name for path in ROOT.iterdir()}  # fmt: skip
+    assert "serving/pretrained/digits/1/model.onnx" in names
+    assert "serving/py.typed" in names
+
+
+def test_server_from_the_wheel_answers_a_client_alone(
+    install: Install, serving_venv: Venv, wheel: Path, picture: Path
+) -> None:
+    client = install(str(wheel))
+    command = [serving_venv.program("digits-serve"), "serve", "--port=0", "--metrics-port=0"]
+    with subprocess.Popen(
+        command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        with closing(process.stdout):
+            server = RunningServer(process, process.stdout.readline())
+            client.run("python", "-c", CLIENT, server.address)
+            ask = ("--target", server.address)
+            answer = serving_venv.run("digits-serve", "classify", picture, *ask)
+            info = client.run("digits-serve", "info", "--json", *ask)
+            assert server.stop() == 0
+    assert answer.startswith(f"{picture}: ")
+    assert '"device"' in info
+
+
+def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv: Venv, picture: Path) -> None:
+    output = serving_venv.run("digits-serve", "classify", picture)
+    assert output.splitlines()[-1].startswith(f"{picture}: ")
+
+
+def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
+    venv = install(f"{wheel}[train]")
+    venv.run("digits-train", "--help")
+    venv.run("python", "-c", TRAIN, ROOT / "tests" / "data" / "mnist-sample.npz")
+    assert (venv.elsewhere / "models" / "digits" / "1" / "model.onnx").is_file()
+    assert (venv.elsewhere / "artifacts" / "report.html").is_file()
+
+
+def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
+    venv = install(f"{wheel}[bench]")
+    shutil.copy(ROOT / "benchmarks" / "results" / "triton.json", venv.elsewhere / "kept.json")
+    venv.run("digits-bench", "plot", "kept.json")
+    assert (venv.elsewhere / "kept.html").is_file()
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_every_extra_has_wheels_for_laptops(tools: Venv, platform: str, python: str) -> None:
+    for extra in ANYWHERE:
+        tools.run(
+            "uv", "pip", "compile", "--quiet", "--no-build", "--python-platform", platform,
+            "--python-version", python, *(["--extra", extra] if extra else []),
+            ROOT / "pyproject.toml",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", ["serve-gpu", "train-gpu"])
+def test_gpu_extras_have_wheels_on_linux(tools: Venv, extra: str) -> None:
+    tools.run(
+        "uv", "pip", "compile", "--quiet", "--no-build", "--python-platform",
+        "x86_64-manylinux_2_28", "--python-version", "3.11", "--extra", extra,
+        ROOT / "pyproject.toml",
+    )  # fmt: skip
