@@ -1,7 +1,7 @@
 """What an image is: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink, as MNIST has them."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,9 @@ from serving.errors import ConfigurationError, InvalidRequest
 
 HEIGHT = WIDTH = 28
 IMAGE_BYTES = HEIGHT * WIDTH
+
+_MAX_SHOWN_CHARACTERS = 80
+"""Texts of a caller's objects are cut to this in errors."""
 
 Images = npt.NDArray[np.uint8]
 
@@ -25,13 +28,14 @@ def as_images(array: npt.ArrayLike, max_images: int | None = None) -> Images:
         (N, 784) uint8, C-contiguous.
 
     Raises:
-        InvalidRequest: wrong dtype or shape, no images, or more than max_images. Floats are
-            refused because 0..1 and 0..255 can't be told apart.
+        InvalidRequest: no array, wrong dtype or shape, no images, or more than max_images. Floats
+            are refused because 0..1 and 0..255 can't be told apart.
     """
-    images = np.asarray(array)
+    images = _as_array(array)
     if images.dtype != np.uint8:
         raise InvalidRequest(
-            f"expected uint8 pixels (0 = background, 255 = ink), got {images.dtype}"
+            "expected uint8 pixels (0 = background, 255 = ink), "
+            f"got {str(images.dtype)[:_MAX_SHOWN_CHARACTERS]}"
         )
     if images.shape[1:] not in ((IMAGE_BYTES,), (HEIGHT, WIDTH)):
         raise InvalidRequest(
@@ -39,6 +43,23 @@ def as_images(array: npt.ArrayLike, max_images: int | None = None) -> Images:
         )
     check_count(len(images), max_images)
     return np.ascontiguousarray(images.reshape(len(images), IMAGE_BYTES))
+
+
+def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
+    if type(array) is np.ndarray:
+        return array
+    try:
+        images = np.asarray(array)
+    except MemoryError:
+        raise
+    except Exception as err:  # ragged lists, and whatever an object's __array__ raises
+        reason = " ".join(str(err).split())[:_MAX_SHOWN_CHARACTERS]
+        raise InvalidRequest(
+            f"expected an array of images, got a {type(array).__name__} that is none: {reason}"
+        ) from err
+    if np.ma.is_masked(array):
+        raise InvalidRequest("expected an array without masked pixels: fill them first")
+    return images
 
 
 def from_bytes(data: bytes | memoryview, max_images: int | None = None) -> Images:

@@ -19,6 +19,71 @@ def test_strided_images_become_contiguous() -> None:
     np.testing.assert_array_equal(images, strided)
 
 
+class Hostile:
+    def __array__(self, *_: object, **__: object) -> object:
+        raise KeyError("two\nlines")
+
+
+RECURSIVE: list[object] = []
+RECURSIVE.append(RECURSIVE)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [[0] * 784, [0] * 783],
+        [np.zeros(784, np.uint8), np.zeros(5, np.uint8)],
+        RECURSIVE,
+        Hostile(),
+        np.ma.masked_less(np.zeros((1, 784), np.uint8), 1),
+        None,
+        object(),
+        "seven.png",
+        b"bytes",
+        {"images": 1},
+        5,
+        2**100,
+        [[2**100] * 784],
+        [],
+        np.zeros((1, 784), ">u2"),
+        np.zeros((1, 784), object),
+        np.zeros((1, 784), bool),
+        np.zeros((1, 784), "datetime64[s]"),
+        np.zeros(3, [("a" * 500, "u1")]),
+        np.zeros((2**30, 0), np.uint8),
+    ],
+    ids=lambda bad: type(bad).__name__,
+)
+def test_what_is_no_array_of_images_is_refused_in_one_line(bad: object) -> None:
+    with pytest.raises(InvalidRequest, match="expected") as caught:
+        as_images(bad)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+BASE = np.arange(3 * 784).astype(np.uint8).reshape(3, 784)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        BASE[::-1],
+        BASE[:, ::-1],
+        BASE[:1, ::-1],
+        np.asfortranarray(BASE),
+        BASE.reshape(3, 28, 28).transpose(0, 2, 1),
+        np.broadcast_to(BASE[0], (3, 784)),
+        BASE.astype(">u1"),
+        np.ma.masked_array(BASE),
+        list(BASE),
+    ],
+)
+def test_any_layout_of_pixels_becomes_contiguous_rows(images: np.ndarray) -> None:
+    rows = as_images(images)
+    np.testing.assert_array_equal(rows, np.asarray(images).reshape(len(images), 784))
+    assert rows.data.cast("B").nbytes == len(images) * 784
+
+
 def test_bytes_are_viewed_without_a_copy() -> None:
     data = bytes(range(196)) * 8
     images = from_bytes(data)
