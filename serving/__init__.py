@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import AsyncClient, Client
-    from serving.predictions import Predictions
+    from serving.predictions import Prediction, Predictions
 
-__all__ = ["AsyncClient", "Classifier", "Client", "Predictions"]
+__all__ = ["AsyncClient", "Classifier", "Client", "Prediction", "Predictions"]
 
 _HOMES = {
     "AsyncClient": "serving.client",
     "Classifier": "serving.classifier",
     "Client": "serving.client",
+    "Prediction": "serving.predictions",
     "Predictions": "serving.predictions",
 }
 

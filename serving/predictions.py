@@ -1,8 +1,8 @@
 """What a classification answers with: the same object in process and over the network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,22 @@ Digits = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+_MAX_SHOWN = 8
+"""Predictions that a repr shows."""
+
+
+class Prediction(NamedTuple):
+    """The answer for one image, in Python's own types: `json.dumps` takes it."""
+
+    digit: int
+    """0 to 9."""
+    probability: float
+    """How certain that is, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Predictions:
-    """The answers for N images, in the order of the images."""
+    """The answers for N images, in the order of the images: a sequence of `Prediction`."""
 
     digits: Digits
     """(N,) uint8, 0 to 9: the most probable class of each image."""
@@ -40,5 +53,30 @@ class Predictions:
             parts[-1].model_version,
         )
 
+    def to_dicts(self) -> list[dict[str, int | float]]:
+        """Give `[{"digit": 7, "probability": 0.99}, ...]`, which `json.dumps` takes."""
+        return [prediction._asdict() for prediction in self]
+
     def __len__(self) -> int:
         return len(self.digits)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> "Prediction | Self":
+        if isinstance(index, slice):
+            return type(self)(self.digits[index], self.probabilities[index], self.model_version)
+        digit = int(self.digits[index])
+        return Prediction(digit, float(self.probabilities[index, digit]))
+
+    def __iter__(self) -> Iterator[Prediction]:
+        digits = self.digits.tolist()
+        certain = self.probabilities[np.arange(len(digits)), self.digits].tolist()
+        return map(Prediction, digits, certain)
+
+    def __repr__(self) -> str:
+        shown = [f"{digit} ({probability:.1%})" for digit, probability in self[:_MAX_SHOWN]]
+        rest = len(self) - len(shown)
+        more = [f"... {rest} more"] if rest else []
+        return f"<Predictions of version {self.model_version}: {', '.join(shown + more)}>"

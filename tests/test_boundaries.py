@@ -92,9 +92,9 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 
 LAYERS = [
-    {"errors", "config", "images", "predictions", "model_info", "logs", "cores", "onnx_runtime"},
-    {"repository", "requests", "cuda"},
-    {"backlog", "engine", "execution", "metrics"},
+    {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
+    {"native_runs", "onnx_runtime", "repository", "requests", "cuda"},
+    {"backlog", "engine", "execution", "metrics", "shared_run"},
     {"batcher", "loaded_model"},
     {"classifier"},
     {"reload"},
@@ -133,7 +133,8 @@ def test_client_imports_no_server_code() -> None:
 
 
 def test_public_names_are_these() -> None:
-    assert sorted(serving.__all__) == ["AsyncClient", "Classifier", "Client", "Predictions"]
+    names = ["AsyncClient", "Classifier", "Client", "Prediction", "Predictions"]
+    assert sorted(serving.__all__) == names
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name
     with pytest.raises(AttributeError, match="nope"):
