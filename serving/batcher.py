@@ -32,12 +32,13 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[Batch, list[Answered]], None] = lambda batch, answered: None,
     ) -> None:
-        """Start `num_runners` threads: that many runs go on at once.
+        """Prepare; the threads start with the first request that is queued.
 
         Args:
             model: what to run until `swap`.
             config: sizes and delays.
-            num_runners: as many as there are cores; ONNX Runtime runs outside the GIL.
+            num_runners: runs that go on at once: as many as there are cores, since ONNX Runtime
+                runs outside the GIL.
             clock: seconds, monotonic; deadlines are on it.
             observe: told of each run that succeeded, and of the requests that it answered.
         """
@@ -51,12 +52,7 @@ class Batcher:
         self._free = self._num_runners = num_runners
         self._refusal: str | None = None
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"runner-{n}", daemon=True)
-            for n in range(num_runners)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     @property
     def model(self) -> Model:
@@ -149,20 +145,6 @@ class Batcher:
             self.wake()
         return True
 
-    def submit_and_help(self, request: Request) -> None:
-        """Queue a request from a thread that waits for it, and run it there if a place is free.
-
-        May return before the request has its outcome. Raises what `submit` raises.
-        """
-        if self.run_at_once(request):
-            return
-        with self._lock:
-            self._admit(request, self._clock())
-        while (more := self.help()) and not request.settled:
-            pass
-        if more:
-            self.wake()
-
     def cancel(self, request: Request) -> bool:
         """Forget a request whose caller left: its waiting rows never run.
 
@@ -202,7 +184,7 @@ class Batcher:
     def close(self) -> None:
         """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
         with self._lock:
-            self._refusal = "closed"
+            self._refusal = "the classifier is closed"
             self._closed = True
             for backlog in (*self._retiring, self._backlog):
                 backlog.fail_all(Unavailable("the server was stopped"))
@@ -235,6 +217,16 @@ class Batcher:
         if self._refusal is not None:
             raise Unavailable(self._refusal)
         self._backlog.admit(request, now_s)
+        if not self._threads:
+            self._start()
+
+    def _start(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"runner-{n}", daemon=True)
+            for n in range(self._num_runners)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _serve(self) -> None:
         while (batch := self._next()) is not None:

@@ -1,6 +1,10 @@
 """The classifier that services embed: one model, loaded, checked and batched, in this process."""
 
+import asyncio
+import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -10,14 +14,18 @@ import numpy.typing as npt
 from serving.batcher import Batcher
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.cores import usable_cores
-from serving.errors import DigitsError
-from serving.images import Images, as_images
+from serving.errors import DeviceError, Unavailable
+from serving.images import as_images
 from serving.loaded_model import LoadedModel, load_model
 from serving.metrics import Metrics
 from serving.model_info import ModelInfo
 from serving.predictions import NUM_CLASSES, Predictions
 from serving.repository import PRETRAINED
-from serving.requests import Answer, Request
+from serving.requests import Answer
+from serving.shared_run import run_shared
+
+_ENOUGH_ROWS = 128
+"""Images that are worth a run of their own, where another core could take them."""
 
 
 class Classifier:
@@ -42,13 +50,15 @@ class Classifier:
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self._model = model
+        # A GPU runs one batch at a time: several runners would only make them smaller.
+        cores = 1 if model.device == "cuda" else max(1, usable_cores() // num_processes)
+        self._cores = cores
         self.batcher = Batcher(
-            model,
-            self.batching,
-            # A GPU runs one batch at a time: several runners would only make them smaller.
-            num_runners=1 if model.device == "cuda" else max(1, usable_cores() // num_processes),
-            observe=self.metrics.observe,
+            model, self.batching, num_runners=cores, observe=self.metrics.observe
         )
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._reopen: Callable[[], Self] | None = None
 
     @classmethod
     def open(
@@ -78,10 +88,15 @@ class Classifier:
 
         Raises: what `load_model` raises.
         """
+        model_dir = Path(model_dir).absolute()
         version = None if version is None else str(version)
         max_batch_size = (batching or BatchingConfig()).max_batch_size
-        model = load_model(Path(model_dir), version, device, precision, max_batch_size)
-        return cls(model, batching)
+        model = load_model(model_dir, version, device, precision, max_batch_size)
+        classifier = cls(model, batching)
+        classifier._reopen = partial(
+            cls.load, model_dir, classifier.version, device, precision, batching=batching
+        )
+        return classifier
 
     @classmethod
     def pretrained(cls, device: Device = "auto", precision: Precision = "fp32") -> Self:
@@ -91,7 +106,15 @@ class Classifier:
 
         Raises: what `load_model` raises.
         """
-        return cls.load(PRETRAINED / "digits", device=device, precision=precision)
+        classifier = cls.load(PRETRAINED / "digits", device=device, precision=precision)
+        classifier._reopen = partial(cls.pretrained, device, precision)  # wherever it is installed
+        return classifier
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Pickle what was loaded, not the model itself: whoever unpickles it loads it again."""
+        if self._reopen is None:
+            raise TypeError("only a Classifier from load() or pretrained() can be pickled")
+        return self._reopen, ()
 
     @property
     def served(self) -> LoadedModel:
@@ -123,7 +146,7 @@ class Classifier:
         )
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images; more than `max_batch_size` are split and answered whole.
+        """Classify N images on this thread; the other cores help where there are many.
 
         Args:
             images: (N, 784) or (N, 28, 28) uint8, 0 = background, 255 = ink; N >= 1. No upper
@@ -134,22 +157,43 @@ class Classifier:
 
         Raises:
             InvalidRequest: wrong dtype or shape, or no images.
-            Overloaded: too many images wait already.
             Unavailable: the classifier is closed.
+            DeviceError: it uses CUDA and was made before this process was forked.
             ModelError: the run failed.
         """
-        checked = as_images(images)
-        step = self.batching.max_request_images
-        parts = [self._classify(checked[i : i + step]) for i in range(0, len(checked), step)]
-        return parts[0] if len(parts) == 1 else Predictions.concatenate(parts)
+        return self._classify(images, _never)
 
-    def _classify(self, images: Images) -> Predictions:
-        call = _Call(images.data.cast("B"), caller=threading.get_ident())
-        self.batcher.submit_and_help(call)
-        return predictions_of(call.wait())
+    async def classify_async(self, images: npt.ArrayLike) -> Predictions:
+        """Classify N images on a thread of the event loop's executor; see `classify`.
+
+        Cancelled, it begins no further run.
+        """
+        is_cancelled = threading.Event()
+        try:
+            return await asyncio.to_thread(self._classify, images, is_cancelled.is_set)
+        finally:
+            is_cancelled.set()
+
+    def _classify(self, images: npt.ArrayLike, is_cancelled: Callable[[], bool]) -> Predictions:
+        checked = as_images(images)
+        if self._is_closed:
+            raise Unavailable("the classifier is closed")
+        model = self._model
+        if model.device == "cuda" and self._pid != os.getpid():
+            raise DeviceError(
+                "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"
+            )
+        num_parts = min(self._cores, -(-len(checked) // _ENOUGH_ROWS))
+        step = min(-(-len(checked) // num_parts), self.batching.max_batch_size)
+        if len(checked) <= step:
+            probabilities = model.run(checked)
+        else:
+            probabilities = run_shared(model, checked, step, self._cores, is_cancelled)
+        return Predictions.of(probabilities, model.version)
 
     def close(self) -> None:
-        """Let what runs finish, reject what waits, free the threads. May be called again."""
+        """Refuse later calls; those that run finish. May be called again."""
+        self._is_closed = True
         self.batcher.close()
 
     def __enter__(self) -> Self:
@@ -159,6 +203,10 @@ class Classifier:
         self.close()
 
 
+def _never() -> bool:
+    return False
+
+
 def predictions_of(answer: Answer) -> Predictions:
     """View an answer's bytes as arrays, without copying."""
     return Predictions(
@@ -166,29 +214,3 @@ def predictions_of(answer: Answer) -> Predictions:
         np.frombuffer(answer.probabilities, "<f4").reshape(-1, NUM_CLASSES),
         answer.batch.model.version,
     )
-
-
-class _Call(Request):
-    """A request whose caller is a thread of this process that waits."""
-
-    __slots__ = ("_done", "_outcome")
-
-    def __init__(self, pixels: memoryview, caller: int) -> None:
-        super().__init__(pixels, caller=caller)
-        self._done = threading.Lock()
-        self._done.acquire()
-        self._outcome: Answer | DigitsError
-
-    def resolve(self, answer: Answer) -> None:
-        self._outcome = answer
-        self._done.release()
-
-    def reject(self, error: DigitsError) -> None:
-        self._outcome = error
-        self._done.release()
-
-    def wait(self) -> Answer:
-        self._done.acquire()
-        if isinstance(self._outcome, DigitsError):
-            raise self._outcome
-        return self._outcome

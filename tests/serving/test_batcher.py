@@ -179,15 +179,6 @@ def test_close_rejects_what_waits(batcher: Batcher, model: GatedModel) -> None:
     assert running.wait().digits == [0]
 
 
-def test_helping_caller_runs_its_own_request_on_an_idle_engine() -> None:
-    model = FakeModel()
-    batcher = Batcher(model, BatchingConfig(max_batch_size=4))
-    request = RecordingRequest(images_of(*range(10)))
-    batcher.submit_and_help(request)
-    assert request.wait().digits == list(range(10))
-    batcher.close()
-
-
 def test_idle_engine_runs_a_request_past_the_queue() -> None:
     model = FakeModel()
     batcher = Batcher(model, BatchingConfig(max_batch_size=4))
@@ -241,7 +232,7 @@ def test_what_waits_for_its_delay_outlasts_the_helper_that_kept_the_place() -> N
     helper = threading.Thread(target=lambda: run_helping(batcher, first))
     helper.start()
     model.wait_until_running()
-    batcher.submit_and_help(second)  # no place is free: left to whoever runs
+    batcher.submit(second)  # no place is free: left to whoever runs
     model.open(2)
     helper.join()
     assert [first.wait().digits, second.wait().digits] == [[1], [2]]
@@ -278,7 +269,7 @@ def test_answered_requests_do_not_wait_for_the_garbage_collector(num_images: int
     trace = weakref.ref(request)
     gc.disable()
     try:
-        batcher.submit_and_help(request)
+        batcher.submit(request)
         request.wait()
         batcher.close()
         del request

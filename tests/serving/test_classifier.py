@@ -120,7 +120,7 @@ def test_closed_classifier_says_so(models: Path, images: Images) -> None:
     classifier = Classifier.load(models / "digits")
     classifier.close()
     classifier.close()
-    with pytest.raises(Unavailable, match="closed"):
+    with pytest.raises(Unavailable, match="the classifier is closed"):
         classifier.classify(images[:1])
 
 

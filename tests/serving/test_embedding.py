@@ -1,0 +1,303 @@
+"""A classifier inside somebody else's program: exceptions, forks, exits, pickles, event loops."""
+
+import asyncio
+import ctypes
+import gc
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import Classifier, repository
+from serving.config import BatchingConfig
+from serving.errors import ModelError, Unavailable
+from serving.images import Images
+from serving.loaded_model import LoadedModel
+from serving.native_runs import native_run
+from serving.predictions import Probabilities
+from tests.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
+from tests.published import publish
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt, but never pytest's."""
+
+
+def raising_at(number: int) -> tuple[Callable[..., Any], Callable[[], bool]]:
+    """A trace function that raises at the line of that number, and whether it has."""
+    lines = [0]
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        if event == "line":
+            lines[0] += 1
+            if lines[0] == number + 1:
+                raise Interrupt
+        return trace
+
+    return trace, lambda: lines[0] > number
+
+
+@pytest.mark.parametrize("num_images", [1, 300])  # one run; several, with helpers
+def test_exception_at_any_line_leaves_nothing_held(
+    classifier: Classifier, images: Images, num_images: int
+) -> None:
+    few = images[:num_images]
+    expected = classifier.classify(few).digits
+    held = native_run()
+    number, has_raised = 0, True
+    before = sys.gettrace()
+    with ThreadPoolExecutor(4) as others:
+        while has_raised:
+            trace, raised = raising_at(number)
+            sys.settrace(trace)
+            try:
+                classifier.classify(few)
+            except Interrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            answers = [others.submit(classifier.classify, few) for _ in range(4)]
+            for answer in answers:
+                np.testing.assert_array_equal(answer.result(TIMEOUT_S).digits, expected)
+            assert others.submit(is_free, held).result(), number
+            has_raised, number = raised(), number + 1
+    assert number > 10
+
+
+def is_free(lock: Any) -> bool:
+    if not lock.acquire(timeout=TIMEOUT_S):
+        return False
+    lock.release()
+    return True
+
+
+# A thread that starts has its parent's number for a moment, and may get its exception.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupted_threads_leave_nothing_held(classifier: Classifier, images: Images) -> None:
+    expected = classifier.classify(images[:300]).digits
+
+    def classify_until_interrupted(begun: threading.Event) -> None:
+        try:
+            while True:
+                classifier.classify(images[:300])
+                begun.set()
+        except Interrupt:
+            pass
+
+    for _ in range(50):
+        begun = threading.Event()
+        thread = threading.Thread(target=classify_until_interrupted, args=(begun,), daemon=True)
+        thread.start()
+        assert begun.wait(TIMEOUT_S)
+        while thread.is_alive():  # one that hangs runs into the test's timeout
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupt)
+            )
+            thread.join(0.1)
+    with ThreadPoolExecutor(4) as pool:
+        for answer in [pool.submit(classifier.classify, images[:300]) for _ in range(8)]:
+            np.testing.assert_array_equal(answer.result(TIMEOUT_S).digits, expected)
+
+
+def run_script(code: str, models: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that has `classifier` and `images`, and say how it ended."""
+    begin = f"""
+        import os, signal, sys, threading, time
+        import numpy as np
+        from serving import Classifier
+        classifier = Classifier.load({str(models / "digits")!r}, device="cpu")
+        images = np.zeros((600, 784), np.uint8)
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(begin) + textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+FORK = """
+    def classify_forever():
+        while True:
+            classifier.classify(images)
+
+    classifier.classify(images)
+    for _ in range(4):
+        threading.Thread(target=classify_forever, daemon=True).start()
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that hangs
+            answers = []
+            def classify():
+                answers.append(len(classifier.classify(images)))
+            threads = [threading.Thread(target=classify) for _ in range(8)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            os._exit(answers != [600] * 8)
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_classifier_made_before_a_fork_answers_in_the_child(models: Path) -> None:
+    ended = run_script(FORK, models)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+EXITS = {
+    "end": "",
+    "sys.exit": "sys.exit(0)",
+    "atexit": "import atexit; atexit.register(lambda: classifier.classify(images))",
+}
+
+
+@pytest.mark.parametrize("num_images", [1, 600])
+@pytest.mark.parametrize("way", list(EXITS))
+def test_exit_with_calls_running_is_clean(models: Path, way: str, num_images: int) -> None:
+    code = f"""
+        def classify_forever():
+            while True:
+                classifier.classify(images[:{num_images}])
+
+        for _ in range(8):
+            threading.Thread(target=classify_forever, daemon=True).start()
+        time.sleep(0.1)
+        {EXITS[way]}
+    """
+    ended = run_script(code, models)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_forgotten_classifiers_leave_no_threads(models: Path, images: Images) -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        Classifier.load(models / "digits", device="cpu").classify(images)
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_pickled_classifier_is_loaded_again_by_path_version_and_settings(
+    models: Path, tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    batching = BatchingConfig(max_batch_size=100)
+    with Classifier.load("models/digits", precision="int8", batching=batching) as classifier:
+        pickled = pickle.dumps(classifier)
+    onnx = (tmp_path / "models/digits/1/model.onnx").read_bytes()
+    publish(tmp_path / "models/digits", "2", onnx)
+    monkeypatch.chdir("/")
+    with pickle.loads(pickled) as again:
+        assert again.model_info() == classifier.model_info()
+        assert len(again.classify(images)) == len(images)
+    with pickle.loads(pickle.dumps(Classifier.pretrained("cpu"))) as again:
+        assert len(again.classify(images)) == len(images)
+
+
+def test_classifier_travels_to_spawned_processes(classifier: Classifier, images: Images) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        answer = pool.submit(classifier.classify, images[:5]).result()
+    np.testing.assert_array_equal(
+        answer.probabilities, classifier.classify(images[:5]).probabilities
+    )
+
+
+@pytest.fixture
+def engine(models: Path) -> Iterator[GatedModel]:
+    engine = GatedModel()
+    yield engine
+    engine.open(1000)
+
+
+@pytest.fixture
+def gated(
+    engine: GatedModel, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Classifier]:
+    """A classifier of one core, whose runs wait for the test."""
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+    manifest = repository.load_manifest(models / "digits" / "1")
+    with Classifier(
+        LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)
+    ) as gated:
+        yield gated
+
+
+def test_classifier_without_a_path_cannot_be_pickled(gated: Classifier) -> None:
+    with pytest.raises(TypeError, match="load"):
+        pickle.dumps(gated)
+
+
+def test_awaited_classification_leaves_the_loop_free(gated: Classifier, engine: GatedModel) -> None:
+    async def scenario() -> list[int]:
+        task = asyncio.create_task(gated.classify_async(images_of(7)))
+        await asyncio.to_thread(engine.wait_until_running)
+        assert not task.done()  # and this coroutine goes on meanwhile
+        engine.open()
+        return [prediction.digit for prediction in await task]
+
+    assert asyncio.run(scenario()) == [7]
+
+
+def test_cancelled_classification_begins_no_further_run(
+    gated: Classifier, engine: GatedModel
+) -> None:
+    async def scenario() -> None:
+        task = asyncio.create_task(gated.classify_async(images_of(*range(10))))
+        await asyncio.to_thread(engine.wait_until_running)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        engine.open(10)
+
+    asyncio.run(scenario())  # waits for the executor's threads
+    assert engine.ran == [[0, 1]]
+
+
+def test_helpers_that_fail_are_made_up_for(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails on a helper is run again by the caller, who gets the error if it stays."""
+    caller = threading.get_ident()
+
+    class Engine(FakeModel):
+        def run(self, images: Images) -> Probabilities:
+            if threading.get_ident() != caller:
+                raise ModelError("only on helpers")
+            return super().run(images)
+
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 4)
+    manifest = repository.load_manifest(models / "digits" / "1")
+    engine = Engine()
+    with Classifier(LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)) as it:
+        values = [number % 10 for number in range(600)]
+        assert it.classify(images_of(*values)).digits.tolist() == values
+        engine.poison = frozenset({42})
+        with pytest.raises(RuntimeError, match="poisoned"):
+            it.classify(images_of(*values, 42))
+
+
+def test_many_awaited_classifications_get_their_own_answers(
+    classifier: Classifier, images: Images
+) -> None:
+    async def scenario() -> list[int]:
+        answers = await asyncio.gather(
+            *(classifier.classify_async(image[None]) for image in images)
+        )
+        return [answer[0].digit for answer in answers]
+
+    assert asyncio.run(scenario()) == classifier.classify(images).digits.tolist()
+
+
+def test_awaited_classification_raises_the_same_errors(models: Path) -> None:
+    classifier = Classifier.load(models / "digits", device="cpu")
+    classifier.close()
+    with pytest.raises(Unavailable, match="the classifier is closed"):
+        asyncio.run(classifier.classify_async(images_of(1)))
