@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks {run,compare,plot,recommend}`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Measure, keep, report."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise UnusableResults("run needs Linux: it binds to cores and reads /proc; plot does not")
     suite, begin_s = suite_of(options), perf_counter()
     target_cores, generator_cores = (
         processes.shared_cores() if options.share_cores else processes.split_cores()
@@ -155,7 +158,7 @@ def _plot(options: argparse.Namespace) -> int:
         print(*report.write(kept, options.results), sep="\n")
         return DONE
     if options.check:
-        if report.readme_section(kept) in options.readme.read_text():
+        if report.readme_section(kept) in options.readme.read_text("utf-8"):
             return DONE
         return _fail(f"{options.readme} differs from {options.results}: plot --readme", FAILED)
     changed = report.update_readme(options.readme, kept)

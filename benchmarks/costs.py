@@ -45,7 +45,7 @@ def trainings(artifacts: Path) -> list[Mapping[str, Any]]:
 def _trainings(*paths: Path) -> Iterator[Mapping[str, Any]]:
     for path in paths:
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
         entries = document if isinstance(document, list) else [document]

@@ -54,7 +54,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def _cpu() -> str:
-    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines())
     fields = {name.strip(): value.strip() for name, _, value in lines}
     name = fields.get("model name", "unknown")
     # Virtual machines hide the name: family and model tell generations apart.
@@ -62,7 +62,7 @@ def _cpu() -> str:
 
 
 def _first_line(path: Path) -> str | None:
-    return path.read_text().strip() if path.is_file() else None
+    return path.read_text("utf-8").strip() if path.is_file() else None
 
 
 def _output(*command: str) -> str | None:
@@ -92,7 +92,7 @@ def _model(models: Path) -> dict[str, str] | None:
     versions = sorted((models / "digits").glob("[1-9]*/manifest.json"), key=_number)
     if not versions:
         return None
-    manifest = json.loads(versions[-1].read_text())
+    manifest = json.loads(versions[-1].read_text("utf-8"))
     digest = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
     return {"recipe": manifest["recipe"], "version": manifest["version"], "digest": digest[:16]}
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
 
 def split_cores() -> tuple[list[int], list[int]]:
     """Share the usable cores out: the first half to what is measured, the rest to what asks.
@@ -57,7 +55,7 @@ def cpu_s(pid: int) -> float:
 
 def _cpu_s(pid: int) -> float:
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / _TICKS_PER_S if fields else 0.0
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
 def memory_bytes(pid: int) -> int:

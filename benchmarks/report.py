@@ -53,11 +53,11 @@ def update_readme(readme: Path, results: Results) -> bool:
     Raises:
         UnusableResults: the README lacks the markers.
     """
-    text = readme.read_text()
+    text = readme.read_text("utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UnusableResults(f"{readme} lacks the lines {BEGIN!r} and {END!r}")
     new = before + readme_section(results) + after
-    readme.write_text(new)
+    readme.write_text(new, "utf-8")
     return new != text

@@ -112,7 +112,7 @@ class Results:
             "samples": [_document(sample) for sample in self.samples],
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_lines(document)))
+        path.write_text("".join(_lines(document)), "utf-8")
 
 
 def load(path: Path) -> Results:
@@ -122,7 +122,7 @@ def load(path: Path) -> Results:
         UnusableResults: missing, not a results file, or of another format.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text("utf-8"))
         if document["format"] != FORMAT:
             raise UnusableResults(f"{path}: format {FORMAT} expected, got {document['format']!r}")
         return Results(

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if not hasattr(signal, "SIGHUP"):
+        raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     import uvloop
 
     from serving.rpc.exposure import warn_if_exposed

@@ -18,7 +18,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     Args:
         cgroup: the root of the control groups' files.
     """
-    allowed = len(os.sched_getaffinity(0))
+    allowed = _allowed_cores()
     quota = _quota(cgroup)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
@@ -32,7 +32,14 @@ def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
         num_processes: how many like this share the cores.
         cgroup: the root of the control groups' files.
     """
-    return _quota(cgroup) is None and num_processes <= len(os.sched_getaffinity(0))
+    return _quota(cgroup) is None and num_processes <= _allowed_cores()
+
+
+def _allowed_cores() -> int:
+    """Count the cores that this process may run on; only Linux knows of fewer than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _quota(cgroup: Path) -> float | None:
@@ -43,7 +50,7 @@ def _quota(cgroup: Path) -> float | None:
     """
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            text = " ".join((cgroup / name).read_text() for name in names)
+            text = " ".join((cgroup / name).read_text("ascii") for name in names)
             quota_us, period_us = map(int, text.split())
         except (OSError, ValueError):  # not this version, or "max"
             continue

@@ -116,6 +116,8 @@ def page_lock(buffer: Images) -> None:
 
     Where that fails, copies take a little longer.
     """
+    if not hasattr(os, "RTLD_NOLOAD"):  # Windows
+        return
     address = ctypes.c_void_p(buffer.ctypes.data)
     for name in _CUDA_RUNTIMES:
         with suppress(OSError):

