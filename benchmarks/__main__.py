@@ -19,11 +19,24 @@ from benchmarks.results import Results, UnusableResults
 from benchmarks.scenarios import NAMES
 from benchmarks.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Spec
+from commandline import extras
+from commandline.parser import blame
 from serving.errors import DigitsError
 from serving.repository import find_root
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
+
+EXTRAS = {
+    "matplotlib": "bench",
+    "packaging": "bench",
+    "onnxruntime": "serve",
+    "uvloop": "serve",
+    "pygrpc_native": "serve",
+    "tensorflow": "train",
+    "keras": "train",
+}
+"""What the base installation lacks, and the extra that brings it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[options.command](options)
     except (UnusableResults, DigitsError) as err:
-        return _fail(str(err), UNUSABLE)
+        return _fail(blame(str(err), options.variables), UNUSABLE)
+    except ModuleNotFoundError as err:
+        return _fail(extras.advice(err, EXTRAS), UNUSABLE)
     except OSError as err:
         return _fail(str(err), FAILED)
     except KeyboardInterrupt:
@@ -43,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     """Measure, keep, report."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("run needs Linux: it binds to cores and reads /proc; plot does not")
+    extras.require("matplotlib", "packaging", "onnxruntime")
     suite, begin_s = suite_of(options), perf_counter()
     target_cores, generator_cores = (
         processes.shared_cores() if options.share_cores else processes.split_cores()

@@ -6,8 +6,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-
 _DISTRIBUTION = "digit-serving"
 EXTRAS = {"client": "", "serve": "serve", "train": "train"}
 """What people install, and the extra that brings it."""
@@ -28,6 +26,8 @@ def install_bytes() -> dict[str, int]:
 
 def _add(name: str, extra: str, found: dict[str, int]) -> None:
     """Add a distribution and what it requires, each once."""
+    from packaging.requirements import Requirement  # of an extra: `--help` works without it
+
     distribution = metadata.distribution(name)
     found.setdefault(name, sum(file.size or 0 for file in distribution.files or ()))
     for text in distribution.requires or ():

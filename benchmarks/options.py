@@ -9,6 +9,7 @@ from benchmarks.recommend import PLACES
 from benchmarks.scenarios import NAMES as SCENARIOS
 from benchmarks.suites import SUITES
 from benchmarks.targets.catalogue import ABOUT, NAMES
+from commandline.parser import Parser
 
 _T = TypeVar("_T")
 
@@ -29,12 +30,13 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser; each command's name is in `command`."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="digits-bench",
         description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_version()
     commands = top.add_subparsers(dest="command", required=True,
                                   metavar="{run,compare,plot,recommend}")  # fmt: skip
     _add_run(commands)

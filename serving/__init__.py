@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from serving.client import AsyncClient, Client
     from serving.predictions import Prediction, Predictions
 
+    __version__: str
+
 __all__ = ["AsyncClient", "Classifier", "Client", "Prediction", "Predictions"]
 
 _HOMES = {
@@ -27,6 +29,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from commandline.checkout import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""The command line: `python -m serving {serve,classify,info}`."""
+"""The command line: `python -m serving {serve,classify,info,health}`."""
 
 import argparse
 import json
@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commandline import extras
+from commandline.parser import blame
 from serving import logs
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
@@ -24,6 +26,17 @@ _log = logging.getLogger(__name__)
 
 _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
 
+EXTRAS = {
+    "onnxruntime": "serve",
+    "grpc_health": "serve",
+    "grpc_reflection": "serve",
+    "prometheus_client": "serve",
+    "pygrpc_native": "serve",
+    "uvloop": "serve",
+    "PIL": "pictures",
+}
+"""What the base installation lacks, and the extra that brings it."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
@@ -35,14 +48,24 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return _COMMANDS[options.command](options)
+    except ModuleNotFoundError as err:
+        return _fail(extras.advice(err, EXTRAS), 2)
+    except _UNUSABLE as err:
+        return _fail(blame(str(err), options.variables), 2)
     except DigitsError as err:
-        print(f"digits-serve: {err}", file=sys.stderr)
-        return 2 if isinstance(err, _UNUSABLE) else 1
+        return _fail(str(err), 1)
+
+
+def _fail(reason: str, code: int) -> int:
+    print(f"digits-serve: {reason}", file=sys.stderr)
+    return code
 
 
 def _serve(options: argparse.Namespace) -> int:
     if not hasattr(signal, "SIGHUP"):
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
+    # Named here, not in each worker's traceback.
+    extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
     import uvloop
 
     from serving.rpc.exposure import warn_if_exposed
@@ -59,6 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
     config = ServerConfig(
         host=options.host,
         port=options.port,
+        metrics_host=options.metrics_host,
         metrics_port=options.metrics_port,
         transport=options.transport,
         workers=options.workers,
@@ -67,6 +91,7 @@ def _serve(options: argparse.Namespace) -> int:
         self_test_interval_s=options.self_test_interval,
         access_log=options.access_log,
         reflection=options.reflection,
+        log_format=options.log_format,
         security=SecurityConfig(
             tls_cert=options.tls_cert,
             tls_key=options.tls_key,
@@ -80,11 +105,12 @@ def _serve(options: argparse.Namespace) -> int:
     if config.workers == 1:
         is_drained = uvloop.run(serve(model, batching, config))
     else:
-        is_drained = uvloop.run(supervise(model, batching, config, options.log_format))
+        is_drained = uvloop.run(supervise(model, batching, config))
     return 0 if is_drained else 1
 
 
 def _classify(options: argparse.Namespace) -> int:
+    extras.require("PIL")
     import numpy as np
 
     from serving.images import from_picture
@@ -139,6 +165,22 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _health(options: argparse.Namespace) -> int:
+    from serving.rpc.probe import trouble
+
+    reason = trouble(
+        options.target,
+        options.timeout,
+        token=_token(options),
+        tls=(options.tls_ca, options.tls_key, options.tls_cert),
+        server_name=options.tls_server_name,
+    )
+    if reason is not None:
+        return _fail(f"{options.target}: {reason}", 1)
+    print(f"{options.target}: SERVING")
+    return 0
+
+
 def _open(options: argparse.Namespace) -> "Classifier | Client":
     if options.target:
         from serving.client import Client
@@ -173,6 +215,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
         version=options.version,
         device=options.device,
         precision=options.precision,
+        served_name=getattr(options, "served_name", None),
     )
 
 
@@ -191,6 +234,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "classify": _classify,
     "info": _info,
+    "health": _health,
 }
 
 

@@ -39,6 +39,7 @@ class Classifier:
         model: LoadedModel,
         batching: BatchingConfig | None = None,
         num_processes: int = 1,
+        served_name: str | None = None,
     ) -> None:
         """Serve a loaded model; `Classifier.load` is the usual way.
 
@@ -46,6 +47,7 @@ class Classifier:
             model: what runs.
             batching: sizes and limits.
             num_processes: how many classifiers share this machine's cores.
+            served_name: the name to serve it under, if not its own.
         """
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
@@ -53,6 +55,7 @@ class Classifier:
         # A GPU runs one batch at a time: several runners would only make them smaller.
         cores = 1 if model.device == "cuda" else max(1, usable_cores() // num_processes)
         self._cores = cores
+        self._served_name = served_name
         self.batcher = Batcher(
             model, self.batching, num_runners=cores, observe=self.metrics.observe
         )
@@ -70,7 +73,7 @@ class Classifier:
         model = load_model(
             model_dir, config.version, config.device, config.precision, max_batch_size
         )
-        return cls(model, batching, num_processes)
+        return cls(model, batching, num_processes, config.served_name)
 
     @classmethod
     def load(
@@ -135,7 +138,7 @@ class Classifier:
         """Tell what is served, on what, and its limits."""
         model = self._model
         return ModelInfo(
-            name=model.manifest.name,
+            name=self._served_name or model.manifest.name,
             version=model.version,
             device=model.engine.device,
             precision=model.precision,

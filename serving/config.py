@@ -1,5 +1,6 @@
 """Every setting of serving, its unit and its default, written once."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +11,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
 Transport = Literal["auto", "native", "grpcio"]
 LogFormat = Literal["text", "json"]
+
+_NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
+"""ASCII without blanks and =, so that the line that says it is ready stays parseable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,8 @@ class ModelConfig:
     """The model's name."""
     version: str | None = None
     """The version to serve; None for the newest good one."""
+    served_name: str | None = None
+    """The name that callers know it by; None for the name that it was exported with."""
     device: Device = "auto"
     """"auto" takes CUDA where it works and the CPU elsewhere."""
     precision: Precision = "fp32"
@@ -58,6 +64,9 @@ class ModelConfig:
         for name, kind in (("device", Device), ("precision", Precision)):
             value = getattr(self, name)
             _require(value in get_args(kind), name, value, "one of " + ", ".join(get_args(kind)))
+        served_name = self.served_name
+        is_name = served_name is None or _NAME.fullmatch(served_name) is not None
+        _require(is_name, "served_name", served_name, "1 to 128 visible characters, no blank or =")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +109,10 @@ class ServerConfig:
     """The address to bind; anything public wants TLS or a private network."""
     port: int = 50_051
     """The TCP port; 0 lets the kernel choose."""
+    metrics_host: str = "127.0.0.1"
+    """The address of metrics, liveness and readiness over HTTP, which have no TLS and no tokens."""
     metrics_port: int | None = 9_090
-    """The TCP port of the metrics, on loopback; 0 lets the kernel choose, None is off."""
+    """Their TCP port; 0 lets the kernel choose, None is off."""
     transport: Transport = "auto"
     """What answers the port; "auto" takes native where it is installed."""
     workers: int = 1
@@ -117,6 +128,8 @@ class ServerConfig:
     that fail get one, too."""
     reflection: bool = False
     """Whether callers may ask which services and messages there are."""
+    log_format: LogFormat = "text"
+    """Of log lines, and of the line that says that it is ready."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from commandline.parser import Parser
 from serving.config import (
     BatchingConfig,
     Device,
@@ -18,23 +19,43 @@ from serving.config import (
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands and their options; the command's name is parsed as `command`."""
-    digits_serve = argparse.ArgumentParser(
+    digits_serve = Parser(
         prog="digits-serve", description="Serve a digit classifier over gRPC, or ask one."
     )
+    digits_serve.add_version()
     commands = digits_serve.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM")))
+    _add_serve(
+        commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM", _SERVE))
+    )
     _add_classify(commands.add_parser("classify", **_help("tell the digits in PNG or JPEG files")))
     _add_info(commands.add_parser("info", **_help("tell what is served, on what, its limits")))
+    _add_health(commands.add_parser("health", **_help("ask a server for its health", _PROBE)))
     return digits_serve
 
 
-def _help(text: str) -> dict[str, Any]:
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and examples as they are."""
+
+
+def _help(text: str, examples: str = "") -> dict[str, Any]:
     """One text for the list of commands and for the command's own page; shows defaults."""
     return {
         "help": text,
         "description": text[0].upper() + text[1:] + ".",
-        "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
+        "epilog": examples and f"examples:\n{examples}",
+        "formatter_class": _Formatter,
     }
+
+
+_SERVE = """\
+  python -m serving serve --models models --workers 2
+  python -m serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
+  DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json python -m serving serve --host 0.0.0.0
+"""
+_PROBE = """\
+  python -m serving health                                   exit code 0: SERVING, else 1
+  python -m serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
+"""
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +64,19 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default=config.host, help="address to listen on")
     add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
+    add(
+        "--served-name",
+        metavar="NAME",
+        help="the name that callers know the model by (default: the name it was exported with)",
+    )
+    add(
+        "--metrics-host",
+        default=config.metrics_host,
+        metavar="HOST",
+        help="address of /metrics, /healthz and /readyz; they have neither TLS nor tokens",
+    )
     add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
-        help="TCP port of the metrics, on loopback; 0: the kernel chooses; or off")  # fmt: skip
+        help="their TCP port; 0: the kernel chooses; or off")  # fmt: skip
     add("--transport", choices=get_args(Transport), default=config.transport,
         help="what answers the port; auto takes native where it is installed")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
@@ -76,11 +108,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
     add("--access-log", type=float, default=config.access_log, metavar="SHARE",
         help="log this share of the calls, 0 to 1, and all that fail; grpcio only")  # fmt: skip
-    add("--log-format", choices=get_args(LogFormat), default="text", help="of the lines on stderr")
+    add("--log-format", choices=get_args(LogFormat), default="text",
+        help="of the lines on stderr, and of the one on stdout that says it is ready")  # fmt: skip
 
 
 def _port_or_off(text: str) -> int | None:
-    return None if text == "off" else int(text)
+    if text == "off":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a port or off, got {text!r}")
+    return int(text)
 
 
 def _probability(text: str) -> float:
@@ -105,6 +142,22 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="HOST:PORT",
         help="ask a running server instead of loading the model here")  # fmt: skip
+    _add_access(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_model(parser)
+
+
+def _add_health(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", default=f"127.0.0.1:{ServerConfig().port}", metavar="HOST:PORT",
+        help="the server")  # fmt: skip
+    add("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take")
+    add("--tls-server-name", metavar="NAME",
+        help="the name that the certificate must have; the target's if not given")  # fmt: skip
+    _add_access(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tls-ca", type=Path, metavar="FILE",
         help="PEM authorities that sign servers' certificates: asks by TLS")  # fmt: skip
@@ -112,8 +165,6 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
     add("--token-file", type=Path, metavar="FILE",
         help="its first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
-    add("--json", action="store_true", help="one JSON object a line")
-    _add_model(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from commandline import checkout
 from serving import images
 from serving.config import Precision
 from serving.errors import ConfigurationError, CorruptModel, InvalidRequest, ModelNotFound
@@ -84,7 +85,7 @@ def versions(model_dir: Path) -> list[str]:
     except OSError as err:
         raise ConfigurationError(f"can't read {model_dir}: {err.strerror}") from err
     if not found:
-        raise ModelNotFound(f"no model in {model_dir}: run `make train export` to make one")
+        raise ModelNotFound(f"no model in {model_dir}: run {checkout.run('train', 'export')}")
     return sorted(found, key=int, reverse=True)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from commandline import checkout, extras
 from training import data
 from training.config import RECIPES
 from training.idx import DataError
@@ -13,6 +14,11 @@ from training.options import parser
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed or stopped; the command, its settings or its data cannot be used."""
+
+EXTRAS = dict.fromkeys(
+    ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib"), "train"
+)
+"""What the base installation lacks, and the extra that brings it."""
 
 _UP = "\033[A\033[K"
 """On a terminal: go back to the line above, and clear it."""
@@ -26,9 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
+        if arguments.command != "data":
+            extras.require(*EXTRAS)  # now, not after the training
         return COMMANDS[arguments.command](arguments)
     except DataError as err:
         return _fail(str(err), UNUSABLE)
+    except ModuleNotFoundError as err:
+        return _fail(extras.advice(err, EXTRAS), UNUSABLE)
     except OSError as err:
         return _fail(str(err), FAILED)
     except KeyboardInterrupt:
@@ -75,7 +85,7 @@ def _train(arguments: argparse.Namespace) -> int:
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
         f"{metrics['train_seconds']:.0f} s of training"
     )
-    print(f"look at {arguments.artifacts / 'report.html'}; `make export` comes next")
+    print(f"look at {arguments.artifacts / 'report.html'}; {checkout.run('export')} comes next")
     if metrics["epochs"] < epochs:
         return _fail(
             f"interrupted: kept the best of {metrics['epochs']} epochs; --resume goes on", FAILED

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import onnx
 
+from commandline import checkout
 from training import graph, int8, manifest, parity, quantize
 from training.config import RECIPES
 from training.data import Mnist
@@ -87,7 +88,9 @@ def _read(artifacts: Path) -> tuple[keras.Model, dict[str, Any]]:
     except NotTrained as err:
         raise ExportError(str(err)) from err
     if metrics["recipe"] not in RECIPES:
-        raise ExportError(f"no recipe is called {metrics['recipe']!r}: run `make train` again")
+        raise ExportError(
+            f"no recipe is called {metrics['recipe']!r}: run {checkout.run('train')} again"
+        )
     return model, metrics
 
 
@@ -103,7 +106,7 @@ def _facts(model: keras.Model, metrics: dict[str, Any], test_accuracy: float) ->
     if abs(claimed - test_accuracy) > METRICS_TOLERANCE:
         raise ExportError(
             f"metrics.json tells of another model (test accuracy {claimed:.2%}, this one has "
-            f"{test_accuracy:.2%}): run `make train` again"
+            f"{test_accuracy:.2%}): run {checkout.run('train')} again"
         )
     return {
         "recipe": metrics["recipe"],
@@ -154,7 +157,7 @@ def _summarise(version: Path, files: Files, contents: dict[str, Any]) -> None:
     _say(f"  accuracy  {accuracy['test']:.2%} of the test images")
     _say(f"  parity    Keras's digits, probabilities within {measured['max_difference']:.1e}")
     _say(f"  int8      {_verdict(contents['int8'])}")
-    _say(f"published {version}; serve it with `make serve`")
+    _say(f"published {version}; serve it with {checkout.run('serve')}")
 
 
 def _verdict(facts: dict[str, Any]) -> str:

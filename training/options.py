@@ -3,17 +3,19 @@
 import argparse
 from pathlib import Path
 
+from commandline.parser import Parser
 from training.config import RECIPES
 from training.results import RESULTS
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands and their options; the command's name is parsed as `command`."""
-    digits_train = argparse.ArgumentParser(
+    digits_train = Parser(
         prog="digits-train",
         description="Train a digit classifier on MNIST, and export it for serving.",
         epilog="In short: train, then export. Each command has a --help of its own.",
     )
+    digits_train.add_version()
     commands = digits_train.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

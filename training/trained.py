@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from commandline import checkout
 from training.data import Images
 
 Probabilities = npt.NDArray[np.float32]
@@ -27,11 +28,11 @@ def load_model(artifacts: Path) -> keras.Model:
     """
     path = artifacts / "model.keras"
     if not path.exists():
-        raise NotTrained(f"nothing is trained in {artifacts}: run `make train` first")
+        raise NotTrained(f"nothing is trained in {artifacts}: run {checkout.run('train')} first")
     try:
         return keras.models.load_model(path, compile=False)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        raise NotTrained(f"cannot read {path}: run `make train` again") from err
+        raise NotTrained(f"cannot read {path}: run {checkout.run('train')} again") from err
 
 
 def load_json(artifacts: Path, name: str) -> dict[str, Any]:
@@ -43,7 +44,9 @@ def load_json(artifacts: Path, name: str) -> dict[str, Any]:
     try:
         contents: dict[str, Any] = json.loads((artifacts / name).read_text("utf-8"))
     except (OSError, ValueError) as err:
-        raise NotTrained(f"cannot read {artifacts / name}: run `make train` again") from err
+        raise NotTrained(
+            f"cannot read {artifacts / name}: run {checkout.run('train')} again"
+        ) from err
     return contents
 
 

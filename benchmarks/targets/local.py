@@ -16,6 +16,7 @@ from benchmarks import processes
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Seconds, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+from commandline import checkout
 from serving.errors import DigitsError
 from serving.images import Images
 
@@ -62,7 +63,7 @@ def _keras_model(spec: Spec, artifacts: Path) -> Any:
         raise NotMeasured("has no int8 variant")
     file = artifacts / "model.keras"
     if not file.is_file():
-        raise NotMeasured("no trained model.keras: make train")
+        raise NotMeasured(f"no trained model.keras: run {checkout.run('train')}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its first lines heed no setting
     if spec.device == "cpu":

@@ -1,9 +1,9 @@
 """What the inference protocol says of the server and of its model."""
 
 from functools import cache
-from importlib import metadata
 from typing import Any
 
+from commandline import checkout
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
 from serving.images import IMAGE_BYTES
@@ -12,7 +12,6 @@ from serving.predictions import NUM_CLASSES
 from serving.rpc import inference_pb
 from serving.rpc.tensors import INPUT, OUTPUT, shown
 
-_DISTRIBUTION = "digit-serving"
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only what works in full: of "schedule_policy" there is the timeout, but no priority."""
@@ -35,7 +34,7 @@ def check_model(name: str, version: str, info: ModelInfo) -> None:
 def server_metadata() -> Any:
     """Build the ServerMetadataResponse."""
     return inference_pb.ServerMetadataResponse(
-        name=_DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
+        name=checkout.DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
     )
 
 
@@ -81,9 +80,4 @@ def repository_index(info: ModelInfo, *, is_ready: bool, only_ready: bool) -> An
     return inference_pb.RepositoryIndexResponse(models=[model])
 
 
-@cache
-def _version() -> str:
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
+_version = cache(checkout.version)

@@ -1,0 +1,135 @@
+"""A package that is not installed: one line that names its extra, in every program."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__
+import serving.__main__
+import training.__main__
+from commandline import extras
+
+ROOT = Path(__file__).parents[2]
+HIDE = """
+import runpy, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+sys.argv = {argv!r}
+runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
+"""
+SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client",
+         "pygrpc_native", "ngh2")  # fmt: skip
+TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib")
+BENCH = ("matplotlib", "packaging")
+RESULTS = str(ROOT / "benchmarks/results/bench.json")
+
+PICTURE = str(ROOT / "docs/pictures/samples.png")
+
+
+def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int, str, str]:
+    """Run a program as if some packages were not installed."""
+    code = HIDE.format(hidden=hidden, argv=[program, *arguments], program=program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("hidden", "program", "arguments", "extra"),
+    [
+        *((SERVE, "serving", arguments, "serve")
+          for arguments in (("serve",), ("info",), ("serve", "--workers", "2"))),
+        *(((module,), "serving", ("serve",), "serve")
+          for module in ("onnxruntime", "uvloop", "grpc_health", "prometheus_client")),
+        (("grpc_reflection",), "serving", ("serve", "--port", "0", "--metrics-port", "off",
+                                           "--reflection"), "serve"),
+        (("PIL",), "serving", ("classify", "seven.png"), "pictures"),
+        (("onnxruntime",), "serving", ("classify", PICTURE), "serve"),
+        *((TRAIN, "training", (command,), "train")
+          for command in ("train", "export", "report", "study")),
+        *((BENCH, "benchmarks", arguments, "bench")
+          for arguments in (("run",), ("plot", RESULTS))),
+        (("onnxruntime",), "benchmarks", ("run",), "serve"),
+    ],
+)  # fmt: skip
+def test_missing_extra_is_one_line_that_names_it(
+    hidden: tuple[str, ...], program: str, arguments: tuple[str, ...], extra: str
+) -> None:
+    code, out, err = without(hidden, program, *arguments)
+    assert (code, out) == (2, "")
+    *warnings, line = err.splitlines()
+    assert f"is not installed: pip install 'digit-serving[{extra}]'" in line
+    assert all("using the one in the box" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("serving", ("--help",)),
+        ("serving", ("serve", "--help")),
+        ("training", ("--help",)),
+        ("benchmarks", ("--help",)),
+        ("benchmarks", ("run", "--help")),
+        ("benchmarks", ("recommend", "--rate", "1", "--results", RESULTS)),
+        ("benchmarks", ("compare", RESULTS, RESULTS)),
+    ],
+)
+def test_what_needs_no_extra_works_without(program: str, arguments: tuple[str, ...]) -> None:
+    code, out, err = without((*SERVE, *TRAIN, *BENCH, "PIL"), program, *arguments)
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        extras.advice(ModuleNotFoundError("No module named 'nope'", name="nope"), {"uvloop": "x"})
+
+
+@pytest.mark.parametrize(
+    ("package", "table"),
+    [
+        ("serving", serving.__main__.EXTRAS),
+        ("training", training.__main__.EXTRAS),
+        ("benchmarks", benchmarks.__main__.EXTRAS),
+    ],
+)
+def test_every_import_beyond_the_base_has_its_extra(package: str, table: Mapping[str, str]) -> None:
+    ours = {"serving", "training", "benchmarks", "commandline"}
+    base = {"numpy", "grpc", "google"}  # pyproject's dependencies
+    for path in (ROOT / package).rglob("*.py"):
+        if "peers" in path.parts:  # other projects' servers, in environments of their own
+            continue
+        for module in imports_of(path) - ours - base - sys.stdlib_module_names:
+            assert module in table, f"{path} imports {module}"
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "table", [serving.__main__.EXTRAS, training.__main__.EXTRAS, benchmarks.__main__.EXTRAS]
+)
+def test_extras_bring_what_they_are_named_for(table: Mapping[str, str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    distributions = packages_distributions()
+    for module, extra in table.items():
+        brought = " ".join(project["optional-dependencies"][extra]).lower()
+        names = {name.lower().replace("_", "-") for name in distributions[module]}
+        assert module == "keras" or any(name in brought for name in names), (module, extra)

@@ -1,0 +1,143 @@
+"""Options from the environment: every option has its variable, and the command line wins."""
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+
+import benchmarks.options
+import serving.options
+import training.options
+from commandline.parser import Parser, blame
+
+PROGRAMS = [serving.options.parser, training.options.parser, benchmarks.options.parser]
+
+
+@pytest.fixture
+def parser() -> Parser:
+    parser = Parser(prog="program")
+    parser.add_argument("--port", type=int, default=1)
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--reflection", action="store_true")
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("files", nargs="*")
+    return parser
+
+
+@pytest.fixture(autouse=True)
+def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set variables, named without the prefix."""
+
+    def given(**variables: str) -> None:
+        for name, text in variables.items():
+            monkeypatch.setenv(f"DIGITS_{name}", text)
+
+    return given
+
+
+def test_variable_sets_an_option_even_a_required_one(
+    parser: Parser, given: Callable[..., None]
+) -> None:
+    given(PORT="8033", LOG_FORMAT="json", REFLECTION="yes", RATE="2.5")
+    options = parser.parse_args(["a", "b"])
+    assert (options.port, options.log_format, options.reflection) == (8033, "json", True)
+    assert (options.rate, options.files) == (2.5, ["a", "b"])
+
+
+def test_command_line_wins(parser: Parser, given: Callable[..., None]) -> None:
+    given(PORT="8033", REFLECTION="1", RATE="2.5")
+    options = parser.parse_args(["--port", "7", "--no-reflection"])
+    assert (options.port, options.reflection) == (7, False)
+    assert set(options.variables) == {"DIGITS_RATE"}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_set"), [("1", True), ("TRUE", True), ("0", False), ("no", False), ("", False)]
+)
+def test_flag_takes_words(
+    parser: Parser, given: Callable[..., None], text: str, is_set: bool
+) -> None:
+    given(REFLECTION=text)
+    assert parser.parse_args(["--rate", "1"]).reflection is is_set
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("PORT", "eighty", "expected a whole number, got 'eighty'"),
+        ("RATE", "fast", "expected a number, got 'fast'"),
+        ("LOG_FORMAT", "xml", "expected one of text, json, got 'xml'"),
+        ("REFLECTION", "2", "expected 1 or 0, true or false, yes or no, got '2'"),
+    ],
+)
+def test_bad_value_is_one_line_that_names_the_variable(
+    parser: Parser,
+    given: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    reason: str,
+) -> None:
+    given(**{name: text})
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--rate", "1"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"program: DIGITS_{name}: {reason}\n"
+
+
+def test_service_links_of_kubernetes_are_not_taken_for_ports(
+    parser: Parser, given: Callable[..., None]
+) -> None:
+    given(PORT="tcp://10.96.0.17:50051", RATE="1")
+    assert parser.parse_args([]).port == 1
+
+
+def test_bad_variable_does_not_hide_the_help(
+    parser: Parser, given: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(PORT="eighty")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--help"])
+    assert ended.value.code == 0
+    assert "DIGITS_PORT" in capsys.readouterr().out
+
+
+def test_message_names_the_variable_that_it_is_about() -> None:
+    variables = {"DIGITS_PORT": "70000", "DIGITS_TLS_CERT": "/certs/a.pem", "DIGITS_WORKERS": "2"}
+    expected = "port must be 0 to 65535, got 70000"
+    assert blame(expected, variables) == f"{expected} (set by DIGITS_PORT)"
+    expected = "/certs/a.pem: No such file"
+    assert blame(expected, variables) == f"{expected} (set by DIGITS_TLS_CERT)"
+    assert blame("no model in models", variables) == "no model in models"
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [commands] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(commands.choices)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_option_of_every_program_has_a_variable(
+    program: Callable[[], argparse.ArgumentParser],
+) -> None:
+    for name, command in commands_of(program()).items():
+        assert isinstance(command, Parser)
+        variables = {variable.removeprefix("DIGITS_") for variable in command.variables}
+        shown = [a for a in command._actions if a.help != argparse.SUPPRESS and a.dest != "help"]
+        for action in shown:
+            if action.option_strings:
+                assert action.option_strings[-1][2:].upper().replace("-", "_") in variables, name
+        if variables:
+            assert "can also be set by the environment" in command.format_help()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_version_is_printed(
+    program: Callable[[], argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program().parse_args(["--version"])
+    assert ended.value.code == 0
+    name, version = capsys.readouterr().out.split()
+    assert name.startswith("digits-")
+    assert version == serving.__version__
