@@ -1,5 +1,6 @@
 # Every target bootstraps what it needs in .venv; `make` alone lists them.
-#   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers); a switch rebuilds .venv
+#   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers; gpu is cuda, too);
+#                    a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
 #   RECIPE=...       the training recipe: default, seed or best
 #   RESUME=1         go on with the training that was interrupted
@@ -12,6 +13,10 @@
 .PHONY: lint protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+override DEVICE := $(DEVICE:gpu=cuda)
+ifeq ($(filter cpu cuda,$(DEVICE)),)
+$(error DEVICE is cpu or cuda, not '$(DEVICE)')
+endif
 RECIPE ?= default
 SOAK_S ?= 1800
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
@@ -94,7 +99,6 @@ clean:  ## remove everything built, trained or exported (the MNIST cache stays)
 .PHONY: python
 python:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13: apt-get install python3 (or name one: make PYTHON=...)" >&2; exit 2; }
-	@case "$(DEVICE)" in cpu|cuda) ;; *) echo "make: DEVICE is cpu or cuda, not '$(DEVICE)'" >&2; exit 2;; esac
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 2; }
 
 .venv/.installed-%: requirements/%.lock pyproject.toml | python

@@ -110,12 +110,17 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
     installed = {path.name for path in site.iterdir()}
     assert "onnxruntime" in installed
     assert not installed & {"tensorflow", "keras", "matplotlib", "pytest", "pip", "setuptools"}
-    shutil.copytree(models, image.root / "models")
     before = everything_in(image.root)
     with running(image) as server, Client(server.address) as client:
         assert len(client.classify(images[:3])) == 3
+        assert client.model_info().test_accuracy > 0.99, "not the model in the box"
+        health = [*image.entry_point[:-1], "health", "--target", server.address]
+        assert subprocess.run(health, cwd=image.folder, env=image.environment).returncode == 0
         assert server.stop(signal.SIGTERM) == 0
     assert everything_in(image.root) == before, "wrote to its read-only root"
+    shutil.copytree(models, image.root / "models")  # a volume
+    with running(image) as server, Client(server.address) as client:
+        assert client.model_info().test_accuracy < 0.99, "not the model of the volume"
 
 
 def everything_in(folder: Path) -> set[Path]:
@@ -125,9 +130,12 @@ def everything_in(folder: Path) -> set[Path]:
 @contextmanager
 def running(image: Stage) -> Iterator[RunningServer]:
     """Start the image's entry point on a port that the kernel chooses."""
+    assert image.environment["DIGITS_HOST"] == image.environment["DIGITS_METRICS_HOST"] == "0.0.0.0"
+    own = dict.fromkeys(("DIGITS_HOST", "DIGITS_METRICS_HOST"), "127.0.0.1")
+    ports = dict.fromkeys(("DIGITS_PORT", "DIGITS_METRICS_PORT"), "0")
     process = subprocess.Popen(
-        [*image.entry_point, "--port", "0", "--metrics-port", "0", "--host", "127.0.0.1"],
-        cwd=image.folder, env={"PATH": os.defpath, **image.environment},
+        image.entry_point, cwd=image.folder,
+        env={"PATH": os.defpath, **image.environment, **own, **ports},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
