@@ -13,7 +13,7 @@ from serving.backlog import Backlog
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.execution import Execution
-from serving.requests import Answered, Batch, Model, Request
+from serving.requests import Batch, Model, Observe, Request
 
 _ENOUGH_ROWS = 128
 """Images that are worth a run of their own, where another one could share them: more are hardly
@@ -30,7 +30,7 @@ class Batcher:
         *,
         num_runners: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        observe: Callable[[Batch, list[Answered]], None] = lambda batch, answered: None,
+        observe: Observe = lambda *_: None,
     ) -> None:
         """Prepare; the threads start with the first request that is queued.
 
@@ -40,7 +40,7 @@ class Batcher:
             num_runners: runs that go on at once: as many as there are cores, since ONNX Runtime
                 runs outside the GIL.
             clock: seconds, monotonic; deadlines are on it.
-            observe: told of each run that succeeded, and of the requests that it answered.
+            observe: told of each run that succeeded; see `Observe`.
         """
         self._config = config
         self._clock = clock

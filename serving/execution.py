@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from serving.errors import ModelError
-from serving.requests import Answered, Batch
+from serving.requests import Batch, Observe
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class Execution:
         self,
         lock: threading.Lock,
         clock: Callable[[], float],
-        observe: Callable[[Batch, list[Answered]], None],
+        observe: Observe,
     ) -> None:
         """Share the batcher's lock, which guards the requests, its clock, and who is told."""
         self._lock = lock
@@ -34,11 +34,11 @@ class Execution:
             self._bisect(batch, err)
             return
         batch.finished_s = self._clock()
-        digits = bytes(probabilities.argmax(axis=1).tolist())
+        digits, rows = bytes(probabilities.argmax(axis=1).tolist()), probabilities.tobytes()
         with self._lock:
             self.usual_s += (batch.finished_s - batch.started_s - self.usual_s) / 8
-            answered = batch.finish(digits, probabilities.tobytes())
-            self._observe(batch, answered)
+            answered = batch.finish(digits, rows)
+            self._observe(batch, answered, digits, rows)
         for request, answer in answered:
             try:
                 request.resolve(answer)

@@ -7,6 +7,7 @@ import queue
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import datetime
 from logging.handlers import QueueHandler, QueueListener
 from types import MappingProxyType
 
@@ -49,7 +50,14 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
     return {**request_fields.get(), **own}
 
 
-class _TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Write the time as RFC 3339 has it, with the offset from UTC."""
+        local = datetime.fromtimestamp(record.created).astimezone()
+        return local.isoformat(timespec="milliseconds")
+
+
+class _TextFormatter(_Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
@@ -60,11 +68,11 @@ class _TextFormatter(logging.Formatter):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write the event as one JSON object; json escapes every control character."""
         event = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

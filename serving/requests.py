@@ -1,7 +1,7 @@
 """A request that waits for its outcome, the batch it runs in, and the answer that comes back."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -194,3 +194,7 @@ class Batch:
         # collector, by the hundred megabytes where requests are large.
         self.pieces = []
         return answered
+
+
+Observe = Callable[[Batch, list[Answered], bytes, bytes], None]
+"""Takes a run that succeeded, the requests that it made whole, and what `Batch.finish` got."""

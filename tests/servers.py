@@ -41,14 +41,20 @@ def serve_command(models: Path, *options: str) -> list[str]:
 @contextmanager
 def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
     """Start a server on a port that the kernel chooses; kill it if the test leaves it running."""
-    process = subprocess.Popen(
-        serve_command(models, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    with started(serve_command(models, *options)) as server:
+        assert server.start_line.startswith("serving ")
+        yield server
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[RunningServer]:
+    """Start a server, and wait for its first line."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     try:
         start_line = process.stdout.readline()
-        assert start_line.startswith("serving "), process.stderr.read()
+        assert start_line, process.stderr.read()
         yield RunningServer(process, start_line)
     finally:
         process.kill()

@@ -73,6 +73,12 @@ def test_import_starts_nothing() -> None:
     modules_after(code)
 
 
+def test_command_lines_share_what_imports_none_of_them() -> None:
+    for path in (ROOT / "commandline").glob("*.py"):
+        others = {name.partition(".")[0] for name in imports_of(path)} - sys.stdlib_module_names
+        assert others <= {"commandline"}, path
+
+
 def imports_of(path: Path) -> set[str]:
     """Every module that a file names in an import, at any depth."""
     names = set()
@@ -93,10 +99,11 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
+    {"address", "process"},
     {"native_runs", "onnx_runtime", "repository", "requests", "cuda"},
     {"backlog", "engine", "execution", "metrics", "shared_run"},
-    {"batcher", "loaded_model"},
-    {"classifier"},
+    {"batcher", "loaded_model", "exposition"},
+    {"classifier", "exporter"},
     {"reload"},
     {"rpc"},
 ]

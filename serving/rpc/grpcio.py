@@ -22,6 +22,7 @@ from serving.rpc.health import HealthServicer
 from serving.rpc.infer import ModelInfer
 from serving.rpc.inference import InferenceServicer
 from serving.rpc.tls import server_credentials
+from serving.rpc.unknown import UnknownMethods
 
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
@@ -65,6 +66,7 @@ class GrpcioServer:
             from serving.rpc.reflection import reflection_handlers
 
             self._server.add_generic_rpc_handlers(reflection_handlers(self.calls))
+        self._server.add_generic_rpc_handlers((UnknownMethods(classifier.metrics),))
 
     async def start(self, address: str) -> int:
         """Bind "host:port" or "unix:path" and begin to answer.

@@ -23,6 +23,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._is_serving = False
         self._changed = asyncio.Event()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it tells SERVING; may be asked from any thread."""
+        return self._is_serving
+
     def set_serving(self, is_serving: bool) -> None:
         """Change the state and tell every watcher."""
         self._is_serving = is_serving

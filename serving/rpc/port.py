@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.errors import ConfigurationError
+from serving.address import cannot_listen
 
 
 @contextmanager
@@ -32,8 +32,8 @@ def reserved_port(host: str, port: int) -> Iterator[int]:
             reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reservation.bind(address)
             yield reservation.getsockname()[1]
-    except OSError as err:
-        raise ConfigurationError(f"can't listen on {host}:{port}: is the port taken?") from err
+    except (OSError, ValueError) as err:
+        raise cannot_listen(host, port, err) from err
 
 
 def _refuse_taken(family: int, address: tuple[object, ...]) -> None:

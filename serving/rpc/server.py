@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
@@ -13,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from serving.address import check_free, with_port
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
 from serving.cores import may_poll
 from serving.errors import ConfigurationError
-from serving.metrics import Exporter, Report
+from serving.exporter import Exporter, exporting
+from serving.metrics import Report
 from serving.model_info import ModelInfo
+from serving.process import Usage
 from serving.reload import Reloader
 from serving.rpc.classify import Classify
 from serving.rpc.exposure import choose_transport
@@ -39,19 +43,31 @@ _GOODBYE_S = 0.02
 """How long callers get to learn that the port closes, before those held are refused."""
 
 
-def announce(info: ModelInfo, address: str, metrics_address: str, more: str = "") -> None:
+def announce(
+    info: ModelInfo, address: str, metrics_address: str, log_format: LogFormat, **more: object
+) -> None:
     """Print the one line that says that it is ready, which tools may parse."""
-    print(
-        f"serving model={info.name} version={info.version} precision={info.precision} "
-        f"device={info.device} transport={info.transport} address={address} "
-        f"metrics={metrics_address} max_request_images={info.max_request_images} "
-        f"max_batch_size={info.max_batch_size}{more}",
-        flush=True,
-    )
+    facts = {
+        "model": info.name,
+        "version": info.version,
+        "precision": info.precision,
+        "device": info.device,
+        "transport": info.transport,
+        "address": address,
+        "metrics": metrics_address,
+        "max_request_images": info.max_request_images,
+        "max_batch_size": info.max_batch_size,
+        **more,
+    }
+    if log_format == "json":
+        print(json.dumps({"message": "serving", **facts}), flush=True)
+    else:
+        print("serving", *(f"{name}={fact}" for name, fact in facts.items()), flush=True)
 
 
 def _announce(server: "Server") -> None:
-    announce(server.report().info, server.address, server.metrics_address)
+    log_format = server.config.log_format
+    announce(server.report().info, server.address, server.metrics_address, log_format)
 
 
 async def serve(
@@ -75,8 +91,11 @@ async def serve(
         raise ConfigurationError("access_log needs transport grpcio: native reads no metadata")
     if config.reload_interval_s and model_config.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
-    with Classifier.open(model_config, batching, config.workers) as classifier:
-        server = Server(classifier, config, transport)
+    with (
+        exporting(config) as exporter,  # first: it says that the others are still starting
+        Classifier.open(model_config, batching, config.workers) as classifier,
+    ):
+        server = Server(classifier, config, transport, exporter)
         try:
             await server.start()
         except ConfigurationError:
@@ -90,19 +109,25 @@ async def serve(
 class Server:
     """A classifier behind one TCP port."""
 
-    def __init__(self, classifier: Classifier, config: ServerConfig, transport: str) -> None:
-        """Prepare on the running event loop. The classifier stays the caller's to close."""
+    def __init__(
+        self,
+        classifier: Classifier,
+        config: ServerConfig,
+        transport: str,
+        exporter: Exporter | None = None,
+    ) -> None:
+        """Prepare on the running event loop; classifier and exporter are the caller's to close."""
         self._classifier = classifier
-        self._config = config
+        self._exporter = exporter
+        self.config = config
         self.transport = transport
         self._methods = (Classify(classifier.batching), ModelInfer(classifier))
         self._grpcio = GrpcioServer(classifier, *self._methods, transport, config)
         self._native: NativeFront | None = None
         self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
-        self._exporter: Exporter | None = None
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
-        self.metrics_address = "off"
+        self.metrics_address = "off" if exporter is None else exporter.address
 
     async def start(self) -> None:
         """Bind and begin to answer.
@@ -110,18 +135,19 @@ class Server:
         Raises:
             ConfigurationError: the address can't be bound.
         """
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        wanted = f"{host}:{self._config.port}"
+        config = self.config
+        if config.workers == 1:  # else the supervisor holds the port
+            check_free(config.host, config.port)
+        wanted = with_port(config.host, config.port)
         if self.transport == "native":
             port = await self._start_native(wanted)
         else:
             port = await self._grpcio.start(wanted)
-        self.address = f"{host}:{port}"
-        if self._config.metrics_port is not None:
-            self._exporter = Exporter(self.report, self._config.metrics_port)
-            self.metrics_address = self._exporter.address
+        self.address = with_port(config.host, port)
         self._grpcio.health.set_serving(True)
-        if interval_s := self._config.self_test_interval_s:
+        if self._exporter is not None:
+            self._exporter.serve(self.report, lambda: self._grpcio.health.is_serving)
+        if interval_s := self.config.self_test_interval_s:
             test = SelfTest(self._classifier, self._grpcio.health.set_serving, interval_s)
             self._self_test = asyncio.create_task(test.run())
 
@@ -134,8 +160,8 @@ class Server:
             self._classifier.metrics,
             self._methods,
             address,
-            reuse_port=self._config.workers > 1,
-            poll_s=LONGEST_S if may_poll(self._config.workers) else 0.0,
+            reuse_port=self.config.workers > 1,
+            poll_s=LONGEST_S if may_poll(self.config.workers) else 0.0,
         )
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")
@@ -145,8 +171,16 @@ class Server:
     def report(self) -> Report:
         """Tell what is served and what was counted; from any thread."""
         classifier = self._classifier
-        info = replace(classifier.model_info(), transport=self.transport)
-        return Report(info, classifier.batcher.num_waiting, classifier.metrics.snapshot())
+        num_native = 0 if self._native is None else len(self._native.calls)
+        return Report(
+            info=replace(classifier.model_info(), transport=self.transport),
+            num_waiting=classifier.batcher.num_waiting,
+            queue_capacity=classifier.batching.queue_capacity,
+            num_calls=self._grpcio.calls.num_active + num_native,
+            is_serving=self._grpcio.health.is_serving,
+            usage=Usage.now(),
+            counts=classifier.metrics.snapshot(),
+        )
 
     async def run_until_signalled(self, on_ready: "Callable[[Server], None]") -> bool:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
@@ -168,7 +202,7 @@ class Server:
         on_ready(self)
         _log.info("draining: %s", signal.Signals(await signals.get()).name)
         drain = asyncio.create_task(self.drain())
-        is_alone = self._config.workers == 1
+        is_alone = self.config.workers == 1
         forced = asyncio.create_task(signals.get() if is_alone else asyncio.Event().wait())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
         if drain.done() and drain.result():
@@ -188,7 +222,7 @@ class Server:
         """
         self._end_self_test()  # first: nothing says SERVING from here on
         self._grpcio.health.set_serving(False)
-        is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self._config.drain_s)
+        is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self.config.drain_s)
         if not is_drained:
             return False
         await self._quiesce()
@@ -222,8 +256,6 @@ class Server:
         if self._native is not None:
             await asyncio.to_thread(self._native.close)
         await self._grpcio.stop(grace_s)
-        if self._exporter is not None:
-            await asyncio.to_thread(self._exporter.close)
         self._sockets.cleanup()
 
 

@@ -8,21 +8,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import uvloop
 
 from serving import logs
-from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.metrics import Counts, Report
+from serving.process import Usage
 from serving.rpc.server import Server, serve
 
 _REPORT_INTERVAL_S = 1.0
 """What a worker counts is told so often: what it counted since is lost with it."""
+_STALE_S = 3 * _REPORT_INTERVAL_S
+"""A worker that has not reported for so long hangs."""
 
-Arguments = tuple[ModelConfig, BatchingConfig, ServerConfig, LogFormat]
-"""What a worker serves, where, and how it logs."""
+Arguments = tuple[ModelConfig, BatchingConfig, ServerConfig]
+"""What a worker serves, and where."""
 
 
 class Worker:
@@ -36,8 +40,8 @@ class Worker:
         """Why it couldn't start, if it said so."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Its exit code; minus the signal that ended it."""
-        self.ready_s = 0.0
-        """When it was ready, in seconds of the monotonic clock."""
+        self.ready_s = self.reported_s = 0.0
+        """When it was ready, and when it last reported, in seconds of the monotonic clock."""
         self.on_ready: Callable[[], None] = lambda: None
         self._told: asyncio.Future[None] | None = None
         context = multiprocessing.get_context("spawn")
@@ -58,6 +62,14 @@ class Worker:
     def pid(self) -> int | None:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def is_serving(self) -> bool | None:
+        """What its health says; False if it hangs, None while it starts and holds no port."""
+        if self.report is None:
+            return None
+        is_stale = time.monotonic() - self.reported_s > _STALE_S
+        return self.report.is_serving and not is_stale
 
     @property
     def lived_s(self) -> float:
@@ -91,8 +103,9 @@ class Worker:
             self.error = message
             return
         is_first, self.report = self.report is None, message
+        self.reported_s = time.monotonic()
         if is_first:
-            self.ready_s = time.monotonic()
+            self.ready_s = self.reported_s
             self.on_ready()
         self._settle()
 
@@ -117,7 +130,18 @@ def total(reports: list[Report], earlier: Counts) -> Report:
     counts = earlier
     for report in reports:
         counts = counts + report.counts
-    return Report(reports[0].info, sum(report.num_waiting for report in reports), counts)
+    usage = Usage.now()  # the supervisor's
+    for report in reports:
+        usage = usage.plus(report.usage)
+    return Report(
+        info=reports[0].info,
+        num_waiting=sum(report.num_waiting for report in reports),
+        queue_capacity=sum(report.queue_capacity for report in reports),
+        num_calls=sum(report.num_calls for report in reports),
+        is_serving=all(report.is_serving for report in reports),
+        usage=usage,
+        counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
+    )
 
 
 def _run(
@@ -125,12 +149,11 @@ def _run(
     model_config: ModelConfig,
     batching: BatchingConfig,
     config: ServerConfig,
-    log_format: LogFormat,
 ) -> None:
     """Serve in this process until a signal or the supervisor's end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    logs.setup(log_format)
+    logs.setup(config.log_format)
 
     def report_from_now(server: Server) -> None:
         arguments = (supervisor, server.report)

@@ -9,9 +9,12 @@ import signal
 from dataclasses import replace
 from typing import NoReturn
 
-from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
+from serving.address import with_port
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
-from serving.metrics import Counts, Exporter, Report
+from serving.exporter import Exporter, exporting
+from serving.metrics import Counts, Report
+from serving.process import Usage
 from serving.rpc.port import reserved_port
 from serving.rpc.server import announce
 from serving.rpc.worker import Arguments, Worker, total
@@ -31,7 +34,7 @@ _OVERDUE_S = 5.0
 
 
 async def supervise(
-    model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig, log_format: LogFormat
+    model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig
 ) -> bool:
     """Serve like `serve`, from `config.workers` processes; one that dies is started again.
 
@@ -41,10 +44,10 @@ async def supervise(
     Raises:
         DigitsError: they can't start, or die again and again.
     """
-    with reserved_port(config.host, config.port) as port:
+    with exporting(config) as exporter, reserved_port(config.host, config.port) as port:
         config = replace(config, port=port)
-        arguments = (model_config, batching, replace(config, metrics_port=None), log_format)
-        return await Supervisor(arguments, config).run()
+        arguments = (model_config, batching, replace(config, metrics_port=None))
+        return await Supervisor(arguments, config, exporter).run()
 
 
 class Backoff:
@@ -67,7 +70,9 @@ class Backoff:
 class Supervisor:
     """Keeps the workers alive, tells them signals, and adds up what they count."""
 
-    def __init__(self, arguments: Arguments, config: ServerConfig) -> None:
+    def __init__(
+        self, arguments: Arguments, config: ServerConfig, exporter: Exporter | None
+    ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
         self._arguments = arguments
         self._config = config
@@ -77,7 +82,8 @@ class Supervisor:
         """What those before them counted."""
         self._last: Report | None = None
         self._all_ready = asyncio.Event()
-        self._exporter: Exporter | None = None
+        self._exporter = exporter
+        self._is_draining = False
 
     async def run(self) -> bool:
         """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
@@ -96,8 +102,6 @@ class Supervisor:
             return await self._drain(signals)
         finally:
             self._tell(signal.SIGKILL)
-            if self._exporter is not None:
-                await asyncio.to_thread(self._exporter.close)
 
     async def _serve(self) -> None:
         """Keep all places filled until cancelled; the first failure ends it."""
@@ -112,18 +116,24 @@ class Supervisor:
     async def _announce(self) -> None:
         """Once all are ready, open the metrics page and say so."""
         await self._all_ready.wait()
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        metrics_address = "off"
-        if self._config.metrics_port is not None:
+        config, metrics_address = self._config, "off"
+        if self._exporter is not None:
             loop = asyncio.get_running_loop()
-            self._exporter = Exporter(
-                lambda: asyncio.run_coroutine_threadsafe(self._report(), loop).result(),
-                self._config.metrics_port,
+            self._exporter.serve(
+                lambda: asyncio.run_coroutine_threadsafe(self._report(), loop).result(
+                    2 * _REPORT_TIMEOUT_S  # the loop may have ended
+                ),
+                self._is_serving,
             )
             metrics_address = self._exporter.address
-        info = (await self._report()).info
-        more = f" workers={self._config.workers}"
-        announce(info, f"{host}:{self._config.port}", metrics_address, more)
+        info, address = (await self._report()).info, with_port(config.host, config.port)
+        announce(info, address, metrics_address, config.log_format, workers=config.workers)
+
+    def _is_serving(self) -> bool:
+        """Tell whether every worker that holds the port, at least one, answers as it should."""
+        states = [worker.is_serving for worker in list(self._workers.values())]
+        listening = [state for state in states if state is not None]
+        return bool(listening) and all(listening) and not self._is_draining
 
     async def _keep(self, place: int) -> None:
         """Keep a worker alive in one place.
@@ -143,6 +153,7 @@ class Supervisor:
             delay_s = backoff.delay_s(worker.lived_s)
             if delay_s is None:
                 _give_up(place, reason)
+            self._dead.restarts += 1
             _log.warning("worker %d died (%s), another starts in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
@@ -169,7 +180,8 @@ class Supervisor:
         if reports := self._reports():
             return total(reports, self._dead)
         assert self._last is not None, "asked before any was ready"
-        return self._last._replace(num_waiting=0, counts=self._dead)
+        nobody = self._last._replace(num_waiting=0, num_calls=0, is_serving=False, usage=Usage())
+        return total([nobody._replace(counts=Counts())], self._dead)
 
     def _tell(self, number: int) -> None:
         """Send a signal to all; SIGHUP not to those that still start: they read the newest."""
@@ -179,6 +191,7 @@ class Supervisor:
 
     async def _drain(self, signals: "asyncio.Queue[int]") -> bool:
         """Have all drain; a second signal, or a worker that hangs, ends them by force."""
+        self._is_draining = True
         alive = list(self._workers.values())
         self._tell(signal.SIGTERM)
         ended = asyncio.gather(*(worker.ended for worker in alive))

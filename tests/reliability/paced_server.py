@@ -22,6 +22,7 @@ import uvloop
 
 from serving import Classifier, logs
 from serving.config import BatchingConfig, ServerConfig
+from serving.exporter import exporting
 from serving.images import Images
 from serving.loaded_model import LoadedModel
 from serving.predictions import Probabilities
@@ -85,10 +86,11 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
         drain_s=options.drain_s,
         self_test_interval_s=options.self_test_interval_s,
     )
-    server = Server(classifier, config, options.transport)
-    await server.start()
-    threading.Thread(target=_obey, args=(engine,), daemon=True).start()
-    return await server.run_until_signalled(_announce)
+    with exporting(config) as exporter:
+        server = Server(classifier, config, options.transport, exporter)
+        await server.start()
+        threading.Thread(target=_obey, args=(engine,), daemon=True).start()
+        return await server.run_until_signalled(_announce)
 
 
 def _announce(server: Server) -> None:

@@ -1,14 +1,16 @@
 """ModelInfer as its callers see it: what is answered, and what is refused with which words."""
 
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from serving import Classifier
+from serving import Classifier, Client
 from serving.images import IMAGE_BYTES, Images
 from tests.inference_peer import Peer, probabilities_in, raw_request, status_of, typed_request
+from tests.servers import running_server
 
 
 def test_raw_question_has_a_raw_answer_equal_bit_for_bit(
@@ -162,3 +164,23 @@ def test_malformed_message_is_refused(peer: Peer, method: str) -> None:
     for data in (b"\x0a\x7f\x00", b"\xff\xff\xff"):
         code, text = status_of(lambda data=data: peer.send(method, data))  # type: ignore[misc]
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
+
+
+def test_model_answers_to_its_served_name_only(
+    models: Path, transport: str, images: Images
+) -> None:
+    options = ("--served-name", "mnist-prod", "--transport", transport)
+    with (
+        running_server(models, *options) as server,
+        grpc.insecure_channel(server.address) as channel,
+        Client(server.address) as client,
+    ):
+        assert server.facts["model"] == client.model_info().name == "mnist-prod"
+        peer = Peer(channel)
+        for _ in range(3):  # the second is answered from what the first was made of
+            response = peer.infer(raw_request(images[:1], model_name="mnist-prod"))
+            assert response.model_name == "mnist-prod"
+        assert peer.call("ModelMetadata", name="mnist-prod").name == "mnist-prod"
+        code, text = status_of(lambda: peer.infer(raw_request(images[:1])))
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert text == "no model 'digits': this server serves 'mnist-prod'"

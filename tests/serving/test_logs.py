@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -35,6 +37,17 @@ def test_control_characters_do_not_break_the_line(
     if log_format == "json":
         event = json.loads(error)
         assert (event["message"], event["id"]) == (f"name {NASTY}", NASTY)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_times_are_rfc_3339(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(log_format)  # type: ignore[arg-type]
+    before = datetime.now(UTC).replace(microsecond=0)
+    logging.getLogger("serving.test").warning("now")
+    error = capsys.readouterr().err
+    text = json.loads(error)["time"] if log_format == "json" else error.split()[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", text)
+    assert before <= datetime.fromisoformat(text) <= datetime.now(UTC)
 
 
 def test_exception_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from serving import Classifier
 from serving.__main__ import main
 from serving.images import Images
-from tests.servers import RunningServer
+from tests.servers import RunningServer, serve_command, started
 
 
 @pytest.fixture
@@ -107,6 +107,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
+        (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
         (("--workers", "0"), "workers must be at least 1, got 0"),
         (("--drain", "-1"), "drain must be >= 0, got -1.0"),
         (("--access-log", "0.1"), "access_log needs transport grpcio"),
@@ -137,7 +138,41 @@ def test_corrupt_model_ends_with_one_line(
     assert "SHA-256" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("classify",), ("info",)])
+def test_bad_value_from_the_environment_names_its_variable(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITS_PORT", "70000")
+    code, out, err = run("serve", "--models", models, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err == "digits-serve: port must be 0 to 65535, got 70000 (set by DIGITS_PORT)\n"
+
+
+def test_environment_configures_a_server(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "MODELS": str(models), "PORT": "0", "METRICS_PORT": "off", "TRANSPORT": "grpcio",
+        "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"DIGITS_{name}", text)
+    with started([sys.executable, "-m", "serving", "serve"]) as server:
+        facts = server.facts
+        assert (facts["model"], facts["transport"], facts["metrics"]) == ("mnist", "grpcio", "off")
+        assert facts["max_batch_size"] == "7"
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_ready_line_is_json_where_log_lines_are(models: Path, options: tuple[str, ...]) -> None:
+    command = serve_command(models, *options)
+    with started(command) as server:
+        expected = server.facts
+    with started([*command, "--log-format", "json"]) as server:
+        facts = json.loads(server.start_line)
+    assert facts.pop("message") == "serving"
+    assert facts.keys() == expected.keys()
+    for name in expected.keys() - {"address", "metrics"}:
+        assert str(facts[name]) == expected[name]
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("classify",), ("info",), ("health",)])
 def test_help_is_shown(command: tuple[str, ...]) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "serving", *command, "--help"], capture_output=True, text=True

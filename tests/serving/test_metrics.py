@@ -1,17 +1,21 @@
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving import Client
+from serving import Classifier, Client
 from serving.__main__ import main
 from serving.images import Images
 from serving.metrics import Histogram
 from serving.rpc.wire import encode_request
+from tests.reliability.processes import paced_server, wait_until
+from tests.reliability.tickets import image_with
 from tests.servers import RunningServer, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -73,6 +77,70 @@ def test_histograms_add_up(fresh: RunningServer, images: Images) -> None:
     assert 0 < value(samples, "digits_request_seconds_sum") < 10
 
 
+def test_answers_are_counted_by_digit_and_certainty(
+    fresh: RunningServer, images: Images, classifier: Classifier
+) -> None:
+    predictions = classifier.classify(images)
+    with Client(fresh.address) as client:
+        for first in range(0, 100):
+            client.classify(images[first : first + 1])
+        client.classify(images[100:])
+    samples = scrape(fresh)
+    for digit in range(10):
+        number = np.count_nonzero(predictions.digits == digit)
+        assert value(samples, "digits_answers_total", digit=str(digit)) == number
+    certainty = predictions.probabilities.max(axis=1)
+    assert value(samples, "digits_certainty_count") == len(images)
+    assert value(samples, "digits_certainty_sum") == pytest.approx(certainty.sum(), rel=1e-5)
+    for bound in ("0.5", "0.9", "0.99"):
+        number = np.count_nonzero(certainty <= float(bound))
+        assert value(samples, "digits_certainty_bucket", le=bound) == number
+
+
+def test_unknown_methods_are_counted_and_their_names_are_not_labels(fresh: RunningServer) -> None:
+    with grpc.insecure_channel(fresh.address) as channel:
+        for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):
+            call: Any = channel.unary_unary(path)
+            future = call.future(b"")
+            assert future.code() is grpc.StatusCode.UNIMPLEMENTED
+    samples = scrape(fresh)
+    assert value(samples, "digits_requests_total", method="other", status="UNIMPLEMENTED") == 3
+
+
+def test_calls_in_flight_and_the_queue_are_shown() -> None:
+    # The other transport reads no more calls while its own thread runs some.
+    with paced_server("grpcio", queue_capacity=100) as server:
+        server.tell("hold")
+        with grpc.insecure_channel(server.address) as channel:
+            call: Any = channel.unary_unary(CLASSIFY)
+            first = call.future(encode_request(image_with(1).tobytes()))
+            wait_until(lambda: server.num_begun() == 1)
+            rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]
+            wait_until(lambda: value(scrape(server), "digits_queue_images") == 4)
+            samples = scrape(server)
+            assert value(samples, "digits_queue_capacity_images") == 100
+            assert value(samples, "digits_calls_in_flight") == 5
+            assert value(samples, "digits_serving") == 1
+            server.tell("release")
+            assert {future.code() for future in (first, *rest)} == {grpc.StatusCode.OK}
+        assert value(scrape(server), "digits_calls_in_flight") == 0
+
+
+def test_process_is_shown_by_the_usual_names(fresh: RunningServer) -> None:
+    samples = scrape(fresh)
+    pid = fresh.process.pid
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    assert value(samples, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.3)
+    assert value(samples, "process_virtual_memory_bytes") > resident
+    num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    assert value(samples, "process_open_fds") == pytest.approx(num_files, abs=5)
+    assert value(samples, "process_max_fds") > num_files
+    assert 0 < value(samples, "process_cpu_seconds_total") < 1000
+    now_s = time.time()
+    assert now_s - 1000 < value(samples, "process_start_time_seconds") < now_s
+
+
 def test_model_is_told(fresh: RunningServer) -> None:
     facts = fresh.facts
     labels = {name: facts[name] for name in ("version", "device", "precision", "transport")}
@@ -91,7 +159,7 @@ def test_taken_metrics_port_is_one_clear_line(
     options = ["--models", str(models), "--port", "0", "--metrics-port", port]
     assert main(["serve", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err == (
-        f"digits-serve: can't listen on 127.0.0.1:{port} for metrics: is the port taken?\n"
+        f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
     )
 
 

@@ -17,12 +17,14 @@ from serving import Classifier
 from serving.images import Images
 from serving.metrics import Counts, Report
 from serving.model_info import ModelInfo
+from serving.process import Usage
 from serving.rpc.port import reserved_port
 from serving.rpc.wire import encode_request
 from serving.rpc.worker import total
 from serving.rpc.workers import Backoff
 from tests.raw import TIMEOUT_S, Raw
 from tests.reliability.load import OWN_CONNECTION, ClosedLoop
+from tests.reliability.processes import Footprint
 from tests.servers import RunningServer, running_server, serve_command
 from tests.serving.test_metrics import scrape, value
 from tests.serving.test_streams import stream
@@ -93,6 +95,10 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
         fresh = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
         assert [talk.ask(image) for talk, image in zip(fresh, images, strict=False)] == expected
         samples = scrape(server)
+        assert value(samples, "digits_worker_restarts_total") == 1
+        assert value(samples, "digits_queue_capacity_images") == 2 * 16_384
+        one = max(Footprint.of(pid).resident_bytes for pid in after)
+        assert value(samples, "process_resident_memory_bytes") > 1.5 * one, "not of all workers"
         assert value(samples, "digits_images_total") == 3 * NUM_CONNECTIONS - num_lost
         assert value(samples, "digits_batch_images_sum") == 3 * NUM_CONNECTIONS - num_lost
         assert value(samples, "digits_queue_images") == 0
@@ -165,7 +171,7 @@ def test_taken_port_is_one_clear_line(models: Path) -> None:
         port = other.getsockname()[1]
         code, out, err = run_to_its_end(models, "--port", str(port))
     assert (code, out) == (2, "")
-    assert err == f"digits-serve: can't listen on 127.0.0.1:{port}: is the port taken?\n"
+    assert err == f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
 
 
 def test_reserved_port_may_be_shared() -> None:
@@ -194,7 +200,14 @@ def test_reports_add_up() -> None:
     dead.requests["Classify", "INTERNAL"] = 1
     for counts in (first, second, dead):
         counts.batch_images.add(7)
-    summed = total([Report(info, 4, first), Report(info, 5, second)], dead)
+    usage = Usage(resident_bytes=1_000, num_files=10)
+    reports = [
+        Report(info, num_waiting, 100, 3, is_serving, usage, counts)
+        for num_waiting, is_serving, counts in ((4, True, first), (5, False, second))
+    ]
+    summed = total(reports, dead)
+    assert (summed.queue_capacity, summed.num_calls, summed.is_serving) == (200, 6, False)
+    assert summed.usage.resident_bytes > 2_000, "the supervisor's own, too"
     assert summed.num_waiting == 9
     assert summed.counts.requests == {("Classify", "OK"): 5, ("Classify", "INTERNAL"): 1}
     assert summed.counts.reloads == {"adopted": 0, "failed": 0}

@@ -1,0 +1,75 @@
+"""Addresses to listen on, and the reason when one can't be used."""
+
+import errno
+import os
+import socket
+
+from serving.errors import ConfigurationError
+
+_REASONS = {
+    errno.EADDRINUSE: "the port is taken",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address",
+    errno.EACCES: "permission denied",
+}
+_FIRST_FREE_PORT = 1024
+"""Ports below need a privilege."""
+
+
+def with_port(host: str, port: int) -> str:
+    """Write host and port as one word; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ConfigurationError:
+    """Build the error for an address that can't be bound, with the reason in plain words."""
+    if isinstance(error, socket.gaierror | ValueError):
+        reason = f"the name {host!r} can't be resolved"
+    else:
+        number = error.errno or 0
+        reason = _REASONS.get(number) or os.strerror(number)
+        if number == errno.EACCES and port < _FIRST_FREE_PORT:
+            reason += ", ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a TCP socket to the first address of a host that can be bound.
+
+    Args:
+        host: a name or an address.
+        port: the TCP port; 0 lets the kernel choose.
+
+    Raises:
+        ConfigurationError: none can be bound.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError) as err:  # ValueError: no name at all, such as "a..b"
+        raise cannot_listen(host, port, err) from err
+    failure = OSError(errno.EADDRNOTAVAIL, "")
+    for family, kind, protocol, _, address in found:
+        try:
+            return _bound(socket.socket(family, kind, protocol), address)
+        except OSError as err:
+            failure = err
+    raise cannot_listen(host, port, failure) from failure
+
+
+def check_free(host: str, port: int) -> None:
+    """Find out why an address can't be listened on: gRPC itself only says that it can't.
+
+    Raises:
+        ConfigurationError: it can't.
+    """
+    bind(host, port).close()
+
+
+def _bound(listener: socket.socket, address: tuple[object, ...]) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,47 @@
+"""What this process holds, as /proc tells it."""
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc/self")
+
+
+class Usage(NamedTuple):
+    """What one or more processes hold; all zero where there is no /proc."""
+
+    resident_bytes: int = 0
+    virtual_bytes: int = 0
+    num_files: int = 0
+    """Open file descriptors, sockets included."""
+    max_files: int = 0
+    """How many there may be."""
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Look at this process."""
+        try:
+            pages = (_PROC / "statm").read_text().split()
+            num_files = len(os.listdir(_PROC / "fd")) - 1  # the listing's own
+        except OSError:
+            return cls()
+        page_bytes = resource.getpagesize()
+        max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Sum up with another process."""
+        return Usage(*map(sum, zip(self, other, strict=True)))
+
+
+def start_time_s() -> float:
+    """Tell when this process started, in seconds since 1970; 0 where there is no /proc."""
+    try:
+        # The command, in parentheses, may hold blanks; the start is the 20th field behind it.
+        fields = (_PROC / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
