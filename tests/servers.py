@@ -1,5 +1,6 @@
 """Real server processes for the tests."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ class RunningServer:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The start line's key=value pairs."""
+        """What the start line says, as text or as JSON."""
+        if self.start_line.startswith("{"):
+            return {name: str(fact) for name, fact in json.loads(self.start_line).items()}
         return dict(word.split("=", 1) for word in self.start_line.split()[1:])
 
     @property
@@ -42,7 +45,6 @@ def serve_command(models: Path, *options: str) -> list[str]:
 def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
     """Start a server on a port that the kernel chooses; kill it if the test leaves it running."""
     with started(serve_command(models, *options)) as server:
-        assert server.start_line.startswith("serving ")
         yield server
 
 
