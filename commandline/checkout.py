@@ -14,7 +14,7 @@ def version() -> str:
     from importlib import metadata
 
     try:
-        project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         if project["name"] == DISTRIBUTION:
             return str(project["version"])
     except (OSError, ValueError, KeyError):

@@ -1,7 +1,6 @@
 """What this process holds, as /proc tells it."""
 
 import os
-import resource
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,12 @@ class Usage(NamedTuple):
     def now(cls) -> "Usage":
         """Look at this process."""
         try:
-            pages = (_PROC / "statm").read_text().split()
+            pages = (_PROC / "statm").read_text("ascii").split()
             num_files = len(os.listdir(_PROC / "fd")) - 1  # the listing's own
         except OSError:
             return cls()
+        import resource  # Windows has none
+
         page_bytes = resource.getpagesize()
         max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
@@ -40,7 +41,7 @@ def start_time_s() -> float:
     """Tell when this process started, in seconds since 1970; 0 where there is no /proc."""
     try:
         # The command, in parentheses, may hold blanks; the start is the 20th field behind it.
-        fields = (_PROC / "stat").read_text().rpartition(")")[2].split()
+        fields = (_PROC / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
         return 0.0
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
