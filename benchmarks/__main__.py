@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any
 
 from benchmarks import compare, costs, environment, processes, recommend, results
@@ -146,14 +148,21 @@ class _Progress:
 
 
 def _report(measured: Results, output: Path) -> int:
-    from benchmarks import report  # matplotlib takes a second to import
     from benchmarks.tables import tables
 
+    report = _import_report()
     written = report.write(measured, output)
     for table in tables(measured):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
     print(f"\nlook at {written[1]}")
     return DONE
+
+
+def _import_report() -> ModuleType:
+    """Import what draws, which takes a second; what matplotlib keeps goes to our own cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
+    return import_module("benchmarks.report")
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -167,8 +176,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from benchmarks import report
-
+    report = _import_report()
     kept = results.load(options.results)
     if not options.readme:
         print(*report.write(kept, options.results), sep="\n")

@@ -1,6 +1,5 @@
 """How the pictures look: colours, axes, labels."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.targets.target import Spec
+from reports.drawing import MUTED, WIDTH, tidy
 
-INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 COLOURS = {
     "native": "#2166ac", "bare": "#67a9cf", "grpcio": "#1b8a5a",
     "grpcio-stream": "#a6761d", "plain": "#e08214",
@@ -21,15 +20,7 @@ COLOURS = {
 _OTHERS = ("#b2182b", "#1b7837", "#542788", "#b35806")
 """For targets by address, in the order of their appearance."""
 _given: dict[str, str] = {}
-DPI = 120
-_LABEL = 0.05  # height of a label, as a share of the axes
-
-
-def png(figure: Figure) -> bytes:
-    """Render a figure as a PNG file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+_LABEL = 0.06  # height of a label, as a share of the axes
 
 
 def style(spec: Spec) -> dict[str, Any]:
@@ -47,17 +38,13 @@ def _lighter(colour: str) -> str:
     return to_hex((red, green, blue))
 
 
-def new_axes(x: str, y: str, height: float = 4.6) -> tuple[Figure, Axes]:
+def new_axes(x: str, y: str, height: float = 4.2) -> tuple[Figure, Axes]:
     """Make a figure of one plot, in the house's style."""
-    figure = Figure(figsize=(8.4, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x, color=MUTED)
     axes.set_ylabel(y, color=MUTED)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=MUTED)
+    tidy(axes)
     return figure, axes
 
 
@@ -84,7 +71,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, Spec]]) -> None:
     for left, (share, spec) in reversed(list(enumerate(places))):
         # As high as the line ends, below the label above, and with room for those below.
         ceiling = max(min(share, ceiling), min(_LABEL * left, ceiling))
-        axes.annotate(str(spec), (1.01, ceiling), xycoords="axes fraction", va="center", fontsize=9,
+        axes.annotate(str(spec), (1.01, ceiling), xycoords="axes fraction", va="center",
                       color=style(spec)["color"], annotation_clip=False)  # fmt: skip
         ceiling -= _LABEL
 

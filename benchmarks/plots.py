@@ -4,12 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as replaced
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.cost_tables import cost_us
 from benchmarks.drawing import (
-    INK,
-    MUTED,
     label_ends,
     log_axes,
     milliseconds,
@@ -21,14 +18,17 @@ from benchmarks.figures import Key, Rounds, curve, figures, grouped, specs_of
 from benchmarks.histogram import Histogram
 from benchmarks.results import Results, Sample
 from benchmarks.stats import crossover
+from benchmarks.table import seconds, short
 from benchmarks.targets.target import Spec
+from reports.drawing import INK, MUTED, draw
+from reports.page import Picture
 
 _QUANTILES = 1 - 10 ** -np.linspace(0, 4, 200)
 _NINES = {0.5: "50", 0.9: "90", 0.99: "99", 0.999: "99.9", 0.9999: "99.99"}
 _BUCKETS = [str(2**power) for power in range(8)]
 
 
-def pictures(results: Results) -> dict[str, Figure]:
+def pictures(results: Results) -> dict[str, Picture]:
     """Draw every picture that the results have something for."""
     found = figures(results)
     drawn = {
@@ -39,10 +39,10 @@ def pictures(results: Results) -> dict[str, Figure]:
         "formed": formed(results),
         "cost": cost(results),
     }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
-def knee(results: Results) -> Figure | None:
+def knee(results: Results) -> Picture | None:
     """Throughput against latency in closed loops of more and more callers."""
     lines: dict[Spec, list[tuple[int, float, float]]] = {}
     for key, samples in grouped(_valid(results, "ClosedLoop")).items():
@@ -60,10 +60,11 @@ def knee(results: Results) -> Figure | None:
         labels.append((rates[-1], 1e3 * latencies[-1], spec))
     axes.yaxis.set_major_formatter(milliseconds)
     label_ends(axes, labels)
-    return figure
+    ends = [f"{spec} {short(rate)}/s at {seconds(ms / 1e3)}" for rate, ms, spec in labels]
+    return draw(figure, f"Lines of p99 latency against images/s. They end at: {_listed(ends)}.")
 
 
-def server(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
+def server(results: Results, found: Mapping[Key, Rounds]) -> Picture | None:
     """The search: every rate that was tried, and p99 at it; the line is the objective."""
     groups = grouped([s for s in _valid(results, "Server") if s.num_calls])
     if not groups:
@@ -72,8 +73,8 @@ def server(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
     log_axes(axes)
     slo_ms = 1e3 * results.latency_slo_s
     axes.axhline(slo_ms, color=INK, linewidth=1)
-    axes.annotate(f"objective {slo_ms:g} ms", (0, slo_ms), (4, 4), color=INK, fontsize=9,
-                  xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    axes.annotate("objective", (1.01, slo_ms), color=INK, va="center", annotation_clip=False,
+                  xycoords=("axes fraction", "data"))  # fmt: skip
     best = []
     for key, samples in groups.items():
         look = style(key.spec)
@@ -84,16 +85,21 @@ def server(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
             best.append((float(np.median(list(found[key].values()))), key.spec))
     axes.set_ylim(None, 50 * slo_ms)
     for row, (rate, spec) in enumerate(sorted(best)):
-        height = 0.97 - 0.055 * (row % 4)
+        height = 0.97 - 0.06 * (row % 4)
         axes.plot([rate, rate], [0, height], transform=axes.get_xaxis_transform(), **style(spec))
-        axes.annotate(f"{spec} {rate:,.0f}/s", (rate, height), (4, 0), fontsize=9, va="top",
+        axes.annotate(f"{spec} {rate:,.0f}/s", (rate, height), (4, 0), va="top",
                       xycoords=axes.get_xaxis_transform(), textcoords="offset points",
                       color=style(spec)["color"], backgroundcolor="white")  # fmt: skip
     axes.yaxis.set_major_formatter(milliseconds)
-    return figure
+    limits = [f"{spec} {short(rate)}/s" for rate, spec in sorted(best)]
+    return draw(
+        figure,
+        f"Dots of p99 latency against the rates that were tried, and lines at the highest rate "
+        f"with p99 within {slo_ms:g} ms: {_listed(limits)}.",
+    )
 
 
-def latency(results: Results) -> Figure | None:
+def latency(results: Results) -> Picture | None:
     """Latency by percentile, one call at a time, all rounds together."""
     groups = grouped(_valid(results, "SingleStream"))
     groups = {key: v for key, v in groups.items() if key.spec.target != "null"}
@@ -101,7 +107,7 @@ def latency(results: Results) -> Figure | None:
         return None
     figure, axes = new_axes("percentile of the calls", "latency, one call at a time")
     log_axes(axes, "y")
-    labels = []
+    labels, medians = [], []
     for key, samples in groups.items():
         total = sum((sample.latency for sample in samples), Histogram.of([]))
         # Three calls beyond a point are the least that make it more than an anecdote.
@@ -109,14 +115,16 @@ def latency(results: Results) -> Figure | None:
         values = [1e3 * total.quantile(share) for share in seen]
         axes.plot(-np.log10(1 - seen), values, **style(key.spec))
         labels.append((-np.log10(1 - seen[-1]), values[-1], key.spec))
+        medians.append(f"{key.spec} {seconds(total.quantile(0.5))}")
     axes.set_xticks([-np.log10(1 - share) for share in _NINES], list(_NINES.values()))
     axes.set_xlim(0, None)
     axes.yaxis.set_major_formatter(milliseconds)
     label_ends(axes, labels)
-    return figure
+    alt = f"Lines of latency against percentile. At the median: {_listed(medians)}."
+    return draw(figure, alt)
 
 
-def batches(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
+def batches(results: Results, found: Mapping[Key, Rounds]) -> Picture | None:
     """Images a second by images a call; dotted where CUDA overtakes the CPU."""
     curves = {spec: curve(found, spec, "Offline", lambda key: key.batch)
               for spec in specs_of(results) if spec.target != "null"}  # fmt: skip
@@ -138,10 +146,11 @@ def batches(results: Results, found: Mapping[Key, Rounds]) -> Figure | None:
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.yaxis.set_major_formatter(thousands)
     label_ends(axes, labels)
-    return figure
+    ends = [f"{spec} {short(rate)}/s with {size} a call" for size, rate, spec in labels]
+    return draw(figure, f"Lines of images/s against images a call. They end at: {_listed(ends)}.")
 
 
-def formed(results: Results) -> Figure | None:
+def formed(results: Results) -> Picture | None:
     """The sizes of the runs that formed, as shares, where several calls of one image meet."""
     rows = {}
     for key, samples in grouped([s for s in results.samples if s.batch == 1]).items():
@@ -154,7 +163,8 @@ def formed(results: Results) -> Figure | None:
     if not rows:
         return None
     figure, axes = new_axes("images in a run, up to", "", height=0.34 * len(rows) + 1.2)
-    axes.imshow(list(rows.values()), cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+    axes.imshow(list(rows.values()), cmap="Blues", vmin=0, vmax=1.3, aspect="auto",
+                interpolation="none")  # fmt: skip
     for (row, column), share in np.ndenumerate(list(rows.values())):
         if share >= 0.005:
             colour = INK if share < 0.6 else "white"
@@ -163,10 +173,14 @@ def formed(results: Results) -> Figure | None:
     axes.set_yticks(range(len(rows)), list(rows))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    return figure
+    commonest = [
+        f"{name}: {shares.max():.0%} of the runs with up to {_BUCKETS[shares.argmax()]}"
+        for name, shares in rows.items()
+    ]
+    return draw(figure, f"A grid of shares, by size of the run. {'; '.join(commonest)}.")
 
 
-def cost(results: Results) -> Figure | None:
+def cost(results: Results) -> Picture | None:
     """The target's processor time for a call of one image, by scenario."""
     marks = {"SingleStream": "o", "ClosedLoop": "s", "Server": "D"}
     above = {"SingleStream": 6, "ClosedLoop": -13, "Server": -13}  # points: where its number is
@@ -184,13 +198,18 @@ def cost(results: Results) -> Figure | None:
     for (spec, scenario), value in busiest.items():
         axes.plot(value, specs.index(spec), marks[scenario], color=style(spec)["color"])
         axes.annotate(f"{value:.3g}", (value, specs.index(spec)), (0, above[scenario]),
-                      textcoords="offset points", fontsize=8, color=MUTED, ha="center")  # fmt: skip
+                      textcoords="offset points", fontsize=9, color=MUTED, ha="center")  # fmt: skip
     for scenario in dict.fromkeys(scenario for _, scenario in busiest):
         axes.plot([], [], marks[scenario], color=MUTED, label=scenario)
     axes.set_yticks(range(len(specs)), list(map(str, specs)))
     axes.set_ylim(len(specs) - 0.5, -0.7)
     axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    return figure
+    listed = [f"{spec} {value:.3g} µs in {scenario}" for (spec, scenario), value in busiest.items()]
+    return draw(figure, f"Dots of processor time for a call of one image: {_listed(listed)}.")
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts) or "none"
 
 
 def _valid(results: Results, scenario: str) -> list[Sample]:

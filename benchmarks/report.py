@@ -1,40 +1,47 @@
 """Writes the report beside its results file, and the README's table into the README."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import drawing, page, plots
+from benchmarks import page, plots
 from benchmarks.results import Results, UnusableResults
+from benchmarks.table import Table
 from benchmarks.tables import summary, tables
+from reports.page import Picture
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
 
 
 def write(results: Results, path: Path) -> list[Path]:
-    """Write NAME.md, NAME.html and a NAME-*.png for each picture beside NAME.json.
+    """Write NAME.md, NAME.html and a NAME-*.svg for each picture beside NAME.json.
 
     Returns:
         What was written.
     """
     made = tables(results)
-    pictures = {name: drawing.png(figure) for name, figure in plots.pictures(results).items()}
+    pictures = plots.pictures(results)
     files = {
         path.with_suffix(".md"): _markdown(results, made, pictures, path.stem).encode(),
         path.with_suffix(".html"): page.render(results, made, pictures).encode(),
     }
-    files |= {path.with_name(f"{path.stem}-{name}.png"): png for name, png in pictures.items()}
+    files |= {
+        path.with_name(f"{path.stem}-{name}.svg"): picture.svg for name, picture in pictures.items()
+    }
     for file, content in files.items():
         file.write_bytes(content)
     return list(files)
 
 
-def _markdown(results: Results, made: list, pictures: dict[str, bytes], stem: str) -> str:  # type: ignore[type-arg]
+def _markdown(
+    results: Results, made: Sequence[Table], pictures: Mapping[str, Picture], stem: str
+) -> str:
     parts = ["# Benchmark report", page.machine(results)]
     for number, table in enumerate(made):
         parts += [f"## {table.title}", table.note, table.markdown()]
         if number == 0:
-            for name in pictures:
+            for name, picture in pictures.items():
                 title, caption = page.CAPTIONS[name]
-                parts += [f"## {title}", caption, f"![{title}]({stem}-{name}.png)"]
+                parts += [f"## {title}", caption, f"![{picture.alt}]({stem}-{name}.svg)"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -61,6 +61,18 @@ def test_benchmarks_use_serving_only() -> None:
     assert not loaded & {*HEAVY, "matplotlib"}
 
 
+def test_reports_know_no_program() -> None:
+    programs = {"training", "serving", "benchmarks"}
+    for path in (ROOT / "reports").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports_of(path)} & programs, path
+    assert "matplotlib" not in modules_after("import reports.page")
+
+
+def test_serving_draws_no_reports() -> None:
+    for path in (ROOT / "serving").rglob("*.py"):
+        assert "reports" not in {name.split(".")[0] for name in imports_of(path)}, path
+
+
 def test_import_starts_nothing() -> None:
     code = (
         "import threading, signal, logging\n"

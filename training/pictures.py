@@ -1,6 +1,5 @@
 """The report's pictures. Each function draws one figure; none touches pyplot's global state."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,23 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from reports.drawing import INK, MUTED, RULE, WIDTH, tidy
 from training.data import SIDE, Images
 
-INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 TRAINING, VALIDATION = "#e08214", "#2166ac"
 
 TILES = 18
 """Digits in a gallery."""
 COLUMNS = 6
 
-DPI = 120
-
-
-def png(figure: Figure) -> bytes:
-    """Render a figure as a PNG file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+PIXELS = "none"
+"""How images are enlarged: not at all in the file, and without smoothing on the screen."""
 
 
 def gallery(images: Images, titles: Sequence[str]) -> Figure:
@@ -37,11 +30,11 @@ def gallery(images: Images, titles: Sequence[str]) -> Figure:
     """
     shown = images[:TILES].reshape(-1, SIDE, SIDE)
     rows = max(1, -(-len(shown) // COLUMNS))
-    figure = Figure(figsize=(7.2, 1.5 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
     for place, (image, title) in enumerate(zip(shown, titles, strict=False), start=1):
         tile = figure.add_subplot(rows, COLUMNS, place)
-        tile.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        tile.set_title(title, fontsize=9, color=INK, pad=5)
+        tile.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation=PIXELS)
+        tile.set_title(title, fontsize=10, color=INK, pad=4)
         tile.set(xticks=[], yticks=[])
         tile.spines[:].set_color(RULE)
     if not len(shown):
@@ -55,7 +48,7 @@ def layers(table: Sequence[Sequence[str]]) -> Figure:
     Args:
         table: the heading, a row per layer and the total, each of the same number of columns.
     """
-    figure = Figure(figsize=(7.2, 0.3 * len(table) + 0.2))
+    figure = Figure(figsize=(WIDTH, 0.3 * len(table) + 0.2))
     axes = figure.add_axes((0.03, 0.02, 0.94, 0.96))
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(len(table), 0))
@@ -77,7 +70,7 @@ def curves(history: dict[str, list[float]]) -> Figure:
     Args:
         history: loss, accuracy, val_loss and val_accuracy, each with a value per epoch.
     """
-    figure = Figure(figsize=(8.4, 3.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _curve(loss, history["loss"], history["val_loss"], "loss (cross-entropy)")
     _curve(accuracy, history["accuracy"], history["val_accuracy"], "accuracy")
@@ -101,10 +94,7 @@ def _curve(axes: Axes, training: list[float], validation: list[float], title: st
     axes.set_xlabel("epoch", color=MUTED)
     axes.set_xlim(0, 1.02 * len(epochs))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=MUTED)
+    tidy(axes)
     axes.legend(frameon=False, labelcolor=INK)
 
 
@@ -116,13 +106,15 @@ def confusion(counts: npt.NDArray[np.int_]) -> Figure:
     """
     right = np.eye(10, dtype=bool)
     mistakes = np.where(right, 0, counts)
-    figure = Figure(figsize=(6.0, 5.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=1.8 * max(1, mistakes.max()))
-    axes.imshow(np.ma.masked_array(right, ~right), cmap="Greys", vmin=0, vmax=12)
+    most = 1.8 * max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most, interpolation=PIXELS)
+    diagonal = np.ma.masked_array(right, ~right)
+    axes.imshow(diagonal, cmap="Greys", vmin=0, vmax=12, interpolation=PIXELS)
     for (real, predicted), count in np.ndenumerate(counts):
         if count:
-            axes.text(predicted, real, str(count), ha="center", va="center", fontsize=9, color=INK)
+            axes.text(predicted, real, str(count), ha="center", va="center", fontsize=10, color=INK)
     axes.set_xlabel("predicted digit", color=MUTED)
     axes.set_ylabel("real digit", color=MUTED)
     axes.set(xticks=range(10), yticks=range(10))

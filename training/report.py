@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from reports.drawing import draw
+from reports.page import Table
 from training import page, pictures, results
 from training.data import Labels, Mnist
 from training.files import write_atomically
-from training.page import Table
 from training.results import RESULTS, Results
 from training.trained import Probabilities, load_json, load_model, probabilities
 
@@ -20,7 +21,7 @@ Counts = npt.NDArray[np.int_]
 def write(artifacts: Path, data: Mnist) -> None:
     """Write the report on the trained model beside it.
 
-    That is samples.png, layers.png, layers.txt, curves.png, confusion.png, mistakes.png and
+    That is samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg and
     report.html.
 
     Args:
@@ -36,17 +37,16 @@ def write(artifacts: Path, data: Mnist) -> None:
     answers = probabilities(model, data.test_images)
     layers = layer_table(model)
     counts = confusion_counts(answers, data.test_labels)
-    figures = {
-        "samples": samples(data),
-        "layers": pictures.layers(layers),
-        "curves": pictures.curves(history),
-        "confusion": pictures.confusion(counts),
-        "mistakes": mistakes(data, answers),
+    drawn = {
+        "samples": draw(*samples(data)),
+        "layers": draw(pictures.layers(layers), "The layers, as in layers.txt"),
+        "curves": draw(pictures.curves(history), curves_alt(history)),
+        "confusion": draw(pictures.confusion(counts), confusion_alt(counts)),
+        "mistakes": draw(*mistakes(data, answers)),
     }
-    pngs = {name: pictures.png(figure) for name, figure in figures.items()}
     study = results.tables(Results.load(RESULTS))
-    html = page.render(metrics, layers, digit_table(counts), pngs, study)
-    files = {f"{name}.png": content for name, content in pngs.items()}
+    html = page.render(metrics, layers, digit_table(counts), drawn, study)
+    files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}
     files |= {"layers.txt": _as_text(layers).encode(), "report.html": html.encode()}
     for name, content in files.items():
         write_atomically(artifacts / name, content)
@@ -92,19 +92,47 @@ def digit_table(counts: Counts) -> Table:
     return rows
 
 
-def samples(data: Mnist) -> Figure:
-    """Draw the first training images."""
-    titles = [f"label {label}" for label in data.train_labels[: pictures.TILES]]
-    return pictures.gallery(data.train_images[: pictures.TILES], titles)
+def curves_alt(history: dict[str, list[float]]) -> str:
+    """Say what the curves show: where each begins and ends."""
+    curves = {"training": "", "validation": "val_"}
+    parts = [
+        f"{images} {name} from {history[prefix + name][0]:.3f} to {history[prefix + name][-1]:.3f}"
+        for name in ("loss", "accuracy")
+        for images, prefix in curves.items()
+    ]
+    return f"Two line charts over {len(history['loss'])} epochs: {', '.join(parts)}."
 
 
-def mistakes(data: Mnist, answers: Probabilities) -> Figure:
-    """Draw the misread test images, those that the network was surest of first."""
+def confusion_alt(counts: Counts) -> str:
+    """Say what the confusion matrix shows: how many are right, and the commonest mistakes."""
+    wrong = np.where(np.eye(10, dtype=bool), 0, counts)
+    commonest = [divmod(int(cell), 10) for cell in np.argsort(-wrong, axis=None, kind="stable")[:3]]
+    listed = [f"{real} read as {predicted} ({wrong[real, predicted]} times)"
+              for real, predicted in commonest if wrong[real, predicted]]  # fmt: skip
+    return (
+        f"A grid of counts, ten digits by ten: {np.trace(counts):,} of {counts.sum():,} images lie "
+        f"on the diagonal. The commonest mistakes: {', '.join(listed) or 'none'}."
+    )
+
+
+def samples(data: Mnist) -> tuple[Figure, str]:
+    """Draw the first training images, and say what is seen."""
+    labels = data.train_labels[: pictures.TILES]
+    figure = pictures.gallery(
+        data.train_images[: pictures.TILES], [f"label {label}" for label in labels]
+    )
+    return figure, f"{len(labels)} handwritten digits: {', '.join(map(str, labels))}."
+
+
+def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
+    """Draw the misread test images, the most certain first, and say what is seen."""
     digits, certainty = answers.argmax(axis=1), answers.max(axis=1)
     wrong = np.flatnonzero(digits != data.test_labels)
     shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: pictures.TILES]
-    titles = [f"predict {digits[i]} / real {data.test_labels[i]}" for i in shown]
-    return pictures.gallery(data.test_images[shown], titles)
+    titles = [f"predict {digits[i]}\nreal {data.test_labels[i]}" for i in shown]
+    listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
+    alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."
+    return pictures.gallery(data.test_images[shown], titles), alt
 
 
 def _as_text(table: Table) -> str:

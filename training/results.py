@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from reports.page import Table
 from training.config import RECIPES
 from training.files import write_atomically
-from training.page import Table
 
 RESULTS = Path(__file__).with_name("results.json")
 

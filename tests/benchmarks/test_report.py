@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, recommend, report
+from benchmarks import compare, plots, recommend, report
 from benchmarks.figures import Key, figures, speedup
 from benchmarks.page import CAPTIONS
 from benchmarks.results import Results, Skip, UnusableResults
@@ -143,15 +143,23 @@ def full() -> Results:
 
 def test_report_is_written_whole(tmp_path: Path) -> None:
     names = {path.name for path in report.write(full(), tmp_path / "r.json")}
-    pngs = {f"r-{name}.png" for name in CAPTIONS}
-    assert names == {"r.md", "r.html", *pngs}
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+    svgs = {f"r-{name}.svg" for name in CAPTIONS}
+    assert names == {"r.md", "r.html", *svgs}
+    assert all(b"<svg " in (tmp_path / name).read_bytes() for name in svgs)
     markdown = (tmp_path / "r.md").read_text()
-    assert all(name in markdown for name in pngs)
+    assert all(name in markdown for name in svgs)
     # The page needs nothing beside it.
     sources = re.findall(r'(?:src|href)="([^"]*)', (tmp_path / "r.html").read_text())
     assert len(sources) == len(CAPTIONS)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+
+
+def test_alternatives_give_the_figures() -> None:
+    drawn = plots.pictures(full())
+    assert drawn.keys() == CAPTIONS.keys()
+    assert "within 10 ms: plain" in drawn["server"].alt
+    for picture in drawn.values():
+        assert re.search(r"native.* \d", picture.alt)
 
 
 def test_readme_gets_the_table(tmp_path: Path) -> None:
