@@ -1,6 +1,7 @@
 """Wheel and sdist as strangers get them: built, checked, and used far from the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,11 +77,11 @@ Install = Callable[..., Venv]
 
 @pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
-    def installed(*requirements: str) -> Venv:
+    def installed(*requirements: str, python: str = sys.executable) -> Venv:
         folder = tmp_path_factory.mktemp("packaging")
         venv, elsewhere = Venv(folder / "venv", folder / "elsewhere"), folder / "elsewhere"
         elsewhere.mkdir()
-        subprocess.run([sys.executable, "-m", "venv", venv.folder], check=True, env=environment())
+        subprocess.run([python, "-m", "venv", venv.folder], check=True, env=environment())
         venv.run("pip", "--disable-pip-version-check", "install", "-q", *requirements)
         return venv
 
@@ -119,9 +120,17 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
+@pytest.fixture(scope="session", params=PYTHONS)
+def python(request: pytest.FixtureRequest) -> str:
+    """Each interpreter that the README names and this machine has."""
+    if shutil.which(f"python{request.param}") is None:
+        pytest.skip(f"needs python{request.param}")
+    return f"python{request.param}"
+
+
 @pytest.fixture(scope="session")
-def serving_venv(install: Install, wheel: Path) -> Venv:
-    return install(f"{wheel}[serve,pictures]")
+def serving_venv(install: Install, wheel: Path, python: str) -> Venv:
+    return install(f"{wheel}[serve,pictures]", python=python)
 
 
 @pytest.fixture
@@ -129,6 +138,21 @@ def picture(images: Images, tmp_path: Path) -> Path:
     path = tmp_path / "digit.png"
     Image.fromarray(images[0].reshape(28, 28)).save(path)
     return path
+
+
+def test_first_commands_of_the_readme_work_in_a_checkout(built: Path, picture: Path) -> None:
+    checkout = built.parent
+    _, _, after = (checkout / "README.md").read_text("utf-8").partition("## An answer at once")
+    block = re.findall(r"(?m)^    (.*)$", after.partition("```")[0])
+    until_it_serves = [line for line in block if "serving serve" not in line]
+    assert any("classify" in line for line in until_it_serves)
+    shutil.copy(picture, checkout / "seven.png")
+    result = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(until_it_serves)], cwd=checkout, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    assert "seven.png: " in result.stdout
 
 
 def test_both_pass_the_index_checks(tools: Venv, built: Path) -> None:
@@ -152,9 +176,9 @@ def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
 
 
 def test_server_from_the_wheel_answers_a_client_alone(
-    install: Install, serving_venv: Venv, wheel: Path, picture: Path
+    install: Install, serving_venv: Venv, wheel: Path, python: str, picture: Path
 ) -> None:
-    client = install(str(wheel))
+    client = install(str(wheel), python=python)
     program = str(serving_venv.program("digits-serve"))
     command = [program, "serve", "--port=0", "--metrics-port=0"]
     with subprocess.Popen(
@@ -192,13 +216,13 @@ def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
     assert (venv.elsewhere / "kept.html").is_file()
 
 
-@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("version", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_extra_has_wheels_for_laptops(tools: Venv, platform: str, python: str) -> None:
+def test_every_extra_has_wheels_for_laptops(tools: Venv, platform: str, version: str) -> None:
     for extra in ANYWHERE:
         tools.run(
             "uv", "pip", "compile", "--quiet", "--no-build", "--python-platform", platform,
-            "--python-version", python, *(["--extra", extra] if extra else []),
+            "--python-version", version, *(["--extra", extra] if extra else []),
             ROOT / "pyproject.toml",
         )  # fmt: skip
 

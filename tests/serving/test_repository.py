@@ -35,7 +35,7 @@ def test_only_directories_are_versions(tmp_path: Path) -> None:
 
 def test_directory_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ConfigurationError, match="can't read .*loop: Too many levels"):
+    with pytest.raises(ConfigurationError, match=r"can't read .*loop: Too many levels"):
         repository.versions(tmp_path / "loop")
 
 

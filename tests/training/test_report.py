@@ -120,7 +120,8 @@ def test_digit_table_names_the_commonest_mistake() -> None:
 
 
 def test_same_figure_gives_the_same_svg() -> None:
-    history = dict.fromkeys(("loss", "val_loss", "accuracy", "val_accuracy"), [0.5, 0.6])
+    names = ("loss", "val_loss", "accuracy", "val_accuracy")
+    history = {name: [0.5, 0.6] for name in names}
     one, other = (draw(pictures.curves(history), "") for _ in range(2))
     assert one == other
 
