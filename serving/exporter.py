@@ -16,6 +16,8 @@ from serving.metrics import Report
 
 _MAX_CONNECTIONS = 64
 """One more closes the oldest, so idle connections can't keep a scraper out."""
+_BACKLOG = 256
+"""Connections that the kernel holds until they are accepted; past it they come a second late."""
 _MAX_HEAD_BYTES = 8192
 _TIMEOUT_S = 5.0
 """How long a connection may last: it carries one request."""
@@ -40,9 +42,9 @@ class Exporter:
         """
         self._report: Callable[[], Report] | None = None
         self._is_serving: Callable[[], bool] = lambda: False
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: list[asyncio.Task[None]] = []
         self._socket = bind(host, port)
-        self._socket.listen(_MAX_CONNECTIONS)
+        self._socket.listen(_BACKLOG)
         self.address = with_port(host, self._socket.getsockname()[1])
         self._loop = asyncio.new_event_loop()
         self._pages = ThreadPoolExecutor(1, "metrics-page")
@@ -73,44 +75,44 @@ class Exporter:
 
     async def _listen(self) -> None:
         server = await asyncio.start_server(
-            self._accept, sock=self._socket, limit=_MAX_HEAD_BYTES, backlog=_MAX_CONNECTIONS
+            self._accept, sock=self._socket, limit=_MAX_HEAD_BYTES, backlog=_BACKLOG
         )
         await self._is_closed.wait()
         server.close()
-        tasks = list(self._connections)
-        for task in tasks:
+        for task in self._connections:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
-            oldest = next(iter(self._connections))
-            self._connections.pop(oldest)
-            oldest.cancel()
+            self._connections.pop(0).cancel()
         task = self._loop.create_task(self._converse(reader, writer))
-        self._connections[task] = writer
-        task.add_done_callback(lambda done: self._connections.pop(done, None))
+        self._connections.append(task)
+        task.add_done_callback(lambda task: self._end(task, writer))
+
+    def _end(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        """Close a connection; its task may have been cancelled before it began."""
+        writer.transport.abort()
+        with suppress(ValueError):  # it was the oldest
+            self._connections.remove(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; whatever else comes ends the connection without a word."""
-        try:
-            with suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-                async with asyncio.timeout(_TIMEOUT_S):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    method, _, rest = head.partition(b" ")
-                    status, kind, body = await self._page(rest.partition(b" ")[0], head)
-                    if method not in (b"GET", b"HEAD"):
-                        status, kind, body = _page(http.HTTPStatus.METHOD_NOT_ALLOWED)
-                    writer.write(
-                        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
-                        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-                    )
-                    writer.write(b"" if method == b"HEAD" else body)
-                    await writer.drain()
-                    writer.write_eof()
-                    await reader.read()  # else unread bytes would reset what is on its way
-        finally:
-            writer.transport.abort()
+        with suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                method, _, rest = head.partition(b" ")
+                status, kind, body = await self._page(rest.partition(b" ")[0], head)
+                if method not in (b"GET", b"HEAD"):
+                    status, kind, body = _page(http.HTTPStatus.METHOD_NOT_ALLOWED)
+                writer.write(
+                    f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
+                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                )
+                writer.write(b"" if method == b"HEAD" else body)
+                await writer.drain()
+                writer.write_eof()
+                await reader.read()  # else unread bytes would reset what is on its way
 
     async def _page(self, target: bytes, head: bytes) -> _Page:
         match target.partition(b"?")[0]:

@@ -1,6 +1,7 @@
 """One model for the whole suite, trained for seconds on real digits and exported for real."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from serving.images import Images
 from tests.gpu import gpu_works
 from tests.servers import RunningServer, running_server
 from training.data import Mnist
+
+for name in [name for name in os.environ if name.startswith("DIGITS_")]:
+    del os.environ[name]  # else it would set the options of every server here
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 

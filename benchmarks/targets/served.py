@@ -1,5 +1,6 @@
 """Targets behind an address: servers that we start, and any Open Inference Protocol server."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.load.network import Encode, NetworkLoad
 from benchmarks.processes import on_cores
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+from commandline.parser import PREFIX
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES
 from serving.rpc import wire
@@ -98,6 +100,11 @@ def served(spec: Spec, setting: Setting) -> Iterator[Running]:
         )
 
 
+def _environment() -> dict[str, str]:
+    """Leave out what sets options: a server has those of its cell, not those of the benchmark."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
+
+
 @contextmanager
 def _process(
     command: Sequence[str], cores: Sequence[int]
@@ -106,7 +113,7 @@ def _process(
     with tempfile.TemporaryFile("w+") as errors:
         with on_cores(cores):
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment(),
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )  # fmt: skip
         try:

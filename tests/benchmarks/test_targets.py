@@ -27,6 +27,15 @@ def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield setting_of(models, nothing_trained, cores, {}, generator)
 
 
+def test_options_from_the_environment_are_not_those_of_a_target(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # what `run` takes, and `serve` does not
+    monkeypatch.setenv("DIGITS_LOG_FORMAT", "json")
+    with open_target(Spec(target="native"), setting) as running:
+        assert running.pid
+
+
 @pytest.mark.parametrize(
     "target", ["plain", "echo", "echo-grpcio", "bare", "native", "grpcio-stream"]
 )
