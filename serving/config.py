@@ -40,7 +40,7 @@ class BatchingConfig:
             self.queue_capacity,
             f"at least max_request_images ({self.max_request_images})",
         )
-        _require(self.max_queue_delay_s >= 0, "max_queue_delay", self.max_queue_delay_s, ">= 0")
+        _require_seconds("max_queue_delay", self.max_queue_delay_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,11 +138,13 @@ class ServerConfig:
         metrics_port = self.metrics_port or 0
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
-        _require(self.drain_s >= 0, "drain", self.drain_s, ">= 0")
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
-        for name in ("reload_interval", "self_test_interval"):
-            interval_s = getattr(self, f"{name}_s")
-            _require(0 <= interval_s < 1e6, name, interval_s, "0 to 1e6")
+        for name in ("drain", "reload_interval", "self_test_interval"):
+            _require_seconds(name, getattr(self, f"{name}_s"))
+
+
+def _require_seconds(name: str, value_s: float) -> None:
+    _require(0 <= value_s <= 1e6, name, value_s, "0 to 1e6")  # what timers can wait for
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -120,6 +120,13 @@ def _port_or_off(text: str) -> int | None:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+
+
 def _probability(text: str) -> float:
     with suppress(ValueError):
         if 0 <= float(text) <= 1:
@@ -151,7 +158,7 @@ def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--target", default=f"127.0.0.1:{ServerConfig().port}", metavar="HOST:PORT",
         help="the server")  # fmt: skip
-    add("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take")
+    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="how long it may take")
     add("--tls-server-name", metavar="NAME",
         help="the name that the certificate must have; the target's if not given")  # fmt: skip
     _add_access(parser)

@@ -88,6 +88,13 @@ def test_options_that_cannot_be_used_are_2(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])
+def test_timeout_that_is_none_is_a_usage_error(timeout: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["health", "--timeout", timeout])
+    assert ended.value.code == 2
+
+
 def test_probe_imports_little() -> None:
     loaded = modules_after("import serving.__main__, serving.rpc.probe")
     assert not loaded & {*HEAVY, "numpy", "google.protobuf", "tomllib", "importlib.metadata"}
