@@ -11,7 +11,7 @@ import pytest
 from tests.servers import running_server
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("serving", "training", "benchmarks", "commandline")
+PACKAGES = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
 
 
 @pytest.fixture(scope="module")
