@@ -1,14 +1,21 @@
-"""Real server processes for the tests."""
+"""Servers for the tests: real processes, and one that answers in any way a test likes."""
 
 import json
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
+from serving.rpc.pb.digits.v1 import digits_pb2
+
+Handler = Callable[[bytes, grpc.ServicerContext], bytes]
 STOP_TIMEOUT_S = 20.0
 
 
@@ -63,3 +70,31 @@ def started(command: list[str]) -> Iterator[RunningServer]:
         process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+@contextmanager
+def fake_server(
+    classify: Handler,
+    model_info: bytes = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString(),
+) -> Iterator[str]:
+    """A server that answers Classify in any way a test likes."""
+    unary = grpc.unary_unary_rpc_method_handler
+    handlers = grpc.method_handlers_generic_handler(
+        "digits.v1.DigitClassifier",
+        {"Classify": unary(classify), "GetModel": unary(lambda request, context: model_info)},
+    )
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((handlers,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(grace=None)
+
+
+def free_address() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"

@@ -107,6 +107,10 @@ def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.max_allowed_incoming_connections", 4096),
         ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
+        # Clients ping while calls wait, to find out when this server is gone; below this interval a
+        # connection is closed (5 minutes by default). Ours ping every 10 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
         # Workers share the port; else a second server would share it in silence.
         ("grpc.so_reuseport", int(workers > 1)),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs

@@ -36,12 +36,24 @@ _RETRY_AFTER_MS = 100
 """The pause that a rejected caller is asked for: some ten full queues are answered in it."""
 
 
-def error_from(code: grpc.StatusCode, text: str) -> DigitsError:
-    """Build the error that a status stands for; a code of no table entry becomes Unavailable."""
+MODEL_TEXTS = ("the model failed on these images", "internal error")
+"""What our server says with INTERNAL; gRPC's libraries say it of broken connections, too."""
+
+
+def error_from(code: grpc.StatusCode, details: str, address: str) -> DigitsError:
+    """Build the error that a status stands for.
+
+    Args:
+        code: the status; one of no table entry becomes Unavailable.
+        details: the text that came with it; INTERNAL is a ModelError only with one of ours.
+        address: where it came from.
+    """
     for error_class, status in STATUS.items():
+        if status is code and (error_class is not ModelError or details in MODEL_TEXTS):
+            return error_class(f"{address}: {details}")
         if status is code:
-            return error_class(text)
-    return Unavailable(f"{code.name}: {text}")
+            break
+    return Unavailable(f"{address}: {code.name}: {details}")
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: DigitsError) -> NoReturn:

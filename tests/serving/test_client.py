@@ -1,9 +1,6 @@
 import asyncio
-import socket
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import grpc
 import numpy as np
@@ -21,35 +18,13 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
-from serving.rpc.status import STATUS
-from tests.servers import RunningServer, running_server
-
-Handler = Callable[[bytes, grpc.ServicerContext], bytes]
-
-
-@contextmanager
-def fake_server(classify: Handler) -> Iterator[str]:
-    """A server that answers Classify in any way a test likes."""
-    handlers = grpc.method_handlers_generic_handler(
-        "digits.v1.DigitClassifier",
-        {"Classify": grpc.unary_unary_rpc_method_handler(classify)},
-    )
-    server = grpc.server(ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers((handlers,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(grace=None)
+from serving.rpc.status import MODEL_TEXTS, STATUS
+from tests.servers import Handler, RunningServer, fake_server, free_address, running_server
 
 
 @pytest.fixture
 def closed_address() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return free_address()
 
 
 def test_client_answers_as_the_classifier_does(
@@ -142,35 +117,21 @@ def test_server_that_never_answers_is_a_deadline_exceeded(images: Images) -> Non
         release.set()
 
 
-def test_answer_that_is_none_is_unavailable(images: Images) -> None:
-    with (
-        fake_server(lambda request, context: b"\xff\xff") as address,
-        Client(address) as client,
-        pytest.raises(Unavailable, match=address),
-    ):
-        client.classify(images[:1])
-
-
-def test_closed_client_is_unavailable(server: RunningServer, images: Images) -> None:
-    client = Client(server.address)
-    client.close()
-    with pytest.raises(Unavailable):
-        client.classify(images[:1])
-
-
 @pytest.mark.parametrize(
     "error_class",
     [InvalidRequest, ModelNotFound, Unauthenticated, Overloaded, DeadlineExceeded, ModelError],
 )
 def test_each_status_becomes_its_error(error_class: type[DigitsError], images: Images) -> None:
+    reason = MODEL_TEXTS[0] if error_class is ModelError else "for a reason"
+
     def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.abort(STATUS[error_class], "for a reason")
+        context.abort(STATUS[error_class], reason)
         return b""
 
     with (
         fake_server(refuse) as address,
         Client(address) as client,
-        pytest.raises(error_class, match="for a reason"),
+        pytest.raises(error_class, match=reason),
     ):
         client.classify(images[:1])
 

@@ -1,6 +1,9 @@
+import ast
+from pathlib import Path
+
 from serving import errors
 from serving.errors import DigitsError, RequestError, ServingError
-from serving.rpc.status import STATUS, error_from
+from serving.rpc.status import MODEL_TEXTS, STATUS, error_from
 
 
 def leaves(root: type[DigitsError]) -> set[type[DigitsError]]:
@@ -28,4 +31,20 @@ def test_statuses_that_reach_callers_lead_back_to_their_error() -> None:
         errors.DeviceError,
         errors.ConfigurationError,
     }:
-        assert type(error_from(STATUS[error], "text")) is error
+        assert type(error_from(STATUS[error], MODEL_TEXTS[0], "here:1")) is error
+
+
+def test_internal_without_our_own_text_is_a_broken_connection() -> None:
+    error = error_from(STATUS[errors.ModelError], "Received RST_STREAM with error code 2", "here:1")
+    assert type(error) is errors.Unavailable
+    assert str(error) == "here:1: INTERNAL: Received RST_STREAM with error code 2"
+
+
+def test_every_text_of_a_model_error_is_known_to_clients() -> None:
+    texts = set()
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ModelError":
+                assert isinstance(node.args[0], ast.Constant), path
+                texts.add(node.args[0].value)
+    assert texts == set(MODEL_TEXTS)
