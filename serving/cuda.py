@@ -67,8 +67,8 @@ class CudaEngine:
         step = self._buckets[-1].size
         parts = [images[i : i + step] for i in range(0, len(images), step)]
         try:
-            with self._lock:
-                answers = [self._bucket(len(part)).run(part) for part in parts]
+            # On one line, as in LoadedModel.run, so that no exception leaves it locked.
+            with self._lock: answers = [self._bucket(len(part)).run(part) for part in parts]  # noqa: E701  # fmt: skip
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise ModelError("the model failed on these images") from err
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
