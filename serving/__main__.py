@@ -1,11 +1,16 @@
 """The command line: `python -m serving {serve,classify,info,health}`."""
 
+import sys
+
+from serving import signals
+
+if sys.argv[1:2] == ["serve"]:  # before all else, which takes time to import
+    signals.heed()
+
 import argparse
 import json
 import logging
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +21,7 @@ from commandline.parser import blame
 from serving import logs
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
+from serving.files import require_descriptors
 from serving.options import parser
 
 if TYPE_CHECKING:
@@ -46,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by us, in one line
     options = parser().parse_args(argv)
+    if options.command == "serve":
+        _reserve_standard_files()
     try:
         return _COMMANDS[options.command](options)
     except ModuleNotFoundError as err:
@@ -54,15 +62,29 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(blame(str(err), options.variables), 2)
     except DigitsError as err:
         return _fail(str(err), 1)
+    except OSError as err:  # such as no descriptors or no memory left
+        return _fail(str(err), 1)
+    except KeyboardInterrupt:
+        return 1
 
 
 def _fail(reason: str, code: int) -> int:
-    print(f"digits-serve: {reason}", file=sys.stderr)
+    if not logs.print_line(f"digits-serve: {reason}", sys.stderr):
+        signals.end_process(code)
     return code
 
 
+def _reserve_standard_files() -> None:
+    """Keep what writes to stdin, stdout or stderr where one is closed out of later files."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def _serve(options: argparse.Namespace) -> int:
-    if not hasattr(signal, "SIGHUP"):
+    if signals.HANG_UP is None:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Named here, not in each worker's traceback.
     extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
@@ -100,13 +122,14 @@ def _serve(options: argparse.Namespace) -> int:
             tokens=os.environ.get("DIGITS_TOKEN"),
         ),
     )
+    require_descriptors(64 + 8 * config.workers)
     warn_if_exposed(config)
     model = _model_config(options)
     if config.workers == 1:
         is_drained = uvloop.run(serve(model, batching, config))
     else:
         is_drained = uvloop.run(supervise(model, batching, config))
-    return 0 if is_drained else 1
+    signals.end_process(0 if is_drained else 1)
 
 
 def _classify(options: argparse.Namespace) -> int:

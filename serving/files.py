@@ -1,13 +1,31 @@
-"""Reads files that somebody else put there: regular ones only, up to a limit, without blocking."""
+"""Files that somebody else put there are read only if they are regular and not too large.
+
+Also says whether the process may open enough of them.
+"""
 
 import errno
 import os
 import stat
 from pathlib import Path
 
+from serving.errors import ConfigurationError
+
 _FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has the last one only
     _FLAGS |= getattr(os, _name, 0)
+
+
+def require_descriptors(number: int) -> None:
+    """Refuse to start where libraries would run out of file descriptors, which some survive badly.
+
+    Raises:
+        ConfigurationError: the process may open fewer files than `number`.
+    """
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < number:
+        raise ConfigurationError(f"ulimit -n is {limit}: at least {number} files must be open")
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

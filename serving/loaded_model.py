@@ -23,7 +23,6 @@ _BUILD_LIMIT_S = 60.0
 """How long reading and building may take; CUDA's libraries may have to be read from a slow disk."""
 _CHECK_LIMIT_S = 10.0
 """How long its golden samples may take, in batches of every size: usually some milliseconds."""
-_THREAD = "model-loader"
 
 _Result = TypeVar("_Result")
 
@@ -95,11 +94,6 @@ def load_model(
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
 
 
-def is_loading() -> bool:
-    """Whether a model is being loaded, or its loading hangs; in any thread of this process."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
-
-
 def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int
 ) -> LoadedModel:
@@ -139,7 +133,7 @@ def _within(limit_s: float, work: Callable[[], _Result]) -> _Result:
         except BaseException as err:
             future.set_exception(err)
 
-    threading.Thread(target=run, name=_THREAD, daemon=True).start()
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
     try:
         return future.result(limit_s)
     except TimeoutError:

@@ -1,15 +1,16 @@
 """Log lines for people or for machines: one event is one line, whatever it holds."""
 
-import atexit
 import json
 import logging
 import queue
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
-from logging.handlers import QueueHandler, QueueListener
 from types import MappingProxyType
+from typing import TextIO
 
 from serving.config import LogFormat
 
@@ -22,26 +23,96 @@ request_fields: ContextVar[Mapping[str, str]] = ContextVar(
 """What every line that is logged for the current request tells, such as its id."""
 
 
+_MAX_WAITING = 10_000
+"""Lines that wait for whoever reads stderr; more are lost, and counted."""
+_MAX_CHARACTERS = 1_000
+"""Of a line, or of a text in a JSON line."""
+_PATIENCE_S = 1.0
+"""How long the end of the process waits for that reader."""
+
+
 def setup(log_format: LogFormat) -> None:
     """Send the logs of this process to stderr; called by `__main__` only."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("pygrpc_native").setLevel(logging.CRITICAL)  # what it tells is raised, too
     # It reports calls whose callers left before their status was sent: no event of ours.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    _write_access_lines_apart(handler)
 
 
-def _write_access_lines_apart(handler: logging.Handler) -> None:
-    """Format and write access lines on a thread of their own: they come from the event loop."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = QueueListener(lines, handler)
-    access = logging.getLogger(ACCESS)
-    access.handlers = [QueueHandler(lines)]
-    access.propagate = False
-    listener.start()
-    atexit.register(listener.stop)  # writes what is left
+def print_line(line: str, stream: TextIO | None) -> bool:
+    """Print a line if somebody reads it; takes a second at most, and raises nothing.
+
+    Returns:
+        False if nobody has read it yet: the stream is locked until then.
+    """
+
+    def write() -> None:
+        with suppress(OSError, ValueError):  # full, or closed
+            print(line, file=stream, flush=True)
+
+    if stream is None:  # it was closed when the process began
+        return True
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return not thread.is_alive()
+
+
+class _Handler(logging.Handler):
+    """Formats and writes on a thread of its own: nobody who logs ever waits for a reader."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Begin to write; a stream of None, which a closed stderr is, drops all."""
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.SimpleQueue[logging.LogRecord | threading.Event] = queue.SimpleQueue()
+        self._num_lost = 0
+        threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line, with what the current request adds to it."""
+        record.__dict__["fields"] = _fields_of(record)
+        if self._lines.qsize() < _MAX_WAITING:
+            self._lines.put(record)
+        else:
+            self._num_lost += 1
+
+    def flush(self) -> None:
+        """Wait until what was logged is written, but not for long."""
+        written = threading.Event()
+        self._lines.put(written)
+        written.wait(_PATIENCE_S)
+
+    def _write_all(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            self._write(line)
+            if self._num_lost:
+                num_lost, self._num_lost = self._num_lost, 0
+                self._write(_lost(num_lost))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        if self._stream is None:
+            return
+        try:
+            line = self.format(record)
+        except Exception as err:  # arguments that don't fit the message
+            line = f"a log line could not be formatted: {type(err).__name__}"
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # full, or closed
+            self._num_lost += 1
+
+
+def _lost(num_lines: int) -> logging.LogRecord:
+    text = "%d log lines were lost: nobody read them"
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, text, (num_lines,), None)
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
@@ -57,6 +128,12 @@ class _Formatter(logging.Formatter):
         return local.isoformat(timespec="milliseconds")
 
 
+def _shortened(text: str) -> str:
+    """Keep the ends of a long text: how it begins, and the innermost of a traceback."""
+    half = _MAX_CHARACTERS // 2
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+
+
 class _TextFormatter(_Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -65,7 +142,9 @@ class _TextFormatter(_Formatter):
         """Escape what would break the line or drive a terminal."""
         line = super().format(record)
         line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        return _shortened(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        )
 
 
 class _JsonFormatter(_Formatter):
@@ -75,9 +154,9 @@ class _JsonFormatter(_Formatter):
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _shortened(record.getMessage()),
             **_fields_of(record),
         }
         if record.exc_info:
-            event["exception"] = self.formatException(record.exc_info)
+            event["exception"] = _shortened(self.formatException(record.exc_info))
         return json.dumps(event)

@@ -5,36 +5,57 @@ nothing is lost. A SIGHUP is kept until there is something to reload. The handle
 when an event loop ends, so that no signal finds the kernel's own, which kill.
 """
 
-import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-STOP = (signal.SIGTERM, signal.SIGINT)
-_ALL = (*STOP, signal.SIGHUP)
+if TYPE_CHECKING:
+    import asyncio  # not before the handlers are installed: imports take time
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+HANG_UP: int | None = getattr(signal, "SIGHUP", None)
+"""None on Windows, where the other commands run."""
 
 
 def heed() -> None:
     """Install the handlers; from the main thread, and as early as possible."""
-    for number in _ALL:
+    for number in _callbacks:
         signal.signal(number, _handle)
 
 
-def on_stop(callback: Callable[[int], None]) -> None:
-    """Call this for SIGTERM and SIGINT from here on, in the main thread, between two bytecodes."""
-    for number in STOP:
-        _callbacks[number] = callback
+def queue_stops() -> "asyncio.Queue[int]":
+    """Have SIGTERM and SIGINT put their numbers into a queue, from here on.
+
+    Returns:
+        The queue, for the event loop that runs.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    stops: asyncio.Queue[int] = asyncio.Queue()
+    for number in _STOPS:
+        _callbacks[number] = lambda number: _call(loop, stops.put_nowait, number)
+    return stops
 
 
-def on_hang_up(callback: Callable[[int], None]) -> None:
-    """Call this for SIGHUP from here on, and now if there was one already."""
-    _callbacks[signal.SIGHUP] = callback
-    while _early:
-        callback(_early.pop())
+def on_hang_up(callback: Callable[[], None]) -> None:
+    """Have SIGHUP call something on the running event loop, from here on; now, if there was one."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    assert HANG_UP is not None
+    _callbacks[HANG_UP] = lambda number: _call(loop, callback)
+    if _early:
+        _early.clear()
+        callback()
+
+
+def _call(loop: "asyncio.AbstractEventLoop", callback: Callable[..., None], *args: int) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and the process is about to
+        loop.call_soon_threadsafe(callback, *args)
 
 
 def end_process(exit_code: int) -> NoReturn:
@@ -43,9 +64,10 @@ def end_process(exit_code: int) -> NoReturn:
     The interpreter's own end would wait for threads that hang, and daemon threads that come back
     from C++ meanwhile would abort it.
     """
-    logging.shutdown()
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
+    with suppress(Exception):  # a signal may have come while it is imported
+        import logging
+
+        logging.shutdown()
     os._exit(exit_code)
 
 
@@ -58,8 +80,6 @@ def _leave(number: int) -> None:
 
 
 _early: list[int] = []
-_callbacks: dict[int, Callable[[int], None]] = {
-    signal.SIGTERM: _leave,
-    signal.SIGINT: _leave,
-    signal.SIGHUP: _early.append,
-}
+_callbacks: dict[int, Callable[[int], None]] = dict.fromkeys(_STOPS, _leave)
+if HANG_UP is not None:
+    _callbacks[HANG_UP] = _early.append

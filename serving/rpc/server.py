@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -12,8 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from serving import logs, signals
 from serving.address import check_free, with_port
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
@@ -60,9 +60,10 @@ def announce(
         **more,
     }
     if log_format == "json":
-        print(json.dumps({"message": "serving", **facts}), flush=True)
+        line = json.dumps({"message": "serving", **facts})
     else:
-        print("serving", *(f"{name}={fact}" for name, fact in facts.items()), flush=True)
+        line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
+    logs.print_line(line, sys.stdout)  # that nobody reads it is no reason not to serve
 
 
 def _announce(server: "Server") -> None:
@@ -102,7 +103,7 @@ async def serve(
             await server.stop(grace_s=0)
             raise
         with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.request)
+            signals.on_hang_up(reloader.request)
             return await server.run_until_signalled(on_ready)
 
 
@@ -124,8 +125,9 @@ class Server:
         self._methods = (Classify(classifier.batching), ModelInfer(classifier))
         self._grpcio = GrpcioServer(classifier, *self._methods, transport, config)
         self._native: NativeFront | None = None
-        self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
         self._self_test: asyncio.Task[None] | None = None
+        self._stops: asyncio.Queue[int] = asyncio.Queue()
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
 
@@ -135,6 +137,7 @@ class Server:
         Raises:
             ConfigurationError: the address can't be bound.
         """
+        self._stops = signals.queue_stops()  # from the first call on, a stop drains
         config = self.config
         if config.workers == 1:  # else the supervisor holds the port
             check_free(config.host, config.port)
@@ -163,6 +166,10 @@ class Server:
             reuse_port=self.config.workers > 1,
             poll_s=LONGEST_S if may_poll(self.config.workers) else 0.0,
         )
+        try:
+            self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
+        except OSError as err:
+            raise ConfigurationError(f"can't make a temporary directory: {err}") from err
         fallback = str(Path(self._sockets.name, "grpcio.sock"))
         await self._grpcio.start(f"unix:{fallback}")
         self._native.start(fallback)
@@ -194,24 +201,21 @@ class Server:
             True: every accepted request was answered. What takes longer than `drain_s` ends the
             process, too.
         """
-        signals: asyncio.Queue[int] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, signals.put_nowait, number)
+        signals.heed()
         gc.freeze()  # what start-up made stays: else each full collection looks at all of it
         on_ready(self)
-        _log.info("draining: %s", signal.Signals(await signals.get()).name)
+        _log.info("draining: %s", signal.Signals(await self._stops.get()).name)
         drain = asyncio.create_task(self.drain())
         is_alone = self.config.workers == 1
-        forced = asyncio.create_task(signals.get() if is_alone else asyncio.Event().wait())
+        forced = asyncio.create_task(self._stops.get() if is_alone else asyncio.Event().wait())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
         if drain.done() and drain.result():
             forced.cancel()
             return True
         reason = "not every call was answered in time" if drain.done() else "a second signal"
         _log.warning("stopped: %s", reason)
-        self._sockets.cleanup()
-        return _end_process()
+        self._remove_sockets()
+        return signals.end_process(1)
 
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
@@ -256,11 +260,8 @@ class Server:
         if self._native is not None:
             await asyncio.to_thread(self._native.close)
         await self._grpcio.stop(grace_s)
-        self._sockets.cleanup()
+        self._remove_sockets()
 
-
-def _end_process() -> NoReturn:
-    """End at once: a thread that hangs in a run can't be ended, and would be waited for."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(1)
+    def _remove_sockets(self) -> None:
+        if self._sockets is not None:
+            self._sockets.cleanup()

@@ -4,16 +4,16 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 import uvloop
 
-from serving import logs
+from serving import logs, signals
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.metrics import Counts, Report
@@ -47,9 +47,12 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, *arguments), daemon=True)
-        # Ctrl-C reaches every process of the terminal; this one's supervisor tells it in its time.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C and a terminal that closes reach every process of the terminal: a worker heeds
+        # them once it can. The tracker unblocks SIGINT when it starts, so it starts first.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -151,8 +154,9 @@ def _run(
     config: ServerConfig,
 ) -> None:
     """Serve in this process until a signal or the supervisor's end."""
+    signals.heed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     logs.setup(config.log_format)
 
     def report_from_now(server: Server) -> None:
@@ -163,8 +167,8 @@ def _run(
         is_drained = uvloop.run(serve(model_config, batching, config, report_from_now))
     except DigitsError as err:
         supervisor.send(err)
-        sys.exit(1)
-    sys.exit(0 if is_drained else 1)
+        signals.end_process(1)
+    signals.end_process(0 if is_drained else 1)
 
 
 def _keep_reporting(supervisor: Connection, report: Callable[[], Report]) -> None:

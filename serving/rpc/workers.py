@@ -6,9 +6,10 @@ They share nothing but the port, which the kernel divides among them connection 
 import asyncio
 import logging
 import signal
+import time
 from dataclasses import replace
-from typing import NoReturn
 
+from serving import signals
 from serving.address import with_port
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
@@ -27,6 +28,8 @@ _STABLE_S = 30.0
 """A worker that lived so long has nothing to do with the deaths before it."""
 _MAX_DEATHS = 5
 """So many deaths in a row, in one place, are no accident."""
+_MAX_OUTAGE_S = 60.0
+"""How long nobody may serve, after all have served, before such deaths end the server."""
 _REPORT_TIMEOUT_S = 1.0
 """How long the metrics page waits for a worker that may hang; then its last report counts."""
 _OVERDUE_S = 5.0
@@ -42,7 +45,7 @@ async def supervise(
         True if every worker that lived at the first signal answered all it had accepted.
 
     Raises:
-        DigitsError: they can't start, or die again and again.
+        DigitsError: they can't start, or die again and again and none is left.
     """
     with exporting(config) as exporter, reserved_port(config.host, config.port) as port:
         config = replace(config, port=port)
@@ -55,16 +58,16 @@ class Backoff:
 
     def __init__(self) -> None:
         """Start without deaths."""
-        self._num_deaths = 0
+        self.num_deaths = 0
+        """In a row, without a long life between them."""
 
-    def delay_s(self, lived_s: float) -> float | None:
-        """Count a death, of a worker that was ready for `lived_s`; None: one too many."""
+    def delay_s(self, lived_s: float) -> float:
+        """Count a death, of a worker that was ready for `lived_s`."""
         if lived_s >= _STABLE_S:
-            self._num_deaths = 0
-        self._num_deaths += 1
-        if self._num_deaths >= _MAX_DEATHS:
-            return None
-        return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** (self._num_deaths - 1))
+            self.num_deaths = 0
+        self.num_deaths += 1
+        doublings = min(self.num_deaths - 1, 10)  # far beyond the longest delay
+        return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**doublings)
 
 
 class Supervisor:
@@ -84,22 +87,22 @@ class Supervisor:
         self._all_ready = asyncio.Event()
         self._exporter = exporter
         self._is_draining = False
+        self._outage_since_s = time.monotonic() - _MAX_OUTAGE_S
+        """Since when nobody serves, if nobody does; a start that fails is given up early."""
 
     async def run(self) -> bool:
         """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
-        signals: asyncio.Queue[int] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, signals.put_nowait, number)
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
-        stopped = asyncio.create_task(signals.get())
+        signals.heed()
+        stops = signals.queue_stops()
+        signals.on_hang_up(lambda: self._tell(signal.SIGHUP))
+        stopped = asyncio.create_task(stops.get())
         serving = asyncio.create_task(self._serve())
         try:
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 serving.result()  # raises: they never end otherwise
             serving.cancel()
-            return await self._drain(signals)
+            return await self._drain(stops)
         finally:
             self._tell(signal.SIGKILL)
 
@@ -139,7 +142,8 @@ class Supervisor:
         """Keep a worker alive in one place.
 
         Raises:
-            DigitsError: it couldn't start, and said why; or they die again and again.
+            DigitsError: it couldn't start, and said why; or they die again and again, and none is
+                left anywhere.
         """
         backoff = Backoff()
         while True:
@@ -151,8 +155,11 @@ class Supervisor:
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
             delay_s = backoff.delay_s(worker.lived_s)
-            if delay_s is None:
-                _give_up(place, reason)
+            if backoff.num_deaths >= _MAX_DEATHS and self._outage_s() >= _MAX_OUTAGE_S:
+                raise Unavailable(
+                    f"worker {place} died {backoff.num_deaths} times in a row ({reason}), "
+                    "and no other one serves"
+                )
             self._dead.restarts += 1
             _log.warning("worker %d died (%s), another starts in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
@@ -168,6 +175,11 @@ class Supervisor:
         if report := self._workers.pop(place).report:
             self._dead += report.counts
             self._last = report
+            if not self._reports():
+                self._outage_since_s = time.monotonic()
+
+    def _outage_s(self) -> float:
+        return 0.0 if self._reports() else time.monotonic() - self._outage_since_s
 
     def _reports(self) -> list[Report]:
         return [worker.report for worker in self._workers.values() if worker.report]
@@ -184,18 +196,17 @@ class Supervisor:
         return total([nobody._replace(counts=Counts())], self._dead)
 
     def _tell(self, number: int) -> None:
-        """Send a signal to all; SIGHUP not to those that still start: they read the newest."""
+        """Send a signal to all; those that still start keep a SIGHUP."""
         for worker in self._workers.values():
-            if number != signal.SIGHUP or worker.report:
-                worker.signal(number)
+            worker.signal(number)
 
-    async def _drain(self, signals: "asyncio.Queue[int]") -> bool:
+    async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
         """Have all drain; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
         alive = list(self._workers.values())
         self._tell(signal.SIGTERM)
         ended = asyncio.gather(*(worker.ended for worker in alive))
-        forced = asyncio.create_task(signals.get())
+        forced = asyncio.create_task(stops.get())
         timeout_s = self._config.drain_s + _OVERDUE_S
         await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
@@ -203,7 +214,3 @@ class Supervisor:
             return False
         # One that was still starting had no calls, and dies of the signal itself.
         return set(ended.result()) <= {0, -signal.SIGTERM}
-
-
-def _give_up(place: int, reason: str) -> NoReturn:
-    raise Unavailable(f"worker {place} died {_MAX_DEATHS} times in a row ({reason})")

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from serving import Classifier, Client
 from serving.config import ModelConfig
 from serving.images import Images
-from serving.loaded_model import is_loading
 from serving.reload import Reloader
 from tests import published
 from tests.reliability.processes import wait_until
@@ -98,7 +98,7 @@ def test_endless_model_is_refused_and_its_run_is_ended(
     monkeypatch.setattr("serving.loaded_model._CHECK_LIMIT_S", 0.5)
     published.endless(model_dir, "2")
     assert not reloader.reload()
-    wait_until(lambda: not is_loading())
+    wait_until(lambda: all(thread.name != "model-loader" for thread in threading.enumerate()))
     monkeypatch.undo()
     published.good(model_dir, "3")
     assert reloader.reload()
