@@ -53,7 +53,7 @@ def test_times_are_rfc_3339(log_format: str, capsys: pytest.CaptureFixture[str])
     logs.setup(log_format)  # type: ignore[arg-type]
     before = datetime.now(UTC).replace(microsecond=0)
     logging.getLogger("serving.test").warning("now")
-    error = capsys.readouterr().err
+    error = written(capsys)
     text = json.loads(error)["time"] if log_format == "json" else error.split()[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", text)
     assert before <= datetime.fromisoformat(text) <= datetime.now(UTC)
