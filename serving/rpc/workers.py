@@ -29,7 +29,7 @@ _STABLE_S = 30.0
 _MAX_DEATHS = 5
 """So many deaths in a row, in one place, are no accident."""
 _MAX_OUTAGE_S = 60.0
-"""How long nobody may serve, after all have served, before such deaths end the server."""
+"""How long nobody may serve, after all have served, before starts that fail end the server."""
 _REPORT_TIMEOUT_S = 1.0
 """How long the metrics page waits for a worker that may hang; then its last report counts."""
 _OVERDUE_S = 5.0
@@ -58,14 +58,15 @@ class Backoff:
 
     def __init__(self) -> None:
         """Start without deaths."""
-        self.num_deaths = 0
-        """In a row, without a long life between them."""
+        self.num_deaths = self.num_crashes = 0
+        """In a row, without a long life between them; those of workers that were ready."""
 
     def delay_s(self, lived_s: float) -> float:
         """Count a death, of a worker that was ready for `lived_s`."""
         if lived_s >= _STABLE_S:
-            self.num_deaths = 0
+            self.num_deaths = self.num_crashes = 0
         self.num_deaths += 1
+        self.num_crashes += lived_s > 0
         doublings = min(self.num_deaths - 1, 10)  # far beyond the longest delay
         return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**doublings)
 
@@ -155,7 +156,7 @@ class Supervisor:
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
             delay_s = backoff.delay_s(worker.lived_s)
-            if backoff.num_deaths >= _MAX_DEATHS and self._outage_s() >= _MAX_OUTAGE_S:
+            if self._is_hopeless(backoff):
                 raise Unavailable(
                     f"worker {place} died {backoff.num_deaths} times in a row ({reason}), "
                     "and no other one serves"
@@ -178,8 +179,13 @@ class Supervisor:
             if not self._reports():
                 self._outage_since_s = time.monotonic()
 
-    def _outage_s(self) -> float:
-        return 0.0 if self._reports() else time.monotonic() - self._outage_since_s
+    def _is_hopeless(self, backoff: Backoff) -> bool:
+        """Tell a crash loop, or starts that fail for long, from one worker's trouble."""
+        if self._reports():
+            return False
+        outage_s = time.monotonic() - self._outage_since_s
+        fails_to_start = backoff.num_deaths >= _MAX_DEATHS and outage_s >= _MAX_OUTAGE_S
+        return fails_to_start or backoff.num_crashes >= _MAX_DEATHS
 
     def _reports(self) -> list[Report]:
         return [worker.report for worker in self._workers.values() if worker.report]

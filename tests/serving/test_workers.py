@@ -159,6 +159,18 @@ def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
     assert last.endswith("died 5 times in a row (exit code 3), and no other one serves")
 
 
+def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) -> None:
+    with two_workers(models, "grpcio") as server:
+        log = server.process.stderr
+        assert log is not None
+        is_back = True
+        while is_back:
+            for pid in workers_of(server):
+                os.kill(pid, signal.SIGKILL)
+            is_back = any("a worker is back: 2 serve" in line for line in log)
+        assert server.process.wait(TIMEOUT_S) == 1
+
+
 def test_workers_that_cannot_start_say_why_in_one_line(tmp_path: Path) -> None:
     code, out, err = run_to_its_end(tmp_path)
     assert (code, out) == (2, "")
