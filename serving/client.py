@@ -76,15 +76,15 @@ class _Connection:
             tls_key: PEM file of its key.
 
         Raises:
-            ConfigurationError: a file can't be read.
+            ConfigurationError: a file can't be read, or the token can't be sent.
         """
         self._target = target
         self._timeout_s = timeout_s
         self._access = Access(token, tls_ca, tls_cert, tls_key)
-        self._remake = partial(
-            type(self), target, timeout_s=timeout_s, token=token,
-            tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
-        )  # fmt: skip
+        self._settings: dict[str, Any] = {
+            "timeout_s": timeout_s, "token": token,
+            "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,
+        }  # fmt: skip
         self._is_known = False  # whether there ever was an answer
         self._is_closed = threading.Event()
         self._chunk_images: int | None = None
@@ -92,9 +92,9 @@ class _Connection:
         self._channel: Any = None
         self._stubs: dict[str, Any] = {}
 
-    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str]]:
         """Pickle the settings, a token included: whoever unpickles them makes a new connection."""
-        return self._remake, ()
+        return partial(type(self), **self._settings), (self._target,)
 
     def _attempts(self, timeout_s: float | None = None) -> Attempts:
         return Attempts(

@@ -60,8 +60,11 @@ class Access:
             tls_key: its key.
 
         Raises:
-            ConfigurationError: a file can't be read, or one is missing beside the others.
+            ConfigurationError: a file can't be read, one is missing beside the others, or the token
+                can't be sent.
         """
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ConfigurationError("a token must be printable ASCII on one line")
         self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         if (tls_cert is None) != (tls_key is None):
             raise ConfigurationError("tls_cert and tls_key go together")

@@ -8,6 +8,7 @@ import pytest
 
 from serving import AsyncClient, Classifier, Client
 from serving.errors import (
+    ConfigurationError,
     DeadlineExceeded,
     DigitsError,
     InvalidRequest,
@@ -102,6 +103,12 @@ def test_nobody_there_is_unavailable_and_names_the_address(
             client.classify(images[:1])
         with pytest.raises(Unavailable, match=closed_address):
             client.model_info()
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])
+def test_token_that_cannot_be_sent_is_refused_when_the_client_is_made(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="printable ASCII"):
+        Client("127.0.0.1:1", token=token)
 
 
 def test_server_that_never_answers_is_a_deadline_exceeded(images: Images) -> None:
