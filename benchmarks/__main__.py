@@ -34,7 +34,7 @@ EXTRAS = {
     "packaging": "bench",
     "onnxruntime": "serve",
     "uvloop": "serve",
-    "pygrpc_native": "serve",
+    "ngh2": "serve",
     "tensorflow": "train",
     "keras": "train",
 }
@@ -70,8 +70,10 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with Generator(generator_cores, options.generator) as generator:
-        addresses = addresses_of(options)
-        setting = setting_of(models, options.artifacts, target_cores, addresses, generator)
+        addresses, checkouts = addresses_of(options), checkouts_of(options)
+        setting = setting_of(
+            models, options.artifacts, target_cores, addresses, checkouts, generator
+        )
         cores = {"target": len(target_cores), "generator": len(generator_cores)}
         measured = _empty(suite, options, environment.describe(models, cores))
         measure(suite, setting, measured, _Progress())
@@ -122,6 +124,7 @@ def _specs(known: Sequence[Spec], options: argparse.Namespace) -> list[Spec]:
         options.device or dict.fromkeys(spec.device for spec in usual),
         options.precision or dict.fromkeys(spec.precision for spec in usual),
         options.workers or dict.fromkeys(spec.workers for spec in usual),
+        checkouts_of(options),
     )
     if not chosen:
         raise UnusableResults("nothing to measure: no target has these settings")
@@ -130,7 +133,14 @@ def _specs(known: Sequence[Spec], options: argparse.Namespace) -> list[Spec]:
 
 def addresses_of(options: argparse.Namespace) -> dict[str, str]:
     """Return the addresses of the targets that were named by one."""
-    return {name: address for name, address in options.targets or () if address}
+    return {
+        name: where for name, where in options.targets or () if isinstance(where, str) and where
+    }
+
+
+def checkouts_of(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders of the targets that are our server in another checkout."""
+    return {name: where for name, where in options.targets or () if isinstance(where, Path)}
 
 
 class _Progress:

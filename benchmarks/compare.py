@@ -24,7 +24,7 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether the two ratios may be one value, by their intervals."""
+        """Whether the ranges of the two ratios overlap."""
         return self.ratios is not None and self.ratios[0].overlaps(self.ratios[1])
 
 
@@ -64,7 +64,7 @@ def table(rows: list[Row], baseline: str) -> Table:
         lines.append([str(row.key), *ratios, verdict, interval(row.change)])
     typical = median(abs(row.change.estimate - 1) for row in rows)
     note = (
-        "With 95 % bootstrap intervals. The last column has the machine's drift in it "
-        f"(here {typical:.0%} at the median): the ratios before it have not."
+        "With the least to the greatest round. The last column includes the machine's drift "
+        f"(here {typical:.0%} at the median); the ratios before it do not."
     )
     return Table("Comparison", note, lines)

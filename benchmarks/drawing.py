@@ -12,11 +12,14 @@ from benchmarks.targets.target import Spec
 from reports.drawing import MUTED, WIDTH, tidy
 
 COLOURS = {
-    "native": "#2166ac", "bare": "#67a9cf", "grpcio": "#1b8a5a",
-    "grpcio-stream": "#a6761d", "plain": "#e08214",
+    "h2": "#2166ac", "native": "#4393c3", "bare": "#67a9cf", "grpcio": "#1b8a5a",
+    "grpcio-stream": "#a6761d", "h2-stream": "#8073ac", "h2-infer": "#35978f",
+    "h2-infer-stream": "#01665e", "h2-tls": "#bf812d", "h2-token": "#de77ae",
+    "plain": "#e08214",
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
+"""By target; "native" is what h2 replaced, and stands in results of that time."""
 _OTHERS = ("#b2182b", "#1b7837", "#542788", "#b35806")
 """For targets by address, in the order of their appearance."""
 _given: dict[str, str] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "pygrpc-native", "uvloop",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "ngh2", "uvloop",
     "tensorflow", "keras",
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """From samples to figures: one number for each cell and round, by the scenarios' definitions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.histogram import Histogram
@@ -21,12 +21,17 @@ class Key:
     scenario: str
     callers: int = 1
     batch: int = 1
+    connections: int = 0
+    overload: float = 0.0
 
     @classmethod
     def of(cls, sample: Sample) -> "Key":
         """Return the key that a sample belongs to; Offline's callers are the target's choice."""
         callers = 0 if sample.scenario == "Offline" else sample.callers
-        return cls(spec=sample.spec, scenario=sample.scenario, callers=callers, batch=sample.batch)
+        return cls(
+            spec=sample.spec, scenario=sample.scenario, callers=callers, batch=sample.batch,
+            connections=sample.connections, overload=sample.overload,
+        )  # fmt: skip
 
     @property
     def is_latency(self) -> bool:
@@ -35,11 +40,19 @@ class Key:
 
     def with_spec(self, spec: Spec) -> "Key":
         """Return the same cell of another target."""
-        return Key(spec=spec, scenario=self.scenario, callers=self.callers, batch=self.batch)
+        return replace(self, spec=spec)
+
+    @property
+    def in_flight(self) -> str:
+        """The callers, as "64", or as "8 × 8" where their connections were named."""
+        if not self.connections:
+            return str(self.callers)
+        return f"{self.connections} × {self.callers // self.connections}"
 
     def __str__(self) -> str:
-        sizes = {"ClosedLoop": f" {self.callers} callers", "Offline": f" batch {self.batch}"}
-        return f"{self.spec}, {self.scenario}{sizes.get(self.scenario, '')}"
+        sizes = {"ClosedLoop": f" {self.in_flight} callers", "Offline": f" batch {self.batch}"}
+        size = f" {self.overload:g} ×" if self.overload else sizes.get(self.scenario, "")
+        return f"{self.spec}, {self.scenario}{size}"
 
 
 Rounds = Mapping[int, float]

@@ -46,7 +46,11 @@ def measure(suite: Suite, setting: Setting, results: Results, progress: Progress
 
 def told(cell: Cell) -> str:
     """Name a cell, for people."""
-    sizes = {"ClosedLoop": f", {cell.callers} callers", "Offline": f", {cell.batch} images a call"}
+    spread = f" on {cell.connections} connections" if cell.connections else ""
+    sizes = {
+        "ClosedLoop": f", {cell.callers} callers{spread}",
+        "Offline": f", {cell.batch} images a call",
+    }
     return f"{cell.spec}: {cell.scenario}{sizes.get(cell.scenario, '')}"
 
 
@@ -73,7 +77,7 @@ def _starts(running: dict[Spec, Running]) -> Iterator[Start]:
 
 def setting_of(
     models: Path, artifacts: Path, cores: list[int], addresses: Mapping[str, str],
-    generator: Generator,
+    checkouts: Mapping[str, Path], generator: Generator,
 ) -> Setting:  # fmt: skip
     """Take what to ask with from the model's own golden samples, which are real digits.
 
@@ -95,5 +99,6 @@ def setting_of(
         answers=tuple(answers.tolist()),
         cores=cores,
         addresses=addresses,
+        checkouts=checkouts,
         generator=generator,
     )

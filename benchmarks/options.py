@@ -15,14 +15,16 @@ _T = TypeVar("_T")
 
 RESULTS = Path("benchmarks/results")
 
-OIP = "oip://"
+OIP, CHECKOUT = "oip://", "checkout:"
 
 _EXAMPLES = """\
 examples:
   python -m benchmarks run                                  the `bench` suite, some four minutes
-  python -m benchmarks run --targets native,plain --scenarios ClosedLoop --callers 1,8,64
-  python -m benchmarks run --targets native,triton=oip://127.0.0.1:8001 --scenarios Server
+  python -m benchmarks run --targets h2,plain --scenarios ClosedLoop --callers 1,8,64x8
+  python -m benchmarks run --targets h2,triton=oip://127.0.0.1:8001 --scenarios Server
   python -m benchmarks run --targets engine --device cpu,cuda --scenarios Offline --batches 1,64
+  python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
+  python -m benchmarks run --suite overload                 more than can be answered in time
   python -m benchmarks compare before.json after.json
   python -m benchmarks recommend --rate 5000 --latency-slo 0.01
 """
@@ -54,7 +56,8 @@ def _add_run(commands: Any) -> None:
         description="Measure a suite, or what the options name, and write NAME.json and its "
         "report (NAME.md, NAME.html, pictures) beside it.",
         epilog=f"targets:{targets}\n  NAME=oip://HOST:PORT   any Open Inference Protocol "
-        "server (Triton, KServe, MLServer), model `digits`\n\n"
+        "server (Triton, KServe, MLServer), model `digits`\n"
+        "  NAME=checkout:DIR      our server in another checkout; NAME may end like ours do\n\n"
         "SingleStream, MultiStream, Server and Offline are MLPerf's. Server searches the highest\n"
         "rate with p99 within --latency-slo, latency counted from the intended send time.\n"
         "What can't run here is reported as not measured.",
@@ -70,7 +73,8 @@ def _add_run(commands: Any) -> None:
         help="fp32, int8 or both")  # fmt: skip
     add("--workers", type=_list(_positive(int)), metavar="N,M",
         help="processes of our server")  # fmt: skip
-    add("--callers", type=_list(_positive(int)), metavar="N,M", help="calls in flight, ClosedLoop")
+    add("--callers", type=_list(_callers), metavar="N,CxM",
+        help="ClosedLoop: calls in flight; CxM: M on each of C connections")  # fmt: skip
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
     add("--rounds", type=_positive(int), metavar="N", help="interleaved rounds")
     add("--seconds", type=_positive(float), metavar="S", help="length of one timed run")
@@ -92,7 +96,7 @@ def _add_compare(commands: Any) -> None:
         "compare",
         help="compare two results files of one machine",
         description="Tell for every cell in both files how many times as fast as the first target "
-        "it is in A and in B, and whether the two agree within their 95 %% bootstrap intervals; "
+        "it is in A and in B, and whether the two ranges, least to greatest round, overlap; "
         "and how fast B is by A. Refuses files of unlike machines.",
     )
     compare.add_argument("a", type=Path, metavar="A", help="results file")
@@ -146,15 +150,22 @@ def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
     return name
 
 
-def _target(text: str) -> tuple[str, str]:
-    """Return a target's name and, for one by address, host:port."""
+def _target(text: str) -> tuple[str, str | Path]:
+    """Return a target's name and, for one by address, host:port; for a checkout, its folder."""
     name, is_by_address, address = text.partition(OIP)
     name = name.rstrip("=") or "oip"
     if is_by_address and address and name not in NAMES:
         return name, address
+    name, is_checkout, folder = text.partition(f"={CHECKOUT}")
+    if is_checkout and name and name not in NAMES:
+        if not Path(folder, "serving").is_dir():
+            raise argparse.ArgumentTypeError(f"{folder} is no checkout of this project")
+        return name, Path(folder).absolute()
     if text not in NAMES:
         names = ", ".join(NAMES)
-        raise argparse.ArgumentTypeError(f"expected {names} or oip://HOST:PORT, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected {names}, NAME=oip://HOST:PORT or NAME=checkout:DIR, got {text!r}"
+        )
     return text, ""
 
 
@@ -166,6 +177,15 @@ def _positive(kind: type[_T]) -> Callable[[str], _T]:
         return number
 
     return positive
+
+
+def _callers(text: str) -> tuple[int, int]:
+    """Return how many callers there are, and over how many connections; 0 if not named."""
+    connections, is_product, callers = text.partition("x")
+    if not is_product:
+        return _positive(int)(text), 0
+    number = _positive(int)(connections)
+    return number * _positive(int)(callers), number
 
 
 def _batch(text: str) -> int:

@@ -153,7 +153,9 @@ def batches(results: Results, found: Mapping[Key, Rounds]) -> Picture | None:
 def formed(results: Results) -> Picture | None:
     """The sizes of the runs that formed, as shares, where several calls of one image meet."""
     rows = {}
-    for key, samples in grouped([s for s in results.samples if s.batch == 1]).items():
+    for key, samples in grouped(
+        [s for s in results.samples if s.batch == 1 and not s.overload]
+    ).items():
         if key.scenario == "Server":
             samples = [s for s in samples if s.holds(results.latency_slo_s)]
         counts = [sum(s.batch_sizes.get(size, 0) for s in samples) for size in _BUCKETS]

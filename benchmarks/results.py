@@ -50,6 +50,12 @@ class Sample:
     """Runs of the model by upper bound of their size, if the target tells."""
     invalid: str
     """Why this is no measurement of the target; empty if it is one."""
+    connections: int = 0
+    """Over which the callers are spread; 0 leaves it to the generator."""
+    overload: float = 0.0
+    """Overload: what was offered, as a multiple of the closed loop's rate before it."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Overload: how many calls ended how, by `benchmarks.load.trace.Outcome`."""
 
     @property
     def images_per_s(self) -> float:
@@ -58,7 +64,9 @@ class Sample:
 
     def holds(self, latency_slo_s: float) -> bool:
         """Tell whether every call was answered, and 99 of 100 within the objective."""
-        return not self.num_errors and self.latency.quantile(0.99) <= latency_slo_s
+        is_answered = self.outcomes.get("in time", 0) == self.outcomes.get("due", 0)
+        is_answered = is_answered and not self.num_errors
+        return is_answered and self.latency.quantile(0.99) <= latency_slo_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

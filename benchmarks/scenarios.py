@@ -5,15 +5,18 @@
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` images a call       images/s
 
-and one that is not MLPerf's, since it shows where a server's knee is:
+and some that are not MLPerf's, since they show where a server's knee is, and what is beyond it:
 
     ClosedLoop    `callers` calls in flight, one image each images/s
+    Overload      1 to 3 times what a closed loop reached   images/s answered within 50 ms
+    OverloadReset the same, by callers that don't send      images/s answered within 50 ms
+                  their deadline and reset the stream
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 
@@ -21,17 +24,23 @@ import numpy as np
 
 from benchmarks import processes
 from benchmarks.histogram import Histogram
-from benchmarks.load.trace import Trace, arrivals
+from benchmarks.load.trace import Outcome, Trace, arrivals
 from benchmarks.results import Sample
 from benchmarks.targets.target import Running, Spec
 
-NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline")
+NAMES = (
+    "SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", "Overload", "OverloadReset",
+)  # fmt: skip
+OVERLOADS = (1.0, 1.5, 2.0, 3.0)
+"""What is offered, as multiples of the closed loop's rate."""
 MULTI_STREAM_IMAGES = 8
 
 _PROBES = 7
 """Rates that a search tries."""
 _ATTEMPTS, _FAILURES = 4, 2
 _SEARCH_CALLERS = 64
+_FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
+"""What keeps any target busy: the closed loop that Overload counts from."""
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
 _FULL = 0.95
@@ -50,6 +59,8 @@ class Cell:
     """Calls in flight; 0 in Offline for as many as keep the target busy."""
     batch: int = 1
     """Images a call."""
+    connections: int = 0
+    """ClosedLoop: over which the callers are spread; 0 leaves it to the generator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,14 +87,16 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
         number: of the round, from 0.
 
     Yields:
-        One sample; in the Server scenario one for each rate that was tried.
+        One sample; in the Server scenario and in overload one for each rate that was tried.
     """
     if cell.scenario == "Server":
         yield from _search(cell, target, rules, number)
         return
+    if cell.scenario.startswith("Overload"):
+        yield from _overload(cell, target, rules, number)
+        return
     callers = cell.callers or target.parallel_calls
-
-    ask = partial(target.load.closed, callers, cell.batch, rules.seconds)
+    ask = partial(target.load.closed, callers, cell.batch, rules.seconds, cell.connections)
     yield _sample(cell, target, rules, number, ask, callers=callers)
 
 
@@ -109,6 +122,18 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
                 break
         low, high = (rate, high) if sample.holds(rules.latency_slo_s) else (low, rate)
         rate = min(1.25 * rate, (low + high) / 2)
+
+
+def _overload(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Find out what a closed loop reaches, and offer more and more."""
+    reached = target.load.closed(_FULL_CALLERS, 1, rules.seconds, _FULL_CONNECTIONS).calls_per_s
+    for factor in OVERLOADS:
+        ask = partial(
+            target.load.overload, factor * reached, rules.seconds,
+            with_timeout=cell.scenario == "Overload",
+        )  # fmt: skip
+        sample = _sample(cell, target, rules, number, ask, offered_per_s=factor * reached)
+        yield replace(sample, overload=factor)
 
 
 def _sample(
@@ -142,6 +167,8 @@ def _sample(
         cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, len(trace.latencies_s)),
         batch_sizes={size: n for size in after if (n := after[size] - sizes.get(size, 0))},
         invalid=why_invalid(trace, busy, rules),
+        connections=cell.connections,
+        outcomes=trace.outcomes,
     )
 
 
@@ -156,6 +183,9 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
         target_busy: cores that the target used; None if unknown.
         rules: the objective, and how many cores the target had.
     """
+    if trace.outcomes:
+        is_short = trace.outcomes[Outcome.SENT] < _FULL * trace.outcomes[Outcome.DUE]
+        return "the generator sent less" if is_short and trace.busy > _FULL else ""
     if not len(trace.latencies_s):
         return "no call was answered"
     if len(trace.lag_s):

@@ -1,15 +1,18 @@
 """The suites: which targets meet which scenarios, how often, for how long."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 from benchmarks.scenarios import MULTI_STREAM_IMAGES, Cell, Rules
+from benchmarks.targets.served import OURS, split_name
 from benchmarks.targets.target import Spec
 
 ALL_BATCHES = tuple(2**power for power in range(13))
 """1 to 4,096."""
-ALL_CALLERS = tuple(2**power for power in range(9))
+Callers = tuple[int, int]
+"""How many callers, and over how many connections; 0 leaves that to the generator."""
+ALL_CALLERS = tuple((2**power, 0) for power in range(9))
 """1 to 256."""
 
 
@@ -20,7 +23,7 @@ class Suite:
     name: str
     specs: Sequence[Spec] = ()
     scenarios: Sequence[str] = ()
-    callers: Sequence[int] = (64,)
+    callers: Sequence[Callers] = ((64, 0),)
     """Of ClosedLoop."""
     batches: Sequence[int] = (1, 32, 256)
     """Of Offline."""
@@ -35,20 +38,22 @@ class Suite:
         What is compared is measured within seconds, so that drift meets all alike.
         """
         cells = [
-            Cell(spec=spec, scenario=scenario, callers=callers, batch=batch)
+            Cell(
+                spec=spec, scenario=scenario, callers=callers, connections=connections, batch=batch
+            )
             for scenario in self.scenarios
-            for callers, batch in self._sizes(scenario)
+            for callers, connections, batch in self._sizes(scenario)
             for spec in self.specs
         ]
         return list(dict.fromkeys([*cells, *self.extra]))
 
-    def _sizes(self, scenario: str) -> list[tuple[int, int]]:
-        """List the (callers, images a call) of a scenario."""
+    def _sizes(self, scenario: str) -> list[tuple[int, int, int]]:
+        """List the (callers, connections, images a call) of a scenario."""
         return {
-            "MultiStream": [(1, MULTI_STREAM_IMAGES)],
-            "ClosedLoop": [(callers, 1) for callers in self.callers],
-            "Offline": [(0, batch) for batch in self.batches],
-        }.get(scenario, [(1, 1)])
+            "MultiStream": [(1, 0, MULTI_STREAM_IMAGES)],
+            "ClosedLoop": [(*callers, 1) for callers in self.callers],
+            "Offline": [(0, 0, batch) for batch in self.batches],
+        }.get(scenario, [(1, 0, 1)])
 
 
 def specs(
@@ -56,11 +61,20 @@ def specs(
     devices: Iterable[str] = ("cpu",),
     precisions: Iterable[str] = ("fp32",),
     workers: Iterable[int] = (1,),
+    checkouts: Collection[str] = (),
 ) -> list[Spec]:
-    """Combine settings, leaving out those that a target does not have."""
+    """Combine settings, leaving out those that a target does not have.
+
+    Args:
+        targets: names of targets.
+        devices: "cpu", "cuda".
+        precisions: "fp32", "int8".
+        workers: numbers of a server's processes.
+        checkouts: those of the targets that are our server in another checkout.
+    """
     found = []
     for target, device, precision, number in product(targets, devices, precisions, workers):
-        is_ours = target.startswith(("native", "grpcio"))
+        is_ours = target in checkouts or split_name(target)[0] in OURS
         has_precisions = is_ours or target in ("engine", "classifier", "bare")
         has_devices = is_ours or target in ("engine", "classifier", "keras", "tf-function")
         if (
@@ -72,8 +86,8 @@ def specs(
     return found
 
 
-_SERVERS = [*specs(["plain", "grpcio"]), *specs(["native"], precisions=["fp32", "int8"])]
-_BOTH = [*specs(["plain"]), *specs(["grpcio", "native"], precisions=["fp32", "int8"])]
+_SERVERS = [*specs(["plain", "grpcio"]), *specs(["h2"], precisions=["fp32", "int8"])]
+_BOTH = [*specs(["plain"]), *specs(["grpcio", "h2"], precisions=["fp32", "int8"])]
 
 BENCH = Suite(
     name="bench",
@@ -89,7 +103,7 @@ def _serving_extra() -> list[Cell]:
     """What a server's cost is made of: transport, runs, all that is ours; and streams."""
     precisions = ("fp32", "int8")
     echoes, bare = specs(["echo", "echo-grpcio"]), specs(["bare"], precisions=precisions)
-    calls = [*echoes, *bare, *specs(["grpcio-stream"])]
+    calls = [*echoes, *bare, *specs(["grpcio-stream", "h2-stream"])]
     engines = specs(["engine"], precisions=precisions)
     return [
         *(Cell(spec=spec, scenario="ClosedLoop", callers=n) for spec in calls for n in (1, 64)),
@@ -103,7 +117,7 @@ SERVING = Suite(
     name="serving",
     specs=_BOTH,
     scenarios=("SingleStream", "ClosedLoop", "Offline"),
-    callers=(1, 64),
+    callers=((1, 0), (64, 0)),
     batches=(256, 1024),
     extra=_serving_extra(),
     rounds=7,
@@ -119,7 +133,7 @@ FULL = Suite(
         *specs(["plain"]),  # first: what the others are compared with
         *specs(["null", "keras", "tf-function"], _DEVICES),
         *specs(["engine", "classifier"], _DEVICES, ("fp32", "int8")),
-        *specs(["grpcio", "native"], _DEVICES, ("fp32", "int8"), (1, 2)),
+        *specs(["grpcio", "h2"], _DEVICES, ("fp32", "int8"), (1, 2)),
     ],
     scenarios=("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"),
     callers=ALL_CALLERS,
@@ -130,4 +144,43 @@ FULL = Suite(
 )
 """What `make bench-full` runs: every scenario, device, precision and worker count; 20 minutes."""
 
-SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL)}
+_CALLS = ((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64))
+_STREAMS = ((16, 1), (64, 1), (128, 8))
+
+
+def _transport_extra() -> list[Cell]:
+    """The ways to ask beside plain calls of one image, each with what it is compared with."""
+    h2, streams = specs(["h2"]), specs(["h2-stream", "h2-infer-stream"])
+    secured = specs(["h2-tls", "h2-token"])
+    return [
+        *(Cell(spec=spec, scenario="ClosedLoop", callers=callers, connections=connections)
+          for callers, connections in ((64, 8), (256, 8)) for spec in secured),
+        *(Cell(spec=spec, scenario="ClosedLoop", callers=callers, connections=connections)
+          for callers, connections in _STREAMS for spec in streams),
+        *(Cell(spec=spec, scenario="Offline", callers=0, batch=batch)
+          for batch in (1, 8, 64) for spec in (*h2, *specs(["h2-infer"]))),
+    ]  # fmt: skip
+
+
+TRANSPORT = Suite(
+    name="transport",
+    specs=specs(["h2"], precisions=["fp32", "int8"]),
+    scenarios=("ClosedLoop", "Offline"),
+    callers=_CALLS,
+    batches=(32, 128, 1024),
+    extra=_transport_extra(),
+    rounds=7,
+    rules=Rules(seconds=0.5),
+)
+"""The h2 transport by connections and calls in flight, message size, method, TLS and token."""
+
+OVERLOAD = Suite(
+    name="overload",
+    specs=specs(["h2", "grpcio"]),
+    scenarios=("Overload", "OverloadReset"),
+    rounds=3,
+    rules=Rules(seconds=3.0),
+)
+"""What is answered in time of more than can be."""
+
+SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, OVERLOAD)}

@@ -29,7 +29,7 @@ class Table:
 
 
 def interval(ratio: Interval) -> str:
-    """Write a ratio and its interval."""
+    """Write a ratio, and the least to the greatest of its rounds."""
     if math.isinf(ratio.high):
         return f"{ratio.estimate:.3g} ×, one round"
     low, high = (f"{bound:.3g}" for bound in (ratio.low, ratio.high))

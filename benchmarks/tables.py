@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace as replaced
 from statistics import median
 
-from benchmarks import cost_tables
+from benchmarks import cost_tables, load_tables
 from benchmarks.figures import Key, Rounds, curve, figures, grouped, specs_of, speedup
 from benchmarks.results import Results, Sample
 from benchmarks.stats import crossover, interpolate
@@ -19,6 +19,8 @@ def tables(results: Results) -> list[Table]:
     found = figures(results)
     made = [
         summary(results, found),
+        load_tables.closed_loops(results, found),
+        load_tables.overload(results, found),
         crossovers(results, found),
         composition(results, found),
         cost_tables.cost(results, "ClosedLoop", "callers", lambda key: key.callers),
@@ -38,16 +40,22 @@ def summary(results: Results, found: Mapping[Key, Rounds] | None = None) -> Tabl
     found = figures(results) if found is None else found
     specs = specs_of(results)
     cells = [key for key in found if key.spec == specs[0] and _is_headline(key, found)]
+    if not cells:
+        return Table("Targets", "", [])
+    asked = {key.spec for key in grouped(results.samples) if key.with_spec(specs[0]) in cells}
     skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
     rows = [["target", *(_heading(key, results) for key in cells)]]
     rows += [
-        [str(spec), *(_entry(key.with_spec(spec), key, found) for key in cells)] for spec in specs
+        [str(spec), *(_entry(key.with_spec(spec), key, found) for key in cells)]
+        for spec in specs
+        if spec in asked
     ]
     rows += [[str(spec), *([NOT_MEASURED] * len(cells))] for spec in skipped]
     return Table(
         "Targets",
         f"Medians of {results.settings['rounds']} interleaved rounds; in brackets how many times "
-        f"as fast as {specs[0]} (median of the rounds' ratios) and the 95 % bootstrap interval. "
+        f"as fast as {specs[0]}: the median of the rounds' ratios, and the least to the greatest "
+        f"of {results.settings['rounds']} rounds. "
         "Rates drift by tens of percent from run to run on shared machines: trust the ratios.",
         rows,
     )
@@ -56,7 +64,7 @@ def summary(results: Results, found: Mapping[Key, Rounds] | None = None) -> Tabl
 def _is_headline(key: Key, found: Mapping[Key, Rounds]) -> bool:
     """Keep the summary narrow: of ClosedLoop and Offline the smallest and the largest size."""
     same = [k for k in found if k.spec == key.spec and k.scenario == key.scenario]
-    return key in (min(same), max(same))
+    return not key.overload and key in (min(same), max(same))
 
 
 def _heading(key: Key, results: Results) -> str:
@@ -64,7 +72,7 @@ def _heading(key: Key, results: Results) -> str:
     return {
         "SingleStream": "SingleStream, p90",
         "MultiStream": "MultiStream, p99",
-        "ClosedLoop": f"ClosedLoop, {key.callers} callers",
+        "ClosedLoop": f"ClosedLoop, {key.in_flight} callers",
         "Server": f"Server, p99 ≤ {slo_ms:g} ms",
         "Offline": f"Offline, {key.batch} a call",
     }[key.scenario]
@@ -122,8 +130,8 @@ def composition(results: Results, found: Mapping[Key, Rounds]) -> Table:
     return Table("What the parts allow", note, rows)
 
 
-_ECHO = {"native": "echo", "grpcio": "echo-grpcio"}
-"""What prices the transport of each of our servers."""
+_ECHO = {"h2": "echo", "native": "echo", "grpcio": "echo-grpcio"}
+"""What prices the transport of each of our servers; "native" is what h2 replaced."""
 
 
 def _parts(key: Key, formed: float, found: Mapping[Key, Rounds]) -> list[str] | None:
@@ -134,10 +142,9 @@ def _parts(key: Key, formed: float, found: Mapping[Key, Rounds]) -> list[str] | 
     measured, transport = median(found[key].values()), median(found[echo].values())
     allowed = 1 / (1 / transport + 1 / interpolate(formed, sizes, rates))
     bare = found.get(key.with_spec(replaced(key.spec, target="bare")), {})
-    is_native = key.spec.target == "native"
     return [
         str(key), f"{formed:.1f}", short(measured), short(allowed), f"{measured / allowed:.0%}",
-        short(median(bare.values())) if bare and is_native else "–",
+        short(median(bare.values())) if bare and echo.spec.target == "echo" else "–",
     ]  # fmt: skip
 
 

@@ -45,8 +45,11 @@ def closed(
             "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
             f"--max-concurrent-streams={streams}", f"--threads={threads}", f"--data={body}",
             f"--log-file={log}", "--header=content-type: application/grpc",
-            "--header=te: trailers", f"http://{request.address}{request.path}",
+            "--header=te: trailers",
+            f"{'https' if request.tls else 'http'}://{request.address}{request.path}",
         ]  # fmt: skip
+        if request.token:
+            command.insert(1, f"--header=authorization: Bearer {request.token}")
         if rate is not None:
             command.insert(1, f"--rps={rate:g}")
         output, cpu_s = _run(command, cores)

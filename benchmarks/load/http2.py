@@ -1,10 +1,7 @@
-"""As much of an HTTP/2 client as a load generator needs: one request, made once, sent many times.
-
-Asks servers to keep no header table (RFC 7541, section 4.2), so that the trailers of right answers
-are the same bytes each time, and compares instead of decoding.
-"""
+"""As much of an HTTP/2 client as a load generator needs: one request, sent many times."""
 
 import asyncio
+import ssl
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -13,22 +10,24 @@ from time import perf_counter
 from benchmarks.load.frames import (
     ACK,
     DATA,
+    DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
-    HEADER_BYTES,
     HEADERS,
+    MAX_FRAME_BYTES,
+    MAX_WINDOW,
     PING,
-    PREFIX_BYTES,
     RESET,
     SETTINGS,
     WINDOW_UPDATE,
     Request,
     frame,
+    greeting,
+    split,
+    widen,
 )
 
-_MAX_FRAME_BYTES = 16_384
-_MAX_WINDOW = 2**31 - 1
 _CONNECT_TIMEOUT_S = 10
 
 OnAnswer = Callable[["Connection", float, bool], None]
@@ -44,7 +43,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._is_lost = self._is_receiving = False
         self._headers, self._body = request.headers(), request.body
-        self._body_flags = 0 if request.streaming else END_STREAM
         self._started: dict[int, float] = {}  # streams with a call in flight: when it began
         self._answers: dict[int, bytes] = {}  # what came of its answer
         self._windows: dict[int, int] = {}  # open streams: bytes that may be sent
@@ -54,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._ok_trailers = b""
         self._next = 1
         self._max_streams = 100
-        self._stream_window = self._window = 65_535
+        self._stream_window = self._window = DEFAULT_WINDOW
         self._received = 0
         self._rest = b""
 
@@ -101,12 +99,12 @@ class Connection(asyncio.Protocol):
             if stream not in self._windows:  # ended before it was sent whole
                 continue
             left = len(self._body) - sent
-            while (size := min(_MAX_FRAME_BYTES, self._window, self._windows[stream], left)) > 0:
+            while (size := min(MAX_FRAME_BYTES, self._window, self._windows[stream], left)) > 0:
                 part = self._body[sent : sent + size]
                 sent, left = sent + size, left - size
                 self._window -= size
                 self._windows[stream] -= size
-                self._out.append(frame(DATA, 0 if left else self._body_flags, stream, part))
+                self._out.append(frame(DATA, 0 if left else END_STREAM, stream, part))
             if left:
                 self._unsent.append((stream, sent))
 
@@ -121,10 +119,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, and open the windows for answers as wide as they go."""
         self._transport = transport  # type: ignore[assignment]  # TCP's is a Transport
-        settings = ((1, 0), (2, 0), (4, _MAX_WINDOW))  # header table, push, stream window
-        payload = b"".join(struct.pack(">HI", *setting) for setting in settings)
-        self._out.append(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, payload))
-        self._widen(_MAX_WINDOW - 65_535)
+        self._out.append(greeting())
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,17 +130,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in frames, then send what they gave rise to."""
-        data = self._rest + data
-        at = 0
+        frames, self._rest = split(self._rest + data)
         self._is_receiving = True
-        while len(data) - at >= HEADER_BYTES:
-            word, flags, stream = struct.unpack_from(">IBI", data, at)
-            stop = at + HEADER_BYTES + (word >> 8)
-            if stop > len(data):
-                break
-            self._take(word & 0xFF, flags, stream, data[at + HEADER_BYTES : stop])
-            at = stop
-        self._rest = data[at:]
+        for each in frames:
+            self._take(*each)
         self._is_receiving = False
         self._flush()
 
@@ -155,11 +143,11 @@ class Connection(asyncio.Protocol):
                 self._end(stream, self._is_ok(stream, payload))
         elif kind == DATA:
             self._received += len(payload)
-            if self._received > _MAX_WINDOW // 2:
-                self._widen(self._received)
+            if self._received > MAX_WINDOW // 2:
+                self._out.append(widen(0, self._received))
                 self._received = 0
             if stream in self._answers:
-                self._take_answer(stream, payload)
+                self._answers[stream] += payload
         elif kind == SETTINGS and not flags & ACK:
             self._set(dict(struct.iter_unpack(">HI", payload)))
         elif kind == PING and not flags & ACK:
@@ -171,18 +159,12 @@ class Connection(asyncio.Protocol):
         elif kind == GOAWAY:
             self._transport.close()
 
-    def _take_answer(self, stream: int, payload: bytes) -> None:
-        self._answers[stream] += payload
-
     def _is_ok(self, stream: int, trailers: bytes) -> bool:
         """Tell right answers: only they have a message, and all have the same trailers."""
         if not self._answers.get(stream):
             return False
         self._ok_trailers = self._ok_trailers or trailers
         return trailers == self._ok_trailers
-
-    def _widen(self, by: int) -> None:
-        self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", by)))
 
     def _set(self, settings: dict[int, int]) -> None:
         self._max_streams = settings.get(3, 1_000)
@@ -214,26 +196,6 @@ class Connection(asyncio.Protocol):
             self.call(self._waiting.popleft())
 
 
-class StreamingConnection(Connection):
-    """Sends its calls as messages of long streams, one in flight on each."""
-
-    def __init__(self, request: Request, on_answer: OnAnswer):
-        """See `Connection`."""
-        super().__init__(request, on_answer)
-        self._idle: list[int] = []
-
-    def _stream(self) -> int:
-        return self._idle.pop() if self._idle else super()._stream()
-
-    def _take_answer(self, stream: int, payload: bytes) -> None:
-        answer = self._answers[stream] = self._answers[stream] + payload
-        if len(answer) < PREFIX_BYTES or len(answer) < PREFIX_BYTES + int.from_bytes(answer[1:5]):
-            return
-        self._idle.append(stream)
-        self.on_answer(self, self._started.pop(stream), True)
-        self._next_waiting()
-
-
 async def connect(request: Request) -> Connection:
     """Connect, and have one call answered before anything is timed.
 
@@ -243,13 +205,21 @@ async def connect(request: Request) -> Connection:
     host, _, port = request.address.rpartition(":")
     loop = asyncio.get_running_loop()
     first: asyncio.Future[bool] = loop.create_future()
-    kind = StreamingConnection if request.streaming else Connection
     _, connection = await loop.create_connection(
-        lambda: kind(request, lambda _, __, is_ok: first.set_result(is_ok)),
+        lambda: Connection(request, lambda _, __, is_ok: first.set_result(is_ok)),
         host.strip("[]"),
         int(port),
+        ssl=_trusting_context() if request.tls else None,
     )
     connection.call(perf_counter())
     if not await asyncio.wait_for(first, _CONNECT_TIMEOUT_S):
         raise ConnectionError(f"{request.address} fails on {request.path}")
     return connection
+
+
+def _trusting_context() -> ssl.SSLContext:
+    """Make a context that takes any certificate: what is measured is a server of ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context

@@ -31,7 +31,7 @@ class ThreadLoad:
         self._images = images
         self._max_callers = max_callers
 
-    def closed(self, callers: int, batch: int, seconds: float) -> Trace:
+    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
         images, call = self._images[:batch], self._call
         call(images)  # what is made at the first call of a size is not timed
@@ -59,6 +59,10 @@ class ThreadLoad:
                 recorder.time(call, images, intended_s)
 
         return _run(caller, self._max_callers, offsets[-1])
+
+    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
+        """Raise OSError: there is no network whose callers could give up."""
+        raise OSError("overload needs a server")
 
 
 class _Recorder:

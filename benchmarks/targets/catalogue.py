@@ -3,10 +3,18 @@
 from contextlib import AbstractContextManager
 
 from benchmarks.targets.local import OPENERS, local
-from benchmarks.targets.served import SERVED, open_inference, served
+from benchmarks.targets.served import OURS, SERVED, open_inference, served
 from benchmarks.targets.target import Running, Setting, Spec
 
 NAMES = (*OPENERS, *SERVED)
+
+_WAYS = {
+    "-stream": "the same, messages of ClassifyStream",
+    "-infer": "the same, calls of ModelInfer",
+    "-infer-stream": "the same, messages of ModelStreamInfer",
+    "-tls": "the same, over TLS",
+    "-token": "the same, each call with a token",
+}
 
 ABOUT = {
     "null": "answers at once: prices the harness",
@@ -14,12 +22,12 @@ ABOUT = {
     "tf-function": "the Keras model as a compiled graph, in process",
     "engine": "ONNX Runtime, in process",
     "classifier": "what services embed, in process",
-    "native": "our server, native transport",
+    "h2": "our server, h2 transport",
     "grpcio": "our server, grpcio transport",
-    "grpcio-stream": "the same, calls as messages of streams",
+    **{server + way: text for server in OURS for way, text in _WAYS.items()},
     "plain": "the grpcio server of a tutorial",
-    "bare": "native transport and the model, no queue and no checks",
-    "echo": "native transport without a model",
+    "bare": "HTTP/2 by ngh2 and the model, no queue and no checks",
+    "echo": "HTTP/2 by ngh2 without a model",
     "echo-grpcio": "grpc.aio without a model",
 }
 """What each is, in a few words."""

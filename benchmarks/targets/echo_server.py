@@ -1,19 +1,15 @@
 """A server without a model: fixed answers, so that its rate is the price of the transport.
 
-python -m benchmarks.targets.echo_server native|grpcio
+python -m benchmarks.targets.echo_server h2|grpcio
 """
 
 import asyncio
 import sys
 
-from pygrpc_native import EVENT_CALL, NativeGrpcFront
-
+from benchmarks.targets.small_loop import serve
 from serving.images import IMAGE_BYTES
 from serving.predictions import ROW_BYTES
 from serving.rpc import wire
-
-_CLASSIFY = "/digits.v1.DigitClassifier/Classify"
-MAX_EVENTS = 4096
 
 
 class _Answers(dict[int, bytes]):
@@ -32,28 +28,12 @@ _answers = _Answers()
 
 def main() -> None:
     """Serve until killed."""
-    if sys.argv[1] == "native":
-        _serve_native()
+    if sys.argv[1] == "h2":
+        serve(lambda messages: [_answers[len(message)] for message in messages])
     else:
         import uvloop
 
         uvloop.run(_serve_grpcio())
-
-
-def open_front() -> NativeGrpcFront:
-    """Listen, and say where: as serving/rpc/native.py does, without its scheduling."""
-    front = NativeGrpcFront("127.0.0.1:0", [(_CLASSIFY, False)], io_threads=1, call_details=True)
-    front.start()
-    print(f"serving address=127.0.0.1:{front.bound_port}", flush=True)
-    return front
-
-
-def _serve_native() -> None:
-    front = open_front()
-    while (events := front.recv_batch(MAX_EVENTS)) is not None:
-        for kind, call_id, _, message, _ in events:
-            if kind == EVENT_CALL and message is not None:
-                front.respond(call_id, _answers[len(message)])
 
 
 async def _serve_grpcio() -> None:

@@ -103,11 +103,14 @@ class _Local:
     def load(self) -> "_Local":
         return self
 
-    def closed(self, callers: int, batch: int, seconds: float) -> Trace:
+    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         return self.pool.submit(_closed, callers, batch, seconds).result()
 
     def open(self, offsets_s: Seconds, batch: int) -> Trace:
         return self.pool.submit(_open, offsets_s, batch).result()
+
+    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
+        raise OSError("overload needs a server")
 
     def batch_sizes(self) -> Mapping[str, int]:
         return {}

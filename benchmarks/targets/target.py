@@ -54,6 +54,8 @@ class Setting:
     """Where a target may run."""
     addresses: Mapping[str, str]
     """Name to host:port of somebody's Open Inference Protocol servers."""
+    checkouts: Mapping[str, Path]
+    """Name to folder of other checkouts of this project, whose server is to be started."""
     generator: Generator
     """What asks those behind an address."""
 

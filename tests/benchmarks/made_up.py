@@ -6,8 +6,8 @@ from benchmarks.histogram import Histogram
 from benchmarks.results import Results, Sample, Skip, Start
 from benchmarks.targets.target import Spec
 
-PLAIN, NATIVE = Spec(target="plain"), Spec(target="native")
-INT8 = Spec(target="native", precision="int8")
+PLAIN, H2 = Spec(target="plain"), Spec(target="h2")
+INT8 = Spec(target="h2", precision="int8")
 ON_CPU, ON_CUDA = Spec(target="engine"), Spec(target="engine", device="cuda")
 
 
@@ -23,6 +23,9 @@ def sample(
     cpu_us: float | None = 100.0,
     num_errors: int = 0,
     invalid: str = "",
+    connections: int = 0,
+    overload: float = 0.0,
+    outcomes: dict[str, int] | None = None,
 ) -> Sample:
     num_calls = round(calls_per_s)
     is_open = scenario == "Server"
@@ -44,6 +47,9 @@ def sample(
         cpu_us_per_call=cpu_us,
         batch_sizes={"1": 3, "2": 1},
         invalid=invalid,
+        connections=connections,
+        overload=overload,
+        outcomes=outcomes or {},
     )
 
 
@@ -67,12 +73,12 @@ def results(*samples: Sample, skips: tuple[Skip, ...] = (), cpu: str = "A CPU") 
 
 
 def three_rounds(factor: float = 1.0, drift: tuple[float, ...] = (1.0, 0.7, 1.2)) -> Results:
-    """Plain and native, native `factor` x 10 as fast, on a machine that drifts."""
+    """Plain and h2, h2 `factor` x 10 as fast, on a machine that drifts."""
     return results(
         *(
             sample(spec, scenario, number=number, calls_per_s=rate * way, latency_s=1 / rate / way)
             for number, way in enumerate(drift)
-            for spec, rate in ((PLAIN, 1000.0), (NATIVE, 10_000.0 * factor))
+            for spec, rate in ((PLAIN, 1000.0), (H2, 10_000.0 * factor))
             for scenario in ("SingleStream", "Server", "Offline")
         )
     )  # fmt: skip

@@ -63,7 +63,7 @@ def test_compare_with_itself_agrees(kept: Path, capsys: pytest.CaptureFixture[st
 
 def test_recommend_names_what_suffices(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recommend", "--results", kept, "--rate", 5000) == 0
-    assert "native" in capsys.readouterr().out
+    assert "h2" in capsys.readouterr().out
     assert run("recommend", "--results", kept, "--rate", 10**9) == 1
     assert "nothing measured reaches" in capsys.readouterr().out
     assert run("recommend", "--results", kept, "--rate", 1, "--latency-slo", 1e-9) == 1
@@ -83,6 +83,8 @@ def test_readme_table_is_the_committed_files() -> None:
     ("arguments", "reason"),
     [
         (["run", "--targets", "nope"], "expected null"),
+        (["run", "--targets", "old=checkout:/nope"], "no checkout"),
+        (["run", "--callers", "0x3"], "more than 0"),
         (["run", "--batches", "4097"], "1 to 4096"),
         (["run", "--rounds", "0"], "more than 0"),
         (["run", "--seconds", "x"], "invalid"),
@@ -135,18 +137,23 @@ def test_options_change_the_suite() -> None:
     assert suite() == SUITES["bench"]
     changed = suite("--device", "cpu,cuda", "--latency-slo", "0.02", "--scenarios", "Server")
     assert [str(spec) for spec in changed.specs] == [
-        "plain", "grpcio", "grpcio int8", "grpcio cuda", "native", "native int8", "native cuda",
+        "plain", "grpcio", "grpcio int8", "grpcio cuda", "h2", "h2 int8", "h2 cuda",
     ]  # fmt: skip
     assert (changed.scenarios, changed.rules.latency_slo_s) == (["Server"], 0.02)
-    named = suite("--targets", "native,peer=oip://h:1", "--workers", "2", "--suite", "full")
-    assert [str(spec) for spec in named.specs] == ["native x2"]
+    named = suite("--targets", "h2,peer=oip://h:1", "--workers", "2", "--suite", "full")
+    assert [str(spec) for spec in named.specs] == ["h2 x2"]
+    old = suite("--targets", f"h2,old=checkout:{ROOT}", "--precision", "fp32,int8")
+    assert [str(spec) for spec in old.specs] == ["h2", "h2 int8", "old", "old int8"]
+    spread = suite("--callers", "5,8x32", "--scenarios", "ClosedLoop")
+    cells = {(cell.callers, cell.connections) for cell in spread.cells()}
+    assert cells == {(5, 0), (256, 8)}
     with pytest.raises(UnusableResults, match="nothing to measure"):
         suite("--targets", "null", "--device", "cuda")
 
 
 def test_settings_a_target_lacks_are_left_out() -> None:
-    found = specs(["plain", "engine", "native"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
+    found = specs(["plain", "engine", "h2"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
     assert [str(spec) for spec in found] == [
         "plain", "engine", "engine int8", "engine cuda",
-        "native", "native x2", "native int8", "native int8 x2", "native cuda", "native cuda x2",
+        "h2", "h2 x2", "h2 int8", "h2 int8 x2", "h2 cuda", "h2 cuda x2",
     ]  # fmt: skip

@@ -1,29 +1,36 @@
 """The generators against real servers over real sockets."""
 
 import os
+import re
 import shutil
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import h2load
+from benchmarks.load import h2load, overload, streams
 from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import Trace, arrivals
+from benchmarks.load.trace import Outcome, Trace, arrivals
 from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
-from tests.servers import RunningServer
+from serving.rpc import inference_pb, wire
+from tests.servers import RunningServer, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = CLASSIFY + "Stream"
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 NOW = 0.0
 SHORT_S = 0.1
 
 
 def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
-    encode = encode_infer if path == INFER else encode_digits
+    encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
     return Request(
         address=server.address, path=path, message=encode(images), streaming="Stream" in path
     )
@@ -38,7 +45,7 @@ def until_answered(ask: Callable[[float], Trace]) -> Trace:
     pytest.fail("no call was answered")
 
 
-@pytest.mark.parametrize("path", [CLASSIFY, CLASSIFY + "Stream", INFER])
+@pytest.mark.parametrize("path", [CLASSIFY, INFER])
 @pytest.mark.parametrize("num_images", [1, 500])  # 500 do not fit a window of HTTP/2
 def test_closed_loop_is_answered(
     server: RunningServer, images: Images, path: str, num_images: int
@@ -56,6 +63,89 @@ def test_open_loop_is_answered_call_by_call(server: RunningServer, images: Image
     assert len(trace.latencies_s) == len(trace.lag_s) == len(offsets)
 
 
+def num_answered(server: RunningServer) -> int:
+    """How many images the server says that it has run."""
+    with urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics") as page:
+        sizes = re.findall(r"^digits_batch_images_sum (\S+)", page.read().decode(), re.MULTILINE)
+    return round(sum(map(float, sizes)))
+
+
+@pytest.mark.parametrize("path", [STREAM, STREAM_INFER])
+@pytest.mark.parametrize("num_images", [1, 500])
+def test_messages_in_flight_on_streams_are_answered(
+    server: RunningServer, images: Images, path: str, num_images: int
+) -> None:
+    question = request(server, images[:num_images], path)
+    trace = until_answered(lambda seconds: streams.run_closed(question, [16, 3], NOW, seconds))
+    assert trace.num_errors == 0
+    assert (trace.latencies_s > 0).all()
+
+
+def test_every_answer_on_a_stream_is_counted(models: Path, images: Images) -> None:
+    with running_server(models) as server:
+        before = num_answered(server)
+        trace = streams.run_closed(request(server, images[:1], STREAM), [64, 64], NOW, SHORT_S)
+        answered = num_answered(server) - before
+    # The server may have answered what was in flight at the end, too.
+    assert answered - 2 * 64 - 2 <= len(trace.latencies_s) <= answered
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_first_answer_on_a_stream_is_right(
+    server: RunningServer, images: Images, num_images: int
+) -> None:
+    def ask(path: str) -> bytes:
+        stream = streams.MessageStream(request(server, images[:num_images], path), 1)
+        stream.peer.close()
+        return stream.first_answer
+
+    with grpc.insecure_channel(server.address) as channel:
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
+        expected = wire.decode_response(method(encode_digits(images[:num_images])))
+    found = wire.decode_response(ask(STREAM))
+    np.testing.assert_array_equal(found.digits, expected.digits)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+    (raw,) = inference_pb.ModelStreamInferResponse.FromString(
+        ask(STREAM_INFER)
+    ).infer_response.raw_output_contents
+    np.testing.assert_allclose(
+        np.frombuffer(raw, "<f4").reshape(-1, 10), expected.probabilities, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [(STREAM, "ended the stream"), (STREAM_INFER, "fails on")]
+)
+def test_errors_on_a_stream_are_no_load(server: RunningServer, path: str, reason: str) -> None:
+    bad = Request(address=server.address, path=path, message=b"\x0a\x01x", streaming=True)
+    with pytest.raises(ConnectionError, match=reason):
+        streams.run_closed(bad, [1], NOW, SHORT_S)
+
+
+@pytest.mark.parametrize("with_timeout", [True, False])
+def test_overload_accounts_for_every_call(
+    server: RunningServer, images: Images, with_timeout: bool
+) -> None:
+    def offer(rate: float, seconds: float) -> Trace:
+        question = request(server, images[:1])
+        return overload.run(question, 4, rate, NOW, seconds, with_timeout=with_timeout)
+
+    trace = until_answered(lambda seconds: offer(500, seconds))
+    assert trace.outcomes[Outcome.FAILED] == 0
+    assert len(trace.latencies_s) == trace.outcomes[Outcome.IN_TIME]
+    assert (trace.latencies_s <= overload.TIMEOUT_S).all()
+    trace = offer(100_000, 3 * SHORT_S)  # more than a busy machine answers
+    ends = (Outcome.IN_TIME, Outcome.REFUSED, Outcome.LATE, Outcome.FAILED)
+    assert sum(trace.outcomes[end] for end in ends) == trace.outcomes[Outcome.SENT]
+    assert trace.outcomes[Outcome.SENT] == len(trace.lag_s) <= trace.outcomes[Outcome.DUE] == 30_000
+
+
+def test_overload_needs_right_answers(server: RunningServer, images: Images) -> None:
+    question = request(server, images[:1], CLASSIFY[:-8] + "Nope")
+    with pytest.raises(ConnectionError, match="fails on"):
+        overload.run(question, 1, 100, NOW, SHORT_S, with_timeout=True)
+
+
 def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> None:
     with pytest.raises(ConnectionError, match="fails on"):
         run_closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
@@ -67,7 +157,8 @@ def test_h2load_is_not_believed_where_the_server_refuses(
     monkeypatch.setattr("shutil.which", lambda name: name)  # as if it were installed
     too_many = np.resize(images, (4097, images.shape[1]))
     with Generator([0]) as generator:
-        load = NetworkLoad(generator, server.address, CLASSIFY, too_many, encode_digits)
+        question = request(server, images[:1])
+        load = NetworkLoad(generator, question, too_many, encode_digits)
         with pytest.raises(ConnectionError, match="fails on"):
             load.closed(1, len(too_many), SHORT_S)
 

@@ -9,12 +9,12 @@ import pytest
 from benchmarks import compare, plots, recommend, report
 from benchmarks.figures import Key, figures, speedup
 from benchmarks.page import CAPTIONS
-from benchmarks.results import Results, Skip, UnusableResults
+from benchmarks.results import Results, Skip, UnusableResults, load
 from benchmarks.tables import tables
 from benchmarks.targets.target import Spec
 from tests.benchmarks.made_up import (
+    H2,
     INT8,
-    NATIVE,
     ON_CPU,
     ON_CUDA,
     PLAIN,
@@ -40,19 +40,19 @@ def on_devices(*cuda_rates: float) -> Results:
 
 
 def test_summary_has_ratios_that_drift_does_not_touch() -> None:
-    heading, plain, native = rows_of(three_rounds(), "Targets")
+    heading, plain, h2 = rows_of(three_rounds(), "Targets")
     assert heading == ["target", "SingleStream, p90", "Server, p99 ≤ 10 ms", "Offline, 1 a call"]
     assert plain[0] == "plain"
-    assert all("(10 ×, 10 to 10)" in cell for cell in native[2:])
-    assert re.search(r"\((9.9\d|10|10.\d+) ×", native[1])
+    assert all("(10 ×, 10 to 10)" in cell for cell in h2[2:])
+    assert re.search(r"\((9.9\d|10|10.\d+) ×", h2[1])
 
 
 def test_invalid_runs_are_left_out_and_told() -> None:
-    bad = sample(NATIVE, "Offline", number=1, calls_per_s=9, invalid="the generator was the limit")
-    kept = results(sample(NATIVE, "Offline", calls_per_s=100), bad)
-    key = Key(spec=NATIVE, scenario="Offline", callers=0)
+    bad = sample(H2, "Offline", number=1, calls_per_s=9, invalid="the generator was the limit")
+    kept = results(sample(H2, "Offline", calls_per_s=100), bad)
+    key = Key(spec=H2, scenario="Offline", callers=0)
     assert figures(kept) == {key: {0: 100.0}}
-    assert ["native, Offline batch 1", "1 of 2", "the generator was the limit"] in rows_of(
+    assert ["h2, Offline batch 1", "1 of 2", "the generator was the limit"] in rows_of(
         kept, "Left out"
     )
 
@@ -60,9 +60,9 @@ def test_invalid_runs_are_left_out_and_told() -> None:
 def test_speedup_of_latencies_is_their_inverse() -> None:
     kept = results(
         *(sample(PLAIN, "SingleStream", number=n, latency_s=0.02) for n in range(3)),
-        *(sample(NATIVE, "SingleStream", number=n, latency_s=0.01) for n in range(3)),
+        *(sample(H2, "SingleStream", number=n, latency_s=0.01) for n in range(3)),
     )
-    key = Key(spec=NATIVE, scenario="SingleStream")
+    key = Key(spec=H2, scenario="SingleStream")
     ratio = speedup(key, key.with_spec(PLAIN), figures(kept))
     assert ratio is not None
     assert ratio.estimate == pytest.approx(2, rel=0.01)
@@ -86,21 +86,21 @@ def test_targets_that_could_not_run_are_not_measured() -> None:
 
 def test_target_by_address_has_a_row_too() -> None:
     peer = Spec(target="triton")
-    kept = results(sample(NATIVE, "SingleStream"), sample(peer, "SingleStream", latency_s=0.002))
+    kept = results(sample(H2, "SingleStream"), sample(peer, "SingleStream", latency_s=0.002))
     kept.starts = [start for start in kept.starts if start.spec != peer]
-    assert [row[0] for row in rows_of(kept, "Targets")[1:]] == ["native", "triton"]
+    assert [row[0] for row in rows_of(kept, "Targets")[1:]] == ["h2", "triton"]
 
 
 def test_composition_compares_with_what_the_parts_allow() -> None:
     kept = results(
-        sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1600),
+        sample(H2, "ClosedLoop", callers=8, calls_per_s=1600),
         sample(Spec(target="echo"), "ClosedLoop", callers=8, calls_per_s=4000),
         sample(Spec(target="bare"), "ClosedLoop", callers=8, calls_per_s=1800),
         sample(Spec(target="engine"), "Offline", batch=1, calls_per_s=4000),
         sample(Spec(target="engine"), "Offline", batch=1000, calls_per_s=4),
     )
     (row,) = rows_of(kept, "What the parts allow")[1:]
-    assert row == ["native, ClosedLoop 8 callers", "400.0", "1.6 k", "2 k", "80%", "1.8 k"]
+    assert row == ["h2, ClosedLoop 8 callers", "400.0", "1.6 k", "2 k", "80%", "1.8 k"]
 
 
 def test_composition_counts_images_of_large_messages() -> None:
@@ -115,28 +115,68 @@ def test_composition_counts_images_of_large_messages() -> None:
 
 
 def test_workers_are_compared() -> None:
-    two = replace(NATIVE, workers=2)
+    two = replace(H2, workers=2)
     kept = results(
-        sample(NATIVE, "ClosedLoop", callers=8, calls_per_s=1000, cpu_us=50),
+        sample(H2, "ClosedLoop", callers=8, calls_per_s=1000, cpu_us=50),
         sample(two, "ClosedLoop", callers=8, calls_per_s=1800, cpu_us=60),
     )
     assert rows_of(kept, "Workers")[1:] == [
-        ["native", "8", "1", "1 k", "50"],
-        ["native", "8", "2", "1.8 k", "60"],
+        ["h2", "8", "1", "1 k", "50"],
+        ["h2", "8", "2", "1.8 k", "60"],
     ]
+
+
+def test_summary_leaves_out_what_was_asked_other_questions() -> None:
+    stream = sample(Spec(target="h2-stream"), "ClosedLoop", callers=16, connections=1)
+    kept = results(sample(H2, "SingleStream"), stream)
+    assert [row[0] for row in rows_of(kept, "Targets")] == ["target", "h2"]
+
+
+def test_closed_loops_are_compared_with_their_tails() -> None:
+    kept = results(
+        sample(PLAIN, "ClosedLoop", callers=256, connections=8, calls_per_s=1000),
+        sample(H2, "ClosedLoop", callers=256, connections=8, calls_per_s=3000, latency_s=0.002),
+        sample(H2, "ClosedLoop", callers=4, calls_per_s=500),
+    )
+    assert [row[:4] for row in rows_of(kept, "Closed loops")] == [
+        ["target", "in flight", "images/s", "× plain"],
+        ["plain", "8 × 32", "1 k", "–"],
+        ["h2", "8 × 32", "3 k", "3 ×, one round"],
+        ["h2", "4", "500", "–"],
+    ]
+
+
+def test_overload_table_accounts_for_what_was_offered() -> None:
+    outcomes = {"due": 3000, "sent": 2900, "in time": 900, "refused": 1500, "late": 500}
+    kept = results(
+        sample(H2, "Overload", overload=3.0, calls_per_s=900, outcomes=outcomes),
+        sample(H2, "OverloadReset", overload=1.0, calls_per_s=0, outcomes={"due": 10}),
+    )
+    assert rows_of(kept, "Overload")[1:] == [
+        ["h2", "grpc-timeout", "3 ×", "3 k", "2.9 k", "900", "90%", "1.5 k", "500", "0"],
+        ["h2", "reset only", "1 ×", "10", "0", "0", "0%", "0", "0", "0"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["bench", "serving", "triton", "peers"])
+def test_committed_reports_are_what_their_results_give(name: str) -> None:
+    path = Path("benchmarks/results", name)
+    text = path.with_suffix(".md").read_text("utf-8")
+    for table in tables(load(path.with_suffix(".json"))):
+        assert table.markdown() in text
 
 
 def full() -> Results:
     """Something for every picture and table."""
     closed = [
         sample(spec, "ClosedLoop", callers=n, number=r, calls_per_s=900.0 * n, latency_s=0.001 * n)
-        for spec in (PLAIN, NATIVE, INT8)
+        for spec in (PLAIN, H2, INT8)
         for n in (1, 2, 4)
         for r in range(2)
     ]
     return results(
         *three_rounds().samples, *closed, *on_devices(500, 1000, 2000).samples,
-        sample(NATIVE, "Offline", batch=64, calls_per_s=99),
+        sample(H2, "Offline", batch=64, calls_per_s=99),
         sample(INT8, "SingleStream", calls_per_s=1),
     )  # fmt: skip
 
@@ -159,7 +199,7 @@ def test_alternatives_give_the_figures() -> None:
     assert drawn.keys() == CAPTIONS.keys()
     assert "within 10 ms: plain" in drawn["server"].alt
     for picture in drawn.values():
-        assert re.search(r"native.* \d", picture.alt)
+        assert re.search(r"h2.* \d", picture.alt)
 
 
 def test_readme_gets_the_table(tmp_path: Path) -> None:
@@ -171,7 +211,7 @@ def test_readme_gets_the_table(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "| native |" in text
+    assert "| h2 |" in text
     readme.write_text("no markers")
     with pytest.raises(UnusableResults, match="lacks the lines"):
         report.update_readme(readme, three_rounds())
@@ -192,14 +232,14 @@ def test_unlike_runs_are_refused() -> None:
     with pytest.raises(UnusableResults, match="unlike machines: cpu 'A CPU' and 'B'"):
         compare.compare(a, results(sample(PLAIN, "Offline"), cpu="B"))
     with pytest.raises(UnusableResults, match="no target"):
-        compare.compare(a, results(sample(NATIVE, "Offline")))
+        compare.compare(a, results(sample(H2, "Offline")))
 
 
 def measured() -> Results:
     return results(
         sample(PLAIN, "Server", calls_per_s=2000, cpu_us=400),
-        sample(NATIVE, "Server", calls_per_s=30_000, cpu_us=30),
-        sample(NATIVE, "Server", calls_per_s=90_000, latency_s=0.5),
+        sample(H2, "Server", calls_per_s=30_000, cpu_us=30),
+        sample(H2, "Server", calls_per_s=90_000, latency_s=0.5),
         sample(INT8, "Server", calls_per_s=40_000, cpu_us=25),
         sample(INT8, "Offline", batch=64, calls_per_s=5_000, latency_s=0.05, cpu_us=64),
         sample(ON_CUDA, "Offline", batch=64, calls_per_s=50_000, cpu_us=64),
@@ -209,8 +249,8 @@ def measured() -> Results:
 @pytest.mark.parametrize(
     ("rate", "slo_s", "place", "expected"),
     [
-        (1_000, 0.01, "served", [INT8, NATIVE, PLAIN]),
-        (10_000, 0.01, "served", [INT8, NATIVE]),
+        (1_000, 0.01, "served", [INT8, H2, PLAIN]),
+        (10_000, 0.01, "served", [INT8, H2]),
         (35_000, 0.01, "served", [INT8]),
         (1_000_000, 0.01, "embedded", [ON_CUDA]),
     ],

@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks import environment
 from benchmarks.results import UnusableResults, load
-from tests.benchmarks.made_up import NATIVE, PLAIN, results, sample
+from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
 
 def test_results_survive_a_file(tmp_path: Path) -> None:
-    kept = results(sample(PLAIN, "Server"), sample(NATIVE, "Offline", batch=8, latency_s=0.0123))
+    kept = results(sample(PLAIN, "Server"), sample(H2, "Offline", batch=8, latency_s=0.0123))
     kept.save(tmp_path / "r.json")
     again = load(tmp_path / "r.json")
     again.save(tmp_path / "again.json")

@@ -47,7 +47,7 @@ def here(call: Call, max_callers: int = 4) -> Here:
     return Here(ThreadLoad(call, IMAGES, max_callers))
 
 
-@pytest.mark.parametrize("scenario", scenarios.NAMES)
+@pytest.mark.parametrize("scenario", [n for n in scenarios.NAMES if not n.startswith("Over")])
 def test_every_scenario_runs_on_the_null_target(scenario: str) -> None:
     sizes: list[int] = []
     cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8)
@@ -129,7 +129,7 @@ class Exact:
     def __init__(self, limit_per_s: float, is_late: bool = False) -> None:
         self._limit, self._is_late = limit_per_s, is_late
 
-    def closed(self, callers: int, batch: int, seconds: float) -> Trace:
+    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         return trace(latencies_s=np.full(round(self._limit), 0.001))
 
     def open(self, offsets_s: Seconds, batch: int) -> Trace:
@@ -140,12 +140,42 @@ class Exact:
             lag_s=np.full(len(offsets_s), 0.4 if is_slow and self._is_late else 0.0),
         )
 
+    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
+        num_due, num_in_time = round(rate * seconds), min(round(self._limit), round(rate))
+        return trace(
+            latencies_s=np.full(num_in_time, 0.001),
+            outcomes={"due": num_due, "sent": num_due, "in time": num_in_time,
+                      "refused" if with_timeout else "late": num_due - num_in_time},
+        )  # fmt: skip
 
-def search(load: Exact) -> list[Sample]:
+
+@pytest.mark.parametrize(("scenario", "rest"), [("Overload", "refused"), ("OverloadReset", "late")])
+def test_overload_offers_multiples_of_the_closed_loop(scenario: str, rest: str) -> None:
+    samples = search(Exact(1000), scenario)
+    assert [sample.overload for sample in samples] == [1.0, 1.5, 2.0, 3.0]
+    assert [sample.offered_per_s for sample in samples] == [1000, 1500, 2000, 3000]
+    assert [sample.outcomes[rest] for sample in samples] == [0, 500, 1000, 2000]
+    assert [sample.holds(0.01) for sample in samples] == [True, False, False, False]
+
+
+def test_overload_needs_a_server() -> None:
+    with pytest.raises(OSError, match="needs a server"):
+        list(
+            scenarios.run(Cell(spec=NULL, scenario="Overload"), here(lambda images: None), RULES, 0)
+        )
+
+
+@pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
+def test_overload_that_was_not_offered_is_invalid(busy: float, reason: str) -> None:
+    short = trace(busy=busy, outcomes={"due": 100, "sent": 90})
+    assert scenarios.why_invalid(short, 0.5, RULES) == reason
+
+
+def search(load: Exact, scenario: str = "Server") -> list[Sample]:
     target = here(lambda images: None)
     target.load, target.pid = load, None  # type: ignore[assignment]
     rules = Rules(seconds=1.0, arrivals="constant")
-    return list(scenarios.run(Cell(spec=NULL, scenario="Server"), target, rules, 0))
+    return list(scenarios.run(Cell(spec=NULL, scenario=scenario), target, rules, 0))
 
 
 def test_search_finds_the_highest_rate() -> None:

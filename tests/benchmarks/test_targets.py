@@ -1,6 +1,7 @@
 """Targets: started, asked a first question, and refused where they can't be measured."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,13 +19,15 @@ from benchmarks.targets.target import NotMeasured, Setting, Spec
 from tests.benchmarks.made_up import results
 from tests.servers import running_server
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     cores, generator_cores = split_cores()
     nothing_trained = tmp_path_factory.mktemp("artifacts")
     with Generator(generator_cores[:1], "asyncio") as generator:
-        yield setting_of(models, nothing_trained, cores, {}, generator)
+        yield setting_of(models, nothing_trained, cores, {}, {}, generator)
 
 
 def test_options_from_the_environment_are_not_those_of_a_target(
@@ -32,12 +35,25 @@ def test_options_from_the_environment_are_not_those_of_a_target(
 ) -> None:
     monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # what `run` takes, and `serve` does not
     monkeypatch.setenv("DIGITS_LOG_FORMAT", "json")
-    with open_target(Spec(target="native"), setting) as running:
+    with open_target(Spec(target="h2"), setting) as running:
         assert running.pid
 
 
 @pytest.mark.parametrize(
-    "target", ["plain", "echo", "echo-grpcio", "bare", "native", "grpcio-stream"]
+    "target",
+    [
+        "plain",
+        "echo",
+        "echo-grpcio",
+        "bare",
+        "h2",
+        "h2-stream",
+        "h2-infer",
+        "h2-infer-stream",
+        "h2-tls",
+        "h2-token",
+        "grpcio-stream",
+    ],
 )
 def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
     with open_target(Spec(target=target), setting) as running:
@@ -48,8 +64,19 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         assert cpu_s(running.pid) > 0
         assert memory_bytes(running.pid) > 2**20
         formed = sum(running.batch_sizes().values())
-        assert (formed > 0) == (target in ("native", "grpcio-stream"))
+        assert (formed > 0) == target.startswith(("h2", "grpcio"))
         assert 0 < running.startup_s < 60
+
+
+def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_path: Path) -> None:
+    for package in ("serving", "commandline"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    with (tmp_path / "serving" / "__init__.py").open("a") as file:
+        file.write("\nimport pathlib\npathlib.Path('imported').touch()\n")
+    there = replace(setting, checkouts={"old-infer": tmp_path})
+    with open_target(Spec(target="old-infer"), there) as running:
+        assert len(running.load.closed(1, 1, 0.5).latencies_s) > 0
+    assert (tmp_path / "imported").is_file()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +87,7 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         (Spec(target="null", device="cuda"), "nothing on a device"),
         (Spec(target="plain", device="cuda"), "CPU"),
         (Spec(target="echo", precision="int8"), "fp32"),
-        (Spec(target="native", device="cuda", precision="int8"), "int8 runs on the CPU only"),
+        (Spec(target="h2", device="cuda", precision="int8"), "int8 runs on the CPU only"),
     ],
 )
 def test_target_that_cannot_run_is_not_measured(setting: Setting, spec: Spec, reason: str) -> None:
