@@ -37,7 +37,7 @@ EXTRAS = {
     "grpc_health": "serve",
     "grpc_reflection": "serve",
     "prometheus_client": "serve",
-    "pygrpc_native": "serve",
+    "ngh2": "serve",
     "uvloop": "serve",
     "PIL": "pictures",
 }

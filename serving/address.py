@@ -33,12 +33,13 @@ def cannot_listen(host: str, port: int, error: OSError | ValueError) -> Configur
     return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Bind a TCP socket to the first address of a host that can be bound.
 
     Args:
         host: a name or an address.
         port: the TCP port; 0 lets the kernel choose.
+        shared: whether other processes of ours listen there, too.
 
     Raises:
         ConfigurationError: none can be bound.
@@ -50,7 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
     failure = OSError(errno.EADDRNOTAVAIL, "")
     for family, kind, protocol, _, address in found:
         try:
-            return _bound(socket.socket(family, kind, protocol), address)
+            return _bound(socket.socket(family, kind, protocol), address, shared=shared)
         except OSError as err:
             failure = err
     raise cannot_listen(host, port, failure) from failure
@@ -65,8 +66,10 @@ def check_free(host: str, port: int) -> None:
     bind(host, port).close()
 
 
-def _bound(listener: socket.socket, address: tuple[object, ...]) -> socket.socket:
+def _bound(listener: socket.socket, address: tuple[object, ...], *, shared: bool) -> socket.socket:
     try:
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
-from serving.requests import Batch, Model, Request
+from serving.requests import Batch, Model, OnOutcome, Request
 
 _TURN_ROWS = 16
 """Images that callers of small requests may add to a batch in a turn; larger requests are large."""
@@ -31,20 +31,15 @@ class Backlog:
         self._small: OrderedDict[Hashable, None] = OrderedDict()
         self._large: OrderedDict[Hashable, None] = OrderedDict()
 
-    @property
-    def room(self) -> int:
-        """How many more images fit."""
-        return self._capacity - self.num_rows
-
-    def admit(self, request: Request, now_s: float) -> None:
+    def admit(self, request: Request, on_outcome: OnOutcome, now_s: float) -> None:
         """Queue a request.
 
         Raises:
             Overloaded: its rows do not fit; nothing has changed.
         """
-        if request.num_rows > self.room:
+        if self.num_rows + request.num_rows > self._capacity:
             raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
-        request.home = self
+        request.backlog, request.on_outcome = self, on_outcome
         request.arrived_s = now_s
         if not self.num_rows:
             self.waiting_since_s = now_s
@@ -56,31 +51,21 @@ class Backlog:
         if len(queue) == 1:
             self._place(request.caller)
 
-    def pass_through(self, request: Request, now_s: float) -> Batch:
-        """Admit a request that finds the queue empty, and take it as a batch of its own."""
-        request.home = self
-        request.arrived_s = now_s
-        request.rows_taken = request.num_rows
-        return Batch(self.model, [(request, 0, request.num_rows)], request.num_rows, now_s)
+    def cancel(self, request: Request) -> None:
+        """Settle a request without an outcome, so that its waiting rows never run."""
+        if self._settle(request):
+            request.release()
 
-    def cancel(self, request: Request) -> bool:
-        """Settle a request without an outcome, so that its waiting rows never run.
+    def fail(self, request: Request, error: DigitsError) -> None:
+        """Reject a request, unless it is settled; its waiting rows never run."""
+        if self._settle(request):
+            request.deliver(error)
 
-        Returns:
-            False if it had its outcome already.
-        """
-        if request.settled:
-            return False
-        self._settle(request)
-        return True
-
-    def withdraw(self, request: Request, key: int) -> None:
-        """Take one call out of a request that holds many: if its row still waits, it never runs."""
-        if not request.settled and request.withdraw(key):
-            self.num_rows -= 1
-            if request.rows_taken == request.num_rows:  # it was the last that waited
-                self._remove(request)
-                request.settled = not request.rows_left
+    def fail_all(self, error: DigitsError) -> None:
+        """Reject everything that waits."""
+        for queue in list(self._callers.values()):
+            for request in list(queue):
+                self.fail(request, error)
 
     def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> Batch | None:
         """Take up to `max_rows` rows, turn by turn; reject what has expired.
@@ -122,16 +107,12 @@ class Backlog:
                 callers.pop(caller, None)
             return
         request = next(iter(queue))
-        is_large = request.is_one_call and request.num_rows - request.rows_taken > _TURN_ROWS
+        is_large = request.num_rows - request.rows_taken > _TURN_ROWS
         ring, other = (self._large, self._small) if is_large else (self._small, self._large)
         other.pop(caller, None)
         ring.setdefault(caller)
         if is_large and request.rows_taken:
             ring.move_to_end(caller, last=False)
-
-    def _remove(self, request: Request) -> None:
-        del self._callers[request.caller][request]
-        self._place(request.caller)
 
     def _take_turn(
         self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float
@@ -139,8 +120,8 @@ class Backlog:
         while queue and room:
             request = next(iter(queue))
             if request.deadline_s <= too_late_s:
-                self._settle(request)
-                request.reject(DeadlineExceeded("the deadline passed while the request waited"))
+                error = DeadlineExceeded("the deadline passed while the request waited")
+                self.fail(request, error)
                 continue
             first = request.rows_taken
             rows = min(room, request.num_rows - first)
@@ -152,21 +133,14 @@ class Backlog:
             if request.rows_taken == request.num_rows:
                 del queue[request]
 
-    def fail(self, request: Request, error: DigitsError) -> None:
-        """Reject a request whose run failed; its waiting rows never run."""
-        if not request.settled:
-            self._settle(request)
-            request.reject(error)
-
-    def fail_all(self, error: DigitsError) -> None:
-        """Reject everything that waits."""
-        for queue in list(self._callers.values()):
-            for request in list(queue):
-                self.fail(request, error)
-
-    def _settle(self, request: Request) -> None:
+    def _settle(self, request: Request) -> bool:
+        """Drop the rows of a request that wait; False if it was settled before."""
+        if request.settled:
+            return False
         request.settled = True
         waiting = request.num_rows - request.rows_taken
         if waiting:
             self.num_rows -= waiting
-            self._remove(request)
+            del self._callers[request.caller][request]
+            self._place(request.caller)
+        return True

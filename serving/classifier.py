@@ -51,13 +51,13 @@ class Classifier:
         """
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
-        self._model = model
+        self.served = model
         # A GPU runs one batch at a time: several runners would only make them smaller.
         cores = 1 if model.device == "cuda" else max(1, usable_cores() // num_processes)
         self._cores = cores
         self._served_name = served_name
         self.batcher = Batcher(
-            model, self.batching, num_runners=cores, observe=self.metrics.observe
+            model, self.batching, num_runners=cores, observe=self.metrics.observe_run
         )
         self._pid = os.getpid()
         self._is_closed = False
@@ -120,23 +120,18 @@ class Classifier:
         return self._reopen, ()
 
     @property
-    def served(self) -> LoadedModel:
-        """The version that new requests run on."""
-        return self._model
-
-    @property
     def version(self) -> str:
         """The name of the version that new requests run on, such as "3"."""
-        return self._model.version
+        return self.served.version
 
     def adopt(self, model: LoadedModel) -> None:
         """Run new requests on another version; those accepted before finish on theirs."""
-        self._model = model
+        self.served = model
         self.batcher.swap(model)
 
     def model_info(self) -> ModelInfo:
         """Tell what is served, on what, and its limits."""
-        model = self._model
+        model = self.served
         return ModelInfo(
             name=self._served_name or model.manifest.name,
             version=model.version,
@@ -181,7 +176,7 @@ class Classifier:
         checked = as_images(images)
         if self._is_closed:
             raise Unavailable("the classifier is closed")
-        model = self._model
+        model = self.served
         if model.device == "cuda" and self._pid != os.getpid():
             raise DeviceError(
                 "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"

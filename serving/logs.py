@@ -36,7 +36,6 @@ def setup(log_format: LogFormat) -> None:
     handler = _Handler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("pygrpc_native").setLevel(logging.CRITICAL)  # what it tells is raised, too
     # It reports calls whose callers left before their status was sent: no event of ours.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 

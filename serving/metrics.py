@@ -20,7 +20,6 @@ import numpy.typing as npt
 from serving.model_info import ModelInfo
 from serving.predictions import NUM_CLASSES
 from serving.process import Usage
-from serving.requests import Answered, Batch
 
 _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
@@ -31,7 +30,7 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 _MAX_RUNS = 64
 """Runs that are noted before they are added up."""
-_Run = tuple[float, float, list[tuple[float, str | None, int]], bytes, bytes]
+_Run = tuple[float, float, Sequence[tuple[float, str | None, int]], bytes, bytes]
 """Seconds at start and end, (arrival, method, calls) of what was answered, and every row's digit
 and probabilities."""
 
@@ -138,20 +137,25 @@ class Metrics:
         self._lock = threading.Lock()
         self._runs: deque[_Run] = deque()
 
-    def observe(
-        self, batch: Batch, answered: Sequence[Answered], digits: bytes, probabilities: bytes
+    def observe_run(
+        self,
+        started_s: float,
+        finished_s: float,
+        requests: Sequence[tuple[float, str | None, int]],
+        digits: bytes,
+        probabilities: bytes,
     ) -> None:
-        """Note a run; called under the batcher's lock.
+        """Take note of a run that succeeded; from any thread.
 
         Args:
-            batch: what was run.
-            answered: the requests that are now whole.
+            started_s: when it began, in monotonic seconds.
+            finished_s: when it ended.
+            requests: what it answered: arrival, the method to count an answered call under (None
+                if that is counted elsewhere), and how many such calls.
             digits: one byte for each image of the run.
             probabilities: ten float32 for each.
         """
-        requests = [(request.arrived_s, request.method, answer.num_calls)
-                    for request, answer in answered]  # fmt: skip
-        self._runs.append((batch.started_s, batch.finished_s, requests, digits, probabilities))
+        self._runs.append((started_s, finished_s, requests, digits, probabilities))
         if len(self._runs) >= _MAX_RUNS:
             self.add_up()
 
@@ -183,15 +187,16 @@ class Metrics:
         counts.digits = [a + b for a, b in zip(counts.digits, added, strict=True)]
         counts.certainty.add_all(certainty)
 
-    def count(self, method: str, status: str) -> None:
-        """Count a call that has ended, unless `observe` does; from any thread.
+    def count(self, method: str, status: str, times: int = 1) -> None:
+        """Count a call that has ended, unless `observe_run` does; from any thread.
 
         Args:
             method: the gRPC method's name, such as "Classify"; "other" for one that is unknown.
             status: the status code's name, such as "OK".
+            times: how many calls.
         """
         with self._lock:
-            self._counts.requests[method, status] += 1
+            self._counts.requests[method, status] += times
 
     def count_reload(self, outcome: str) -> None:
         """Count a version that was "adopted", or one that "failed" and was refused."""

@@ -14,7 +14,7 @@ class ModelInfo:
     precision: str
     """Which variant runs: "fp32" or "int8"."""
     transport: str
-    """What answers: "native" or "grpcio", or "in process"."""
+    """What answers: "h2" or "grpcio", or "in process"."""
     max_request_images: int
     """The most images in one message; clients split what is larger."""
     max_batch_size: int

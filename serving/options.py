@@ -78,7 +78,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
         help="their TCP port; 0: the kernel chooses; or off")  # fmt: skip
     add("--transport", choices=get_args(Transport), default=config.transport,
-        help="what answers the port; auto takes native where it is installed")  # fmt: skip
+        help="what answers the port; auto takes h2 where it is installed")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
         help="processes that share the port, the cores divided among them; one that dies is "
         "started again; limits such as the queue's are each worker's own")  # fmt: skip

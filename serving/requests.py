@@ -1,15 +1,21 @@
 """A request that waits for its outcome, the batch it runs in, and the answer that comes back."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from serving.errors import DigitsError
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import ROW_BYTES, Probabilities
+
+if TYPE_CHECKING:
+    from serving.backlog import Backlog
+
+_log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -23,52 +29,40 @@ class Model(Protocol):
         """Classify (N, 784) uint8 images into (N, 10) float32 probabilities."""
 
 
-class Home(Protocol):
-    """Where a request waits, for as long as some of its rows do."""
-
-    def cancel(self, request: "Request") -> bool:
-        """Settle it without an outcome; False if it had one already."""
-
-    def withdraw(self, request: "Request", key: int) -> None:
-        """Take one call out of a request that holds many, unless it runs already."""
-
-    def fail(self, request: "Request", error: DigitsError) -> None:
-        """Reject it, unless it had its outcome already."""
-
-
 class Request:
-    """Images that wait for one outcome; subclasses say how that outcome travels back.
+    """Images that wait for one outcome: an answer, an error, or that their caller leaves."""
 
-    `resolve` and `reject` are called at most once, on any thread, perhaps under the batcher's lock:
-    they must return at once and never call the batcher.
-    """
-
-    __slots__ = ("answer", "arrived_s", "caller", "deadline_s", "home", "num_rows", "pixels",
-                 "rows_left", "rows_taken", "settled")  # fmt: skip
-    method: str | None = None
-    """The gRPC method to count an answer under; None where somebody else counts it."""
-    is_one_call = True
-    """Whether its rows are answered together."""
+    __slots__ = ("_answer", "_rows_left", "arrived_s", "backlog", "caller", "deadline_s",
+                 "num_rows", "on_outcome", "pixels", "rows_taken", "settled")  # fmt: skip
 
     def __init__(
         self, pixels: bytes | memoryview, *, caller: Hashable = None, deadline_s: float = math.inf
     ) -> None:
-        """Wrap N x 784 bytes; `deadline_s` is on the batcher's clock."""
+        """Wrap images.
+
+        Args:
+            pixels: N x 784 bytes.
+            caller: whose turn it takes; callers take turns.
+            deadline_s: on the batcher's clock.
+        """
         self.pixels = pixels
-        self.num_rows = self.rows_left = len(pixels) // IMAGE_BYTES
+        self.num_rows = self._rows_left = len(pixels) // IMAGE_BYTES
         self.caller = caller
         self.deadline_s = deadline_s
         self.arrived_s = 0.0
         self.rows_taken = 0
         self.settled = False
-        self.answer: Answer | None = None
-        self.home: Home | None = None
+        """Whether it has its outcome, or has been cancelled."""
+        self.backlog: Backlog | None = None
+        """Where it waits, or waited."""
+        self.on_outcome: OnOutcome = _ignore
+        self._answer: Answer | None = None
 
-    def rows(self, first: int, num: int) -> Sequence[bytes | memoryview]:
-        """Give the pixels of some rows, as pieces to be joined."""
+    def rows(self, first: int, num: int) -> bytes | memoryview:
+        """Return the pixels of some rows."""
         if num == self.num_rows:
-            return (self.pixels,)
-        return (memoryview(self.pixels)[first * IMAGE_BYTES : (first + num) * IMAGE_BYTES],)
+            return self.pixels
+        return memoryview(self.pixels)[first * IMAGE_BYTES : (first + num) * IMAGE_BYTES]
 
     def finish(
         self, first: int, digits: bytes, probabilities: bytes, batch: "Batch"
@@ -76,41 +70,46 @@ class Request:
         """Take the outcome of the rows from `first` on; called under the batcher's lock.
 
         Returns:
-            The answer, once it is whole; the caller resolves it.
+            The answer, once it is whole; whoever called `deliver`s it.
         """
-        self.rows_left -= len(digits)
-        self.settled = not self.rows_left
+        self._rows_left -= len(digits)
         if len(digits) == self.num_rows:
-            return Answer(digits, probabilities, batch)
-        if self.answer is None:
-            self.answer = Answer(
-                bytearray(self.num_rows), bytearray(self.num_rows * ROW_BYTES), batch
-            )
-        end = first + len(digits)
-        memoryview(self.answer.digits)[first:end] = digits
-        memoryview(self.answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
-        self.answer.batch = batch
-        return self.answer if self.settled else None
+            answer = Answer(digits, probabilities, batch, self.arrived_s)
+        else:
+            answer = self._answer = self._answer or Answer(
+                bytearray(self.num_rows), bytearray(self.num_rows * ROW_BYTES), batch,
+                self.arrived_s,
+            )  # fmt: skip
+            end = first + len(digits)
+            memoryview(answer.digits)[first:end] = digits
+            memoryview(answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
+            answer.batch = batch
+        if self._rows_left:
+            return None
+        self.settled = True
+        self._answer = None
+        self.pixels = b""  # who waits for the answer to be read holds the request, not its images
+        return answer
 
-    def singles(self, first: int, num: int) -> "Sequence[Request]":
-        """Give what shares the fate of a failed run's rows: this request, if it is only one."""
-        return (self,)
+    def deliver(self, outcome: "Outcome") -> None:
+        """Hand the outcome over, once the request is settled."""
+        on_outcome = self.on_outcome
+        self.release()
+        try:
+            on_outcome(outcome)
+        except Exception:  # its caller's trouble must not end a runner's thread
+            _log.exception("an outcome could not be handed over")
 
-    def split(self, num: int) -> "Request":
-        """Keep the first `num` rows if they can do without the others; give what is not kept."""
-        return self
+    def release(self) -> None:
+        """Drop what takes the outcome, which often holds the request in turn.
 
-    def withdraw(self, key: int) -> bool:
-        """Take out one call of many, if its row still waits; called under the batcher's lock."""
-        return False
+        Else both, and the images, would wait for the garbage collector.
+        """
+        self.on_outcome = _ignore
 
-    def resolve(self, answer: "Answer") -> None:
-        """Take the answer to all rows."""
-        raise NotImplementedError
 
-    def reject(self, error: DigitsError) -> None:
-        """Take the reason why there will be no answer."""
-        raise NotImplementedError
+def _ignore(outcome: "Outcome") -> None:
+    pass
 
 
 @dataclass(slots=True, eq=False)
@@ -123,13 +122,14 @@ class Answer:
     """N x 10 little-endian float32."""
     batch: "Batch"
     """The (last) run that this came from: its model and its timings."""
-    first: int = 0
-    """The request's row that this begins with."""
-    num_calls: int = 1
-    """How many calls this answers."""
+    arrived_s: float
+    """When the request was queued, on the batcher's clock."""
 
 
-Answered = tuple[Request, Answer]
+Outcome = Answer | DigitsError
+OnOutcome = Callable[[Outcome], None]
+"""Takes the outcome of a request: called at most once, on any thread, perhaps under the batcher's
+lock, so it must return at once and never call the batcher."""
 
 
 @dataclass(slots=True, eq=False)
@@ -145,24 +145,17 @@ class Batch:
 
     def images(self) -> Images:
         """Put the rows together: (num_rows, 784) uint8, read-only."""
-        pixels: list[bytes | memoryview] = []
-        for request, first, rows in self.pieces:
-            pixels += request.rows(first, rows)
+        pixels = [request.rows(first, rows) for request, first, rows in self.pieces]
         joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
         return np.frombuffer(joined, np.uint8).reshape(self.num_rows, IMAGE_BYTES)
 
-    def suspects(self) -> list["Batch"]:
-        """Split a failed batch in two, to find out whose rows make the run fail.
+    def halves(self) -> list["Batch"]:
+        """Split a failed batch in two, without the requests that are settled.
 
         Returns:
-            Nothing if there is at most one request left, which is guilty.
+            Nothing if at most one request is left.
         """
-        self.pieces = [
-            (single, first, rows) if single is request else (single, 0, 1)
-            for request, first, rows in self.pieces
-            if not request.settled
-            for single in request.singles(first, rows)
-        ]
+        self.pieces = [piece for piece in self.pieces if not piece[0].settled]
         middle = len(self.pieces) // 2
         return [
             Batch(self.model, pieces, sum(rows for _, _, rows in pieces), self.started_s)
@@ -170,7 +163,7 @@ class Batch:
             if middle
         ]
 
-    def finish(self, digits: bytes, probabilities: bytes) -> list[Answered]:
+    def finish(self, digits: bytes, probabilities: bytes) -> list[tuple[Request, Answer]]:
         """Hand the rows of the finished run to their requests.
 
         Args:
@@ -178,7 +171,7 @@ class Batch:
             probabilities: ten little-endian float32 a row.
 
         Returns:
-            The answers that are now whole; the caller resolves them.
+            The answers that are now whole; whoever called `deliver`s them.
         """
         answered = []
         row = 0
@@ -190,11 +183,11 @@ class Batch:
                 if answer is not None:
                     answered.append((request, answer))
             row += rows
-        # Answers know the batch: did it know their requests, the images would wait for the garbage
-        # collector, by the hundred megabytes where requests are large.
+        # Answers hold the batch. If it held their requests, both would wait for the garbage
+        # collector: hundreds of megabytes where requests are large.
         self.pieces = []
         return answered
 
 
-Observe = Callable[[Batch, list[Answered], bytes, bytes], None]
-"""Takes a run that succeeded, the requests that it made whole, and what `Batch.finish` got."""
+Observe = Callable[[float, float, Sequence[tuple[float, str | None, int]], bytes, bytes], None]
+"""Takes note of a run that succeeded: see `Metrics.observe_run`."""

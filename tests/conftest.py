@@ -77,7 +77,7 @@ def no_gpu() -> None:
         pytest.skip("a GPU works here")
 
 
-@pytest.fixture(scope="session", params=["native", "grpcio"])
+@pytest.fixture(scope="session", params=["h2", "grpcio"])
 def transport(request: pytest.FixtureRequest) -> str:
     """Both transports: whatever asks for this runs once on each."""
     transport: str = request.param

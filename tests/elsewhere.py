@@ -18,7 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "uvloop", "pygrpc_native")
+MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "uvloop", "ngh2")
 NAMES = {
     os: (
         "sched_getaffinity", "sched_setaffinity", "register_at_fork", "fork", "forkpty", "sysconf",

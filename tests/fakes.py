@@ -4,11 +4,9 @@ import threading
 
 import numpy as np
 
-from serving.errors import DigitsError
-from serving.group import Group
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
-from serving.requests import Answer, Request
+from serving.requests import Answer, Outcome, Request
 
 TIMEOUT_S = 10.0
 """How long a test waits for what must happen; only a failure takes that long."""
@@ -65,22 +63,17 @@ class GatedModel(FakeModel):
 
 
 class RecordingRequest(Request):
-    """Keeps its outcome, and refuses a second one."""
+    """Queued with `record`, keeps its outcome, and refuses a second one."""
 
-    __slots__ = ("_done", "outcome")
+    __slots__ = ("_done", "outcome", "values")
 
     def __init__(self, images: Images, **options: object) -> None:
         super().__init__(images.tobytes(), **options)  # type: ignore[arg-type]
-        self.outcome: Answer | DigitsError | None = None
+        self.values: list[int] = images[:, 0].tolist()
+        self.outcome: Outcome | None = None
         self._done = threading.Event()
 
-    def resolve(self, answer: Answer) -> None:
-        self._settle(answer)
-
-    def reject(self, error: DigitsError) -> None:
-        self._settle(error)
-
-    def _settle(self, outcome: Answer | DigitsError) -> None:
+    def record(self, outcome: Outcome) -> None:
         assert self.outcome is None, "a second outcome"
         self.outcome = outcome
         self._done.set()
@@ -93,49 +86,6 @@ class RecordingRequest(Request):
     def digits(self) -> list[int]:
         assert isinstance(self.outcome, Answer), self.outcome
         return list(self.outcome.digits)
-
-
-class RecordingGroup(Group):
-    """Keeps the digit of each of its calls, which are known by their images' values."""
-
-    __slots__ = ("digits", "failed")
-
-    def __init__(self, *values: int, caller: object = None) -> None:
-        super().__init__(caller)
-        self.keys = list(values)
-        self.images = [image.tobytes() for image in images_of(*values)] if values else []
-        self.digits: dict[int, int] = {}
-        self.failed: list[int] = []
-        self.seal()
-
-    def resolve(self, answer: Answer) -> None:
-        for row, digit in enumerate(answer.digits, answer.first):
-            self.take_digit(self.keys[row], digit)
-
-    def take_digit(self, key: int, digit: int) -> None:
-        assert key not in self.digits, "a second outcome"
-        self.digits[key] = digit
-
-    def reject(self, error: DigitsError) -> None:
-        self.failed += [key for key in self.keys if key not in self.digits]
-
-    def single(self, row: int) -> Request:
-        return _Single(self, row)
-
-
-class _Single(Request):
-    __slots__ = ("_group", "_key")
-
-    def __init__(self, group: RecordingGroup, row: int) -> None:
-        super().__init__(group.images[row], caller=group.caller)
-        self._group = group
-        self._key = group.keys[row]
-
-    def resolve(self, answer: Answer) -> None:
-        self._group.take_digit(self._key, answer.digits[0])
-
-    def reject(self, error: DigitsError) -> None:
-        self._group.failed.append(self._key)
 
 
 class FakeClock:

@@ -46,7 +46,7 @@ def test_server_never_loads_tensorflow() -> None:
 
 
 def test_server_loads_reflection_only_if_asked() -> None:
-    loaded = modules_after("import serving.rpc.server, serving.rpc.native")
+    loaded = modules_after("import serving.rpc.server, serving.h2.server")
     assert "grpc_reflection.v1alpha" not in loaded  # the empty package above it is grpc's doing
 
 
@@ -112,8 +112,8 @@ def test_training_and_serving_never_import_each_other() -> None:
 LAYERS = [
     {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
     {"address", "process"},
-    {"native_runs", "onnx_runtime", "repository", "requests", "cuda"},
-    {"backlog", "engine", "execution", "metrics", "shared_run"},
+    {"native_runs", "onnx_runtime", "repository", "requests", "backlog", "cuda"},
+    {"engine", "metrics", "shared_run"},
     {"batcher", "loaded_model", "exposition"},
     {"classifier", "exporter"},
     {"reload"},

@@ -78,7 +78,7 @@ assert main(["classify", sys.argv[1]]) == 0
     assert output.splitlines()[-1].startswith(f"{picture}: ")
 
 
-@pytest.mark.parametrize("lacking", ["uvloop", "pygrpc_native"])
+@pytest.mark.parametrize("lacking", ["uvloop", "ngh2"])
 def test_packages_for_the_server_alone_are_not_needed(picture: Path, lacking: str) -> None:
     code = f"""
 import sys

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -14,9 +15,10 @@ import grpc
 from serving.batcher import Batcher
 from serving.errors import DigitsError, ModelError, Unavailable
 from serving.metrics import Metrics
-from serving.requests import Answer, Request
+from serving.requests import Answer, Outcome, Request
+from serving.rpc.methods import ImagesUnary
+from serving.rpc.plans import Plan
 from serving.rpc.status import STATUS, abort
-from serving.rpc.unary import Question, UnaryMethod
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -45,7 +47,7 @@ class Calls:
         self._batcher = batcher
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._outcomes: deque[tuple[AsyncCall, Answer | DigitsError]] = deque()
+        self._outcomes: deque[tuple[AsyncCall, Outcome]] = deque()
         self._is_woken = False
         self._num_arrivals = self._num_passes = 0
         self._first_arrival_s = 0.0
@@ -100,26 +102,25 @@ class Calls:
         if self._is_released is not None:
             self._is_released.set()
 
-    def unary(self, method: UnaryMethod[Any]) -> Handler:
-        """Make the guarded handler of a hot method: read, queue, wait, write."""
+    def unary(self, method: ImagesUnary) -> Handler:
+        """Make the guarded handler of a method of images: read, queue, wait, write."""
 
         async def handler(request: bytes, context: Context) -> bytes:
-            question = method.read(request)
-            call = AsyncCall(self, question, Caller.of(context))
+            received_s = time.monotonic()
             try:
+                call = AsyncCall(*method.read(request), Caller.of(context))
                 self.submit(call)
                 await self.settled(call)
-                answer = call.result()
+                return call.response()
             except DigitsError as err:
-                method.note_failure(question, err)
+                method.note_failure(err, time.monotonic() - received_s)
                 raise
-            return method.write(question, call, answer)
 
         return self.guarded(handler, method.name)
 
     def submit(self, call: "AsyncCall") -> None:
-        """Queue a call; raises what `Batcher.submit` raises."""
-        self._batcher.admit(call)
+        """Queue a call; raises what `Batcher.put` raises."""
+        self._batcher.put(call.request, partial(self.post, call))
         self._num_arrivals += 1
         if self._num_arrivals == 1:
             self._first_arrival_s = self._loop.time()
@@ -149,14 +150,14 @@ class Calls:
         try:
             await call.waiter
         except asyncio.CancelledError:
-            self._batcher.cancel(call)
+            self._batcher.cancel(call.request)
             raise
 
     def cancel(self, call: "AsyncCall") -> None:
         """Forget a call that nobody waits for any more."""
-        self._batcher.cancel(call)
+        self._batcher.cancel(call.request)
 
-    def post(self, call: "AsyncCall", outcome: Answer | DigitsError) -> None:
+    def post(self, call: "AsyncCall", outcome: Outcome) -> None:
         """Hand an outcome to the loop, from any thread."""
         self._outcomes.append((call, outcome))
         if not self._is_woken:
@@ -189,20 +190,19 @@ class Caller(NamedTuple):
         )
 
 
-class AsyncCall(Request):
+class AsyncCall:
     """A request whose outcome comes to this loop."""
 
-    __slots__ = ("_calls", "outcome", "question", "waiter")
+    __slots__ = ("outcome", "plan", "request", "waiter")
 
-    def __init__(self, calls: Calls, question: Question, caller: Caller) -> None:
+    def __init__(self, pixels: bytes | memoryview, plan: Plan, caller: Caller) -> None:
         """Wrap a question; the deadline is the caller's, or the question's if that is sooner."""
         peer, deadline_s = caller
-        if question.timeout_s is not None:
-            deadline_s = min(deadline_s, time.monotonic() + question.timeout_s)
-        super().__init__(question.pixels, caller=peer, deadline_s=deadline_s)
-        self._calls = calls
-        self.question = question
-        self.outcome: Answer | DigitsError | None = None
+        if plan.timeout_s is not None:
+            deadline_s = min(deadline_s, time.monotonic() + plan.timeout_s)
+        self.request = Request(pixels, caller=peer, deadline_s=deadline_s)
+        self.plan = plan
+        self.outcome: Outcome | None = None
         self.waiter: asyncio.Future[None] | None = None
         """Done once there is an outcome, for whoever waits."""
 
@@ -213,12 +213,6 @@ class AsyncCall(Request):
         assert self.outcome is not None, "not settled"
         return self.outcome
 
-    def resolve(self, answer: Answer) -> None:
-        """See `Request`."""
-        # Answers of a stream whose caller doesn't read wait without the images.
-        self.pixels = self.question.pixels = b""
-        self._calls.post(self, answer)
-
-    def reject(self, error: DigitsError) -> None:
-        """See `Request`."""
-        self._calls.post(self, error)
+    def response(self) -> bytes:
+        """Encode the answer; raises what `result` raises."""
+        return self.plan.respond(self.result())

@@ -1,38 +1,49 @@
-"""Classify: see `unary` for what this is to a transport, and `wire` for the bytes."""
+"""The digits.v1.DigitClassifier service: see `methods` for what this is to a transport."""
 
-from serving.config import BatchingConfig
-from serving.errors import DigitsError
-from serving.requests import Answer, Request
+from dataclasses import asdict
+
+from serving.classifier import Classifier
+from serving.images import IMAGE_BYTES
 from serving.rpc import wire
-from serving.rpc.unary import Question
+from serving.rpc.methods import ImagesStream, ImagesUnary, Method, Unary
+from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.rpc.plans import Layouts, Plan
+
+SERVICE = "digits.v1.DigitClassifier"
+_NO_ROWS = bytes(IMAGE_BYTES)
 
 
-class Classify:
-    """The digits.v1.DigitClassifier/Classify method."""
+def digits_methods(classifier: Classifier, transport: str) -> list[Method]:
+    """Describe the service's methods; GetModel names the `transport`."""
+    unary, stream = _Reader("Classify", classifier), _Reader(None, classifier)
 
-    name = "Classify"
-    path = "/digits.v1.DigitClassifier/Classify"
-    heads = frozenset((wire.ONE_IMAGE,))
+    def get_model(request: bytes) -> bytes:
+        """Say what is served; the request holds nothing and is not read."""
+        info = asdict(classifier.model_info()) | {"transport": transport}
+        return digits_pb2.GetModelResponse(**info).SerializeToString()
 
-    def __init__(self, batching: BatchingConfig) -> None:
-        """Accept up to `max_request_images` images in a request."""
-        self._max_images = batching.max_request_images
+    return [
+        ImagesUnary(path=f"/{SERVICE}/Classify", name="Classify",
+                    read=unary.read, layouts=unary.layouts),
+        ImagesStream(path=f"/{SERVICE}/ClassifyStream", name="ClassifyStream",
+                     read=stream.read, layouts=stream.layouts),
+        Unary(path=f"/{SERVICE}/GetModel", name="GetModel", answer=get_model),
+    ]  # fmt: skip
 
-    def read(self, data: bytes) -> Question:
-        """See `UnaryMethod`."""
-        return Question(wire.decode_request(data, self._max_images))
 
-    def ask(self, image: bytes) -> Question:
-        """See `UnaryMethod`."""
-        return Question(image)
+class _Reader:
+    """Reads ClassifyRequests."""
 
-    def write(self, question: Question, call: Request, answer: Answer) -> bytes:
-        """See `UnaryMethod`."""
-        return wire.encode_response(answer.digits, answer.probabilities, answer.batch.model.version)
+    def __init__(self, name: str | None, classifier: Classifier) -> None:
+        self.layouts = Layouts()
+        self._name = name
+        self._max_images = classifier.batching.max_request_images
+        self.read(wire.encode_request(_NO_ROWS))
 
-    def write_each(self, call: Request, answer: Answer) -> list[bytes]:
-        """See `UnaryMethod`."""
-        return wire.encode_each(answer.digits, answer.probabilities, answer.batch.model.version)
-
-    def note_failure(self, question: Question, error: DigitsError) -> None:
-        """See `UnaryMethod`: calls are counted by status elsewhere."""
+    def read(self, message: bytes) -> tuple[bytes | memoryview, Plan]:
+        """See `Read`."""
+        pixels = wire.decode_request(message, self._max_images)
+        plan = Plan(self._name, len(pixels) // IMAGE_BYTES, wire.encode_response)
+        if message == wire.encode_request(pixels):
+            self.layouts.learn(message, len(pixels), plan)
+        return pixels, plan

@@ -4,27 +4,24 @@ import importlib.util
 import ipaddress
 import logging
 
-from serving.config import SecurityConfig, ServerConfig, Transport
+from serving.config import ServerConfig
 from serving.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
 
-def choose_transport(wanted: Transport, security: SecurityConfig) -> str:
-    """Resolve "auto": native where its package is installed and nothing secret is asked for.
-
-    The native front has no TLS, and with tokens it would refuse health's probes, too.
+def choose_transport(config: ServerConfig) -> str:
+    """Resolve "auto": h2 where its package is installed, but for access lines.
 
     Raises:
-        ConfigurationError: native was asked for and is not installed, or can't do what is asked.
+        ConfigurationError: h2 was asked for and is not installed, or can't do what is asked.
     """
-    has_native = importlib.util.find_spec("pygrpc_native") is not None
-    is_secured = security.has_tls or security.has_tokens
-    if wanted == "native" and not has_native:
-        raise ConfigurationError("transport native needs: pip install 'digit-serving[serve]'")
-    if wanted == "native" and is_secured:
-        raise ConfigurationError("TLS and tokens need transport grpcio: native has neither")
-    return "native" if has_native and wanted != "grpcio" and not is_secured else "grpcio"
+    if config.transport == "h2" and config.access_log:
+        raise ConfigurationError("access_log needs transport grpcio")
+    has_h2 = importlib.util.find_spec("ngh2") is not None
+    if config.transport == "h2" and not has_h2:
+        raise ConfigurationError("transport h2 needs ngh2: pip install 'digit-serving[serve]'")
+    return "h2" if has_h2 and config.transport != "grpcio" and not config.access_log else "grpcio"
 
 
 def warn_if_exposed(config: ServerConfig) -> None:

@@ -1,29 +1,32 @@
-"""The grpcio transport: every method, on grpc.aio.
+"""The grpcio transport: every method, on grpc.aio."""
 
-Alone on a TCP port it is complete and standard; behind the native front, on a unix socket, it
-answers what the front does not.
-"""
+import asyncio
+import math
+import time
+from collections.abc import Sequence
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
-from serving.classifier import Classifier
+from serving.address import check_free, with_port
+from serving.classifier import Classifier, predictions_of
 from serving.config import ServerConfig
-from serving.errors import ConfigurationError
 from serving.images import IMAGE_BYTES
-from serving.predictions import ROW_BYTES
-from serving.rpc import digits, inference
+from serving.predictions import ROW_BYTES, Predictions
 from serving.rpc.access import AccessInterceptor
-from serving.rpc.auth import token_interceptors
-from serving.rpc.calls import Calls
-from serving.rpc.classify import Classify
-from serving.rpc.digits import DigitsServicer
-from serving.rpc.health import HealthServicer
-from serving.rpc.infer import ModelInfer
-from serving.rpc.inference import InferenceServicer
+from serving.rpc.auth import TokenInterceptor, token_check
+from serving.rpc.calls import AsyncCall, Caller, Calls
+from serving.rpc.grpcio_methods import Handlers
+from serving.rpc.methods import Method
+from serving.rpc.plans import Plan
 from serving.rpc.tls import server_credentials
 from serving.rpc.unknown import UnknownMethods
 
+_QUIET_S = 0.1
+"""How long no call may begin before a drain counts as over."""
+_QUIESCE_TIMEOUT_S = 5.0
+"""How long a drain looks for such a moment."""
+_GOODBYE_S = 0.02
+"""How long callers get to learn that the port closes, before those held are refused."""
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
 
@@ -38,60 +41,94 @@ class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
 
     def __init__(
-        self,
-        classifier: Classifier,
-        classify: Classify,
-        infer: ModelInfer,
-        transport: str,
-        config: ServerConfig | None = None,
+        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
     ) -> None:
-        """Prepare; `classify` and `infer` are the hot methods, GetModel tells `transport`.
+        """Prepare.
 
         Raises:
             ConfigurationError: a certificate or a token can't be used.
         """
-        config = config or ServerConfig()
+        self._config = config
+        self._batcher = classifier.batcher
         self.calls = Calls(classifier.batcher, classifier.metrics)
         self._credentials = server_credentials(config.security)
-        self.health = HealthServicer((digits.SERVICE, inference.SERVICE))
         self._server = grpc.aio.server(
-            interceptors=_interceptors(config, self.calls),
+            interceptors=_interceptors(config, methods, self.calls),
             options=_options(classifier.batching.max_request_images, config.workers),
         )
-        servicer = DigitsServicer(classifier, classify, self.calls, transport)
-        inferences = InferenceServicer(classifier, infer, self.calls, self.health)
-        self._server.add_generic_rpc_handlers((servicer.handlers(), inferences.handlers()))
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        if config.reflection:
-            from serving.rpc.reflection import reflection_handlers
+        handlers = Handlers(methods, self.calls), UnknownMethods(classifier.metrics)
+        self._server.add_generic_rpc_handlers(handlers)
 
-            self._server.add_generic_rpc_handlers(reflection_handlers(self.calls))
-        self._server.add_generic_rpc_handlers((UnknownMethods(classifier.metrics),))
-
-    async def start(self, address: str) -> int:
-        """Bind "host:port" or "unix:path" and begin to answer.
-
-        Returns:
-            The port; 1 for a unix socket.
+    async def start(self) -> str:
+        """Bind and begin to answer; returns the address, with the port that the kernel chose.
 
         Raises:
             ConfigurationError: the address can't be bound.
         """
-        try:
-            port = self._bind(address)
-        except RuntimeError as err:
-            raise ConfigurationError(f"can't listen on {address}: is the port taken?") from err
+        host, port = self._config.host, self._config.port
+        if host.startswith("unix:"):
+            self._bind(host)
+            await self._server.start()
+            return host
+        if self._config.workers == 1:  # else the supervisor holds the port
+            check_free(host, port)
+        port = self._bind(with_port(host, port))
         await self._server.start()
-        return port
+        return with_port(host, port)
 
     def _bind(self, address: str) -> int:
         if self._credentials is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._credentials)
 
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress."""
+        return self.calls.num_active
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a run."""
+        return self._batcher.num_waiting
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new calls as Unavailable, while the port still listens, and answer the others.
+
+        Calls that a stop finds pending are answered CANCELLED (grpc #41785), so this ends in a
+        moment when no call begins.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        if not await asyncio.to_thread(self._batcher.drain, timeout_s):
+            return False
+        self.calls.hold_refused()
+        give_up_s = time.monotonic() + _QUIESCE_TIMEOUT_S
+        while time.monotonic() < give_up_s:
+            num_begun = self.calls.num_begun
+            await asyncio.sleep(_QUIET_S)
+            if num_begun == self.calls.num_begun and not self.calls.num_active:
+                break
+        return True
+
     async def stop(self, grace_s: float) -> None:
-        """Close the port; calls that are pending now are answered CANCELLED (grpc #41785)."""
-        await self._server.stop(grace_s)
+        """Close the port; calls that are held or pending have `grace_s` seconds to end."""
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.sleep(_GOODBYE_S)
+        self.calls.release()
+        await stopping
+
+    async def ask(self, image: bytes) -> Predictions:
+        """Classify one image the way every request goes.
+
+        Raises:
+            DigitsError: it was not answered.
+        """
+        plan = Plan(None, 1, lambda digits, rows, version: b"")
+        call = AsyncCall(image, plan, Caller("self-test", math.inf))
+        self.calls.submit(call)
+        await self.calls.settled(call)
+        return predictions_of(call.result())
 
 
 def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
@@ -122,7 +159,14 @@ def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
     ]
 
 
-def _interceptors(config: ServerConfig, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(
+    config: ServerConfig, methods: Sequence[Method], calls: Calls
+) -> list[grpc.aio.ServerInterceptor]:
     """Put before the handlers what is asked for, outermost first; nothing costs nothing."""
-    access = [AccessInterceptor(config.access_log)] if config.access_log else []
-    return [*access, *token_interceptors(config.security, calls)]
+    interceptors: list[grpc.aio.ServerInterceptor] = []
+    if config.access_log:
+        interceptors.append(AccessInterceptor(config.access_log))
+    if (check := token_check(config.security)) is not None:
+        open_paths = {method.path for method in methods if method.is_open}
+        interceptors.append(TokenInterceptor(check, open_paths, calls))
+    return interceptors

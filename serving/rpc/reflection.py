@@ -3,49 +3,41 @@
 Loaded only where it is asked for: it tells everyone who may call what there is to call.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.errors import InvalidRequest
-from serving.rpc import digits, inference, inference_pb
-from serving.rpc.calls import Calls, Context
+from serving.rpc import classify, health, inference_pb
+from serving.rpc.methods import Method, Replies
 from serving.rpc.pb.digits.v1 import digits_pb2
 
 SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
 """Version 1 is the same messages under another name, and what newer clients try first."""
 
-_LISTED = (digits.SERVICE, inference.SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+_LISTED = (classify.SERVICE, inference_pb.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
 
 
-def reflection_handlers(calls: Calls) -> Iterable[grpc.GenericRpcHandler]:
-    """Map both versions' one method to the packaged servicer, through `calls`."""
-    servicer = reflection.aio.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
+def reflection_methods() -> list[Method]:
+    """Describe both versions' one method, answered by the packaged servicer."""
+    servicer = reflection.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
 
-    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-        async for response in servicer.ServerReflectionInfo(_parsed(requests), context):
-            await context.write(response.SerializeToString())
-
-    handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
-        calls.guarded(answer)
-    )
-    return [
-        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler})
-        for service in SERVICES
-    ]
-
-
-async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for request in requests:
+    def replies(request: bytes) -> Iterable[bytes]:
         try:
-            yield reflection_pb2.ServerReflectionRequest.FromString(request)
+            message = reflection_pb2.ServerReflectionRequest.FromString(request)
         except DecodeError as err:
             raise InvalidRequest("expected a ServerReflectionRequest") from err
+        for response in servicer.ServerReflectionInfo(iter((message,)), None):
+            yield response.SerializeToString()
+
+    return [
+        Replies(path=f"/{service}/ServerReflectionInfo", name="other", replies=replies)
+        for service in SERVICES
+    ]
 
 
 class _Pool:
@@ -71,7 +63,7 @@ def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     for file in (
         digits_pb2.DESCRIPTOR,
-        inference_pb.pool.FindServiceByName(inference.SERVICE).file,
+        inference_pb.pool.FindServiceByName(inference_pb.SERVICE).file,
         health_pb2.DESCRIPTOR,
         reflection_pb2.DESCRIPTOR,
     ):

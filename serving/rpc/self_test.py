@@ -6,34 +6,39 @@ it learns from health that it should not.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
-from serving.classifier import Classifier, predictions_of
+from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.gate import GOLDEN_TOLERANCE
-from serving.loaded_model import LoadedModel
-from serving.requests import Answer, Request
+from serving.predictions import Predictions
 
 _log = logging.getLogger(__name__)
 
 
 class SelfTest:
-    """Tells whether the classifier answers its golden samples."""
+    """Watches whether the golden samples are answered."""
 
     def __init__(
-        self, classifier: Classifier, tell: Callable[[bool], None], interval_s: float
+        self,
+        classifier: Classifier,
+        ask: Callable[[bytes], Awaitable[Predictions]],
+        set_serving: Callable[[bool], None],
+        interval_s: float,
     ) -> None:
         """Prepare; `run` begins.
 
         Args:
-            classifier: what is tested, through its batcher.
-            tell: told when the state changes: True for well.
+            classifier: what is served.
+            ask: classifies one image the way every request goes; raises DigitsError.
+            set_serving: called when the state changes: True for well.
             interval_s: seconds between tests, and how long an answer may take.
         """
         self._classifier = classifier
-        self._tell = tell
+        self._ask = ask
+        self._set_serving = set_serving
         self._interval_s = interval_s
         self._is_well = True
         self._num_tests = 0
@@ -54,30 +59,29 @@ class SelfTest:
             _log.info("the self-test passes again: SERVING")
         else:
             _log.error("the self-test failed, %s: NOT_SERVING", trouble)
-        self._tell(is_well)
+        self._set_serving(is_well)
 
     async def _trouble(self) -> str | None:
         """Classify one golden sample; return what is wrong, if anything."""
         model = self._classifier.served
         sample = self._num_tests % len(model.manifest.golden_images)
         self._num_tests += 1
-        test = _Test(model, sample)
         try:
-            self._classifier.batcher.submit(test)
-            answer = await asyncio.wait_for(test.future, self._interval_s)
+            answer = await asyncio.wait_for(
+                self._ask(model.manifest.golden_images[sample].tobytes()), self._interval_s
+            )
         except Overloaded:
             return self._stall()  # busy is not sick
         except TimeoutError:
-            self._classifier.batcher.cancel(test)
             return f"no answer within {self._interval_s:g} s"
         except Unavailable:  # draining: health says so already
             return None
         except DigitsError as err:
             return str(err)
-        if answer.batch.model is not model:  # swapped meanwhile, and checked then
+        if answer.model_version != model.version:  # swapped meanwhile, and checked then
             return None
         expected = model.manifest.golden_probabilities[model.precision][sample]
-        difference = np.abs(predictions_of(answer).probabilities[0] - expected).max()
+        difference = np.abs(answer.probabilities[0] - expected).max()
         if difference <= GOLDEN_TOLERANCE:
             return None
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
@@ -86,28 +90,3 @@ class SelfTest:
         """Tell a queue that is full because nothing runs from one that is merely full."""
         before, self._images_run = self._images_run, self._classifier.metrics.num_images
         return None if self._images_run != before else "the queue is full and nothing runs"
-
-
-class _Test(Request):
-    """One golden sample on its way."""
-
-    __slots__ = ("_loop", "future")
-
-    def __init__(self, model: LoadedModel, sample: int) -> None:
-        super().__init__(model.manifest.golden_images[sample].tobytes(), caller="self-test")
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Answer] = self._loop.create_future()
-
-    def resolve(self, answer: Answer) -> None:
-        self._loop.call_soon_threadsafe(self._settle, answer)
-
-    def reject(self, error: DigitsError) -> None:
-        self._loop.call_soon_threadsafe(self._settle, error)
-
-    def _settle(self, outcome: Answer | DigitsError) -> None:
-        if self.future.done():
-            return
-        if isinstance(outcome, DigitsError):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)

@@ -6,41 +6,65 @@ import json
 import logging
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from serving import logs, signals
-from serving.address import check_free, with_port
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
-from serving.cores import may_poll
 from serving.errors import ConfigurationError
 from serving.exporter import Exporter, exporting
 from serving.metrics import Report
 from serving.model_info import ModelInfo
+from serving.predictions import Predictions
 from serving.process import Usage
 from serving.reload import Reloader
-from serving.rpc.classify import Classify
+from serving.rpc import classify, inference_pb
+from serving.rpc.classify import digits_methods
 from serving.rpc.exposure import choose_transport
-from serving.rpc.grpcio import GrpcioServer
-from serving.rpc.infer import ModelInfer
+from serving.rpc.health import Health
+from serving.rpc.inference import inference_methods
+from serving.rpc.methods import Method
 from serving.rpc.self_test import SelfTest
-
-if TYPE_CHECKING:
-    from serving.rpc.native import NativeFront
 
 _log = logging.getLogger(__name__)
 
-_QUIET_S = 0.1
-"""How long no call may begin before a drain counts as over."""
-_QUIESCE_TIMEOUT_S = 5.0
-"""How long a drain looks for such a moment."""
-_GOODBYE_S = 0.02
-"""How long callers get to learn that the port closes, before those held are refused."""
+
+class Transport(Protocol):
+    """What carries calls to the methods and their answers back."""
+
+    def __init__(
+        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
+    ) -> None: ...
+
+    async def start(self) -> str:
+        """Bind and begin to answer; returns the address.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a run."""
+
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress."""
+
+    async def ask(self, image: bytes) -> Predictions:
+        """Classify one image the way every request goes; raises DigitsError."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new calls as Unavailable, and answer those that were accepted.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port; calls that are left have `grace_s` seconds to end."""
 
 
 def announce(
@@ -87,9 +111,7 @@ async def serve(
     Raises:
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
-    transport = choose_transport(config.transport, config.security)
-    if config.access_log and transport == "native":
-        raise ConfigurationError("access_log needs transport grpcio: native reads no metadata")
+    transport = choose_transport(config)
     if config.reload_interval_s and model_config.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     with (
@@ -108,7 +130,7 @@ async def serve(
 
 
 class Server:
-    """A classifier behind one TCP port."""
+    """A classifier behind one port."""
 
     def __init__(
         self,
@@ -117,15 +139,26 @@ class Server:
         transport: str,
         exporter: Exporter | None = None,
     ) -> None:
-        """Prepare on the running event loop; classifier and exporter are the caller's to close."""
+        """Prepare on the running event loop; classifier and exporter are the caller's to close.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
         self._classifier = classifier
         self._exporter = exporter
         self.config = config
         self.transport = transport
-        self._methods = (Classify(classifier.batching), ModelInfer(classifier))
-        self._grpcio = GrpcioServer(classifier, *self._methods, transport, config)
-        self._native: NativeFront | None = None
-        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        self.health = Health((classify.SERVICE, inference_pb.SERVICE))
+        methods = [
+            *digits_methods(classifier, transport),
+            *inference_methods(classifier, self.health),
+            *self.health.methods(),
+        ]
+        if config.reflection:
+            from serving.rpc.reflection import reflection_methods
+
+            methods += reflection_methods()
+        self._transport = _transport_class(transport)(classifier, methods, config)
         self._self_test: asyncio.Task[None] | None = None
         self._stops: asyncio.Queue[int] = asyncio.Queue()
         self.address = ""
@@ -138,53 +171,24 @@ class Server:
             ConfigurationError: the address can't be bound.
         """
         self._stops = signals.queue_stops()  # from the first call on, a stop drains
-        config = self.config
-        if config.workers == 1:  # else the supervisor holds the port
-            check_free(config.host, config.port)
-        wanted = with_port(config.host, config.port)
-        if self.transport == "native":
-            port = await self._start_native(wanted)
-        else:
-            port = await self._grpcio.start(wanted)
-        self.address = with_port(config.host, port)
-        self._grpcio.health.set_serving(True)
+        self.address = await self._transport.start()
+        self.health.set_serving(True)
         if self._exporter is not None:
-            self._exporter.serve(self.report, lambda: self._grpcio.health.is_serving)
+            self._exporter.serve(self.report, lambda: self.health.is_serving)
         if interval_s := self.config.self_test_interval_s:
-            test = SelfTest(self._classifier, self._grpcio.health.set_serving, interval_s)
+            ask, set_serving = self._transport.ask, self.health.set_serving
+            test = SelfTest(self._classifier, ask, set_serving, interval_s)
             self._self_test = asyncio.create_task(test.run())
 
-    async def _start_native(self, address: str) -> int:
-        from serving.rpc.native import NativeFront
-        from serving.rpc.polling import LONGEST_S
-
-        self._native = NativeFront(
-            self._classifier.batcher,
-            self._classifier.metrics,
-            self._methods,
-            address,
-            reuse_port=self.config.workers > 1,
-            poll_s=LONGEST_S if may_poll(self.config.workers) else 0.0,
-        )
-        try:
-            self._sockets = tempfile.TemporaryDirectory(prefix="digits-")
-        except OSError as err:
-            raise ConfigurationError(f"can't make a temporary directory: {err}") from err
-        fallback = str(Path(self._sockets.name, "grpcio.sock"))
-        await self._grpcio.start(f"unix:{fallback}")
-        self._native.start(fallback)
-        return self._native.port
-
     def report(self) -> Report:
-        """Tell what is served and what was counted; from any thread."""
+        """Say what is served and what was counted; from any thread."""
         classifier = self._classifier
-        num_native = 0 if self._native is None else len(self._native.calls)
         return Report(
             info=replace(classifier.model_info(), transport=self.transport),
-            num_waiting=classifier.batcher.num_waiting,
+            num_waiting=self._transport.num_waiting,
             queue_capacity=classifier.batching.queue_capacity,
-            num_calls=self._grpcio.calls.num_active + num_native,
-            is_serving=self._grpcio.health.is_serving,
+            num_calls=self._transport.num_calls,
+            is_serving=self.health.is_serving,
             usage=Usage.now(),
             counts=classifier.metrics.snapshot(),
         )
@@ -214,41 +218,20 @@ class Server:
             return True
         reason = "not every call was answered in time" if drain.done() else "a second signal"
         _log.warning("stopped: %s", reason)
-        self._remove_sockets()
         return signals.end_process(1)
 
     async def drain(self) -> bool:
         """Stop in the order that loses nothing; see `run_until_signalled` for the result.
 
-        Health says NOT_SERVING, and new work is refused as UNAVAILABLE while the port still
-        listens. Calls that the stop finds pending are cut off, so it comes last, in a moment when
-        no call begins.
+        Health says NOT_SERVING, then new work is refused as UNAVAILABLE while the port still
+        listens, and the port closes last.
         """
         self._end_self_test()  # first: nothing says SERVING from here on
-        self._grpcio.health.set_serving(False)
-        is_drained = await asyncio.to_thread(self._classifier.batcher.drain, self.config.drain_s)
-        if not is_drained:
+        self.health.set_serving(False)
+        if not await self._transport.drain(self.config.drain_s):
             return False
-        await self._quiesce()
-        stopping = asyncio.create_task(self.stop(grace_s=1.0))
-        await asyncio.sleep(_GOODBYE_S)
-        self._grpcio.calls.release()
-        await stopping
+        await self.stop(grace_s=1.0)
         return True
-
-    async def _quiesce(self) -> None:
-        """Wait for a moment without new calls; the native front needs none: it cuts what is left.
-
-        Its last answers leave meanwhile.
-        """
-        calls = self._grpcio.calls
-        calls.hold_refused()
-        give_up_s = time.monotonic() + _QUIESCE_TIMEOUT_S
-        while time.monotonic() < give_up_s:
-            num_begun = calls.num_begun
-            await asyncio.sleep(_QUIET_S)
-            if num_begun == calls.num_begun and not calls.num_active:
-                return
 
     def _end_self_test(self) -> None:
         if self._self_test is not None:
@@ -257,11 +240,14 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off what is pending; `drain` first to lose nothing."""
         self._end_self_test()
-        if self._native is not None:
-            await asyncio.to_thread(self._native.close)
-        await self._grpcio.stop(grace_s)
-        self._remove_sockets()
+        await self._transport.stop(grace_s)
 
-    def _remove_sockets(self) -> None:
-        if self._sockets is not None:
-            self._sockets.cleanup()
+
+def _transport_class(name: str) -> type[Transport]:
+    if name == "h2":
+        from serving.h2.server import H2Server
+
+        return H2Server
+    from serving.rpc.grpcio import GrpcioServer
+
+    return GrpcioServer

@@ -6,9 +6,8 @@ Answers to digits.v1 are not in it.
 import threading
 import time
 from collections import defaultdict, deque
-from typing import Any
+from typing import Any, NamedTuple
 
-from serving.requests import Answer, Request
 from serving.rpc.inference_pb import ModelStatistics
 
 _REMEMBERED_RUNS = 32
@@ -22,35 +21,28 @@ class Statistics:
         self._versions: dict[str, _Version] = defaultdict(_Version)
         self._lock = threading.Lock()
 
-    def count_success(self, call: Request, answer: Answer, moments_s: tuple[float, ...]) -> None:
-        """Count requests that were answered: those of `answer`.
-
-        Args:
-            call: the request, for when it was queued.
-            answer: its answer, for when it was run.
-            moments_s: monotonic seconds: received, decoded, run and waiting here, encoded.
-        """
-        received_s, decoded_s, answered_s, encoded_s = moments_s
-        batch, times = answer.batch, answer.num_calls
-        run_s = batch.finished_s - batch.started_s
+    def count_success(self, version: str, answered: "Answered", run: "Run") -> None:
+        """Count requests of one run that were answered."""
+        times, output_s = answered.num_calls, time.monotonic() - run.finished_s
+        queue_s, run_s = run.started_s - answered.arrived_s, run.finished_s - run.started_s
         with self._lock:
-            counts = self._versions[batch.model.version]
+            counts = self._versions[version]
             counts.last_inference_ms = time.time_ns() // 1_000_000
-            counts.num_images += len(answer.digits)
-            counts.success.add(encoded_s - received_s, times)
-            counts.queue.add(batch.started_s - call.arrived_s, times)
-            counts.compute_input.add(decoded_s - received_s, times)
+            counts.num_images += answered.num_images
+            counts.success.add(answered.decode_s + queue_s + run_s + output_s, times)
+            counts.queue.add(queue_s, times)
+            counts.compute_input.add(answered.decode_s, times)
             counts.compute_infer.add(run_s, times)
-            counts.compute_output.add(encoded_s - answered_s, times)
-            if batch.finished_s not in counts.runs:
-                counts.runs.append(batch.finished_s)
+            counts.compute_output.add(output_s, times)
+            if run.finished_s not in counts.runs:
+                counts.runs.append(run.finished_s)
                 counts.num_runs += 1
-                counts.batches[batch.num_rows].add(run_s)
+                counts.batches[run.num_rows].add(run_s)
 
-    def count_failure(self, version: str, received_s: float) -> None:
+    def count_failure(self, version: str, duration_s: float) -> None:
         """Count a request for our model that ends now with an error."""
         with self._lock:
-            self._versions[version].fail.add(time.monotonic() - received_s)
+            self._versions[version].fail.add(duration_s)
 
     def message(self, name: str, version: str) -> Any:
         """Build the ModelStatistics of a version."""
@@ -69,6 +61,26 @@ class Statistics:
                     for size, duration in sorted(counts.batches.items())
                 ],
             )
+
+
+class Answered(NamedTuple):
+    """Requests that were answered alike."""
+
+    num_calls: int
+    num_images: int
+    """Of all of them."""
+    arrived_s: float
+    """When they had been read, in monotonic seconds."""
+    decode_s: float
+    """How long it took to read one of them."""
+
+
+class Run(NamedTuple):
+    """The run that answered them; all times in monotonic seconds."""
+
+    num_rows: int
+    started_s: float
+    finished_s: float
 
 
 class _Duration:

@@ -32,7 +32,7 @@ STATUS: dict[type[DigitsError], grpc.StatusCode] = {
     ConfigurationError: grpc.StatusCode.INTERNAL,
 }
 
-_RETRY_AFTER_MS = 100
+RETRY_AFTER_MS = 100
 """The pause that a rejected caller is asked for: some ten full queues are answered in it."""
 
 
@@ -63,5 +63,5 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: DigitsErro
     """
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded):
-        trailers = (("grpc-retry-pushback-ms", str(_RETRY_AFTER_MS)),)
+        trailers = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
     await context.abort(STATUS[type(error)], str(error), trailers)

@@ -39,8 +39,8 @@ class _Certificates:
     """
 
     def __init__(self, config: SecurityConfig) -> None:
-        paths = tuple(path for path in _paths(config) if path is not None)
-        self._watched = Watched(paths, lambda: _read(config))
+        names = tuple(path for path in paths(config) if path is not None)
+        self._watched = Watched(names, lambda: _read(config))
         self._lock = threading.Lock()
         self.initial = self._given = self._watched.get()
 
@@ -55,20 +55,27 @@ class _Certificates:
 
 
 def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
-    cert, key, client_ca = _paths(config)
+    cert, key, client_ca = paths(config)
     assert cert is not None
     assert key is not None
+    check_files(config)
     pair = (read_bytes(key), read_bytes(cert))
     roots = None if client_ca is None else read_bytes(client_ca)
-    _check(config)
     return grpc.ssl_server_certificate_configuration([pair], roots)
 
 
-def _check(config: SecurityConfig) -> None:
-    """Have OpenSSL say what is wrong: gRPC would not."""
+def check_files(config: SecurityConfig) -> ssl.SSLContext:
+    """Load the files into a context: OpenSSL says what is wrong with them, gRPC would not.
+
+    Raises:
+        ConfigurationError: a file can't be used; the text says which and why.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    cert, key, client_ca = _paths(config)
+    cert, key, client_ca = paths(config)
     assert cert is not None
+    for path in (cert, key, client_ca):
+        if path is not None:
+            read_bytes(path)  # says which file, where OpenSSL only says that one is missing
     try:
         context.load_cert_chain(cert, key, password=lambda: "")  # else it asks on the terminal
     except (OSError, ValueError) as err:  # SSLError is an OSError
@@ -80,7 +87,9 @@ def _check(config: SecurityConfig) -> None:
     except OSError as err:
         reason = getattr(err, "reason", None) or "not PEM"
         raise ConfigurationError(f"can't use {client_ca}: {reason}") from err
+    return context
 
 
-def _paths(config: SecurityConfig) -> tuple[Path | None, Path | None, Path | None]:
+def paths(config: SecurityConfig) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the certificate's file, its key's, and the client authorities'."""
     return config.tls_cert, config.tls_key, config.tls_client_ca

@@ -27,7 +27,7 @@ _ROW = struct.Struct(f"{ROW_BYTES}s")
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
     """Encode N x 784 bytes as a ClassifyRequest."""
-    return b"".join((_FIELD_1, _varint(len(pixels)), pixels))
+    return b"".join((_FIELD_1, varint(len(pixels)), pixels))
 
 
 def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
@@ -68,8 +68,8 @@ def encode_response(
         version: the model's version.
     """
     return b"".join(
-        (_FIELD_1, _varint(len(digits)), digits,
-         _FIELD_2, _varint(len(probabilities)), probabilities, _text(version))
+        (_FIELD_1, varint(len(digits)), digits,
+         _FIELD_2, varint(len(probabilities)), probabilities, _text(version))
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def encode_each(
 
 @lru_cache(maxsize=8)
 def _text(version: str) -> bytes:
-    return b"".join((_FIELD_3, _varint(len(version.encode())), version.encode()))
+    return b"".join((_FIELD_3, varint(len(version.encode())), version.encode()))
 
 
 def decode_response(data: bytes) -> Predictions:
@@ -135,7 +135,8 @@ def _field(data: bytes, at: int, tag: bytes) -> tuple[memoryview, int]:
     return memoryview(b""), -1
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

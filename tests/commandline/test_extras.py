@@ -30,7 +30,7 @@ sys.argv = {argv!r}
 runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
 """
 SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client",
-         "pygrpc_native", "ngh2")  # fmt: skip
+         "ngh2")  # fmt: skip
 TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib")
 BENCH = ("matplotlib", "packaging")
 RESULTS = str(ROOT / "benchmarks/results/bench.json")

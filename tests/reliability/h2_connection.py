@@ -1,13 +1,27 @@
 """A connection that sends whatever frames a script likes, and notes what comes back."""
 
 import socket
+import ssl
 import struct
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Self
 
 import hpack
 from hyperframe.exceptions import HyperframeError
-from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PATH = "/digits.v1.DigitClassifier/Classify"
@@ -34,17 +48,56 @@ def message(data: bytes, flag: int = 0, length: int | None = None) -> bytes:
     return struct.pack(">BI", flag, len(data) if length is None else length) + data
 
 
+@dataclass
+class Reply:
+    """What has come on a stream."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of all its header blocks, trailers included."""
+    body: bytes = b""
+    ended: bool = False
+    """Whether the server has ended its side."""
+    reset: int | None = None
+    """The error code of its RST_STREAM."""
+
+    @property
+    def status(self) -> int | None:
+        """The grpc-status, once it has come."""
+        text = self.headers.get("grpc-status")
+        return None if text is None else int(text)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more will come."""
+        return self.ended or self.reset is not None
+
+
 class Connection:
     """A TCP connection to a server; nothing is checked on the way out."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout_s)
+        self.timeout_s = timeout_s
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=host)
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._received = b""
         self.statuses: dict[int, int] = {}
         """The grpc-status by stream."""
+        self.replies: dict[int, Reply] = {}
+        """What has come, by stream."""
+        self.goaways: list[int] = []
+        """The last stream of each GOAWAY."""
+        self.pongs: list[bytes] = []
+        """The PINGs that were answered."""
+        self.is_over = False
+        """Whether the server has hung up."""
+        self.num_credited = 0
+        """What the server has added to the connection's window."""
+        self.windows: dict[int, int] = {}
+        """What `send_body` may send, by stream."""
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +129,54 @@ class Connection:
         head = self.headers(stream, request_headers(**changed))
         self.send(head, DataFrame(stream, body, flags=["END_STREAM"]))
 
+    def wait(self, holds: Callable[[], bool]) -> None:
+        """Read until something holds; fail if it never does."""
+        deadline_s = time.monotonic() + self.timeout_s
+        while not holds():
+            assert not self.is_over, "the server hung up first"
+            assert time.monotonic() < deadline_s, "it never happened"
+            self.read(quiet_s=0.02)
+
+    def acknowledge(self) -> None:
+        """Wait for the server's SETTINGS and acknowledge them: its limits count from then on."""
+        self.wait(lambda: self.num_credited > 0)
+        self.send(SettingsFrame(0, flags=["ACK"]))
+
+    def receive(self) -> None:
+        """Wait for something to come, and note it."""
+        self.socket.settimeout(self.timeout_s)
+        data = self.socket.recv(1 << 16)
+        assert data, "the server hung up"
+        self._received += data
+        self._parse()
+
+    def wait_closed(self) -> None:
+        """Read until the server hangs up; fail if it never does."""
+        deadline_s = time.monotonic() + self.timeout_s
+        while not self.read(quiet_s=0.02):
+            assert time.monotonic() < deadline_s, "it never hung up"
+
+    def open_window(self, stream: int, num_bytes: int) -> None:
+        """Note what the server takes of a stream before it has read any."""
+        self.windows[stream] = num_bytes
+
+    def send_body(self, stream: int, body: bytes) -> None:
+        """Send a message's bytes as the server's window lets them, and end the stream."""
+        at = 0
+        while at < len(body):
+            self.wait(lambda: self.windows[stream] > 0)
+            size = min(16_384, self.windows[stream])
+            part = body[at : at + size]
+            at += size
+            self.windows[stream] -= size
+            self.send(DataFrame(stream, part, flags=["END_STREAM"] if at >= len(body) else []))
+
+    def reply(self, stream: int) -> Reply:
+        """Wait for all that the server has to say on a stream."""
+        reply = self.replies.setdefault(stream, Reply())
+        self.wait(lambda: reply.is_over)
+        return reply
+
     def read(self, quiet_s: float = 0.15) -> bool:
         """Read until the server is quiet or hangs up; note each status.
 
@@ -88,9 +189,11 @@ class Connection:
                 data = self.socket.recv(1 << 16)
             except TimeoutError:
                 return False
-            except ConnectionError:
+            except OSError:
+                self.is_over = True
                 return True
             if not data:
+                self.is_over = True
                 return True
             self._received += data
             self._parse()
@@ -109,3 +212,20 @@ class Connection:
                 headers = dict(self._decoder.decode(frame.data))
                 if (status := headers.get("grpc-status")) is not None:  # type: ignore[call-overload]
                     self.statuses[frame.stream_id] = int(status)
+                self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)  # type: ignore[arg-type]
+            elif isinstance(frame, DataFrame):
+                self.replies.setdefault(frame.stream_id, Reply()).body += frame.data
+            elif isinstance(frame, RstStreamFrame):
+                self.replies.setdefault(frame.stream_id, Reply()).reset = frame.error_code
+            elif isinstance(frame, GoAwayFrame):
+                self.goaways.append(frame.last_stream_id)
+            elif isinstance(frame, WindowUpdateFrame):
+                if frame.stream_id:
+                    window = self.windows.get(frame.stream_id, 0)
+                    self.windows[frame.stream_id] = window + frame.window_increment
+                else:
+                    self.num_credited += frame.window_increment
+            elif isinstance(frame, PingFrame) and "ACK" in frame.flags:
+                self.pongs.append(frame.opaque_data)
+            if frame.stream_id and "END_STREAM" in frame.flags:
+                self.replies[frame.stream_id].ended = True

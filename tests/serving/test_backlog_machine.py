@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from serving.backlog import Backlog
 from serving.errors import DeadlineExceeded, ModelError, Overloaded
 from serving.requests import Answer, Batch
-from tests.fakes import FakeModel, RecordingGroup, RecordingRequest, images_of, probabilities_of
+from tests.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
 
 CAPACITY, MAX_BATCH = 60, 8
 
@@ -20,9 +20,7 @@ class BacklogMachine(RuleBasedStateMachine):
         self.backlog = Backlog(FakeModel(), CAPACITY)
         self.now_s = 0.0
         self.accepted: list[RecordingRequest] = []
-        self.cancelled: list[RecordingRequest] = []
-        self.groups: list[RecordingGroup] = []
-        self.withdrawn: set[int] = set()
+        self.cancelled: set[RecordingRequest] = set()
         self.running: list[Batch] = []
         self.next_value = 0
 
@@ -38,7 +36,7 @@ class BacklogMachine(RuleBasedStateMachine):
         )
         before = self.backlog.num_rows
         try:
-            self.backlog.admit(request, self.now_s)
+            self.backlog.admit(request, request.record, self.now_s)
         except Overloaded:
             assert before + num_rows > CAPACITY
             assert self.backlog.num_rows == before
@@ -46,42 +44,13 @@ class BacklogMachine(RuleBasedStateMachine):
         self.next_value += num_rows
         self.accepted.append(request)
 
-    @precondition(lambda self: not self.backlog.num_rows)
-    @rule(num_rows=st.integers(1, MAX_BATCH))
-    def pass_through(self, num_rows: int) -> None:
-        request = RecordingRequest(images_of(*range(num_rows)), caller="a")
-        self.accepted.append(request)
-        self.running.append(self.backlog.pass_through(request, self.now_s))
-
-    @precondition(lambda self: self.next_value < 200)
-    @rule(num_rows=st.integers(1, 12), caller=st.sampled_from(["a", None]))
-    def submit_group(self, num_rows: int, caller: str | None) -> None:
-        first = self.next_value
-        group = RecordingGroup(*range(first, first + num_rows), caller=caller)
-        rest = group.split(self.backlog.room)
-        if rest is not group:
-            self.backlog.admit(group, self.now_s)
-            self.groups.append(group)
-        self.next_value += num_rows
-
-    @precondition(lambda self: self.groups)
-    @rule(data=st.data())
-    def withdraw(self, data: st.DataObject) -> None:
-        group = data.draw(st.sampled_from(self.groups))
-        if group.keys:
-            key = data.draw(st.sampled_from(group.keys))
-            self.backlog.withdraw(group, key)
-            if key not in group.keys:
-                self.withdrawn.add(key)
-
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.accepted))
-        had_outcome = request.outcome is not None or request in self.cancelled
-        assert self.backlog.cancel(request) is not had_outcome
-        if not had_outcome:
-            self.cancelled.append(request)
+        self.backlog.cancel(request)
+        if request.outcome is None:
+            self.cancelled.add(request)
 
     @rule()
     def advance(self) -> None:
@@ -109,13 +78,13 @@ class BacklogMachine(RuleBasedStateMachine):
         probabilities = probabilities_of(batch.images())
         digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
         for request, answer in batch.finish(digits, probabilities.tobytes()):
-            request.resolve(answer)
+            request.deliver(answer)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         batch = self._end_one(data)
-        for half in batch.suspects() or [batch]:
+        for half in batch.halves() or [batch]:
             for request, _, _ in half.pieces:
                 self.backlog.fail(request, ModelError("planted"))
 
@@ -126,7 +95,7 @@ class BacklogMachine(RuleBasedStateMachine):
     def counts_the_rows_that_wait(self) -> None:
         waiting = sum(
             request.num_rows - request.rows_taken
-            for request in (*self.accepted, *self.groups)
+            for request in self.accepted
             if not request.settled
         )
         assert self.backlog.num_rows == waiting
@@ -136,9 +105,7 @@ class BacklogMachine(RuleBasedStateMachine):
     def answers_are_those_of_the_images(self) -> None:
         for request in self.accepted:
             if isinstance(request.outcome, Answer):
-                assert list(request.outcome.digits) == [
-                    value % 10 for value in request.pixels[::784]
-                ]
+                assert request.digits == [value % 10 for value in request.values]
             if isinstance(request.outcome, DeadlineExceeded):
                 assert request.deadline_s <= self.now_s
 
@@ -150,14 +117,9 @@ class BacklogMachine(RuleBasedStateMachine):
             probabilities = probabilities_of(batch.images())
             digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
             for request, answer in batch.finish(digits, probabilities.tobytes()):
-                request.resolve(answer)
+                request.deliver(answer)
         for request in self.accepted:
             assert (request.outcome is None) == (request in self.cancelled)
-        for group in self.groups:
-            assert group.settled
-            assert sorted([*group.digits, *group.failed]) == group.keys
-            assert not self.withdrawn.intersection(group.keys)
-            assert all(digit == key % 10 for key, digit in group.digits.items())
 
 
 TestBacklogMachine = BacklogMachine.TestCase

@@ -26,7 +26,7 @@ from tests.reliability.tickets import image_with
 from tests.servers import running_server
 from tests.serving.test_workers import workers_of
 
-INFO = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="native",
+INFO = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
                  max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario]
 
 
 def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
-    run: Callable[[Scenario], None], transport: str
+    run: Callable[[Scenario], None],
 ) -> None:
     async def scenario(running: Running) -> None:
         first = await running.occupy()
@@ -137,12 +137,9 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
             method: Any = channel.unary_unary(CLASSIFY)
             refused = method(encode_request(images_of(1).tobytes()))
             await running.settle()
-            running.engine.open()  # the native front looks at its calls between two runs
             assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "100 of 100 images" in await refused.details()
-            if transport == "grpcio":  # the native front refuses to send it
-                trailers = tuple(await refused.trailing_metadata())
-                assert ("grpc-retry-pushback-ms", "100") in trailers
+            assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
         running.engine.open(10)
         assert await first == [0]
         assert await accepted == [value % 10 for value in range(20, 120)]
@@ -173,7 +170,7 @@ def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -
 
 
 def test_drain_answers_what_was_accepted_and_refuses_the_rest(
-    run: Callable[[Scenario], None], transport: str, monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.rpc.attempts._AGAIN", ())  # the client would ask again and again
 
@@ -190,11 +187,7 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(
         assert await first == [0]
         with pytest.raises(Unavailable):
             await late
-        if transport == "grpcio":
-            assert await waiting == [5]
-        else:  # accepted only between two runs: refused, so that it may go elsewhere
-            with pytest.raises(Unavailable):
-                await waiting
+        assert await waiting == [5]
 
     run(scenario)
 

@@ -106,7 +106,7 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
 
 def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> None:
     requests = [encode_request(image.tobytes()) for image in images[:50]]
-    with two_workers(models, "native") as server:
+    with two_workers(models, "h2") as server:
         loads = [ClosedLoop(server.address, requests, in_flight=8) for _ in range(4)]
         with loads[0], loads[1], loads[2], loads[3]:
             loads[0].wait_for(100)
@@ -117,7 +117,7 @@ def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> N
 
 
 def test_workers_end_when_their_supervisor_is_killed(models: Path) -> None:
-    with two_workers(models, "native") as server:
+    with two_workers(models, "h2") as server:
         poll = select.poll()
         files = [os.pidfd_open(pid) for pid in workers_of(server)]
         assert len(files) == 2
@@ -205,7 +205,7 @@ def test_backoff_doubles_and_forgets_after_a_long_life() -> None:
 
 
 def test_reports_add_up() -> None:
-    info = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="native",
+    info = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
                      max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
     first, second, dead = Counts(), Counts(), Counts()
     first.requests["Classify", "OK"] = 2

@@ -1,0 +1,33 @@
+"""Every limit of the transport, its unit and why it is what it is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What peers may use; what a limit refuses costs others nothing."""
+
+    max_message_bytes: int
+    """The longest request message; a longer one is refused before its body is kept."""
+    max_connections: int = 8_192
+    """Open connections; one more replaces the longest idle one, or waits in the kernel."""
+    max_streams: int = 1_024
+    """Calls in progress on one connection; our own client has at most 512."""
+    stream_window_bytes: int = 1 << 20
+    """What a stream may send before it is consumed."""
+    max_held_bytes: int = 64 << 20
+    """Half-received messages, all connections together; past it, the largest are refused."""
+    max_unread_bytes: int = 16 << 20
+    """Answers to one peer that its windows keep back, after which its calls are refused."""
+    max_stream_unread_bytes: int = 256 << 10
+    """Answers that a stream has not read, after which its requests are not read either."""
+    read_bytes: int = 512 << 10
+    """What is read of one connection before the others' turn, some 150 one-image calls."""
+    handshake_s: float = 10.0
+    """TLS's handshake and HTTP/2's preface."""
+    message_s: float = 60.0
+    """A unary call's message, from its headers to its end."""
+    idle_s: float = 600.0
+    """A connection without calls; less as `max_connections` comes near."""
+    age_s: float = 0.0
+    """A connection's life, so that load balancers spread callers anew; 0 is for ever."""

@@ -1,0 +1,37 @@
+"""The h2 transport in this process, with limits of the test's choice."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving import Classifier
+from serving.config import ServerConfig
+from serving.h2.limits import Limits
+from serving.h2.server import H2Server
+from serving.rpc.classify import digits_methods
+from serving.rpc.health import Health
+from serving.rpc.reflection import reflection_methods
+
+TIMEOUT_S = 10.0
+
+
+@contextmanager
+def h2_server(
+    classifier: Classifier, limits: Limits, config: ServerConfig | None = None
+) -> Iterator[str]:
+    """Serve digits, health and reflection; gives the address."""
+    config = config or ServerConfig(port=0)
+    health = Health(())
+    methods = [*digits_methods(classifier, "h2"), *health.methods(), *reflection_methods()]
+    server = H2Server(classifier, methods, config, limits)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield asyncio.run_coroutine_threadsafe(server.start(), loop).result(TIMEOUT_S)
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(0.0), loop).result(TIMEOUT_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

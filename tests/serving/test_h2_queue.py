@@ -1,0 +1,315 @@
+"""The queue of the h2 transport, with connections that have no socket."""
+
+import math
+import weakref
+from collections import deque
+from typing import Any
+
+import pytest
+
+from serving.h2.queue import Queue
+from serving.rpc.plans import Plan
+
+
+class FakeConnection:
+    """What the queue uses of a connection."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Any] = {}
+        self.waiting: deque[Any] = deque()
+
+    def leave(self, *stream_ids: int) -> None:
+        """Cancel calls, as a caller does that gives up."""
+        for stream_id in stream_ids:
+            del self.calls[stream_id]
+
+
+class FilledQueue:
+    """A queue, and what a test puts in and takes out: calls are named by their stream."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self.queue = Queue(capacity)
+
+    def put(
+        self, connection: FakeConnection, *stream_ids: int, num_images: int = 1,
+        arrived_s: float = 0.0, deadline_s: float = math.inf,
+    ) -> None:  # fmt: skip
+        plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
+        for stream_id in stream_ids:
+            connection.calls[stream_id] = object()
+            entry: Any = (connection, stream_id, b"", plan, arrived_s, deadline_s, None)
+            self.queue.put(entry)
+
+    def offer(self, num_images: int, timeout_s: float) -> bool:
+        """Offer a call of a connection of its own; whether it may wait. Its caller leaves then."""
+        plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
+        entry: Any = (FakeConnection(), 1, b"", plan, 5.0, 5.0 + timeout_s, None)
+        is_taken = self.queue.offer(entry)
+        self.forget(entry[0])
+        return is_taken
+
+    def forget(self, connection: Any) -> None:
+        self.queue.forget(connection)
+
+    def take(self, max_rows: int, now_s: float = 0.0) -> list[int]:
+        """Take a batch; returns its streams and ends their calls."""
+        return self.take_all(max_rows, now_s)[0]
+
+    def take_all(self, max_rows: int, now_s: float) -> tuple[list[int], list[int]]:
+        """Take a batch; returns the streams that are run and those that are late."""
+        taken = self.queue.take(max_rows, now_s)
+        for entry in (*taken[0], *taken[1]):
+            del entry[0].calls[entry[1]]
+        return [entry[1] for entry in taken[0]], [entry[1] for entry in taken[1]]
+
+
+@pytest.fixture
+def filled() -> FilledQueue:
+    return FilledQueue()
+
+
+def is_empty(filled: FilledQueue) -> bool:
+    return not filled.queue.num_rows and not filled.take(8)
+
+
+def test_all_that_fits_is_one_batch(filled: FilledQueue) -> None:
+    a, b = FakeConnection(), FakeConnection()
+    filled.put(a, 1, 3)
+    filled.put(b, 5, num_images=6)
+    assert filled.queue.num_rows == 8
+    assert filled.take(8) == [1, 3, 5]
+    assert is_empty(filled)
+
+
+def test_one_connection_takes_its_calls_in_their_order(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, *range(20))
+    assert filled.take(8) == list(range(8))
+    assert filled.take(8) == list(range(8, 16))
+    assert filled.take(8) == list(range(16, 20))
+    assert is_empty(filled)
+
+
+def test_connections_take_turns_of_sixteen_images(filled: FilledQueue) -> None:
+    many, few = FakeConnection(), FakeConnection()
+    filled.put(many, *range(100))
+    filled.put(few, 1000, 1001)
+    assert filled.take(32) == [*range(16), 1000, 1001, *range(16, 30)]
+    assert filled.queue.num_rows == 70
+
+
+def test_connection_that_had_its_turn_goes_behind_the_others(filled: FilledQueue) -> None:
+    connections = [FakeConnection() for _ in range(3)]
+    for number, connection in enumerate(connections):
+        filled.put(connection, *range(100 * number, 100 * number + 40))
+    firsts = [stream_id // 100 for _ in range(6) for stream_id in filled.take(16)[:1]]
+    assert firsts == [0, 1, 2, 0, 1, 2]
+
+
+def test_turn_counts_images_and_not_calls(filled: FilledQueue) -> None:
+    a, b = FakeConnection(), FakeConnection()
+    filled.put(a, 1, 3, 5, num_images=7)
+    filled.put(b, 2)
+    assert filled.take(21) == [1, 3, 2]
+    assert filled.take(21) == [5]
+
+
+def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled: FilledQueue) -> None:
+    large, small = FakeConnection(), FakeConnection()
+    filled.put(large, 1, 3, num_images=100)
+    filled.put(small, 2)
+    assert filled.take(128) == [1, 2]
+    assert filled.take(128) == [3]
+
+
+def test_call_that_does_not_fit_begins_the_next_batch(filled: FilledQueue) -> None:
+    small, large = FakeConnection(), FakeConnection()
+    filled.put(small, *range(40))
+    filled.put(large, 1001, num_images=100)
+    filled.put(large, 1003)
+    assert filled.take(110) == list(range(16))
+    assert filled.take(110) == [1001, *range(16, 26)]
+    assert filled.take(110) == [1003, *range(26, 40)]
+
+
+def test_call_that_is_larger_than_a_batch_runs_alone(filled: FilledQueue) -> None:
+    a, b = FakeConnection(), FakeConnection()
+    filled.put(a, 1, num_images=9)
+    filled.put(b, 2)
+    assert filled.take(8) == [1]
+    assert filled.take(8) == [2]
+
+
+@pytest.mark.parametrize("max_rows", [8, 3])  # all at once; in turns
+def test_calls_whose_callers_left_are_not_taken(filled: FilledQueue, max_rows: int) -> None:
+    connection = FakeConnection()
+    filled.put(connection, *range(6))
+    connection.leave(0, 3, 5)
+    assert [*filled.take(max_rows), *filled.take(max_rows)] == [1, 2, 4]
+    assert is_empty(filled)
+
+
+def test_calls_whose_callers_left_take_no_room(filled: FilledQueue) -> None:
+    gone, here = FakeConnection(), FakeConnection()
+    filled.put(gone, *range(100))
+    filled.put(here, *range(1000, 1010))
+    gone.leave(*range(100))
+    assert filled.take(8) == list(range(1000, 1008))
+    assert filled.queue.num_rows == 2
+    assert filled.take(8) == [1008, 1009]
+
+
+@pytest.mark.parametrize("max_rows", [8, 3])
+def test_late_calls_are_named_and_not_run(filled: FilledQueue, max_rows: int) -> None:
+    connection = FakeConnection()
+    filled.put(connection, 1, 3, deadline_s=5.0)
+    filled.put(connection, 5, 7, deadline_s=5.1)
+    taken = [filled.take_all(max_rows, 5.0), filled.take_all(max_rows, 5.0)]
+    assert [run for runs, _ in taken for run in runs] == [5, 7]
+    assert [late for _, lates in taken for late in lates] == [1, 3]
+    assert is_empty(filled)
+
+
+def test_call_that_is_late_and_was_left_is_forgotten(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, 1, deadline_s=5.0)
+    connection.leave(1)
+    assert filled.take_all(8, 6.0) == ([], [])
+
+
+def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, 1, arrived_s=1.0)
+    filled.put(connection, 3, arrived_s=2.0)
+    assert filled.queue.oldest_s == 1.0
+    filled.take(8)
+    filled.put(connection, 5, arrived_s=3.0)
+    assert filled.queue.oldest_s == 3.0
+
+
+def test_call_that_was_offered_waits_like_one_that_was_put(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    plan = Plan("Classify", 1, lambda digits, rows, version: b"")
+    for stream_id, arrived_s in ((1, 7.0), (3, 8.0)):
+        connection.calls[stream_id] = object()
+        entry: Any = (connection, stream_id, b"", plan, arrived_s, math.inf, None)
+        assert filled.queue.offer(entry)
+    assert filled.queue.oldest_s == 7.0
+    assert filled.queue.num_rows == 2
+    assert filled.take(8) == [1, 3]
+    assert is_empty(filled)
+
+
+def test_connection_that_comes_again_takes_its_turn_once(filled: FilledQueue) -> None:
+    a, b = FakeConnection(), FakeConnection()
+    filled.put(a, 1)
+    filled.take(8)
+    filled.put(a, *range(100, 140))
+    filled.put(b, *range(200, 240))
+    assert [stream_id // 100 for stream_id in filled.take(64)] == [1] * 16 + [2] * 16 + [
+        1] * 16 + [2] * 16  # fmt: skip
+    assert sorted(filled.take(64)) == [*range(132, 140), *range(232, 240)]
+    assert is_empty(filled)
+
+
+# Callers that gave up
+
+
+def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, *range(20))
+    filled.queue.note_cancelled(10.0)
+    assert filled.take(4, 10.9) == [19, 18, 17, 16]
+    assert filled.take(4, 11.0) == [0, 1, 2, 3]  # all is well again
+    assert filled.queue.num_rows == 12
+
+
+def test_nobody_gave_up_when_the_clock_begins(filled: FilledQueue) -> None:
+    filled.put(FakeConnection(), *range(20))
+    assert filled.take(4, 0.0) == [0, 1, 2, 3]
+
+
+def test_connection_that_closes_does_not_hide_that_others_gave_up(filled: FilledQueue) -> None:
+    filled.put(FakeConnection(), *range(20))
+    filled.queue.note_cancelled(10.0)
+    filled.queue.note_cancelled(0.0)
+    assert filled.take(4, 10.1) == [19, 18, 17, 16]
+
+
+def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, *range(200))
+    connection.leave(*range(100))
+    filled.queue.note_cancelled(10.0)
+    assert filled.take(4, 10.0) == [199, 198, 197, 196]
+    assert filled.queue.num_rows == 96
+
+
+def test_all_were_given_up(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, *range(20))
+    connection.leave(*range(20))
+    filled.queue.note_cancelled(10.0)
+    assert filled.take(4, 10.0) == []
+    assert is_empty(filled)
+    filled.put(connection, 101)
+    assert filled.take(4, 10.0) == [101]
+
+
+# Room, and patience
+
+
+def test_call_is_refused_that_does_not_fit() -> None:
+    filled = FilledQueue(capacity=10)
+    connection = FakeConnection()
+    filled.put(connection, 1, num_images=7)
+    assert filled.offer(3, math.inf)
+    assert not filled.offer(4, math.inf)
+    filled.take(8)
+    assert filled.offer(10, math.inf)
+    assert not filled.offer(11, math.inf)
+
+
+def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.queue.run_rows = 4
+    filled.queue.row_s = 0.125
+    filled.put(connection, *range(4))
+    assert filled.offer(3, 4.0)  # 0.875 s, less than a quarter of its time
+    assert filled.offer(4, 4.0)
+    assert not filled.offer(5, 4.0)
+    assert filled.offer(5, math.inf)
+
+
+def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -> None:
+    filled.queue.run_rows = 4
+    filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
+    filled.put(FakeConnection(), 1, 2, 3)
+    assert filled.offer(1, 0.1)
+    assert not filled.offer(2, 0.1)
+
+
+# Connections that close
+
+
+def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
+    closed, other = FakeConnection(), FakeConnection()
+    filled.put(closed, 1, 3, num_images=5)
+    filled.put(other, 2, 4)
+    filled.forget(closed)
+    assert (filled.queue.num_rows, len(closed.waiting)) == (2, 0)
+    trace = weakref.ref(closed)
+    del closed
+    assert trace() is None
+    assert filled.take(1) == [2]
+    assert filled.take(1) == [4]
+    assert is_empty(filled)
+
+
+def test_connection_that_had_nothing_waiting_may_close(filled: FilledQueue) -> None:
+    idle, other = FakeConnection(), FakeConnection()
+    filled.put(idle, 1)
+    filled.take(8)
+    filled.put(other, 2)
+    filled.forget(idle)
+    assert filled.take(8) == [2]
