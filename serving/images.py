@@ -107,20 +107,21 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
     """Make a picture of one digit an image as MNIST made its own.
 
     Args:
-        source: path or open binary file of a PNG or JPEG: any size, colour or alpha, dark ink on
-            light or the reverse.
+        source: path or open binary file: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF where Pillow reads
+            it, HEIC where pillow-heif is installed; any size, colour or alpha, dark ink on light or
+            the reverse. The digit may have a frame around it.
 
     Returns:
         (1, 784) uint8. A 28 x 28 picture that is sized and centred as MNIST's are passes unchanged.
 
     Raises:
-        InvalidRequest: not a readable picture, too large, or blank.
-        ConfigurationError: Pillow is not installed.
+        InvalidRequest: not a readable picture, too large, blank, or of several digits.
+        ConfigurationError: Pillow or SciPy is not installed.
     """
     try:
-        from serving import ink, pictures  # need Pillow, which serving does not
+        from serving import ink, pictures  # need Pillow and SciPy, which serving does not
     except ImportError as err:
         raise ConfigurationError(
-            "pictures need Pillow: pip install 'digit-serving[pictures]'"
+            "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
         ) from err
     return ink.to_image(pictures.read_grey(source)).reshape(1, IMAGE_BYTES)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from serving.errors import InvalidRequest
 from serving.images import HEIGHT, WIDTH
+from serving.segments import find_digit
 
 BOX = 20
 """Pixels of the digit's longer side in an image."""
@@ -26,11 +28,7 @@ MIN_CONTRAST = 16
 FINE = 8
 """The pen is adjusted at this many times the final resolution."""
 
-BLANK = "no ink found: the picture is blank"
-
 Levels = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.intp]
 
 
 def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
@@ -48,8 +46,9 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
             return image.astype(np.uint8)
     ink = lift(grey)
     if ink.max() < MIN_CONTRAST:
-        raise InvalidRequest(BLANK)
-    digit = find_digit(ink)
+        raise InvalidRequest("no ink found: the picture is blank")
+    lowest = max(otsu(ink), MIN_CONTRAST / 2)
+    digit = find_digit(ink, lowest, max(lowest, around(ink, 1, np.add).max() / 9))
     # Full ink is 1; the digit alone is kept, with its soft edge.
     alone = np.clip(ink / np.median(ink[digit]), 0, 1) * around(digit, 1, np.maximum)
     fine = adjust_pen(fit(cropped(alone), BOX * FINE))
@@ -74,39 +73,6 @@ def lift(grey: Levels) -> Levels:
     return grey - resized(paper[2 * reach : -2 * reach, 2 * reach : -2 * reach], grey.shape)
 
 
-def find_digit(ink: Levels) -> Mask:
-    """Tell the digit's pixels from specks, ruled lines and what comes in from the edges.
-
-    Raises:
-        InvalidRequest: blank.
-    """
-    top = around(ink, 1, np.add).max() / 9
-    levels = np.linspace(otsu(ink), top, 5, endpoint=False)
-    for level in levels:
-        labels = components(ink > level)
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        inner = sizes.copy()
-        inner[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
-        if inner.max() > sizes.sum() / 5:
-            return with_neighbours(labels, inner)
-    labels = components(ink > levels[0])
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    if sizes.max() < 1:
-        raise InvalidRequest(BLANK)
-    return with_neighbours(labels, sizes)
-
-
-def with_neighbours(labels: Labels, sizes: Labels) -> Mask:
-    """Take the largest part and what lies close by, such as the bar of a 5; specks stay out."""
-    main = sizes.argmax()
-    digit = labels == main
-    reach = max(cropped(digit).shape) // 8 + 1
-    near = np.unique(labels[around(digit, reach, np.maximum) & (labels > 0)])
-    return np.isin(labels, near[sizes[near] >= sizes[main] / 50])
-
-
 def otsu(levels: Levels) -> float:
     """Find the threshold that best parts the levels into two classes (Otsu, 1979)."""
     counts, edges = np.histogram(levels, 256)
@@ -116,17 +82,6 @@ def otsu(levels: Levels) -> float:
     return float(centres[np.argmax(below * above * (sum_below / below - sum_above / above) ** 2)])
 
 
-def components(mask: Mask) -> Labels:
-    """Number the 8-connected parts of a mask; 0 is outside."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        spread = np.where(mask, around(labels, 1, np.maximum), 0)
-        spread = np.append(0, spread)[spread]  # follow the label of the label: paths halve
-        if np.array_equal(spread, labels):
-            return labels
-        labels = spread
-
-
 def adjust_pen(ink: Levels) -> Levels:
     """Thicken or thin strokes to PEN_WIDTHS, given a digit at FINE times its final size."""
     padded = np.pad(ink, BOX)
@@ -134,6 +89,9 @@ def adjust_pen(ink: Levels) -> Levels:
     width = 2 * ink.sum() / edge / FINE
     change = np.clip(width, *PEN_WIDTHS) - width
     radius = round(abs(change) * FINE / 2)
+    if change < 0:  # a blot stays, however small
+        inside = ndimage.distance_transform_edt(padded > padded.max() / 2)
+        radius = min(radius, int(inside.max()) - 1)
     return within(padded, radius, np.maximum if change > 0 else np.minimum)
 
 
@@ -173,10 +131,9 @@ def within(levels: Levels, radius: int, ufunc: np.ufunc) -> Levels:
     height, width = levels.shape
     padded = np.pad(levels, radius)
     steps = range(-radius, radius + 1)
-    disc = [(y, x) for y in steps for x in steps if y * y + x * x <= (radius + 0.5) ** 2]
-    combined: Levels = ufunc.reduce(
-        [padded[radius + y :, radius + x :][:height, :width] for y, x in disc]
-    )
+    combined = levels.copy()
+    for y, x in [(y, x) for y in steps for x in steps if y * y + x * x <= (radius + 0.5) ** 2]:
+        ufunc(combined, padded[radius + y :, radius + x :][:height, :width], out=combined)
     return combined
 
 

@@ -1,0 +1,225 @@
+"""Find the digit in ink: apart from specks, ruled lines, frames and what comes in from the edges.
+
+    ink ─▶ connected parts ─▶ without frames ─▶ grouped into digits ─▶ the only one
+
+Each constant was chosen by the accuracy on drawn pictures (tests/drawing.py) and by the pictures
+that are refused for several digits, or are not, all of them on plateaus.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from serving.errors import InvalidRequest
+
+MIN_GAP = 0.06
+"""Heights of blank between two digits; pieces of a broken digit are closer to each other."""
+MIN_GAP_STACKED = 0.3
+"""The same for parts one above the other, such as the halves of a broken 3."""
+MAX_ASPECT = 2.0
+"""Width / height of a digit: 6 of MNIST's 60,000 are wider, and most rows of touching digits."""
+MAX_PARTS = 100
+"""Where there are more, most are grain: time grows with the square of their number."""
+MAX_DIGITS = 8
+"""More in a row are found only where nothing comes in from the edges."""
+
+Levels = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The connected parts of a picture's ink, apart from specks."""
+
+    labels: npt.NDArray[np.int32]
+    """(H, W): the part that a pixel belongs to, 1 to N, or 0."""
+    sizes: Numbers
+    """(N,) pixels."""
+    boxes: Numbers
+    """(N, 4) top, left, bottom, right; the last two are exclusive."""
+
+    @property
+    def heights(self) -> Numbers:
+        """(N,) pixels."""
+        return self.boxes[:, 2] - self.boxes[:, 0]
+
+    @property
+    def widths(self) -> Numbers:
+        """(N,) pixels."""
+        return self.boxes[:, 3] - self.boxes[:, 1]
+
+    @property
+    def at_edges(self) -> Mask:
+        """(N, 4): does the part touch the picture's top, left, bottom, right?"""
+        return np.asarray(self.boxes == [0, 0, *self.labels.shape])
+
+    def only(self, kept: Mask) -> "Parts":
+        """Leave out the parts that are not kept: (N,)."""
+        number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
+        return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
+
+
+def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
+    """Find the pixels of the one digit.
+
+    Args:
+        ink: (H, W) levels above the paper.
+        lowest: the first level tried; what is above it is ink.
+        top: the strongest ink.
+
+    Returns:
+        (H, W).
+
+    Raises:
+        InvalidRequest: several digits.
+    """
+    parts = without_frames(find_parts(ink > lowest))
+    levels = [] if fills_picture(parts) else np.linspace(lowest, top, 5, endpoint=False)
+    for level in levels:
+        parts = without_frames(find_parts(ink > level))
+        # A low level joins the digit to ruled lines and to shadows, which come in from the edges.
+        is_out = parts.at_edges.any(1) | (parts.widths > MAX_ASPECT * parts.heights)
+        inner = np.where(is_out, 0, parts.sizes)
+        if np.sort(inner)[-MAX_DIGITS:].sum() > parts.sizes.sum() / 5:
+            return only_digit(ink, parts, int(inner.argmax()))
+    parts = without_frames(find_parts(ink > lowest))
+    return only_digit(ink, parts, int(parts.sizes.argmax()))
+
+
+def find_parts(mask: Mask) -> Parts:
+    """Part a mask into its 8-connected parts, the MAX_PARTS largest; specks are left out."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    kept = sizes >= sizes.max(initial=0) / 200
+    kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
+    number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
+    labels = number[labels]
+    slices = ndimage.find_objects(labels)
+    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in slices]
+    return Parts(labels, sizes[kept], np.array(boxes, np.intp).reshape(-1, 4))
+
+
+def without_frames(parts: Parts) -> Parts:
+    """Leave out what surrounds a part of some size: the box of a form's field, a circle.
+
+    A frame may lie partly outside of the picture.
+    """
+    boxes, ends = parts.boxes, parts.at_edges
+    sides = np.maximum(parts.heights, parts.widths)
+    is_frame = np.zeros(len(boxes), bool)
+    for i in np.flatnonzero(sides >= sides.max(initial=0) / 4):
+        starts = (boxes[:, :2] > boxes[i, :2]) | ends[i, :2]
+        stops = (boxes[:, 2:] < boxes[i, 2:]) | ends[i, 2:]
+        is_inside = (starts & stops).all(1) & ~ends.any(1)
+        is_inside[i] = False
+        height, width = parts.heights[i], parts.widths[i]
+        share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is no digit in a frame
+        is_frame[i] = (sides[is_inside] >= share * min(height, width)).any()
+    return parts.only(~is_frame)
+
+
+def fills_picture(parts: Parts) -> bool:
+    """Tell whether this is a row of digits that was cut out of its paper without a margin."""
+    is_large = parts.sizes > parts.sizes.sum() / 10
+    heights, ends = parts.heights[is_large], parts.at_edges[is_large]
+    is_across = ends[:, 1] & ends[:, 3]
+    return len(heights) > 1 and bool((heights > 0.6 * len(parts.labels)).all() & ~is_across.any())
+
+
+def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
+    """Take the main part and what belongs to it; nothing else may look like a digit.
+
+    Raises:
+        InvalidRequest: several digits.
+    """
+    large = digit_like(ink, parts, main)
+    groups = grouped(parts, large)
+    digit = groups[large == main][0]
+    if groups.max() > 0:
+        raise InvalidRequest(f"expected one digit, found {_places(parts, large, groups)}")
+    mask = np.isin(parts.labels, large[groups == digit] + 1)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    if width > MAX_ASPECT * height:
+        raise InvalidRequest(
+            f"expected one digit, found something {width / height:.1f} times as wide as high: "
+            "several digits that touch, or no digit"
+        )
+    return with_neighbours(mask, parts)
+
+
+def digit_like(ink: Levels, parts: Parts, main: int) -> Numbers:
+    """Select the parts about as high and as strong as the main one, lines at the edges excepted."""
+    heights = parts.heights
+    strengths = ndimage.mean(ink, parts.labels, np.arange(1, len(heights) + 1))
+    ends = parts.at_edges
+    is_narrow = parts.widths < 0.3 * heights
+    is_line = (ends[:, :2] & ends[:, 2:]).any(1) & is_narrow & (heights > 1.3 * heights[main])
+    if not ends[main].any():  # then parts of a frame that are in the picture are no digits
+        margin = heights[main] / 10
+        is_above = parts.boxes[:, 0] < parts.boxes[main, 0] - margin
+        is_below = parts.boxes[:, 2] > parts.boxes[main, 2] + margin
+        is_line |= ends.any(1) & (is_narrow | (ends.sum(1) > 1) | (is_above & is_below))
+    is_like = (
+        (heights >= heights[main] / 2)
+        & (heights <= heights[main] * 2)
+        & (parts.widths <= heights * MAX_ASPECT)
+        & (parts.sizes >= parts.sizes[main] / 8)
+        & (strengths >= strengths[main] / 2)
+        & ~is_line
+    )
+    is_like[main] = True
+    return np.flatnonzero(is_like)
+
+
+def grouped(parts: Parts, large: Numbers) -> Numbers:
+    """Number the digits that large parts belong to: 0, 1, ...; parts with a small gap share one."""
+    groups = np.arange(len(large))
+    for i, part in enumerate(large[:-1]):
+        distances = ndimage.distance_transform_edt(parts.labels != part + 1)
+        nearest = ndimage.minimum(distances, parts.labels, large[i + 1 :] + 1)
+        for j, distance in enumerate(nearest, i + 1):
+            if distance - 1 < smallest_gap(parts, part, large[j]):
+                groups[groups == groups[j]] = groups[i]
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def smallest_gap(parts: Parts, one: int, other: int) -> float:
+    """Compute the blank, in pixels, from which two parts are two digits."""
+    left, right = parts.boxes[[one, other], 1].max(), parts.boxes[[one, other], 3].min()
+    is_stacked = right - left > parts.widths[[one, other]].min() / 2
+    share = MIN_GAP_STACKED if is_stacked else MIN_GAP
+    return float(share * parts.heights[[one, other]].max())
+
+
+def with_neighbours(digit: Mask, parts: Parts) -> Mask:
+    """Add parts that lie close by, such as the bar of a 5, but none from outside the picture."""
+    own = np.unique(parts.labels[digit]) - 1
+    ends = parts.at_edges.any(1)
+    others = (parts.sizes >= digit.sum() / 50) & (~ends | ends[own].any())
+    others[own] = False
+    if not others.any():
+        return digit
+    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
+    reach = int(max(np.ptp(rows), np.ptp(columns)) + 1) // 8 + 1
+    reached = ndimage.maximum_filter(digit, 2 * reach + 1)
+    near = np.unique(parts.labels[reached & np.append(False, others)[parts.labels]])
+    return digit | np.isin(parts.labels, near)
+
+
+def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
+    """Say how many digits there are and where."""
+    height, width = parts.labels.shape
+    centres = []
+    for group in range(groups.max() + 1):
+        boxes = parts.boxes[large[groups == group]]
+        top, left = boxes[:, :2].min(0)
+        bottom, right = boxes[:, 2:].max(0)
+        centres.append(((left + right) / 2 / width, (top + bottom) / 2 / height))
+    if len(centres) > MAX_DIGITS:
+        return f"{len(centres)} that look like one"
+    shown = ", ".join(f"{x:.0%} {y:.0%}" for x, y in sorted(centres))
+    return f"{len(centres)}, at (% of width and height from the upper left) {shown}"
