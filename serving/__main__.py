@@ -11,10 +11,11 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from commandline import extras
 from commandline.parser import blame
@@ -40,6 +41,7 @@ EXTRAS = {
     "ngh2": "serve",
     "uvloop": "serve",
     "PIL": "pictures",
+    "scipy": "pictures",
 }
 """What the base installation lacks, and the extra that brings it."""
 
@@ -55,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "serve":
         _reserve_standard_files()
     try:
-        return _COMMANDS[options.command](options)
+        code = _COMMANDS[options.command](options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _end_output()
     except ModuleNotFoundError as err:
         return _fail(extras.advice(err, EXTRAS), 2)
     except _UNUSABLE as err:
@@ -72,6 +79,12 @@ def _fail(reason: str, code: int) -> int:
     if not logs.print_line(f"digits-serve: {reason}", sys.stderr):
         signals.end_process(code)
     return code
+
+
+def _end_output() -> int:
+    """Write no more: who read stdout, such as head, has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _reserve_standard_files() -> None:
@@ -133,48 +146,23 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    extras.require("PIL")
-    import numpy as np
+    extras.require("PIL", "scipy")
+    if options.csv and options.json:
+        raise ConfigurationError("--csv and --json exclude each other")
+    from serving import reading
+    from serving.reporting import Answer, Report, answer
 
-    from serving.images import from_picture
-
-    images, errors = {}, {}
-    for picture in options.pictures:
-        try:
-            images[picture] = from_picture(picture)
-        except DigitsError as err:
-            errors[picture] = str(err)
-    answers: Iterator[Any] = iter(())
-    if images:
-        with _open(options) as classifier:
-            predictions = classifier.classify(np.concatenate(list(images.values())))
-        answers = zip(predictions.digits, predictions.probabilities, strict=True)
-    for picture in options.pictures:
-        if picture in errors:
-            _report_error(picture, errors[picture], options.json)
-        else:
-            digit, probabilities = next(answers)
-            _report_answer(picture, digit, probabilities, options)
-    return 1 if errors else 0
-
-
-def _report_error(picture: str, error: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"picture": picture, "error": error}))
-    else:
-        print(f"{picture}: {error}", file=sys.stderr)
-
-
-def _report_answer(
-    picture: str, digit: Any, probabilities: Any, options: argparse.Namespace
-) -> None:
-    is_rejected = bool(probabilities[digit] < options.reject_below)
-    if options.json:
-        answer = {"digit": int(digit), "probabilities": [round(float(p), 6) for p in probabilities]}
-        print(json.dumps({"picture": picture, **answer, "rejected": is_rejected}))
-    else:
-        shown = f"? (perhaps {digit}, " if is_rejected else f"{digit} ("
-        print(f"{picture}: {shown}{probabilities[digit]:.1%})")
+    found = reading.find(options.pictures)
+    report = Report("csv" if options.csv else "json" if options.json else "text", len(found))
+    is_good = True
+    with closing(reading.read(found)) as readings, _open(options) as classifier, closing(report):
+        for picture, image in readings:
+            if isinstance(image, str):
+                is_good = False
+                report.add(Answer(picture=picture, error=image))
+            else:
+                report.add(answer(picture, classifier.classify(image), options.reject_below))
+    return 0 if is_good else 1
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(
         commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM", _SERVE))
     )
-    _add_classify(commands.add_parser("classify", **_help("tell the digits in PNG or JPEG files")))
+    _add_classify(
+        commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
+    )
     _add_info(commands.add_parser("info", **_help("tell what is served, on what, its limits")))
     _add_health(commands.add_parser("health", **_help("ask a server for its health", _PROBE)))
     return digits_serve
@@ -51,6 +53,10 @@ _SERVE = """\
   python -m serving serve --models models --workers 2
   python -m serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
   DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json python -m serving serve --host 0.0.0.0
+"""
+_CLASSIFY = """\
+  python -m serving classify seven.png scans/ --csv > answers.csv
+  python -m serving classify - --target 127.0.0.1:50051 < seven.png
 """
 _PROBE = """\
   python -m serving health                                   exit code 0: SERVING, else 1
@@ -136,9 +142,11 @@ def _probability(text: str) -> float:
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
-        help="PNG or JPEG of one digit: any size, dark on light or the reverse")  # fmt: skip
+        help="picture of one digit, any size, dark on light or the reverse: PNG, JPEG, WebP, GIF, "
+        "TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=_probability, default=0.0, metavar="P",
         help="answer ? where the digit is less probable than this, 0 to 1")  # fmt: skip
+    parser.add_argument("--csv", action="store_true", help="a table, its first line the names")
     _add_source(parser)
 
 

@@ -5,6 +5,7 @@ This module needs Pillow at import; images.from_picture is the way in, and says 
 
 import io
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -60,10 +61,8 @@ def read_grey(source: str | Path | BinaryIO) -> Grey:
 @cache
 def formats() -> tuple[str, ...]:
     """List the FORMATS that can be read here."""
-    if find_spec("pillow_heif"):
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
+    if find_spec("pillow_heif"):  # by name: no extra brings it
+        import_module("pillow_heif").register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -97,8 +96,8 @@ def _decoded(file: BinaryIO) -> Grey:
         if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion clips at 255
             return _levels(_upright(_floats(picture)))
         if picture.mode == "LAB":  # any three channels do for _grey; Pillow converts no LAB
-            picture = Image.merge("RGB", picture.split())
-        elif picture.mode in ("1", "L") and "transparency" not in picture.info:
+            return _grey(_opaque(_upright(Image.merge("RGB", picture.split()).convert("RGBA"))))
+        if picture.mode in ("1", "L") and "transparency" not in picture.info:
             return np.asarray(_upright(picture.convert("L")), np.float32)
         return _grey(_opaque(_upright(picture.convert("RGBA"))))
 
@@ -110,11 +109,12 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _floats(picture: Image.Image) -> Image.Image:
-    """Convert 16 or 32 bits a pixel to mode F; what is not finite gets the median level."""
-    levels = np.asarray(picture).astype(np.float32)
-    is_finite = np.isfinite(levels)
-    if not is_finite.all():
-        levels[~is_finite] = np.median(levels[is_finite]) if is_finite.any() else 0
+    """Convert 16 or 32 bits a pixel to mode F; what is no level gets the median level."""
+    step = max(1, max(picture.size) // (4 * MAX_SIDE))  # floats of all pixels would take 1 GB
+    levels = np.asarray(picture)[::step, ::step].astype(np.float32)
+    is_level = np.abs(levels) < 1e30  # neither NaN nor infinite, nor so large that sums overflow
+    if not is_level.all():
+        levels[~is_level] = np.median(levels[is_level]) if is_level.any() else 0
     floats = Image.fromarray(levels)
     floats.info = picture.info  # has the orientation
     return floats
@@ -125,8 +125,9 @@ def _levels(picture: Image.Image) -> Grey:
     levels = np.asarray(picture, np.float64)
     levels = levels - min(0, levels.min())
     top = levels.max()
-    full = 1 if top <= 1 else 2 ** max(8, np.ceil(np.log2(top + 1))) - 1  # 1: floats of 0 to 1
-    return (levels * (255 / full)).astype(np.float32)
+    full = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1  # 1: floats of 0 to 1
+    grey: Grey = (levels * (255 / full)).astype(np.float32)
+    return grey
 
 
 def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:

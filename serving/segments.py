@@ -76,17 +76,15 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     Raises:
         InvalidRequest: several digits.
     """
-    parts = without_frames(find_parts(ink > lowest))
-    levels = [] if fills_picture(parts) else np.linspace(lowest, top, 5, endpoint=False)
-    for level in levels:
+    lowest_parts = without_frames(find_parts(ink > lowest))
+    for level in np.linspace(lowest, top, 0 if fills_picture(lowest_parts) else 5, endpoint=False):
         parts = without_frames(find_parts(ink > level))
         # A low level joins the digit to ruled lines and to shadows, which come in from the edges.
         is_out = parts.at_edges.any(1) | (parts.widths > MAX_ASPECT * parts.heights)
         inner = np.where(is_out, 0, parts.sizes)
         if np.sort(inner)[-MAX_DIGITS:].sum() > parts.sizes.sum() / 5:
             return only_digit(ink, parts, int(inner.argmax()))
-    parts = without_frames(find_parts(ink > lowest))
-    return only_digit(ink, parts, int(parts.sizes.argmax()))
+    return only_digit(ink, lowest_parts, int(lowest_parts.sizes.argmax()))
 
 
 def find_parts(mask: Mask) -> Parts:
@@ -109,11 +107,11 @@ def without_frames(parts: Parts) -> Parts:
     """
     boxes, ends = parts.boxes, parts.at_edges
     sides = np.maximum(parts.heights, parts.widths)
-    is_frame = np.zeros(len(boxes), bool)
+    is_frame: Mask = np.zeros(len(boxes), np.bool_)
     for i in np.flatnonzero(sides >= sides.max(initial=0) / 4):
         starts = (boxes[:, :2] > boxes[i, :2]) | ends[i, :2]
         stops = (boxes[:, 2:] < boxes[i, 2:]) | ends[i, 2:]
-        is_inside = (starts & stops).all(1) & ~ends.any(1)
+        is_inside = np.asarray((starts & stops).all(1) & ~ends.any(1))
         is_inside[i] = False
         height, width = parts.heights[i], parts.widths[i]
         share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is no digit in a frame
@@ -198,8 +196,8 @@ def smallest_gap(parts: Parts, one: int, other: int) -> float:
 def with_neighbours(digit: Mask, parts: Parts) -> Mask:
     """Add parts that lie close by, such as the bar of a 5, but none from outside the picture."""
     own = np.unique(parts.labels[digit]) - 1
-    ends = parts.at_edges.any(1)
-    others = (parts.sizes >= digit.sum() / 50) & (~ends | ends[own].any())
+    ends = np.asarray(parts.at_edges.any(1))
+    others = np.asarray((parts.sizes >= digit.sum() / 50) & (~ends | ends[own].any()))
     others[own] = False
     if not others.any():
         return digit

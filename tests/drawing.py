@@ -107,6 +107,40 @@ def optdigits_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.
     return framed
 
 
+def row(glyphs: list[np.ndarray], gap: int) -> np.ndarray:
+    """Set digits side by side, `gap` blank pixels between their ink: (H, W), ink is 255."""
+    height = max(len(glyph) for glyph in glyphs)
+    parts = [np.zeros((height, gap), np.uint8)]
+    for glyph in glyphs:
+        columns = np.flatnonzero((glyph > 40).any(0))
+        alone = glyph[:, columns[0] : columns[-1] + 1]
+        parts += [np.pad(alone, ((0, height - len(alone)), (0, 0))), parts[0]]
+    return np.hstack(parts[1:-1])
+
+
+def framed(glyph: Image.Image, shape: str, rng: np.random.Generator) -> Image.Image:
+    """Draw a "box" or a "circle" around a digit, or one that lies "partly outside" the picture."""
+    box = glyph.getbbox()
+    assert box is not None
+    glyph = glyph.crop(box)
+    side = max(glyph.size)
+    pen, gap = max(1, int(side * rng.uniform(0.015, 0.1))), side * rng.uniform(0.15, 0.6)
+    half = np.array(glyph.size) / 2 + gap
+    if shape == "circle":
+        half[:] = np.hypot(*glyph.size) / 2 + gap
+    margin = pen + int(side * rng.uniform(0.1, 0.6))
+    centre = half + margin
+    image = Image.new("L", tuple(int(2 * c) for c in centre))  # type: ignore[arg-type]
+    at = centre - np.array(glyph.size) / 2 + gap * rng.uniform(-0.4, 0.4, 2)
+    image.paste(glyph, (int(at[0]), int(at[1])))
+    draw = ImageDraw.Draw(image)
+    corners = (*(centre - half - pen), *(centre + half + pen))
+    (draw.ellipse if shape == "circle" else draw.rectangle)(corners, outline=255, width=pen)
+    if shape == "partly outside":
+        image = image.crop((margin, 0, image.width, image.height - margin))
+    return image
+
+
 def paper(glyph: Image.Image, rng: np.random.Generator) -> bytes:
     """Lay ink on a larger sheet: colours, light, shadow, lines, grain; as PNG or JPEG."""
     height = glyph.height

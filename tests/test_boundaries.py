@@ -17,6 +17,7 @@ HEAVY = {
     "onnx",
     "tf2onnx",
     "PIL",
+    "scipy",
     "uvloop",
     "prometheus_client",
 }

@@ -55,6 +55,7 @@ def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int
         (("grpc_reflection",), "serving", ("serve", "--port", "0", "--metrics-port", "off",
                                            "--device", "cpu", "--reflection"), "serve"),
         (("PIL",), "serving", ("classify", PICTURE), "pictures"),
+        (("scipy",), "serving", ("classify", PICTURE), "pictures"),
         (("onnxruntime",), "serving", ("classify", PICTURE), "serve"),
         *((TRAIN, "training", (command,), "train")
           for command in ("train", "export", "report", "study")),

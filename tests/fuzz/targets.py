@@ -1,11 +1,13 @@
 """What is fuzzed: functions of bytes that raise only when they have found a bug."""
 
+import io
 import math
 from collections.abc import Callable
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from serving import ink, pictures
 from serving.errors import CorruptModel, InvalidRequest
 from serving.images import IMAGE_BYTES
 from serving.repository import parse_manifest
@@ -75,9 +77,22 @@ def idx_file(data: bytes) -> None:
     assert data.endswith(array.tobytes())
 
 
+def picture(data: bytes) -> None:
+    """The reader of picture files, Pillow's decoders included, and the search for the digit."""
+    try:
+        image = ink.to_image(pictures.read_grey(io.BytesIO(data)))
+    except InvalidRequest as err:
+        assert str(err).isprintable()
+        assert len(str(err)) < 1000
+        return
+    assert image.shape == (28, 28)
+    assert image.any()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request,
     "infer": infer,
     "manifest": manifest,
     "idx": idx_file,
+    "picture": picture,
 }

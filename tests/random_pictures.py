@@ -2,9 +2,13 @@
 
 import io
 import warnings
+from collections import Counter
 
 import numpy as np
 from PIL import Image
+
+from serving.errors import InvalidRequest
+from serving.images import from_picture
 
 KINDS = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"),
@@ -97,3 +101,26 @@ def _picture(levels: np.ndarray, mode: str, rng: np.random.Generator) -> Image.I
     if mode in ("1", "P", "PA"):
         return Image.fromarray(grey).convert("L").convert(mode)
     return Image.merge(mode, [Image.fromarray(band) for band in bands[:count]])
+
+
+def read_all(seeds: range) -> Counter[str]:
+    """Read a picture of each seed: an image or InvalidRequest, else AssertionError.
+
+    Returns:
+        How many became images, and how many were refused.
+    """
+    outcomes: Counter[str] = Counter()
+    for seed in seeds:
+        content = random_picture(np.random.default_rng(seed))
+        try:
+            image = from_picture(io.BytesIO(content))
+        except InvalidRequest as err:
+            outcomes["refused" if str(err).isprintable() else "unprintable"] += 1
+        except Exception as err:
+            raise AssertionError(f"picture {seed}: {err!r}") from err
+        else:
+            assert image.shape == (1, 784), seed
+            assert image.any(), seed
+            outcomes["read"] += 1
+    assert set(outcomes) <= {"read", "refused"}, outcomes
+    return outcomes

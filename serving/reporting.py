@@ -1,0 +1,146 @@
+"""Print what pictures show, as it is found: for people, as JSON or CSV, with a progress bar."""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from serving.predictions import Predictions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one picture shows, or why it has no answer."""
+
+    picture: str
+    digit: int | None = None
+    probabilities: tuple[float, ...] = ()
+    rejected: bool = False
+    """Is the digit less probable than asked for?"""
+    error: str | None = None
+
+
+def answer(picture: str, predictions: Predictions, reject_below: float) -> Answer:
+    """Make the one row of predictions the answer for a picture."""
+    digit, probabilities = int(predictions.digits[0]), predictions.probabilities[0]
+    return Answer(
+        picture=picture,
+        digit=digit,
+        probabilities=tuple(float(p) for p in probabilities),
+        rejected=bool(probabilities[digit] < reject_below),
+    )
+
+
+class Report:
+    """Prints each answer at once, and the share done on a terminal."""
+
+    def __init__(self, kind: str, total: int) -> None:
+        """Begin a report.
+
+        Args:
+            kind: "text", "json" or "csv".
+            total: how many answers there will be.
+        """
+        self._print: Callable[[Answer], None] = {
+            "text": _print_text,
+            "json": _print_json,
+            "csv": _print_csv,
+        }[kind]
+        self._bar = Bar(total, sys.stderr)
+        # A name that the terminal's encoding lacks is no reason to stop.
+        if reconfigure := getattr(sys.stdout, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+        if kind == "csv":
+            csv.writer(sys.stdout, lineterminator="\n").writerow(
+                ["picture", "digit", "probability", "rejected", "error"]
+            )
+
+    def add(self, answer: Answer) -> None:
+        """Print one answer."""
+        self._bar.clear()
+        self._print(answer)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        self._bar.advance()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.clear()
+
+
+class Bar:
+    """A line at the foot of a terminal; elsewhere it writes nothing."""
+
+    INTERVAL_S = 0.1
+
+    def __init__(self, total: int, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() and total > 1 else None
+        self._total = total
+        self._done = 0
+        self._start = time.monotonic()
+        self._next = self._start
+        self._is_drawn = False
+
+    def clear(self) -> None:
+        """Make room for a line of output."""
+        if self._is_drawn:
+            self._write("\r\x1b[K")
+            self._is_drawn = False
+
+    def advance(self) -> None:
+        """Count one picture; draw at most every INTERVAL_S."""
+        self._done += 1
+        now = time.monotonic()
+        if self._stream is None or now < self._next:
+            return
+        self._next = now + self.INTERVAL_S
+        left_s = (now - self._start) / self._done * (self._total - self._done)
+        filled = 30 * self._done // self._total
+        self._write(
+            f"\r[{'#' * filled}{'.' * (30 - filled)}] {self._done} of {self._total}, "
+            f"{left_s:.0f} s left\x1b[K"
+        )
+        self._is_drawn = True
+
+    def _write(self, text: str) -> None:
+        assert self._stream is not None
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def shown(text: str) -> str:
+    """Escape what would break the line or drive a terminal, such as a newline in a file's name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print_text(answer: Answer) -> None:
+    picture = shown(answer.picture)
+    if answer.error is not None:
+        print(f"{picture}: {shown(answer.error)}", file=sys.stderr)
+        return
+    assert answer.digit is not None
+    certainty = f"{answer.probabilities[answer.digit] * 100:.1f} %"
+    digit = f"? (perhaps {answer.digit}, " if answer.rejected else f"{answer.digit} ("
+    print(f"{picture}: {digit}{certainty})")
+
+
+def _print_json(answer: Answer) -> None:
+    line: dict[str, Any] = {"picture": answer.picture}
+    if answer.error is not None:
+        line["error"] = answer.error
+    else:
+        line["digit"] = answer.digit
+        line["probabilities"] = [round(p, 6) for p in answer.probabilities]
+        line["rejected"] = answer.rejected
+    print(json.dumps(line))
+
+
+def _print_csv(answer: Answer) -> None:
+    row: list[object] = [shown(answer.picture), "", "", "", answer.error]
+    if answer.digit is not None:
+        probability = round(answer.probabilities[answer.digit], 6)
+        row[1:] = [answer.digit, probability, str(answer.rejected).lower(), ""]
+    csv.writer(sys.stdout, lineterminator="\n").writerow(row)

@@ -1,0 +1,274 @@
+"""`classify`: files, folders and stdin in; answers out as they are made, in the input's order."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serving import Classifier, reading
+from serving.__main__ import main
+from serving.images import Images
+from serving.reporting import Bar, shown
+
+COMMAND = [sys.executable, "-m", "serving", "classify"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, images: Images) -> Path:
+    """Five test digits in a folder and one below, beside files that are no pictures."""
+    folder = tmp_path / "scans"
+    (folder / "below").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    names = ["b.png", "a.PNG", "below/d.png", "below/c.webp", "10.gif"]
+    for name, image in zip(names, images, strict=False):
+        Image.fromarray(image.reshape(28, 28)).save(folder / name)
+    for name in ("notes.txt", ".b.png", ".hidden/e.png"):
+        (folder / name).write_text("no picture")
+    return folder
+
+
+SORTED = ["10.gif", "a.PNG", "b.png", "below/c.webp", "below/d.png"]
+
+
+def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], list[str]]:
+    code = main(["classify", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out.splitlines(), output.err.splitlines()
+
+
+def test_same_picture_twice_is_answered_twice(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = folder / "b.png"
+    code, out, _ = run(picture, picture, "--models", models, capsys=capsys)
+    assert code == 0
+    assert len(out) == 2
+    assert out[0] == out[1]
+
+
+def test_folder_is_read_with_those_below_in_order(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(folder, folder / "b.png", "--models", models, capsys=capsys)
+    assert (code, err) == (0, [])
+    assert [line.rpartition(": ")[0] for line in out] == [
+        str(folder / name) for name in [*SORTED, "b.png"]
+    ]
+
+
+def test_folder_without_pictures_is_an_error(
+    models: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, out, err = run(empty, folder / "b.png", "--models", models, capsys=capsys)
+    assert (code, len(out)) == (1, 1)
+    assert err == [f"{empty}: no pictures in this folder"]
+
+
+def test_stdin_is_read_where_a_dash_is_given(models: Path, folder: Path) -> None:
+    content = (folder / "b.png").read_bytes()
+    result = subprocess.run([*COMMAND, "-", "--models", models], input=content, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(b"-: ")
+
+
+def test_closed_stdin_is_one_line(models: Path) -> None:
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-", "--models", models],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "-: cannot be read: stdin is closed\n"
+
+
+def test_csv_has_a_line_a_picture_and_the_names_above(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_text("no picture")
+    code, out, err = run(folder, "--csv", "--models", models, "--reject-below", 1, capsys=capsys)
+    assert (code, err) == (1, [])
+    rows = {Path(row["picture"]).name: row for row in csv.DictReader(out)}
+    assert rows["bad.png"]["error"].startswith("expected a picture (PNG, JPEG")
+    assert rows["bad.png"]["digit"] == ""
+    assert rows["b.png"]["digit"].isdecimal()
+    assert 0 < float(rows["b.png"]["probability"]) <= 1
+    assert rows["b.png"]["rejected"] in ("true", "false")
+
+
+def test_csv_and_json_exclude_each_other(
+    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(folder, "--csv", "--json", "--models", models, capsys=capsys)
+    assert (code, out) == (2, [])
+    assert "--csv and --json exclude each other" in err[0]
+
+
+def test_several_digits_are_refused_and_the_others_answered(
+    models: Path, folder: Path, images: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = Image.new("L", (68, 28))
+    for number, left in enumerate((0, 40)):
+        both.paste(Image.fromarray(images[number].reshape(28, 28)), (left, 0))
+    both.save(folder / "both.png")
+    code, out, err = run(folder, "--models", models, capsys=capsys)
+    assert (code, len(out)) == (1, len(SORTED))
+    assert err[0].startswith(f"{folder / 'both.png'}: expected one digit, found 2")
+
+
+def test_answer_is_printed_before_the_next_picture_is_there(
+    models: Path, folder: Path, tmp_path: Path
+) -> None:
+    late = tmp_path / "late.png"
+    os.mkfifo(late)
+    with subprocess.Popen(
+        [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"{folder / 'b.png'}: ")
+        late.write_bytes((folder / "b.png").read_bytes())
+        assert process.stdout.readline().startswith(f"{late}: ")
+    assert process.returncode == 0
+
+
+def test_reader_that_leaves_ends_it_without_a_traceback(models: Path, folder: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, *[folder] * 20, "--models", models],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path: Path) -> None:
+    never = tmp_path / "never.png"
+    os.mkfifo(never)
+    with subprocess.Popen(
+        [*COMMAND, folder / "b.png", never, "--models", models],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.fixture
+def several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MIN_PICTURES", 1)
+    monkeypatch.setattr(reading, "usable_cores", lambda: 2)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_processes_read_in_the_inputs_order(
+    models: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.png"
+    code, out, _ = run(*[folder] * 5, missing, folder, "--json", "--models", models, capsys=capsys)
+    expected = [*SORTED * 5, "missing.png", *SORTED]
+    answers = [json.loads(line) for line in out]
+    assert code == 1
+    assert [
+        answer["picture"].endswith(name) for answer, name in zip(answers, expected, strict=True)
+    ]
+    assert ["error" in answer for answer in answers] == [name == "missing.png" for name in expected]
+
+
+def end_process(source: object) -> None:
+    os._exit(9)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_picture_that_kills_its_reader_costs_no_other_its_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(folder / name) for name in SORTED * 4]
+    names[3] = names[9] = Deadly(names[0])
+    readings = list(reading.read(names))
+    assert [name for name, _ in readings] == names
+    failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
+    assert failed == [3, 9]
+    assert readings[3][1] == "cannot be read: it ends the process that reads it"
+
+
+class Deadly(str):
+    """A name that ends the process which unpickles it, as a fault of a decoder would."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return end_process, (str(self),)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal_has_a_progress_bar_that_makes_room_for_answers() -> None:
+    terminal = Terminal()
+    bar = Bar(total=4, stream=terminal)
+    bar.advance()
+    assert "1 of 4" in terminal.getvalue()
+    bar.clear()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_no_terminal_has_no_progress_bar() -> None:
+    for bar, stream in ((Bar(9, file := io.StringIO()), file), (Bar(1, one := Terminal()), one)):
+        bar.advance()
+        bar.clear()
+        assert stream.getvalue() == ""
+    Bar(9, None).advance()
+
+
+def test_name_cannot_break_the_line() -> None:
+    assert shown("a\nb\x1b[2J\udcff.png") == r"a\nb\x1b[2J\udcff.png"
+    assert shown("größe.png") == "größe.png"
+
+
+def test_odd_names_are_printed_whatever_the_encoding(models: Path, folder: Path) -> None:
+    odd = folder / os.fsdecode("grö\xffße\n".encode("latin-1") + b".png")
+    (folder / "b.png").rename(odd)
+    for encoding in ("ascii", "utf-8"):
+        result = subprocess.run(
+            [*COMMAND, odd, "--models", models],
+            capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count(b"\n") == 1
+
+
+def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
+    content = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(content[:-60])
+    Image.new("1", (9_500, 9_500)).save(folder / "bomb.png")  # Pillow has a warning for it
+    command = [*COMMAND, *(str(folder / name) for name in ("b.png", "bomb.png"))]
+    command += ["--models", str(models)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert [line.split(": ")[0] for line in result.stderr.splitlines()] == [
+        str(folder / "b.png"),
+        str(folder / "bomb.png"),
+    ]
+
+
+def test_classifier_and_command_agree(
+    models: Path, folder: Path, classifier: Classifier, images: Images,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    _, out, _ = run(folder / "b.png", "--models", models, capsys=capsys)
+    answer = classifier.classify(images[:1])
+    certainty = answer.probabilities[0].max() * 100
+    assert out == [f"{folder / 'b.png'}: {answer.digits[0]} ({certainty:.1f} %)"]
