@@ -1,8 +1,10 @@
 """From HTTP/2's events to calls, and how calls end.
 
-headers ──▶ Head ──▶ its message in one piece ──▶ Queue ──▶ a run
-└────▶ Body, its message in parts ──▶ Queue, a runner thread, or an answer at once
-└────▶ a stream
+    headers ──▶ Head ──▶ its message in one piece ──▶ Queue ──▶ a run
+                  ├────▶ Body, its message in parts ──▶ Queue, a runner thread, or an answer at once
+                  └────▶ a stream
+
+A call is read once, here, whatever its size.
 """
 
 import heapq
