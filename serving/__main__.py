@@ -122,6 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
         transport=options.transport,
         workers=options.workers,
         drain_s=options.drain,
+        max_connection_age_s=options.max_connection_age,
         reload_interval_s=options.reload_interval,
         self_test_interval_s=options.self_test_interval,
         access_log=options.access_log,

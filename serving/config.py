@@ -119,6 +119,9 @@ class ServerConfig:
     """Processes that share the port; each holds the model, and has its share of the cores."""
     drain_s: float = 30.0
     """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
+    max_connection_age_s: float = 0.0
+    """Seconds after which callers are asked to connect again (h2), so that load balancers spread
+    them; 0 is never."""
     reload_interval_s: float = 0.0
     """Seconds between looks for a new version; 0 looks only at SIGHUP."""
     self_test_interval_s: float = 10.0
@@ -139,7 +142,7 @@ class ServerConfig:
         _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
-        for name in ("drain", "reload_interval", "self_test_interval"):
+        for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):
             _require_seconds(name, getattr(self, f"{name}_s"))
 
 

@@ -100,6 +100,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="tell callers such as grpcurl which services and messages there are")  # fmt: skip
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
         help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+    add("--max-connection-age", type=float, default=config.max_connection_age_s, metavar="SECONDS",
+        help="when to ask callers to connect again, so that load balancers spread them (h2); "
+             "0: never")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
         help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
     add("--self-test-interval", type=float, default=config.self_test_interval_s,

@@ -37,7 +37,8 @@ class Connection:
     __slots__ = (
         "active_s", "awaited", "calls", "closing", "ended", "handshaking", "head", "headers",
         "http2", "is_writing", "jitter", "limits", "num_empty", "opened_s", "output", "peer",
-        "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread", "waiting",
+        "retired", "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, limits: Limits, now_s: float) -> None:
@@ -75,6 +76,8 @@ class Connection:
         """What its turns to be read take, in seconds, of late; of a new peer nothing is known."""
         self.tag_s = 0.0
         """When its next turn is due where not all can have one, on the loop's clock of turns."""
+        self.retired = False
+        """Whether the peer was asked to connect again."""
         self.touched = False
         """Whether it is to be flushed at the end of the round."""
         self.is_writing = False

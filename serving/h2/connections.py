@@ -149,6 +149,7 @@ class Connections:
         idle_s = limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
         for connection in self:
             quiet_s = now_s - connection.active_s
+            self._retire(connection, now_s)
             if connection.handshaking or connection.awaited:
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
@@ -157,11 +158,17 @@ class Connections:
                     connection.swept_s = now_s
                     self._calls.sweep(connection)
             else:
-                is_over = quiet_s > idle_s * connection.jitter
-                is_old = now_s - connection.opened_s > limits.age_s * connection.jitter
-                is_over |= bool(limits.age_s) and is_old
+                is_over = connection.retired or quiet_s > idle_s * connection.jitter
             if is_over:
                 self.say_goodbye(connection)
+
+    def _retire(self, connection: Connection, now_s: float) -> None:
+        """Ask the caller of an old connection to make its next calls on another one."""
+        age_s = now_s - connection.opened_s
+        if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
+            connection.retired = True
+            connection.go_away(notice=True)
+            self._calls.touch(connection)
 
     def close(self) -> None:
         """Close the port and all connections."""

@@ -44,7 +44,8 @@ class H2Server:
         self._tls = server_context(config.security)
         self._limits = limits or Limits(
             # Twice the largest request: one that is a little too large is read, and told so.
-            max_message_bytes=2 * batching.max_request_images * IMAGE_BYTES + _SPARE_BYTES
+            max_message_bytes=2 * batching.max_request_images * IMAGE_BYTES + _SPARE_BYTES,
+            age_s=config.max_connection_age_s,
         )
         self._queue = Queue(batching.queue_capacity)
         paths = {method.path.encode(): method for method in methods}

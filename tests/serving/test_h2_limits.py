@@ -223,3 +223,19 @@ def test_streams_wait_for_room_in_the_queue(num_streams: int) -> None:
         sizes = {len(connection.reply(stream).body) for stream in streams}
         assert {connection.replies[stream].status for stream in streams} == {0}
         assert len(sizes) == 1
+
+
+def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifier) -> None:
+    with (
+        h2_server(served, limits(age_s=0.5)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        connection.send(connection.headers(1, request_headers()))
+        connection.wait(lambda: bool(connection.goaways))
+        assert connection.goaways == [2**31 - 1]  # a notice: no call is lost
+        connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
+        assert connection.reply(1).status == 0
+        connection.wait(lambda: len(connection.goaways) == 2)
+        assert connection.goaways[1] == 1
+        assert_well(address)

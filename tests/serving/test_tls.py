@@ -133,14 +133,15 @@ def test_plaintext_client_is_refused(tls: RunningServer) -> None:
 
 @pytest.mark.parametrize("kind", ["expired", "wrong host", "wrong CA"])
 def test_server_with_a_bad_certificate_is_refused_by_clients(
-    models: Path, folder: Path, authority: trustme.CA, expired: Files, stranger: Files, kind: str
-) -> None:
+    models: Path, tmp_path: Path, authority: trustme.CA, good: Files, expired: Files,
+    stranger: Files, kind: str, transport: str,
+) -> None:  # fmt: skip
     other_host = authority.issue_cert("example.org")
     files = {"expired": expired, "wrong CA": stranger}.get(kind) or write(
-        folder / "other-host", authority, other_host
+        tmp_path / "other-host", authority, other_host
     )
-    for server in secured(models, files):
-        assert not is_let_in(server, tls_ca=folder / "good" / "ca.pem")
+    for server in secured(models, files, "--transport", transport):
+        assert not is_let_in(server, tls_ca=good.ca)
 
 
 def test_mtls_lets_in_who_has_a_certificate(mtls: RunningServer, good: Files) -> None:
