@@ -19,7 +19,7 @@ MIN_GAP = 0.06
 MIN_GAP_STACKED = 0.3
 """The same for parts one above the other, such as the halves of a broken 3."""
 MAX_ASPECT = 2.0
-"""Width / height of a digit: 6 of MNIST's 60,000 are wider, and most rows of touching digits."""
+"""Width / height of a digit: 6 of MNIST's 60,000 are wider; of three that touch, many are."""
 MAX_PARTS = 100
 """Where there are more, most are grain: time grows with the square of their number."""
 MAX_DIGITS = 8
@@ -220,4 +220,4 @@ def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
     if len(centres) > MAX_DIGITS:
         return f"{len(centres)} that look like one"
     shown = ", ".join(f"{x:.0%} {y:.0%}" for x, y in sorted(centres))
-    return f"{len(centres)}, at (% of width and height from the upper left) {shown}"
+    return f"{len(centres)}, at {shown} of the width and height"
