@@ -290,6 +290,8 @@ class Loop:
         """Close the port and every connection; `drain` first to lose nothing."""
         self.post(self._stop)
         self._thread.join()
+        self._waker.close()  # not before: `post` may be about to use it
+        self._woken.close()
 
     def _stop(self) -> None:
         self._is_stopped = True
@@ -297,5 +299,3 @@ class Loop:
     def _close(self) -> None:
         self._connections.close()
         self._selector.close()
-        self._waker.close()
-        self._woken.close()

@@ -78,6 +78,7 @@ class Connection:
     def __init__(self, address: str, timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout_s)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.timeout_s = timeout_s
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname=host)
