@@ -100,4 +100,7 @@ def parse(content: bytes) -> npt.NDArray[np.uint8]:
     if len(content) != header + math.prod(shape):
         expected = f"{header} + {' x '.join(map(str, shape))}"
         raise DataError(f"expected {expected} bytes of IDX, got {len(content)}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    except ValueError as err:  # an axis of nothing beside one that no array can have
+        raise DataError(f"expected an array, got {' x '.join(map(str, shape))}") from err
