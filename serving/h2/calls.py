@@ -31,8 +31,10 @@ from serving.requests import Outcome, Request
 from serving.rpc.methods import ImagesStream, ImagesUnary, Replies
 from serving.rpc.plans import Plan, frame
 
-_MAX_EMPTY_FRAMES = 1000
-"""DATA frames of one connection that have no data and end nothing."""
+_TINY_BYTES = 64
+"""Less data in a frame costs more to read than it is worth; clients send some, such as prefixes."""
+_MAX_TINY_FRAMES = 1000
+"""How many more of them than of other frames one connection may send."""
 _OVERLOADED = Overloaded("the queue is full")
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
@@ -142,10 +144,12 @@ class Calls:
                         if not offer((connection, stream_id, pixels, plan, now_s, late_s, None)):
                             self.reject(connection, stream_id, call)
                 elif call is not None:
-                    if not data and not event.end_stream:
-                        connection.num_empty += 1
-                        if connection.num_empty > _MAX_EMPTY_FRAMES:
-                            raise http2.Error("too many empty frames")
+                    if len(data) < _TINY_BYTES and not event.end_stream:
+                        connection.num_tiny += 1
+                        if connection.num_tiny > _MAX_TINY_FRAMES:
+                            raise http2.Error("too many tiny frames")
+                    elif connection.num_tiny:
+                        connection.num_tiny -= 1
                     if isinstance(call, Head):
                         call = calls[stream_id] = Body(self, connection, stream_id, call)
                     call.receive(data, now_s, ended=event.end_stream)

@@ -36,7 +36,7 @@ class Connection:
 
     __slots__ = (
         "active_s", "awaited", "calls", "closing", "ended", "handshaking", "head", "headers",
-        "http2", "is_writing", "jitter", "limits", "num_empty", "opened_s", "output", "peer",
+        "http2", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output", "peer",
         "retired", "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread",
         "waiting",
     )  # fmt: skip
@@ -66,8 +66,8 @@ class Connection:
         """Streams that were ended before their callers ended them, perhaps."""
         self.unread: set[AnswerStream | ReplyStream] = set()
         """Streams whose callers do not read their answers."""
-        self.num_empty = 0
-        """The DATA frames that brought nothing."""
+        self.num_tiny = 0
+        """Tiny DATA frames, less the others."""
         self.swept = 0
         """The last stream that was open at the last sweep."""
         self.trusted = False

@@ -1,6 +1,8 @@
 """How a call ends without an answer: gRPC's statuses, as trailers."""
 
+from functools import lru_cache
 from typing import NamedTuple, Self
+from urllib.parse import quote
 
 import grpc
 
@@ -10,6 +12,9 @@ from serving.rpc.status import RETRY_AFTER_MS, STATUS
 Trailers = tuple[tuple[bytes, bytes], ...]
 
 OK: Trailers = ((b"grpc-status", b"0"),)
+
+
+_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 class Status(NamedTuple):
@@ -30,17 +35,15 @@ class Status(NamedTuple):
     @classmethod
     def new(cls, code: grpc.StatusCode, text: str, *more: tuple[bytes, bytes]) -> Self:
         """Make a status of its code and text."""
-        number: int = code.value[0]
-        trailers = ((b"grpc-status", b"%d" % number), (b"grpc-message", _encoded(text)), *more)
-        return cls(code.name, trailers)
+        return cls(code.name, (*_trailers(code, text), *more))
 
 
-def _encoded(text: str) -> bytes:
-    """Percent-encode a text, as gRPC's specification has it: all but printable ASCII, and %."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in text.encode("utf-8", "replace")
-    )
+@lru_cache(maxsize=256)  # who refuses one call often refuses a thousand
+def _trailers(code: grpc.StatusCode, text: str) -> Trailers:
+    number: int = code.value[0]
+    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %.
+    message = quote(text.encode("utf-8", "replace"), safe=_SAFE).encode()
+    return ((b"grpc-status", b"%d" % number), (b"grpc-message", message))
 
 
 MALFORMED = Status.new(
