@@ -3,7 +3,7 @@
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def generate(generator: random.Random, images: Images) -> Call:
     return Call(kind, headers, body)
 
 
-FRAMINGS = {
+FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
     "no body": lambda body: b"",
     "two messages": lambda body: body * 2,
     "more": lambda body: body + b"\0",
@@ -117,8 +117,8 @@ def valid(path: str, generator: random.Random, images: Images) -> bytes:
         return b"" if path.endswith("GetModel") else encode_request(some.tobytes())
     if "Infer" in path:
         if generator.random() < 0.3:
-            return typed_request(some[:2]).SerializeToString()
-        return raw_request(some, id=generator.choice(("", "a"))).SerializeToString()
+            return bytes(typed_request(some[:2]).SerializeToString())
+        return bytes(raw_request(some, id=generator.choice(("", "a"))).SerializeToString())
     named = {"model_name": "digits", "name": "digits", "version": generator.choice(("", "1"))}
     request = getattr(inference_pb, path.rpartition("/")[2] + "Request", None)
     if request is None:
