@@ -36,15 +36,13 @@ class Connection:
 
     __slots__ = (
         "active_s", "awaited", "calls", "closing", "ended", "handshaking", "head", "headers",
-        "http2", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output", "peer",
-        "retired", "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread",
-        "waiting",
+        "http2", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output", "retired",
+        "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread", "waiting",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, peer: str, limits: Limits, now_s: float) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits, now_s: float) -> None:
         """Take over a socket that does not block."""
         self.socket = sock
-        self.peer = peer
         self.limits = limits
         self.http2 = http2.open_session(limits)
         self.calls: dict[int, Head | Call] = {}
@@ -84,10 +82,6 @@ class Connection:
         """Whether the loop waits until the socket takes more."""
         self.closing = False
         """Whether it is to be closed once its output is gone."""
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self.socket.fileno()
 
     def shake_hands(self) -> bool:
         """Go on with TLS's handshake.

@@ -76,7 +76,7 @@ class Connections:
             if len(self._open) >= max_connections:
                 return  # the next round finds out whether another one waits
             try:
-                sock, address = self._listener.accept()
+                sock, _ = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as err:
@@ -87,17 +87,17 @@ class Connections:
                     self.stop_listening()
                 return  # else: it was gone before it was accepted
             try:
-                self._add(sock, address, now_s, tag_s)
+                self._add(sock, now_s, tag_s)
             except OSError:
                 sock.close()
 
-    def _add(self, sock: socket.socket, address: object, now_s: float, tag_s: float) -> None:
+    def _add(self, sock: socket.socket, now_s: float, tag_s: float) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        connection = Connection(sock, _peer(address), self._limits, now_s)
+        connection = Connection(sock, self._limits, now_s)
         self._selector.register(sock, _READ, connection)
         connection.tag_s = tag_s + connection.turn_s
         self._open[connection] = None
@@ -177,11 +177,3 @@ class Connections:
         self._listener.close()
         for connection in self:
             self.say_goodbye(connection)
-
-
-def _peer(address: object) -> str:
-    """Name a peer as gRPC does."""
-    if not isinstance(address, tuple):
-        return "unix:"
-    host, port = address[:2]
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -9,14 +9,12 @@ from ngh2 import (
     DataReceived,
     RequestReceived,
     StreamClosed,
-    StreamReset,
     TrailersReceived,
 )
 
 from serving.h2.limits import Limits
 
 __all__ = [
-    "CANCEL",
     "NO_ERROR",
     "ConnectionClosed",
     "DataReceived",
@@ -24,14 +22,13 @@ __all__ = [
     "RequestReceived",
     "Session",
     "StreamClosed",
-    "StreamReset",
     "TrailersReceived",
     "open_session",
 ]
 
 Error = ngh2.NGH2Error
 Session = ngh2.Connection
-NO_ERROR, CANCEL = int(ngh2.ErrorCode.NO_ERROR), int(ngh2.ErrorCode.CANCEL)
+NO_ERROR = int(ngh2.ErrorCode.NO_ERROR)
 
 _MAX_HEADER_BYTES = 16_384
 """What a call's metadata may add up to, announced; four times as much ends the connection."""

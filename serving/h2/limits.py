@@ -22,7 +22,7 @@ class Limits:
     max_stream_unread_bytes: int = 256 << 10
     """Answers that a stream has not read, after which its requests are not read either."""
     read_bytes: int = 512 << 10
-    """What is read of one connection before the others' turn, some 150 one-image calls."""
+    """What is read of one connection before the others' turn, some 600 one-image calls."""
     handshake_s: float = 10.0
     """TLS's handshake and HTTP/2's preface."""
     message_s: float = 60.0
@@ -30,4 +30,4 @@ class Limits:
     idle_s: float = 600.0
     """A connection without calls; less as `max_connections` comes near."""
     age_s: float = 0.0
-    """A connection's life, so that load balancers spread callers anew; 0 is for ever."""
+    """A connection's life, so that load balancers spread callers again; 0 is for ever."""
