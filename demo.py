@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving import Client
-from training import data
+from training.data.mnist import Mnist
 
 _SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off")
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
     parser.add_argument("--data-dir", type=Path, help="folder of the four MNIST files")
     options = parser.parse_args(argv)
-    mnist = data.load(options.data_dir)
+    mnist = Mnist.load(options.data_dir)
 
     with _server(options.models) as address, Client(address) as client:
         info = client.model_info()

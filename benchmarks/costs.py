@@ -39,7 +39,7 @@ def _add(name: str, extra: str, found: dict[str, int]) -> None:
 
 def trainings(artifacts: Path) -> list[Mapping[str, Any]]:
     """Collect the figures that trainings left: a metrics.json, or a list of results."""
-    return list(_trainings(artifacts / "metrics.json", Path("training/results.json")))
+    return list(_trainings(artifacts / "metrics.json", Path("training/study/results.json")))
 
 
 def _trainings(*paths: Path) -> Iterator[Mapping[str, Any]]:

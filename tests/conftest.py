@@ -12,7 +12,7 @@ from serving import Classifier, Client
 from serving.images import Images
 from tests.gpu import gpu_works
 from tests.servers import RunningServer, running_server
-from training.data import Mnist
+from training.data.mnist import Mnist
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here
@@ -41,7 +41,7 @@ def mnist_sample() -> Mnist:
 def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
     """What a training of a few seconds leaves behind."""
     from training.config import RECIPES
-    from training.train import train
+    from training.fitting.train import train
 
     folder = tmp_path_factory.mktemp("artifacts")
     train(RECIPES["seed"], mnist_sample, folder, epochs=12)
@@ -51,7 +51,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_sample: Mnist) -> Path:
     """A model repository with version 1 of `digits`. Shared: copy it before you change it."""
-    from training.export import export
+    from training.export.digits import export
 
     folder = tmp_path_factory.mktemp("models")
     export(artifacts, folder, mnist_sample)

@@ -12,7 +12,7 @@ from tests.servers import RunningServer
 
 ROOT = Path(__file__).parent.parent
 SERVED = ("numpy", "grpc", "PIL.Image", "serving.onnx_runtime")
-TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "training.onnx_runtime")
+TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "training.export.onnx_runtime")
 
 
 def run(folder: Path, packages: tuple[str, ...], code: str, *arguments: object) -> str:
@@ -114,12 +114,12 @@ def test_training_and_export_publish_version_after_version(tmp_path: Path) -> No
     code = """
 import sys
 import numpy as np
-from training import data
 from training.__main__ import main
+from training.data.mnist import Mnist
 
 with np.load(sys.argv[1]) as arrays:
-    sample = data.Mnist(**arrays)
-data.load = lambda data_dir: sample
+    sample = Mnist(**arrays)
+Mnist.load = lambda data_dir: sample
 assert main(["train", "--recipe", "seed", "--epochs", "2"]) == 0
 assert main(["export"]) == 0
 assert main(["export"]) == 0

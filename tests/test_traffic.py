@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMPORTERS = {"serving/onnx_runtime.py", "training/onnx_runtime.py"}
+IMPORTERS = {"serving/onnx_runtime.py", "training/export/onnx_runtime.py"}
 """The only files that import onnxruntime itself; benchmarks/peers run without this project."""
 
 SERVING = """
@@ -37,12 +37,12 @@ with Classifier.load(Path(sys.argv[1], "digits")) as classifier:
 TRAINING = """
 import sys
 import numpy as np
-from training import data
 from training.__main__ import main
+from training.data.mnist import Mnist
 
 with np.load(sys.argv[1]) as arrays:
-    sample = data.Mnist(**arrays)
-data.load = lambda data_dir: sample
+    sample = Mnist(**arrays)
+Mnist.load = lambda data_dir: sample
 assert main(["train", "--recipe", "seed", "--epochs", "1"]) == 0
 assert main(["export"]) == 0
 """
@@ -166,7 +166,7 @@ def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
     assert found - peers == IMPORTERS
 
 
-@pytest.mark.parametrize("package", ["serving", "training"])
+@pytest.mark.parametrize("package", ["serving", "training.export"])
 @pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
 def test_telemetry_is_off_unless_the_user_decides(package: str, given: str, value: str) -> None:
     code = f"import os, {package}.onnx_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"

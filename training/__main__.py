@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from commandline import checkout, extras
-from training import data
+from training.cli import parser
 from training.config import RECIPES
-from training.idx import DataError
-from training.options import parser
+from training.data.idx import DataError
+from training.data.mnist import Mnist, cache_dir
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed or stopped; the command, its settings or its data cannot be used."""
@@ -47,21 +47,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _data(arguments: argparse.Namespace) -> int:
     """Get the data and say where it is."""
-    mnist = data.load(arguments.data_dir)
+    mnist = Mnist.load(arguments.data_dir)
     num_training, num_test = len(mnist.train_labels), len(mnist.test_labels)
     print(f"{num_training:,} training and {num_test:,} test images, every file's digest is right")
-    print(arguments.data_dir or data.cache_dir())
+    print(arguments.data_dir or cache_dir())
     return DONE
 
 
 def _train(arguments: argparse.Namespace) -> int:
     """Train, showing every epoch."""
-    mnist = data.load(arguments.data_dir)
+    mnist = Mnist.load(arguments.data_dir)
     _import_tensorflow()
-    from training.checkpoint import ResumeError
-    from training.fit import describe
-    from training.train import train
-    from training.trainer import device
+    from training.fitting.checkpoint import ResumeError
+    from training.fitting.loop import describe
+    from training.fitting.train import train
+    from training.fitting.trainer import device
 
     recipe = RECIPES[arguments.recipe]
     epochs = arguments.epochs or recipe.epochs
@@ -95,9 +95,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     """Publish what was trained."""
-    mnist = data.load(arguments.data_dir)
+    mnist = Mnist.load(arguments.data_dir)
     _import_tensorflow()
-    from training.export import ExportError, export
+    from training.export.digits import ExportError, export
 
     try:
         export(arguments.artifacts, arguments.models, mnist)
@@ -108,10 +108,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Write the report anew."""
-    mnist = data.load(arguments.data_dir)
+    mnist = Mnist.load(arguments.data_dir)
     _import_tensorflow()
-    from training import report
-    from training.trained import NotTrained
+    from training.fitting.artifacts import NotTrained
+    from training.study import report
 
     try:
         report.write(arguments.artifacts, mnist)
@@ -123,12 +123,12 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _study(arguments: argparse.Namespace) -> int:
     """Complete the study."""
-    mnist = data.load(arguments.data_dir)
+    mnist = Mnist.load(arguments.data_dir)
     _import_tensorflow()
-    from training import study
+    from training.study import experiments
 
-    study.run(mnist, arguments.artifacts, arguments.results, _show)
-    chosen = study.chosen_folder(arguments.artifacts, arguments.results)
+    experiments.run(mnist, arguments.artifacts, arguments.results, _show)
+    chosen = experiments.chosen_folder(arguments.artifacts, arguments.results)
     print(f"{arguments.results}; of the best recipe's models, validation chooses {chosen}")
     return DONE
 
@@ -136,7 +136,7 @@ def _study(arguments: argparse.Namespace) -> int:
 def _import_tensorflow() -> None:
     """Import TensorFlow, which takes seconds, without the notes that it prints about itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    cache = data.cache_dir().parent  # what the libraries keep goes there, not into the home
+    cache = cache_dir().parent  # what the libraries keep goes there, not into the home
     os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     with _silenced_stderr():  # its first lines heed no setting

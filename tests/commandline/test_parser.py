@@ -7,10 +7,10 @@ import pytest
 
 import benchmarks.options
 import serving.options
-import training.options
+import training.cli
 from commandline.parser import Parser, blame
 
-PROGRAMS = [serving.options.parser, training.options.parser, benchmarks.options.parser]
+PROGRAMS = [serving.options.parser, training.cli.parser, benchmarks.options.parser]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from serving.repository import parse_manifest
 from serving.rpc import tensors, wire
 from serving.rpc.inference_pb import ModelInferRequest, parse
 from serving.rpc.pb.digits.v1 import digits_pb2
-from training import idx
-from training.idx import DataError
+from training.data import idx
+from training.data.idx import DataError
 
 MAX_IMAGES = 4
 

@@ -37,11 +37,11 @@ assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
 TRAIN = """
 import sys
 import numpy as np
-from training import data
 from training.__main__ import main
+from training.data.mnist import Mnist
 with np.load(sys.argv[1]) as arrays:
-    sample = data.Mnist(**arrays)
-data.load = lambda data_dir: sample
+    sample = Mnist(**arrays)
+Mnist.load = lambda data_dir: sample
 assert main(["train", "--recipe", "seed", "--epochs", "2"]) == 0
 assert main(["export"]) == 0
 """

@@ -23,7 +23,7 @@ from serving.images import Images
 from serving.requests import Answer, Batch, Request
 from tests.gpu import NO_GPU
 from tests.published import publish, tampered
-from training.data import Mnist
+from training.data.mnist import Mnist
 
 
 @pytest.fixture

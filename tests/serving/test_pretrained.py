@@ -16,9 +16,8 @@ from serving.__main__ import main
 from serving.config import Precision
 from serving.images import Images
 from serving.repository import PRETRAINED, find_root
-from training import data
-from training.data import Mnist
-from training.idx import DataError
+from training.data.idx import DataError
+from training.data.mnist import Mnist
 
 MAX_BYTES = 1_500_000
 MAX_INT8_LOSS = 0.0005
@@ -42,7 +41,7 @@ def picture(tmp_path: Path, images: Images) -> Path:
 @pytest.fixture(scope="module")
 def mnist() -> Mnist:
     try:
-        return data.load()
+        return Mnist.load()
     except DataError as err:
         if "CI" in os.environ:
             raise

@@ -18,7 +18,7 @@ from serving.rpc.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from serving.rpc.wire import encode_request
 from tests.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.servers import RunningServer, running_server, serve_command
-from training.data import Mnist
+from training.data.mnist import Mnist
 
 
 def test_start_line_says_what_is_served(server: RunningServer, transport: str) -> None:

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from training import data
 from training.__main__ import main
-from training.data import Mnist
-from training.idx import DataError
+from training.data.idx import DataError
+from training.data.mnist import Mnist
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 @pytest.fixture(autouse=True)
 def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> None:
-    monkeypatch.setattr(data, "load", lambda data_dir: mnist_sample)
+    monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
 @pytest.mark.parametrize("command", ["", "data", "train", "export", "report"])
@@ -57,7 +56,7 @@ def test_data_that_is_not_to_be_had_exits_with_2(
     def fail(data_dir: Path | None) -> Mnist:
         raise DataError("MNIST is not to be had")
 
-    monkeypatch.setattr(data, "load", fail)
+    monkeypatch.setattr(Mnist, "load", fail)
     assert main(["train"]) == 2
     assert capsys.readouterr().err == "digits-train: MNIST is not to be had\n"
 
@@ -68,7 +67,7 @@ def test_full_disk_exits_with_1_and_names_the_file(
     def fail(data_dir: Path | None) -> Mnist:
         raise OSError(28, "No space left on device", "artifacts/model.keras")
 
-    monkeypatch.setattr(data, "load", fail)
+    monkeypatch.setattr(Mnist, "load", fail)
     assert main(["train"]) == 1
     error = capsys.readouterr().err
     assert "No space left on device: 'artifacts/model.keras'" in error
@@ -95,7 +94,7 @@ def test_interrupted_training_says_what_it_kept(
         "epochs": 7, "train_seconds": 9, "accuracy": {"test": 0.9, "validation": 0.9},
         "errors": {"test": 50},
     }  # fmt: skip
-    monkeypatch.setattr("training.train.train", lambda *arguments, **options: metrics)
+    monkeypatch.setattr("training.fitting.train.train", lambda *arguments, **options: metrics)
     assert main(["train"]) == 1
     error = capsys.readouterr().err
     assert error == "digits-train: interrupted: kept the best of 7 epochs; --resume goes on\n"
@@ -107,7 +106,7 @@ def test_interrupt_that_leaves_nothing_exits_with_1(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.train.train", interrupt)
+    monkeypatch.setattr("training.fitting.train.train", interrupt)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == "digits-train: interrupted\n"
 
@@ -146,7 +145,7 @@ def test_terminal_sees_one_live_line(
             on_epoch(number, {"loss": 0.5, "accuracy": 0.75, "val_accuracy": 0.8})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.train.train", train)
+    monkeypatch.setattr("training.fitting.train.train", train)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     main(["train", "--epochs", "9"])
     _, blank, *epochs = capsys.readouterr().out.splitlines()

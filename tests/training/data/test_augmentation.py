@@ -1,0 +1,155 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from training.config import RECIPES, Deformation
+from training.data import augmentation
+from training.data.augmentation import GROUP, Field
+from training.data.mnist import Examples, Images, Mnist
+
+DEFORMATION = Deformation(
+    rotation_deg=15, scale=0.15, shear=0.15, shift_px=2.5, elastic_px=0.5, elastic_sigma_px=3
+)
+NOTHING = Deformation(
+    rotation_deg=0, scale=0, shear=0, shift_px=0, elastic_px=0, elastic_sigma_px=3
+)
+RECIPE = dataclasses.replace(RECIPES["default"], batch_size=100, epochs=3)
+MAX_ROUNDING = 1  # grey level: float32 against float64, just where a value rounds up or down
+
+
+@pytest.fixture
+def examples(mnist_sample: Mnist) -> Examples:
+    return Examples(mnist_sample.train_images, mnist_sample.train_labels)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def pixel(image: Images, row: int, column: int) -> int:
+    return int(image[row * 28 + column]) if 0 <= row < 28 and 0 <= column < 28 else 0
+
+
+def slow_warp(image: Images, field: Field) -> list[float]:
+    """Read the same pixels one at a time, as a textbook has it."""
+    warped = []
+    for row, column in field.reshape(2, -1).T.tolist():
+        top, left = math.floor(row), math.floor(column)
+        warped.append(
+            sum(
+                (1 - abs(row - y)) * (1 - abs(column - x)) * pixel(image, y, x)
+                for y in (top, top + 1)
+                for x in (left, left + 1)
+            )
+        )
+    return warped
+
+
+def test_warp_equals_the_slow_reference(examples: Examples) -> None:
+    images = examples.images[:3]
+    field = augmentation.fields(1, dataclasses.replace(DEFORMATION, shift_px=9), rng())[0]
+    expected = [slow_warp(image, field) for image in images]
+    assert np.abs(augmentation.warp(images, field) - np.array(expected)).max() <= MAX_ROUNDING
+
+
+def test_no_deformation_leaves_the_images_as_they_are(examples: Examples) -> None:
+    assert np.array_equal(augmentation.deform(examples.images, NOTHING, rng()), examples.images)
+
+
+def test_field_far_outside_reads_background() -> None:
+    ink = np.full((2, 784), 255, np.uint8)
+    for outside in (-1e6, 1e6):
+        assert not augmentation.warp(ink, np.full((2, 28, 28), outside, np.float32)).any()
+
+
+def test_shift_moves_the_ink(examples: Examples) -> None:
+    field = np.indices((28, 28), np.float32) + np.array([2, -3], np.float32)[:, None, None]
+    image = examples.images[0].reshape(28, 28)
+    shifted = augmentation.warp(examples.images[:1], field).reshape(28, 28)
+    assert np.array_equal(shifted[:-2, 3:], image[2:, :-3])
+
+
+def test_deformation_roughly_keeps_the_ink(examples: Examples) -> None:
+    deformed = augmentation.deform(examples.images, DEFORMATION, rng())
+    assert deformed.mean() == pytest.approx(examples.images.mean(), rel=0.1)
+    assert not np.array_equal(deformed, examples.images)
+
+
+def test_each_group_has_a_field_of_its_own(examples: Examples) -> None:
+    same = np.repeat(examples.images[:1], 2 * GROUP, axis=0)
+    deformed = augmentation.deform(same, DEFORMATION, rng())
+    assert (deformed[:GROUP] == deformed[0]).all()
+    assert (deformed[GROUP:] == deformed[-1]).all()
+    assert (deformed[0] != deformed[-1]).any()
+
+
+def test_elastic_displacement_has_the_deviation_asked_for() -> None:
+    still = np.indices((28, 28), np.float32)
+    elastic = dataclasses.replace(NOTHING, elastic_px=2)
+    displacement = augmentation.fields(500, elastic, rng()) - still
+    assert displacement.std(axis=0) == pytest.approx(2, rel=0.2)  # 500 draws a pixel: sd 3 %
+
+
+def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
+    label_of = {image.tobytes(): label for image, label in zip(*examples, strict=True)}
+    images, labels = augmentation.batches(examples, 100, None, rng())
+    assert (images.shape, labels.shape) == ((20, 100, 784), (20, 100))
+    assert {image.tobytes() for image in images.reshape(-1, 784)} == label_of.keys()
+    for image, label in zip(images.reshape(-1, 784), labels.reshape(-1), strict=True):
+        assert label_of[image.tobytes()] == label
+
+
+def test_batch_mixes_the_groups() -> None:
+    same = Examples(np.full((1000, 784), 255, np.uint8), np.zeros(1000, np.uint8))
+    images, _ = augmentation.batches(same, 100, DEFORMATION, rng())
+    groups = math.ceil(1000 / GROUP)
+    assert all(len(np.unique(batch, axis=0)) == groups for batch in images)
+
+
+def test_images_that_fill_no_batch_are_left_out(examples: Examples) -> None:
+    images, _ = augmentation.batches(examples, 300, None, rng())
+    assert images.shape == (6, 300, 784)
+
+
+def test_epoch_is_the_same_wherever_training_starts(examples: Examples) -> None:
+    whole = list(augmentation.epochs(examples, RECIPE, seed=1, start=0))
+    rest = list(augmentation.epochs(examples, RECIPE, seed=1, start=2))
+    assert (len(whole), len(rest)) == (3, 1)
+    assert np.array_equal(whole[2].images, rest[0].images)
+    assert np.array_equal(whole[2].labels, rest[0].labels)
+
+
+def test_epochs_and_seeds_differ(examples: Examples) -> None:
+    first, second, _ = augmentation.epochs(examples, RECIPE, seed=1, start=0)
+    other = next(augmentation.epochs(examples, RECIPE, seed=2, start=0))
+    assert not np.array_equal(first.images, second.images)
+    assert not np.array_equal(first.images, other.images)
+
+
+@pytest.mark.parametrize(
+    ("growth", "expected"),
+    [
+        (1, [[0, 8, 0], [8, 8, 8], [0, 8, 0]]),
+        (0.25, [[0, 2, 0], [2, 8, 2], [0, 2, 0]]),
+        (-0.25, [[0, 0, 0], [0, 6, 0], [0, 0, 0]]),
+        (-1, [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_strokes_grow_and_shrink_by_a_share_of_a_pixel(
+    growth: float, expected: list[list[int]]
+) -> None:
+    images = np.zeros((5, 5, 1), np.float32)
+    images[2, 2] = 8
+    augmentation.thicken(images, growth)
+    assert images[1:-1, 1:-1, 0].tolist() == expected
+
+
+def test_thickness_changes_the_ink_of_whole_groups(examples: Examples) -> None:
+    thick = dataclasses.replace(NOTHING, thickness=0.5)
+    deformed = augmentation.deform(examples.images[: 2 * GROUP], thick, rng())
+    shares = deformed.sum(axis=1) / examples.images[: 2 * GROUP].sum(axis=1)
+    first, second = shares.reshape(2, GROUP)
+    assert (first > 1).all() or (first < 1).all()
+    assert abs(first.mean() - second.mean()) > 0.01

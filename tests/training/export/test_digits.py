@@ -1,0 +1,225 @@
+import base64
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from training.data.mnist import Mnist
+from training.export import graph, quantization
+from training.export.digits import ExportError, export
+from training.export.manifest import choose_golden
+from training.export.onnx_runtime import onnxruntime
+
+GOLDEN_TOLERANCE = 1e-6  # the same graph on the same machine, in another batch
+
+
+@pytest.fixture(scope="module")
+def version(models: Path) -> Path:
+    return models / "digits" / "1"
+
+
+@pytest.fixture(scope="module")
+def session(version: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(version / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def manifest(version: Path) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((version / "manifest.json").read_text())
+    return contents
+
+
+@pytest.fixture
+def own_artifacts(artifacts: Path, tmp_path: Path) -> Path:
+    """A copy of what training left, to spoil."""
+    return Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
+
+
+def test_manifest_holds_what_training_measured(manifest: dict[str, Any], artifacts: Path) -> None:
+    metrics = json.loads((artifacts / "metrics.json").read_text())
+    assert (manifest["format"], manifest["name"], manifest["version"]) == (1, "digits", "1")
+    assert manifest["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert [manifest[key] for key in ("recipe", "seed", "parameters")] == ["seed", 0, 241_650]
+    assert set(manifest["libraries"]) == {
+        "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "python",
+    }  # fmt: skip
+
+
+def test_manifest_has_the_digest_of_every_file(version: Path, manifest: dict[str, Any]) -> None:
+    others = {path.name: path.read_bytes() for path in version.iterdir()}
+    del others["manifest.json"]
+    assert manifest["files"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in others.items()
+    }
+
+
+def test_manifest_reports_parity_alone_and_in_a_batch(manifest: dict[str, Any]) -> None:
+    parity = manifest["parity"]
+    assert parity["images"] == 500
+    assert parity["batch_sizes"] == [1, 500]
+    assert parity["different_digits"] == 0
+    assert parity["max_difference"] <= parity["tolerance"] == 1e-5
+
+
+def test_golden_samples_reproduce(
+    manifest: dict[str, Any], session: onnxruntime.InferenceSession
+) -> None:
+    golden = manifest["golden"]
+    images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 784)
+    [answers] = session.run(None, {"images": images})
+    np.testing.assert_allclose(answers, golden["probabilities"], rtol=0, atol=GOLDEN_TOLERANCE)
+    assert len(images) == 32
+    assert set(answers.argmax(axis=1)) == set(range(10))
+
+
+def test_int8_is_published_with_its_measurements(version: Path, manifest: dict[str, Any]) -> None:
+    facts = manifest["int8"]
+    assert facts["different_digits"] <= 5
+    assert facts["test_accuracy"] == pytest.approx(manifest["accuracy"]["test"], abs=0.01)
+    assert facts["validation_accuracy"] > 0.8
+    assert 0 < facts["max_difference"] < 0.1
+    assert list(facts["speedup"]) == ["1", "32", "128"]
+    assert all(ratio > 0 for ratio in facts["speedup"].values())
+    assert "model.int8.onnx" in manifest["files"]
+
+
+def test_int8_has_golden_answers_of_its_own(version: Path, manifest: dict[str, Any]) -> None:
+    golden = manifest["golden"]
+    images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 784)
+    session = onnxruntime.InferenceSession(
+        version / "model.int8.onnx", providers=["CPUExecutionProvider"]
+    )
+    [answers] = session.run(None, {"images": images})
+    np.testing.assert_allclose(answers, golden["int8_probabilities"], rtol=0, atol=GOLDEN_TOLERANCE)
+    assert golden["int8_probabilities"] != golden["probabilities"]
+
+
+def test_damaged_int8_is_not_published_and_the_reason_is_told(
+    artifacts: Path,
+    mnist_sample: Mnist,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    round_weights = quantization.round_weights
+
+    def damaged(*arguments: Any) -> Any:
+        integers, scale = round_weights(*arguments)
+        return -integers, scale
+
+    monkeypatch.setattr(quantization, "round_weights", damaged)
+    version = export(artifacts, tmp_path, mnist_sample)
+    manifest = json.loads((version / "manifest.json").read_text())
+    reason = manifest["int8"].pop("refused")
+    assert reason.endswith("of 500 test digits differ from fp32, at most 5 may")
+    assert f"int8      not published: {reason}" in capsys.readouterr().out
+    assert manifest["int8"] == {}
+    assert list(manifest["files"]) == ["model.onnx"]
+    assert list(manifest["golden"]) == ["images", "probabilities"]
+    assert not (version / "model.int8.onnx").exists()
+
+
+def test_golden_samples_are_right_and_include_the_least_certain() -> None:
+    labels = np.arange(100, dtype=np.uint8) % 10
+    certainty = np.linspace(0.3, 0.9, 100, dtype=np.float32)[::-1]
+    answers = np.full((100, 10), 0.01, np.float32)
+    answers[np.arange(100), labels] = certainty
+    answers[99] = np.roll(answers[99], 1)  # the least certain of all, and wrong
+    assert choose_golden(answers, labels).tolist() == [*range(20), *range(87, 99)]
+
+
+def test_next_export_is_the_next_version(
+    artifacts: Path, mnist_sample: Mnist, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (export(artifacts, tmp_path, mnist_sample, "mine") for _ in range(2))
+    assert [first, second] == [tmp_path / "mine" / "1", tmp_path / "mine" / "2"]
+    assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
+    assert 'name: "mine"' in (tmp_path / "mine" / "config.pbtxt").read_text()
+    assert f"published {second}; serve it with `make serve`" in capsys.readouterr().out
+
+
+def add_to_bias(proto: onnx.ModelProto, value: float) -> None:
+    [bias] = [tensor for tensor in proto.graph.initializer if tensor.name == "hidden_1/bias"]
+    bias.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(value), bias.name)
+    )
+
+
+@pytest.mark.parametrize("value", [0.01, float("nan")])
+def test_graph_that_answers_otherwise_is_not_published(
+    value: float,
+    artifacts: Path,
+    mnist_sample: Mnist,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convert: Callable[..., onnx.ModelProto] = graph.convert
+
+    def tampered(*arguments: object) -> onnx.ModelProto:
+        proto = convert(*arguments)
+        add_to_bias(proto, value)
+        return proto
+
+    monkeypatch.setattr(graph, "convert", tampered)
+    with pytest.raises(
+        ExportError, match=r"digits differ at batch 1 and 500.*allowed: 0 and 1e-05"
+    ):
+        export(artifacts, tmp_path / "models", mnist_sample)
+    assert not (tmp_path / "models").exists()
+
+
+def test_unknown_recipe_names_the_command_to_run(
+    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    metrics = json.loads((own_artifacts / "metrics.json").read_text())
+    (own_artifacts / "metrics.json").write_text(json.dumps(metrics | {"recipe": "mine"}))
+    with pytest.raises(ExportError, match="no recipe is called 'mine': run `make train` again"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
+
+
+@pytest.mark.parametrize("missing", ["model.keras", "metrics.json"])
+def test_untrained_names_the_command_to_run(
+    missing: str, own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    (own_artifacts / missing).unlink()
+    with pytest.raises(ExportError, match="make train"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
+
+
+def test_truncated_model_names_the_command_to_run(
+    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    os.truncate(own_artifacts / "model.keras", 100_000)
+    with pytest.raises(ExportError, match=r"cannot read .*model\.keras: run `make train` again"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
+
+
+def test_metrics_of_another_model_are_refused(
+    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    metrics = json.loads((own_artifacts / "metrics.json").read_text())
+    metrics["accuracy"]["test"] = 0.5
+    (own_artifacts / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(ExportError, match=r"another model \(test accuracy 50.00%"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
+
+
+def test_full_disk_publishes_nothing(
+    artifacts: Path, mnist_sample: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ExportError, match=r"cannot write .*digits: No space left on device"):
+        export(artifacts, tmp_path, mnist_sample)
+    assert list((tmp_path / "digits").iterdir()) == []

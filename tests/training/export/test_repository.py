@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from training.export.repository import Files, publish
+
+PUBLISH = """
+import os, resource, signal, sys
+from pathlib import Path
+from training.export.repository import publish
+
+folder, limit_bytes, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+def kill_after_steps(event, args):
+    global steps
+    steps -= event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+    if steps < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+sys.addaudithook(kill_after_steps)
+publish(folder, lambda version: {"a": bytes(100_000), "b": version.encode()}, {"config": b"c"})
+"""
+
+
+def publish_in_a_process(
+    folder: Path, *, limit_bytes: int = 1_000_000, steps: int = 1_000_000
+) -> "subprocess.CompletedProcess[str]":
+    """Publish where files may not grow over a limit, and die before the next file operation."""
+    command = [sys.executable, "-c", PUBLISH, str(folder), str(limit_bytes), str(steps)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def numbered(version: str) -> Files:
+    return {"manifest.json": json.dumps({"version": version}).encode()}
+
+
+def test_first_version_is_1(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "models" / "digits", numbered, {})
+    assert folder == tmp_path / "models" / "digits" / "1"
+    assert json.loads((folder / "manifest.json").read_text()) == {"version": "1"}
+
+
+def test_next_version_is_one_above_the_highest(tmp_path: Path) -> None:
+    for name in ("2", "10", "notes", ".99"):
+        (tmp_path / name).mkdir()
+    assert publish(tmp_path, numbered, {}).name == "11"
+
+
+def test_published_files_are_readable_by_others(tmp_path: Path) -> None:
+    folder = publish(tmp_path, numbered, {})
+    assert folder.stat().st_mode & 0o055 == 0o055
+    assert (folder / "manifest.json").stat().st_mode & 0o044 == 0o044
+
+
+def test_model_file_that_was_edited_is_kept(tmp_path: Path) -> None:
+    publish(tmp_path, numbered, {"config.pbtxt": b"ours"})
+    assert (tmp_path / "config.pbtxt").read_bytes() == b"ours"
+    (tmp_path / "config.pbtxt").write_bytes(b"theirs")
+    publish(tmp_path, numbered, {"config.pbtxt": b"ours"})
+    assert (tmp_path / "config.pbtxt").read_bytes() == b"theirs"
+
+
+def test_failing_contents_publish_nothing(tmp_path: Path) -> None:
+    def fail(version: str) -> Files:
+        raise KeyError(version)
+
+    with pytest.raises(KeyError):
+        publish(tmp_path, fail, {"config.pbtxt": b"ours"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publications_at_the_same_time_get_different_versions(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: publish(tmp_path, numbered, {}), range(12)))
+    assert sorted(int(folder.name) for folder in folders) == list(range(1, 13))
+    for folder in folders:
+        assert json.loads((folder / "manifest.json").read_text())["version"] == folder.name
+
+
+def test_killed_publication_leaves_only_whole_versions(tmp_path: Path) -> None:
+    for steps in count():
+        done = publish_in_a_process(tmp_path, steps=steps)
+        versions = [name for name in visible(tmp_path) if name != "config"]
+        for version in versions:
+            assert (tmp_path / version / "a").stat().st_size == 100_000
+            assert (tmp_path / version / "b").read_text() == version
+        if done.returncode == 0:
+            break
+    assert steps > 10  # it was killed that often, each time a step later
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:
+    full = publish_in_a_process(tmp_path, limit_bytes=50_000)
+    assert "File too large" in full.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert publish_in_a_process(tmp_path).returncode == 0
+    assert visible(tmp_path) == ["1", "config"]

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from training.fitting import checkpoint
+from training.fitting.checkpoint import Progress, ResumeError
+
+IDENTITY = {"seed": 3, "dropout": (0.4, 0.3), "deformation": {"scale": 0.1}}
+PROGRESS = Progress(
+    rows=[{"loss": 0.5, "val_accuracy": 0.9}, {"loss": 0.25, "val_accuracy": 0.95}],
+    best=[np.full((2, 2), 7, np.float32), np.zeros(3, np.float32)],
+    seconds=12.5,
+)
+
+
+def variables(value: int) -> list[keras.Variable]:
+    return [
+        keras.Variable(np.full((3, 2), value, np.float32)),
+        keras.Variable(np.full(2, value), dtype="int64"),
+    ]
+
+
+def test_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+    restored = variables(0)
+    checkpoint.save(tmp_path / "checkpoint.npz", PROGRESS, variables(4), IDENTITY)
+    progress = checkpoint.restore(tmp_path / "checkpoint.npz", restored, IDENTITY)
+    assert [variable.numpy().tolist() for variable in restored] == [[[4, 4]] * 3, [4, 4]]
+    assert (progress.rows, progress.seconds) == (PROGRESS.rows, PROGRESS.seconds)
+    assert [weights.tolist() for weights in progress.best] == [[[7, 7]] * 2, [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 4}, "seed 3, not 4"),
+        ({"dropout": (0.4, 0.2)}, r"dropout \[0.4, 0.3\], not \[0.4, 0.2\]"),
+        ({"deformation": None}, "deformation {'scale': 0.1}, not None"),
+        ({"new": 1}, "new None, not 1"),
+    ],
+)
+def test_checkpoint_of_another_training_is_refused_untouched(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    untouched = variables(0)
+    checkpoint.save(tmp_path / "checkpoint.npz", PROGRESS, variables(4), IDENTITY)
+    with pytest.raises(ResumeError, match=f"another training: {reason}"):
+        checkpoint.restore(tmp_path / "checkpoint.npz", untouched, IDENTITY | change)
+    assert untouched[1].numpy().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("keep", [0, 10, -30])
+def test_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, PROGRESS, variables(4), IDENTITY)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ResumeError, match=r"cannot read .*checkpoint\.npz"):
+        checkpoint.restore(path, variables(0), IDENTITY)
+
+
+def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="nothing to resume"):
+        checkpoint.restore(tmp_path / "checkpoint.npz", variables(0), IDENTITY)

@@ -1,0 +1,176 @@
+"""Teachers, the pool of their answers, and what the student is taught."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.config import RECIPES, TEACHER, Distillation, Recipe
+from training.data.mnist import Examples, Mnist
+from training.fitting import distillation, teacher_logits, teachers
+from training.fitting.train import train
+from training.fitting.trainer import Trainer
+from training.study import report
+
+DISTILLATION = Distillation(
+    teacher=dataclasses.replace(TEACHER, epochs=2, batch_size=128),
+    teachers=2, views=2, temperature=2.0, share=0.75,
+)  # fmt: skip
+RECIPE = dataclasses.replace(
+    RECIPES["best"], distillation=DISTILLATION, epochs=3, batch_size=256, averaging=0.9
+)
+
+
+Parts = tuple[Examples, Examples]
+
+
+@pytest.fixture(scope="module")
+def parts(mnist_sample: Mnist) -> Parts:
+    return mnist_sample.split(RECIPE.validation_split)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
+    """Two teachers, the first interrupted on the way, and their answers to two views.
+
+    Shared: copy it before you change it.
+    """
+    folder = tmp_path_factory.mktemp("teachers")
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_logits.answers(RECIPE, *parts, folder, interrupt)
+    lines: list[str] = []
+    teacher_logits.answers(RECIPE, *parts, folder, lines.append)
+    assert [line.partition("  loss")[0] for line in lines] == [
+        "teacher 1/2  epoch 2/2",
+        "teacher 2/2  epoch 1/2",
+        "teacher 2/2  epoch 2/2",
+        "teachers' answers  view 1/2",
+        "teachers' answers  view 2/2",
+    ]
+    return folder
+
+
+def refuse(*arguments: object) -> Any:
+    raise AssertionError("trained although it is cached")
+
+
+def copy(cache: Path, folder: Path) -> Path:
+    for path in cache.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_teachers_are_asked_once(
+    cache: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "train", refuse)
+    answers = teacher_logits.answers(RECIPE, *parts, cache, refuse)
+    assert [answer.shape for answer in answers] == [(len(parts[0].labels), 10)] * 2
+
+
+def test_complete_teachers_are_not_trained_again(
+    cache: Path, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = teacher_logits.answers(RECIPE, *parts, cache, refuse)
+    copied = copy(cache, tmp_path)
+    (copied / "view-001.npz").unlink()
+    monkeypatch.setattr(Trainer, "fit", refuse)
+    lines: list[str] = []
+    answers = teacher_logits.answers(RECIPE, *parts, copied, lines.append)
+    assert lines == ["teachers' answers  view 2/2"]
+    # The same weights at the same images; float16 keeps three digits.
+    np.testing.assert_allclose(answers[1], expected[1], rtol=0.002, atol=0.01)
+
+
+def test_damaged_answers_are_made_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
+    copied = copy(cache, tmp_path)
+    damaged = copied / "view-000.npz"
+    damaged.write_bytes(damaged.read_bytes()[:1_000])
+    lines: list[str] = []
+    teacher_logits.answers(RECIPE, *parts, copied, lines.append)
+    assert "view-000.npz is made anew: it cannot be read" in lines[0]
+    teacher_logits.answers(RECIPE, *parts, copied, refuse)
+
+
+def test_other_teachers_make_all_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
+    teacher = dataclasses.replace(DISTILLATION.teacher, epochs=1)
+    other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
+    recipe = dataclasses.replace(RECIPE, distillation=other)
+    lines: list[str] = []
+    teacher_logits.answers(recipe, *parts, copy(cache, tmp_path), lines.append)
+    assert "view-000.npz is made anew: it is of other teachers" in lines[0]
+    assert "this teacher is trained anew" in lines[1]
+    assert "epochs 2, not 1" in lines[1]
+    assert len(lines) == 4
+
+
+def test_view_is_deformed_and_always_the_same(parts: Parts) -> None:
+    images = parts[0].images
+    deformation, _ = RECIPE.taught
+    views = [teacher_logits.view(images, deformation, number) for number in (0, 0, 1)]
+    assert (views[0] == views[1]).all()
+    assert (views[0] != views[2]).any(axis=1).mean() > 0.9
+    # Each is still the image that it was: its nearest in mean ink, by far, over all images.
+    ink = images.sum(axis=1, dtype=float)
+    assert np.corrcoef(ink, views[0].sum(axis=1, dtype=float))[0, 1] > 0.8
+
+
+def test_targets_mix_labels_and_softened_answers() -> None:
+    answers = np.full((1, 10), -100, np.float16)
+    answers[0, :2] = np.log([0.9, 0.1])  # odds of 9, at temperature 2 of 3
+    targets = distillation.soften(np.array([1], np.uint8), answers, DISTILLATION)
+    expected = [0.75 * 0.75, 0.75 * 0.25 + 0.25] + [0] * 8
+    assert targets[0] == pytest.approx(expected, abs=1e-3)  # float16 logarithms
+
+
+def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
+    training, _ = parts
+    answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
+    deformation, _ = RECIPE.taught
+    labels_only = dataclasses.replace(
+        RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0)
+    )
+    epoch = next(iter(distillation.epochs(training, labels_only, answers, 0, 1)))
+    view = teacher_logits.view(training.images, deformation, 1)
+    label_of = {image.tobytes(): label for image, label in zip(view, training.labels, strict=True)}
+    images, targets = epoch.images.reshape(-1, 784), epoch.labels.reshape(-1, 10)
+    assert len(images) == len(training.labels) // 256 * 256
+    assert [label_of[image.tobytes()] for image in images] == targets.argmax(axis=1).tolist()
+
+
+def test_recipe_without_teachers_cannot_distil() -> None:
+    with pytest.raises(ValueError, match="default has no teachers"):
+        _ = RECIPES["default"].taught
+
+
+def test_student_goes_on_in_the_middle_of_the_pool(parts: Parts) -> None:
+    training, _ = parts
+    rng = np.random.default_rng(0)
+    answers = [rng.standard_normal((len(training.labels), 10)).astype(np.float16)] * 2
+    whole = list(distillation.epochs(training, RECIPE, answers, 5, 0))
+    resumed = list(distillation.epochs(training, RECIPE, answers, 5, 2))
+    assert len(whole) == RECIPE.epochs == 3
+    assert (whole[2].images == resumed[0].images).all()
+    assert (whole[2].labels == resumed[0].labels).all()
+    assert (whole[0].images != whole[2].images).any()  # the same view in another order
+
+
+def test_student_learns_from_cached_teachers(
+    cache: Path, mnist_sample: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "write", lambda artifacts, data: None)
+    metrics = train(RECIPE, mnist_sample, tmp_path, teachers=cache, say=refuse)
+    assert metrics["accuracy"]["test"] > 0.5
+    assert metrics["parameters"] == 241_650
+
+
+def test_every_recipe_with_teachers_is_complete() -> None:
+    taught: list[Recipe] = [recipe for recipe in RECIPES.values() if recipe.distillation]
+    assert [recipe.name for recipe in taught] == ["best"]
+    assert all(recipe.taught for recipe in taught)

@@ -1,0 +1,168 @@
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import SAMPLE
+from training.config import RECIPES
+from training.data.mnist import Mnist
+from training.fitting.artifacts import load_json, load_model, probabilities
+from training.fitting.checkpoint import ResumeError
+from training.fitting.loop import Row
+from training.fitting.train import train
+from training.fitting.trainer import Trainer
+from training.study import report
+
+RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, averaging=0.9)
+"""All of the default recipe's machinery, for a sample of 2,000 images."""
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take longer than these trainings."""
+    monkeypatch.setattr(report, "write", lambda artifacts, data: None)
+
+
+def interrupt_after(last: int) -> Callable[[int, Row], None]:
+    """Press Ctrl-C once an epoch is complete."""
+
+    def on_epoch(number: int, row: Row) -> None:
+        if number == last:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+def weights(artifacts: Path) -> list[Any]:
+    weights: list[Any] = load_model(artifacts).get_weights()
+    return weights
+
+
+def share_right(artifacts: Path, images: Any, labels: Any) -> float:
+    answers = probabilities(load_model(artifacts), images)
+    return float((answers.argmax(axis=1) == labels).mean())
+
+
+def test_training_learns_and_tells_what_it_measured(artifacts: Path, mnist_sample: Mnist) -> None:
+    metrics = load_json(artifacts, "metrics.json")
+    assert metrics["accuracy"]["test"] > 0.85
+    assert metrics["accuracy"]["test"] == share_right(
+        artifacts, mnist_sample.test_images, mnist_sample.test_labels
+    )
+    assert metrics["errors"]["test"] == round((1 - metrics["accuracy"]["test"]) * 500)
+    assert (metrics["recipe"], metrics["seed"], metrics["epochs"]) == ("seed", 0, 12)
+    assert metrics["parameters"] == 241_650
+    assert metrics["device"] in ("cpu", "cuda")
+    assert metrics["loss"].keys() == {"validation", "test"}
+    assert metrics["libraries"].keys() == {"tensorflow", "keras", "numpy", "python"}
+
+
+def test_history_has_a_value_for_every_epoch(artifacts: Path) -> None:
+    history = load_json(artifacts, "history.json")
+    names = ["loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
+    assert {name: len(values) for name, values in history.items()} == dict.fromkeys(names, 12)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_finished_training_leaves_no_checkpoint(artifacts: Path) -> None:
+    assert not (artifacts / "checkpoint.npz").exists()
+    assert (artifacts / "report.html").exists()
+
+
+@pytest.mark.usefixtures("without_report")
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:
+    def stop_here(number: int, row: Row) -> None:
+        if number == 2:
+            shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+
+    numbers: list[int] = []
+    train(RECIPE, mnist_sample, tmp_path / "whole", on_epoch=stop_here)
+    train(
+        RECIPE,
+        mnist_sample,
+        tmp_path / "stopped",
+        resume=True,
+        on_epoch=lambda number, row: numbers.append(number),
+    )
+    assert numbers == [3]
+    histories = [load_json(tmp_path / name, "history.json") for name in ("whole", "stopped")]
+    assert histories[0] == histories[1]
+    assert all(map(np.array_equal, weights(tmp_path / "whole"), weights(tmp_path / "stopped")))
+
+
+@pytest.mark.usefixtures("without_report")
+def test_interrupt_keeps_the_best_epoch(
+    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget_after_two(trainer: Trainer, batches: object) -> tuple[float, float]:
+        epochs.append(fit(trainer, batches))  # type: ignore[arg-type]
+        if len(epochs) == 3:
+            trainer.average.set_weights([0 * weight for weight in trainer.average.get_weights()])
+        return epochs[-1]
+
+    epochs: list[tuple[float, float]] = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", forget_after_two)
+    metrics = train(RECIPE, mnist_sample, tmp_path, epochs=9, on_epoch=interrupt_after(3))
+    history = load_json(tmp_path, "history.json")["val_accuracy"]
+    assert metrics["epochs"] == len(history) == 3
+    assert metrics["accuracy"]["validation"] == max(history[:2]) > history[2]
+    _, validation = mnist_sample.split(RECIPE.validation_split)
+    assert share_right(tmp_path, *validation) == max(history)
+
+
+def test_interrupt_before_the_first_epoch_writes_nothing(
+    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(trainer: Trainer, batches: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, mnist_sample, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_kill_leaves_the_old_model_and_a_checkpoint_to_resume(
+    tmp_path: Path, mnist_sample: Mnist
+) -> None:
+    (tmp_path / "model.keras").write_bytes(b"the old model")
+    program = f"""
+import os, pathlib, signal
+import numpy as np
+from tests.training.fitting.test_train import RECIPE
+from training.data.mnist import Mnist
+from training.fitting.train import train
+data = Mnist(**np.load({str(SAMPLE)!r}))
+kill = lambda number, row: os.kill(os.getpid(), signal.SIGKILL)
+train(RECIPE, data, pathlib.Path({str(tmp_path)!r}), on_epoch=kill)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert set(os.listdir(tmp_path)) == {"model.keras", "checkpoint.npz"}
+    assert (tmp_path / "model.keras").read_bytes() == b"the old model"
+    with pytest.raises(ResumeError, match="another training: seed 0, not 1"):
+        train(RECIPE, mnist_sample, tmp_path, seed=1, resume=True)
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path, mnist_sample: Mnist) -> None:
+    with pytest.raises(ResumeError, match="nothing to resume"):
+        train(RECIPE, mnist_sample, tmp_path, resume=True)
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, mnist_sample: Mnist) -> None:
+    few = dataclasses.replace(
+        mnist_sample,
+        train_images=mnist_sample.train_images[:100],
+        train_labels=mnist_sample.train_labels[:100],
+    )
+    with pytest.raises(ValueError, match="expected at least 256 images, got 92"):
+        train(RECIPE, few, tmp_path)

@@ -1,0 +1,96 @@
+"""What can be said on the command line."""
+
+import argparse
+from pathlib import Path
+
+from commandline.parser import Parser
+from training.config import RECIPES
+from training.study.comparison import RESULTS
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands and their options; the command's name is parsed as `command`."""
+    digits_train = Parser(
+        prog="digits-train",
+        description="Train a digit classifier on MNIST, and export it for serving.",
+        epilog="In short: train, then export. Each command has a --help of its own.",
+    )
+    digits_train.add_version()
+    commands = digits_train.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    data = add("data", "get MNIST, verify it, and say where it is")
+    train = add("train", "train the network, and write its model and report")
+    export = add("export", "publish the trained model as the next version to serve")
+    report = add("report", "write the report on the trained model anew")
+    study = add(
+        "study", "train every recipe from several seeds and compare them (an hour; resumable)"
+    )
+    for command in (data, train, export, report, study):
+        _add_folder(command, "--data-dir", None, "MNIST's four files, raw or as .gz")
+    for command in (train, export, report, study):
+        _add_folder(command, "--artifacts", "artifacts", "what training writes")
+    _add_folder(export, "--models", "models", "the model repository to publish in")
+    _add_training_options(train)
+    study.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help="gets a row more whenever one is there (default: %(default)s)",
+    )
+    return digits_train
+
+
+def _add_folder(
+    command: argparse.ArgumentParser, option: str, default: str | None, content: str
+) -> None:
+    """Add an option that names a folder; without a default it is the cache."""
+    command.add_argument(
+        option,
+        type=Path,
+        default=None if default is None else Path(default),
+        metavar="FOLDER",
+        help=f"{content} (default: {default or 'a cache, filled from the network once'})",
+    )
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    """Add what only training asks for."""
+    command.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="default",
+        help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
+        "teachers and takes twenty (default: %(default)s)",
+    )
+    command.add_argument(
+        "--seed", type=_natural, default=0, help="decides all chance (default: %(default)s)"
+    )
+    command.add_argument(
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help="passes over the training images (default: the recipe's)",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted training of the same recipe, seed and epochs",
+    )
+
+
+def _natural(text: str) -> int:
+    """Read a whole number from 0."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """Read a whole number from 1."""
+    if _natural(text) == 0:
+        raise argparse.ArgumentTypeError("expected at least 1, got 0")
+    return int(text)

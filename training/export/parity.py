@@ -1,0 +1,81 @@
+"""The parity gate: ONNX Runtime must answer as Keras does, on every image, alone or in a batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from training.data.mnist import Images
+from training.export.onnx_runtime import onnxruntime
+from training.fitting.artifacts import Probabilities
+
+TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """How far ONNX Runtime's answers are from Keras's."""
+
+    images: int
+    """How many images were compared."""
+    different_digits: int
+    """Images whose most probable digit differs, at any batch size."""
+    max_difference: float
+    """The largest difference of any probability, at any batch size."""
+    tolerance: float = TOLERANCE
+    """The largest difference that is accepted."""
+    batch_sizes: tuple[int, ...]
+    """The batch sizes that were compared."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the graph may be published; a NaN never may."""
+        return self.different_digits == 0 and self.max_difference <= self.tolerance
+
+    def __str__(self) -> str:
+        batches = " and ".join(f"{size:,}" for size in self.batch_sizes)
+        return (
+            f"{self.different_digits} of {self.images:,} digits differ at batch {batches}, "
+            f"largest difference of a probability {self.max_difference:.1e} "
+            f"(allowed: 0 and {self.tolerance:.0e})"
+        )
+
+
+def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Open a graph as serving does: on the CPU, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def measure(
+    session: onnxruntime.InferenceSession,
+    images: Images,
+    expected: Probabilities,
+) -> Parity:
+    """Compare a session's answers, one image at a time and all at once, with those expected.
+
+    Args:
+        session: the graph under test.
+        images: (N, 784) uint8.
+        expected: (N, 10) float32, the probabilities to compare with.
+    """
+    batch_sizes = (1, len(images))
+    answers = np.stack([run(session, images, size) for size in batch_sizes])
+    different = answers.argmax(axis=-1) != expected.argmax(axis=-1)
+    return Parity(
+        images=len(images),
+        different_digits=int(different.any(axis=0).sum()),
+        max_difference=float(np.abs(answers - expected).max()),
+        batch_sizes=batch_sizes,
+    )
+
+
+def run(session: onnxruntime.InferenceSession, images: Images, batch_size: int) -> Probabilities:
+    """Classify (N, 784) images in batches; returns (N, 10) float32."""
+    batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+    return np.concatenate(
+        [session.run(["probabilities"], {"images": batch})[0] for batch in batches]
+    )

@@ -1,0 +1,97 @@
+"""Calibration: make the probabilities mean what they say, and measure how far they do.
+
+Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017.
+"""
+
+import keras
+import numpy as np
+
+from training.data.mnist import Examples, Labels
+from training.fitting.artifacts import Probabilities, probabilities
+
+BINS = 15
+"""As in the paper."""
+
+COVERAGE = 0.99
+"""Share of the images that is still answered when the least certain ones are rejected."""
+
+_INVERSE_TEMPERATURES = (0.02, 50.0)
+"""Where to search; images that are all read rightly would have no end of certainty."""
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def calibrate(model: keras.Model, validation: Examples) -> float:
+    """Divide the network's logits by the temperature that fits the validation images best.
+
+    The temperature goes into the last layer's weights: the network stays what it was in layers,
+    parameters and digits.
+
+    Args:
+        model: its last layer is a softmax; changed in place.
+        validation: (N, 784) images and (N,) labels.
+
+    Returns:
+        The temperature; above 1 the network had been too sure of itself.
+    """
+    temperature = fit_temperature(probabilities(model, validation.images), validation.labels)
+    last = model.layers[-1]
+    last.set_weights([weights / np.float32(temperature) for weights in last.get_weights()])
+    return temperature
+
+
+def fit_temperature(answers: Probabilities, labels: Labels) -> float:
+    """Find the temperature with the least mean cross-entropy.
+
+    Cross-entropy is convex in the inverse temperature, so its slope has one zero: halve towards it.
+
+    Args:
+        answers: (N, 10) probabilities at temperature 1.
+        labels: (N,) the true digits.
+    """
+    logits = np.log(np.maximum(answers.astype(np.float64), _TINY))
+    of_label = logits[np.arange(len(labels)), labels]
+    low, high = np.log(_INVERSE_TEMPERATURES)
+    for _ in range(50):
+        middle = (low + high) / 2
+        scaled = np.exp(np.exp(middle) * (logits - logits.max(axis=1, keepdims=True)))
+        expected = (scaled * logits).sum(axis=1) / scaled.sum(axis=1)
+        if (expected - of_label).mean() < 0:
+            low = middle
+        else:
+            high = middle
+    return float(np.exp(-middle))
+
+
+def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
+    """Average the distance of certainty from accuracy over bins of equal width, by their images.
+
+    Args:
+        answers: (N, 10) probabilities.
+        labels: (N,) the true digits.
+
+    Returns:
+        0 to 1; 0 if among images answered with certainty p, the share p is right.
+    """
+    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    bins = np.minimum((certainty * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=certainty - right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def accuracy_at_coverage(
+    answers: Probabilities, labels: Labels, coverage: float = COVERAGE
+) -> tuple[float, float]:
+    """Tell how many answers are right once the least certain images are rejected.
+
+    Args:
+        answers: (N, 10) probabilities.
+        labels: (N,) the true digits.
+        coverage: the share of the images to keep, above 0.
+
+    Returns:
+        The share of right answers among those kept, and the least certainty among them.
+    """
+    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    kept = np.argsort(-certainty, kind="stable")[: max(1, round(coverage * len(labels)))]
+    return float(right[kept].mean()), float(certainty[kept[-1]])
