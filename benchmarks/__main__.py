@@ -24,7 +24,7 @@ from benchmarks.targets.target import Spec
 from commandline import extras
 from commandline.parser import blame
 from serving.errors import DigitsError
-from serving.repository import find_root
+from serving.model.repository import find_root
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""

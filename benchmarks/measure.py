@@ -86,7 +86,7 @@ def setting_of(
     """
     import numpy as np
 
-    from serving import repository
+    from serving.model import repository
 
     newest = repository.versions(models / "digits")[0]
     manifest = repository.load_manifest(models / "digits" / newest)

@@ -2,7 +2,7 @@
 
 import sys
 
-from serving import signals
+from serving.system import signals
 
 if sys.argv[1:2] == ["serve"]:  # before all else, which takes time to import
     signals.heed()
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from commandline import extras
 from commandline.parser import blame
-from serving import logs
+from serving.cli.arguments import parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
-from serving.files import require_descriptors
-from serving.options import parser
+from serving.system.files import require_descriptors
+from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.classifier import Classifier
@@ -103,9 +103,9 @@ def _serve(options: argparse.Namespace) -> int:
     extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
     import uvloop
 
-    from serving.rpc.exposure import warn_if_exposed
-    from serving.rpc.server import serve
-    from serving.rpc.workers import supervise
+    from serving.server.server import serve
+    from serving.server.supervisor import supervise
+    from serving.transports.choice import warn_if_exposed
 
     logs.setup(options.log_format)
     batching = BatchingConfig(
@@ -150,13 +150,17 @@ def _classify(options: argparse.Namespace) -> int:
     extras.require("PIL", "scipy")
     if options.csv and options.json:
         raise ConfigurationError("--csv and --json exclude each other")
-    from serving import reading
-    from serving.reporting import Answer, Report, answer
+    from serving.cli import picture_files
+    from serving.cli.answers import Answer, Report, answer
 
-    found = reading.find(options.pictures)
+    found = picture_files.find(options.pictures)
     report = Report("csv" if options.csv else "json" if options.json else "text", len(found))
     is_good = True
-    with closing(reading.read(found)) as readings, _open(options) as classifier, closing(report):
+    with (
+        closing(picture_files.read(found)) as readings,
+        _open(options) as classifier,
+        closing(report),
+    ):
         for picture, image in readings:
             if isinstance(image, str):
                 is_good = False
@@ -178,7 +182,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from serving.rpc.probe import trouble
+    from serving.cli.probe import trouble
 
     reason = trouble(
         options.target,
@@ -211,8 +215,8 @@ def _open(options: argparse.Namespace) -> "Classifier | Client":
 
 def _token(options: argparse.Namespace) -> str | None:
     """Return the first token of the file or of DIGITS_TOKEN."""
-    from serving.rpc.tokens import parse_tokens
-    from serving.rpc.watched import read_bytes
+    from serving.credentials.tokens import parse_tokens
+    from serving.credentials.watched_files import read_bytes
 
     if options.token_file is not None:
         return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
@@ -233,7 +237,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 def _usual_models(model: str) -> Path:
     """Choose the repository where none is named, and say so if it is not the usual one."""
-    from serving import repository
+    from serving.model import repository
 
     usual = ModelConfig().models
     root = repository.find_root(model, usual)

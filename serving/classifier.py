@@ -11,18 +11,18 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
+from serving.batching.parallel_run import run_shared
+from serving.batching.request import Answer
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
-from serving.cores import usable_cores
 from serving.errors import DeviceError, Unavailable
 from serving.images import as_images
-from serving.loaded_model import LoadedModel, load_model
-from serving.metrics import Metrics
-from serving.model_info import ModelInfo
+from serving.model.info import ModelInfo
+from serving.model.loaded_model import LoadedModel, load_model
+from serving.model.repository import PRETRAINED
 from serving.predictions import NUM_CLASSES, Predictions
-from serving.repository import PRETRAINED
-from serving.requests import Answer
-from serving.shared_run import run_shared
+from serving.system.cores import usable_cores
+from serving.telemetry.metrics import Metrics
 
 _ENOUGH_ROWS = 128
 """Images that are worth a run of their own, where another core could take them."""

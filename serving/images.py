@@ -1,12 +1,11 @@
 """What an image is: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink, as MNIST has them."""
 
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import ConfigurationError, InvalidRequest
+from serving.errors import InvalidRequest
 
 HEIGHT = WIDTH = 28
 IMAGE_BYTES = HEIGHT * WIDTH
@@ -101,27 +100,3 @@ def check_count(num_images: int, max_images: int | None) -> None:
         raise InvalidRequest("expected at least 1 image, got 0")
     if max_images is not None and num_images > max_images:
         raise InvalidRequest(f"expected at most {max_images} images in a request, got {num_images}")
-
-
-def from_picture(source: str | Path | BinaryIO) -> Images:
-    """Make a picture of one digit an image as MNIST made its own.
-
-    Args:
-        source: path or open binary file: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF where Pillow reads
-            it, HEIC where pillow-heif is installed; any size, colour or alpha, dark ink on light or
-            the reverse. The digit may have a frame around it.
-
-    Returns:
-        (1, 784) uint8. A 28 x 28 picture that is sized and centred as MNIST's are passes unchanged.
-
-    Raises:
-        InvalidRequest: not a readable picture, too large, blank, or of several digits.
-        ConfigurationError: Pillow or SciPy is not installed.
-    """
-    try:
-        from serving import ink, pictures  # need Pillow and SciPy, which serving does not
-    except ImportError as err:
-        raise ConfigurationError(
-            "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
-        ) from err
-    return ink.to_image(pictures.read_grey(source)).reshape(1, IMAGE_BYTES)

@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 
+from serving.batching.request import Answer, Outcome, Request
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
-from serving.requests import Answer, Outcome, Request
 
 TIMEOUT_S = 10.0
 """How long a test waits for what must happen; only a failure takes that long."""

@@ -2,9 +2,9 @@
 
 from functools import cache
 
-from serving.engine import open_engine
 from serving.errors import DeviceError
-from serving.repository import PRETRAINED
+from serving.model.engine import open_engine
+from serving.model.repository import PRETRAINED
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
 """The reasons for a DeviceError: an ONNX Runtime without CUDA, or with it and no usable GPU."""

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from serving import Classifier
 from serving.config import ServerConfig
-from serving.h2.limits import Limits
-from serving.h2.server import H2Server
-from serving.rpc.classify import digits_methods
-from serving.rpc.health import Health
-from serving.rpc.reflection import reflection_methods
+from serving.protocols.digits_v1.methods import digits_methods
+from serving.protocols.health import Health
+from serving.protocols.reflection import reflection_methods
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.server import H2Server
 
 TIMEOUT_S = 10.0
 

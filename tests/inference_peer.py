@@ -9,8 +9,8 @@ import pytest
 
 from serving.images import Images
 from serving.predictions import Probabilities
-from serving.rpc import inference_pb
-from serving.rpc.inference_pb import SERVICE
+from serving.protocols.oip import inference_pb
+from serving.protocols.oip.inference_pb import SERVICE
 
 TIMEOUT_S = 20.0
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from serving.errors import InvalidRequest
-from serving.images import from_picture
+from serving.pictures.reader import from_picture
 
 KINDS = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"),

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.protocols.pb.digits.v1 import digits_pb2
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 TIMEOUT_S = 20.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.protocols.pb.digits.v1 import digits_pb2
 
 Handler = Callable[[bytes, grpc.ServicerContext], bytes]
 STOP_TIMEOUT_S = 20.0

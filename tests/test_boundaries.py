@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,12 @@ def test_import_serving_loads_no_grpc() -> None:
 
 
 def test_server_never_loads_tensorflow() -> None:
-    loaded = modules_after("import serving.rpc.server, serving.classifier, serving.onnx_runtime")
+    loaded = modules_after("import serving.server.server, serving.model.onnx_runtime")
     assert not loaded & {"tensorflow", "keras", "tf2onnx"}
 
 
 def test_server_loads_reflection_only_if_asked() -> None:
-    loaded = modules_after("import serving.rpc.server, serving.h2.server")
+    loaded = modules_after("import serving.server.server, serving.transports.h2.server")
     assert "grpc_reflection.v1alpha" not in loaded  # the empty package above it is grpc's doing
 
 
@@ -78,7 +79,7 @@ def test_import_starts_nothing() -> None:
     code = (
         "import threading, signal, logging\n"
         "before = signal.getsignal(signal.SIGTERM)\n"
-        "import serving.client, serving.classifier, serving.rpc.server\n"
+        "import serving.client, serving.classifier, serving.server.server\n"
         "assert threading.active_count() == 1\n"
         "assert signal.getsignal(signal.SIGTERM) is before\n"
         "assert not logging.root.handlers\n"
@@ -92,10 +93,12 @@ def test_command_lines_share_what_imports_none_of_them() -> None:
         assert others <= {"commandline"}, path
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that a file names in an import, at any depth."""
+def imports_of(path: Path, *, run_time: bool = False) -> set[str]:
+    """Every module that a file names in an import, at any depth, or at its top level."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if run_time else list(ast.walk(tree))
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -110,45 +113,88 @@ def test_training_and_serving_never_import_each_other() -> None:
             assert not strangers, path
 
 
-LAYERS = [
-    {"errors", "config", "images", "predictions", "model_info", "logs", "cores"},
-    {"address", "process"},
-    {"native_runs", "onnx_runtime", "repository", "requests", "backlog", "cuda"},
-    {"engine", "metrics", "shared_run"},
-    {"batcher", "loaded_model", "exposition"},
-    {"classifier", "exporter"},
-    {"reload"},
-    {"rpc"},
-]
-"""serving's modules from the ground up; the client stands beside: see the next test."""
+ROOMS = {
+    "serving": """
+        errors predictions images config system credentials model.info pictures
+        telemetry.metrics telemetry model batching classifier protocols transports client server
+        cli __main__ __init__
+    """,
+}
+"""Each package's rooms (folders and files at its top) from the ground up; a room may also be split
+by naming one of its files. Imports point to what stands before them, or within the room."""
+
+MAX_FILES = 18
+"""A folder that `ls` shows at a glance."""
 
 
-def test_serving_imports_only_point_down() -> None:
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for name, number in level.items():
-        for path in [
-            *(ROOT / "serving").glob(f"{name}.py"),
-            *(ROOT / "serving" / name).glob("*.py"),
-        ]:
-            below = {
-                parts[1]
-                for parts in (imported.split(".") for imported in imports_of(path))
-                if parts[0] == "serving" and len(parts) > 1 and parts[1] in level
-            } - {name}
-            upwards = {other for other in below if level[other] > number}
-            assert not upwards, f"{path} imports {upwards}"
+def modules_of(package: str) -> dict[str, Path]:
+    """Return every module of our own, by its name below the package."""
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
+            parts = path.relative_to(ROOT / package).with_suffix("").parts
+            found[".".join(parts)] = path
+    return found
 
 
-def test_only_rpc_and_the_client_import_grpc() -> None:
-    for path in (ROOT / "serving").glob("*.py"):
-        if path.name != "client.py":
+def room_of(module: str, rooms: list[str]) -> str:
+    """Return the room that lists a module: the longest name that begins its own."""
+    homes = [room for room in rooms if module == room or module.startswith(f"{room}.")]
+    assert homes, f"no room lists {module}"
+    return max(homes, key=len)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_stands_and_every_module_has_one(package: str) -> None:
+    rooms, modules = ROOMS[package].split(), modules_of(package)
+    assert {room_of(module, rooms) for module in modules} == set(rooms)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_imports_point_to_the_ground(package: str) -> None:
+    rooms, modules = ROOMS[package].split(), modules_of(package)
+    wrong = []
+    for module, path in modules.items():
+        height = rooms.index(room_of(module, rooms))
+        for name in imports_of(path):
+            below = name.removeprefix(f"{package}.")
+            if below != name and below in modules:
+                room = room_of(below, rooms)
+                if rooms.index(room) > height:
+                    wrong.append(f"{module} imports {below}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_imports_go_in_a_circle(package: str) -> None:
+    modules = modules_of(package)
+    graph = {
+        module: {name.removeprefix(f"{package}.") for name in imports_of(path, run_time=True)}
+        & set(modules)
+        for module, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("top", ["serving", "reports", "commandline"])
+def test_no_folder_is_too_full(top: str) -> None:
+    for folder in [ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())]:
+        files = list(folder.glob("*.py"))
+        assert len(files) <= MAX_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files"
+
+
+def test_only_the_edges_import_grpc() -> None:
+    edges = {"credentials", "client", "protocols", "transports", "server", "cli"}
+    for module, path in modules_of("serving").items():
+        if module.split(".")[0] not in edges:
             assert "grpc" not in {name.split(".")[0] for name in imports_of(path)}, path
 
 
 def test_client_imports_no_server_code() -> None:
     loaded = modules_after("import serving.client")
     assert not {name for name in loaded if name.startswith("serving.")} & {
-        f"serving.{name}" for name in ("classifier", "engine", "batcher", "repository", "backlog")
+        f"serving.{name}"
+        for name in ("classifier", "model.engine", "batching", "model.repository", "server")
     }
 
 

@@ -11,7 +11,7 @@ from serving.images import Images
 from tests.servers import RunningServer
 
 ROOT = Path(__file__).parent.parent
-SERVED = ("numpy", "grpc", "PIL.Image", "serving.onnx_runtime")
+SERVED = ("numpy", "grpc", "PIL.Image", "serving.model.onnx_runtime")
 TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "training.export.onnx_runtime")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMPORTERS = {"serving/onnx_runtime.py", "training/export/onnx_runtime.py"}
+IMPORTERS = {"serving/model/onnx_runtime.py", "training/export/onnx_runtime.py"}
 """The only files that import onnxruntime itself; benchmarks/peers run without this project."""
 
 SERVING = """

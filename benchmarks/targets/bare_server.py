@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.targets.small_loop import serve
 from serving.images import IMAGE_BYTES
-from serving.loaded_model import load_model
-from serving.rpc import wire
+from serving.model.loaded_model import load_model
+from serving.protocols.digits_v1 import wire
 
 
 def main() -> None:

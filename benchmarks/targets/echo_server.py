@@ -9,7 +9,7 @@ import sys
 from benchmarks.targets.small_loop import serve
 from serving.images import IMAGE_BYTES
 from serving.predictions import ROW_BYTES
-from serving.rpc import wire
+from serving.protocols.digits_v1 import wire
 
 
 class _Answers(dict[int, bytes]):

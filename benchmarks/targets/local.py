@@ -30,7 +30,7 @@ def open_null(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 def open_engine(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call ONNX Runtime, as the server does."""
-    from serving.loaded_model import load_model
+    from serving.model.loaded_model import load_model
 
     return load_model(models / "digits", None, spec.device, spec.precision).run  # type: ignore[arg-type]
 

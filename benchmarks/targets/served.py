@@ -22,7 +22,7 @@ from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline.parser import PREFIX
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES
-from serving.rpc import wire
+from serving.protocols.digits_v1 import wire
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -262,7 +262,7 @@ def _decode_digits(answer: bytes) -> tuple[int, ...]:
 
 def encode_infer(images: Images) -> bytes:
     """Make a ModelInferRequest of images, as the protocol's raw bytes."""
-    from serving.rpc import inference_pb
+    from serving.protocols.oip import inference_pb
 
     request = inference_pb.ModelInferRequest(model_name="digits")
     request.inputs.add(name="images", datatype="UINT8", shape=[len(images), IMAGE_BYTES])
@@ -271,13 +271,13 @@ def encode_infer(images: Images) -> bytes:
 
 
 def _decode_infer(answer: bytes) -> tuple[int, ...]:
-    from serving.rpc import inference_pb
+    from serving.protocols.oip import inference_pb
 
     return _digits_of(inference_pb.ModelInferResponse.FromString(answer))
 
 
 def _decode_stream_infer(answer: bytes) -> tuple[int, ...]:
-    from serving.rpc import inference_pb
+    from serving.protocols.oip import inference_pb
 
     return _digits_of(inference_pb.ModelStreamInferResponse.FromString(answer).infer_response)
 

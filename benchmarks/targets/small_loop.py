@@ -7,8 +7,8 @@ import selectors
 import socket
 from collections.abc import Callable
 
-from serving.h2 import http2
-from serving.h2.limits import Limits
+from serving.transports.h2 import http2
+from serving.transports.h2.limits import Limits
 
 _LIMITS = Limits(max_message_bytes=8 << 20)
 _PREFIX_BYTES = 5

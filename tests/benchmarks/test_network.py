@@ -18,7 +18,8 @@ from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.trace import Outcome, Trace, arrivals
 from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
-from serving.rpc import inference_pb, wire
+from serving.protocols.digits_v1 import wire
+from serving.protocols.oip import inference_pb
 from tests.servers import RunningServer, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"

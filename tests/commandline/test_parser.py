@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 import benchmarks.options
-import serving.options
+import serving.cli.arguments
 import training.cli
 from commandline.parser import Parser, blame
 
-PROGRAMS = [serving.options.parser, training.cli.parser, benchmarks.options.parser]
+PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.options.parser]
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving import ink, pictures
 from serving.errors import CorruptModel, InvalidRequest
 from serving.images import IMAGE_BYTES
-from serving.repository import parse_manifest
-from serving.rpc import tensors, wire
-from serving.rpc.inference_pb import ModelInferRequest, parse
-from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.model.repository import parse_manifest
+from serving.pictures import decoder, normalizer
+from serving.protocols.digits_v1 import wire
+from serving.protocols.oip import tensors
+from serving.protocols.oip.inference_pb import ModelInferRequest, parse
+from serving.protocols.pb.digits.v1 import digits_pb2
 from training.data import idx
 from training.data.idx import DataError
 
@@ -80,7 +81,7 @@ def idx_file(data: bytes) -> None:
 def picture(data: bytes) -> None:
     """The reader of picture files, Pillow's decoders included, and the search for the digit."""
     try:
-        image = ink.to_image(pictures.read_grey(io.BytesIO(data)))
+        image = normalizer.to_image(decoder.read_grey(io.BytesIO(data)))
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-OURS, THEIRS = "serving.rpc.server", "tritonclient.grpc.aio"
+OURS, THEIRS = "serving.server.server", "tritonclient.grpc.aio"
 
 
 async def main(models: Path, samples: str) -> None:
     from serving import Classifier
     from serving.config import ServerConfig
-    from serving.rpc.server import Server
+    from serving.server.server import Server
     from tests.interop.triton_calls import check, compare_descriptors, question
 
     triton: Any = importlib.import_module(THEIRS)

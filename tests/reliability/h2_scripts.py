@@ -16,7 +16,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.reliability.h2_connection import PREFACE, Connection, message, request_headers
 
 Script = Callable[[Connection], None]

@@ -20,14 +20,15 @@ from typing import Any
 
 import uvloop
 
-from serving import Classifier, logs
+from serving import Classifier
 from serving.config import BatchingConfig, ServerConfig
-from serving.exporter import exporting
 from serving.images import Images
-from serving.loaded_model import LoadedModel
+from serving.model.loaded_model import LoadedModel
+from serving.model.repository import Manifest
 from serving.predictions import Probabilities
-from serving.repository import Manifest
-from serving.rpc.server import Server
+from serving.server.server import Server
+from serving.telemetry import logs
+from serving.telemetry.exporter import exporting
 from tests.fakes import images_of, probabilities_of
 from tests.reliability.tickets import tickets_of
 

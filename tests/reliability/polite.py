@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.reliability.h2_connection import Connection, Headers, Reply, message, request_headers
 
 TIMEOUT_S = 30.0

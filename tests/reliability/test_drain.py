@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.reliability.load import ClosedLoop
 from tests.reliability.processes import is_serving, paced_server, wait_until
 from tests.reliability.tickets import image_with

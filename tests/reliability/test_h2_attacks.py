@@ -25,8 +25,8 @@ from hyperframe.frame import (
 
 import serving
 from serving.images import IMAGE_BYTES
-from serving.rpc import inference_pb
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.oip import inference_pb
 from tests.reliability.h2_connection import PREFACE, Connection, Reply, message, request_headers
 from tests.reliability.polite import polite_caller
 from tests.reliability.processes import Footprint, wait_until

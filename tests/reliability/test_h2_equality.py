@@ -12,8 +12,8 @@ from hyperframe.frame import DataFrame, SettingsFrame, WindowUpdateFrame
 
 import serving
 from serving.images import Images
-from serving.rpc import inference_pb
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.oip import inference_pb
 from tests.inference_peer import raw_request, typed_request
 from tests.reliability.h2_connection import Connection, Reply, message, request_headers
 from tests.servers import RunningServer, running_server

@@ -10,9 +10,9 @@ from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, Window
 
 import serving
 from serving import Classifier
-from serving.h2.limits import Limits
 from serving.images import IMAGE_BYTES
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.transports.h2.limits import Limits
 from tests.h2_server import h2_server
 from tests.reliability.h2_connection import Connection, message, request_headers
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.raw import Raw
 from tests.reliability.h2_connection import Connection
 from tests.reliability.h2_scripts import BROKEN_FRAMING, SCRIPTS

@@ -11,7 +11,7 @@ import pytest
 
 from serving import Client
 from serving.images import IMAGE_BYTES, Images
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.raw import CLASSIFY, TIMEOUT_S
 from tests.reliability.load import OWN_CONNECTION
 from tests.reliability.processes import Footprint

@@ -10,7 +10,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests import published
 from tests.reliability.load import ClosedLoop
 from tests.reliability.processes import wait_until

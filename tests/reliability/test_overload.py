@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.raw import CLASSIFY
 from tests.reliability.load import OWN_CONNECTION
 from tests.reliability.processes import paced_server

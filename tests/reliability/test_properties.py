@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from serving import Classifier
 from serving.config import BatchingConfig
 from serving.images import Images
-from serving.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import onnxruntime
 from serving.predictions import Probabilities
-from serving.rpc import inference_pb
-from serving.rpc.wire import decode_response, encode_request
+from serving.protocols.digits_v1.wire import decode_response, encode_request
+from serving.protocols.oip import inference_pb
 from tests.inference_peer import probabilities_in, raw_request
 from tests.raw import CLASSIFY, TIMEOUT_S
 from tests.reliability.conftest import SEED

@@ -15,7 +15,7 @@ import pytest
 
 from serving import Classifier
 from serving.images import Images
-from serving.rpc.wire import decode_response, encode_request
+from serving.protocols.digits_v1.wire import decode_response, encode_request
 from tests.raw import CLASSIFY, TIMEOUT_S
 from tests.reliability.conftest import soak_s
 from tests.reliability.load import OWN_CONNECTION

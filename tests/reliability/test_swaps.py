@@ -12,7 +12,7 @@ import pytest
 
 from serving import Classifier
 from serving.images import Images
-from serving.rpc.wire import decode_response, encode_request
+from serving.protocols.digits_v1.wire import decode_response, encode_request
 from tests import published
 from tests.reliability.load import ClosedLoop
 from tests.reliability.processes import wait_until

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from serving.images import Images
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.raw import CLASSIFY, TIMEOUT_S
 from tests.servers import RunningServer, running_server
 

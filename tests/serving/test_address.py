@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.address import bind, cannot_listen, with_port
 from serving.errors import ConfigurationError
+from serving.system.address import bind, cannot_listen, with_port
 from tests.servers import serve_command
 
 

@@ -15,9 +15,9 @@ from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, Unauthenticated
 from serving.images import Images
-from serving.rpc import inference_pb
-from serving.rpc.auth import token_check
-from serving.rpc.pb.digits.v1 import digits_pb2
+from serving.protocols.oip import inference_pb
+from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.transports.auth import token_check
 from tests.raw import TIMEOUT_S, status_of
 from tests.servers import RunningServer, running_server
 

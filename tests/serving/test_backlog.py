@@ -1,8 +1,8 @@
 import pytest
 
-from serving.backlog import Backlog
+from serving.batching.fair_queue import Backlog
+from serving.batching.request import Batch
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.requests import Batch
 from tests.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
 
 

@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.backlog import Backlog
+from serving.batching.fair_queue import Backlog
+from serving.batching.request import Answer, Batch
 from serving.errors import DeadlineExceeded, ModelError, Overloaded
-from serving.requests import Answer, Batch
 from tests.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
 
 CAPACITY, MAX_BATCH = 60, 8

@@ -9,7 +9,7 @@ import pytest
 
 from serving import Classifier
 from serving.images import IMAGE_BYTES, Images
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
 from tests.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.servers import RunningServer
 

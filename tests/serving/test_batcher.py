@@ -7,12 +7,12 @@ from contextlib import suppress
 
 import pytest
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
+from serving.batching.request import Answer
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ModelError, Overloaded, Unavailable
 from serving.images import Images
 from serving.predictions import Probabilities
-from serving.requests import Answer
 from tests.fakes import TIMEOUT_S, FakeClock, FakeModel, GatedModel, RecordingRequest, images_of
 
 

@@ -104,7 +104,7 @@ def test_health_knows_the_service(server: RunningServer) -> None:
 
 def test_messages_stay_out_of_the_default_pool() -> None:
     code = (
-        "import serving.rpc.server\n"
+        "import serving.server.server\n"
         "from google.protobuf import descriptor_pool\n"
         "try:\n"
         "    descriptor_pool.Default().FindMessageTypeByName('inference.ModelInferRequest')\n"

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from serving import Classifier
+from serving.batching.request import Answer, Batch, Request
 from serving.config import BatchingConfig
 from serving.errors import (
     ConfigurationError,
@@ -20,7 +21,6 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
-from serving.requests import Answer, Batch, Request
 from tests.gpu import NO_GPU
 from tests.published import publish, tampered
 from training.data.mnist import Mnist

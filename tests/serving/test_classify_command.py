@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving import Classifier, reading
+from serving import Classifier
 from serving.__main__ import main
+from serving.cli import picture_files
+from serving.cli.answers import Bar, shown
 from serving.images import Images
-from serving.reporting import Bar, shown
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
@@ -168,8 +169,8 @@ def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path
 
 @pytest.fixture
 def several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MIN_PICTURES", 1)
-    monkeypatch.setattr(reading, "usable_cores", lambda: 2)
+    monkeypatch.setattr(picture_files, "MIN_PICTURES", 1)
+    monkeypatch.setattr(picture_files, "usable_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("several_processes")
@@ -197,7 +198,7 @@ def test_picture_that_kills_its_reader_costs_no_other_its_answer(
 ) -> None:
     names = [str(folder / name) for name in SORTED * 4]
     names[3] = names[9] = Deadly(names[0])
-    readings = list(reading.read(names))
+    readings = list(picture_files.read(names))
     assert [name for name, _ in readings] == names
     failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
     assert failed == [3, 9]

@@ -19,7 +19,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
-from serving.rpc.status import MODEL_TEXTS, STATUS
+from serving.protocols.status import MODEL_TEXTS, STATUS
 from tests.servers import Handler, RunningServer, fake_server, free_address, running_server
 
 

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Classifier, Client
+from serving.client import retries
 from serving.errors import DigitsError, Unavailable
 from serving.images import Images
-from serving.rpc import attempts, wire
+from serving.protocols.digits_v1 import wire
 from tests.fakes import TIMEOUT_S
 from tests.servers import Handler, RunningServer, fake_server, free_address, running_server
 
@@ -106,7 +107,7 @@ def test_wrong_address_is_given_up_before_a_long_timeout(
     image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test's own timeout is shorter than the client's."""
-    monkeypatch.setattr(attempts, "_FIRST_CONTACT_S", 0.3)
+    monkeypatch.setattr(retries, "_FIRST_CONTACT_S", 0.3)
     address = free_address()
     with (
         Client(address, timeout_s=3600) as client,

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from serving import Client
 from serving.__main__ import main
-from serving.cuda import CudaEngine, buckets, page_lock
-from serving.engine import OnnxEngine, open_engine, open_session
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
+from serving.model.cuda import CudaEngine, buckets, page_lock
+from serving.model.engine import OnnxEngine, open_engine, open_session
 from tests.gpu import NO_GPU
 from tests.servers import running_server
 
@@ -147,7 +147,7 @@ def test_buffer_that_cannot_be_locked_leaves_no_error_behind(
 @pytest.fixture
 def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
-    from serving.onnx_runtime import onnxruntime
+    from serving.model.onnx_runtime import onnxruntime
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     plain = onnxruntime.InferenceSession
@@ -176,7 +176,7 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
 def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
     onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.onnx_runtime import onnxruntime
+    from serving.model.onnx_runtime import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*digit-serving\[serve-gpu\]"):
@@ -186,7 +186,7 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime where CUDA is installed and no driver is: what 1.26 says and prints."""
-    from serving.onnx_runtime import onnxruntime
+    from serving.model.onnx_runtime import onnxruntime
 
     plain = onnxruntime.InferenceSession
 

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import Classifier, repository
+from serving import Classifier
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
 from serving.images import Images
-from serving.loaded_model import LoadedModel
-from serving.native_runs import native_run
+from serving.model import repository
+from serving.model.fork_safety import native_run
+from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
 from tests.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.published import publish

@@ -15,11 +15,11 @@ import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.exporter import Exporter
-from serving.metrics import Counts, Report
-from serving.model_info import ModelInfo
-from serving.process import Usage
-from serving.rpc.server import serve
+from serving.model.info import ModelInfo
+from serving.server.server import serve
+from serving.system.process import Usage
+from serving.telemetry.exporter import Exporter
+from serving.telemetry.metrics import Counts, Report
 from tests.raw import TIMEOUT_S
 from tests.reliability.processes import is_serving, paced_server, wait_until
 from tests.reliability.tickets import image_with
@@ -152,7 +152,7 @@ def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: b
 def test_silent_connection_is_closed_after_a_while(
     exporter: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.exporter._TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serving.telemetry.exporter._TIMEOUT_S", 0.05)
     host, _, port = exporter.address.rpartition(":")
     with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")

@@ -13,12 +13,13 @@ from typing import Any
 import grpc
 import pytest
 
-from serving import AsyncClient, Classifier, repository
+from serving import AsyncClient, Classifier
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import DeadlineExceeded, ModelError, Unavailable
-from serving.loaded_model import LoadedModel
-from serving.rpc.server import Server
-from serving.rpc.wire import encode_request
+from serving.model import repository
+from serving.model.loaded_model import LoadedModel
+from serving.protocols.digits_v1.wire import encode_request
+from serving.server.server import Server
 from tests.fakes import TIMEOUT_S, GatedModel, images_of
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -172,7 +173,7 @@ def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -
 def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.rpc.attempts._AGAIN", ())  # the client would ask again and again
+    monkeypatch.setattr("serving.client.retries._AGAIN", ())  # the client would ask again and again
 
     async def scenario(running: Running) -> None:
         first = await running.occupy()

@@ -25,8 +25,8 @@ from hyperframe.frame import (
 
 import serving
 from serving.images import IMAGE_BYTES
-from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.raw import CLASSIFY, Raw
 from tests.reliability.h2_connection import (
     PREFACE,

@@ -14,9 +14,9 @@ from hyperframe.frame import DataFrame, RstStreamFrame
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
-from serving.h2 import http2
-from serving.h2.limits import Limits
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.transports.h2 import http2
+from serving.transports.h2.limits import Limits
 from tests.h2_server import h2_server
 from tests.reliability.h2_connection import Connection, message, request_headers
 

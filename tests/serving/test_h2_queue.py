@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.h2.queue import Queue
-from serving.rpc.plans import Plan
+from serving.protocols.plan import Plan
+from serving.transports.h2.queue import Queue
 
 
 class FakeConnection:

@@ -5,8 +5,8 @@ import pytest
 
 from serving import Classifier
 from serving.images import IMAGE_BYTES, Images
-from serving.rpc.infer import Infer
-from serving.rpc.plans import frame
+from serving.protocols.oip.infer import Infer
+from serving.protocols.plan import frame
 from tests.inference_peer import Peer, probabilities_in, raw_request, typed_request
 
 UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited

@@ -12,7 +12,7 @@ import pytest
 
 from serving import Classifier
 from serving.images import Images
-from serving.rpc.inference_pb import SERVICE, ModelStreamInferResponse
+from serving.protocols.oip.inference_pb import SERVICE, ModelStreamInferResponse
 from tests.fakes import images_of
 from tests.inference_peer import Peer, probabilities_in, raw_request, typed_request
 from tests.serving import test_faults

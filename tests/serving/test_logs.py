@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from serving import logs
+from serving.telemetry import logs
 from tests.fakes import TIMEOUT_S
 
 NASTY = 'a\nb\r\x1b[31m"\x00\u2028é'
@@ -108,7 +108,7 @@ class Pipe:
 def test_nobody_who_logs_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipe()
     monkeypatch.setattr("sys.stderr", pipe)
-    monkeypatch.setattr("serving.logs._MAX_WAITING", 10)
+    monkeypatch.setattr("serving.telemetry.logs._MAX_WAITING", 10)
     logs.setup("text")
     for number in range(100):
         logging.getLogger("serving.test").warning("line %d", number)

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Classifier, Client
 from serving.__main__ import main
 from serving.images import Images
-from serving.metrics import Histogram
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.telemetry.metrics import Histogram
 from tests.reliability.processes import paced_server, wait_until
 from tests.reliability.tickets import image_with
 from tests.servers import RunningServer, running_server

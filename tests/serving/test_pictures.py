@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
-from serving.images import Images, from_picture
+from serving.images import Images
+from serving.pictures.reader import from_picture
 from tests.drawing import FONTS, POPULATIONS, accuracy, draw, font_glyph, framed, row, stroke_glyph
 from tests.random_pictures import read_all
 
@@ -141,10 +142,10 @@ def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
 
 def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: Levels) -> None:
     file = saved(Image.fromarray(glyph))
-    for name in ("serving.ink", "serving.pictures"):
+    for name in ("serving.pictures.normalizer", "serving.pictures.decoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("serving.ink", raising=False)
-    monkeypatch.delattr("serving.pictures", raising=False)
+    monkeypatch.delattr("serving.pictures.normalizer", raising=False)
+    monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"digit-serving\[pictures\]"):
         from_picture(file)

@@ -15,7 +15,7 @@ from serving import Classifier
 from serving.__main__ import main
 from serving.config import Precision
 from serving.images import Images
-from serving.repository import PRETRAINED, find_root
+from serving.model.repository import PRETRAINED, find_root
 from training.data.idx import DataError
 from training.data.mnist import Mnist
 

@@ -96,7 +96,7 @@ def test_timeout_that_is_none_is_a_usage_error(timeout: str) -> None:
 
 
 def test_probe_imports_little() -> None:
-    loaded = modules_after("import serving.__main__, serving.rpc.probe")
+    loaded = modules_after("import serving.__main__, serving.cli.probe")
     assert not loaded & {*HEAVY, "numpy", "google.protobuf", "tomllib", "importlib.metadata"}
 
 

@@ -13,7 +13,7 @@ import pytest
 from serving import Classifier, Client
 from serving.config import ModelConfig
 from serving.images import Images
-from serving.reload import Reloader
+from serving.server.reloader import Reloader
 from tests import published
 from tests.reliability.processes import wait_until
 from tests.servers import RunningServer, running_server
@@ -95,7 +95,7 @@ def test_what_is_no_regular_file_is_refused_unread(
 def test_endless_model_is_refused_and_its_run_is_ended(
     served: Classifier, reloader: Reloader, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.loaded_model._CHECK_LIMIT_S", 0.5)
+    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 0.5)
     published.endless(model_dir, "2")
     assert not reloader.reload()
     wait_until(lambda: all(thread.name != "model-loader" for thread in threading.enumerate()))
@@ -108,7 +108,7 @@ def test_endless_model_is_refused_and_its_run_is_ended(
 def test_endless_newest_version_is_passed_over_at_start(
     config: ModelConfig, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.loaded_model._CHECK_LIMIT_S", 2.0)
+    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 2.0)
     published.endless(model_dir, "2")
     with Classifier.open(config) as classifier:
         assert classifier.version == "1"

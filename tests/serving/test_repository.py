@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving import repository
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.model import repository
 from tests import published
 
 

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier, Client
 from serving.images import IMAGE_BYTES, Images
-from serving.rpc.pb.digits.v1 import digits_pb2, digits_pb2_grpc
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.servers import RunningServer, running_server, serve_command
 from training.data.mnist import Mnist

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from serving import errors
 from serving.errors import DigitsError, RequestError, ServingError
-from serving.rpc.status import MODEL_TEXTS, STATUS, error_from
+from serving.protocols.status import MODEL_TEXTS, STATUS, error_from
 
 
 def leaves(root: type[DigitsError]) -> set[type[DigitsError]]:

@@ -14,8 +14,8 @@ import pytest
 
 from serving import Classifier, Client
 from serving.images import Images
-from serving.rpc.pb.digits.v1 import digits_pb2
-from serving.rpc.wire import encode_request
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.fakes import images_of
 from tests.raw import TIMEOUT_S, Raw, status_of
 from tests.servers import RunningServer, running_server

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
 from serving.images import IMAGE_BYTES
-from serving.rpc import wire
-from serving.rpc.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
+from serving.protocols.digits_v1 import wire
+from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 
 
 @given(num_images=st.integers(1, 50), value=st.integers(0, 255))

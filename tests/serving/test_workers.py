@@ -15,13 +15,13 @@ import grpc
 
 from serving import Classifier
 from serving.images import Images
-from serving.metrics import Counts, Report
-from serving.model_info import ModelInfo
-from serving.process import Usage
-from serving.rpc.port import reserved_port
-from serving.rpc.wire import encode_request
-from serving.rpc.worker import total
-from serving.rpc.workers import Backoff
+from serving.model.info import ModelInfo
+from serving.protocols.digits_v1.wire import encode_request
+from serving.server.port import reserved_port
+from serving.server.supervisor import Backoff
+from serving.server.worker import total
+from serving.system.process import Usage
+from serving.telemetry.metrics import Counts, Report
 from tests.raw import TIMEOUT_S, Raw
 from tests.reliability.load import OWN_CONNECTION, ClosedLoop
 from tests.reliability.processes import Footprint

@@ -1,0 +1,247 @@
+"""Runs what waits: batch while busy, never wait while idle.
+
+A free runner takes everything queued at once, up to `max_batch_size`, but what other free runners
+can share; what arrives meanwhile forms the next batch. So batches grow with the load and an idle
+server adds no delay.
+
+Lock discipline. `Batcher._lock` guards the backlogs, the requests in them, and the batcher's own
+fields. It is held for bookkeeping only, never during a run.
+
+- Without the lock: runs, `observe`, and the `on_outcome` of answers, all on the runner's thread. A
+  batch belongs to the runner that took it. `Batch.images` reads the pixels of its requests, which
+  change only once every row has been run.
+- With the lock: the `on_outcome` of rejected requests, on any thread. So it never calls the
+  batcher, and returns at once.
+- `num_waiting` is read without the lock. A gauge or a decision to wake early may be a moment old.
+- `put` wakes nobody, so that a caller that takes in many requests wakes one runner for all.
+  Whoever calls `put` calls `wake` later; runners that are awake look at the queue before they wait.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from serving.batching.fair_queue import Backlog
+from serving.batching.request import Batch, Model, Observe, OnOutcome, Request
+from serving.config import BatchingConfig
+from serving.errors import ModelError, Unavailable
+
+_ENOUGH_ROWS = 128
+"""Images that are worth a run of their own, where another one could share them: more are hardly
+cheaper each."""
+
+_log = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Accepts requests from any thread and answers each exactly once."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: BatchingConfig,
+        *,
+        num_runners: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Observe = lambda *_: None,
+    ) -> None:
+        """Prepare; the threads start with the first request that is queued.
+
+        Args:
+            model: what to run until `swap`.
+            config: sizes and delays.
+            num_runners: runs that go on at once: as many as there are cores, since ONNX Runtime
+                runs outside the GIL.
+            clock: seconds, monotonic; deadlines are on it.
+            observe: called after each run that succeeded; see `Observe`.
+        """
+        self._config = config
+        self._clock = clock
+        self._observe = observe
+        self._lock = threading.Lock()  # entering it is cheaper than entering a condition
+        self._wake = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)
+        self._backlogs = [Backlog(model, config.queue_capacity)]
+        """New requests go to the last; the others, of models before it, are emptied first."""
+        self._num_runners = num_runners
+        self._num_running = 0
+        self._usual_s = 0.0
+        self._refusal: str | None = None
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most images in one run."""
+        return self._config.max_batch_size
+
+    @property
+    def num_waiting(self) -> int:
+        """How many images wait for a run."""
+        return sum([backlog.num_rows for backlog in self._backlogs])
+
+    def put(self, request: Request, on_outcome: OnOutcome) -> None:
+        """Queue a request; `wake` has it run where all runners are idle.
+
+        Args:
+            request: the images.
+            on_outcome: takes the answer, or the reason why there is none; see `OnOutcome`.
+
+        Raises:
+            Overloaded: the queue is full.
+            Unavailable: draining or closed.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise Unavailable(self._refusal)
+            if len(self._threads) < self._num_runners:
+                self._start_runners()
+            self._backlogs[-1].admit(request, on_outcome, self._clock())
+
+    def wake(self) -> None:
+        """Wake a runner thread, if one is idle, to run what waits."""
+        with self._lock:
+            self._wake.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request whose caller left: its waiting rows never run.
+
+        Nothing happens if it had its outcome already, or was never queued.
+        """
+        with self._lock:
+            if request.backlog is not None:
+                request.backlog.cancel(request)
+                self._idle.notify_all()
+
+    def swap(self, model: Model) -> None:
+        """Run new requests on `model`; those accepted before finish on the old one."""
+        with self._lock:
+            self._backlogs.append(Backlog(model, self._config.queue_capacity))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait until every accepted one has its outcome.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        with self._lock:
+            self._refusal = "the server is shutting down"
+            return self._idle.wait_for(
+                lambda: not self.num_waiting and not self._num_running, timeout_s
+            )
+
+    def close(self) -> None:
+        """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
+        with self._lock:
+            self._refusal = "the classifier is closed"
+            self._closed = True
+            for backlog in self._backlogs:
+                backlog.fail_all(Unavailable("the server was stopped"))
+            self._wake.notify_all()
+            self._idle.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _start_runners(self) -> None:
+        while len(self._threads) < self._num_runners:
+            name = f"runner-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads to be had: fewer do
+                if self._threads:
+                    return
+                raise Unavailable("the server can't start a thread") from None
+            self._threads.append(thread)
+
+    def _serve(self) -> None:
+        while (batch := self._next()) is not None:
+            self._run(batch)
+            with self._lock:
+                self._num_running -= 1
+                self._idle.notify_all()
+
+    def _next(self) -> Batch | None:
+        """Wait for a batch; None once the batcher is closed."""
+        with self._lock:
+            while not self._closed:
+                delay_s = self._delay_s()
+                if delay_s != 0:
+                    self._wake.wait(delay_s)
+                elif (batch := self._take()) is not None:
+                    self._num_running += 1
+                    if self.num_waiting:
+                        self._wake.notify()  # the next runner takes the next batch
+                    return batch
+                else:  # all that waited has expired
+                    self._idle.notify_all()
+            return None
+
+    def _delay_s(self) -> float | None:
+        """Seconds until a batch may start; None while there is nothing to run."""
+        num_waiting, delay_s = self.num_waiting, self._config.max_queue_delay_s
+        if not num_waiting:
+            return None
+        if delay_s == 0 or num_waiting >= self.max_batch_size:
+            return 0.0
+        oldest = next(backlog for backlog in self._backlogs if backlog.num_rows)
+        return max(0.0, oldest.waiting_since_s + delay_s - self._clock())
+
+    def _take(self) -> Batch | None:
+        """Take a batch of the oldest model that has one; None if all that waited has expired."""
+        max_rows, now_s, margin_s = self._max_rows, self._clock(), self._margin_s
+        while True:
+            batch = self._backlogs[0].take(max_rows, now_s, margin_s)
+            if batch is not None or len(self._backlogs) == 1:
+                return batch
+            self._backlogs.pop(0)
+
+    @property
+    def _max_rows(self) -> int:
+        """How many images the next run takes: the free runners share what waits."""
+        if self._config.max_queue_delay_s > 0:
+            return self.max_batch_size
+        num_free = self._num_runners - self._num_running
+        return min(max(-(-self.num_waiting // num_free), _ENOUGH_ROWS), self.max_batch_size)
+
+    @property
+    def _margin_s(self) -> float:
+        """How far off a deadline must be to be worth a run.
+
+        A queue whose wait is longer than its callers' patience would else serve only those whose
+        deadline passes during the run. Without a queue every request gets its chance.
+        """
+        is_backed_up = self.num_waiting > self.max_batch_size
+        return 2 * self._usual_s if is_backed_up else 0.0
+
+    def _run(self, batch: Batch) -> None:
+        """Run a batch: each of its requests that is whole then gets its outcome."""
+        try:
+            probabilities = batch.model.run(batch.images())
+            digits, rows = bytes(probabilities.argmax(axis=1).tolist()), probabilities.tobytes()
+        except BaseException as err:  # whatever it is, it ends these requests, never this thread
+            self._find_guilty(batch, err)
+            return
+        batch.finished_s = self._clock()
+        with self._lock:
+            self._usual_s += (batch.finished_s - batch.started_s - self._usual_s) / 8
+            answered = batch.finish(digits, rows)
+        arrivals = [(answer.arrived_s, None, 1) for _, answer in answered]
+        self._observe(batch.started_s, batch.finished_s, arrivals, digits, rows)
+        for request, answer in answered:
+            request.deliver(answer)
+
+    def _find_guilty(self, batch: Batch, error: BaseException) -> None:
+        """Run the halves of a failed batch, until it is known whose images make runs fail."""
+        with self._lock:
+            halves = batch.halves()
+        for half in halves:
+            self._run(half)
+        if halves or not batch.pieces:
+            return
+        request = batch.pieces[0][0]
+        _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
+        with self._lock:
+            assert request.backlog is not None
+            request.backlog.fail(request, ModelError("the model failed on these images"))

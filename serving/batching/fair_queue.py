@@ -1,0 +1,146 @@
+"""The bounded, fair queue of requests that wait for a run: bookkeeping only, no threads, no clock.
+
+Callers take turns (round robin), in two rings: those whose next request is small, a few images a
+turn, and those whose next request is large, which is taken whole before the next caller's turn:
+sliced, each would take as long as all of them. The small go first, up to half of a batch, so that
+one caller's ten thousand images never hold up another's one. Every request that is admitted gets
+exactly one outcome: resolved, rejected or cancelled.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from serving.batching.request import Batch, Model, OnOutcome, Request
+from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+
+_TURN_ROWS = 16
+"""Images that callers of small requests may add to a batch in a turn; larger requests are large."""
+
+
+class Backlog:
+    """The requests that wait for one model."""
+
+    def __init__(self, model: Model, capacity: int) -> None:
+        """Start empty; `capacity` counts images."""
+        self.model = model
+        self.num_rows = 0
+        self.waiting_since_s = 0.0
+        self._capacity = capacity
+        self._num_taken = 0
+        self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
+        self._small: OrderedDict[Hashable, None] = OrderedDict()
+        self._large: OrderedDict[Hashable, None] = OrderedDict()
+
+    def admit(self, request: Request, on_outcome: OnOutcome, now_s: float) -> None:
+        """Queue a request.
+
+        Raises:
+            Overloaded: its rows do not fit; nothing has changed.
+        """
+        if self.num_rows + request.num_rows > self._capacity:
+            raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
+        request.backlog, request.on_outcome = self, on_outcome
+        request.arrived_s = now_s
+        if not self.num_rows:
+            self.waiting_since_s = now_s
+        self.num_rows += request.num_rows
+        queue = self._callers.get(request.caller)
+        if queue is None:
+            queue = self._callers[request.caller] = OrderedDict()
+        queue[request] = None
+        if len(queue) == 1:
+            self._place(request.caller)
+
+    def cancel(self, request: Request) -> None:
+        """Settle a request without an outcome, so that its waiting rows never run."""
+        if self._settle(request):
+            request.release()
+
+    def fail(self, request: Request, error: DigitsError) -> None:
+        """Reject a request, unless it is settled; its waiting rows never run."""
+        if self._settle(request):
+            request.deliver(error)
+
+    def fail_all(self, error: DigitsError) -> None:
+        """Reject everything that waits."""
+        for queue in list(self._callers.values()):
+            for request in list(queue):
+                self.fail(request, error)
+
+    def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> Batch | None:
+        """Take up to `max_rows` rows, turn by turn; reject what has expired.
+
+        Args:
+            max_rows: the most images of a batch.
+            now_s: the time.
+            margin_s: a deadline that is closer than this counts as passed.
+
+        Returns:
+            None if nothing is left to run.
+        """
+        batch, too_late_s = Batch(self.model, started_s=now_s), now_s + margin_s
+        self._num_taken += 1
+        if self._large:
+            half = (max_rows + self._num_taken % 2) // 2  # of one row every other time
+            self._take_turns(self._small, _TURN_ROWS, batch, half, too_late_s)
+        while (self._large or self._small) and batch.num_rows < max_rows:
+            self._take_turns(self._large, max_rows, batch, max_rows, too_late_s)
+            self._take_turns(self._small, _TURN_ROWS, batch, max_rows, too_late_s)
+        return batch if batch.pieces else None
+
+    def _take_turns(
+        self, ring: OrderedDict[Hashable, None], turn_rows: int, batch: Batch, max_rows: int,
+        too_late_s: float,
+    ) -> None:  # fmt: skip
+        while ring and batch.num_rows < max_rows:
+            caller, _ = ring.popitem(last=False)
+            room = max_rows - batch.num_rows
+            turn = min(turn_rows, room) if ring else room
+            self._take_turn(self._callers[caller], batch, turn, too_late_s)
+            self._place(caller)
+
+    def _place(self, caller: Hashable) -> None:
+        """Put a caller into the ring that its next request belongs to, where it is not yet."""
+        queue = self._callers.get(caller)
+        if not queue:
+            for callers in (self._callers, self._small, self._large):
+                callers.pop(caller, None)
+            return
+        request = next(iter(queue))
+        is_large = request.num_rows - request.rows_taken > _TURN_ROWS
+        ring, other = (self._large, self._small) if is_large else (self._small, self._large)
+        other.pop(caller, None)
+        ring.setdefault(caller)
+        if is_large and request.rows_taken:
+            ring.move_to_end(caller, last=False)
+
+    def _take_turn(
+        self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float
+    ) -> None:
+        while queue and room:
+            request = next(iter(queue))
+            if request.deadline_s <= too_late_s:
+                error = DeadlineExceeded("the deadline passed while the request waited")
+                self.fail(request, error)
+                continue
+            first = request.rows_taken
+            rows = min(room, request.num_rows - first)
+            batch.pieces.append((request, first, rows))
+            batch.num_rows += rows
+            request.rows_taken += rows
+            self.num_rows -= rows
+            room -= rows
+            if request.rows_taken == request.num_rows:
+                del queue[request]
+
+    def _settle(self, request: Request) -> bool:
+        """Drop the rows of a request that wait; False if it was settled before."""
+        if request.settled:
+            return False
+        request.settled = True
+        waiting = request.num_rows - request.rows_taken
+        if waiting:
+            self.num_rows -= waiting
+            del self._callers[request.caller][request]
+            self._place(request.caller)
+        return True

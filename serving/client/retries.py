@@ -1,0 +1,73 @@
+"""When a call that failed is sent again: while nobody serves there, until its deadline."""
+
+import copy
+import random
+import time
+
+import grpc
+
+from serving.errors import Unavailable
+from serving.protocols.status import error_from
+
+_FIRST_CONTACT_S = 5.0
+"""How long a client that has never had an answer tries: long enough for a server that is starting,
+shorter than a long timeout where the address is wrong."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
+_AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # what a grpcio server answers pending calls when it stops (#41785)
+)
+_HOPELESS = ("andshake", "erification")
+"""Words of core's for certificates that do not fit: time mends nothing."""
+
+
+class Attempts:
+    """The attempts of one call."""
+
+    def __init__(self, address: str, timeout_s: float, *, first_contact: bool) -> None:
+        """Begin.
+
+        Args:
+            address: named in errors.
+            timeout_s: for all attempts together.
+            first_contact: whether the client has never had an answer.
+        """
+        self._address = address
+        now_s = time.monotonic()
+        self._deadline_s = now_s + timeout_s
+        self._until_s = now_s + (min(timeout_s, _FIRST_CONTACT_S) if first_contact else timeout_s)
+        self._pause_s = _SHORTEST_PAUSE_S
+        self._reason: Unavailable | None = None
+
+    def of_one_message(self) -> "Attempts":
+        """Begin anew for one of the call's messages, within the same time."""
+        return copy.copy(self)
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds left."""
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def pause_s(self, code: grpc.StatusCode, details: str | None) -> float:
+        """Say how long to wait before the call is sent again.
+
+        Args:
+            code: how this attempt ended.
+            details: the text that came with it.
+
+        Raises:
+            DigitsError: it is not sent again, and this is why it failed.
+        """
+        details = details or ""
+        error = error_from(code, details, self._address)
+        if code not in _AGAIN or any(word in details for word in _HOPELESS):
+            # No time was left to reach the server, so say what was in the way.
+            is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED and self._reason is not None
+            raise self._reason if is_late and self._reason else error
+        assert isinstance(error, Unavailable)
+        self._reason = error
+        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # callers must not come all at once
+        if time.monotonic() + pause_s >= self._until_s:
+            raise error
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        return pause_s

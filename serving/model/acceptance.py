@@ -1,0 +1,80 @@
+"""The check that a model passes before it serves: right answers, whatever the batch.
+
+A model may answer its golden samples correctly and still be unfit to serve: one that answers one
+row whatever the batch, or whose rows depend on their neighbours, fails in other people's batches.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.errors import ModelError
+from serving.images import IMAGE_BYTES, Images
+from serving.model.cuda import buckets
+from serving.predictions import NUM_CLASSES, Probabilities
+
+GOLDEN_TOLERANCE = 1e-3
+"""How far a probability may lie from the manifest's: other processors add in another order."""
+_NEIGHBOUR_TOLERANCE = 1e-2
+"""How far a row's probability may lie from what it is alone: the noise among the probes is near no
+digit, so that rounding shows more than on golden samples."""
+_NUM_NOISE = 16
+
+
+class Unfit(Exception):
+    """The model may not serve; the text continues a line that begins with its version."""
+
+
+def check(
+    run: Callable[[Images], Probabilities],
+    golden: Images,
+    expected: Probabilities,
+    max_batch_size: int,
+) -> None:
+    """Run golden samples, and noise beside them, alone and mixed in batches of every size.
+
+    Args:
+        run: the model; see `Engine.run`.
+        golden: (N, 784) uint8, N >= 1.
+        expected: (N, 10) float32, what the manifest promises for them.
+        max_batch_size: the largest batch.
+
+    Raises:
+        Unfit: a run failed, or an answer is wrong.
+    """
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (_NUM_NOISE, IMAGE_BYTES), np.uint8)
+    probes = np.concatenate([golden, noise])
+    alone = np.concatenate([_answers(run, probe[None]) for probe in probes])
+    difference = np.abs(alone[: len(golden)] - expected).max()
+    if difference > GOLDEN_TOLERANCE:
+        raise Unfit(
+            f"answers its golden samples wrongly: a probability is off by {difference:.2g}, "
+            f"at most {GOLDEN_TOLERANCE:g} expected"
+        )
+    for size in _sizes(max_batch_size):
+        rows = generator.integers(0, len(probes), size)
+        difference = np.abs(_answers(run, probes[rows]) - alone[rows]).max()
+        if difference > _NEIGHBOUR_TOLERANCE:
+            raise Unfit(
+                f"answers depending on the batch: of {size} images, a probability is off by "
+                f"{difference:.2g}, at most {_NEIGHBOUR_TOLERANCE:g} expected"
+            )
+
+
+def _sizes(max_batch_size: int) -> list[int]:
+    """Every bucket's size, and one less: what is padded to it."""
+    full = buckets(max_batch_size)
+    return sorted({*full, *(size - 1 for size in full if size > 1)})
+
+
+def _answers(run: Callable[[Images], Probabilities], images: Images) -> Probabilities:
+    try:
+        probabilities = run(images)
+    except ModelError as err:
+        raise Unfit(f"fails on {len(images)} of its golden samples") from err
+    if probabilities.shape != (len(images), NUM_CLASSES):
+        raise Unfit(f"answers {len(images)} images with shape {probabilities.shape}")
+    if not np.isfinite(probabilities).all():
+        raise Unfit(f"answers {len(images)} images with numbers that are not finite")
+    return probabilities

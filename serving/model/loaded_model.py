@@ -1,0 +1,167 @@
+"""A model that is ready to serve: read, verified, built, and checked on its golden samples."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from serving.config import BatchingConfig, Device, Precision
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.images import IMAGE_BYTES, Images
+from serving.model import acceptance, repository
+from serving.model.engine import Engine, new_run_options, open_engine
+from serving.model.fork_safety import native_run
+from serving.model.repository import Manifest
+from serving.predictions import Probabilities
+
+_log = logging.getLogger(__name__)
+
+_BUILD_LIMIT_S = 60.0
+"""How long reading and building may take; CUDA's libraries may have to be read from a slow disk."""
+_CHECK_LIMIT_S = 10.0
+"""How long its golden samples may take, in batches of every size: usually some milliseconds."""
+_QUICK_S = 0.002
+"""How long a run may keep a thread that reads from all callers."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A version that has answered its golden samples correctly."""
+
+    engine: Engine
+    manifest: Manifest
+    precision: Precision
+    quick_images: int = 0
+    """The most images of a run that ends soon enough for a thread that others wait for."""
+
+    @property
+    def version(self) -> str:
+        """The version named in every answer, such as "3"."""
+        return self.manifest.version
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+        return self.engine.device
+
+    def run(self, images: Images) -> Probabilities:
+        """See `Engine.run`."""
+        # On one line, the lock is released whatever raises wherever: a trace function (debuggers,
+        # coverage, tests) runs between lines.
+        with native_run(): return self.engine.run(images)  # noqa: E701  # fmt: skip
+
+
+def load_model(
+    model_dir: Path,
+    version: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    max_batch_size: int = BatchingConfig().max_batch_size,
+) -> LoadedModel:
+    """Read, verify, build and check one version; runs of every size have then been made once.
+
+    Takes no longer than its limits: what hangs is left behind on a daemon thread.
+
+    Args:
+        model_dir: the model's directory, such as models/digits.
+        version: which one; None for the newest good one: a corrupt version is passed over with a
+            warning.
+        device: "auto", "cpu" or "cuda".
+        precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" is for it.
+        max_batch_size: the most images that it will run at once.
+
+    Raises:
+        ModelNotFound: no such version.
+        CorruptModel: the version asked for, or every version, is damaged, answers wrongly, or
+            takes too long.
+        DeviceError: the device can't be used.
+        ConfigurationError: the version has no such variant, or int8 was asked for on CUDA.
+    """
+    if precision == "int8":
+        if device == "cuda":
+            raise ConfigurationError("int8 runs on the CPU only: device cuda needs precision fp32")
+        device = "cpu"
+    if version is not None:
+        return _load_version(model_dir, version, device, precision, max_batch_size)
+    failures = []
+    for candidate in repository.versions(model_dir):
+        try:
+            return _load_version(model_dir, candidate, device, precision, max_batch_size)
+        except (CorruptModel, ModelNotFound) as err:
+            _log.warning("version %s is passed over: %s", candidate, err)
+            failures.append(f"{candidate} ({err})")
+    raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
+
+
+def _load_version(
+    model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int
+) -> LoadedModel:
+    run_options = new_run_options()
+
+    def build() -> LoadedModel:
+        file = repository.load(model_dir, version, precision)
+        return LoadedModel(open_engine(file.onnx, device, run_options), file.manifest, precision)
+
+    def check() -> int:
+        manifest = model.manifest
+        expected = manifest.golden_probabilities[precision]
+        acceptance.check(model.run, manifest.golden_images, expected, max_batch_size)
+        return _quick_images(model, max_batch_size)
+
+    try:
+        model = _within(_BUILD_LIMIT_S, build)
+        quick_images = _within(_CHECK_LIMIT_S, check)
+    except BaseException as err:
+        run_options.terminate = True  # ends a run that goes on
+        if isinstance(err, acceptance.Unfit | TimeoutError):
+            raise CorruptModel(f"version {version} {err}") from err
+        raise
+    return replace(model, quick_images=quick_images)
+
+
+def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
+    """Measure how many images a run takes within `_QUICK_S`; 0 if that is none."""
+    quick = 0
+    for size in (1, 32, 128, 256, 512, max_batch_size):
+        if size > max_batch_size or size <= quick:
+            continue
+        images = np.zeros((size, IMAGE_BYTES), np.uint8)
+        if min(_seconds(model, images) for _ in range(5)) > _QUICK_S:
+            break
+        quick = size
+    return quick
+
+
+def _seconds(model: LoadedModel, images: Images) -> float:
+    begin_s = time.monotonic()
+    model.run(images)
+    return time.monotonic() - begin_s
+
+
+def _within(limit_s: float, work: Callable[[], _Result]) -> _Result:
+    """Do something on a thread of its own: nothing stops a file or a graph that hangs.
+
+    Raises:
+        TimeoutError: it takes longer; the thread is left behind.
+    """
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as err:
+            future.set_exception(err)
+
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
+    try:
+        return future.result(limit_s)
+    except TimeoutError:
+        raise TimeoutError(f"is not ready after {limit_s:g} s") from None

@@ -1,0 +1,152 @@
+"""Read a picture file as grey levels, whatever its format, size, colours, alpha or orientation.
+
+This module needs Pillow at import; reader.from_picture is the way in, and says so if it is missing.
+"""
+
+import io
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from serving.errors import InvalidRequest
+
+MAX_PIXELS = 80_000_000
+"""The largest picture decoded: a PNG of this size takes some 700 MB for a moment."""
+MAX_BYTES = 256 * 2**20
+"""The largest file read."""
+MAX_SIDE = 256
+"""Pictures are shrunk to this many pixels a side: a digit needs twenty of them."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+"""What is read, where this Pillow can; HEIF (HEIC) with pillow-heif."""
+
+Grey = npt.NDArray[np.float32]
+
+
+def read_grey(source: str | Path | BinaryIO) -> Grey:
+    """Read a picture, or the first of an animation, as one level a pixel.
+
+    Args:
+        source: a path, or an open binary file.
+
+    Returns:
+        (H, W) float32, 0 to 255, at most MAX_SIDE a side. Which end is the ink is not known yet.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                return _decoded(_seekable(file))
+        return _decoded(_seekable(source))
+    except InvalidRequest:
+        raise
+    except UnidentifiedImageError as err:
+        raise InvalidRequest(f"expected a picture ({', '.join(formats())})") from err
+    except Image.DecompressionBombError as err:
+        raise InvalidRequest(f"expected at most {MAX_PIXELS} pixels: {_line(err)}") from err
+    except OSError as err:
+        raise InvalidRequest(f"cannot be read: {err.strerror or _line(err)}") from err
+    except Exception as err:  # the decoders raise anything, from TypeError to struct.error
+        raise InvalidRequest(f"damaged picture: {_line(err)}") from err
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """List the FORMATS that can be read here."""
+    if find_spec("pillow_heif"):  # by name: no extra brings it
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _line(err: Exception) -> str:
+    """Make another library's message one line of ours."""
+    text = str(err) or type(err).__name__
+    return "".join(c if c.isprintable() else " " for c in text)[:200]
+
+
+def _seekable(file: BinaryIO) -> BinaryIO:
+    """Read a pipe to its end; refuse what is too long to be a picture of a digit."""
+    if file.seekable():
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+    else:
+        content = file.read(MAX_BYTES + 1)
+        file, size = io.BytesIO(content), len(content)
+    if size > MAX_BYTES:
+        raise InvalidRequest(f"expected at most {MAX_BYTES} bytes")
+    return file
+
+
+def _decoded(file: BinaryIO) -> Grey:
+    with Image.open(file, formats=formats()) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise InvalidRequest(
+                f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"
+            )
+        picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # JPEG: decode fewer pixels to begin with
+        if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion clips at 255
+            return _levels(_upright(_floats(picture)))
+        if picture.mode == "LAB":  # any three channels do for _grey; Pillow converts no LAB
+            return _grey(_opaque(_upright(Image.merge("RGB", picture.split()).convert("RGBA"))))
+        if picture.mode in ("1", "L") and "transparency" not in picture.info:
+            return np.asarray(_upright(picture.convert("L")), np.float32)
+        return _grey(_opaque(_upright(picture.convert("RGBA"))))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Shrink to at most MAX_SIDE a side by area averaging, and turn as the camera was held."""
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    return ImageOps.exif_transpose(picture)
+
+
+def _floats(picture: Image.Image) -> Image.Image:
+    """Convert 16 or 32 bits a pixel to mode F; what is no level gets the median level."""
+    step = max(1, max(picture.size) // (4 * MAX_SIDE))  # floats of all pixels would take 1 GB
+    levels = np.asarray(picture)[::step, ::step].astype(np.float32)
+    is_level = np.abs(levels) < 1e30  # neither NaN nor infinite, nor so large that sums overflow
+    if not is_level.all():
+        levels[~is_level] = np.median(levels[is_level]) if is_level.any() else 0
+    floats = Image.fromarray(levels)
+    floats.info = picture.info  # has the orientation
+    return floats
+
+
+def _levels(picture: Image.Image) -> Grey:
+    """Scale to 0 to 255 by the bits that are used: cameras put 10 or 12 bits into 16."""
+    levels = np.asarray(picture, np.float64)
+    levels = levels - min(0, levels.min())
+    top = levels.max()
+    full = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1  # 1: floats of 0 to 1
+    grey: Grey = (levels * (255 / full)).astype(np.float32)
+    return grey
+
+
+def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:
+    """Lay RGBA on the white or black that its visible part stands out from: (H, W, 3)."""
+    levels = np.asarray(picture, np.float32)
+    colours, alpha = levels[..., :3], levels[..., 3:] / 255
+    if alpha.min() == 1:
+        return colours
+    is_light = (colours * alpha).sum() > 127 * 3 * alpha.sum()
+    paper = np.float32(0 if is_light else 255)
+    return (colours * alpha + paper * (1 - alpha)).astype(np.float32)
+
+
+def _grey(colours: npt.NDArray[np.float32]) -> Grey:
+    """Project (H, W, 3) on the direction in which the colours differ most: (H, W).
+
+    Yellow on white or red on green has next to no contrast in plain luminance.
+    """
+    flat = colours.reshape(-1, 3)
+    axis = np.linalg.eigh(np.cov(flat.T, bias=True)).eigenvectors[:, -1]
+    grey: Grey = np.abs(colours @ (axis / np.abs(axis).sum()).astype(np.float32))
+    return grey

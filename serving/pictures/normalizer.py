@@ -1,0 +1,165 @@
+"""Turn grey levels into an image as MNIST made its own: find the digit, size it, centre it.
+
+    grey levels ─▶ ink over paper ─▶ the digit's pixels ─▶ pen width ─▶ 20 x 20 ─▶ 28 x 28
+
+The last two steps are MNIST's: the longer side exactly 20 pixels, antialiased, aspect kept, then
+moved by whole pixels until the centre of mass is at pixel 14 (± 0.5) both ways. The others turn a
+photo into the clean black and white that NIST started from. Each constant was chosen by the
+accuracy on drawn pictures (tests/drawing.py), all of them on plateaus.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from serving.errors import InvalidRequest
+from serving.images import HEIGHT, WIDTH
+from serving.pictures.segments import find_digit
+
+BOX = 20
+"""Pixels of the digit's longer side in an image."""
+PEN_WIDTHS = (2.0, 3.0)
+"""Pixels; wider and narrower strokes are brought here. Half of MNIST's lie within 2.0 to 2.8."""
+MIN_CONTRAST = 16
+"""Levels of 255 by which ink must stand out of the paper; below, it is taken for grain."""
+FINE = 8
+"""The pen is adjusted at this many times the final resolution."""
+
+Levels = npt.NDArray[np.float32]
+
+
+def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
+    """Make (H, W) grey levels an image.
+
+    Returns:
+        (28, 28) uint8, 0 = background, 255 = ink.
+
+    Raises:
+        InvalidRequest: no ink stands out of the paper.
+    """
+    if grey.shape == (HEIGHT, WIDTH):
+        image = np.rint(grey if grey[0, 0] < 128 else 255 - grey)
+        if is_made_as_mnist(image):
+            return image.astype(np.uint8)
+    ink = lift(grey)
+    if ink.max() < MIN_CONTRAST:
+        raise InvalidRequest("no ink found: the picture is blank")
+    lowest = max(otsu(ink), MIN_CONTRAST / 2)
+    digit = find_digit(ink, lowest, max(lowest, around(ink, 1, np.add).max() / 9))
+    # Full ink is 1; the digit alone is kept, with its soft edge.
+    alone = np.clip(ink / np.median(ink[digit]), 0, 1) * around(digit, 1, np.maximum)
+    fine = adjust_pen(fit(cropped(alone), BOX * FINE))
+    small = fit(cropped(fine), BOX)
+    return np.rint(centred(small / small.max()) * 255).astype(np.uint8)
+
+
+def lift(grey: Levels) -> Levels:
+    """Subtract the paper, its light and shadows: ink is positive, whether it was dark or light.
+
+    The paper is a morphological opening of a thumbnail: what is wider than any stroke.
+    """
+    thumb = fit(grey, 64)
+    reach = max(thumb.shape) // 5
+    mean = around(thumb, reach, np.add) / (2 * reach + 1) ** 2
+    if ((thumb - mean) ** 3).sum() < 0:  # ink is the rarer side: the long tail of the distribution
+        grey, thumb = -grey, -thumb
+    # Odd reflection prolongs a slope of light; a flat margin would make ink of dark corners.
+    margin = [(2 * reach,) * 2] * 2
+    padded = np.pad(thumb, margin, "reflect", reflect_type="odd")
+    paper = around(around(padded, reach, np.minimum), reach, np.maximum)
+    return grey - resized(paper[2 * reach : -2 * reach, 2 * reach : -2 * reach], grey.shape)
+
+
+def otsu(levels: Levels) -> float:
+    """Find the threshold that best parts the levels into two classes (Otsu, 1979)."""
+    counts, edges = np.histogram(levels, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, sum_below = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
+    above, sum_above = counts.sum() - below, (counts * centres).sum() - sum_below
+    return float(centres[np.argmax(below * above * (sum_below / below - sum_above / above) ** 2)])
+
+
+def adjust_pen(ink: Levels) -> Levels:
+    """Thicken or thin strokes to PEN_WIDTHS, given a digit at FINE times its final size."""
+    padded = np.pad(ink, BOX)
+    edge = np.hypot(np.diff(padded, axis=0)[:, 1:], np.diff(padded, axis=1)[1:]).sum()
+    width = 2 * ink.sum() / edge / FINE
+    change = np.clip(width, *PEN_WIDTHS) - width
+    radius = round(abs(change) * FINE / 2)
+    if change < 0:  # a blot stays, however small
+        inside = ndimage.distance_transform_edt(padded > padded.max() / 2)
+        radius = min(radius, int(inside.max()) - 1)
+    return within(padded, radius, np.maximum if change > 0 else np.minimum)
+
+
+def cropped(ink: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Cut the margins off."""
+    rows, columns = np.flatnonzero((ink > 0.25).any(1)), np.flatnonzero((ink > 0.25).any(0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def fit(levels: Levels, side: int) -> Levels:
+    """Resize so that the longer side has `side` pixels, antialiased."""
+    scale = side / max(levels.shape)
+    height, width = (max(1, round(side * scale)) for side in levels.shape)
+    return resized(levels, (height, width))
+
+
+def resized(levels: Levels, shape: tuple[int, int]) -> Levels:
+    """Resize to a shape: area averaging to shrink, as MNIST's, bicubic to enlarge."""
+    is_smaller = shape[0] < levels.shape[0]
+    resampling = Image.Resampling.BOX if is_smaller else Image.Resampling.BICUBIC
+    picture = Image.fromarray(np.asarray(levels, np.float32)).resize(shape[::-1], resampling)
+    # Bicubic overshoots, and a level below zero would be bright once it is uint8.
+    clipped: Levels = np.clip(np.asarray(picture), levels.min(), levels.max())
+    return clipped
+
+
+def around(array: npt.NDArray[Any], reach: int, ufunc: np.ufunc) -> npt.NDArray[Any]:
+    """Combine the square of 2 x reach + 1 pixels around each pixel, edges repeated."""
+    for _ in (0, 1):
+        padded = np.pad(array, [(reach, reach), (0, 0)], "edge")
+        array = ufunc.reduce([padded[i : i + len(array)] for i in range(2 * reach + 1)]).T
+    return array
+
+
+def within(levels: Levels, radius: int, ufunc: np.ufunc) -> Levels:
+    """Combine the disc of `radius` pixels around each pixel, zeros beyond the edges."""
+    height, width = levels.shape
+    padded = np.pad(levels, radius)
+    steps = range(-radius, radius + 1)
+    combined = levels.copy()
+    for y, x in [(y, x) for y in steps for x in steps if y * y + x * x <= (radius + 0.5) ** 2]:
+        ufunc(combined, padded[radius + y :, radius + x :][:height, :width], out=combined)
+    return combined
+
+
+def centred(ink: Levels) -> Levels:
+    """Lay a digit so in 28 x 28 that its centre of mass is within half a pixel of 14, 14."""
+    image = np.zeros((HEIGHT, WIDTH), np.float32)
+    height, width = ink.shape
+    y, x = centre_of_mass(ink)
+    top = min(max(round(14 - y), 0), HEIGHT - height)
+    left = min(max(round(14 - x), 0), WIDTH - width)
+    image[top : top + height, left : left + width] = ink
+    return image
+
+
+def centre_of_mass(ink: Levels) -> tuple[float, float]:
+    """(row, column), weighted by the ink."""
+    rows, columns = np.indices(ink.shape)
+    return float((rows * ink).sum() / ink.sum()), float((columns * ink).sum() / ink.sum())
+
+
+def is_made_as_mnist(image: Levels) -> bool:
+    """Tell whether a 28 x 28 picture is sized and centred as MNIST's are: then it is left alone."""
+    ink = image > 0
+    if not ink.any():
+        return False
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    side = max(np.ptp(rows), np.ptp(columns)) + 1
+    y, x = centre_of_mass(image)
+    return bool(19 <= side <= 20 and max(abs(y - 14), abs(x - 14)) < 0.52)

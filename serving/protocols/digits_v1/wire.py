@@ -1,0 +1,145 @@
+"""The digits.v1 messages as bytes, without a message object for the layouts that peers send.
+
+A field of bytes or of packed numbers is a tag, a length and the raw data, little-endian, so both
+directions are slices (https://protobuf.dev/programming-guides/encoding). Whatever has another
+layout goes through the protobuf library.
+"""
+
+import struct
+from functools import lru_cache
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest
+from serving.images import IMAGE_BYTES, check_bytes
+from serving.predictions import NUM_CLASSES, ROW_BYTES, Predictions
+from serving.protocols.pb.digits.v1 import digits_pb2
+
+_FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
+
+ONE_IMAGE = b"\x0a\x90\x06"
+"""How the hottest request begins: the tag of `images`, and 784 as their length."""
+_ONE_DIGIT = tuple(bytes((0x0A, 1, digit, 0x12, ROW_BYTES)) for digit in range(NUM_CLASSES))
+"""How its response begins, for each digit: all but the probabilities and the version."""
+_ROW = struct.Struct(f"{ROW_BYTES}s")
+
+
+def encode_request(pixels: bytes | memoryview) -> bytes:
+    """Encode N x 784 bytes as a ClassifyRequest."""
+    return b"".join((_FIELD_1, varint(len(pixels)), pixels))
+
+
+def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
+    """Decode a ClassifyRequest and check how many images it holds.
+
+    Args:
+        data: the message.
+        max_images: the most images allowed.
+
+    Returns:
+        N x 784 bytes, without a copy where the layout is the usual one.
+
+    Raises:
+        InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
+    """
+    if len(data) == len(ONE_IMAGE) + IMAGE_BYTES and data.startswith(ONE_IMAGE):
+        return data[-IMAGE_BYTES:]
+    pixels = _sole_field(data)
+    if pixels is None:
+        try:
+            pixels = memoryview(digits_pb2.ClassifyRequest.FromString(data).images)
+        except DecodeError as err:
+            raise InvalidRequest(
+                f"expected a digits.v1.ClassifyRequest, got {len(data)} bytes that are none"
+            ) from err
+    check_bytes(len(pixels), max_images)
+    return pixels
+
+
+def encode_response(
+    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
+) -> bytes:
+    """Encode a ClassifyResponse.
+
+    Args:
+        digits: N bytes, each 0 to 9: varints below 128, so a packed field already.
+        probabilities: N x 10 little-endian float32.
+        version: the model's version.
+    """
+    return b"".join(
+        (_FIELD_1, varint(len(digits)), digits,
+         _FIELD_2, varint(len(probabilities)), probabilities, _text(version))
+    )  # fmt: skip
+
+
+def encode_each(
+    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
+) -> list[bytes]:
+    """Encode a ClassifyResponse for every image; arguments as for `encode_response`."""
+    end = _text(version)
+    rows = _ROW.iter_unpack(probabilities)
+    return [_ONE_DIGIT[digit] + row + end for digit, (row,) in zip(digits, rows, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _text(version: str) -> bytes:
+    return b"".join((_FIELD_3, varint(len(version.encode())), version.encode()))
+
+
+def decode_response(data: bytes) -> Predictions:
+    """Decode a ClassifyResponse.
+
+    Raises:
+        DecodeError: malformed.
+        ValueError: the number of probabilities is not ten per digit.
+    """
+    digits, at = _field(data, 0, _FIELD_1)
+    probabilities, at = _field(data, at, _FIELD_2)
+    version, at = _field(data, at, _FIELD_3)
+    if at == len(data):
+        return Predictions(
+            np.frombuffer(digits, np.uint8),
+            np.frombuffer(probabilities, "<f4").reshape(len(digits), NUM_CLASSES),
+            str(version, "utf-8"),
+        )
+    response = digits_pb2.ClassifyResponse.FromString(data)
+    return Predictions(
+        np.array(response.digits, np.uint8),
+        np.array(response.probabilities, np.float32).reshape(len(response.digits), NUM_CLASSES),
+        response.model_version,
+    )
+
+
+def _sole_field(data: bytes) -> memoryview | None:
+    """Return field 1 if it is all that the message holds."""
+    value, end = _field(data, 0, _FIELD_1)
+    return value if end == len(data) else None
+
+
+def _field(data: bytes, at: int, tag: bytes) -> tuple[memoryview, int]:
+    """Read the field `tag` that starts at `at`.
+
+    Returns:
+        Its value and where the next field starts; -1 if `tag` is not there or runs past the end.
+    """
+    if at < 0 or data[at : at + 1] != tag:
+        return memoryview(b""), -1
+    length = shift = 0
+    for index in range(at + 1, min(at + 6, len(data))):
+        length |= (data[index] & 0x7F) << shift
+        shift += 7
+        if data[index] < 0x80:
+            end = index + 1 + length
+            return memoryview(data)[index + 1 : end], end if end <= len(data) else -1
+    return memoryview(b""), -1
+
+
+def varint(number: int) -> bytes:
+    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -1,0 +1,123 @@
+"""ModelInfer, alone and on a stream, where an error is an answer too; see `tensors` for messages.
+
+A request whose images are its last bytes is read once: from then on its beginning is known, and
+the next one like it needs no message object, nor does its answer.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from serving.classifier import Classifier
+from serving.errors import DigitsError, InvalidRequest, ModelNotFound, Unavailable
+from serving.protocols.digits_v1 import wire
+from serving.protocols.oip import metadata, tensors
+from serving.protocols.oip.cost import check_cost
+from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
+from serving.protocols.oip.statistics import Statistics
+from serving.protocols.oip.tensors import Inference
+from serving.protocols.plan import Layouts, Plan
+
+_RAW_CONTENTS = b"\x3a"
+"""The tag of raw_input_contents."""
+
+
+class Infer:
+    """Reads ModelInferRequests, and writes their answers."""
+
+    def __init__(self, classifier: Classifier, *, is_stream: bool = False) -> None:
+        """Describe what `classifier` serves; a stream wraps each answer once more."""
+        self.layouts = Layouts()
+        self.statistics = Statistics()
+        self._classifier = classifier
+        self._is_stream = is_stream
+        self._method = None if is_stream else "ModelInfer"
+
+    def read(self, message: bytes) -> tuple[bytes, Plan]:
+        """See `Read`."""
+        received_s = time.monotonic()
+        check_cost(message)
+        request = parse(ModelInferRequest, message)
+        inference = self._decode(request)
+        if _is_plain(request, inference, message):
+            write = _RawWriter(partial(self._write, inference)).write
+            plan = Plan(self._method, inference.num_images, write, statistics=self.statistics)
+            self.layouts.learn(message, len(inference.pixels), plan)
+        return inference.pixels, Plan(
+            self._method,
+            inference.num_images,
+            partial(self._write, inference),
+            timeout_s=inference.timeout_s,
+            statistics=self.statistics,
+            decode_s=time.monotonic() - received_s,
+        )
+
+    def _decode(self, request: Any) -> Inference:
+        info = self._classifier.model_info()
+        metadata.check_model(request.model_name, request.model_version, info)
+        return tensors.decode(request, info.max_request_images)
+
+    def _write(
+        self, inference: Inference, digits: bytes | bytearray, rows: bytes | bytearray, version: str
+    ) -> bytes:
+        name = self._classifier.model_info().name
+        response = tensors.encode(inference, rows, name, version)
+        if self._is_stream:
+            response = ModelStreamInferResponse(infer_response=response)
+        data: bytes = response.SerializeToString()
+        return data
+
+    def note_failure(self, error: DigitsError, duration_s: float) -> None:
+        """Count a request that ends with an error."""
+        if not isinstance(error, ModelNotFound):  # that was for another model
+            self.statistics.count_failure(self._classifier.model_info().version, duration_s)
+
+    def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
+        """Answer a refused request of a stream with its id; a drain ends the stream."""
+        if isinstance(error, Unavailable):
+            return None
+        try:
+            identifier = parse(ModelInferRequest, request).id[: tensors.MAX_ID_CHARACTERS]
+        except InvalidRequest:
+            identifier = ""
+        data: bytes = ModelStreamInferResponse(
+            error_message=str(error), infer_response={"id": identifier}
+        ).SerializeToString()
+        return data
+
+
+class _RawWriter:
+    """Writes answers that differ in their last bytes only: the probabilities."""
+
+    def __init__(self, write: Any) -> None:
+        self._write = write
+        self._version: str | None = None
+        self._head = b""
+
+    def write(self, digits: bytes | bytearray, rows: bytes | bytearray, version: str) -> bytes:
+        """See `Write`."""
+        if version != self._version:
+            self._head = self._write(digits, rows, version)[: -len(rows)]
+            self._version = version
+        return b"".join((self._head, rows))
+
+
+def _is_plain(request: Any, inference: Inference, message: bytes) -> bool:
+    """Return whether requests that differ in their images only are all answered alike.
+
+    They are if the message ends with the images, and nothing names an id, a version or a time.
+    """
+    if request.model_version or request.id or inference.timeout_s is not None:
+        return False
+    size = len(inference.pixels)
+    end = _RAW_CONTENTS + wire.varint(size) + inference.pixels
+    if not inference.is_raw or not message.endswith(end):
+        return False
+    # What comes before the tag must be whole fields, or the tag would be part of another one.
+    try:
+        head = ModelInferRequest.FromString(message[: -len(end)])
+        return not head.raw_input_contents
+    except DecodeError:
+        return False

@@ -1,0 +1,68 @@
+"""The messages of the Open Inference Protocol, in a descriptor pool of their own.
+
+Every client of the protocol (tritonclient, kserve, mlserver) registers the names of `package
+inference` in protobuf's default pool, which takes each name once per process. So that a service may
+embed us beside any of them, in either order, there is no generated module here: the classes are
+built from the descriptor set that `make protos` writes, in a pool that nobody else sees.
+"""
+
+import pkgutil
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest
+
+PACKAGE = "inference"
+SERVICE = f"{PACKAGE}.GRPCInferenceService"
+
+pool = descriptor_pool.DescriptorPool()
+"""Holds the protocol's one file."""
+
+
+def _load() -> None:
+    data = pkgutil.get_data("serving.protocols", "pb/inference.binpb")
+    assert data is not None
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        pool.Add(file)
+
+
+def _message(name: str) -> Any:
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+_load()
+ModelConfigRequest = _message("ModelConfigRequest")
+ModelConfigResponse = _message("ModelConfigResponse")
+ModelInferRequest = _message("ModelInferRequest")
+ModelInferResponse = _message("ModelInferResponse")
+ModelMetadataRequest = _message("ModelMetadataRequest")
+ModelMetadataResponse = _message("ModelMetadataResponse")
+ModelReadyRequest = _message("ModelReadyRequest")
+ModelReadyResponse = _message("ModelReadyResponse")
+ModelStatistics = _message("ModelStatistics")
+ModelStatisticsRequest = _message("ModelStatisticsRequest")
+ModelStatisticsResponse = _message("ModelStatisticsResponse")
+ModelStreamInferResponse = _message("ModelStreamInferResponse")
+RepositoryIndexRequest = _message("RepositoryIndexRequest")
+RepositoryIndexResponse = _message("RepositoryIndexResponse")
+ServerLiveRequest = _message("ServerLiveRequest")
+ServerLiveResponse = _message("ServerLiveResponse")
+ServerMetadataRequest = _message("ServerMetadataRequest")
+ServerMetadataResponse = _message("ServerMetadataResponse")
+ServerReadyRequest = _message("ServerReadyRequest")
+ServerReadyResponse = _message("ServerReadyResponse")
+
+
+def parse(message_class: Any, data: bytes) -> Any:
+    """Parse a message of one of the classes above.
+
+    Raises:
+        InvalidRequest: malformed.
+    """
+    try:
+        return message_class.FromString(data)
+    except DecodeError as err:
+        name = message_class.DESCRIPTOR.full_name
+        raise InvalidRequest(f"expected an {name}, got {len(data)} bytes that are none") from err

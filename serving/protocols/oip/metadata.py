@@ -1,0 +1,83 @@
+"""What the inference protocol says of the server and of its model."""
+
+from functools import cache
+from typing import Any
+
+from commandline import checkout
+from serving.config import BatchingConfig
+from serving.errors import ModelNotFound
+from serving.images import IMAGE_BYTES
+from serving.model.info import ModelInfo
+from serving.predictions import NUM_CLASSES
+from serving.protocols.oip import inference_pb
+from serving.protocols.oip.tensors import INPUT, OUTPUT, shown
+
+_PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
+_EXTENSIONS = ("model_configuration", "statistics")
+"""Only what works in full: of "schedule_policy" there is the timeout, but no priority."""
+
+
+def check_model(name: str, version: str, info: ModelInfo) -> None:
+    """Refuse what is not the served model; an empty version means the one that is served.
+
+    Raises:
+        ModelNotFound: another name, or another version.
+    """
+    if name != info.name:
+        raise ModelNotFound(f"no model {shown(name)}: this server serves {info.name!r}")
+    if version not in ("", info.version):
+        raise ModelNotFound(
+            f"no version {shown(version)} of {info.name!r}: this server serves {info.version!r}"
+        )
+
+
+def server_metadata() -> Any:
+    """Build the ServerMetadataResponse."""
+    return inference_pb.ServerMetadataResponse(
+        name=checkout.DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
+    )
+
+
+def model_metadata(info: ModelInfo) -> Any:
+    """Build the ModelMetadataResponse; its shapes include the batch axis."""
+    return inference_pb.ModelMetadataResponse(
+        name=info.name,
+        versions=[info.version],
+        platform=_PLATFORM,
+        inputs=[{"name": INPUT, "datatype": "UINT8", "shape": [-1, IMAGE_BYTES]}],
+        outputs=[{"name": OUTPUT, "datatype": "FP32", "shape": [-1, NUM_CLASSES]}],
+    )
+
+
+def model_config(info: ModelInfo, batching: BatchingConfig) -> Any:
+    """Build the ModelConfigResponse; its shapes leave the batch axis out."""
+    config = {
+        "name": info.name,
+        "platform": _PLATFORM,
+        "backend": _BACKEND,
+        "max_batch_size": info.max_batch_size,
+        "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [IMAGE_BYTES]}],
+        "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [NUM_CLASSES]}],
+        "dynamic_batching": {
+            "max_queue_delay_microseconds": round(batching.max_queue_delay_s * 1e6)
+        },
+        # The protocol has no field for it: a request may hold more images than a run.
+        "parameters": {
+            "max_request_images": {"string_value": str(info.max_request_images)},
+            "precision": {"string_value": info.precision},
+            "device": {"string_value": info.device},
+        },
+    }
+    return inference_pb.ModelConfigResponse(config=config)
+
+
+def repository_index(info: ModelInfo, *, is_ready: bool, only_ready: bool) -> Any:
+    """Build the RepositoryIndexResponse: the one version that is served."""
+    if only_ready and not is_ready:
+        return inference_pb.RepositoryIndexResponse()
+    state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "not ready"}
+    model = {"name": info.name, "version": info.version, **state}
+    return inference_pb.RepositoryIndexResponse(models=[model])
+
+
+_version = cache(checkout.version)

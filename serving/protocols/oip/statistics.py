@@ -1,0 +1,109 @@
+"""ModelStatistics: counts and times of the inference protocol's requests since the start.
+
+Answers to digits.v1 are not in it.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+from typing import Any, NamedTuple
+
+from serving.protocols.oip.inference_pb import ModelStatistics
+
+_REMEMBERED_RUNS = 32
+"""Runs whose other answers may still come; more than there are cores to run at once."""
+
+
+class Statistics:
+    """Counts per version, so that a reload starts afresh; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, _Version] = defaultdict(_Version)
+        self._lock = threading.Lock()
+
+    def count_success(self, version: str, answered: "Answered", run: "Run") -> None:
+        """Count requests of one run that were answered."""
+        times, output_s = answered.num_calls, time.monotonic() - run.finished_s
+        queue_s, run_s = run.started_s - answered.arrived_s, run.finished_s - run.started_s
+        with self._lock:
+            counts = self._versions[version]
+            counts.last_inference_ms = time.time_ns() // 1_000_000
+            counts.num_images += answered.num_images
+            counts.success.add(answered.decode_s + queue_s + run_s + output_s, times)
+            counts.queue.add(queue_s, times)
+            counts.compute_input.add(answered.decode_s, times)
+            counts.compute_infer.add(run_s, times)
+            counts.compute_output.add(output_s, times)
+            if run.finished_s not in counts.runs:
+                counts.runs.append(run.finished_s)
+                counts.num_runs += 1
+                counts.batches[run.num_rows].add(run_s)
+
+    def count_failure(self, version: str, duration_s: float) -> None:
+        """Count a request for our model that ends now with an error."""
+        with self._lock:
+            self._versions[version].fail.add(duration_s)
+
+    def message(self, name: str, version: str) -> Any:
+        """Build the ModelStatistics of a version."""
+        durations = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        with self._lock:
+            counts = self._versions[version]
+            return ModelStatistics(
+                name=name,
+                version=version,
+                last_inference=counts.last_inference_ms,
+                inference_count=counts.num_images,
+                execution_count=counts.num_runs,
+                inference_stats={name: getattr(counts, name).fields() for name in durations},
+                batch_stats=[
+                    {"batch_size": size, "compute_infer": duration.fields()}
+                    for size, duration in sorted(counts.batches.items())
+                ],
+            )
+
+
+class Answered(NamedTuple):
+    """Requests that were answered alike."""
+
+    num_calls: int
+    num_images: int
+    """Of all of them."""
+    arrived_s: float
+    """When they had been read, in monotonic seconds."""
+    decode_s: float
+    """How long it took to read one of them."""
+
+
+class Run(NamedTuple):
+    """The run that answered them; all times in monotonic seconds."""
+
+    num_rows: int
+    started_s: float
+    finished_s: float
+
+
+class _Duration:
+    __slots__ = ("count", "total_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_s = 0.0
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        self.count += times
+        self.total_s += seconds * times
+
+    def fields(self) -> dict[str, int]:
+        return {"count": self.count, "ns": max(0, round(self.total_s * 1e9))}
+
+
+class _Version:
+    def __init__(self) -> None:
+        self.last_inference_ms = self.num_images = self.num_runs = 0
+        self.success, self.fail, self.queue = _Duration(), _Duration(), _Duration()
+        self.compute_input, self.compute_infer = _Duration(), _Duration()
+        self.compute_output = _Duration()
+        self.batches: dict[int, _Duration] = defaultdict(_Duration)
+        self.runs: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
+        """When the latest runs finished: tells them apart."""

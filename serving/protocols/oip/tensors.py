@@ -1,0 +1,166 @@
+"""ModelInfer's messages to pixels, and an answer back to them.
+
+One input, `images` UINT8 [N, 784], and one output, `probabilities` FP32 [N, 10]. Whatever differs
+is refused with what was expected and what came: nothing is guessed, converted or ignored.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.errors import InvalidRequest
+from serving.images import IMAGE_BYTES, check_count
+from serving.predictions import NUM_CLASSES, ROW_BYTES
+from serving.protocols.oip import inference_pb
+
+INPUT, OUTPUT = "images", "probabilities"
+
+MAX_ID_CHARACTERS = 512
+"""An id comes back in the answer, whose size is limited."""
+_MAX_SHOWN_CHARACTERS = 80
+"""Texts of a caller's choosing are cut to this in errors, which travel as headers."""
+_UNSUPPORTED = ("classification", "shared_memory_region")
+"""Tensor parameters that change what is asked for; others are hints and are not read."""
+
+
+class Inference(NamedTuple):
+    """What a ModelInferRequest asks for."""
+
+    pixels: bytes
+    """N x 784 bytes, N >= 1."""
+    timeout_s: float | None
+    """How long it may wait; None leaves that to the deadline of the call."""
+    id: str
+    """Comes back in the answer."""
+    is_raw: bool
+    """Whether tensors travel as raw bytes, in both directions; else as typed contents."""
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.pixels) // IMAGE_BYTES
+
+
+def decode(request: Any, max_images: int) -> Inference:
+    """Read and check a ModelInferRequest whose model is known to be ours.
+
+    Raises:
+        InvalidRequest: the text says what was expected and what came.
+    """
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidRequest(
+            f"expected an id of at most {MAX_ID_CHARACTERS} characters, got {len(request.id)}"
+        )
+    if len(request.inputs) != 1:
+        raise InvalidRequest(f"expected 1 input, {INPUT!r}, got {len(request.inputs)}")
+    tensor = request.inputs[0]
+    num_images = _check_input(tensor, max_images)
+    for output in request.outputs:
+        _check_name("output", output.name, OUTPUT)
+        _check_parameters(output)
+    is_raw = len(request.raw_input_contents) > 0
+    pixels = _raw_pixels(request) if is_raw else _typed_pixels(tensor.contents)
+    if len(pixels) != num_images * IMAGE_BYTES:
+        raise InvalidRequest(
+            f"expected {num_images * IMAGE_BYTES} {'bytes' if is_raw else 'uint_contents'} "
+            f"for shape [{num_images}, {IMAGE_BYTES}], got {len(pixels)}"
+        )
+    return Inference(pixels, _timeout_s(request.parameters), request.id, is_raw)
+
+
+def encode(
+    inference: Inference, probabilities: bytes | bytearray, model_name: str, version: str
+) -> Any:
+    """Build the ModelInferResponse, its tensor in the form that the request's had."""
+    response = inference_pb.ModelInferResponse(
+        model_name=model_name, model_version=version, id=inference.id
+    )
+    shape = (len(probabilities) // ROW_BYTES, NUM_CLASSES)
+    output = response.outputs.add(name=OUTPUT, datatype="FP32", shape=shape)
+    if inference.is_raw:
+        response.raw_output_contents.append(bytes(probabilities))
+    else:
+        output.contents.fp32_contents.extend(np.frombuffer(probabilities, "<f4").tolist())
+    return response
+
+
+def shown(text: str) -> str:
+    """Quote a text that a caller chose, for an error."""
+    if len(text) <= _MAX_SHOWN_CHARACTERS:
+        return repr(text)
+    return f"{text[:_MAX_SHOWN_CHARACTERS]!r}..."
+
+
+def _check_input(tensor: Any, max_images: int) -> int:
+    """Check all but the contents; return the number of images."""
+    _check_name("input", tensor.name, INPUT)
+    if tensor.datatype != "UINT8":
+        raise InvalidRequest(
+            f"expected datatype 'UINT8' (0 = background, 255 = ink), got {shown(tensor.datatype)}"
+        )
+    shape = tensor.shape
+    if len(shape) != 2 or shape[0] < 0 or shape[1] != IMAGE_BYTES:
+        sizes = str(list(shape[:8]))[:_MAX_SHOWN_CHARACTERS]
+        raise InvalidRequest(f"expected shape [N, {IMAGE_BYTES}], got {sizes}")
+    _check_parameters(tensor)
+    num_images: int = shape[0]
+    check_count(num_images, max_images)
+    return num_images
+
+
+def _check_name(kind: str, name: str, expected: str) -> None:
+    if name != expected:
+        raise InvalidRequest(f"expected {kind} {expected!r}, got {shown(name)}")
+
+
+def _check_parameters(tensor: Any) -> None:
+    for name in _UNSUPPORTED:
+        if name in tensor.parameters:
+            raise InvalidRequest(f"expected tensors in the message, got the parameter {name!r}")
+
+
+def _raw_pixels(request: Any) -> bytes:
+    if len(request.raw_input_contents) != 1:
+        raise InvalidRequest(
+            f"expected 1 raw_input_contents, got {len(request.raw_input_contents)}"
+        )
+    if request.inputs[0].HasField("contents"):
+        raise InvalidRequest("expected contents or raw_input_contents, got both")
+    pixels: bytes = request.raw_input_contents[0]
+    return pixels
+
+
+def _typed_pixels(contents: Any) -> bytes:
+    for field, _ in contents.ListFields():
+        if field.name != "uint_contents":
+            raise InvalidRequest(f"expected uint_contents for UINT8, got {field.name}")
+    # Three million Python ints would take 0.2 s. As bytes they are varints of one or two bytes.
+    num_values = len(contents.uint_contents)
+    if not num_values:
+        return b""
+    encoded = np.frombuffer(contents.SerializeToString(), np.uint8)
+    start = int((encoded[1:] < 0x80).argmax()) + 2  # past the tag and the length
+    packed = encoded[start:]
+    ends = np.flatnonzero(packed < 0x80)[:num_values]  # unknown fields may follow
+    sizes = np.diff(ends, prepend=-1)
+    last = packed[ends]
+    is_long = sizes > 1
+    wrong = np.flatnonzero((is_long & (last > 1)) | (sizes > 2))
+    if len(wrong):
+        first = contents.uint_contents[int(wrong[0])]
+        raise InvalidRequest(f"expected uint_contents from 0 to 255, got {first}")
+    return np.where(is_long, packed[ends - 1] & 0x7F | last << 7, last).tobytes()
+
+
+def _timeout_s(parameters: Any) -> float | None:
+    """Read "timeout", in microseconds; 0 and none at all mean that there is none."""
+    if "timeout" not in parameters:
+        return None
+    timeout = parameters["timeout"]
+    kind = timeout.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidRequest(f"expected timeout as int64_param or uint64_param, got {kind}")
+    microseconds: int = getattr(timeout, kind)
+    if microseconds < 0:
+        raise InvalidRequest(f"expected a timeout of at least 0, got {microseconds}")
+    return microseconds / 1e6 or None

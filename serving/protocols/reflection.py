@@ -1,0 +1,75 @@
+"""Server reflection: grpcurl and the like learn the services from the server itself.
+
+Loaded only where it is asked for: it tells everyone who may call what there is to call.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving.errors import InvalidRequest
+from serving.protocols import health
+from serving.protocols.digits_v1 import methods as digits_v1
+from serving.protocols.method import Method, Replies
+from serving.protocols.oip import inference_pb
+from serving.protocols.pb.digits.v1 import digits_pb2
+
+SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""Version 1 is the same messages under another name, and what newer clients try first."""
+
+_LISTED = (digits_v1.SERVICE, inference_pb.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
+
+
+def reflection_methods() -> list[Method]:
+    """Describe both versions' one method, answered by the packaged servicer."""
+    servicer = reflection.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
+
+    def replies(request: bytes) -> Iterable[bytes]:
+        try:
+            message = reflection_pb2.ServerReflectionRequest.FromString(request)
+        except DecodeError as err:
+            raise InvalidRequest("expected a ServerReflectionRequest") from err
+        for response in servicer.ServerReflectionInfo(iter((message,)), None):
+            yield response.SerializeToString()
+
+    return [
+        Replies(path=f"/{service}/ServerReflectionInfo", name="other", replies=replies)
+        for service in SERVICES
+    ]
+
+
+class _Pool:
+    """A pool that finds methods by their full names, too: protobuf's own finds no file for them."""
+
+    def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found: Any = self._pool.FindServiceByName(service).methods_by_name[method]
+            return found.containing_service.file
+
+
+def _pool() -> descriptor_pool.DescriptorPool:
+    """Copy every service's file into one pool: inference is in none that others see."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in (
+        digits_pb2.DESCRIPTOR,
+        inference_pb.pool.FindServiceByName(inference_pb.SERVICE).file,
+        health_pb2.DESCRIPTOR,
+        reflection_pb2.DESCRIPTOR,
+    ):
+        proto = descriptor_pb2.FileDescriptorProto()
+        file.CopyToProto(proto)
+        pool.Add(proto)
+    return pool

@@ -1,0 +1,43 @@
+"""A TCP port that several processes share."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.system.address import cannot_listen
+
+
+@contextmanager
+def reserved_port(host: str, port: int) -> Iterator[int]:
+    """Hold a port for processes that listen on it with SO_REUSEPORT; it doesn't listen itself.
+
+    So the number is known before anyone listens, and stays ours while no worker lives.
+
+    Args:
+        host: the address to bind.
+        port: the TCP port; 0 lets the kernel choose.
+
+    Yields:
+        The port.
+
+    Raises:
+        ConfigurationError: the address can't be bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as reservation:
+            _refuse_taken(family, address)
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reservation.bind(address)
+            yield reservation.getsockname()[1]
+    except (OSError, ValueError) as err:
+        raise cannot_listen(host, port, err) from err
+
+
+def _refuse_taken(family: int, address: tuple[object, ...]) -> None:
+    """Raise OSError where another server listens, even one that would share its port."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what closed just now is free
+        probe.bind(address)

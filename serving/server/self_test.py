@@ -1,0 +1,92 @@
+"""Asks the model what it should know, now and then, the way every request goes.
+
+A server whose engine hangs or answers wrongly still accepts connections; whoever routes requests to
+it learns from health that it should not.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+from serving.classifier import Classifier
+from serving.errors import DigitsError, Overloaded, Unavailable
+from serving.model.acceptance import GOLDEN_TOLERANCE
+from serving.predictions import Predictions
+
+_log = logging.getLogger(__name__)
+
+
+class SelfTest:
+    """Watches whether the golden samples are answered."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        ask: Callable[[bytes], Awaitable[Predictions]],
+        set_serving: Callable[[bool], None],
+        interval_s: float,
+    ) -> None:
+        """Prepare; `run` begins.
+
+        Args:
+            classifier: what is served.
+            ask: classifies one image the way every request goes; raises DigitsError.
+            set_serving: called when the state changes: True for well.
+            interval_s: seconds between tests, and how long an answer may take.
+        """
+        self._classifier = classifier
+        self._ask = ask
+        self._set_serving = set_serving
+        self._interval_s = interval_s
+        self._is_well = True
+        self._num_tests = 0
+        self._images_run = 0.0
+
+    async def run(self) -> None:
+        """Test forever."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            self._note(await self._trouble())
+
+    def _note(self, trouble: str | None) -> None:
+        is_well = trouble is None
+        if is_well == self._is_well:
+            return
+        self._is_well = is_well
+        if is_well:
+            _log.info("the self-test passes again: SERVING")
+        else:
+            _log.error("the self-test failed, %s: NOT_SERVING", trouble)
+        self._set_serving(is_well)
+
+    async def _trouble(self) -> str | None:
+        """Classify one golden sample; return what is wrong, if anything."""
+        model = self._classifier.served
+        sample = self._num_tests % len(model.manifest.golden_images)
+        self._num_tests += 1
+        try:
+            answer = await asyncio.wait_for(
+                self._ask(model.manifest.golden_images[sample].tobytes()), self._interval_s
+            )
+        except Overloaded:
+            return self._stall()  # busy is not sick
+        except TimeoutError:
+            return f"no answer within {self._interval_s:g} s"
+        except Unavailable:  # draining: health says so already
+            return None
+        except DigitsError as err:
+            return str(err)
+        if answer.model_version != model.version:  # swapped meanwhile, and checked then
+            return None
+        expected = model.manifest.golden_probabilities[model.precision][sample]
+        difference = np.abs(answer.probabilities[0] - expected).max()
+        if difference <= GOLDEN_TOLERANCE:
+            return None
+        return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
+
+    def _stall(self) -> str | None:
+        """Tell a queue that is full because nothing runs from one that is merely full."""
+        before, self._images_run = self._images_run, self._classifier.metrics.num_images
+        return None if self._images_run != before else "the queue is full and nothing runs"

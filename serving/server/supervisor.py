@@ -1,0 +1,222 @@
+"""Several server processes on one port, and the supervisor that keeps them alive.
+
+They share nothing but the port, which the kernel divides among them connection by connection.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from dataclasses import replace
+
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.errors import Unavailable
+from serving.server.port import reserved_port
+from serving.server.server import announce
+from serving.server.worker import Arguments, Worker, total
+from serving.system import signals
+from serving.system.address import with_port
+from serving.system.process import Usage
+from serving.telemetry.exporter import Exporter, exporting
+from serving.telemetry.metrics import Counts, Report
+
+_log = logging.getLogger(__name__)
+
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
+"""How long a dead worker's place stays empty: doubled from death to death."""
+_STABLE_S = 30.0
+"""A worker that lived so long has nothing to do with the deaths before it."""
+_MAX_DEATHS = 5
+"""So many deaths in a row, in one place, are no accident."""
+_MAX_OUTAGE_S = 60.0
+"""How long nobody may serve, after all have served, before starts that fail end the server."""
+_REPORT_TIMEOUT_S = 1.0
+"""How long the metrics page waits for a worker that may hang; then its last report counts."""
+_OVERDUE_S = 5.0
+"""How long past `drain_s` a worker may take to end; it ends itself, unless it hangs."""
+
+
+async def supervise(
+    model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig
+) -> bool:
+    """Serve like `serve`, from `config.workers` processes; one that dies is started again.
+
+    Returns:
+        True if every worker that lived at the first signal answered all it had accepted.
+
+    Raises:
+        DigitsError: they can't start, or die again and again and none is left.
+    """
+    with exporting(config) as exporter, reserved_port(config.host, config.port) as port:
+        config = replace(config, port=port)
+        arguments = (model_config, batching, replace(config, metrics_port=None))
+        return await Supervisor(arguments, config, exporter).run()
+
+
+class Backoff:
+    """How long to wait before the next start in one place."""
+
+    def __init__(self) -> None:
+        """Start without deaths."""
+        self.num_deaths = self.num_crashes = 0
+        """In a row, without a long life between them; those of workers that were ready."""
+
+    def delay_s(self, lived_s: float) -> float:
+        """Count a death, of a worker that was ready for `lived_s`."""
+        if lived_s >= _STABLE_S:
+            self.num_deaths = self.num_crashes = 0
+        self.num_deaths += 1
+        self.num_crashes += lived_s > 0
+        doublings = min(self.num_deaths - 1, 10)  # far beyond the longest delay
+        return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**doublings)
+
+
+class Supervisor:
+    """Keeps the workers alive, tells them signals, and adds up what they count."""
+
+    def __init__(
+        self, arguments: Arguments, config: ServerConfig, exporter: Exporter | None
+    ) -> None:
+        """Prepare on the running event loop; `run` starts the workers."""
+        self._arguments = arguments
+        self._config = config
+        self._workers: dict[int, Worker] = {}
+        """Those alive, by place."""
+        self._dead = Counts()
+        """What those before them counted."""
+        self._last: Report | None = None
+        self._all_ready = asyncio.Event()
+        self._exporter = exporter
+        self._is_draining = False
+        self._outage_since_s = time.monotonic() - _MAX_OUTAGE_S
+        """Since when nobody serves, if nobody does; a start that fails is given up early."""
+
+    async def run(self) -> bool:
+        """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
+        signals.heed()
+        stops = signals.queue_stops()
+        signals.on_hang_up(lambda: self._tell(signal.SIGHUP))
+        stopped = asyncio.create_task(stops.get())
+        serving = asyncio.create_task(self._serve())
+        try:
+            await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()  # raises: they never end otherwise
+            serving.cancel()
+            return await self._drain(stops)
+        finally:
+            self._tell(signal.SIGKILL)
+
+    async def _serve(self) -> None:
+        """Keep all places filled until cancelled; the first failure ends it."""
+        places = map(self._keep, range(self._config.workers))
+        tasks = [asyncio.create_task(work) for work in (self._announce(), *places)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _announce(self) -> None:
+        """Once all are ready, open the metrics page and say so."""
+        await self._all_ready.wait()
+        config, metrics_address = self._config, "off"
+        if self._exporter is not None:
+            loop = asyncio.get_running_loop()
+            self._exporter.serve(
+                lambda: asyncio.run_coroutine_threadsafe(self._report(), loop).result(
+                    2 * _REPORT_TIMEOUT_S  # the loop may have ended
+                ),
+                self._is_serving,
+            )
+            metrics_address = self._exporter.address
+        info, address = (await self._report()).info, with_port(config.host, config.port)
+        announce(info, address, metrics_address, config.log_format, workers=config.workers)
+
+    def _is_serving(self) -> bool:
+        """Tell whether every worker that holds the port, at least one, answers as it should."""
+        states = [worker.is_serving for worker in list(self._workers.values())]
+        listening = [state for state in states if state is not None]
+        return bool(listening) and all(listening) and not self._is_draining
+
+    async def _keep(self, place: int) -> None:
+        """Keep a worker alive in one place.
+
+        Raises:
+            DigitsError: it couldn't start, and said why; or they die again and again, and none is
+                left anywhere.
+        """
+        backoff = Backoff()
+        while True:
+            worker = self._workers[place] = Worker(self._arguments)
+            worker.on_ready = self._count_ready
+            exit_code = await asyncio.shield(worker.ended)
+            self._bury(place)
+            if worker.error is not None and not self._all_ready.is_set():
+                raise worker.error
+            reason = str(worker.error or f"exit code {exit_code}")
+            delay_s = backoff.delay_s(worker.lived_s)
+            if self._is_hopeless(backoff):
+                raise Unavailable(
+                    f"worker {place} died {backoff.num_deaths} times in a row ({reason}), "
+                    "and no other one serves"
+                )
+            self._dead.restarts += 1
+            _log.warning("worker %d died (%s), another starts in %.1f s", place, reason, delay_s)
+            await asyncio.sleep(delay_s)
+
+    def _count_ready(self) -> None:
+        if self._all_ready.is_set():
+            _log.info("a worker is back: %d serve", len(self._reports()))
+        elif len(self._reports()) == self._config.workers:
+            self._all_ready.set()
+
+    def _bury(self, place: int) -> None:
+        """Keep what a dead worker has counted."""
+        if report := self._workers.pop(place).report:
+            self._dead += report.counts
+            self._last = report
+            if not self._reports():
+                self._outage_since_s = time.monotonic()
+
+    def _is_hopeless(self, backoff: Backoff) -> bool:
+        """Tell a crash loop, or starts that fail for long, from one worker's trouble."""
+        if self._reports():
+            return False
+        outage_s = time.monotonic() - self._outage_since_s
+        fails_to_start = backoff.num_deaths >= _MAX_DEATHS and outage_s >= _MAX_OUTAGE_S
+        return fails_to_start or backoff.num_crashes >= _MAX_DEATHS
+
+    def _reports(self) -> list[Report]:
+        return [worker.report for worker in self._workers.values() if worker.report]
+
+    async def _report(self) -> Report:
+        """Ask all workers, and add up; without any, tell what the last one told."""
+        asked = [asyncio.create_task(worker.refresh()) for worker in self._workers.values()]
+        if asked:
+            await asyncio.wait(asked, timeout=_REPORT_TIMEOUT_S)
+        if reports := self._reports():
+            return total(reports, self._dead)
+        assert self._last is not None, "asked before any was ready"
+        nobody = self._last._replace(num_waiting=0, num_calls=0, is_serving=False, usage=Usage())
+        return total([nobody._replace(counts=Counts())], self._dead)
+
+    def _tell(self, number: int) -> None:
+        """Send a signal to all; those that still start keep a SIGHUP."""
+        for worker in self._workers.values():
+            worker.signal(number)
+
+    async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
+        """Have all drain; a second signal, or a worker that hangs, ends them by force."""
+        self._is_draining = True
+        alive = list(self._workers.values())
+        self._tell(signal.SIGTERM)
+        ended = asyncio.gather(*(worker.ended for worker in alive))
+        forced = asyncio.create_task(stops.get())
+        timeout_s = self._config.drain_s + _OVERDUE_S
+        await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            _log.warning("stopped: %s", "a second signal" if forced.done() else "a worker hangs")
+            return False
+        # One that was still starting had no calls, and dies of the signal itself.
+        return set(ended.result()) <= {0, -signal.SIGTERM}

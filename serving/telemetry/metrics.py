@@ -1,0 +1,223 @@
+"""What the server counts.
+
+Timings ride with each run, so nothing is observed per request. A run is noted, and many runs are
+added up at once: when Prometheus reads, or when there are enough of them.
+"""
+
+import copy
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.model.info import ModelInfo
+from serving.predictions import NUM_CLASSES
+from serving.system.process import Usage
+
+_SECONDS = tuple(
+    mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
+)  # 10 µs to 5 s
+_CERTAINTIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+_MAX_RUNS = 64
+"""Runs that are noted before they are added up."""
+_Run = tuple[float, float, Sequence[tuple[float, str | None, int]], bytes, bytes]
+"""Seconds at start and end, (arrival, method, calls) of what was answered, and every row's digit
+and probabilities."""
+
+
+class Histogram:
+    """Counts of values between fixed bounds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Start empty; a value on a bound counts below it, as in Prometheus."""
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value, perhaps several times."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def add_all(self, values: npt.NDArray[np.float32]) -> None:
+        """Count many values at once."""
+        places = np.searchsorted(self.bounds, values)
+        added = np.bincount(places, minlength=len(self.counts))
+        self.counts = [a + b for a, b in zip(self.counts, added.tolist(), strict=True)]
+        self.sum += float(values.sum(dtype=np.float64))
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """(upper bound, how many values up to it), as the exposition format wants them."""
+        names = [*map(str, self.bounds), "+Inf"]
+        return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
+
+    def __iadd__(self, other: "Histogram") -> Self:
+        """Count what another one, with the same bounds, has counted."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+        return self
+
+
+@dataclass(slots=True)
+class Counts:
+    """Everything that is counted; the counts of several processes add up."""
+
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Calls that have ended, by method and status."""
+    reloads: Counter[str] = field(default_factory=lambda: Counter(adopted=0, failed=0))
+    restarts: int = 0
+    """Workers that died and were started again."""
+    cpu_s: float = 0.0
+    """Processor time, of processes that have ended, too."""
+    digits: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
+    """Images run, by the digit that was answered."""
+    certainty: Histogram = field(default_factory=partial(Histogram, _CERTAINTIES))
+    """The probability of that digit: it falls when the pictures are no longer those trained on."""
+    batch_images: Histogram = field(default_factory=partial(Histogram, _IMAGES))
+    queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+
+    def __iadd__(self, other: "Counts") -> Self:
+        """Add the counts of another process."""
+        self.requests.update(other.requests)
+        self.reloads.update(other.reloads)
+        self.restarts += other.restarts
+        self.cpu_s += other.cpu_s
+        self.digits = [a + b for a, b in zip(self.digits, other.digits, strict=True)]
+        self.certainty += other.certainty
+        self.batch_images += other.batch_images
+        self.queue_s += other.queue_s
+        self.run_s += other.run_s
+        self.request_s += other.request_s
+        return self
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Sum the counts of two processes; both stay as they are."""
+        total = copy.deepcopy(self)
+        total += other
+        return total
+
+
+class Report(NamedTuple):
+    """What a metrics page tells at one moment; goes from process to process."""
+
+    info: ModelInfo
+    """What is being served."""
+    num_waiting: int
+    """Images that wait."""
+    queue_capacity: int
+    """The most images that may wait."""
+    num_calls: int
+    """Calls that go on."""
+    is_serving: bool
+    """What health says."""
+    usage: Usage
+    """What the process holds."""
+    counts: Counts
+    """What was counted so far."""
+
+
+class Metrics:
+    """Counts what one server process does; safe to call from many threads."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._counts = Counts()
+        self._lock = threading.Lock()
+        self._runs: deque[_Run] = deque()
+
+    def observe_run(
+        self,
+        started_s: float,
+        finished_s: float,
+        requests: Sequence[tuple[float, str | None, int]],
+        digits: bytes,
+        probabilities: bytes,
+    ) -> None:
+        """Take note of a run that succeeded; from any thread.
+
+        Args:
+            started_s: when it began, in monotonic seconds.
+            finished_s: when it ended.
+            requests: what it answered: arrival, the method to count an answered call under (None
+                if that is counted elsewhere), and how many such calls.
+            digits: one byte for each image of the run.
+            probabilities: ten float32 for each.
+        """
+        self._runs.append((started_s, finished_s, requests, digits, probabilities))
+        if len(self._runs) >= _MAX_RUNS:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Add what was noted to the counts."""
+        counts = self._counts
+        with self._lock:
+            outcomes = []
+            while self._runs:
+                started_s, finished_s, requests, *outcome = self._runs.popleft()
+                outcomes.append(outcome)
+                counts.batch_images.add(len(outcome[0]))
+                counts.run_s.add(finished_s - started_s)
+                for arrived_s, method, times in requests:
+                    counts.queue_s.add(started_s - arrived_s, times)
+                    counts.request_s.add(finished_s - arrived_s, times)
+                    if method is not None:
+                        counts.requests[method, "OK"] += times
+            if outcomes:
+                self._add_outcomes(*map(b"".join, zip(*outcomes, strict=True)))
+
+    def _add_outcomes(self, digits: bytes, probabilities: bytes) -> None:
+        """Count what many runs answered, at once: some 8 µs, and 10 ns an image."""
+        answered = np.frombuffer(digits, np.uint8)
+        rows = np.arange(len(answered)) * NUM_CLASSES
+        certainty = np.frombuffer(probabilities, "<f4")[rows + answered]
+        added = np.bincount(answered, minlength=NUM_CLASSES).tolist()
+        counts = self._counts
+        counts.digits = [a + b for a, b in zip(counts.digits, added, strict=True)]
+        counts.certainty.add_all(certainty)
+
+    def count(self, method: str, status: str, times: int = 1) -> None:
+        """Count a call that has ended, unless `observe_run` does; from any thread.
+
+        Args:
+            method: the gRPC method's name, such as "Classify"; "other" for one that is unknown.
+            status: the status code's name, such as "OK".
+            times: how many calls.
+        """
+        with self._lock:
+            self._counts.requests[method, status] += times
+
+    def count_reload(self, outcome: str) -> None:
+        """Count a version that was "adopted", or one that "failed" and was refused."""
+        with self._lock:
+            self._counts.reloads[outcome] += 1
+
+    def snapshot(self) -> Counts:
+        """Copy what was counted so far."""
+        self.add_up()
+        with self._lock:
+            self._counts.cpu_s = time.process_time()
+            return copy.deepcopy(self._counts)
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """Reloads so far by outcome."""
+        with self._lock:
+            return dict(self._counts.reloads)
+
+    @property
+    def num_images(self) -> float:
+        """Images run so far."""
+        self.add_up()
+        return self._counts.batch_images.sum

@@ -1,0 +1,96 @@
+"""Bearer tokens: `authorization: Bearer <token>` on every call but health's.
+
+Kept and compared as SHA-256 digests, in constant time, so that neither memory dumps nor response
+times tell a token. A digest without a salt is enough: tokens are long and random, not chosen.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving.config import SecurityConfig
+from serving.credentials.tokens import parse_tokens
+from serving.credentials.watched_files import Watched, read_bytes
+from serving.errors import Unauthenticated
+from serving.transports.grpcio.calls import Calls, Context
+
+_Digests = tuple[bytes, ...]
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls without one of the tokens before anything is read of them."""
+
+    def __init__(self, check: "TokenCheck", open_paths: Set[str], calls: Calls) -> None:
+        """Let pass what `check` accepts, and `open_paths`; `calls` counts what is refused."""
+        self._check = check
+        self._open_paths = open_paths
+        # A stream's handler ends any kind of call without waiting for its request.
+        self._refused: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            calls.guarded(_refuse, "unauthenticated")
+        )
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Let a call pass, or answer it UNAUTHENTICATED; unknown methods, too."""
+        details: Any = handler_call_details
+        if details.method in self._open_paths or self._check.accepts(
+            [value if isinstance(value, bytes) else value.encode()
+             for key, value in details.invocation_metadata if key == "authorization"]
+        ):  # fmt: skip
+            return await continuation(handler_call_details)
+        return self._refused
+
+
+class TokenCheck:
+    """Compares tokens with those that are valid now."""
+
+    def __init__(self, digests: Callable[[], _Digests]) -> None:
+        """Accept the tokens whose digests are given; another tuple means that they have changed."""
+        self.digests = digests
+
+    def accepts(self, values: Sequence[bytes]) -> bool:
+        """Return whether the values of a call's `authorization` are one valid token."""
+        if len(values) != 1:
+            return False
+        digest = _digest(_bearer_token(values[0]))
+        matches = [hmac.compare_digest(digest, known) for known in self.digests()]
+        return any(matches)  # each was compared: how long it takes doesn't tell which is right
+
+
+def token_check(config: SecurityConfig) -> TokenCheck | None:
+    """Return what checks tokens; None if no token is asked for.
+
+    Raises:
+        ConfigurationError: the file can't be read, or holds no token or a bad one.
+    """
+    path = config.token_file
+    if path is not None:
+        return TokenCheck(Watched((path,), lambda: _parse(read_bytes(path), path)).get)
+    if config.tokens is not None:
+        digests = _parse(config.tokens.encode(), "DIGITS_TOKEN")
+        return TokenCheck(lambda: digests)
+    return None
+
+
+def _parse(data: bytes, source: Path | str) -> _Digests:
+    return tuple(map(_digest, parse_tokens(data, source)))
+
+
+def _bearer_token(value: bytes) -> bytes:
+    scheme, _, token = value.partition(b" ")
+    return token if scheme.lower() == b"bearer" else b""
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+async def _refuse(requests: Any, context: Context) -> None:
+    raise Unauthenticated("a valid bearer token is needed")

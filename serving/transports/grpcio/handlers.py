@@ -1,0 +1,101 @@
+"""The methods as handlers of grpc.aio: bytes in and bytes out."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import grpc
+
+from serving.errors import DigitsError
+from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
+from serving.transports.grpcio.calls import AsyncCall, Caller, Calls, Context
+from serving.transports.grpcio.streams import Begun, answer_stream
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Finds a call's handler by its path."""
+
+    def __init__(self, methods: Iterable[Method], calls: Calls) -> None:
+        """Answer `methods` through `calls`."""
+        self._handlers = {method.path: _handler(method, calls) for method in methods}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call; None is UNIMPLEMENTED."""
+        return self._handlers.get(handler_call_details.method)
+
+
+def _handler(method: Method, calls: Calls) -> Any:
+    stream = grpc.stream_stream_rpc_method_handler
+    match method:
+        case ImagesStream():
+            return stream(calls.guarded(partial(_answer_images, method, calls), method.name))
+        case ImagesUnary():
+            return grpc.unary_unary_rpc_method_handler(calls.unary(method))
+        case Replies():
+            return stream(calls.guarded(partial(_reply, method), method.name))
+        case Watch():
+            watch = partial(_watch, method)
+            return grpc.unary_stream_rpc_method_handler(calls.guarded(watch, method.name))
+        case Unary():
+            return grpc.unary_unary_rpc_method_handler(
+                calls.guarded(partial(_answer, method), method.name)
+            )
+    raise TypeError(method)
+
+
+async def _answer(method: Unary, request: bytes, context: Context) -> bytes:
+    return method.answer(request)
+
+
+async def _answer_images(method: ImagesStream, calls: Calls, _: object, context: Context) -> None:
+    """Answer requests in their order."""
+    caller = Caller.of(context)
+
+    def begin(request: bytes) -> Begun:
+        received_s = time.monotonic()
+        try:
+            call = AsyncCall(*method.read(request), caller)
+        except DigitsError as err:
+            return None, partial(_response_to, method, request, err, received_s)
+        return call, partial(respond, call, request, received_s)
+
+    def respond(call: AsyncCall, request: bytes, received_s: float) -> bytes:
+        try:
+            return call.response()
+        except DigitsError as err:
+            return _response_to(method, request, err, received_s)
+
+    await answer_stream(calls, context, begin)
+
+
+def _response_to(
+    method: ImagesStream, request: bytes, error: DigitsError, received_s: float
+) -> bytes:
+    method.note_failure(error, time.monotonic() - received_s)
+    response = method.error_message(request, error)
+    if response is None:
+        raise error
+    return response
+
+
+async def _reply(method: Replies, _: object, context: Context) -> None:
+    while (request := await context.read()) is not grpc.aio.EOF:
+        for reply in method.replies(request):
+            await context.write(reply)
+
+
+async def _watch(method: Watch, request: bytes, context: Context) -> None:
+    messages: asyncio.Queue[bytes] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def send(message: bytes) -> None:
+        loop.call_soon_threadsafe(messages.put_nowait, message)
+
+    end = method.subscribe(request, send)
+    try:
+        while True:
+            await context.write(await messages.get())
+    finally:
+        end()

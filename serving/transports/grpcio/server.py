@@ -1,0 +1,172 @@
+"""The grpcio transport: every method, on grpc.aio."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from serving.classifier import Classifier, predictions_of
+from serving.config import ServerConfig
+from serving.credentials.certificates import server_credentials
+from serving.images import IMAGE_BYTES
+from serving.predictions import ROW_BYTES, Predictions
+from serving.protocols.method import Method
+from serving.protocols.plan import Plan
+from serving.system.address import check_free, with_port
+from serving.transports.access_log import AccessInterceptor
+from serving.transports.auth import TokenInterceptor, token_check
+from serving.transports.grpcio.calls import AsyncCall, Caller, Calls
+from serving.transports.grpcio.handlers import Handlers
+from serving.transports.grpcio.unknown_methods import UnknownMethods
+
+_QUIET_S = 0.1
+"""How long no call may begin before a drain counts as over."""
+_QUIESCE_TIMEOUT_S = 5.0
+"""How long a drain looks for such a moment."""
+_GOODBYE_S = 0.02
+"""How long callers get to learn that the port closes, before those held are refused."""
+_SPARE_BYTES = 4096
+"""Room for tags, lengths and names beside the images or answers of a message."""
+
+_MAX_PENDING_CALLS = 65_536
+"""Calls that wait for the event loop to pick them up."""
+
+_READ_AHEAD_BYTES = 1 << 20
+"""HTTP/2's window of a stream, some 1,300 images."""
+
+
+class GrpcioServer:
+    """All services on grpc.aio, on the running event loop."""
+
+    def __init__(
+        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
+    ) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
+        self._config = config
+        self._batcher = classifier.batcher
+        self.calls = Calls(classifier.batcher, classifier.metrics)
+        self._credentials = server_credentials(config.security)
+        self._server = grpc.aio.server(
+            interceptors=_interceptors(config, methods, self.calls),
+            options=_options(classifier.batching.max_request_images, config.workers),
+        )
+        handlers = Handlers(methods, self.calls), UnknownMethods(classifier.metrics)
+        self._server.add_generic_rpc_handlers(handlers)
+
+    async def start(self) -> str:
+        """Bind and begin to answer; returns the address, with the port that the kernel chose.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+        host, port = self._config.host, self._config.port
+        if host.startswith("unix:"):
+            self._bind(host)
+            await self._server.start()
+            return host
+        if self._config.workers == 1:  # else the supervisor holds the port
+            check_free(host, port)
+        port = self._bind(with_port(host, port))
+        await self._server.start()
+        return with_port(host, port)
+
+    def _bind(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress."""
+        return self.calls.num_active
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a run."""
+        return self._batcher.num_waiting
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new calls as Unavailable, while the port still listens, and answer the others.
+
+        Calls that a stop finds pending are answered CANCELLED (grpc #41785), so this ends in a
+        moment when no call begins.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        if not await asyncio.to_thread(self._batcher.drain, timeout_s):
+            return False
+        self.calls.hold_refused()
+        give_up_s = time.monotonic() + _QUIESCE_TIMEOUT_S
+        while time.monotonic() < give_up_s:
+            num_begun = self.calls.num_begun
+            await asyncio.sleep(_QUIET_S)
+            if num_begun == self.calls.num_begun and not self.calls.num_active:
+                break
+        return True
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port; calls that are held or pending have `grace_s` seconds to end."""
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.sleep(_GOODBYE_S)
+        self.calls.release()
+        await stopping
+
+    async def ask(self, image: bytes) -> Predictions:
+        """Classify one image the way every request goes.
+
+        Raises:
+            DigitsError: it was not answered.
+        """
+        plan = Plan(None, 1, lambda digits, rows, version: b"")
+        call = AsyncCall(image, plan, Caller("self-test", math.inf))
+        self.calls.submit(call)
+        await self.calls.settled(call)
+        return predictions_of(call.result())
+
+
+def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
+    """Every limit of the transport, set rather than inherited."""
+    return [
+        # Twice the largest request: one that is a little too large is read, and told by how much.
+        ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
+        ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
+        ("grpc.max_concurrent_streams", 1024),
+        # Past these (1,000 and 3,000 by default) core answers calls that the loop has yet to take
+        # with CANCELLED, at random (grpc #34782). Our queue refuses with a status that tells.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.max_allowed_incoming_connections", 4096),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
+        # Clients ping while calls wait, to find out when this server is gone; below this interval a
+        # connection is closed (5 minutes by default). Ours ping every 10 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Workers share the port; else a second server would share it in silence.
+        ("grpc.so_reuseport", int(workers > 1)),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
+        # What a caller may send ahead. Core's own estimate of it grows while the loop is busy:
+        # streams that nobody reads held 22 to 80 MiB each, now 15; on loopback the rates are the
+        # same. A connection takes in a MiB per round trip.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
+    ]
+
+
+def _interceptors(
+    config: ServerConfig, methods: Sequence[Method], calls: Calls
+) -> list[grpc.aio.ServerInterceptor]:
+    """Put before the handlers what is asked for, outermost first; nothing costs nothing."""
+    interceptors: list[grpc.aio.ServerInterceptor] = []
+    if config.access_log:
+        interceptors.append(AccessInterceptor(config.access_log))
+    if (check := token_check(config.security)) is not None:
+        open_paths = {method.path for method in methods if method.is_open}
+        interceptors.append(TokenInterceptor(check, open_paths, calls))
+    return interceptors

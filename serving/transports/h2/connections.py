@@ -1,0 +1,179 @@
+"""The connections of one listening socket: taken, watched, and closed when their time is over."""
+
+import errno
+import logging
+import selectors
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+from serving.transports.h2.calls import Calls
+from serving.transports.h2.connection import Connection
+from serving.transports.h2.limits import Limits
+
+_log = logging.getLogger(__name__)
+
+_STARVED_LOG_S = 60.0
+"""The least time between two lines that say that new connections wait."""
+_MAX_ACCEPTED = 64
+"""New connections taken in a round."""
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Connections:
+    """Used by the loop's thread only."""
+
+    def __init__(
+        self, listener: socket.socket, selector: selectors.BaseSelector, limits: Limits,
+        calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:  # fmt: skip
+        """Prepare; `listen` begins.
+
+        Args:
+            listener: listens already, and does not block.
+            selector: watches it and the connections, whose data they are.
+            limits: what peers may use.
+            calls: forgets the calls of a connection that is over.
+            tls: gives the context for new connections; None is plaintext.
+        """
+        self._listener = listener
+        self._selector = selector
+        self._limits = limits
+        self._calls = calls
+        self._tls = tls
+        self._open: dict[Connection, None] = {}
+        self._is_listening = self._is_closed = False
+        self._starved_s = -_STARVED_LOG_S
+        """When the last line said that new connections find no descriptor."""
+
+    def __iter__(self) -> Iterator[Connection]:
+        """Give those that are open; from any thread."""
+        return iter(tuple(self._open))
+
+    def __contains__(self, connection: Connection) -> bool:
+        """Return whether a connection is open."""
+        return connection in self._open
+
+    def listen(self) -> None:
+        """Take new connections from now on."""
+        if not self._is_listening and not self._is_closed:
+            self._selector.register(self._listener, _READ, self._listener)
+            self._is_listening = True
+
+    def stop_listening(self) -> None:
+        """Leave new connections in the kernel's queue."""
+        if self._is_listening:
+            self._selector.unregister(self._listener)
+            self._is_listening = False
+
+    def accept(self, now_s: float, tag_s: float) -> None:
+        """Take new connections, whose first turn is due at `tag_s`."""
+        max_connections = self._limits.max_connections
+        if len(self._open) >= max_connections and not self._make_room():
+            self.stop_listening()
+            return
+        for _ in range(_MAX_ACCEPTED):
+            if len(self._open) >= max_connections:
+                return  # the next round finds out whether another one waits
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as err:
+                if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    if now_s - self._starved_s >= _STARVED_LOG_S:
+                        self._starved_s = now_s
+                        _log.warning("new connections wait: %s", err.strerror)
+                    self.stop_listening()
+                return  # else: it was gone before it was accepted
+            try:
+                self._add(sock, now_s, tag_s)
+            except OSError:
+                sock.close()
+
+    def _add(self, sock: socket.socket, now_s: float, tag_s: float) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        connection = Connection(sock, self._limits, now_s)
+        self._selector.register(sock, _READ, connection)
+        connection.tag_s = tag_s + connection.turn_s
+        self._open[connection] = None
+
+    def _make_room(self) -> bool:
+        """Close the longest idle connections, those without a token first.
+
+        Where tokens are needed, a call that needs none, such as Watch, does not keep a connection.
+        """
+        closable = [
+            connection
+            for connection in self._open
+            if not connection.is_busy or (self._calls.need_tokens and not connection.trusted)
+        ]
+        closable.sort(key=lambda c: (c.trusted, c.is_busy, c.active_s))
+        for connection in closable[: 1 + len(closable) // 64]:
+            self.say_goodbye(connection)
+        return bool(closable)
+
+    def watch(self, connection: Connection) -> None:
+        """Wait for what a connection waits for: a peer that takes no answers is not read."""
+        if connection.handshaking:
+            mask = _WRITE if connection.is_writing else _READ
+        else:
+            mask = _WRITE if connection.output else _READ
+        self._selector.modify(connection.socket, mask, connection)
+
+    def say_goodbye(self, connection: Connection) -> None:
+        """Close a connection, after what HTTP/2 has to say of it."""
+        if not connection.handshaking:
+            connection.go_away(notice=False)
+            connection.flush()
+        self.drop(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close a connection as it is, and forget its calls."""
+        if self._open.pop(connection, self) is self:
+            return
+        self._calls.forget(connection)
+        self._selector.unregister(connection.socket)
+        connection.close()
+        self.listen()
+
+    def sweep(self, now_s: float) -> None:
+        """Close what is idle, stuck or old; try again to accept."""
+        self.listen()
+        limits = self._limits
+        free = 1 - len(self._open) / limits.max_connections
+        idle_s = limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
+        for connection in self:
+            quiet_s = now_s - connection.active_s
+            self._retire(connection, now_s)
+            if connection.handshaking or connection.awaited:
+                is_over = now_s - connection.opened_s > limits.handshake_s
+            elif connection.is_busy:
+                is_over = bool(connection.output) and quiet_s > limits.message_s
+                if now_s - connection.swept_s > limits.message_s:
+                    connection.swept_s = now_s
+                    self._calls.sweep(connection)
+            else:
+                is_over = connection.retired or quiet_s > idle_s * connection.jitter
+            if is_over:
+                self.say_goodbye(connection)
+
+    def _retire(self, connection: Connection, now_s: float) -> None:
+        """Ask the caller of an old connection to make its next calls on another one."""
+        age_s = now_s - connection.opened_s
+        if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
+            connection.retired = True
+            connection.go_away(notice=True)
+            self._calls.touch(connection)
+
+    def close(self) -> None:
+        """Close the port and all connections."""
+        self._is_closed = True
+        self.stop_listening()
+        self._listener.close()
+        for connection in self:
+            self.say_goodbye(connection)

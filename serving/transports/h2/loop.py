@@ -1,0 +1,301 @@
+"""One thread: read all that is ready, make one batch of it, run it, answer all, write.
+
+The next batch gathers in the kernel while this one runs, so batches grow with the load, and a lone
+caller is answered by the thread that read its call.
+"""
+
+import logging
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from serving.errors import DigitsError
+from serving.system.cores import yield_core
+from serving.transports.h2 import http2
+from serving.transports.h2.calls import Calls
+from serving.transports.h2.connection import Connection
+from serving.transports.h2.connections import Connections
+from serving.transports.h2.heads import Head
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.queue import Queue
+from serving.transports.h2.runs import Runs
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 200e-6
+"""How long the loop asks the kernel again before it sleeps, after a call: a core that sleeps takes
+tens of microseconds to wake up, and finds its caches cold."""
+_LONGEST_PASS_S = 0.001
+"""Another program on this core took longer than this when it got its turn: who polls beside one
+uses up its share of the core, and when a call comes it waits for the end of the other's slice."""
+_PAUSE_S = 1.0
+"""How long the loop then sleeps between calls."""
+_TICK_S = 0.01
+"""How often the loop looks at what waits for time to pass, while anything does."""
+_SWEEP_S = 1.0
+"""How often it looks for connections that are idle, stuck or old."""
+_ROUND_S = _RUNS_S = 0.01
+"""How long a round reads at most, and then makes one run after the other: under overload either
+alone would take all its time."""
+_READ = selectors.EVENT_READ
+
+
+class Loop:
+    """Serves the connections of one listening socket."""
+
+    def __init__(
+        self, listener: socket.socket, queue: Queue, limits: Limits, *, poll: bool,
+        max_queue_delay_s: float, tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:  # fmt: skip
+        """Prepare; `connect` and `start` begin.
+
+        Args:
+            listener: listens already, and does not block.
+            queue: what waits for a run.
+            limits: what peers may use.
+            poll: whether the loop may keep a core busy for a moment while it waits.
+            max_queue_delay_s: how long it waits for more images before a run.
+            tls: gives the context for new connections; None is plaintext.
+        """
+        self._listener = listener
+        self._limits = limits
+        self._queue = queue
+        self._poll_s = _POLL_S if poll else 0.0
+        self._max_queue_delay_s = max_queue_delay_s
+        self._tls = tls
+        self._selector = selectors.DefaultSelector()
+        self._buffer = memoryview(bytearray(limits.read_bytes))
+        self._touched: list[Connection] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._waker, self._woken = socket.socketpair()
+        self._is_awake = True
+        """Whether `post` need not wake the thread."""
+        self._now_s = self._active_s = time.monotonic()
+        """When the last round began, and when something was last written."""
+        self._is_draining = self._is_stopped = False
+        self._is_overrun = False
+        """Whether the last round did not read all that was ready."""
+        self._clock_s = self._accept_tag_s = 0.0
+        """The clock that connections' turns move; see `Connection.tag_s`."""
+        self._next_tick_s = 0.0
+        self._next_sweep_s = 0.0
+        self.drained = threading.Event()
+        """Set once a drain has answered all that was accepted."""
+        self._thread = threading.Thread(target=self._run, name="h2", daemon=True)
+
+    def connect(self, calls: Calls, runs: Runs) -> None:
+        """Name what reads and what answers; both know the loop by its `touch` and `post`."""
+        self._calls, self._runs = calls, runs
+        self._connections = Connections(
+            self._listener, self._selector, self._limits, calls, self._tls
+        )
+
+    def start(self) -> None:
+        """Begin to serve, on a thread of its own."""
+        self._thread.start()
+
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress; from any thread, so not exact while they change."""
+        return sum(len(connection.calls) for connection in self._connections)
+
+    def touch(self, connection: Connection) -> None:
+        """Have a connection flushed at the end of the round."""
+        if not connection.touched:
+            connection.touched = True
+            self._touched.append(connection)
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Have something done by the loop's thread, from any thread."""
+        self._posted.append(task)
+        if not self._is_awake:
+            self._is_awake = True
+            self._waker.send(b"\0")
+
+    def _run(self) -> None:
+        self._connections.listen()
+        self._selector.register(self._woken, _READ, self._woken)
+        while not self._is_stopped:
+            try:
+                self._round()
+            except Exception:  # a flaw of ours: it ends this round, and never the loop
+                _log.exception("a round failed")
+        self._close()
+
+    def _round(self) -> None:
+        """Read what is ready, answer what waits, write."""
+        timeout_s = self._timeout_s()
+        ready = self._selector.select(timeout_s)
+        self._is_awake = True
+        while self._posted:  # first: what a drain refuses may be about to be read
+            self._posted.popleft()()
+        self._now_s = now_s = time.monotonic()
+        if ready:
+            self._read(ready, now_s)
+        if self._queue.num_rows:
+            self._run_waiting(now_s)
+        if self._touched:
+            self._flush()
+            self._active_s = max(self._active_s, time.monotonic())
+        elif not timeout_s:
+            yield_core()  # others may want the core more than a loop that only asks
+            if time.monotonic() - now_s > _LONGEST_PASS_S:
+                self._active_s = now_s + _PAUSE_S  # polls again once that is past
+        if now_s >= self._next_tick_s:
+            self._tick(now_s)
+
+    def _timeout_s(self) -> float:
+        """Return how long the loop may sleep; from then on `post` wakes it."""
+        if self._queue.num_rows:
+            timeout_s = self._delay_s(self._now_s)
+        elif 0.0 <= self._now_s - self._active_s < self._poll_s:
+            return 0.0
+        else:
+            timeout_s = max(0.0, self._next_tick_s - self._now_s)
+        self._is_awake = not timeout_s
+        return 0.0 if self._posted else timeout_s
+
+    def _read(self, ready: list[tuple[selectors.SelectorKey, int]], now_s: float) -> None:
+        """Read each connection that is ready, for some 10 ms in all.
+
+        Where that was not enough for all, those who have taken the least time go first.
+        """
+        if self._calls.need_tokens:
+            self._calls.check_tokens(self._connections)
+        if self._is_overrun:
+            ready.sort(key=self._tag_s)
+        begun_s = now_s
+        for key, mask in ready:
+            connection = key.data
+            if connection is self._woken:
+                self._woken.recv(64)
+                continue
+            if connection is self._listener:
+                self._connections.accept(now_s, self._clock_s)
+                ended_s = time.monotonic()
+                self._accept_tag_s = self._clock_s + ended_s - begun_s
+            else:
+                self._serve(connection, mask, now_s)
+                ended_s = time.monotonic()
+                turn_s = ended_s - begun_s
+                connection.turn_s += (turn_s - connection.turn_s) / 4
+                self._clock_s = max(self._clock_s, connection.tag_s)
+                connection.tag_s = self._clock_s + turn_s
+            begun_s = ended_s
+            if begun_s - now_s > _ROUND_S:
+                break
+        self._is_overrun = begun_s - now_s > _ROUND_S
+
+    def _run_waiting(self, now_s: float) -> None:
+        """Make runs of what waits, for some 10 ms in all."""
+        end_s = now_s + _RUNS_S
+        while not self._delay_s(now_s):
+            self._runs.run_next(now_s)
+            now_s = time.monotonic()
+            if not self._queue.num_rows or now_s >= end_s:
+                break
+            self._flush()
+
+    def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
+        """Return when what is ready is due: start-time fair queueing."""
+        data = ready[0].data
+        if isinstance(data, Connection):
+            return data.tag_s
+        return self._accept_tag_s if data is self._listener else 0.0
+
+    def _delay_s(self, now_s: float) -> float:
+        """Return how long the next run is to wait for more images."""
+        if not self._max_queue_delay_s or self._queue.num_rows >= self._queue.run_rows:
+            return 0.0
+        return max(0.0, self._queue.oldest_s + self._max_queue_delay_s - now_s)
+
+    def _serve(self, connection: Connection, mask: int, now_s: float) -> None:
+        """Read what has come, and what it asks for."""
+        if connection not in self._connections:
+            return  # it was closed in this round, for a new one
+        try:
+            if connection.handshaking:
+                if not connection.shake_hands():
+                    self._connections.watch(connection)
+                    return
+                self._connections.watch(connection)
+            if mask & _READ:
+                num_bytes = connection.read(self._buffer)
+                if num_bytes < 0:
+                    self._connections.drop(connection)
+                    return
+                connection.active_s = now_s
+                if num_bytes and not self._calls.receive(connection, now_s):
+                    connection.closing = True
+            self.touch(connection)
+        except (http2.Error, OSError):
+            self._connections.say_goodbye(connection)
+        except Exception:  # a flaw of ours: it ends this connection, and never the loop
+            _log.exception("a connection failed")
+            self._connections.drop(connection)
+
+    def _flush(self) -> None:
+        touched, self._touched = self._touched, []
+        for connection in touched:
+            connection.touched = False
+            if connection not in self._connections:
+                continue
+            if not connection.flush():
+                self._connections.drop(connection)
+            elif connection.is_writing != bool(connection.output):
+                connection.is_writing = bool(connection.output)
+                self._connections.watch(connection)
+
+    # Time
+
+    def _tick(self, now_s: float) -> None:
+        self._calls.tick(now_s)
+        self._runs.refresh()
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + _SWEEP_S
+            self._connections.sweep(now_s)
+        if self._is_draining and not self._is_pending():
+            self.drained.set()
+        is_hurried = self._is_draining or self._calls.has_timers
+        self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
+
+    # The end
+
+    def drain(self, refusal: DigitsError) -> None:
+        """Refuse new calls; `drained` is set once those that were accepted are answered."""
+        self.post(partial(self._begin_drain, refusal))
+
+    def _begin_drain(self, refusal: DigitsError) -> None:
+        self._is_draining = True
+        self._next_tick_s = 0.0
+        for connection in self._connections:
+            connection.go_away(notice=True)
+            self.touch(connection)
+        self._calls.drain(refusal, self._connections)
+
+    def _is_pending(self) -> bool:
+        return self._queue.num_rows > 0 or any(
+            connection.output
+            or connection.http2.queued_body_size()
+            or any(isinstance(call, Head) or call.is_pending for call in connection.calls.values())
+            for connection in self._connections
+        )
+
+    def stop(self) -> None:
+        """Close the port and every connection; `drain` first to lose nothing."""
+        self.post(self._stop)
+        self._thread.join()
+        self._waker.close()  # not before: `post` may be about to use it
+        self._woken.close()
+
+    def _stop(self) -> None:
+        self._is_stopped = True
+
+    def _close(self) -> None:
+        self._connections.close()
+        self._selector.close()

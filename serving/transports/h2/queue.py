@@ -1,0 +1,142 @@
+"""The calls that wait for a run: in turns between connections, without the dead."""
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.protocols.plan import Plan
+    from serving.transports.h2.connection import Connection
+
+Entry = tuple[Any, int, bytes | memoryview, "Plan", float, float, Any]
+"""A call's images: connection, stream, N x 784 bytes, plan, arrival and deadline in monotonic
+seconds, and its `Slot` among a stream's answers, None for a unary call."""
+
+_TURN_ROWS = 16
+"""Images that one connection adds to a batch before the others' turn."""
+_SHARE_OF_PATIENCE = 0.25
+"""How much of its time a call may wait for the runs before its own: reading and refusing under
+overload take as long again, and so do the network and the kernel."""
+_GIVE_UP_MEMORY_S = 1.0
+"""How long callers that gave up are remembered."""
+
+
+class Queue:
+    """What was read and has not run; used by the loop's thread only."""
+
+    def __init__(self, capacity: int) -> None:
+        """Start empty; `capacity` counts images."""
+        self.num_rows = 0
+        self.oldest_s = 0.0
+        """When the first of what waits came, in monotonic seconds."""
+        self._capacity = capacity
+        self.run_rows = 1
+        """The most images of a run."""
+        self.row_s = 0.0
+        """What an image costs of late where runs are full, in seconds."""
+        self._ring: deque[Connection] = deque()
+        self._gave_up_s = -_GIVE_UP_MEMORY_S
+
+    def offer(self, entry: Entry) -> bool:
+        """Let a call wait, unless it would wait in vain, or there is no room.
+
+        One that the next run may take gets its chance, whatever runs before took.
+
+        Returns:
+            False if it is refused.
+        """
+        num_rows = self.num_rows + entry[3].num_rows
+        if num_rows > self._capacity or (
+            num_rows > self.run_rows
+            and num_rows * self.row_s > (entry[5] - entry[4]) * _SHARE_OF_PATIENCE
+        ):
+            return False
+        waiting = entry[0].waiting  # as `put`, without a call
+        if not waiting:
+            if not self._ring:
+                self.oldest_s = entry[4]
+            self._ring.append(entry[0])
+        waiting.append(entry)
+        self.num_rows = num_rows
+        return True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether streams may add to it: the other half is for calls, which can't wait outside."""
+        return self.num_rows < self._capacity // 2 or not self.num_rows
+
+    def put(self, entry: Entry) -> None:
+        """Let a call wait."""
+        waiting = entry[0].waiting
+        if not waiting:
+            if not self._ring:
+                self.oldest_s = entry[4]
+            self._ring.append(entry[0])
+        waiting.append(entry)
+        self.num_rows += entry[3].num_rows
+
+    def note_cancelled(self, now_s: float) -> None:
+        """Remember that a caller gave up."""
+        self._gave_up_s = max(self._gave_up_s, now_s)
+
+    def take(self, max_rows: int, now_s: float) -> tuple[list[Entry], list[Entry]]:
+        """Take up to `max_rows` images, or one call that is larger.
+
+        Where callers give up without having named a deadline, the newest go first: the oldest are
+        about to be given up, and a queue longer than their patience would answer nobody in time.
+
+        Returns:
+            The calls to run, and those whose deadline has passed. Those whose callers left are in
+            neither.
+        """
+        taken: list[Entry] = []
+        room = max_rows
+        if self.num_rows <= max_rows:
+            for connection in self._ring:
+                calls = connection.calls
+                taken += [entry for entry in connection.waiting if entry[1] in calls]
+                connection.waiting.clear()
+            self._ring.clear()
+            self.num_rows = 0
+        else:
+            newest_first = now_s - self._gave_up_s < _GIVE_UP_MEMORY_S
+            while self._ring and room > 0:
+                room -= self._take_turn(taken, room, newest_first=newest_first)
+        late = [entry for entry in taken if entry[5] <= now_s]
+        return ([entry for entry in taken if entry[5] > now_s] if late else taken), late
+
+    def _take_turn(self, taken: list[Entry], room: int, *, newest_first: bool) -> int:
+        """Take what the next connection may add: a few images, or one call of any size.
+
+        Returns:
+            The images taken; `room` if the next call is for another batch.
+        """
+        connection = self._ring.popleft()
+        waiting, calls = connection.waiting, connection.calls
+        if newest_first:  # else those that were given up would count as waiting, and none be taken
+            while waiting and waiting[0][1] not in calls:
+                self.num_rows -= waiting.popleft()[3].num_rows
+        turn = min(_TURN_ROWS, room) if self._ring else room
+        num_rows = 0
+        while waiting:
+            entry = waiting[-1 if newest_first else 0]
+            rows = entry[3].num_rows
+            is_alive = entry[1] in calls
+            if is_alive and num_rows and num_rows + rows > turn:
+                self._ring.append(connection)
+                break
+            if is_alive and taken and not num_rows and rows > room:
+                self._ring.appendleft(connection)
+                return room
+            waiting.pop() if newest_first else waiting.popleft()
+            self.num_rows -= rows
+            if is_alive:
+                taken.append(entry)
+                num_rows += rows
+        return num_rows
+
+    def forget(self, connection: "Connection") -> None:
+        """Drop what a closed connection has waiting."""
+        if connection.waiting:
+            self.num_rows -= sum(entry[3].num_rows for entry in connection.waiting)
+            connection.waiting.clear()
+            self._ring.remove(connection)

@@ -1,0 +1,160 @@
+"""Runs what waits, a batch at a time, on the loop's own thread, and answers each call."""
+
+import logging
+import time
+from operator import itemgetter
+
+import numpy as np
+
+from serving.classifier import Classifier
+from serving.errors import DeadlineExceeded, DigitsError, ModelError
+from serving.images import IMAGE_BYTES
+from serving.model.loaded_model import LoadedModel
+from serving.predictions import ROW_BYTES
+from serving.protocols.oip.statistics import Answered, Run
+from serving.protocols.plan import Plan, frame
+from serving.transports.h2 import http2
+from serving.transports.h2.calls import Calls
+from serving.transports.h2.connection import RESPONSE
+from serving.transports.h2.queue import Entry, Queue
+from serving.transports.h2.status import OK
+from serving.transports.h2.streams import AnswerStream
+
+_INLINE_IMAGES = 128
+"""Images of one request that are worth a run of their own, which a runner thread may make on
+another core: more are hardly cheaper each."""
+_pixels_of = itemgetter(2)
+_log = logging.getLogger(__name__)
+
+_FAILED = ModelError("the model failed on these images")
+_LATE = DeadlineExceeded("the deadline passed while the request waited")
+
+
+class Runs:
+    """Takes calls from the queue to their answers."""
+
+    def __init__(self, classifier: Classifier, queue: Queue, calls: Calls) -> None:
+        """Connect the parts; the classifier says what is run."""
+        self._classifier = classifier
+        self._queue = queue
+        self._calls = calls
+        self._observe = classifier.metrics.observe_run
+        self._adopt(classifier.served)
+
+    def _adopt(self, model: LoadedModel) -> None:
+        self._model = model
+        self._engine_run = model.engine.run
+        self._version = model.version
+        batching = self._classifier.batching
+        # While a run goes on, nobody is read.
+        self._queue.run_rows = min(batching.max_batch_size, model.quick_images) or 1
+        self._calls.max_inline_images = min(_INLINE_IMAGES, model.quick_images)
+
+    def refresh(self) -> None:
+        """Run what comes from now on on the version that is served now."""
+        if self._classifier.served is not self._model:
+            self._adopt(self._classifier.served)
+
+    def run_next(self, now_s: float) -> None:
+        """Run the next batch, if any call of it is still wanted."""
+        if self._classifier.served is not self._model:
+            self._adopt(self._classifier.served)
+        queue = self._queue
+        batch, late = queue.take(queue.run_rows, now_s)
+        for entry in late:
+            self._end(entry, _LATE)
+        if not batch:
+            return
+        try:
+            num_images = self._run(batch)
+        except Exception:  # a flaw of ours: it ends these calls, and never the loop
+            _log.exception("a batch could not be answered")
+            for entry in batch:
+                if entry[1] in entry[0].calls:
+                    self._end(entry, _FAILED)
+            return
+        if queue.num_rows:  # it was full: an image of a small run costs more
+            queue.row_s += ((time.monotonic() - now_s) / num_images - queue.row_s) / 8
+
+    def _run(self, batch: list[Entry]) -> int:
+        """Run and answer a batch; returns its number of images."""
+        started_s = time.monotonic()
+        pixels = list(map(_pixels_of, batch))
+        joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
+        images = np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_BYTES)
+        try:
+            probabilities = self._engine_run(images)
+        except Exception as err:  # whatever it is, it ends these calls and never the loop
+            self._find_guilty(batch, err)
+        else:
+            digits = bytes(probabilities.argmax(axis=1).tolist())
+            self._answer(batch, digits, probabilities.tobytes(), started_s)
+        return len(images)
+
+    def _find_guilty(self, batch: list[Entry], error: Exception) -> None:
+        """Run the halves of a failed batch, until it is known whose images make runs fail."""
+        middle = len(batch) // 2
+        if middle:
+            self._run(batch[:middle])
+            self._run(batch[middle:])
+            return
+        _log.error("a run of %d images failed", batch[0][3].num_rows, exc_info=error)
+        self._end(batch[0], _FAILED)
+
+    def _answer(self, batch: list[Entry], digits: bytes, rows: bytes, started_s: float) -> None:
+        """Send each call its rows: cut from one buffer where a call is one image."""
+        finished_s = time.monotonic()
+        streams: set[AnswerStream] = set()
+        groups: list[tuple[Plan, float, int]] = []  # the first is none
+        starts: tuple[bytes, ...] = ()
+        tail = b""
+        last, last_arrived_s, num_alike, num_rows, at = batch[0][3], -1.0, 0, 0, 0
+        for connection, stream_id, _, plan, arrived_s, _, slot in batch:
+            if plan is not last or arrived_s != last_arrived_s:
+                groups.append((last, last_arrived_s, num_alike))
+                last, last_arrived_s, num_alike = plan, arrived_s, 0
+                num_rows = plan.num_rows
+                if num_rows == 1:
+                    starts, tail = plan.one_image_parts(self._version)
+            num_alike += 1
+            end = at + num_rows
+            some = rows[at * ROW_BYTES : end * ROW_BYTES]
+            if num_rows == 1:
+                response = starts[digits[at]] + some + tail
+            else:
+                response = frame(plan.write(digits[at:end], some, self._version))
+            at = end
+            if slot is None:
+                del connection.calls[stream_id]
+                session = connection.http2
+                try:
+                    session.send_response(stream_id, RESPONSE)
+                    session.send_data(stream_id, response)
+                    session.send_trailers(stream_id, OK)
+                except http2.Error:
+                    pass  # the caller has left
+            else:
+                slot.response = response
+                streams.add(slot.stream)
+            if not connection.touched:
+                self._calls.touch(connection)
+        for stream in streams:
+            stream.flush()
+        groups.append((last, last_arrived_s, num_alike))
+        counted = []
+        for plan, arrived_s, times in groups[1:]:
+            counted.append((arrived_s, plan.method, times))
+            if plan.statistics is not None:
+                answered = Answered(times, times * plan.num_rows, arrived_s, plan.decode_s)
+                run = Run(len(digits), started_s, finished_s)
+                plan.statistics.count_success(self._version, answered, run)
+        self._observe(started_s, finished_s, counted, digits, rows)
+
+    def _end(self, entry: Entry, error: DigitsError) -> None:
+        """End a call without an answer."""
+        connection, stream_id, _, _, _, _, slot = entry
+        if slot is None:
+            self._calls.fail(connection, stream_id, error)
+        else:
+            slot.stream.fail(slot, error)
+            slot.stream.flush()

@@ -1,0 +1,102 @@
+"""The h2 transport: its parts put together, on one port."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from serving.classifier import Classifier
+from serving.config import ServerConfig
+from serving.errors import Unavailable
+from serving.images import IMAGE_BYTES
+from serving.predictions import Predictions
+from serving.protocols.method import Method
+from serving.system.cores import may_poll
+from serving.transports.auth import token_check
+from serving.transports.h2.calls import Calls
+from serving.transports.h2.heads import Heads
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.listener import address_of, listen
+from serving.transports.h2.local import LocalCaller
+from serving.transports.h2.loop import Loop
+from serving.transports.h2.queue import Queue
+from serving.transports.h2.runs import Runs
+from serving.transports.h2.tls import server_context
+
+_SPARE_BYTES = 4096
+"""Room for tags, lengths and names beside the images of a message."""
+
+
+class H2Server:
+    """Every method on HTTP/2 by ngh2, on one thread."""
+
+    def __init__(
+        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig,
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare; `start` binds.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
+        batching = classifier.batching
+        self._classifier = classifier
+        self._config = config
+        self._tls = server_context(config.security)
+        self._limits = limits or Limits(
+            # Twice the largest request: one that is a little too large is read, and told so.
+            max_message_bytes=2 * batching.max_request_images * IMAGE_BYTES + _SPARE_BYTES,
+            age_s=config.max_connection_age_s,
+        )
+        self._queue = Queue(batching.queue_capacity)
+        paths = {method.path.encode(): method for method in methods}
+        self._heads = Heads(paths, token_check(config.security))
+        self._loop: Loop | None = None
+
+    async def start(self) -> str:
+        """See `Transport`."""
+        classifier, batching = self._classifier, self._classifier.batching
+        listener = listen(self._config.host, self._config.port, shared=self._config.workers > 1)
+        loop = self._loop = Loop(
+            listener,
+            self._queue,
+            self._limits,
+            poll=may_poll(self._config.workers),
+            max_queue_delay_s=batching.max_queue_delay_s,
+            tls=self._tls,
+        )
+        calls = Calls(
+            self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
+        )  # fmt: skip
+        runs = Runs(classifier, self._queue, calls)
+        self._calls = calls
+        loop.connect(calls, runs)
+        loop.start()
+        return address_of(listener, self._config.host)
+
+    @property
+    def num_waiting(self) -> int:
+        """See `Transport`."""
+        return self._queue.num_rows + self._classifier.batcher.num_waiting
+
+    @property
+    def num_calls(self) -> int:
+        """See `Transport`."""
+        return 0 if self._loop is None else self._loop.num_calls
+
+    async def ask(self, image: bytes) -> Predictions:
+        """See `Transport`."""
+        assert self._loop is not None
+        caller = LocalCaller(asyncio.get_running_loop())
+        self._loop.post(partial(caller.ask, self._calls, image))
+        return await caller.answer
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `Transport`."""
+        assert self._loop is not None
+        self._loop.drain(Unavailable("the server is shutting down"))
+        return await asyncio.to_thread(self._loop.drained.wait, timeout_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Transport`."""
+        if self._loop is not None:
+            await asyncio.to_thread(self._loop.stop)
