@@ -4,7 +4,7 @@
     with Classifier.load("models/digits") as classifier:
         predictions = classifier.classify(images)
 
-Names are resolved when first used, so that `import serving.client` loads no ONNX Runtime.
+Each name is imported when it is first used, so that `import serving.client` loads no ONNX Runtime.
 """
 
 from importlib import import_module
@@ -13,19 +13,63 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import AsyncClient, Client
+    from serving.config import BatchingConfig
+    from serving.errors import (
+        ConfigurationError,
+        CorruptModel,
+        DeadlineExceeded,
+        DeviceError,
+        DigitsError,
+        InvalidRequest,
+        ModelError,
+        ModelNotFound,
+        Overloaded,
+        RequestError,
+        ServingError,
+        Unauthenticated,
+        Unavailable,
+    )
+    from serving.model.info import ModelInfo
+    from serving.pictures.reader import from_picture
     from serving.predictions import Prediction, Predictions
 
     __version__: str
 
-__all__ = ["AsyncClient", "Classifier", "Client", "Prediction", "Predictions"]
+__all__ = [
+    "AsyncClient",
+    "BatchingConfig",
+    "Classifier",
+    "Client",
+    "ConfigurationError",
+    "CorruptModel",
+    "DeadlineExceeded",
+    "DeviceError",
+    "DigitsError",
+    "InvalidRequest",
+    "ModelError",
+    "ModelInfo",
+    "ModelNotFound",
+    "Overloaded",
+    "Prediction",
+    "Predictions",
+    "RequestError",
+    "ServingError",
+    "Unauthenticated",
+    "Unavailable",
+    "from_picture",
+]
 
 _HOMES = {
     "AsyncClient": "serving.client",
+    "BatchingConfig": "serving.config",
     "Classifier": "serving.classifier",
     "Client": "serving.client",
+    "ModelInfo": "serving.model.info",
     "Prediction": "serving.predictions",
     "Predictions": "serving.predictions",
+    "from_picture": "serving.pictures.reader",
 }
+"""The module of each public name that is no error."""
 
 
 def __getattr__(name: str) -> object:
@@ -33,6 +77,6 @@ def __getattr__(name: str) -> object:
         from commandline.checkout import version
 
         return version()
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "serving.errors")), name)

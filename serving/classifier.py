@@ -67,7 +67,7 @@ class Classifier:
     def open(
         cls, config: ModelConfig, batching: BatchingConfig | None = None, num_processes: int = 1
     ) -> Self:
-        """Load what a configuration names; raises what `load_model` raises."""
+        """Load the model that a server's configuration names; raises what `load` raises."""
         model_dir = config.models / config.model
         max_batch_size = (batching or BatchingConfig()).max_batch_size
         model = load_model(
@@ -87,9 +87,23 @@ class Classifier:
     ) -> Self:
         """Load an exported model, verify it and check it on its golden samples.
 
-        Args: see `load_model`; `batching` sets sizes and limits.
+        Args:
+            model_dir: the model's directory, such as "models/digits".
+            version: which version to load, such as "3" or 3; None for the newest good one. A
+                damaged version is skipped with a warning in the log.
+            device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
+            precision: "fp32" or "int8". int8 runs on the CPU only, which is what "auto" means
+                for it.
+            batching: `max_batch_size` is the most images in one run; the queue's limits bind only
+                a server.
 
-        Raises: what `load_model` raises.
+        Raises:
+            ModelNotFound: no such model, or no such version of it.
+            CorruptModel: the version is damaged, differs from its manifest, answers its golden
+                samples wrongly, or is not ready after 60 s. With version None: every version is.
+            DeviceError: the device can't be used on this machine.
+            ConfigurationError: the version has no int8 variant, int8 was asked for on CUDA, or the
+                directory can't be read.
         """
         model_dir = Path(model_dir).absolute()
         version = None if version is None else str(version)
@@ -103,11 +117,16 @@ class Classifier:
 
     @classmethod
     def pretrained(cls, device: Device = "auto", precision: Precision = "fp32") -> Self:
-        """Load the model in the box, which is installed with the package.
+        """Load the model that is installed with the package.
 
-        Args: see `load_model`.
+        Args:
+            device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
+            precision: "fp32" or "int8"; int8 runs on the CPU only.
 
-        Raises: what `load_model` raises.
+        Raises:
+            DeviceError: the device can't be used on this machine.
+            ConfigurationError: int8 was asked for on CUDA.
+            CorruptModel: the installed files are damaged.
         """
         classifier = cls.load(PRETRAINED / "digits", device=device, precision=precision)
         classifier._reopen = partial(cls.pretrained, device, precision)  # wherever it is installed
@@ -130,7 +149,7 @@ class Classifier:
         self.batcher.swap(model)
 
     def model_info(self) -> ModelInfo:
-        """Tell what is served, on what, and its limits."""
+        """Return what is served, on which device, and its limits."""
         model = self.served
         return ModelInfo(
             name=self._served_name or model.manifest.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import serving
+import serving.errors
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -199,8 +200,17 @@ def test_client_imports_no_server_code() -> None:
 
 
 def test_public_names_are_these() -> None:
-    names = ["AsyncClient", "Classifier", "Client", "Prediction", "Predictions"]
-    assert sorted(serving.__all__) == names
+    errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
+    assert set(serving.__all__) == errors | {
+        "AsyncClient",
+        "BatchingConfig",
+        "Classifier",
+        "Client",
+        "ModelInfo",
+        "Prediction",
+        "Predictions",
+        "from_picture",
+    }
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name
     with pytest.raises(AttributeError, match="nope"):
