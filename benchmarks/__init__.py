@@ -1,7 +1,10 @@
 """Measures inference the way MLPerf does: its scenarios, raw latencies kept, validity told.
 
-scenarios   what is asked of a target, and how fast
+In the order of the imports, ground first:
+
+load        what sends requests: threads, h2load, our own generators
 targets     what is measured: in process, served by us, or by anybody at an address
-load        what asks: threads, h2load, or our own generator
-results     what is kept; stats, tables, plots, page, compare and recommend only read it
+run         scenarios, suites, and the result file that a run writes
+report      tables, pictures, page, comparison, recommendation: they only read result files
+cli         the commands; `arguments` has their options
 """

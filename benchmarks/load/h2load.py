@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.load.frames import Request
+from benchmarks.load.processes import on_cores
 from benchmarks.load.trace import Trace
-from benchmarks.processes import on_cores
 
 NAME = "h2load"
 

@@ -7,8 +7,7 @@ from functools import partial
 from time import perf_counter
 from typing import Self
 
-from benchmarks import processes
-from benchmarks.load import h2load, overload, streams
+from benchmarks.load import h2load, overload, processes, streams
 from benchmarks.load.asyncio_load import check, run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.trace import Seconds, Trace, merge

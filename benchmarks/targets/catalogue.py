@@ -2,8 +2,8 @@
 
 from contextlib import AbstractContextManager
 
-from benchmarks.targets.local import OPENERS, local
-from benchmarks.targets.served import OURS, SERVED, open_inference, served
+from benchmarks.targets.in_process import OPENERS, local
+from benchmarks.targets.servers import OURS, SERVED, open_inference, served
 from benchmarks.targets.target import Running, Setting, Spec
 
 NAMES = (*OPENERS, *SERVED)

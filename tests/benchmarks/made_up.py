@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from benchmarks.histogram import Histogram
-from benchmarks.results import Results, Sample, Skip, Start
+from benchmarks.run.histogram import Histogram
+from benchmarks.run.result_file import Results, Sample, Skip, Start
 from benchmarks.targets.target import Spec
 
 PLAIN, H2 = Spec(target="plain"), Spec(target="h2")

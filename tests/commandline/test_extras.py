@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import benchmarks.__main__
+import benchmarks.cli
 import serving.__main__
 import training.__main__
 from commandline import extras
@@ -107,7 +107,7 @@ def test_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
     [
         ("serving", serving.__main__.EXTRAS),
         ("training", training.__main__.EXTRAS),
-        ("benchmarks", benchmarks.__main__.EXTRAS),
+        ("benchmarks", benchmarks.cli.EXTRAS),
     ],
 )
 def test_every_import_beyond_the_base_has_its_extra(package: str, table: Mapping[str, str]) -> None:
@@ -131,7 +131,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "table", [serving.__main__.EXTRAS, training.__main__.EXTRAS, benchmarks.__main__.EXTRAS]
+    "table", [serving.__main__.EXTRAS, training.__main__.EXTRAS, benchmarks.cli.EXTRAS]
 )
 def test_extras_bring_what_they_are_named_for(table: Mapping[str, str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

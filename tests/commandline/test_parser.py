@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-import benchmarks.options
+import benchmarks.arguments
 import serving.cli.arguments
 import training.cli
 from commandline.parser import Parser, blame
 
-PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.options.parser]
+PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.arguments.parser]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.trace import arrivals
-from benchmarks.targets.served import encode_digits
+from benchmarks.targets.servers import encode_digits
 from serving.images import Images
 from tests.raw import CLASSIFY
 from tests.servers import running_server

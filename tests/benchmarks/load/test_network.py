@@ -16,7 +16,7 @@ from benchmarks.load.asyncio_load import run_closed, run_open
 from benchmarks.load.frames import Request
 from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.trace import Outcome, Trace, arrivals
-from benchmarks.targets.served import batch_sizes_of, encode_digits, encode_infer
+from benchmarks.targets.servers import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
 from serving.protocols.oip import inference_pb

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import page, plots
-from benchmarks.results import Results, UnusableResults
-from benchmarks.table import Table
-from benchmarks.tables import summary, tables
+from benchmarks.report import page
+from benchmarks.report.pictures import pictures as draw_all
+from benchmarks.report.sections import summary, tables
+from benchmarks.report.table import Table
+from benchmarks.run.result_file import Results, UnusableResults
 from reports.page import Picture
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
@@ -19,7 +20,7 @@ def write(results: Results, path: Path) -> list[Path]:
         What was written.
     """
     made = tables(results)
-    pictures = plots.pictures(results)
+    pictures = draw_all(results)
     files = {
         path.with_suffix(".md"): _markdown(results, made, pictures, path.stem).encode(),
         path.with_suffix(".html"): page.render(results, made, pictures).encode(),

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace as replaced
 from statistics import median
 
-from benchmarks import cost_tables, load_tables
-from benchmarks.figures import Key, Rounds, curve, figures, grouped, specs_of, speedup
-from benchmarks.results import Results, Sample
-from benchmarks.stats import crossover, interpolate
-from benchmarks.table import Table, interval, seconds, short
+from benchmarks.report import costs, loads
+from benchmarks.report.figures import Key, Rounds, curve, figures, grouped, specs_of, speedup
+from benchmarks.report.stats import crossover, interpolate
+from benchmarks.report.table import Table, interval, seconds, short
+from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
 
 NOT_MEASURED = "not measured"
@@ -19,18 +19,18 @@ def tables(results: Results) -> list[Table]:
     found = figures(results)
     made = [
         summary(results, found),
-        load_tables.closed_loops(results, found),
-        load_tables.overload(results, found),
+        loads.closed_loops(results, found),
+        loads.overload(results, found),
         crossovers(results, found),
         composition(results, found),
-        cost_tables.cost(results, "ClosedLoop", "callers", lambda key: key.callers),
-        cost_tables.cost(results, "Offline", "images a call", lambda key: key.batch),
-        cost_tables.workers(results, found),
-        cost_tables.starts(results),
-        cost_tables.install(results),
-        cost_tables.training(results),
-        cost_tables.skipped(results),
-        cost_tables.invalid(results),
+        costs.cost(results, "ClosedLoop", "callers", lambda key: key.callers),
+        costs.cost(results, "Offline", "images a call", lambda key: key.batch),
+        costs.workers(results, found),
+        costs.starts(results),
+        costs.install(results),
+        costs.training(results),
+        costs.skipped(results),
+        costs.invalid(results),
     ]
     return [table for table in made if len(table.rows) > 1]
 

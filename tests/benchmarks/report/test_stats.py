@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import stats
-from benchmarks.histogram import Histogram
+from benchmarks.report import stats
+from benchmarks.run.histogram import Histogram
 
 BUCKET = 0.008
 """How far apart values of one bucket lie at most, as a share."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environment
-from benchmarks.results import UnusableResults, load
+from benchmarks.run import environment
+from benchmarks.run.result_file import UnusableResults, load
 from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
 

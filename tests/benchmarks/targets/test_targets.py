@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.network import Generator
-from benchmarks.measure import measure, setting_of
-from benchmarks.processes import cpu_s, family, memory_bytes, split_cores
-from benchmarks.scenarios import Cell, Rules
-from benchmarks.suites import Suite
+from benchmarks.load.processes import cpu_s, family, memory_bytes, split_cores
+from benchmarks.run.runner import measure, setting_of
+from benchmarks.run.scenarios import Cell, Rules
+from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import ABOUT, NAMES, open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
 from tests.benchmarks.made_up import results
 from tests.servers import running_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.histogram import Histogram
+from benchmarks.run.histogram import Histogram
 from benchmarks.targets.target import Spec
 
 FORMAT = 1

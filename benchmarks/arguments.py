@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.recommend import PLACES
-from benchmarks.scenarios import NAMES as SCENARIOS
-from benchmarks.suites import SUITES
+from benchmarks.report.recommendation import PLACES
+from benchmarks.run.scenarios import NAMES as SCENARIOS
+from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import ABOUT, NAMES
 from commandline.parser import Parser
 

@@ -5,11 +5,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import processes, scenarios
+from benchmarks.load import processes
 from benchmarks.load.network import Generator
-from benchmarks.results import Results, Skip, Start
-from benchmarks.scenarios import Cell
-from benchmarks.suites import Suite
+from benchmarks.run import scenarios
+from benchmarks.run.result_file import Results, Skip, Start
+from benchmarks.run.scenarios import Cell
+from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import processes
+from benchmarks.load import processes
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Seconds, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec

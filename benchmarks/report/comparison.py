@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks import environment
-from benchmarks.figures import Key, Rounds, figures, specs_of, speedup
-from benchmarks.results import Results, UnusableResults
-from benchmarks.stats import Interval, unpaired_ratio
-from benchmarks.table import Table, interval
+from benchmarks.report.figures import Key, Rounds, figures, specs_of, speedup
+from benchmarks.report.stats import Interval, unpaired_ratio
+from benchmarks.report.table import Table, interval
+from benchmarks.run import environment
+from benchmarks.run.result_file import Results, UnusableResults
 from benchmarks.targets.target import Spec
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.results import Results
-from benchmarks.table import Table
+from benchmarks.report.table import Table
+from benchmarks.run.result_file import Results
 from reports.page import Picture, page, section
 
 CAPTIONS = {

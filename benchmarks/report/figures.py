@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from benchmarks.histogram import Histogram
-from benchmarks.results import Results, Sample
-from benchmarks.stats import Interval, paired_ratio
+from benchmarks.report.stats import Interval, paired_ratio
+from benchmarks.run.histogram import Histogram
+from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
 
 LATENCY = {"SingleStream": 0.90, "MultiStream": 0.99}

@@ -5,8 +5,7 @@ from dataclasses import replace as replaced
 
 import numpy as np
 
-from benchmarks.cost_tables import cost_us
-from benchmarks.drawing import (
+from benchmarks.report.axes import (
     label_ends,
     log_axes,
     milliseconds,
@@ -14,11 +13,12 @@ from benchmarks.drawing import (
     style,
     thousands,
 )
-from benchmarks.figures import Key, Rounds, curve, figures, grouped, specs_of
-from benchmarks.histogram import Histogram
-from benchmarks.results import Results, Sample
-from benchmarks.stats import crossover
-from benchmarks.table import seconds, short
+from benchmarks.report.costs import cost_us
+from benchmarks.report.figures import Key, Rounds, curve, figures, grouped, specs_of
+from benchmarks.report.stats import crossover
+from benchmarks.report.table import seconds, short
+from benchmarks.run.histogram import Histogram
+from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
 from reports.drawing import INK, MUTED, draw
 from reports.page import Picture

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.stats import Interval
+from benchmarks.report.stats import Interval
 
 
 @dataclass(frozen=True, slots=True)

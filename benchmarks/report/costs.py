@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace as replaced
 from statistics import median
 
-from benchmarks.figures import Key, Rounds, grouped
-from benchmarks.results import Results, Sample
-from benchmarks.table import Table, seconds, short
+from benchmarks.report.figures import Key, Rounds, grouped
+from benchmarks.report.table import Table, seconds, short
+from benchmarks.run.result_file import Results, Sample
 
 
 def cost_us(samples: Sequence[Sample]) -> float | None:

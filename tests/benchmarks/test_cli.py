@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import main, suite_of
-from benchmarks.options import parser
-from benchmarks.results import UnusableResults
-from benchmarks.suites import SUITES, Suite, specs
+from benchmarks.arguments import parser
+from benchmarks.cli import main, suite_of
+from benchmarks.run.result_file import UnusableResults
+from benchmarks.run.suites import SUITES, Suite, specs
 from tests.benchmarks.made_up import three_rounds
 from tests.servers import running_server
 

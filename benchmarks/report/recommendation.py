@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.cost_tables import cost_us
-from benchmarks.figures import grouped
-from benchmarks.results import Results, Sample
-from benchmarks.table import Table, seconds
+from benchmarks.report.costs import cost_us
+from benchmarks.report.figures import grouped
+from benchmarks.report.table import Table, seconds
+from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
 
 _NO_DEPLOYMENT = ("null", "echo", "echo-grpcio")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, plots, recommend, report
-from benchmarks.figures import Key, figures, speedup
-from benchmarks.page import CAPTIONS
-from benchmarks.results import Results, Skip, UnusableResults, load
-from benchmarks.tables import tables
+from benchmarks.report import comparison, files, pictures, recommendation
+from benchmarks.report.figures import Key, figures, speedup
+from benchmarks.report.page import CAPTIONS
+from benchmarks.report.sections import tables
+from benchmarks.run.result_file import Results, Skip, UnusableResults, load
 from benchmarks.targets.target import Spec
 from tests.benchmarks.made_up import (
     H2,
@@ -182,7 +182,7 @@ def full() -> Results:
 
 
 def test_report_is_written_whole(tmp_path: Path) -> None:
-    names = {path.name for path in report.write(full(), tmp_path / "r.json")}
+    names = {path.name for path in files.write(full(), tmp_path / "r.json")}
     svgs = {f"r-{name}.svg" for name in CAPTIONS}
     assert names == {"r.md", "r.html", *svgs}
     assert all(b"<svg " in (tmp_path / name).read_bytes() for name in svgs)
@@ -195,7 +195,7 @@ def test_report_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_alternatives_give_the_figures() -> None:
-    drawn = plots.pictures(full())
+    drawn = pictures.pictures(full())
     assert drawn.keys() == CAPTIONS.keys()
     assert "within 10 ms: plain" in drawn["server"].alt
     for picture in drawn.values():
@@ -204,9 +204,9 @@ def test_alternatives_give_the_figures() -> None:
 
 def test_readme_gets_the_table(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.update_readme(readme, three_rounds())
-    assert not report.update_readme(readme, three_rounds())
+    readme.write_text(f"before\n{files.BEGIN}\nold\n{files.END}\nafter\n")
+    assert files.update_readme(readme, three_rounds())
+    assert not files.update_readme(readme, three_rounds())
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -214,15 +214,15 @@ def test_readme_gets_the_table(tmp_path: Path) -> None:
     assert "| h2 |" in text
     readme.write_text("no markers")
     with pytest.raises(UnusableResults, match="lacks the lines"):
-        report.update_readme(readme, three_rounds())
+        files.update_readme(readme, three_rounds())
 
 
 def test_two_runs_agree_on_ratios_despite_drift() -> None:
-    rows = compare.compare(three_rounds(), three_rounds(1.01, drift=(0.5, 0.6, 0.55)))
+    rows = comparison.compare(three_rounds(), three_rounds(1.01, drift=(0.5, 0.6, 0.55)))
     judged = {row.key: row.agrees for row in rows if row.ratios}
     assert len(judged) == 3
     assert not any(judged.values())  # no noise but drift: 1 % is told apart
-    same = compare.compare(three_rounds(), three_rounds(drift=(0.5, 0.6, 0.55)))
+    same = comparison.compare(three_rounds(), three_rounds(drift=(0.5, 0.6, 0.55)))
     assert all(row.agrees for row in same if row.ratios and not row.key.is_latency)
     assert all(row.change.low <= 0.6 <= row.change.high for row in same)
 
@@ -230,9 +230,9 @@ def test_two_runs_agree_on_ratios_despite_drift() -> None:
 def test_unlike_runs_are_refused() -> None:
     a = results(sample(PLAIN, "Offline"))
     with pytest.raises(UnusableResults, match="unlike machines: cpu 'A CPU' and 'B'"):
-        compare.compare(a, results(sample(PLAIN, "Offline"), cpu="B"))
+        comparison.compare(a, results(sample(PLAIN, "Offline"), cpu="B"))
     with pytest.raises(UnusableResults, match="no target"):
-        compare.compare(a, results(sample(H2, "Offline")))
+        comparison.compare(a, results(sample(H2, "Offline")))
 
 
 def measured() -> Results:
@@ -258,15 +258,15 @@ def measured() -> Results:
 def test_recommendation_is_the_cheapest_that_suffices(
     rate: float, slo_s: float, place: str, expected: list[object]
 ) -> None:
-    ranked, suffices = recommend.rank(recommend.choices(measured(), slo_s, place), rate)
+    ranked, suffices = recommendation.rank(recommendation.choices(measured(), slo_s, place), rate)
     assert suffices
     assert [choice.spec for choice in ranked] == expected
 
 
 def test_recommendation_never_goes_beyond_what_was_measured() -> None:
-    ranked, suffices = recommend.rank(recommend.choices(measured(), 0.01), 50_000)
+    ranked, suffices = recommendation.rank(recommendation.choices(measured(), 0.01), 50_000)
     assert not suffices
     assert ranked[0].images_per_s == 40_000
-    assert recommend.choices(measured(), 0.0001) == []
-    (large,) = recommend.choices(measured(), 0.1, batch=64)
+    assert recommendation.choices(measured(), 0.0001) == []
+    (large,) = recommendation.choices(measured(), 0.1, batch=64)
     assert (large.spec, large.images_per_s, large.cost_us) == (INT8, 320_000, 1.0)

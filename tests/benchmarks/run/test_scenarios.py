@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from benchmarks import scenarios
-from benchmarks.figures import server_rate
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Seconds, Trace, arrivals
-from benchmarks.results import Sample
-from benchmarks.scenarios import Cell, Rules
+from benchmarks.report.figures import server_rate
+from benchmarks.run import scenarios
+from benchmarks.run.result_file import Sample
+from benchmarks.run.scenarios import Cell, Rules
 from benchmarks.targets.target import Spec
 
 NULL = Spec(target="null")

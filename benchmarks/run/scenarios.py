@@ -22,10 +22,10 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import processes
-from benchmarks.histogram import Histogram
+from benchmarks.load import processes
 from benchmarks.load.trace import Outcome, Trace, arrivals
-from benchmarks.results import Sample
+from benchmarks.run.histogram import Histogram
+from benchmarks.run.result_file import Sample
 from benchmarks.targets.target import Running, Spec
 
 NAMES = (

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from benchmarks.scenarios import MULTI_STREAM_IMAGES, Cell, Rules
-from benchmarks.targets.served import OURS, split_name
+from benchmarks.run.scenarios import MULTI_STREAM_IMAGES, Cell, Rules
+from benchmarks.targets.servers import OURS, split_name
 from benchmarks.targets.target import Spec
 
 ALL_BATCHES = tuple(2**power for power in range(13))

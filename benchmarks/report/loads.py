@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from statistics import median
 
-from benchmarks.figures import Key, Rounds, grouped, specs_of, speedup
 from benchmarks.load.trace import Outcome
-from benchmarks.results import Results, Sample
-from benchmarks.table import Table, interval, seconds, short
+from benchmarks.report.figures import Key, Rounds, grouped, specs_of, speedup
+from benchmarks.report.table import Table, interval, seconds, short
+from benchmarks.run.result_file import Results, Sample
 
 
 def closed_loops(results: Results, found: Mapping[Key, Rounds]) -> Table:
