@@ -59,7 +59,7 @@ test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile b
 	$(RUN) -m pytest -s -m reliability tests/reliability
 
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
-	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/test_soak.py
+	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py
 
 test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer and grpc-js (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop

@@ -10,8 +10,8 @@ import pytest
 
 from serving import Classifier, Client
 from serving.images import Images
-from tests.gpu import gpu_works
-from tests.servers import RunningServer, running_server
+from tests.support.gpu import gpu_works
+from tests.support.servers import RunningServer, running_server
 from training.data.mnist import Mnist
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from serving.images import Images
-from tests.servers import RunningServer
+from tests.support.servers import RunningServer
 
 ROOT = Path(__file__).parent.parent
 SERVED = ("numpy", "grpc", "PIL.Image", "serving.model.onnx_runtime")
@@ -17,7 +17,7 @@ TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "training.expor
 
 def run(folder: Path, packages: tuple[str, ...], code: str, *arguments: object) -> str:
     """Run code in an interpreter that lacks it; return what it printed."""
-    code = f"from tests.elsewhere import leave_linux\nleave_linux(*{packages!r})\n{code}"
+    code = f"from tests.support.elsewhere import leave_linux\nleave_linux(*{packages!r})\n{code}"
     result = subprocess.run(
         [sys.executable, "-X", "warn_default_encoding", "-c", code, *map(str, arguments)],
         cwd=folder, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder),

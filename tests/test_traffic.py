@@ -21,7 +21,7 @@ from PIL import Image
 import numpy as np
 from serving import Classifier, Client
 from serving.__main__ import main
-from tests.servers import running_server
+from tests.support.servers import running_server
 
 Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("digit.png")
 with running_server(Path(sys.argv[1]), "--transport", sys.argv[2]) as server:

@@ -10,7 +10,7 @@ from benchmarks.cli import main, suite_of
 from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.suites import SUITES, Suite, specs
 from tests.benchmarks.made_up import three_rounds
-from tests.servers import running_server
+from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[2]
 

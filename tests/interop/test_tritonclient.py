@@ -15,7 +15,7 @@ import pytest
 
 from serving import Classifier
 from serving.images import Images
-from tests.servers import RunningServer
+from tests.support.servers import RunningServer
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from serving.images import Images
-from tests.servers import RunningServer
+from tests.support.servers import RunningServer
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serving import Client
-from tests.inference_peer import Peer
-from tests.raw import Raw
-from tests.servers import RunningServer
+from tests.support.inference_peer import Peer
+from tests.support.raw import Raw
+from tests.support.servers import RunningServer
 
 
 @pytest.fixture

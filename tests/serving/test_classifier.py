@@ -21,8 +21,8 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import Images
-from tests.gpu import NO_GPU
-from tests.published import publish, tampered
+from tests.support.gpu import NO_GPU
+from tests.support.published import publish, tampered
 from training.data.mnist import Mnist
 
 

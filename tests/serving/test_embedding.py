@@ -27,8 +27,8 @@ from serving.model import repository
 from serving.model.fork_safety import native_run
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
-from tests.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
-from tests.published import publish
+from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
+from tests.support.published import publish
 
 
 class Interrupt(BaseException):

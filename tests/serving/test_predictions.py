@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from serving import Predictions
-from tests.fakes import images_of, probabilities_of
+from tests.support.fakes import images_of, probabilities_of
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from benchmarks.targets.servers import batch_sizes_of, encode_digits, encode_inf
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
 from serving.protocols.oip import inference_pb
-from tests.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -17,7 +17,7 @@ from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import ABOUT, NAMES, open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
 from tests.benchmarks.made_up import results
-from tests.servers import running_server
+from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]
 

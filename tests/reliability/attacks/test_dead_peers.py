@@ -1,0 +1,163 @@
+"""Peers that vanish without a word, stand still, or come back late: the clients find them again."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import AsyncClient, Client
+from serving.errors import ServingError
+from serving.images import Images
+from tests.support.processes import PacedServer, paced_server
+from tests.support.servers import RunningServer, free_address, running_server
+
+AWAY_S = 20.0
+"""Long enough for back-offs to grow."""
+BACK_WITHIN_S = 10.0
+DEAD_WITHIN_S = 30.0
+"""A ping after 10 s, no answer in 5 s, and a reserve."""
+
+
+@pytest.fixture
+def image() -> Images:
+    return np.zeros((1, 784), np.uint8)
+
+
+class Router:
+    """Forwards TCP connections, and can forget those that it has: what they send goes nowhere."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._generation = 0
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def forget(self) -> None:
+        """Forward nothing more on the connections made so far; new ones work."""
+        self._generation += 1
+
+    def close(self) -> None:
+        for each in (self._listener, *self._sockets):
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += (near, far)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        generation = self._generation
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if generation == self._generation:
+                    sink.sendall(data)
+
+
+@pytest.fixture
+def router(server: RunningServer) -> Iterator[Router]:
+    router = Router(server.address)
+    yield router
+    router.close()
+
+
+def until_answered(call: Callable[[], object], within_s: float) -> None:
+    """Call until there is an answer; fail if there is none in time."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            call()
+            return
+        except ServingError:
+            assert time.monotonic() < deadline_s, f"no answer within {within_s:g} s"
+
+
+def test_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
+    with Client(router.address, timeout_s=1) as client:
+        client.classify(image)
+        router.forget()
+        until_answered(lambda: client.classify(image), DEAD_WITHIN_S)
+
+
+def test_async_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
+    async def scenario() -> None:
+        async with AsyncClient(router.address, timeout_s=DEAD_WITHIN_S) as client:
+            await client.classify(image)
+            router.forget()
+            await client.classify(image)  # its own time is enough to find out and connect again
+
+    asyncio.run(scenario())
+
+
+def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Images) -> None:
+    with Client(router.address, timeout_s=1) as old, Client(router.address) as new:
+        old.classify(image)
+        router.forget()
+        with pytest.raises(ServingError):
+            old.classify(image)
+        assert len(new.classify(image)) == 1
+
+
+def test_frozen_server_is_found_again(models: Path, transport: str, image: Images) -> None:
+    with (
+        running_server(models, "--device", "cpu", "--transport", transport) as server,
+        Client(server.address, timeout_s=1) as client,
+    ):
+        client.classify(image)
+        server.process.send_signal(signal.SIGSTOP)
+        thaw_s = time.monotonic() + AWAY_S
+        while time.monotonic() < thaw_s:
+            with pytest.raises(ServingError):
+                client.classify(image)
+        server.process.send_signal(signal.SIGCONT)
+        until_answered(lambda: client.classify(image), BACK_WITHIN_S)
+
+
+def test_server_that_was_away_is_found_again(models: Path, transport: str, image: Images) -> None:
+    address = free_address()
+    options = ("--device", "cpu", "--transport", transport, "--port", address.split(":")[1])
+    with Client(address, timeout_s=1) as client:
+        with running_server(models, *options):
+            client.classify(image)
+        back_s = time.monotonic() + AWAY_S
+        while time.monotonic() < back_s:
+            with pytest.raises(ServingError):
+                client.classify(image)
+        with running_server(models, *options):
+            until_answered(lambda: client.classify(image), BACK_WITHIN_S / 2)
+
+
+@contextmanager
+def held_call(transport: str, image: Images) -> Iterator[PacedServer]:
+    """A call that waits until the block ends; then it must be answered, at its first attempt."""
+    with (
+        paced_server(transport) as server,
+        Client(server.address, timeout_s=120) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        server.tell("hold")
+        call = pool.submit(client.classify, image)
+        yield server
+        assert not call.done()
+        server.tell("release")
+        assert len(call.result()) == 1
+        assert server.num_begun() == 1
+
+
+def test_pings_of_a_client_that_waits_are_welcome(image: Images) -> None:
+    with held_call("h2", image), held_call("grpcio", image):
+        time.sleep(45)  # four pings: gRPC's servers forgive two that come too soon

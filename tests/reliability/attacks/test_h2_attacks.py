@@ -1,0 +1,510 @@
+"""What would end, fill or hold up h2: others are answered meanwhile, and memory is given back."""
+
+import resource
+import signal
+import struct
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
+import serving
+from serving.images import IMAGE_BYTES
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.oip import inference_pb
+from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers
+from tests.support.polite import polite_caller
+from tests.support.processes import Footprint, wait_until
+from tests.support.servers import RunningServer, running_server
+
+MODELS = Path(serving.__file__).parent / "pretrained"
+TIMEOUT_S = 60.0
+FLOOD_S = 3.0
+HELD_S = 1.0
+"""How long attackers hold on to what they have made the server keep."""
+SLACK = 4
+"""How many times what is due the machine may take: other work shares it."""
+TOKEN = "a-token-of-some-length-for-tests"
+CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+INFER = f"/{inference_pb.SERVICE}/ModelInfer"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+REQUEST = message(encode_request(bytes(IMAGE_BYTES)))
+WHOLE = DataFrame(1, REQUEST, flags=["END_STREAM"])
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[RunningServer]:
+    with running_server(MODELS, "--transport", "h2", "--reflection") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server whose callers need a token."""
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+    tokens.write_text(TOKEN + "\n")
+    with running_server(MODELS, "--transport", "h2", "--token-file", str(tokens)) as server:
+        yield server
+
+
+@contextmanager
+def beside(server: RunningServer, token: str = "", *, due_s: float) -> Iterator[None]:
+    """Attack meanwhile: a polite caller is answered in time, and memory comes back."""
+    before = resident(server)
+    peaks, has_ended = [before], threading.Event()
+
+    def watch() -> None:
+        while not has_ended.wait(0.02):
+            peaks.append(resident(server))
+
+    with polite_caller(server.address, token) as polite:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            has_ended.set()
+            watcher.join()
+        attack_s = time.monotonic() - begin_s
+    wait_until(lambda: num_files(server) < 60)
+    after = resident(server)
+    print(f"attack {attack_s:.1f} s; polite: {polite}; "
+          f"MiB before {before >> 20}, peak {max(peaks) >> 20}, after {after >> 20}")  # fmt: skip
+    assert polite.max_s < due_s * SLACK
+    assert after - before < 100 * MIB
+    assert server.process.poll() is None
+
+
+def resident(server: RunningServer) -> int:
+    return Footprint.of(server.process.pid).resident_bytes
+
+
+def num_files(server: RunningServer) -> int:
+    return Footprint.of(server.process.pid).num_files
+
+
+def attackers(
+    server: RunningServer, number: int, stack: ExitStack, **settings: int
+) -> list[Connection]:
+    connections = []
+    for _ in range(number):
+        connection = stack.enter_context(Connection(server.address, TIMEOUT_S))
+        connection.open(**settings)
+        connections.append(connection)
+    return connections
+
+
+def push(connection: Connection, data: bytes, limit_s: float = 10.0) -> None:
+    """Send as much as the server takes in time, and drop what it answers."""
+    sock = connection.socket
+    sock.setblocking(False)
+    view, end_s = memoryview(data), time.monotonic() + limit_s
+    while view and time.monotonic() < end_s:
+        moved = False
+        with suppress(BlockingIOError):
+            view = view[sock.send(view[: 1 << 18]) :]
+            moved = True
+        with suppress(BlockingIOError):
+            if not sock.recv(1 << 20):
+                return
+            moved = True
+        if not moved:
+            time.sleep(0.001)
+
+
+def push_all(connections: list[Connection], datas: list[bytes], limit_s: float = 20.0) -> None:
+    def one(pair: tuple[Connection, bytes]) -> None:
+        with suppress(OSError):
+            push(*pair, limit_s)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, zip(connections, datas, strict=True)))
+    time.sleep(HELD_S)
+
+
+def flood(
+    server: RunningServer, number: int, data_of: Callable[[Connection], bytes], **settings: int
+) -> None:
+    """Attack for a while by a number of connections, each made again when it was closed."""
+    end_s = time.monotonic() + FLOOD_S
+
+    def attack(_: int) -> int:
+        times = 0
+        while time.monotonic() < end_s:
+            with suppress(OSError), Connection(server.address, TIMEOUT_S) as connection:
+                connection.open(**settings)
+                push(connection, data_of(connection), end_s - time.monotonic())
+            times += 1
+        return times
+
+    with ThreadPoolExecutor(number) as pool:
+        print(f"{sum(pool.map(attack, range(number)))} connections")
+
+
+def calls(connection: Connection, number: int, *parts: Frame, **changed: str | None) -> bytes:
+    """Encode calls of the same headers: each its HEADERS frame, and then the parts."""
+    headers = request_headers(**changed)
+    first = connection.headers(1, headers).serialize()
+    again = connection.headers(1, headers).serialize()  # all of it is in HPACK's table by now
+    rest = [part.serialize() for part in parts]
+    frames: list[Any] = []
+    for stream in range(1, 2 * number, 2):
+        at = struct.pack(">I", stream)
+        for frame in (first if stream == 1 else again, *rest):
+            frames += (frame[:5], at, frame[9:])
+    return b"".join(frames)
+
+
+def test_six_bytes_that_claim_four_gigabytes(victim: RunningServer) -> None:
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 80, stack)
+        body = b"\0\xff\xff\xff\xff\0"
+        push_all(connections, [calls(c, 1000, DataFrame(1, body)) for c in connections])
+
+
+def test_compressed_messages(victim: RunningServer) -> None:
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 80, stack)
+        body = message(bytes(1000), flag=1)
+        push_all(
+            connections,
+            [calls(c, 500, DataFrame(1, body), grpc_encoding="gzip") for c in connections],
+        )
+
+
+@pytest.mark.parametrize("size", [60_000, 1_000])
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM, INFER, REFLECTION])
+def test_half_received_messages(victim: RunningServer, size: int, path: str) -> None:
+    """Over 64 MiB in all: 20 connections x 100 of 60 kB, or 60 x 1,000 of 1 kB."""
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 20 if size > 10_000 else 60, stack)
+        count = 100 if size > 10_000 else 1000
+        half = message(b"", length=4_000_000) + bytes(size)
+        parts = [DataFrame(1, half[at : at + 16_384]) for at in range(0, len(half), 16_384)]
+        push_all(connections, [calls(c, count, *parts, __path=path) for c in connections])
+        print(f"held: {resident(victim) >> 20} MiB")
+
+
+def test_messages_over_the_limit_that_are_sent_all_the_same(victim: RunningServer) -> None:
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 16, stack)
+        body = message(b"", length=256 * MIB)
+        frames = DataFrame(1, bytes(16_384)).serialize() * 2000
+        begin = DataFrame(1, body).serialize() + frames
+        datas = [c.headers(1, request_headers()).serialize() + begin for c in connections]
+        push_all(connections, datas)
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM, INFER, REFLECTION])
+@pytest.mark.parametrize("part", [[], [DataFrame(1, REQUEST[:400])]], ids=["headers", "half"])
+def test_a_hundred_thousand_open_streams(
+    victim: RunningServer, path: str, part: list[Frame]
+) -> None:
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 100, stack)
+        push_all(connections, [calls(c, 1000, *part, __path=path) for c in connections])
+        print(f"held: {resident(victim) >> 20} MiB")
+
+
+def test_sixty_thousand_calls_without_a_token(guarded: RunningServer) -> None:
+    with beside(guarded, TOKEN, due_s=0.5), ExitStack() as stack:
+        connections = attackers(guarded, 60, stack)
+        push_all(connections, [calls(c, 1000, WHOLE) for c in connections])
+
+
+def test_streams_that_send_and_do_not_read(victim: RunningServer) -> None:
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
+        datas = [
+            calls(c, 100, *[DataFrame(1, REQUEST * 20)] * 4, __path=STREAM) for c in connections
+        ]  # fmt: skip
+        push_all(connections, datas)
+        print(f"held: {resident(victim) >> 20} MiB")
+
+
+def test_reflection_that_is_asked_and_not_read(victim: RunningServer) -> None:
+    ask = message(b"\x22\x15grpc.health.v1.Health")
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
+        datas = [
+            calls(c, 10, *[DataFrame(1, ask * 500)] * 4, __path=REFLECTION) for c in connections
+        ]  # fmt: skip
+        push_all(connections, datas)
+        print(f"held: {resident(victim) >> 20} MiB")
+
+
+FLOODS: dict[str, Frame] = {
+    "ping": PingFrame(0, bytes(8)),
+    "settings": SettingsFrame(0, settings={3: 100}),
+    "empty_settings": SettingsFrame(0),
+    "window": WindowUpdateFrame(0, window_increment=1),
+    "stream_window": WindowUpdateFrame(1, window_increment=1),
+    "empty_data": DataFrame(1, b""),
+    "byte_data": DataFrame(1, b"\0"),
+    "padded_data": DataFrame(1, b"", flags=["PADDED"], pad_length=10),
+}
+
+
+@pytest.mark.parametrize("number", [1, 16])
+@pytest.mark.parametrize("name", FLOODS)
+def test_floods_of_frames(victim: RunningServer, name: str, number: int) -> None:
+    frames = FLOODS[name].serialize() * 20_000
+    begin = DataFrame(1, message(b"", length=4_000_000)).serialize()
+    with beside(victim, due_s=0.5):
+        flood(victim, number, lambda c: calls(c, 1) + begin + frames)
+
+
+@pytest.mark.parametrize("number", [1, 16])
+@pytest.mark.parametrize("path", [CLASSIFY, "/x/y", STREAM])
+def test_rapid_resets(victim: RunningServer, number: int, path: str) -> None:
+    reset = RstStreamFrame(1, error_code=8)
+    with beside(victim, due_s=0.5):
+        flood(victim, number, lambda c: calls(c, 20_000, reset, __path=path))
+
+
+@pytest.mark.parametrize("flags", [0, 4])
+def test_continuations(victim: RunningServer, flags: int) -> None:
+    block = struct.pack(">I", 1000)[1:] + bytes((9, flags)) + struct.pack(">I", 1) + bytes(1000)
+    with beside(victim, due_s=0.5):
+        flood(victim, 16, lambda c: HeadersFrame(1, c.encode(request_headers())).serialize()
+              + block * 2000)  # fmt: skip
+
+
+def test_idle_connections_are_cheap(victim: RunningServer) -> None:
+    number = 5000
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before = resident(victim)
+    with polite_caller(victim.address) as polite, ExitStack() as stack:
+        connections = attackers(victim, number, stack)
+        wait_until(lambda: num_files(victim) > number)
+        for connection in connections[:: number // 100]:
+            connection.read(quiet_s=0.01)
+        time.sleep(1.0)
+        growth = resident(victim) - before
+    print(f"{growth / 1024 / number:.1f} KiB a connection; polite: {polite}")
+    wait_until(lambda: num_files(victim) < 60)
+    assert growth < number * 20 * 1024
+    assert polite.max_s < 0.5 * SLACK
+
+
+def dear_messages() -> dict[str, bytes]:
+    """ModelInferRequests that take long to parse."""
+    head = b"\x0a\x06digits"
+    shape = b"\x0a\x01x\x12\x05UINT8\x18\x01\x18\x90\x06"
+    typed = b"\x22" + varint(3_200_000) + b"\x01" * 3_200_000  # packed uint_contents
+    contents = b"\x2a" + varint(len(typed)) + typed
+    unpacked = b"\x20\x01" * 1_600_000
+    loose = b"\x2a" + varint(len(unpacked)) + unpacked
+    return {
+        "outputs": head + b"\x32\x00" * 1_600_000,
+        "typed": head + b"\x2a" + varint(len(shape + contents)) + shape + contents,
+        "unpacked": head + b"\x2a" + varint(len(shape + loose)) + shape + loose,
+        "parameters": head + b"\x22\x00" * 1_600_000,
+        "inputs": head + b"\x2a\x00" * 1_600_000,
+        "raw": head + b"\x3a\x00" * 1_600_000,
+        "deep": head + nested(500),
+        "groups": head + b"\x0b" * 1_600_000 + b"\x0c" * 1_600_000,
+        "unknown": head + b"\x78\x01" * 1_600_000,
+        "name": b"\x0a" + varint(3_200_000) + b"a" * 3_200_000,
+        "names": b"\x0a\x00" * 1_600_000,
+        "shape": head + b"\x2a" + varint(1_600_000) + b"\x18\x01" * 800_000,
+        "bools": head + b"\x2a" + varint(3_000_004) + b"\x2a" + varint(3_000_000)
+                 + b"\x08\x01" * 1_500_000,
+    }  # fmt: skip
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def nested(depth: int) -> bytes:
+    data = b""
+    for _ in range(depth):
+        data = b"\x2a" + varint(len(data)) + data
+    return data
+
+
+@pytest.mark.parametrize("name", dear_messages())
+@pytest.mark.parametrize("path", [INFER, f"/{inference_pb.SERVICE}/ModelStreamInfer"])
+def test_messages_that_are_dear_to_parse(victim: RunningServer, name: str, path: str) -> None:
+    body = message(dear_messages()[name])
+    with beside(victim, due_s=0.1):
+        for _ in range(3):
+            with Connection(victim.address, TIMEOUT_S) as connection:
+                connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
+                connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
+                connection.acknowledge()
+                connection.open_window(1, 1 << 20)
+                connection.send(connection.headers(1, request_headers(__path=path)))
+                with suppress(AssertionError):
+                    connection.send_body(1, body)
+                status = connection.reply(1).status
+    print(name, status)
+
+
+def images_run(server: RunningServer) -> float:
+    """Return how many images have been run, as the metrics say."""
+    with urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics") as response:
+        text = response.read().decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines()
+               if line.startswith("digits_images_total"))  # fmt: skip
+
+
+NUM_CALLS = 8000
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_calls_given_up_are_not_run(victim: RunningServer, resets: bool) -> None:
+    """A burst of 8,000 that has 20 ms: by deadline, or by a reset when they have passed."""
+    before = images_run(victim)
+    num_answered = 0
+    timeout = None if resets else "20m"
+    with ExitStack() as stack:
+        connections = attackers(victim, 8, stack)
+        for connection in connections:
+            connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
+        datas = [calls(c, NUM_CALLS // 8, WHOLE, grpc_timeout=timeout) for c in connections]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda pair: pair[0].send(pair[1]), zip(connections, datas, strict=True)))
+            if resets:
+                time.sleep(0.02)
+            given_up = []
+            for connection in connections:
+                while not connection.read(quiet_s=0.0001) and not resets:
+                    if len(connection.statuses) == NUM_CALLS // 8:
+                        break
+                answered = sum(status == 0 for status in connection.statuses.values())
+                num_answered += answered
+                streams = range(1, NUM_CALLS // 4, 2)
+                given_up.append([s for s in streams if s not in connection.statuses])
+            if resets:
+                for connection, lost in zip(connections, given_up, strict=True):
+                    connection.send(*[RstStreamFrame(s, error_code=8) for s in lost])
+        for connection in connections:
+            connection.call(NUM_CALLS + 1, REQUEST)
+            assert connection.reply(NUM_CALLS + 1).status == 0
+            num_answered += sum(s in connection.statuses and connection.statuses[s] == 0
+                                for s in given_up[connections.index(connection)])  # fmt: skip
+    num_run = images_run(victim) - before - 8
+    print(f"answered {num_answered} of {NUM_CALLS}, run {num_run}")
+    assert num_run - num_answered <= 0.02 * (NUM_CALLS - num_answered) + 512
+
+
+def test_one_polite_caller_beside_eight_thousand_calls(victim: RunningServer) -> None:
+    """It need not wait until all are answered: at most a third of that."""
+    latencies, totals = [], []
+    with ExitStack() as stack:
+        polite = attackers(victim, 1, stack)[0]
+        connections = attackers(victim, 8, stack)
+        for connection in connections:
+            connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
+            connection.read(quiet_s=0.05)
+        polite.read(quiet_s=0.05)
+        data = [calls(c, 1000, WHOLE) for c in connections]
+        call = calls(polite, 1, WHOLE)
+        victim.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(9) as pool:
+            sent = [pool.submit(c.send, d) for c, d in zip(connections, data, strict=True)]
+            time.sleep(0.3)
+            begin_s = time.monotonic()
+            polite.send(call)
+            victim.process.send_signal(signal.SIGCONT)
+            reply = polite.replies[1] = Reply()
+            while not reply.is_over:
+                polite.receive()
+            latencies.append(time.monotonic() - begin_s)
+            for connection in connections:
+                while len(connection.statuses) < 1000:
+                    connection.receive()
+            totals.append(time.monotonic() - begin_s)
+            for future in sent:
+                future.result()
+    print(f"polite {latencies[0] * 1e3:.1f} ms, all {totals[0] * 1e3:.1f} ms")
+    assert latencies[0] < totals[0] / 3
+
+
+def test_out_of_descriptors_those_that_are_there_are_served() -> None:
+    with running_server(MODELS, "--transport", "h2") as server, ExitStack() as stack:
+        there = attackers(server, 1, stack)[0]
+        there.call(1, REQUEST)
+        assert there.reply(1).status == 0
+        limit = num_files(server) + 20
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        many = attackers(server, 60, stack)
+        for stream in range(3, 30, 2):
+            there.call(stream, REQUEST)
+            assert there.reply(stream).status == 0
+            time.sleep(0.2)  # a few sweeps of the server
+        waits = many[-1]
+        waits.call(1, REQUEST)
+        assert not waits.replies
+        for connection in many[:-1]:
+            connection.socket.close()
+        assert waits.reply(1).status == 0
+        assert server.stop() == 0
+        assert server.process.stderr is not None
+        log = server.process.stderr.read()
+        print(log)
+        assert log.count("new connections wait") == 1
+
+
+def test_readers_that_stop_are_bounded(victim: RunningServer) -> None:
+    """Large answers, to unary calls and on streams, which nobody takes."""
+    request = message(encode_request(bytes(128 * IMAGE_BYTES)))
+    frames = [DataFrame(1, request[at : at + 16_384]) for at in range(0, len(request), 16_384)]
+    end = DataFrame(1, b"", flags=["END_STREAM"])
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
+        for c in connections:
+            c.acknowledge()
+        push_all(connections, [calls(c, 300, *frames, end) for c in connections], limit_s=10)
+        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=2**31 - 1)
+        for c in connections:
+            c.send(WindowUpdateFrame(0, window_increment=1 << 30))
+            c.acknowledge()
+        for c in connections:
+            data = calls(c, 300, *frames, end)
+            c.socket.setblocking(False)
+            with suppress(BlockingIOError):
+                while data:  # and nothing is read
+                    data = data[c.socket.send(data) :]
+        print(f"held: {resident(victim) >> 20} MiB")
+
+
+def test_slow_peers_hold_up_nobody(victim: RunningServer) -> None:
+    """One byte at a time: of the preface, of headers, of a body."""
+    with beside(victim, due_s=0.5), ExitStack() as stack:
+        slow = []
+        for _ in range(50):
+            connection = stack.enter_context(Connection(victim.address, TIMEOUT_S))
+            slow.append(
+                (connection, PREFACE + SettingsFrame(0).serialize() + calls(connection, 1, WHOLE))
+            )
+        for at in range(100):
+            for connection, data in slow:
+                connection.send(data[at : at + 1])
+            time.sleep(0.02)

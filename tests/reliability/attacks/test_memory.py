@@ -1,0 +1,97 @@
+"""Callers that ask for memory: messages too large, gzip bombs, answers that nobody reads."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from serving import Client
+from serving.images import IMAGE_BYTES, Images
+from serving.protocols.digits_v1.wire import encode_request
+from tests.support.load import OWN_CONNECTION
+from tests.support.processes import Footprint
+from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.servers import RunningServer, running_server
+
+MIB = 1 << 20
+LARGE = encode_request(bytes(20_000 * IMAGE_BYTES))
+"""15.7 MB, more than twice the largest request; a few kilobytes as gzip."""
+
+
+@pytest.fixture
+def victim(models: Path, transport: str) -> Iterator[RunningServer]:
+    with running_server(models, "--transport", transport) as server:
+        yield server
+
+
+def growth(server: RunningServer, before: Footprint) -> float:
+    """MiB of resident memory."""
+    return (Footprint.of(server.process.pid).resident_bytes - before.resident_bytes) / MIB
+
+
+def warm(server: RunningServer, images: Images) -> Footprint:
+    """Let the largest allowed request through once: what that needs is no growth later."""
+    with Client(server.address) as client:
+        client.classify(images.repeat(8, axis=0))
+    return Footprint.of(server.process.pid)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_messages_too_large_are_refused(
+    victim: RunningServer, transport: str, images: Images, compression: grpc.Compression
+) -> None:
+    before = warm(victim, images)
+    with grpc.insecure_channel(
+        victim.address, options=OWN_CONNECTION, compression=compression
+    ) as channel:
+        method: Any = channel.unary_unary(CLASSIFY)
+        codes = {method.future(LARGE, timeout=TIMEOUT_S).code() for _ in range(20)}
+    grew = growth(victim, before)
+    print(f"{transport}, {compression.name}: {grew:+.1f} MiB")
+    is_gzip = compression is grpc.Compression.Gzip
+    refusal = grpc.StatusCode.UNIMPLEMENTED if is_gzip else grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert codes == {refusal}
+    # 314 MB were offered; what HTTP/2's windows let in before the refusal is all that was held.
+    assert grew < 64, "messages that are refused must not be read"
+    with Client(victim.address) as client:
+        assert len(client.classify(images[:3])) == 3
+
+
+def test_answers_that_nobody_reads_wait_in_bounded_memory(
+    victim: RunningServer, transport: str, images: Images
+) -> None:
+    message = encode_request(images.repeat(8, axis=0).tobytes())  # 4,000 images, 3.1 MB
+    before = warm(victim, images)
+    sent = [0] * 4
+    ended = threading.Event()
+
+    def requests(number: int) -> Iterator[bytes]:
+        while not ended.is_set():
+            sent[number] += 1
+            yield message
+
+    channels = [grpc.insecure_channel(victim.address, options=OWN_CONNECTION) for _ in sent]
+    calls = []
+    for number, channel in enumerate(channels):
+        method: Any = channel.stream_stream("/digits.v1.DigitClassifier/ClassifyStream")
+        calls.append(method(requests(number), timeout=10 * TIMEOUT_S))
+    seen: list[int] = []
+    while sent != seen:  # until flow control holds them all up: else the test times out
+        seen = sent[:]
+        with Client(victim.address) as client:
+            assert len(client.classify(images[:3])) == 3  # others are served meanwhile
+        time.sleep(0.5)
+    grew = growth(victim, before)
+    print(f"{transport}: {sum(sent)} messages of 3.1 MB sent, {grew:+.1f} MiB")
+    ended.set()
+    for call in calls:
+        call.cancel()
+    for channel in channels:
+        channel.close()
+    # A stream: 4 MiB in flight, a message that waits for room, and what HTTP/2's windows hold.
+    assert grew < len(sent) * 40
+    assert victim.stop() == 0

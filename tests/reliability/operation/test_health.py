@@ -1,0 +1,82 @@
+"""Health tells the truth: it follows what the engine really does."""
+
+import signal
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import Client
+from tests.support.processes import TIMEOUT_S, is_serving, paced_server, wait_until
+from tests.support.servers import RunningServer
+from tests.support.tickets import image_with
+
+INTERVAL_S = 0.3
+
+
+def test_engine_that_hangs_is_not_serving_until_it_goes_on(transport: str) -> None:
+    with paced_server(transport, self_test_interval_s=INTERVAL_S) as server:
+        assert is_serving(server.address)
+        server.tell("hold")
+        wait_until(lambda: not is_serving(server.address))
+        server.tell("release")
+        wait_until(lambda: is_serving(server.address))
+        assert_answers(server)
+        assert server.stop() == 0
+
+
+def test_engine_that_hangs_with_a_full_queue_is_not_serving(transport: str) -> None:
+    options = {"queue_capacity": 1, "self_test_interval_s": INTERVAL_S}
+    with paced_server(transport, **options) as server:
+        server.tell("hold")
+        with grpc.insecure_channel(server.address) as channel:
+            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+            request = b"\x0a\x90\x06" + image_with(1).tobytes()
+            calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(5)]
+            wait_until(lambda: not is_serving(server.address))
+            server.tell("release")
+            wait_until(lambda: is_serving(server.address))
+            assert {call.code() for call in calls} >= {grpc.StatusCode.OK}
+        assert server.stop() == 0
+
+
+def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right(transport: str) -> None:
+    with paced_server(transport, self_test_interval_s=INTERVAL_S) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+            server.tell("lie")
+            assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            server.tell("be honest")
+            assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+        assert_answers(server)
+        assert server.stop() == 0
+
+
+def test_server_that_is_merely_busy_stays_serving(transport: str) -> None:
+    options = {"queue_capacity": 50, "max_batch_size": 8, "service_s": 0.02,
+               "self_test_interval_s": INTERVAL_S}  # fmt: skip
+    with (
+        paced_server(transport, **options) as server,
+        grpc.insecure_channel(
+            server.address, options=(("grpc.use_local_subchannel_pool", 1),)
+        ) as channel,
+    ):
+        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+        method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        request = b"\x0a\x90\x06" + image_with(1).tobytes()
+        for _ in range(20):  # some 2 s with a full queue
+            calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(100)]
+            assert {call.code() for call in calls} <= {
+                grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
+            }  # fmt: skip
+        server.process.send_signal(signal.SIGTERM)
+        # The first change that the watcher is told of is the drain.
+        assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert server.process.wait(TIMEOUT_S) == 0
+
+
+def assert_answers(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        assert client.classify(image_with(7)).digits.tolist() == [7]

@@ -1,0 +1,125 @@
+"""Nobody reads what a server prints: it serves, and ends when it should."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from serving import Client
+from serving.errors import DigitsError
+from serving.images import Images
+from tests.support.processes import wait_until
+from tests.support.servers import STOP_TIMEOUT_S, serve_command
+
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The end to write to of a pipe that is full, and that nobody reads."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(4096))
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+@contextmanager
+def abandoned_pipe() -> Iterator[int]:
+    """The end to write to of a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+@contextmanager
+def full_device() -> Iterator[int]:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+SINKS = {"full pipe": full_pipe, "reader gone": abandoned_pipe, "full device": full_device}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def serves_and_stops(
+    models: Path,
+    images: Images,
+    *options: str,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
+    prepare: Callable[[], None] | None = None,
+) -> None:
+    """Start a server, call it while it logs, and stop it."""
+    port = free_port()
+    command = serve_command(models, "--port", str(port), "--drain", "5", *options)
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, preexec_fn=prepare)
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+
+            def answers() -> bool:
+                assert process.poll() is None, "it has ended"
+                try:
+                    return client.classify(images[:1]).model_version == "1"
+                except DigitsError:
+                    return False
+
+            wait_until(answers)
+            for _ in range(100):  # each a log line, once all workers are there
+                process.send_signal(signal.SIGHUP)
+                assert answers()
+        process.terminate()
+        assert process.wait(STOP_TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@WORKERS
+@pytest.mark.parametrize("sink", SINKS)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_nobody_reads_harms_nothing(
+    models: Path, transport: str, images: Images, stream: str, sink: str, workers: str
+) -> None:
+    options = ("--transport", transport, "--workers", workers)
+    with SINKS[sink]() as descriptor:
+        if stream == "stdout":
+            serves_and_stops(models, images, *options, stdout=descriptor)
+        else:
+            serves_and_stops(models, images, *options, stderr=descriptor)
+
+
+@WORKERS
+def test_closed_outputs_harm_nothing(
+    models: Path, transport: str, images: Images, workers: str
+) -> None:
+    options = ("--transport", transport, "--workers", workers)
+    serves_and_stops(models, images, *options, prepare=lambda: os.closerange(0, 3))
+
+
+def test_error_that_nobody_reads_ends_the_server_all_the_same(tmp_path: Path) -> None:
+    with full_pipe() as descriptor:
+        process = subprocess.run(
+            serve_command(tmp_path), stderr=descriptor, timeout=STOP_TIMEOUT_S, check=False
+        )
+    assert process.returncode == 2

@@ -1,0 +1,189 @@
+"""The command line, as people and scripts use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import Classifier
+from serving.__main__ import main
+from serving.images import Images
+from tests.support.servers import RunningServer, serve_command, started
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, images: Images) -> list[Path]:
+    """Three test digits as PNG files."""
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image.reshape(28, 28)).save(path)
+    return paths
+
+
+def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_classify_prints_digit_and_probability_per_file(
+    models: Path,
+    pictures: list[Path],
+    images: Images,
+    classifier: Classifier,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run("classify", *pictures, "--models", models, capsys=capsys)
+    assert (code, err) == (0, "")
+    expected = classifier.classify(images[:3])
+    for path, line, digit in zip(pictures, out.splitlines(), expected.digits, strict=True):
+        assert line.startswith(f"{path}: {digit} (")
+        assert line.endswith("%)")
+
+
+def test_classify_asks_a_server_and_gets_the_same(
+    models: Path,
+    server: RunningServer,
+    pictures: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local = run("classify", *pictures, "--models", models, "--json", capsys=capsys)
+    remote = run("classify", *pictures, "--target", server.address, "--json", capsys=capsys)
+    assert local == remote
+    assert local[0] == 0
+
+
+def test_bad_file_is_named_and_the_others_are_answered(
+    models: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures[1].write_text("no picture")
+    code, out, err = run("classify", *pictures, "missing.png", "--models", models, capsys=capsys)
+    assert code == 1
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        str(pictures[0]),
+        str(pictures[2]),
+    ]
+    assert [line.split(":")[0] for line in err.splitlines()] == [str(pictures[1]), "missing.png"]
+
+
+def test_json_is_one_object_a_line_errors_included(
+    models: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures[1].write_text("no picture")
+    code, out, err = run("classify", *pictures, "--models", models, "--json", capsys=capsys)
+    first, second, third = map(json.loads, out.splitlines())
+    assert (code, err) == (1, "")
+    assert [first["picture"], second["picture"], third["picture"]] == list(map(str, pictures))
+    assert "error" in second
+    assert len(first["probabilities"]) == 10
+    assert first["digit"] == np.argmax(first["probabilities"])
+
+
+def test_info_tells_the_same_of_a_server_and_of_files(
+    models: Path, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, local, _ = run("info", "--models", models, "--json", capsys=capsys)
+    _, remote, _ = run("info", "--target", server.address, "--json", capsys=capsys)
+    near, far = json.loads(local), json.loads(remote)
+    assert near.pop("transport") == "in process"
+    assert far.pop("transport") == server.facts["transport"]
+    assert near == far
+    code, out, _ = run("info", "--models", models, capsys=capsys)
+    assert code == 0
+    assert "test accuracy" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--models", "nowhere"), "no model in nowhere/digits: run `make train export`"),
+        (("--version", "9"), "model 'digits' has no version '9'"),
+        (("--version", "../1"), "model 'digits' has no version '../1'"),
+        (("--precision", "int8", "--device", "cuda"), "int8 runs on the CPU only"),
+        (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
+        (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
+        (("--port", "70000"), "port must be 0 to 65535, got 70000"),
+        (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
+        (("--workers", "0"), "workers must be at least 1, got 0"),
+        (("--drain", "-1"), "drain must be 0 to 1e6, got -1.0"),
+        (("--drain", "inf"), "drain must be 0 to 1e6, got inf"),
+        (("--max-queue-delay", "inf"), "max_queue_delay must be 0 to 1e6, got inf"),
+        (("--access-log", "0.1", "--transport", "h2"), "access_log needs transport grpcio"),
+        (("--access-log", "2"), "access_log must be 0 to 1, got 2.0"),
+        (("--self-test-interval", "-1"), "self_test_interval must be 0 to 1e6, got -1.0"),
+        (("--reload-interval", "-1"), "reload_interval must be 0 to 1e6, got -1.0"),
+        (("--reload-interval", "5", "--version", "1"), "reload_interval replaces versions"),
+    ],
+)
+def test_serve_that_cannot_start_says_why_in_one_line(
+    models: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run("serve", "--models", models, "--port", 0, *options, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"digits-serve: {message}")
+    assert err.count("\n") == 1
+
+
+def test_corrupt_model_ends_with_one_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = tmp_path / "digits" / "1"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_bytes((models / "digits/1/manifest.json").read_bytes())
+    (version / "model.onnx").write_bytes(b"truncated")
+    code, _, err = run("serve", "--models", tmp_path, capsys=capsys)
+    assert code == 2
+    assert "SHA-256" in err.splitlines()[-1]
+
+
+def test_bad_value_from_the_environment_names_its_variable(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITS_PORT", "70000")
+    code, out, err = run("serve", "--models", models, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err == "digits-serve: port must be 0 to 65535, got 70000 (set by DIGITS_PORT)\n"
+
+
+def test_environment_configures_a_server(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "MODELS": str(models), "PORT": "0", "METRICS_PORT": "off", "TRANSPORT": "grpcio",
+        "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"DIGITS_{name}", text)
+    with started([sys.executable, "-m", "serving", "serve"]) as server:
+        facts = server.facts
+        assert (facts["model"], facts["transport"], facts["metrics"]) == ("mnist", "grpcio", "off")
+        assert facts["max_batch_size"] == "7"
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_ready_line_is_json_where_log_lines_are(models: Path, options: tuple[str, ...]) -> None:
+    command = serve_command(models, *options)
+    with started(command) as server:
+        expected = server.facts
+    with started([*command, "--log-format", "json"]) as server:
+        facts = json.loads(server.start_line)
+    assert facts.pop("message") == "serving"
+    assert facts.keys() == expected.keys()
+    for name in expected.keys() - {"address", "metrics"}:
+        assert str(facts[name]) == expected[name]
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("classify",), ("info",), ("health",)])
+def test_help_is_shown(command: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "serving", *command, "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: digits-serve")
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--nope"])
+    assert caught.value.code == 2

@@ -1,0 +1,105 @@
+"""`python -m serving health`, as an exec probe runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.__main__ import main
+from tests.support.processes import paced_server, wait_until
+from tests.support.raw import TIMEOUT_S
+from tests.support.servers import RunningServer, running_server
+from tests.test_boundaries import HEAVY, modules_after
+
+
+def health(capsys: pytest.CaptureFixture[str], *options: object) -> tuple[int, str, str]:
+    code = main(["health", *map(str, options)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_serving_is_0_and_one_line(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = (0, f"{server.address}: SERVING\n", "")
+    assert health(capsys, "--target", server.address) == expected
+
+
+def test_target_comes_from_the_environment(
+    server: RunningServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITS_TARGET", server.address)
+    assert health(capsys)[0] == 0
+
+
+def test_nobody_there_is_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = health(capsys, "--target", "127.0.0.1:1")
+    assert (code, out) == (1, "")
+    assert err.startswith("digits-serve: 127.0.0.1:1: UNAVAILABLE: ")
+    assert err.count("\n") == 1
+
+
+def test_server_that_hangs_is_1(transport: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with paced_server(transport, self_test_interval_s=0.3) as server:
+        server.tell("hold")
+        wait_until(lambda: health(capsys, "--target", server.address)[0] == 1)
+        err = health(capsys, "--target", server.address)[2]
+        assert err == f"digits-serve: {server.address}: NOT_SERVING\n"
+        server.tell("release")
+
+
+def test_tls_and_tokens(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = {
+        "server": authority.issue_cert("digits.test"),
+        "client": authority.issue_cert("c.test"),
+    }
+    for name, cert in issued.items():
+        cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        cert.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    token = tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough-to-be-one\n")
+    serving = ("--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key",
+               "--tls-client-ca", tmp_path / "ca.pem", "--token-file", token)  # fmt: skip
+    named = ("--tls-ca", tmp_path / "ca.pem", "--tls-server-name", "digits.test",
+             "--token-file", token)  # fmt: skip
+    own = ("--tls-cert", tmp_path / "client.pem", "--tls-key", tmp_path / "client.key")
+    with running_server(models, *map(str, serving)) as server:
+        target = ("--target", server.address)
+        assert health(capsys, *target, *named, *own)[0] == 0
+        assert health(capsys, *target, *named)[0] == 1, "no certificate of its own"
+        assert health(capsys, *target, "--tls-ca", tmp_path / "ca.pem", *own)[0] == 1
+        assert health(capsys, *target)[0] == 1, "plaintext"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--tls-cert", "a.pem", "--tls-key", "a.key"), ("--tls-server-name", "digits.test"),
+     ("--tls-ca", "no-such-file"), ("--token-file", "no-such-file")],
+)  # fmt: skip
+def test_options_that_cannot_be_used_are_2(
+    options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = health(capsys, *options)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])
+def test_timeout_that_is_none_is_a_usage_error(timeout: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["health", "--timeout", timeout])
+    assert ended.value.code == 2
+
+
+def test_probe_imports_little() -> None:
+    loaded = modules_after("import serving.__main__, serving.cli.probe")
+    assert not loaded & {*HEAVY, "numpy", "google.protobuf", "tomllib", "importlib.metadata"}
+
+
+def test_probe_runs_as_a_command(server: RunningServer) -> None:
+    command = [sys.executable, "-m", "serving", "health", "--target", server.address]
+    assert subprocess.run(command, timeout=TIMEOUT_S, capture_output=True).returncode == 0

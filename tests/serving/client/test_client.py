@@ -1,0 +1,165 @@
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import AsyncClient, Classifier, Client
+from serving.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    DigitsError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from serving.images import Images
+from serving.protocols.status import MODEL_TEXTS, STATUS
+from tests.support.servers import Handler, RunningServer, fake_server, free_address, running_server
+
+
+@pytest.fixture
+def closed_address() -> str:
+    return free_address()
+
+
+def test_client_answers_as_the_classifier_does(
+    client: Client, classifier: Classifier, images: Images
+) -> None:
+    far, near = client.classify(images[:300]), classifier.classify(images[:300])
+    np.testing.assert_array_equal(far.probabilities, near.probabilities)
+    np.testing.assert_array_equal(far.digits, near.digits)
+    assert far.digits.dtype == near.digits.dtype
+    assert far.model_version == near.model_version
+
+
+def test_client_and_classifier_refuse_the_same_images(
+    client: Client, classifier: Classifier
+) -> None:
+    for bad in (np.zeros((1, 784)), np.zeros((1, 9), np.uint8), np.zeros((0, 784), np.uint8)):
+        texts = []
+        for either in (client, classifier):
+            with pytest.raises(InvalidRequest) as caught:
+                either.classify(bad)
+            texts.append(str(caught.value))
+        assert texts[0] == texts[1]
+
+
+def test_large_request_is_split_to_the_servers_limit(models: object, images: Images) -> None:
+    options = ("--max-request-images", "7", "--queue-capacity", "1000")
+    with running_server(models, *options) as server, Client(server.address) as client:  # type: ignore[arg-type]
+        assert client.model_info().max_request_images == 7
+        predictions = client.classify(images[:100])
+    assert len(predictions) == 100
+
+
+def test_client_is_safe_to_share_between_threads(
+    client: Client, classifier: Classifier, images: Images
+) -> None:
+    expected = classifier.classify(images).digits
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: client.classify(images[n : n + 1]).digits[0], range(500)))
+    assert answers == expected.tolist()
+
+
+def test_async_client_keeps_thousands_of_calls_in_flight(
+    server: RunningServer, classifier: Classifier, images: Images
+) -> None:
+    async def classify_all() -> list[int]:
+        async with AsyncClient(server.address, timeout_s=60) as client:
+            assert (await client.model_info()).name == "digits"
+            answers = await asyncio.gather(
+                *(client.classify(images[n % 500][None]) for n in range(3000))
+            )
+            many = await client.classify(images)
+        np.testing.assert_array_equal(many.digits, classifier.classify(images).digits)
+        return [int(answer.digits[0]) for answer in answers]
+
+    expected = classifier.classify(images).digits.tolist()
+    assert asyncio.run(classify_all()) == [expected[n % 500] for n in range(3000)]
+
+
+def test_async_client_raises_the_same_errors(closed_address: str, images: Images) -> None:
+    async def classify(bad: object) -> None:
+        async with AsyncClient(closed_address, timeout_s=1) as client:
+            await client.classify(bad)  # type: ignore[arg-type]
+
+    with pytest.raises(Unavailable, match=closed_address):
+        asyncio.run(classify(images[:1]))
+    with pytest.raises(InvalidRequest, match="float64"):
+        asyncio.run(classify([[0.5] * 784]))
+
+
+def test_nobody_there_is_unavailable_and_names_the_address(
+    closed_address: str, images: Images
+) -> None:
+    with Client(closed_address, timeout_s=1) as client:
+        with pytest.raises(Unavailable, match=closed_address):
+            client.classify(images[:1])
+        with pytest.raises(Unavailable, match=closed_address):
+            client.model_info()
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])
+def test_token_that_cannot_be_sent_is_refused_when_the_client_is_made(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="printable ASCII"):
+        Client("127.0.0.1:1", token=token)
+
+
+def test_server_that_never_answers_is_a_deadline_exceeded(images: Images) -> None:
+    release = threading.Event()
+
+    def hang(request: bytes, context: grpc.ServicerContext) -> bytes:
+        release.wait()
+        return b""
+
+    with fake_server(hang) as address, Client(address, timeout_s=0.2) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.classify(images[:1])
+        release.set()
+
+
+@pytest.mark.parametrize(
+    "error_class",
+    [InvalidRequest, ModelNotFound, Unauthenticated, Overloaded, DeadlineExceeded, ModelError],
+)
+def test_each_status_becomes_its_error(error_class: type[DigitsError], images: Images) -> None:
+    reason = MODEL_TEXTS[0] if error_class is ModelError else "for a reason"
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(STATUS[error_class], reason)
+        return b""
+
+    with (
+        fake_server(refuse) as address,
+        Client(address) as client,
+        pytest.raises(error_class, match=reason),
+    ):
+        client.classify(images[:1])
+
+
+def test_only_unavailable_is_retried(images: Images) -> None:
+    calls: list[grpc.StatusCode] = []
+
+    def refuse_once(code: grpc.StatusCode) -> Handler:
+        def handler(request: bytes, context: grpc.ServicerContext) -> bytes:
+            calls.append(code)
+            if calls.count(code) == 1:
+                context.abort(code, "once")
+            return b"\x0a\x01\x07\x12\x28" + bytes(40) + b"\x1a\x011"
+
+        return handler
+
+    with fake_server(refuse_once(grpc.StatusCode.UNAVAILABLE)) as address:
+        assert Client(address).classify(images[:1]).digits.tolist() == [7]
+    with (
+        fake_server(refuse_once(grpc.StatusCode.RESOURCE_EXHAUSTED)) as address,
+        pytest.raises(Overloaded),
+    ):
+        Client(address).classify(images[:1])
+    assert [code.name for code in calls] == ["UNAVAILABLE"] * 2 + ["RESOURCE_EXHAUSTED"]

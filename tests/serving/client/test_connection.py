@@ -1,0 +1,378 @@
+"""What the clients do about their connection: wait, balance, replace, close, travel."""
+
+import asyncio
+import multiprocessing
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import AsyncClient, Classifier, Client
+from serving.client import retries
+from serving.errors import DigitsError, Unavailable
+from serving.images import Images
+from serving.protocols.digits_v1 import wire
+from tests.support.fakes import TIMEOUT_S
+from tests.support.servers import Handler, RunningServer, fake_server, free_address, running_server
+
+ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
+
+
+@pytest.fixture(scope="module")
+def image() -> Images:
+    return np.zeros((1, 784), np.uint8)
+
+
+def restarted(models: Path, transport: str, address: str) -> Generator[RunningServer, None, None]:
+    """Servers one after the other at one address."""
+    options = ("--transport", transport, "--port", address.rpartition(":")[2])
+    while True:
+        with running_server(models, *options, "--device", "cpu") as server:
+            yield server
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_restart_under_64_callers_fails_no_call(
+    models: Path, transport: str, image: Images, number: signal.Signals
+) -> None:
+    address = free_address()
+    servers = restarted(models, transport, address)
+    is_over = threading.Event()
+    num_done = Counter[str]()
+
+    def call(client: Client) -> list[DigitsError]:
+        failures = []
+        while not is_over.is_set():
+            try:
+                client.classify(image)
+                num_done["calls"] += 1
+            except DigitsError as err:
+                failures.append(err)
+        return failures
+
+    def wait_for_calls(num: int) -> None:
+        client.classify(image)
+        target = num_done["calls"] + num
+        while num_done["calls"] < target and not any(caller.done() for caller in callers):
+            client.classify(image)
+
+    first = next(servers)
+    with ThreadPoolExecutor(64) as pool, Client(address) as client:
+        callers = [pool.submit(call, client) for _ in range(64)]
+        wait_for_calls(64)
+        first.stop(number)
+        next(servers)
+        wait_for_calls(64)
+        is_over.set()
+        failures = [failure for caller in callers for failure in caller.result()]
+    servers.close()
+    assert not failures
+
+
+def test_client_made_before_its_server_waits_for_it(models: Path, image: Images) -> None:
+    address = free_address()
+    with Client(address) as client, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(Unavailable, match=address):
+            client.wait_ready(0.1)
+        ready = pool.submit(client.wait_ready)
+        for _ in restarted(models, "grpcio", address):
+            ready.result()
+            assert len(client.classify(image)) == 1
+            break
+
+
+def test_async_client_waits_for_its_server(server: RunningServer) -> None:
+    async def scenario() -> None:
+        async with AsyncClient(server.address) as client:
+            await client.wait_ready()
+        async with AsyncClient(free_address()) as client:
+            with pytest.raises(Unavailable):
+                await client.wait_ready(0.1)
+
+    asyncio.run(scenario())
+
+
+def test_wrong_address_is_given_up_before_a_long_timeout(
+    image: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test's own timeout is shorter than the client's."""
+    monkeypatch.setattr(retries, "_FIRST_CONTACT_S", 0.3)
+    address = free_address()
+    with (
+        Client(address, timeout_s=3600) as client,
+        pytest.raises(Unavailable, match=f"{address}.*[Rr]efused"),
+    ):
+        client.classify(image)
+
+
+def test_calls_take_turns_among_the_addresses_of_a_target(image: Images) -> None:
+    counts = Counter[str]()
+
+    def counting(name: str) -> Handler:
+        def classify(_: bytes, context: grpc.ServicerContext) -> bytes:
+            counts[name] += 1
+            return ONE
+
+        return classify
+
+    with (
+        fake_server(counting("a")) as a,
+        fake_server(counting("b")) as b,
+        Client(f"ipv4:{a},{b}") as client,
+    ):
+        while len(counts) < 2:  # both are connected
+            client.classify(image)
+        counts.clear()
+        for _ in range(100):
+            client.classify(image)
+    assert counts == {"a": 50, "b": 50}
+
+
+def test_target_of_several_addresses_is_answered(server: RunningServer, image: Images) -> None:
+    """Its usual :authority, all addresses with a comma, is refused by strict servers."""
+    target = f"ipv4:{server.address},{free_address()}"
+
+    async def classify() -> int:
+        async with AsyncClient(target) as client:
+            return len(await client.classify(image))
+
+    with Client(target) as client:
+        for _ in range(10):
+            assert len(client.classify(image)) == 1
+    assert asyncio.run(classify()) == 1
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_call_that_was_cut_off_is_sent_again(image: Images, code: grpc.StatusCode) -> None:
+    calls: list[int] = []
+
+    def refuse_for_a_while(_: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.append(1)
+        if len(calls) % 4:
+            context.abort(code, "not now")
+        return ONE
+
+    async def classify(address: str) -> int:
+        async with AsyncClient(address) as client:
+            return (await client.classify(image))[0].digit
+
+    with fake_server(refuse_for_a_while) as address:
+        with Client(address) as client:
+            assert client.classify(image)[0].digit == 7
+        assert asyncio.run(classify(address)) == 7
+    assert len(calls) == 8
+
+
+def answer(digits: list[int], probabilities: object) -> bytes:
+    return wire.encode_response(bytes(digits), np.array(probabilities, np.float32).tobytes(), "1")
+
+
+TENTHS = [0.1] * 10
+BROKEN = {
+    "no rows": answer([], []),
+    "too many rows": answer([1] * 4, [TENTHS] * 4),
+    "digit without probabilities": answer([1], []),
+    "digit 10": answer([10], [TENTHS]),
+    "digit 200": answer([200], [TENTHS]),
+    "digit 300": b"\x0a\x02\xac\x02" + answer([], [TENTHS])[2:],
+    "unpacked digit 300": b"\x08\xac\x02" + answer([], [TENTHS])[2:],
+    "NaN": answer([1], [[float("nan")] * 10]),
+    "infinite": answer([1], [[float("inf")] + [0.0] * 9]),
+    "negative": answer([1], [[-0.5] + [0.1] * 9]),
+    "no message": b"\xff\xff",
+    "nothing": b"",
+    "no text": answer([1], [TENTHS])[:-1] + b"\xff",
+}
+
+
+@pytest.mark.parametrize("kind", list(BROKEN))
+def test_broken_answer_is_refused(image: Images, kind: str) -> None:
+    async def classify(address: str) -> None:
+        async with AsyncClient(address) as client:
+            await client.classify(image)
+
+    with fake_server(lambda request, context: BROKEN[kind]) as address, Client(address) as client:
+        with pytest.raises(Unavailable, match=f"{address}: the server is broken: it answered"):
+            client.classify(image)
+        with pytest.raises(Unavailable, match="the server is broken: it answered"):
+            asyncio.run(classify(address))
+
+
+@pytest.mark.parametrize("info", [b"\xff", b""])  # no message; no limits
+def test_broken_model_info_is_refused(image: Images, info: bytes) -> None:
+    with (
+        fake_server(lambda request, context: ONE, info) as address,
+        Client(address) as client,
+        pytest.raises(Unavailable, match="the server is broken: it answered"),
+    ):
+        client.classify(image.repeat(2, axis=0))
+
+
+def test_closed_client_says_so(server: RunningServer, image: Images) -> None:
+    for is_used in (True, False):
+        client = Client(server.address)
+        if is_used:
+            client.classify(image)
+        client.close()
+        client.close()
+        for call in (partial(client.classify, image), client.model_info, client.wait_ready):
+            with pytest.raises(Unavailable, match=f"{server.address}: the client is closed"):
+                call()
+
+
+def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image: Images) -> None:
+    has_come, release = threading.Semaphore(0), threading.Event()
+
+    def hang(_: bytes, context: grpc.ServicerContext) -> bytes:
+        has_come.release()
+        release.wait(TIMEOUT_S)
+        return ONE
+
+    async def scenario(address: str) -> list[BaseException | object]:
+        client = AsyncClient(address, timeout_s=3600)
+        calls = [asyncio.create_task(client.classify(image)) for _ in range(3)]
+        await asyncio.to_thread(has_come.acquire)
+        await client.close()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with fake_server(hang) as address, ThreadPoolExecutor() as pool:
+        client = Client(address, timeout_s=3600)
+        call = pool.submit(client.classify, image)
+        has_come.acquire()
+        client.close()
+        with pytest.raises(Unavailable, match="the client is closed"):
+            call.result(TIMEOUT_S)
+        for error in asyncio.run(scenario(address)):
+            assert isinstance(error, Unavailable)
+            assert "the client is closed" in str(error)
+        release.set()
+    with Client(free_address(), timeout_s=3600) as client, ThreadPoolExecutor() as pool:
+        call = pool.submit(client.classify, image)
+        with pytest.raises(TimeoutError):
+            call.result(0.2)
+        client.close()
+        with pytest.raises(Unavailable, match="the client is closed"):
+            call.result(TIMEOUT_S)
+
+
+def test_closed_async_client_refuses_every_call_at_once(
+    server: RunningServer, image: Images
+) -> None:
+    async def scenario() -> list[object]:
+        client = AsyncClient(server.address)
+        await client.classify(image)
+        await client.close()
+        await client.close()
+        calls = (client.classify(image) for _ in range(2000))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    outcomes = asyncio.run(asyncio.wait_for(scenario(), TIMEOUT_S))
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert str(outcomes[0]) == f"{server.address}: the client is closed"
+
+
+def test_cancelled_calls_give_their_slots_back(image: Images) -> None:
+    is_free = threading.Event()
+
+    def hang_at_first(_: bytes, context: grpc.ServicerContext) -> bytes:
+        is_free.wait(TIMEOUT_S)
+        return ONE
+
+    async def scenario(address: str) -> None:
+        async with AsyncClient(address) as client:
+            calls = [asyncio.create_task(client.classify(image)) for _ in range(600)]
+            await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+            is_free.set()
+            await asyncio.gather(*(client.classify(image) for _ in range(600)))
+
+    with fake_server(hang_at_first) as address:
+        asyncio.run(scenario(address))
+
+
+def test_async_client_belongs_to_the_loop_that_uses_it(
+    server: RunningServer, image: Images
+) -> None:
+    client = AsyncClient(server.address)  # outside of any loop
+
+    async def classify() -> int:
+        return len(await client.classify(image))
+
+    assert asyncio.run(classify()) == 1
+    assert asyncio.run(classify()) == 1  # the first loop is closed
+
+    async def from_two_loops() -> None:
+        await client.classify(image)
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await asyncio.to_thread(asyncio.run, classify())
+        await client.close()
+
+    asyncio.run(from_two_loops())
+
+
+def test_client_travels_to_spawned_processes(
+    server: RunningServer, classifier: Classifier, images: Images
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with Client(server.address) as client, ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        answer = pool.submit(client.classify, images[:300]).result()
+    expected = classifier.classify(images[:300])
+    np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
+
+
+def test_pickled_clients_keep_their_settings(image: Images) -> None:
+    seen: list[object] = []
+
+    def look(_: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(dict(context.invocation_metadata()).get("authorization"))
+        return ONE
+
+    async def classify(pickled: bytes) -> None:
+        async with pickle.loads(pickled) as client:
+            await client.classify(image)
+
+    with fake_server(look) as address:
+        with pickle.loads(pickle.dumps(Client(address, token="secret"))) as client:
+            client.classify(image)
+        asyncio.run(classify(pickle.dumps(AsyncClient(address, token="secret"))))
+    assert seen == ["Bearer secret"] * 2
+
+
+def test_client_made_before_a_fork_connects_in_the_child(server: RunningServer) -> None:
+    code = f"""
+        import os, signal
+        import numpy as np
+        from serving.client import Client
+        from serving.errors import Unavailable
+        image = np.zeros((1, 784), np.uint8)
+        client = Client({server.address!r})
+        for is_used in (False, True):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                try:
+                    client.classify(image)
+                    os._exit(is_used)
+                except Unavailable as err:
+                    os._exit(not ("fork" in str(err) and is_used))
+            assert os.waitpid(child, 0)[1] == 0, is_used
+            client.classify(image)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,0 +1,254 @@
+"""The GPU's engine with its buffers on the CPU: everything but the kernels, without a GPU."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving import Client
+from serving.__main__ import main
+from serving.errors import DeviceError, ModelError
+from serving.images import Images
+from serving.model.cuda import CudaEngine, buckets, page_lock
+from serving.model.engine import OnnxEngine, open_engine, open_session
+from tests.support.gpu import NO_GPU
+from tests.support.servers import running_server
+
+TOLERANCE = 1e-5
+"""Batches of other sizes add up in another order."""
+
+
+@pytest.fixture(scope="module")
+def onnx_bytes(models: Path) -> bytes:
+    return (models / "digits" / "1" / "model.onnx").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def engine(onnx_bytes: bytes) -> CudaEngine:
+    return CudaEngine(open_session(onnx_bytes, "cpu"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(onnx_bytes: bytes) -> OnnxEngine:
+    return OnnxEngine(open_session(onnx_bytes, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("max_size", "sizes"),
+    [(1, (1,)), (2, (1, 2)), (100, (1, 2, 4, 8, 16, 32, 64, 100)), (8, (1, 2, 4, 8))],
+)
+def test_buckets_are_powers_of_two_up_to_the_largest(max_size: int, sizes: tuple[int, ...]) -> None:
+    assert buckets(max_size) == sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(num_images=st.integers(1, 300), first=st.integers(0, 199))
+def test_answers_are_those_of_the_plain_engine(
+    engine: CudaEngine, reference: OnnxEngine, images: Images, num_images: int, first: int
+) -> None:
+    batch = images[first : first + num_images]
+    answer = engine.run(batch)
+    assert answer.shape == (len(batch), 10)
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, reference.run(batch), atol=TOLERANCE)
+
+
+def test_an_answer_stays_when_the_next_run_writes_the_buffer(
+    engine: CudaEngine, images: Images
+) -> None:
+    first = engine.run(images[:3])
+    kept = first.copy()
+    engine.run(images[100:104])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_do_not_mix_their_images(
+    engine: CudaEngine, reference: OnnxEngine, images: Images
+) -> None:
+    batches = [images[i : i + 5] for i in range(0, 400, 5)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(engine.run, batches))
+    np.testing.assert_allclose(np.concatenate(answers), reference.run(images[:400]), atol=TOLERANCE)
+
+
+def test_failed_run_is_a_model_error_and_the_next_one_works(
+    onnx_bytes: bytes, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(onnx_bytes, "cpu")
+    engine = CudaEngine(session, device="cpu", max_bucket=4)
+
+    def fail(binding: Any, run_options: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "run_with_iobinding", fail)
+        with pytest.raises(ModelError) as caught:
+            engine.run(images[:2])
+    assert "700" not in str(caught.value)
+    assert len(engine.run(images[:2])) == 2
+
+
+class CudaRuntime:
+    """Stands in for libcudart.so.12, where 13 is not loaded."""
+
+    def __init__(self, result: int) -> None:
+        self._result = result
+        self.locked: dict[int, int] = {}
+        self.last_error = 0
+
+    def load(self, name: str, mode: int) -> "CudaRuntime":
+        if "13" in name or not mode & os.RTLD_NOLOAD:
+            raise OSError(name)
+        return self
+
+    def cudaHostRegister(self, address: Any, size: Any, flags: int) -> int:  # noqa: N802
+        self.last_error = self._result
+        if not self._result:
+            self.locked[address.value] = size.value
+        return self._result
+
+    def cudaHostUnregister(self, address: Any) -> None:  # noqa: N802
+        del self.locked[address.value]
+
+    def cudaGetLastError(self) -> None:  # noqa: N802
+        self.last_error = 0
+
+
+def test_page_locked_buffer_is_released_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = CudaRuntime(result=0)
+    monkeypatch.setattr("ctypes.CDLL", runtime.load)
+    buffer = np.zeros((4, 784), np.uint8)
+    page_lock(buffer)
+    assert runtime.locked == {buffer.ctypes.data: 4 * 784}
+    del buffer
+    assert runtime.locked == {}
+
+
+def test_buffer_that_cannot_be_locked_leaves_no_error_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = CudaRuntime(result=1)
+    monkeypatch.setattr("ctypes.CDLL", runtime.load)
+    page_lock(np.zeros((4, 784), np.uint8))
+    assert (runtime.locked, runtime.last_error) == ({}, 0)
+
+
+@pytest.fixture
+def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
+    from serving.model.onnx_runtime import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    plain = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, providers, **_: plain(model, providers=["CPUExecutionProvider"]),
+    )
+
+
+@pytest.mark.usefixtures("silent_fallback")
+def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
+    onnx_bytes: bytes, images: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DeviceError, match="ONNX Runtime chose CPUExecutionProvider"):
+        open_engine(onnx_bytes, "cuda")
+    with caplog.at_level(logging.WARNING):
+        engine = open_engine(onnx_bytes, "auto")
+    assert "serving on the CPU: CUDA can't be used" in caplog.text
+    assert engine.device == "cpu"
+    assert len(engine.run(images[:3])) == 3
+
+
+def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
+    onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.model.onnx_runtime import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*digit-serving\[serve-gpu\]"):
+        open_engine(onnx_bytes, "cuda")
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime where CUDA is installed and no driver is: what 1.26 says and prints."""
+    from serving.model.onnx_runtime import onnxruntime
+
+    plain = onnxruntime.InferenceSession
+
+    def open_session(model: bytes, options: Any, providers: list[str], **settings: Any) -> Any:
+        if providers == ["CPUExecutionProvider"]:
+            return plain(model, options, providers=providers)
+        if settings.get("enable_fallback", 1):
+            print("*************** EP Error ***************")
+            raise RuntimeError("[ONNXRuntimeError] : 2 : Conflicting session configuration: ...")
+        raise RuntimeError(
+            "/core/providers/cuda/cuda_call.cc:122 std::conditional_t<THRW, void> CudaCall(ERRTYPE)"
+            " [with ERRTYPE = cudaError; bool THRW = true] CUDA failure 35: CUDA driver version is "
+            "insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=cuda.cc ; line=336"
+        )
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_missing_driver_is_the_reason_given(onnx_bytes: bytes) -> None:
+    with pytest.raises(DeviceError) as caught:
+        open_engine(onnx_bytes, "cuda")
+    assert str(caught.value) == (
+        "CUDA can't be used: CUDA failure 35: "
+        "CUDA driver version is insufficient for CUDA runtime version"
+    )
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_missing_driver_leaves_stdout_to_the_program(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "--models", str(models), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_cuda_without_a_gpu_ends_with_one_line(
+    models: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert re.match(f"digits-serve: .*({NO_GPU})", line)
+    assert not out
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_info_is_json_whatever_the_device_lacks(models: Path) -> None:
+    command = [sys.executable, "-m", "serving", "info", "--models", str(models), "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["device"] == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_serves_on_the_cpu_and_says_so_everywhere(models: Path) -> None:
+    with running_server(models, "--device", "auto") as server:
+        with Client(server.address) as client:
+            assert client.model_info().device == "cpu"
+        page = urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics").read().decode()
+        assert server.facts["device"] == "cpu"
+    assert 'device="cpu"' in page

@@ -1,0 +1,369 @@
+"""Pictures of any kind become images as MNIST makes its own."""
+
+import contextlib
+import io
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from serving import Classifier
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.images import Images
+from serving.pictures.reader import from_picture
+from tests.support.drawing import (
+    FONTS,
+    POPULATIONS,
+    accuracy,
+    draw,
+    font_glyph,
+    framed,
+    row,
+    stroke_glyph,
+)
+from tests.support.random_pictures import read_all
+
+Levels = npt.NDArray[np.uint8]
+
+SAME = 12.0
+"""Mean difference of a pixel between two readings of one digit: resampling, no more."""
+
+MOVED = 25.0
+"""The same where a reading may lie a pixel beside the other; of two digits it is 40 and more."""
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def read(picture: Image.Image, kind: str = "PNG", **options: object) -> npt.NDArray[np.float32]:
+    return from_picture(saved(picture, kind, **options)).reshape(28, 28).astype(np.float32)
+
+
+def is_refused_as_several(ink: Levels) -> bool:
+    try:
+        from_picture(saved(Image.fromarray(255 - ink)))
+    except InvalidRequest as err:
+        return "expected one digit, found" in str(err)
+    return False
+
+
+@pytest.fixture(scope="module")
+def glyph() -> Levels:
+    """A 5 of 120 pixels, ink 255."""
+    return np.asarray(font_glyph(5, 120, np.random.default_rng(3)))
+
+
+@pytest.fixture(scope="module")
+def expected(glyph: Levels) -> npt.NDArray[np.float32]:
+    return read(Image.fromarray(255 - glyph))
+
+
+def test_image_is_sized_and_centred_as_mnists(expected: npt.NDArray[np.float32]) -> None:
+    rows, columns = np.flatnonzero(expected.any(1)), np.flatnonzero(expected.any(0))
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    for axis in (0, 1):
+        centre = (np.indices(expected.shape)[axis] * expected).sum() / expected.sum()
+        assert abs(centre - 14) <= 1
+    assert expected.max() == 255
+    assert expected[0, 0] == 0
+
+
+def test_kind_of_picture_makes_no_difference(
+    glyph: Levels, expected: npt.NDArray[np.float32]
+) -> None:
+    dark_on_light = Image.fromarray(255 - glyph)
+    alpha = Image.fromarray(glyph)
+    black, white = (Image.new("RGB", alpha.size, colour) for colour in ("black", "white"))
+    for ink in (black, white):
+        ink.putalpha(alpha)  # the digit is in the alpha channel alone
+    pictures = {
+        "inverted": read(Image.fromarray(glyph)),
+        "colour": read(Image.merge("RGB", [dark_on_light] * 3)),
+        "jpeg": read(dark_on_light, "JPEG", quality=90),
+        "cmyk": read(Image.merge("RGB", [dark_on_light] * 3).convert("CMYK"), "JPEG", quality=90),
+        "palette": read(dark_on_light.convert("P")),
+        "16 bits": read(Image.fromarray((255 - glyph).astype(np.uint16) * 257)),
+        "black on nothing": read(black),
+        "white on nothing": read(white),
+        "larger": read(dark_on_light.resize((700, 700 * glyph.shape[0] // glyph.shape[1]))),
+        "elsewhere": read(Image.fromarray(255 - np.pad(glyph, ((0, 200), (300, 0))))),
+    }
+    for name, image in pictures.items():
+        assert np.abs(image - expected).mean() < SAME, name
+
+
+def test_orientation_of_a_camera_is_followed(
+    glyph: Levels, expected: npt.NDArray[np.float32]
+) -> None:
+    turned = Image.fromarray(255 - glyph).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    assert np.abs(read(turned, "JPEG", exif=exif, quality=95) - expected).mean() < SAME
+
+
+def test_specks_are_left_out(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+    speckled = np.pad(glyph, 100)
+    speckled[5:8, 5:8] = speckled[-9:-6, 20:23] = 255
+    assert np.abs(read(Image.fromarray(255 - speckled)) - expected).mean() < SAME
+
+
+def test_mnist_digit_saved_as_a_picture_stays_itself(
+    images: Images, classifier: Classifier
+) -> None:
+    pictures = [saved(Image.fromarray(image.reshape(28, 28))) for image in images[:200]]
+    read_back = np.concatenate([from_picture(picture) for picture in pictures])
+    answers, originals = classifier.classify(read_back), classifier.classify(images[:200])
+    assert (answers.digits == originals.digits).mean() >= 0.98
+
+
+@pytest.mark.parametrize("levels", [0, 128, 255])
+def test_blank_page_is_refused(levels: int) -> None:
+    with pytest.raises(InvalidRequest, match="blank"):
+        from_picture(saved(Image.new("L", (100, 80), levels)))
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path, glyph: Levels) -> None:
+    whole = saved(Image.fromarray(glyph)).getvalue()
+    for content in (b"", b"hello", whole[:100], b"GIF89a" + bytes(100), b"P5 1 1 255 a"):
+        with pytest.raises(InvalidRequest):
+            from_picture(io.BytesIO(content))
+    with pytest.raises(InvalidRequest, match="No such file"):
+        from_picture(tmp_path / "missing.png")
+    with pytest.raises(InvalidRequest, match="directory"):
+        from_picture(tmp_path)
+
+
+def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    bomb = saved(Image.new("1", (20_000, 5_000)))  # a few kilobytes
+    with pytest.raises(InvalidRequest, match="at most 80000000 pixels"):
+        from_picture(bomb)
+
+
+def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: Levels) -> None:
+    file = saved(Image.fromarray(glyph))
+    for name in ("serving.pictures.normalizer", "serving.pictures.decoder"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("serving.pictures.normalizer", raising=False)
+    monkeypatch.delattr("serving.pictures.decoder", raising=False)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigurationError, match=r"digit-serving\[pictures\]"):
+        from_picture(file)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF"])
+def test_format_makes_no_difference(
+    kind: str, glyph: Levels, expected: npt.NDArray[np.float32]
+) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    assert np.abs(read(Image.fromarray(255 - glyph), kind) - expected).mean() < SAME
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_of_more_than_8_bits_is_scaled_by_the_bits_in_use(
+    bits: int, glyph: Levels, expected: npt.NDArray[np.float32]
+) -> None:
+    levels = ((255 - glyph) / 255 * (2**bits - 1)).astype(np.uint16)
+    for picture, kind in (
+        (Image.fromarray(levels), "PNG"),
+        (Image.fromarray(levels.astype(">u2")), "TIFF"),
+        (Image.fromarray(levels.astype(np.int32)), "TIFF"),
+        (Image.fromarray(levels.astype(np.float32) / levels.max()), "TIFF"),
+    ):
+        assert np.abs(read(picture, kind) - expected).mean() < SAME, picture.mode
+
+
+def test_levels_that_are_no_numbers_are_passed_over(
+    glyph: Levels, expected: npt.NDArray[np.float32]
+) -> None:
+    levels = 1 - glyph.astype(np.float32) / 255
+    levels[0, :3] = np.nan, np.inf, -np.inf
+    assert np.abs(read(Image.fromarray(levels), "TIFF") - expected).mean() < SAME
+    with pytest.raises(InvalidRequest, match="blank"):
+        read(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF")
+
+
+def test_lab_is_read(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+    neutral = np.full_like(glyph, 128)
+    lab = Image.merge("LAB", [Image.fromarray(band) for band in (255 - glyph, neutral, neutral)])
+    assert np.abs(read(lab, "TIFF") - expected).mean() < SAME
+
+
+def test_pipe_is_read_to_its_end(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    pipe = Pipe(saved(Image.fromarray(255 - glyph)).getvalue())
+    assert np.abs(from_picture(pipe).reshape(28, 28) - expected).mean() < SAME
+
+
+def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.webp"
+    with path.open("wb") as file:
+        file.truncate(2**32)
+    with pytest.raises(InvalidRequest, match="at most 268435456 bytes"):
+        from_picture(path)
+
+
+@pytest.mark.parametrize("text", ["42", "10", "94043", "11", "00", "1234567890123"])
+@pytest.mark.parametrize("margin", [3, 40])
+def test_row_of_digits_is_refused(text: str, margin: int) -> None:
+    for font in FONTS[:4]:
+        image = Image.new("L", (60 * len(text) + 100, 200))
+        ImageDraw.Draw(image).text((50, 50), text, 255, ImageFont.truetype(str(font), 80))
+        box = image.getbbox()
+        assert box is not None
+        assert is_refused_as_several(np.pad(np.asarray(image.crop(box)), margin)), font.stem
+
+
+@pytest.mark.parametrize("gap", [2, 3, 5, 10, 20])
+@pytest.mark.parametrize("margin", [0, 4])
+def test_row_of_handwriting_is_refused(images: Images, gap: int, margin: int) -> None:
+    rng = np.random.default_rng(gap)
+    refused = 0
+    for _ in range(50):
+        digits = images[rng.choice(len(images), rng.integers(2, 6))].reshape(-1, 28, 28)
+        refused += is_refused_as_several(enlarged(np.pad(row(list(digits), gap), margin), 4))
+    assert refused >= 47  # MNIST has digits of fragments, and some touch no edge where others do
+
+
+def test_column_of_digits_is_refused() -> None:
+    image = Image.new("L", (100, 300))
+    pen, font = ImageDraw.Draw(image), ImageFont.truetype(str(FONTS[0]), 80)
+    for digit, top in (("4", 20), ("2", 130)):
+        pen.text((25, top), digit, 255, font)
+    assert is_refused_as_several(np.asarray(image))
+
+
+def test_message_says_how_many_digits_and_where() -> None:
+    image = Image.new("L", (200, 100))
+    ImageDraw.Draw(image).text((30, 10), "4 2", 255, ImageFont.truetype(str(FONTS[0]), 70))
+    with pytest.raises(InvalidRequest, match=r"found 2, at 2\d% \d\d%, 5\d% \d\d% of the width"):
+        from_picture(saved(image))
+
+
+def test_single_handwriting_is_not_refused(images: Images) -> None:
+    pictures = [np.pad(image.reshape(28, 28), 5) for image in images[:300]]
+    refused = sum(is_refused_as_several(enlarged(picture, 4)) for picture in pictures)
+    assert refused <= 2  # of 60,000, about one in 1,000 is in pieces, or twice as wide as high
+
+
+def enlarged(levels: Levels, scale: int) -> Levels:
+    height, width = levels.shape
+    size = (width * scale, height * scale)
+    return np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC))
+
+
+def test_digit_of_two_strokes_is_one_digit() -> None:
+    five = Image.new("L", (200, 260))
+    pen = ImageDraw.Draw(five)
+    pen.line([(60, 40), (150, 36)], 255, 12)  # the bar, apart from the rest
+    pen.line([(60, 60), (58, 120), (110, 115), (140, 160), (110, 210), (55, 215)], 255, 12)
+    four = Image.new("L", (200, 260))
+    pen = ImageDraw.Draw(four)
+    pen.line([(70, 40), (50, 140), (120, 140)], 255, 12)
+    pen.line([(132, 80), (132, 220)], 255, 12)  # not quite reached
+    for digit in (five, four):
+        image = read(Image.fromarray(255 - np.asarray(digit)))
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        assert np.ptp(rows) + 1 == 20
+        assert np.ptp(columns) + 1 > 8
+
+
+@pytest.mark.parametrize("shape", ["box", "circle", "partly outside"])
+def test_frame_is_not_taken_for_the_digit(shape: str) -> None:
+    rng = np.random.default_rng(8)
+    same = 0
+    for digit in np.resize(np.arange(10), 40):
+        glyph = (stroke_glyph if rng.random() < 0.5 else font_glyph)(int(digit), 150, rng)
+        alone = read(Image.fromarray(255 - np.asarray(glyph)))
+        try:
+            image = read(Image.fromarray(255 - np.asarray(framed(glyph, shape, rng))))
+        except InvalidRequest:
+            continue
+        same += np.abs(image - alone).mean() < MOVED
+    assert same >= 38
+
+
+def test_dot_in_a_zero_is_no_digit_in_a_frame() -> None:
+    image = Image.new("L", (200, 200))
+    mono = next(font for font in FONTS if font.stem == "DejaVuSansMono")
+    ImageDraw.Draw(image).text((50, 20), "0", 255, ImageFont.truetype(str(mono), 120))
+    assert np.ptp(np.flatnonzero(read(image)[14])) > 8  # both sides of the zero
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (1, 1), (1, 4000), (4000, 1), (2, 3), (28, 28)])
+@pytest.mark.parametrize("filled", ["half", "dots", "pixel", "noise", "border"])
+def test_odd_picture_is_read_or_refused(shape: tuple[int, int], filled: str) -> None:
+    levels = np.zeros(shape, np.uint8)
+    match filled:
+        case "half":
+            levels[: shape[0] // 2 + 1, : shape[1] // 2 + 1] = 255
+        case "dots":
+            levels[::2, ::2] = 255
+        case "pixel":
+            levels[shape[0] // 2, shape[1] // 2] = 255
+        case "noise":
+            levels[:] = np.random.default_rng(1).integers(0, 256, shape)
+        case "border":
+            levels[[0, -1]] = levels[:, [0, -1]] = 255
+    with contextlib.suppress(InvalidRequest):
+        assert read(Image.fromarray(levels)).any()
+
+
+def test_thick_digits_that_fill_the_picture_are_read() -> None:
+    rng = np.random.default_rng(4)
+    for digit in np.resize(np.arange(10), 40):
+        thick = font_glyph(int(digit), 60, rng).filter(ImageFilter.MaxFilter(13))
+        box = thick.getbbox()
+        assert box is not None
+        with contextlib.suppress(InvalidRequest):
+            assert read(thick.crop(box)).any()
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False),
+    st.sampled_from([2, 3, 256]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_small_picture_is_read_or_refused(
+    height: int, width: int, random: random.Random, levels: int
+) -> None:
+    values = [random.randrange(levels) * 255 // (levels - 1) for _ in range(height * width)]
+    with contextlib.suppress(InvalidRequest):
+        assert read(Image.fromarray(np.array(values, np.uint8).reshape(height, width))).any()
+
+
+@given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"\xff\xd8\xff"]),
+       st.binary(max_size=300))  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_read_or_refused(magic: bytes, rest: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        from_picture(io.BytesIO(magic + rest))
+
+
+def test_random_pictures_are_read_or_refused() -> None:
+    outcomes = read_all(range(300))
+    assert min(outcomes.values()) > 30  # both happen
+
+
+@pytest.mark.parametrize("population", POPULATIONS)
+def test_drawn_digits_are_recognised(classifier: Classifier, population: str) -> None:
+    # The suite's model has seen 2,000 images; the figures of a full one are in the README.
+    for on_paper in (False, True):
+        pictures = draw(population, 20, seed=5, on_paper=on_paper)
+        assert accuracy(classifier, pictures) >= 0.5

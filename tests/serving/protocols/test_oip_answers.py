@@ -1,0 +1,75 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import Classifier
+from serving.images import IMAGE_BYTES, Images
+from serving.protocols.oip.infer import Infer
+from serving.protocols.plan import frame
+from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+
+UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited
+TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
+
+
+@pytest.fixture
+def method(classifier: Classifier) -> Infer:
+    return Infer(classifier)
+
+
+def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:
+    for num_images in (1, 2, 64):
+        data = raw_request(images[:num_images]).SerializeToString()
+        _, plan = method.read(data)
+        known = method.layouts[frame(data)[: -num_images * IMAGE_BYTES]]
+        assert known.num_rows == plan.num_rows == num_images
+        answer = (bytes(num_images), bytes(range(40)) * num_images, "7")
+        assert known.write(*answer) == plan.write(*answer)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "7"},
+        {"model_version": "1"},
+        {"parameters": {"timeout": {"int64_param": 1000}}},
+    ],
+)
+def test_head_that_asks_for_more_is_not_learned(
+    method: Infer, images: Images, fields: dict[str, Any]
+) -> None:
+    method.read(raw_request(images[:1], **fields).SerializeToString())
+    assert not method.layouts
+
+
+def test_head_of_typed_contents_is_not_learned(method: Infer, images: Images) -> None:
+    method.read(typed_request(images[:1]).SerializeToString())
+    assert not method.layouts
+
+
+def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
+    method: Infer, images: Images
+) -> None:
+    image = images[:1].tobytes()
+    data = raw_request(images[:1]).SerializeToString()
+    inside = TAG + image  # repeated within a field that nobody reads
+    method.read(data + UNKNOWN_FIELD + bytes((0x93, 0x06)) + inside)
+    assert not method.layouts
+
+
+def test_heads_are_bounded(method: Infer, images: Images) -> None:
+    for number in range(300):
+        hint = {"priority": {"int64_param": number}}
+        method.read(raw_request(images[:1], parameters=hint).SerializeToString())
+    assert len(method.layouts) <= 256
+
+
+def test_repeated_requests_are_answered_as_the_first_was(
+    peer: Peer, images: Images, classifier: Classifier
+) -> None:
+    expected = classifier.classify(images[:20]).probabilities
+    for image, row in zip(images[:20], expected, strict=True):
+        response = peer.infer(raw_request(image[None]))
+        assert (response.model_name, response.model_version) == ("digits", "1")
+        np.testing.assert_allclose(probabilities_in(response), row[None], atol=1e-6)

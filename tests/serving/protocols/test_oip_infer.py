@@ -1,0 +1,192 @@
+"""ModelInfer as its callers see it: what is answered, and what is refused with which words."""
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import Classifier, Client
+from serving.images import IMAGE_BYTES, Images
+from tests.support.inference_peer import (
+    Peer,
+    probabilities_in,
+    raw_request,
+    status_of,
+    typed_request,
+)
+from tests.support.servers import running_server
+
+
+def test_raw_question_has_a_raw_answer_equal_bit_for_bit(
+    peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    for num_images in (1, 2, 500):
+        response = peer.infer(raw_request(images[:num_images], id="a-7"))
+        assert (response.model_name, response.model_version, response.id) == ("digits", "1", "a-7")
+        assert len(response.raw_output_contents) == 1
+        local = classifier.classify(images[:num_images]).probabilities
+        np.testing.assert_array_equal(probabilities_in(response), local)
+
+
+def test_typed_question_has_a_typed_answer_equal_bit_for_bit(
+    peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    response = peer.infer(typed_request(images[:3]))
+    assert not response.raw_output_contents
+    local = classifier.classify(images[:3]).probabilities
+    np.testing.assert_array_equal(probabilities_in(response), local)
+
+
+def test_version_output_and_parameters_may_be_named(peer: Peer, images: Images) -> None:
+    parameters = {"priority": {"uint64_param": 1}, "note": {"string_param": "x"}}
+    for timeout in ({"int64_param": 10**7}, {"uint64_param": 10**7}, {"int64_param": 0}):
+        request = raw_request(
+            images[:1],
+            model_version="1",
+            outputs=[{"name": "probabilities"}],
+            parameters={**parameters, "timeout": timeout},
+        )
+        assert probabilities_in(peer.infer(request)).shape == (1, 10)
+
+
+def test_largest_request_is_answered_and_one_more_image_is_refused(
+    peer: Peer, images: Images
+) -> None:
+    many = np.resize(images, (4097, IMAGE_BYTES))
+    for request in (raw_request, typed_request):
+        assert probabilities_in(peer.infer(request(many[:4096]))).shape == (4096, 10)
+        code, text = status_of(lambda request=request: peer.infer(request(many)))  # type: ignore[misc]
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert text == "expected at most 4096 images in a request, got 4097"
+
+
+IMAGE = np.zeros((1, IMAGE_BYTES), np.uint8)
+TENSOR: dict[str, Any] = {"name": "images", "datatype": "UINT8", "shape": [1, IMAGE_BYTES]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"inputs": []}, "expected 1 input, 'images', got 0"),
+        ({"inputs": [TENSOR, TENSOR]}, "expected 1 input, 'images', got 2"),
+        ({"inputs": [TENSOR | {"name": "x"}]}, "expected input 'images', got 'x'"),
+        (
+            {"inputs": [TENSOR | {"name": "x" * 10_000}]},
+            f"expected input 'images', got '{'x' * 80}'...",
+        ),
+        (
+            {"inputs": [TENSOR | {"datatype": "FP32"}]},
+            "expected datatype 'UINT8' (0 = background, 255 = ink), got 'FP32'",
+        ),
+        ({"inputs": [TENSOR | {"shape": []}]}, "expected shape [N, 784], got []"),
+        ({"inputs": [TENSOR | {"shape": [784]}]}, "expected shape [N, 784], got [784]"),
+        ({"inputs": [TENSOR | {"shape": [1, 28, 28]}]}, "expected shape [N, 784], got [1, 28, 28]"),
+        ({"inputs": [TENSOR | {"shape": [-1, 784]}]}, "expected shape [N, 784], got [-1, 784]"),
+        ({"inputs": [TENSOR | {"shape": [0, 784]}]}, "expected at least 1 image, got 0"),
+        ({"inputs": [TENSOR | {"shape": [2, 784]}]}, "expected 1568 bytes for shape [2, 784], "
+                                                     "got 784"),
+        ({"raw_input_contents": [b"", b""]}, "expected 1 raw_input_contents, got 2"),
+        ({"raw_input_contents": [bytes(785)]}, "expected 784 bytes for shape [1, 784], got 785"),
+        ({"raw_input_contents": []}, "expected 784 uint_contents for shape [1, 784], got 0"),
+        (
+            {"inputs": [TENSOR | {"contents": {"uint_contents": [0] * 784}}]},
+            "expected contents or raw_input_contents, got both",
+        ),
+        ({"outputs": [{"name": "logits"}]}, "expected output 'probabilities', got 'logits'"),
+        (
+            {"outputs": [{"name": "probabilities",
+                          "parameters": {"classification": {"int64_param": 3}}}]},
+            "expected tensors in the message, got the parameter 'classification'",
+        ),
+        (
+            {"inputs": [TENSOR | {"parameters": {"shared_memory_region": {"string_param": "x"}}}]},
+            "expected tensors in the message, got the parameter 'shared_memory_region'",
+        ),
+        (
+            {"parameters": {"timeout": {"string_param": "1"}}},
+            "expected timeout as int64_param or uint64_param, got string_param",
+        ),
+        (
+            {"parameters": {"timeout": {"int64_param": -1}}},
+            "expected a timeout of at least 0, got -1",
+        ),
+        ({"id": "x" * 513}, "expected an id of at most 512 characters, got 513"),
+    ],
+)  # fmt: skip
+def test_bad_request_is_refused_with_what_was_expected_and_what_came(
+    peer: Peer, fields: dict[str, Any], text: str
+) -> None:
+    request = raw_request(IMAGE, **fields)
+    assert status_of(lambda: peer.infer(request)) == (grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        ({"uint_contents": [0] * 783}, "expected 784 uint_contents for shape [1, 784], got 783"),
+        ({"uint_contents": [0] * 783 + [256]}, "expected uint_contents from 0 to 255, got 256"),
+        (
+            {"uint_contents": [2**32 - 1] * 784},
+            f"expected uint_contents from 0 to 255, got {2**32 - 1}",
+        ),
+        ({"uint_contents": [200] * 785}, "expected 784 uint_contents for shape [1, 784], got 785"),
+        ({"int_contents": [0] * 784}, "expected uint_contents for UINT8, got int_contents"),
+        ({"fp32_contents": [0.5] * 784}, "expected uint_contents for UINT8, got fp32_contents"),
+    ],
+)
+def test_bad_contents_are_refused_with_what_was_expected_and_what_came(
+    peer: Peer, contents: dict[str, Any], text: str
+) -> None:
+    inputs = [TENSOR | {"contents": contents}]
+    request = raw_request(IMAGE, raw_input_contents=[], inputs=inputs)
+    assert status_of(lambda: peer.infer(request)) == (grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"model_name": "letters"}, "no model 'letters': this server serves 'digits'"),
+        ({"model_version": "9"}, "no version '9' of 'digits': this server serves '1'"),
+    ],
+)
+def test_unknown_model_or_version_is_not_found(
+    peer: Peer, fields: dict[str, Any], text: str
+) -> None:
+    request = raw_request(IMAGE, **fields)
+    assert status_of(lambda: peer.infer(request)) == (grpc.StatusCode.NOT_FOUND, text)
+    named = {name.removeprefix("model_"): value for name, value in fields.items()}
+    question = {"name": "digits", **named}
+    for method in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
+        code, told = status_of(lambda method=method: peer.call(method, **question))  # type: ignore[misc]
+        assert (code, told) == (grpc.StatusCode.NOT_FOUND, text)
+    assert not peer.call("ModelReady", **question).ready
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelReady", "ModelMetadata", "RepositoryIndex"])
+def test_malformed_message_is_refused(peer: Peer, method: str) -> None:
+    expected = f"expected an inference.{method}Request, got 3 bytes that are none"
+    for data in (b"\x0a\x7f\x00", b"\xff\xff\xff"):
+        code, text = status_of(lambda data=data: peer.send(method, data))  # type: ignore[misc]
+        assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
+
+
+def test_model_answers_to_its_served_name_only(
+    models: Path, transport: str, images: Images
+) -> None:
+    options = ("--served-name", "mnist-prod", "--transport", transport)
+    with (
+        running_server(models, *options) as server,
+        grpc.insecure_channel(server.address) as channel,
+        Client(server.address) as client,
+    ):
+        assert server.facts["model"] == client.model_info().name == "mnist-prod"
+        peer = Peer(channel)
+        for _ in range(3):  # the second is answered from what the first was made of
+            response = peer.infer(raw_request(images[:1], model_name="mnist-prod"))
+            assert response.model_name == "mnist-prod"
+        assert peer.call("ModelMetadata", name="mnist-prod").name == "mnist-prod"
+        code, text = status_of(lambda: peer.infer(raw_request(images[:1])))
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert text == "no model 'digits': this server serves 'mnist-prod'"

@@ -1,0 +1,193 @@
+"""ModelStreamInfer, and what goes wrong, proved by what a gated engine ran as in test_faults."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import Classifier
+from serving.images import Images
+from serving.protocols.oip.inference_pb import SERVICE, ModelStreamInferResponse
+from tests.serving.transports import test_faults
+from tests.serving.transports.test_faults import Running, Scenario
+from tests.support.fakes import images_of
+from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+
+run = test_faults.run
+
+
+def test_stream_is_answered_in_order_and_errors_do_not_end_it(
+    peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    requests = [raw_request(images[i : i + 1 + i % 7], id=str(i)) for i in range(300)]
+    requests[50].inputs[0].datatype = "FP32"
+    requests[51].model_name = "letters"
+    requests[299].raw_input_contents[0] = b""
+    messages = [request.SerializeToString() for request in requests]
+    messages[100] = b"\xff"
+    responses = list(peer.stream(iter(messages)))
+    assert len(responses) == 300
+    errors = {i: r.error_message for i, r in enumerate(responses) if r.error_message}
+    assert errors.keys() == {50, 51, 100, 299}
+    assert "'UINT8'" in errors[50]
+    assert "'letters'" in errors[51]
+    assert "expected an inference.ModelInferRequest" in errors[100]
+    for i, response in enumerate(responses):
+        assert response.infer_response.id == ("" if i == 100 else str(i))
+        if i not in errors:
+            local = classifier.classify(images[i : i + 1 + i % 7]).probabilities
+            np.testing.assert_array_equal(probabilities_in(response.infer_response), local)
+
+
+def test_stream_answers_typed_and_raw_each_in_its_form(peer: Peer, images: Images) -> None:
+    messages = [request(images[:2]).SerializeToString() for request in (raw_request, typed_request)]
+    raw, typed = (response.infer_response for response in peer.stream(iter(messages)))
+    assert len(raw.raw_output_contents) == 1
+    assert not typed.raw_output_contents
+    np.testing.assert_array_equal(probabilities_in(raw), probabilities_in(typed))
+
+
+def test_empty_stream_ends_well(peer: Peer) -> None:
+    assert list(peer.stream(iter([]))) == []
+
+
+def test_stream_whose_caller_stops_reading_is_stopped(peer: Peer, images: Images) -> None:
+    sent = 0
+    data = raw_request(images[:100]).SerializeToString()
+    end = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        nonlocal sent
+        while not end.is_set():
+            sent += 1
+            yield data
+
+    responses = peer.stream(requests())
+    seen = -1
+    while sent != seen:  # until flow control holds the caller up: else the test times out
+        seen = sent
+        peer.infer(raw_request(images[:1]))  # others are served meanwhile
+        time.sleep(0.3)
+    end.set()
+    responses.cancel()
+
+
+def message(*values: int, **fields: Any) -> bytes:
+    data: bytes = raw_request(images_of(*values), **fields).SerializeToString()
+    return data
+
+
+def open_stream(channel: grpc.aio.Channel) -> Any:
+    method: Any = channel.stream_stream(
+        f"/{SERVICE}/ModelStreamInfer",
+        response_deserializer=ModelStreamInferResponse.FromString,
+    )
+    return method()
+
+
+def test_failed_run_is_the_error_of_one_message(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        running.engine.open(1000)
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            for value in (12, 13, 14):
+                await call.write(message(value, id=str(value)))
+            await call.done_writing()
+            good, bad, last = [response async for response in call]
+        assert bad.error_message == "the model failed on these images"
+        assert bad.infer_response.id == "13"
+        assert probabilities_in(good.infer_response).argmax() == 2
+        assert probabilities_in(last.infer_response).argmax() == 4
+
+    run(scenario)
+
+
+def test_full_queue_slows_a_stream_down_and_never_rejects_it(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            for _ in range(10):
+                await call.write(message(*range(20, 80)))  # 600 images, and 100 may wait
+            await call.done_writing()
+            await running.settle()
+            running.engine.open(1000)
+            responses = [response async for response in call]
+        assert [response.error_message for response in responses] == [""] * 10
+        assert await first == [0]
+
+    run(scenario)
+
+
+def test_stream_whose_caller_left_is_never_run(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            for _ in range(90):  # more than a stream's window
+                await call.write(message(41))
+            await running.settle()
+            call.cancel()
+            await running.settle()
+        running.engine.open()
+        assert await first == [0]
+        await test_faults.ends_well(running)
+        assert running.engine.ran == [[0], [1, 2, 3]]
+
+    run(scenario)
+
+
+def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            await call.write(message(5))
+            await running.settle()
+            drain = asyncio.create_task(running.server.drain())
+            await running.settle()
+            await call.write(message(6))
+            await running.settle()
+            running.engine.open(2)
+            response = await call.read()
+            assert probabilities_in(response.infer_response).argmax() == 5
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await drain
+            assert await first == [0]
+
+    run(scenario)
+
+
+def test_timeout_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            # A stream occupies the runner: the native front would, and not look at its calls.
+            stream = open_stream(channel)
+            await stream.write(message(0))
+            await asyncio.to_thread(running.engine.wait_until_running)
+            method: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            calls = [
+                method(message(41, parameters={"timeout": {kind: 1000}}))
+                for kind in ("int64_param", "uint64_param")
+            ]
+            await running.settle()
+            running.engine.open()
+            for call in calls:
+                assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert probabilities_in((await stream.read()).infer_response).argmax() == 0
+            stream.cancel()
+        await test_faults.ends_well(running)
+        assert running.engine.ran == [[0], [1, 2, 3]]
+
+    run(scenario)

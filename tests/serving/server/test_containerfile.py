@@ -1,0 +1,48 @@
+"""The image's command line, run in an empty folder; tests/reliability carries out every step."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving import Client
+from serving.images import Images
+from tests.support.servers import started
+
+ROOT = Path(__file__).parents[3]
+CONTAINERFILE = (ROOT / "Containerfile").read_text()
+
+
+def test_image_starts_without_a_volume(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.*)", CONTAINERFILE, re.M)[0])
+    settings = dict(re.findall(r"^ENV (DIGITS_\w+)=(.*)", CONTAINERFILE, re.M))
+    assert settings == {"DIGITS_HOST": "0.0.0.0", "DIGITS_METRICS_HOST": "0.0.0.0"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for port in ("DIGITS_PORT", "DIGITS_METRICS_PORT"):
+        monkeypatch.setenv(port, "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    os.symlink("/no/such/volume", "models")  # as in the image
+    with started([sys.executable, *arguments]) as server:
+        assert server.facts["metrics"].startswith("0.0.0.0:")
+        target = server.address.replace("0.0.0.0", "127.0.0.1")
+        with Client(target) as client:
+            assert len(client.classify(images[:3])) == 3
+
+
+def test_context_is_what_is_copied() -> None:
+    first, *lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    copied = re.findall(r"^COPY ([^-]\S*) ", CONTAINERFILE, re.M)
+    assert first == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == set(copied)
+    assert all((ROOT / name).exists() for name in copied)

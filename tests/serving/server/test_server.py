@@ -1,0 +1,141 @@
+"""The server as its callers see it: a real process, a real socket, real clients."""
+
+import signal
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import Classifier, Client
+from serving.images import IMAGE_BYTES, Images
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
+from tests.support.servers import RunningServer, running_server, serve_command
+from training.data.mnist import Mnist
+
+
+def test_start_line_says_what_is_served(server: RunningServer, transport: str) -> None:
+    assert server.facts == {
+        "model": "digits",
+        "version": "1",
+        "precision": "fp32",
+        "device": "cpu",
+        "transport": transport,
+        "address": server.address,
+        "metrics": server.facts["metrics"],
+        "max_request_images": "4096",
+        "max_batch_size": "512",
+    }
+    assert server.address.startswith("127.0.0.1:")
+
+
+def test_served_answers_equal_the_in_process_answers_bit_for_bit(
+    client: Client, classifier: Classifier, images: Images
+) -> None:
+    for num_images in (1, 2, 128, 600):
+        some = np.resize(images, (num_images, images.shape[1]))
+        served, local = client.classify(some), classifier.classify(some)
+        assert served.probabilities.tobytes() == local.probabilities.tobytes()
+        assert served.digits.tobytes() == local.digits.tobytes()
+        assert served.model_version == local.model_version
+
+
+def test_served_accuracy_is_the_manifests_to_the_image(client: Client, mnist_sample: Mnist) -> None:
+    right = int(
+        (client.classify(mnist_sample.test_images).digits == mnist_sample.test_labels).sum()
+    )
+    assert right == round(client.model_info().test_accuracy * len(mnist_sample.test_labels))
+
+
+def test_get_model_tells_what_is_served(client: Client, transport: str) -> None:
+    info = client.model_info()
+    assert (info.name, info.version, info.device) == ("digits", "1", "cpu")
+    assert (info.precision, info.transport) == ("fp32", transport)
+    assert (info.max_request_images, info.max_batch_size) == (4096, 512)
+    assert 0.8 < info.test_accuracy < 1
+
+
+def test_generated_stub_works_as_any_client_would_use_it(
+    server: RunningServer, images: Images
+) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)  # type: ignore[no-untyped-call]
+        request = digits_pb2.ClassifyRequest(images=images[:2].tobytes())
+        response = stub.Classify(request, timeout=TIMEOUT_S)
+    assert len(response.digits) == 2
+    assert len(response.probabilities) == 20
+    assert response.model_version == "1"
+
+
+def test_largest_request_is_split_and_answered_whole_and_in_order(
+    raw: Raw, classifier: Classifier, images: Images
+) -> None:
+    many = np.resize(images, (4096, IMAGE_BYTES))
+    response = raw.classify(encode_request(many.tobytes()))
+    assert list(response.digits) == classifier.classify(many).digits.tolist()
+
+
+def test_health_says_serving_for_every_service(server: RunningServer) -> None:
+    serving = health_pb2.HealthCheckResponse.SERVING
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "digits.v1.DigitClassifier"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(request, timeout=TIMEOUT_S).status == serving
+        unknown = health_pb2.HealthCheckRequest(service="nope")
+        code, _ = status_of(lambda: stub.Check(unknown, timeout=TIMEOUT_S))
+        assert code is grpc.StatusCode.NOT_FOUND
+        watch = stub.Watch(unknown, timeout=TIMEOUT_S)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_under_load_and_loses_nothing(
+    models: Path, images: Images, transport: str, number: signal.Signals
+) -> None:
+    answered = refused = 0
+    others: list[grpc.StatusCode] = []
+    with (
+        running_server(models, "--transport", transport) as server,
+        grpc.insecure_channel(server.address) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
+        )
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        told = pool.submit(next, watch)
+        call: Any = channel.unary_unary(CLASSIFY)
+        data = encode_request(images[:64].tobytes())
+        futures = [call.future(data, timeout=TIMEOUT_S) for _ in range(200)]
+        futures[0].result()
+        assert server.stop(number) == 0
+        assert told.result().status == health_pb2.HealthCheckResponse.NOT_SERVING
+    for future in futures:
+        if future.code() is grpc.StatusCode.OK:
+            answered += 1
+        elif future.code() is grpc.StatusCode.UNAVAILABLE:
+            refused += 1
+        else:
+            others.append(future.code())
+    assert not others
+    assert answered + refused == 200
+    assert answered >= 1
+
+
+def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [*serve_command(models, "--transport", transport), "--port", str(port)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 2
+    assert result.stderr == (f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n")

@@ -1,0 +1,228 @@
+"""Several worker processes on one port: they share the work, and none is missed when it dies."""
+
+import os
+import queue
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving import Classifier
+from serving.images import Images
+from serving.model.info import ModelInfo
+from serving.protocols.digits_v1.wire import encode_request
+from serving.server.port import reserved_port
+from serving.server.supervisor import Backoff
+from serving.server.worker import total
+from serving.system.process import Usage
+from serving.telemetry.metrics import Counts, Report
+from tests.serving.telemetry.test_metrics import scrape, value
+from tests.serving.transports.test_streams import stream
+from tests.support.load import OWN_CONNECTION, ClosedLoop
+from tests.support.processes import Footprint
+from tests.support.raw import TIMEOUT_S, Raw
+from tests.support.servers import RunningServer, running_server, serve_command
+
+NUM_CONNECTIONS = 24
+"""That all land on the same one of two workers has a chance of 2^-23."""
+
+
+@contextmanager
+def two_workers(models: Path, transport: str) -> Iterator[RunningServer]:
+    options = ("--workers", "2", "--transport", transport, "--self-test-interval", "0")
+    with running_server(models, *options) as server:
+        assert server.facts["workers"] == "2"
+        yield server
+
+
+def workers_of(server: RunningServer) -> list[int]:
+    """The process ids of the workers that live."""
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    command_of = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return [child for child, command in command_of.items() if b"spawn_main" in command]
+
+
+class Conversation:
+    """A stream that stays open, on a connection of its own."""
+
+    def __init__(self, address: str, closing: ExitStack) -> None:
+        self._raw = Raw(address, *OWN_CONNECTION)
+        closing.callback(self._raw.channel.close)
+        self._requests: queue.Queue[bytes | None] = queue.Queue()
+        self._responses = stream(self._raw)(iter(self._requests.get, None), timeout=TIMEOUT_S)
+        closing.callback(self._requests.put, None)
+
+    def ask(self, image: Any) -> int | grpc.StatusCode:
+        """Send an image; return its digit, or how the stream ended."""
+        self._requests.put(encode_request(image.tobytes()))
+        try:
+            return int(next(self._responses).digits[0])
+        except grpc.RpcError as err:
+            code: grpc.StatusCode = err.code()
+            return code
+
+
+def test_killed_worker_fails_its_own_calls_and_comes_back(
+    models: Path, transport: str, images: Images, classifier: Classifier
+) -> None:
+    expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
+    with two_workers(models, transport) as server, ExitStack() as closing:
+        before = workers_of(server)
+        talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
+        assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
+        assert value(scrape(server), "digits_images_total") == NUM_CONNECTIONS
+
+        os.kill(before[0], signal.SIGKILL)
+        again = [talk.ask(image) for talk, image in zip(talks, images, strict=False)]
+        num_lost = again.count(grpc.StatusCode.UNAVAILABLE)
+        assert 0 < num_lost < NUM_CONNECTIONS, "one worker had all the connections"
+        for answer, digit in zip(again, expected, strict=True):
+            assert answer in (digit, grpc.StatusCode.UNAVAILABLE)
+
+        assert server.process.stderr is not None
+        while "a worker is back: 2 serve" not in server.process.stderr.readline():
+            assert server.process.poll() is None
+        after = workers_of(server)
+        assert before[1] in after
+        assert len(set(after) - set(before)) == 1
+        fresh = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
+        assert [talk.ask(image) for talk, image in zip(fresh, images, strict=False)] == expected
+        samples = scrape(server)
+        assert value(samples, "digits_worker_restarts_total") == 1
+        assert value(samples, "digits_queue_capacity_images") == 2 * 16_384
+        one = max(Footprint.of(pid).resident_bytes for pid in after)
+        assert value(samples, "process_resident_memory_bytes") > 1.5 * one, "not of all workers"
+        assert value(samples, "digits_images_total") == 3 * NUM_CONNECTIONS - num_lost
+        assert value(samples, "digits_batch_images_sum") == 3 * NUM_CONNECTIONS - num_lost
+        assert value(samples, "digits_queue_images") == 0
+
+
+def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> None:
+    requests = [encode_request(image.tobytes()) for image in images[:50]]
+    with two_workers(models, "h2") as server:
+        loads = [ClosedLoop(server.address, requests, in_flight=8) for _ in range(4)]
+        with loads[0], loads[1], loads[2], loads[3]:
+            loads[0].wait_for(100)
+            assert server.stop() == 0
+    codes = {call.code for load in loads for call in load.calls}
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert grpc.StatusCode.OK in codes
+
+
+def test_workers_end_when_their_supervisor_is_killed(models: Path) -> None:
+    with two_workers(models, "h2") as server:
+        poll = select.poll()
+        files = [os.pidfd_open(pid) for pid in workers_of(server)]
+        assert len(files) == 2
+        for file in files:
+            poll.register(file, select.POLLIN)
+        server.process.kill()
+        ended: set[int] = set()
+        while len(ended) < 2:
+            events = poll.poll(TIMEOUT_S * 1000)
+            assert events, "a worker outlives its supervisor"
+            for file, _ in events:
+                poll.unregister(file)
+                ended.add(file)
+        for file in files:
+            os.close(file)
+
+
+def run_to_its_end(models: Path, *options: str, **environment: str) -> tuple[int, str, str]:
+    """Start a server that can't serve; its exit code, stdout and stderr."""
+    result = subprocess.run(
+        serve_command(models, "--workers", "2", *options),
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=TIMEOUT_S,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv: os._exit(3)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, out, err = run_to_its_end(models, PYTHONPATH=path)
+    assert (code, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("digits-serve: worker ")
+    assert last.endswith("died 5 times in a row (exit code 3), and no other one serves")
+
+
+def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) -> None:
+    with two_workers(models, "grpcio") as server:
+        log = server.process.stderr
+        assert log is not None
+        is_back = True
+        while is_back:
+            for pid in workers_of(server):
+                os.kill(pid, signal.SIGKILL)
+            is_back = any("a worker is back: 2 serve" in line for line in log)
+        assert server.process.wait(TIMEOUT_S) == 1
+
+
+def test_workers_that_cannot_start_say_why_in_one_line(tmp_path: Path) -> None:
+    code, out, err = run_to_its_end(tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"digits-serve: no model in {tmp_path}/digits")
+    assert err.count("\n") == 1
+
+
+def test_taken_port_is_one_clear_line(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        code, out, err = run_to_its_end(models, "--port", str(port))
+    assert (code, out) == (2, "")
+    assert err == f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
+
+
+def test_reserved_port_may_be_shared() -> None:
+    with (
+        reserved_port("127.0.0.1", 0) as port,
+        socket.create_server(("127.0.0.1", port), reuse_port=True),
+        socket.create_server(("127.0.0.1", port), reuse_port=True),
+        socket.create_connection(("127.0.0.1", port)),
+    ):
+        assert port > 0
+
+
+def test_backoff_doubles_and_forgets_after_a_long_life() -> None:
+    backoff = Backoff()
+    assert [backoff.delay_s(0) for _ in range(4)] == [0.1, 0.2, 0.4, 0.8]
+    assert backoff.delay_s(31) == 0.1
+    assert [backoff.delay_s(29) for _ in range(6)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+    assert {backoff.delay_s(0) for _ in range(10_000)} == {5.0}
+
+
+def test_reports_add_up() -> None:
+    info = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
+                     max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
+    first, second, dead = Counts(), Counts(), Counts()
+    first.requests["Classify", "OK"] = 2
+    second.requests["Classify", "OK"] = 3
+    dead.requests["Classify", "INTERNAL"] = 1
+    for counts in (first, second, dead):
+        counts.batch_images.add(7)
+    usage = Usage(resident_bytes=1_000, num_files=10)
+    reports = [
+        Report(info, num_waiting, 100, 3, is_serving, usage, counts)
+        for num_waiting, is_serving, counts in ((4, True, first), (5, False, second))
+    ]
+    summed = total(reports, dead)
+    assert (summed.queue_capacity, summed.num_calls, summed.is_serving) == (200, 6, False)
+    assert summed.usage.resident_bytes > 2_000, "the supervisor's own, too"
+    assert summed.num_waiting == 9
+    assert summed.counts.requests == {("Classify", "OK"): 5, ("Classify", "INTERNAL"): 1}
+    assert summed.counts.reloads == {"adopted": 0, "failed": 0}
+    assert summed.counts.batch_images.sum == 21
+    assert dead.batch_images.sum == 7, "what is added stays as it is"

@@ -1,0 +1,59 @@
+"""Why an address can't be listened on, in words that help."""
+
+import errno
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ConfigurationError
+from serving.system.address import bind, cannot_listen, with_port
+from tests.support.servers import serve_command
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("example.invalid", "can't listen on example.invalid:0: the name 'example.invalid' can't"),
+        ("a..b", "can't listen on a..b:0: the name 'a..b' can't be resolved"),
+        ("192.0.2.7", "can't listen on 192.0.2.7:0: this machine has no such address"),
+    ],
+)
+def test_reason_is_named(host: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        bind(host, 0)
+    assert str(caught.value).startswith(reason)
+
+
+def test_missing_permission_is_named() -> None:  # root may, so the error is made up
+    error = cannot_listen("127.0.0.1", 80, OSError(errno.EACCES, "Permission denied"))
+    assert "127.0.0.1:80: permission denied, ports below 1024 need root" in str(error)
+    assert str(cannot_listen("::1", 8080, OSError(errno.EPERM, ""))).endswith("not permitted")
+
+
+def test_taken_port_is_named() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigurationError, match="the port is taken"),
+    ):
+        bind("127.0.0.1", other.getsockname()[1])
+
+
+def test_ipv6_gets_brackets() -> None:
+    assert with_port("::1", 7) == "[::1]:7"
+    assert with_port("localhost", 7) == "localhost:7"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--host", "192.0.2.7"), ("--host", "192.0.2.7", "--workers", "2"),
+     ("--metrics-host", "192.0.2.7")],
+)  # fmt: skip
+def test_server_says_it_in_one_line(models: Path, transport: str, options: tuple[str, ...]) -> None:
+    command = serve_command(models, "--transport", transport, *options)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    *warnings, line = done.stderr.splitlines()
+    assert line.endswith("can't listen on 192.0.2.7:0: this machine has no such address")
+    assert all("other machines may reach" in warning for warning in warnings)

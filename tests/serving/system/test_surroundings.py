@@ -1,0 +1,111 @@
+"""What the system around a server may lack: it serves all the same, or says why not in one line."""
+
+import ctypes
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving import Client
+from serving.images import Images
+from tests.support.servers import STOP_TIMEOUT_S, running_server, serve_command
+
+WITHOUT_FILES = ["grpcio"]
+"""The transports that need no temporary folder."""
+
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
+
+
+def missing(folder: Path) -> Path:
+    return folder / "missing"
+
+
+def read_only(folder: Path) -> Path:
+    folder.chmod(0o500)
+    return folder
+
+
+def long_named(folder: Path) -> Path:
+    path = folder / ("d" * 100)
+    path.mkdir()
+    return path
+
+
+def oddly_named(folder: Path) -> Path:
+    path = folder / "a b#c?d%20"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("transport", WITHOUT_FILES)
+@pytest.mark.parametrize("make", [missing, read_only, long_named, oddly_named])
+def test_no_temporary_folder_is_needed(
+    models: Path,
+    tmp_path: Path,
+    images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], Path],
+    transport: str,
+    workers: str,
+) -> None:
+    folder = make(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    options = ("--transport", transport, "--workers", workers)
+    with running_server(models, *options) as server:
+        with Client(server.address) as client:
+            assert client.classify(images[:1]).model_version == "1"
+        assert not folder.exists() or not [*folder.iterdir()], "what it made may be cleaned away"
+        assert server.stop() == 0
+
+
+def obey_permissions() -> None:
+    """Have file permissions count for root, too, from the next exec on."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+            assert libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+
+
+def run_to_its_end(
+    models: Path, *options: str, prepare: Callable[[], None]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        serve_command(models, *options),
+        capture_output=True,
+        text=True,
+        preexec_fn=prepare,
+        timeout=STOP_TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path, workers: str) -> None:
+    model_dir = tmp_path / "digits"
+    model_dir.mkdir()
+    (model_dir / "1").mkdir()
+    for closed in (tmp_path, model_dir, model_dir / "1"):
+        closed.chmod(0)
+        result = run_to_its_end(tmp_path, "--workers", workers, prepare=obey_permissions)
+        closed.chmod(0o700)
+        assert (result.returncode, result.stdout) == (2, "")
+        *warnings, line = result.stderr.splitlines()
+        assert line.startswith("digits-serve: ")
+        assert "Permission denied" in line
+        assert all("version 1 is passed over" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [8, 16, 32])
+def test_too_few_descriptors_are_one_clear_line(models: Path, workers: str, number: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+
+    result = run_to_its_end(models, "--workers", workers, prepare=limit)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"digits-serve: ulimit -n is {number}: at least ")

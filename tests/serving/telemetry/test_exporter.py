@@ -1,0 +1,201 @@
+"""What machines read over HTTP: metrics, liveness, readiness; strangers can't exhaust it."""
+
+import http.client
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.errors import ConfigurationError
+from serving.model.info import ModelInfo
+from serving.server.server import serve
+from serving.system.process import Usage
+from serving.telemetry.exporter import Exporter
+from serving.telemetry.metrics import Counts, Report
+from tests.serving.server.test_supervisor import workers_of
+from tests.support.processes import is_serving, paced_server, wait_until
+from tests.support.raw import TIMEOUT_S
+from tests.support.servers import running_server
+from tests.support.tickets import image_with
+
+INFO = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
+                 max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
+
+
+def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
+    """Ask once; status and body."""
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def report() -> Report:
+    return Report(INFO, 0, 100, 0, True, Usage.now(), Counts())
+
+
+@pytest.fixture
+def exporter() -> Iterator[Exporter]:
+    exporter = Exporter("127.0.0.1", 0)
+    exporter.serve(report, lambda: True)
+    yield exporter
+    exporter.close()
+
+
+def test_only_three_paths_are_answered(exporter: Exporter) -> None:
+    assert get(exporter.address, "/healthz") == (200, "alive\n")
+    assert get(exporter.address, "/readyz?verbose=1") == (200, "SERVING\n")
+    status, page = get(exporter.address, "/metrics")
+    assert status == 200
+    assert "digits_queue_capacity_images 100.0" in page
+    for path in ("/", "/metricsx", "/healthz/", "/debug", "*", "http://127.0.0.1/metrics"):
+        assert get(exporter.address, path)[0] == 404, path
+
+
+def test_only_reading_is_allowed(exporter: Exporter) -> None:
+    assert get(exporter.address, "/healthz", "HEAD") == (200, "")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert get(exporter.address, "/healthz", method)[0] == 405
+
+
+def test_open_metrics_are_sent_to_who_asks_for_them(exporter: Exporter) -> None:
+    host, _, port = exporter.address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
+    connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
+    response = connection.getresponse()
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.read().endswith(b"# EOF\n")
+    connection.close()
+
+
+def test_starting_server_is_alive_and_not_ready() -> None:
+    exporter = Exporter("127.0.0.1", 0)
+    try:
+        assert get(exporter.address, "/healthz")[0] == 200
+        assert get(exporter.address, "/readyz") == (503, "NOT_SERVING\n")
+        assert get(exporter.address, "/metrics") == (503, "starting\n")
+    finally:
+        exporter.close()
+
+
+def test_it_answers_while_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    seen: list[int] = []
+
+    def load(*_: object) -> None:
+        seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
+        raise ConfigurationError("seen enough")
+
+    monkeypatch.setattr("serving.classifier.Classifier.open", load)
+    serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
+    with pytest.raises(ConfigurationError, match="seen enough"):
+        serving.send(None)
+    assert seen == [200, 503]
+
+
+def test_ipv6(models: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with running_server(models, "--metrics-host", "::1", "--host", "::1") as server:
+        assert server.facts["metrics"].startswith("[::1]:")
+        assert get(server.facts["metrics"], "/readyz")[0] == 200
+        assert is_serving(server.address)
+
+
+def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter: Exporter) -> None:
+    host, _, port = exporter.address.rpartition(":")
+    num_threads, num_files = threading.active_count(), open_files()
+    with ExitStack() as closing:
+        for _ in range(400):
+            closing.enter_context(socket.create_connection((host, int(port)), TIMEOUT_S))
+        assert get(exporter.address, "/healthz")[0] == 200
+        assert get(exporter.address, "/metrics")[0] == 200
+        assert threading.active_count() <= num_threads + 1  # the one that makes pages
+        wait_until(lambda: open_files() < num_files + 400 + 80)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"\r\n\r\n", b"\x16\x03\x01\x00", b"GET"]
+)
+def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: bytes) -> None:
+    host, _, port = exporter.address.rpartition(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        try:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+        except ConnectionError:
+            pass
+    assert get(exporter.address, "/healthz")[0] == 200
+
+
+def test_silent_connection_is_closed_after_a_while(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.telemetry.exporter._TIMEOUT_S", 0.05)
+    host, _, port = exporter.address.rpartition(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+
+
+def test_readiness_follows_the_engine_and_liveness_does_not(transport: str) -> None:
+    with paced_server(transport, self_test_interval_s=0.3) as server:
+        metrics = server.facts["metrics"]
+        assert get(metrics, "/readyz")[0] == 200
+        server.tell("hold")
+        wait_until(lambda: get(metrics, "/readyz")[0] == 503)
+        assert get(metrics, "/healthz")[0] == 200
+        server.tell("release")
+        wait_until(lambda: get(metrics, "/readyz")[0] == 200)
+
+
+def test_draining_server_is_not_ready_and_still_alive(transport: str) -> None:
+    with paced_server(transport) as server:
+        metrics = server.facts["metrics"]
+        server.tell("hold")
+        with grpc.insecure_channel(server.address) as channel:
+            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+            call = method.future(b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S)
+            wait_until(lambda: server.num_begun() == 1)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: get(metrics, "/readyz")[0] == 503)
+            assert get(metrics, "/healthz")[0] == 200
+            assert get(metrics, "/metrics")[0] == 200
+            server.tell("release")
+            assert call.code() is grpc.StatusCode.OK
+        assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_readiness_of_several_workers_is_that_of_all(models: Path) -> None:
+    with running_server(models, "--workers", "2") as server:
+        metrics = server.facts["metrics"]
+        assert get(metrics, "/readyz")[0] == 200
+        worker = workers_of(server)[0]
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: get(metrics, "/readyz")[0] == 503)
+        assert get(metrics, "/healthz")[0] == 200
+        os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: get(metrics, "/readyz")[0] == 200)
+        assert server.stop() == 0

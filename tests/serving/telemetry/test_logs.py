@@ -1,0 +1,133 @@
+"""One event is one line, whatever it holds."""
+
+import errno
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from serving.telemetry import logs
+from tests.support.fakes import TIMEOUT_S
+
+NASTY = 'a\nb\r\x1b[31m"\x00\u2028é'
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was logged so far."""
+    logging.getLogger().handlers[0].flush()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_control_characters_do_not_break_the_line(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.setup(log_format)  # type: ignore[arg-type]
+    token = logs.request_fields.set({"request_id": "order-17"})
+    logging.getLogger("serving.test").warning("name %s", NASTY, extra={"fields": {"id": NASTY}})
+    logs.request_fields.reset(token)
+    error = written(capsys)
+    assert error.count("\n") == 1
+    assert len(error.splitlines()) == 1
+    assert "order-17" in error
+    if log_format == "json":
+        event = json.loads(error)
+        assert (event["message"], event["id"]) == (f"name {NASTY}", NASTY)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_times_are_rfc_3339(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(log_format)  # type: ignore[arg-type]
+    before = datetime.now(UTC).replace(microsecond=0)
+    logging.getLogger("serving.test").warning("now")
+    error = written(capsys)
+    text = json.loads(error)["time"] if log_format == "json" else error.split()[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", text)
+    assert before <= datetime.fromisoformat(text) <= datetime.now(UTC)
+
+
+def test_exception_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup("json")
+    try:
+        raise ValueError("planted")
+    except ValueError:
+        logging.getLogger("serving.test").exception("it failed")
+    event = json.loads(written(capsys))
+    assert "ValueError: planted" in event["exception"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_long_line_keeps_its_ends(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.setup(log_format)  # type: ignore[arg-type]
+    logging.getLogger("serving.test").warning("begin %s end", "-" * 100_000)
+    line = written(capsys)
+    assert len(line) < 1_500
+    assert "begin" in line
+    assert "end" in line
+
+
+def test_message_that_does_not_fit_its_arguments_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.setup("text")
+    logging.getLogger("serving.test").warning("%d images", "many")
+    logging.getLogger("serving.test").warning("next")
+    first, second = written(capsys).splitlines()
+    assert "could not be formatted" in first
+    assert second.endswith("next")
+
+
+class Pipe:
+    """A stream whose reader comes late."""
+
+    def __init__(self) -> None:
+        self.read = threading.Event()
+        self.lines: list[str] = []
+
+    def write(self, line: str) -> None:
+        assert self.read.wait(TIMEOUT_S)
+        self.lines.append(line)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_nobody_who_logs_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe()
+    monkeypatch.setattr("sys.stderr", pipe)
+    monkeypatch.setattr("serving.telemetry.logs._MAX_WAITING", 10)
+    logs.setup("text")
+    for number in range(100):
+        logging.getLogger("serving.test").warning("line %d", number)
+    pipe.read.set()
+    logging.getLogger().handlers[0].flush()
+    (lost,) = (line for line in pipe.lines if "lost" in line)
+    num_lost = 100 - (len(pipe.lines) - 1)
+    assert lost.endswith(f"{num_lost} log lines were lost: nobody read them\n")
+
+
+class Full:
+    def write(self, line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (Full(), None):
+        monkeypatch.setattr("sys.stderr", stream)
+        logs.setup("text")
+        logging.getLogger("serving.test").warning("nobody sees this")
+        logging.getLogger().handlers[0].flush()
+        logs.print_line("nor this", stream)  # type: ignore[arg-type]

@@ -1,0 +1,172 @@
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving import Classifier, Client
+from serving.__main__ import main
+from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
+from serving.telemetry.metrics import Histogram
+from tests.support.processes import paced_server, wait_until
+from tests.support.servers import RunningServer, running_server
+from tests.support.tickets import image_with
+
+CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(server: RunningServer) -> Samples:
+    """Every sample by its name and labels, as Prometheus would read it."""
+    with urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, sample: str, **labels: str) -> float:
+    return samples[sample, frozenset(labels.items())]
+
+
+@pytest.fixture
+def fresh(models: Path, transport: str) -> Iterator[RunningServer]:
+    """A server that has counted nothing yet."""
+    with running_server(models, "--transport", transport, "--self-test-interval", "0") as server:
+        yield server
+
+
+def test_requests_and_images_are_counted(fresh: RunningServer, images: Images) -> None:
+    with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
+        for _ in range(5):
+            client.classify(images[:1])
+        client.classify(images[:200])
+        call: Any = channel.unary_unary(CLASSIFY)
+        future = call.future(encode_request(b"bad"))
+        assert future.code() is grpc.StatusCode.INVALID_ARGUMENT
+    samples = scrape(fresh)
+    assert value(samples, "digits_requests_total", method="Classify", status="OK") == 6
+    refused = {"method": "Classify", "status": "INVALID_ARGUMENT"}
+    assert value(samples, "digits_requests_total", **refused) == 1
+    assert value(samples, "digits_requests_total", method="GetModel", status="OK") == 1
+    assert value(samples, "digits_images_total") == 205
+    assert value(samples, "digits_queue_images") == 0
+
+
+def test_histograms_add_up(fresh: RunningServer, images: Images) -> None:
+    with Client(fresh.address) as client:
+        for _ in range(20):
+            client.classify(images[:1])
+        client.classify(images[:200])
+    samples = scrape(fresh)
+    assert value(samples, "digits_batch_images_sum") == 220
+    assert value(samples, "digits_batch_images_bucket", le="1") == 20
+    num_runs = value(samples, "digits_batch_images_bucket", le="+Inf")
+    assert num_runs in (21, 22)  # one runner takes the 200, two share them
+    for name in ("queue", "request"):
+        assert value(samples, f"digits_{name}_seconds_count") == 21
+    assert value(samples, "digits_run_seconds_count") == num_runs
+    assert 0 < value(samples, "digits_request_seconds_sum") < 10
+
+
+def test_answers_are_counted_by_digit_and_certainty(
+    fresh: RunningServer, images: Images, classifier: Classifier
+) -> None:
+    predictions = classifier.classify(images)
+    with Client(fresh.address) as client:
+        for first in range(0, 100):
+            client.classify(images[first : first + 1])
+        client.classify(images[100:])
+    samples = scrape(fresh)
+    for digit in range(10):
+        number = np.count_nonzero(predictions.digits == digit)
+        assert value(samples, "digits_answers_total", digit=str(digit)) == number
+    certainty = predictions.probabilities.max(axis=1)
+    assert value(samples, "digits_certainty_count") == len(images)
+    assert value(samples, "digits_certainty_sum") == pytest.approx(certainty.sum(), rel=1e-5)
+    for bound in ("0.5", "0.9", "0.99"):
+        number = np.count_nonzero(certainty <= float(bound))
+        assert value(samples, "digits_certainty_bucket", le=bound) == number
+
+
+def test_unknown_methods_are_counted_and_their_names_are_not_labels(fresh: RunningServer) -> None:
+    with grpc.insecure_channel(fresh.address) as channel:
+        for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):
+            call: Any = channel.unary_unary(path)
+            future = call.future(b"")
+            assert future.code() is grpc.StatusCode.UNIMPLEMENTED
+    samples = scrape(fresh)
+    assert value(samples, "digits_requests_total", method="other", status="UNIMPLEMENTED") == 3
+
+
+def test_calls_in_flight_and_the_queue_are_shown() -> None:
+    # The other transport reads no more calls while its own thread runs some.
+    with paced_server("grpcio", queue_capacity=100) as server:
+        server.tell("hold")
+        with grpc.insecure_channel(server.address) as channel:
+            call: Any = channel.unary_unary(CLASSIFY)
+            first = call.future(encode_request(image_with(1).tobytes()))
+            wait_until(lambda: server.num_begun() == 1)
+            rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]
+            wait_until(lambda: value(scrape(server), "digits_queue_images") == 4)
+            samples = scrape(server)
+            assert value(samples, "digits_queue_capacity_images") == 100
+            assert value(samples, "digits_calls_in_flight") == 5
+            assert value(samples, "digits_serving") == 1
+            server.tell("release")
+            assert {future.code() for future in (first, *rest)} == {grpc.StatusCode.OK}
+        assert value(scrape(server), "digits_calls_in_flight") == 0
+
+
+def test_process_is_shown_by_the_usual_names(fresh: RunningServer) -> None:
+    samples = scrape(fresh)
+    pid = fresh.process.pid
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    assert value(samples, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.3)
+    assert value(samples, "process_virtual_memory_bytes") > resident
+    num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    assert value(samples, "process_open_fds") == pytest.approx(num_files, abs=5)
+    assert value(samples, "process_max_fds") > num_files
+    assert 0 < value(samples, "process_cpu_seconds_total") < 1000
+    now_s = time.time()
+    assert now_s - 1000 < value(samples, "process_start_time_seconds") < now_s
+
+
+def test_model_is_told(fresh: RunningServer) -> None:
+    facts = fresh.facts
+    labels = {name: facts[name] for name in ("version", "device", "precision", "transport")}
+    assert value(scrape(fresh), "digits_model_info", name="digits", **labels) == 1
+
+
+def test_metrics_can_be_off(models: Path) -> None:
+    with running_server(models, "--metrics-port", "off") as server:
+        assert server.facts["metrics"] == "off"
+
+
+def test_taken_metrics_port_is_one_clear_line(
+    server: RunningServer, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = server.facts["metrics"].rpartition(":")[2]
+    options = ["--models", str(models), "--port", "0", "--metrics-port", port]
+    assert main(["serve", "--device", "cpu", *options]) == 2
+    assert capsys.readouterr().err == (
+        f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    )
+
+
+def test_histogram_counts_a_value_on_a_bound_below_it() -> None:
+    histogram = Histogram((1, 10))
+    for number in (0.5, 1, 2, 10, 11):
+        histogram.add(number)
+    histogram.add(1, times=2)
+    assert histogram.cumulative() == [("1", 4), ("10", 6), ("+Inf", 7)]
+    assert histogram.sum == 26.5

@@ -1,0 +1,185 @@
+"""Tokens: no method answers without one, found by walking the descriptors; health's two do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from serving import Client
+from serving.__main__ import main
+from serving.config import SecurityConfig
+from serving.errors import ConfigurationError, Unauthenticated
+from serving.images import Images
+from serving.protocols.oip import inference_pb
+from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.transports.auth import token_check
+from tests.support.raw import TIMEOUT_S, status_of
+from tests.support.servers import RunningServer, running_server
+
+OLD, NEW, WRONG = "old-token-0123456789", "new-token-0123456789", "wrong-token-01234567"
+OPEN = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
+
+
+def services() -> list[ServiceDescriptor]:
+    """Every service that the server has."""
+    files = [digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
+    found = [service for file in files for service in file.services_by_name.values()]
+    return [*found, inference_pb.pool.FindServiceByName(inference_pb.SERVICE)]
+
+
+METHODS: dict[str, MethodDescriptor] = {
+    f"/{service.full_name}/{method.name}": method
+    for service in services()
+    for method in service.methods
+}
+
+
+def ending(channel: grpc.Channel, path: str, token: str | None) -> tuple[grpc.StatusCode, str]:
+    """How a call without content ends; OK for one that answers at all."""
+    metadata = None if token is None else (("authorization", token),)
+    call: Any = channel.stream_stream(path)
+    answers = call(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
+    try:
+        next(answers)
+    except StopIteration:
+        return grpc.StatusCode.OK, ""
+    except grpc.RpcError as err:
+        return err.code(), err.details() or ""
+    answers.cancel()
+    return grpc.StatusCode.OK, ""
+
+
+@pytest.fixture(scope="module")
+def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokens"
+    path.write_text(f"# old one goes in June\n{OLD}\n\n{NEW}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def guarded(models: Path, token_file: Path, transport: str) -> Iterator[RunningServer]:
+    options = ("--transport", transport, "--reflection", "--token-file", str(token_file))
+    with running_server(models, *options) as server:
+        yield server
+
+
+@pytest.fixture
+def channel(guarded: RunningServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(guarded.address) as channel:
+        yield channel
+
+
+def test_descriptors_name_every_method() -> None:
+    assert len(METHODS) >= 15
+    assert set(METHODS) >= OPEN
+
+
+@pytest.mark.parametrize("path", [*METHODS, "/digits.v1.DigitClassifier/Nope", "/nope"])
+@pytest.mark.parametrize(
+    "token",
+    [None, "", f"Bearer {WRONG}", "Bearer", OLD, f"Basic {OLD}", f"Bearer {OLD}x"],
+)
+def test_no_method_answers_without_a_valid_token(
+    channel: grpc.Channel, path: str, token: str | None
+) -> None:
+    code, text = ending(channel, path, token)
+    if path in OPEN:
+        assert code is grpc.StatusCode.OK
+    else:
+        assert (code, text) == (grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is needed")
+
+
+@pytest.mark.parametrize("token", [f"Bearer {OLD}", f"Bearer {NEW}", f"bearer {NEW}"])
+def test_every_valid_token_is_let_in_everywhere(channel: grpc.Channel, token: str) -> None:
+    codes = {path: ending(channel, path, token)[0] for path in METHODS}
+    assert grpc.StatusCode.UNAUTHENTICATED not in codes.values()
+    assert codes["/digits.v1.DigitClassifier/GetModel"] is grpc.StatusCode.OK
+
+
+def test_two_tokens_in_one_call_are_refused(channel: grpc.Channel) -> None:
+    metadata = (("authorization", f"Bearer {OLD}"), ("authorization", f"Bearer {WRONG}"))
+    call: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
+    code, _ = status_of(lambda: call(b"", timeout=TIMEOUT_S, metadata=metadata))
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_client_shows_its_token(guarded: RunningServer, images: Images) -> None:
+    with Client(guarded.address, token=NEW) as client:
+        assert len(client.classify(images[:300])) == 300
+    with Client(guarded.address) as client, pytest.raises(Unauthenticated):
+        client.classify(images[:1])
+
+
+def test_tokens_are_read_again_when_the_file_changes(
+    models: Path, tmp_path: Path, transport: str
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(OLD)
+    with running_server(models, "--transport", transport, "--token-file", str(path)) as server:
+        with Client(server.address, token=OLD) as old, Client(server.address, token=NEW) as new:
+            old.model_info()
+            path.write_text("")  # half-written: the tokens before stay valid
+            old.model_info()
+            path.write_text(f"{NEW}\n")
+            new.model_info()
+            with pytest.raises(Unauthenticated):
+                old.model_info()
+        assert server.stop() == 0
+        assert server.process.stderr is not None
+        log = server.process.stderr.read()
+    assert "holds no token" in log
+    assert OLD not in log
+    assert NEW not in log
+
+
+def test_token_comes_from_the_environment(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DIGITS_TOKEN", f"{OLD}\n{NEW}")
+    with running_server(models) as server:
+        command = ["info", "--json", "--target", server.address]
+        assert main(command) == 0
+        monkeypatch.setenv("DIGITS_TOKEN", WRONG)
+        assert main(command) == 1
+        assert "a valid bearer token is needed" in capsys.readouterr().err
+        command_line = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+        assert OLD.encode() not in command_line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no token"),
+        ("# only a comment\n", "holds no token"),
+        ("short\n", "token 1 in .* has 5 characters, at least 16 expected"),
+        (f"{OLD}\nwith a space in the middle\n", "token 2 in .* has a space"),
+        ("täglich-frisches-brot\n", "has a space or a character outside of ASCII"),
+    ],
+)
+def test_bad_token_file_is_refused_and_never_shown(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        token_check(SecurityConfig(token_file=path))
+    assert not any(line and line in str(caught.value) for line in content.splitlines())
+
+
+def test_missing_token_file_is_one_clear_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--models", str(models), "--port", "0", "--token-file", str(tmp_path / "none")]
+    assert main(["serve", "--device", "cpu", *options]) == 2
+    assert capsys.readouterr().err == (
+        f"digits-serve: can't read {tmp_path}/none: No such file or directory\n"
+    )
+
+
+def test_secrets_are_not_in_the_configurations_text() -> None:
+    assert OLD not in repr(SecurityConfig(tokens=OLD))

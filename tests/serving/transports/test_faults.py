@@ -1,0 +1,212 @@
+"""What must happen when things go wrong, proved by what the engine ran.
+
+A real server on a real socket, in this process, around an engine whose gate the test opens: so each
+fault happens at a moment of the test's choosing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from serving import AsyncClient, Classifier
+from serving.config import BatchingConfig, ServerConfig
+from serving.errors import DeadlineExceeded, ModelError, Unavailable
+from serving.model import repository
+from serving.model.loaded_model import LoadedModel
+from serving.protocols.digits_v1.wire import encode_request
+from serving.server.server import Server
+from tests.support.fakes import TIMEOUT_S, GatedModel, images_of
+
+CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+
+Scenario = Callable[["Running"], Awaitable[None]]
+
+
+class Running:
+    """A server around a gated engine, and a client of it."""
+
+    def __init__(self, server: Server, engine: GatedModel, client: AsyncClient) -> None:
+        self.server = server
+        self.engine = engine
+        self.client = client
+
+    def send(self, *values: int) -> "asyncio.Task[list[int]]":
+        """Classify one image per value, in the background; the right answer is value % 10."""
+
+        async def digits() -> list[int]:
+            predictions = await self.client.classify(images_of(*values))
+            return [int(digit) for digit in predictions.digits]
+
+        return asyncio.create_task(digits())
+
+    async def occupy(self) -> "asyncio.Task[list[int]]":
+        """Send an image and wait until the engine has it; it is held until the gate opens."""
+        task = self.send(0)
+        await asyncio.to_thread(self.engine.wait_until_running)
+        return task
+
+    async def settle(self) -> None:
+        """Wait until what was sent before has reached the queue: a later call overtakes nothing."""
+        await self.client.model_info()
+        await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+def run(
+    models: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Scenario], None]:
+    """Run a scenario against a fresh server; afterwards it must still answer correctly."""
+    manifest = repository.load_manifest(models / "digits" / "1")
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[Running]:
+        engine = GatedModel(poison=frozenset({13}))
+        model = LoadedModel(engine, manifest, "fp32")
+        batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
+        with Classifier(model, batching) as classifier:
+            server = Server(
+                classifier, ServerConfig(port=0, metrics_port=0, self_test_interval_s=0), transport
+            )
+            await server.start()
+            async with AsyncClient(server.address, timeout_s=TIMEOUT_S) as client:
+                try:
+                    yield Running(server, engine, client)
+                finally:
+                    engine.open(1000)
+                    await server.stop(grace_s=0)
+
+    def run(scenario: Scenario) -> None:
+        async def whole() -> None:
+            async with running() as server:
+                await scenario(server)
+
+        asyncio.run(asyncio.wait_for(whole(), 3 * TIMEOUT_S))
+
+    return run
+
+
+async def ends_well(running: Running) -> None:
+    running.engine.open(1000)
+    assert await running.send(1, 2, 3) == [1, 2, 3]
+
+
+def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        cancelled, mate = running.send(41), running.send(42)
+        await running.settle()
+        cancelled.cancel()
+        await running.settle()
+        running.engine.open(2)
+        assert [await first, await mate] == [[0], [2]]
+        assert running.engine.ran == [[0], [42]]
+        await ends_well(running)
+
+    run(scenario)
+
+
+def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with AsyncClient(running.server.address, timeout_s=0.3) as hasty:
+            tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+        await running.settle()
+        running.engine.open()
+        assert await first == [0]
+        await ends_well(running)
+        assert running.engine.ran == [[0], [1, 2, 3]]
+
+    run(scenario)
+
+
+def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        accepted = running.send(*range(20, 120))
+        await running.settle()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            method: Any = channel.unary_unary(CLASSIFY)
+            refused = method(encode_request(images_of(1).tobytes()))
+            await running.settle()
+            assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "100 of 100 images" in await refused.details()
+            assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
+        running.engine.open(10)
+        assert await first == [0]
+        assert await accepted == [value % 10 for value in range(20, 120)]
+        await ends_well(running)
+
+    run(scenario)
+
+
+def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        values = [*range(64)]
+        tasks = [running.send(value) for value in values]
+        await running.settle()
+        running.engine.open(1000)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await first == [0]
+        assert len(running.engine.ran[1]) == 64
+        for value, outcome in zip(values, outcomes, strict=True):
+            if value == 13:
+                assert isinstance(outcome, ModelError)
+                assert "poisoned" not in str(outcome)
+            else:
+                assert outcome == [value % 10]
+        await ends_well(running)
+
+    run(scenario)
+
+
+def test_drain_answers_what_was_accepted_and_refuses_the_rest(
+    run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.client.retries._AGAIN", ())  # the client would ask again and again
+
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        waiting = running.send(5)
+        await running.settle()
+        drain = asyncio.create_task(running.server.drain())
+        await running.settle()
+        late = running.send(6)
+        await running.settle()
+        running.engine.open(3)
+        assert await drain
+        assert await first == [0]
+        with pytest.raises(Unavailable):
+            await late
+        assert await waiting == [5]
+
+    run(scenario)
+
+
+def test_large_request_does_not_hold_up_a_small_one(run: Callable[[Scenario], None]) -> None:
+    async def scenario(running: Running) -> None:
+        await running.occupy()
+        large = running.send(*[9] * 90)
+        await running.settle()
+        own_connection = (("grpc.use_local_subchannel_pool", 1),)
+        async with grpc.aio.insecure_channel(running.server.address, own_connection) as channel:
+            method: Any = channel.unary_unary(CLASSIFY)
+            small = method(encode_request(images_of(7).tobytes()))
+            await running.settle()
+            running.engine.open(2)  # the first one's run, and one more
+            assert (await small)[:3] == b"\x0a\x01\x07"
+        assert not large.done()
+        await ends_well(running)
+        assert await large == [9] * 90
+
+    run(scenario)

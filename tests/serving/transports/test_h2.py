@@ -1,0 +1,558 @@
+"""The duties of a gRPC server over HTTP/2, frame by frame, against the `h2` transport."""
+
+import contextlib
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+from hyperframe.frame import (
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
+import serving
+from serving.images import IMAGE_BYTES
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
+from tests.support.h2_connection import (
+    PREFACE,
+    Connection,
+    Reply,
+    message,
+    request_headers,
+)
+from tests.support.raw import CLASSIFY, Raw
+from tests.support.servers import RunningServer, running_server
+
+MODELS = Path(serving.__file__).parent / "pretrained"
+TIMEOUT_S = 20.0
+STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+MAX_MESSAGE_BYTES = 2 * 4096 * IMAGE_BYTES + 4096
+OK, INVALID, EXHAUSTED, UNIMPLEMENTED = (
+    code.value[0]
+    for code in (
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+PIXELS = np.random.default_rng(7).integers(0, 256, (4096, IMAGE_BYTES), np.uint8)
+REQUEST = message(encode_request(PIXELS[:1].tobytes()))
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[RunningServer]:
+    """A server of these tests' own; each leaves it as it was."""
+    with running_server(MODELS, "--transport", "h2") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(target: RunningServer) -> bytes:
+    """The framed answer to `REQUEST`, as grpcio's client gets it."""
+    raw = Raw(target.address)
+    answer = raw.classify(REQUEST[5:])
+    raw.channel.close()
+    return message(answer.SerializeToString())
+
+
+@pytest.fixture
+def connection(target: RunningServer, expected: bytes) -> Iterator[Connection]:
+    """A connection that has been opened; afterwards the server still answers correctly."""
+    with Connection(target.address, TIMEOUT_S) as connection:
+        connection.open()
+        yield connection
+    assert_well(target, expected)
+
+
+def assert_well(server: RunningServer, expected: bytes) -> None:
+    with Connection(server.address, TIMEOUT_S) as connection:
+        connection.open()
+        connection.call(1, REQUEST)
+        assert_answered(connection.reply(1), expected)
+
+
+def assert_answered(reply: Reply, expected: bytes) -> None:
+    assert reply.headers[":status"] == "200"
+    assert reply.headers["content-type"] == "application/grpc"
+    assert (reply.status, reply.body) == (OK, expected)
+    assert reply.reset in (None, 0)
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("timeout", "status"),
+    [
+        *((f"{number}{unit}", OK) for number, unit in zip(
+            ("1", "60", "600", "60000", "60000000", "99999999"), "HMSmun", strict=True)),
+        *((f"99999999{unit}", OK) for unit in "HMSmu"),
+        *((text, INVALID) for text in (
+            "", "1", "S", "-1S", "+1S", "1.5S", "1 S", "1s", "1x", "1SS", "123456789S",
+            "1e3S", "\u0661S", "0x1S", "infS")),
+    ],
+)  # fmt: skip
+def test_timeouts_in_all_units_are_obeyed_and_malformed_ones_refused(
+    connection: Connection, expected: bytes, timeout: str, status: int
+) -> None:
+    connection.call(1, REQUEST, grpc_timeout=timeout)
+    reply = connection.reply(1)
+    assert reply.status == status
+    if status == OK:
+        assert_answered(reply, expected)
+
+
+@pytest.mark.parametrize("timeout", [*(f"0{unit}" for unit in "HMSmun")])
+def test_call_without_time_is_refused(connection: Connection, timeout: str) -> None:
+    connection.call(1, REQUEST, grpc_timeout=timeout)
+    assert connection.reply(1).status in (LATE, EXHAUSTED)
+
+
+@pytest.mark.parametrize(
+    "authority", ["localhost", "example.com:443", "[::1]:1", "a%20b", "a" * 1000, None]
+)
+def test_any_authority_will_do(
+    connection: Connection, expected: bytes, authority: str | None
+) -> None:
+    connection.call(1, REQUEST, __authority=authority, host=None if authority else "somewhere")
+    assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8",
+     "Application/gRPC"],
+)  # fmt: skip
+def test_content_types_of_grpc_are_accepted(
+    connection: Connection, expected: bytes, content_type: str
+) -> None:
+    connection.call(1, REQUEST, content_type=content_type)
+    assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "application/grpcx", "application/grpc-web", "", None]
+)
+def test_other_content_types_are_415(connection: Connection, content_type: str | None) -> None:
+    connection.call(1, REQUEST, content_type=content_type)
+    assert connection.reply(1).headers[":status"] == "415"
+
+
+@pytest.mark.parametrize("te", [None, "gzip"])
+def test_without_te_trailers_a_call_is_refused(connection: Connection, te: str | None) -> None:
+    connection.call(1, REQUEST, te=te)
+    reply = connection.reply(1)
+    assert reply.status == INVALID or reply.reset is not None  # te: gzip breaks HTTP/2 itself
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "OPTIONS"])
+def test_other_methods_than_post_are_405(connection: Connection, method: str) -> None:
+    connection.send(connection.headers(1, request_headers(__method=method), "END_STREAM"))
+    assert connection.reply(1).headers[":status"] == "405"
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/digits.v1.DigitClassifier/", "/x/Classify",
+                                  "/digits.v1.DigitClassifier/Classify/",
+                                  "/digits.v1.DigitClassifier/Classify?x=1", "/%00"])  # fmt: skip
+def test_unknown_paths_are_unimplemented(connection: Connection, path: str) -> None:
+    connection.call(1, REQUEST, __path=path)
+    assert connection.reply(1).status == UNIMPLEMENTED
+
+
+def test_metadata_is_ignored_binary_ones_included(connection: Connection, expected: bytes) -> None:
+    extra = [("x-trace-bin", "////"), ("x-trace-bin", "not base64 !"), ("x", ""), ("a", "b" * 4000)]
+    head = connection.headers(1, request_headers() + extra)
+    connection.send(head, DataFrame(1, REQUEST, flags=["END_STREAM"]))
+    assert_answered(connection.reply(1), expected)
+
+
+def test_messages_of_errors_are_percent_encoded(connection: Connection) -> None:
+    request = digits_pb2.ClassifyRequest(images=b"x").SerializeToString()
+    connection.call(1, message(request))
+    reply = connection.reply(1)
+    assert reply.status == INVALID
+    assert reply.headers["grpc-message"] == "expected N x 784 bytes of images, got 1"
+    infer = "/inference.GRPCInferenceService/ModelReady"
+    connection.call(3, message(b"\x0a\x0a" + "%\u00e4\n\r\0 ~\u20ac".encode()), __path=infer)
+    reply = connection.reply(3)
+    text = reply.headers["grpc-message"]
+    assert reply.status not in (OK, None)
+    assert text.isascii()
+    assert text.isprintable()
+    connection.call(5, REQUEST)
+    assert connection.reply(5).status == OK
+
+
+# Messages
+
+
+def test_prefix_and_message_may_span_any_number_of_frames(
+    connection: Connection, expected: bytes
+) -> None:
+    connection.send(connection.headers(1, request_headers()))
+    parts = [DataFrame(1, REQUEST[at : at + 1]) for at in range(len(REQUEST))]
+    connection.send(*parts[:-1])
+    parts[-1].flags.add("END_STREAM")
+    connection.send(parts[-1])
+    assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 6, 100, len(REQUEST) - 1])
+def test_end_of_the_stream_may_come_in_a_frame_of_its_own(
+    connection: Connection, expected: bytes, cut: int
+) -> None:
+    connection.send(
+        connection.headers(1, request_headers()),
+        DataFrame(1, b""),
+        DataFrame(1, REQUEST[:cut]),
+        DataFrame(1, b""),
+    )
+    connection.read(quiet_s=0.05)  # in reads of their own
+    connection.send(DataFrame(1, REQUEST[cut:]), DataFrame(1, b"", flags=["END_STREAM"]))
+    assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize("pad_length", [0, 1, 255])
+def test_padding_is_no_part_of_the_message(
+    connection: Connection, expected: bytes, pad_length: int
+) -> None:
+    block = connection.encode(request_headers())
+    head = HeadersFrame(1, block, flags=["END_HEADERS", "PADDED"], pad_length=pad_length)
+    half = DataFrame(1, REQUEST[:10], flags=["PADDED"], pad_length=pad_length)
+    rest = DataFrame(1, REQUEST[10:], flags=["PADDED", "END_STREAM"], pad_length=pad_length)
+    connection.send(head, half, rest)
+    assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", UNIMPLEMENTED),
+        (REQUEST * 2, UNIMPLEMENTED),
+        (REQUEST + b"\0", UNIMPLEMENTED),
+        (b"\0", INVALID),
+        (b"\0\0\0\0", INVALID),
+        (REQUEST[:-1], INVALID),
+        (message(b"x", flag=1), UNIMPLEMENTED),
+        (message(REQUEST, flag=2), INVALID),
+        (b"\0\xff\xff\xff\xff\0", EXHAUSTED),
+        (message(b"", length=MAX_MESSAGE_BYTES + 1), EXHAUSTED),
+    ],
+)
+def test_anything_but_one_whole_message_is_refused(
+    connection: Connection, body: bytes, status: int
+) -> None:
+    connection.call(1, body)
+    reply = connection.reply(1)
+    assert reply.status == status
+    assert reply.body == b""
+    if body[:1] == b"\1":
+        assert reply.headers["grpc-accept-encoding"] == "identity"
+
+
+def test_call_without_a_body_is_refused(connection: Connection) -> None:
+    connection.send(connection.headers(1, request_headers(), "END_STREAM"))
+    assert connection.reply(1).status == UNIMPLEMENTED
+
+
+def test_length_over_the_limit_is_refused_before_the_body_comes(connection: Connection) -> None:
+    connection.send(connection.headers(1, request_headers()))
+    connection.send(DataFrame(1, message(b"", length=MAX_MESSAGE_BYTES + 1)))
+    assert connection.reply(1).status == EXHAUSTED  # and it is over though the call is not ended
+
+
+def test_trailers_of_the_caller_end_its_call(connection: Connection, expected: bytes) -> None:
+    connection.send(
+        connection.headers(1, request_headers()),
+        DataFrame(1, REQUEST),
+        connection.headers(1, [("x-checksum", "1")], "END_STREAM"),
+        connection.headers(3, request_headers()),
+        connection.headers(3, [("x-checksum", "1")], "END_STREAM"),
+        connection.headers(5, request_headers(__path=STREAM)),
+        DataFrame(5, REQUEST),
+        connection.headers(5, [("x-checksum", "1")], "END_STREAM"),
+    )
+    assert_answered(connection.reply(1), expected)
+    assert connection.reply(3).status == UNIMPLEMENTED
+    assert_answered(connection.reply(5), expected)
+
+
+def test_frames_for_calls_that_are_over_are_ignored(
+    connection: Connection, expected: bytes
+) -> None:
+    connection.send(connection.headers(1, request_headers()))
+    connection.send(DataFrame(1, message(b"", flag=1)))
+    assert connection.reply(1).status == UNIMPLEMENTED
+    for _ in range(50):
+        connection.send(DataFrame(1, bytes(16_384)))
+    connection.send(WindowUpdateFrame(1, window_increment=5), RstStreamFrame(1, error_code=8))
+    connection.call(3, REQUEST)
+    assert_answered(connection.reply(3), expected)
+
+
+def test_reset_is_cancellation(connection: Connection, expected: bytes) -> None:
+    connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:50]))
+    connection.send(RstStreamFrame(1, error_code=8))
+    connection.call(3, REQUEST)
+    assert_answered(connection.reply(3), expected)
+    assert 1 not in connection.statuses
+
+
+# Flow control
+
+
+def open_wide(connection: Connection) -> None:
+    """Open a connection whose windows the caller need not update, and the server's do count."""
+    connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
+    connection.send(WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535))
+    connection.acknowledge()
+
+
+@pytest.mark.parametrize("path", [STREAM, CLASSIFY])
+def test_messages_larger_than_the_windows_arrive(target: RunningServer, path: str) -> None:
+    """As large as a request may be, sent as the server lets it."""
+    num_messages = 10 if path == STREAM else 1
+    request = message(encode_request(PIXELS.tobytes()))
+    with Connection(target.address, TIMEOUT_S) as connection:
+        open_wide(connection)
+        connection.open_window(1, 1 << 20)
+        connection.send(connection.headers(1, request_headers(__path=path)))
+        connection.send_body(1, request * num_messages)
+        reply = connection.reply(1)
+        assert reply.status == OK
+        first = reply.body[: len(reply.body) // num_messages]
+        assert len(digits_pb2.ClassifyResponse.FromString(first[5:]).digits) == 4096
+
+
+@pytest.mark.parametrize("window", [0, 1, 52])
+@pytest.mark.parametrize("path", [STREAM, CLASSIFY])
+def test_answers_wait_for_the_callers_window(
+    target: RunningServer, expected: bytes, window: int, path: str
+) -> None:
+    """Those of calls that the server has ended, too."""
+    num_messages = 10 if path == STREAM else 1
+    with Connection(target.address, TIMEOUT_S) as connection:
+        connection.open(INITIAL_WINDOW_SIZE=window)
+        connection.call(1, REQUEST * num_messages, __path=path)
+        connection.wait(lambda: ":status" in connection.replies.get(1, Reply()).headers)
+        connection.read()
+        reply = connection.replies[1]
+        assert (reply.status, reply.reset, len(reply.body)) == (None, None, window)
+        size = num_messages * len(expected)
+        for received in range(window, size):
+            connection.send(WindowUpdateFrame(1, window_increment=1))
+            if received % 50 == 0:
+                connection.read(quiet_s=0.01)
+        connection.send(WindowUpdateFrame(1, window_increment=1))
+        assert_answered(connection.reply(1), expected * num_messages)
+
+
+def test_answers_before_a_refusal_wait_for_the_callers_window(
+    target: RunningServer, expected: bytes
+) -> None:
+    with Connection(target.address, TIMEOUT_S) as connection:
+        connection.open(INITIAL_WINDOW_SIZE=len(expected))
+        connection.send(connection.headers(1, request_headers(__path=STREAM)))
+        connection.send(DataFrame(1, REQUEST * 3 + message(b"\x0a\x01\x00")))
+        connection.wait(lambda: bool(connection.replies.get(1, Reply()).body))
+        connection.read()
+        connection.send(WindowUpdateFrame(1, window_increment=10_000))
+        reply = connection.reply(1)
+        assert (reply.status, reply.body) == (INVALID, expected * 3)
+
+
+# The connection
+
+
+def test_pings_are_answered_in_order(connection: Connection) -> None:
+    bodies = [number.to_bytes(8, "big") for number in range(50)]
+    connection.send(*(PingFrame(0, body) for body in bodies))
+    connection.wait(lambda: len(connection.pongs) == 50)
+    assert connection.pongs == bodies
+
+
+@pytest.mark.parametrize("cut", [1, 11, 14, 15, 23])
+def test_preface_may_come_in_parts(target: RunningServer, expected: bytes, cut: int) -> None:
+    with Connection(target.address, TIMEOUT_S) as connection:
+        connection.send(PREFACE[:cut])
+        connection.read(quiet_s=0.05)  # in reads of their own
+        connection.send(PREFACE[cut:], SettingsFrame(0))
+        connection.call(1, REQUEST)
+        assert_answered(connection.reply(1), expected)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/1.1\r\n\r\n", b"POST", b"\n", b"\x16\x03"],
+)
+def test_other_protocols_get_one_clear_line_and_are_closed(
+    target: RunningServer, request_line: bytes
+) -> None:
+    host, _, port = target.address.rpartition(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as sock:
+        sock.sendall(request_line)
+        received = b"".join(iter(lambda: sock.recv(65_536), b""))
+    assert b"HTTP/1.1 505" in received
+    assert received.endswith(b"this port speaks gRPC, over HTTP/2 only\n")
+
+
+def test_streams_over_the_limit_are_refused_and_the_others_answered(
+    connection: Connection, expected: bytes
+) -> None:
+    for stream in range(1, 2 * 1500, 2):
+        connection.send(connection.headers(stream, request_headers()))
+    connection.wait(lambda: any(reply.reset == 7 for reply in connection.replies.values()))
+    connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
+    assert_answered(connection.reply(1), expected)
+
+
+def test_drain_says_goaway_twice_and_answers_what_was_accepted(expected: bytes) -> None:
+    with (
+        running_server(MODELS, "--transport", "h2") as server,
+        Connection(server.address, TIMEOUT_S) as connection,
+        Connection(server.address, TIMEOUT_S) as idle,
+    ):
+        idle.open()
+        connection.open(INITIAL_WINDOW_SIZE=0)
+        connection.call(1, REQUEST)  # accepted, and its answer waits for the window
+        idle.read()
+        connection.wait(lambda: 1 in connection.replies)
+        server.process.terminate()
+        connection.wait(lambda: len(connection.goaways) == 1)
+        assert connection.goaways == [2**31 - 1]
+        connection.call(3, REQUEST)
+        assert connection.reply(3).status == UNAVAILABLE
+        connection.send(WindowUpdateFrame(1, window_increment=1000))
+        assert_answered(connection.reply(1), expected)
+        while not connection.read():
+            pass
+        while not idle.read():
+            pass
+        assert connection.goaways == [2**31 - 1, 3]
+        assert idle.goaways == [2**31 - 1, 0]
+        assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_goaway_of_the_caller_lets_its_calls_end(connection: Connection, expected: bytes) -> None:
+    connection.send(connection.headers(1, request_headers()))
+    connection.send(GoAwayFrame(0), DataFrame(1, REQUEST, flags=["END_STREAM"]))
+    assert_answered(connection.reply(1), expected)
+
+
+def test_caller_that_shuts_its_side_of_the_socket_is_answered(
+    connection: Connection, expected: bytes
+) -> None:
+    """Or not, but the server does not spin."""
+    connection.call(1, REQUEST)
+    connection.socket.shutdown(socket.SHUT_WR)
+    while not connection.read():
+        pass
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls_target(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("tls")
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(folder / "key.pem")
+    leaf.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    options = ("--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem"))
+    with running_server(MODELS, "--transport", "h2", *options) as server:
+        yield server
+
+
+@pytest.fixture
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@pytest.mark.parametrize("num_bytes", [128 << 10, 135_000, 170_000])
+@pytest.mark.parametrize("record_bytes", [100, 1000, 10_000, 16_384])
+def test_records_of_any_size_wait_nowhere(
+    tls_target: RunningServer,
+    tls: ssl.SSLContext,
+    expected: bytes,
+    record_bytes: int,
+    num_bytes: int,
+) -> None:
+    """More than one read takes, and not a multiple of it: the rest lies in OpenSSL."""
+    with Connection(tls_target.address, TIMEOUT_S, tls) as connection:
+        connection.open()
+        connection.read(quiet_s=0.05)
+        data = b""
+        stream = -1
+        while len(data) < num_bytes:
+            stream += 2
+            head = connection.headers(stream, request_headers())
+            data += head.serialize() + DataFrame(stream, REQUEST, flags=["END_STREAM"]).serialize()
+        tls_target.process.send_signal(signal.SIGSTOP)  # all of it is there at the first read
+        for at in range(0, len(data), record_bytes):
+            connection.socket.sendall(data[at : at + record_bytes])
+        tls_target.process.send_signal(signal.SIGCONT)
+        for number in range(1, stream + 1, 2):
+            assert_answered(connection.reply(number), expected)
+
+
+def test_plaintext_to_a_tls_port_is_closed(tls_target: RunningServer) -> None:
+    with Connection(tls_target.address, TIMEOUT_S) as connection:
+        connection.open()
+        connection.call(1, REQUEST)
+        connection.wait_closed()
+
+
+def test_tls_to_a_plaintext_port_is_closed(target: RunningServer, tls: ssl.SSLContext) -> None:
+    with pytest.raises(OSError, match=r".*"):
+        Connection(target.address, TIMEOUT_S, tls)
+
+
+# Floods: the server goes on
+
+
+@pytest.mark.parametrize("frame", [
+    PingFrame(0, bytes(8)),
+    SettingsFrame(0, settings={3: 100}),
+    WindowUpdateFrame(0, window_increment=1),
+    DataFrame(1, b""),
+    WindowUpdateFrame(1, window_increment=1),
+    RstStreamFrame(1, error_code=8),
+], ids=["ping", "settings", "window", "empty", "stream_window", "reset"])  # fmt: skip
+def test_floods_of_a_frame_end_the_flooder_only(
+    target: RunningServer, expected: bytes, frame: Any
+) -> None:
+    flood = frame.serialize() * 20_000
+    with Connection(target.address, TIMEOUT_S) as connection:
+        connection.open()
+        connection.send(connection.headers(1, request_headers()))
+        connection.socket.settimeout(1.0)
+        begin_s = time.monotonic()
+        with contextlib.suppress(OSError):
+            connection.socket.sendall(flood)
+        assert_well(target, expected)
+        print(f"{time.monotonic() - begin_s:.3f} s")

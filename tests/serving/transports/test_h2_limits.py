@@ -1,0 +1,241 @@
+"""The h2 transport's limits, each set so low that few frames reach it."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from hyperframe.frame import DataFrame, RstStreamFrame
+
+import serving
+from serving import Classifier
+from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.protocols.digits_v1.wire import encode_request
+from serving.transports.h2 import http2
+from serving.transports.h2.limits import Limits
+from tests.support.h2_connection import Connection, message, request_headers
+from tests.support.h2_server import h2_server
+
+MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
+TIMEOUT_S = 10.0
+STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+WATCH = "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+TOKEN = "a-token-of-some-length-for-tests"
+MAX_MESSAGE_BYTES = 4_000_000
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+REQUEST = message(encode_request(bytes(range(256)) * 3 + bytes(16)))
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Classifier]:
+    with Classifier.load(MODEL, device="cpu") as classifier:
+        yield classifier
+
+
+def limits(**changed: float) -> Limits:
+    return Limits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)  # type: ignore[arg-type]
+
+
+def with_tokens() -> ServerConfig:
+    return ServerConfig(port=0, security=SecurityConfig(tokens=TOKEN))
+
+
+def opened(stack: ExitStack, address: str) -> Connection:
+    connection = stack.enter_context(Connection(address, TIMEOUT_S))
+    connection.open()
+    return connection
+
+
+def assert_well(address: str, **headers: str) -> None:
+    with Connection(address, TIMEOUT_S) as connection:
+        connection.open()
+        connection.call(1, REQUEST, **headers)
+        assert connection.reply(1).status == 0
+
+
+def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
+    """Not only when its window grows: a caller with a large one need not say that it has read."""
+    with (
+        h2_server(served, limits(max_stream_unread_bytes=0, stream_window_bytes=70_000)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
+        connection.acknowledge()
+        connection.open_window(1, 70_000)
+        connection.send(connection.headers(1, request_headers(__path=STREAM)))
+        connection.send_body(1, REQUEST * 500)
+        assert connection.reply(1).status == 0
+
+
+def test_cancelled_streams_give_back_their_part_of_the_window(
+    served: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else their connection stops, sooner or later."""
+    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 200_000)
+    half = message(b"", length=100_000) + bytes(10_000)
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open(INITIAL_WINDOW_SIZE=0)  # answers stay unread, too
+        connection.acknowledge()
+        sent = 0
+        for stream in range(1, 401, 2):
+            head = connection.headers(stream, request_headers(__path=STREAM))
+            body = half if stream % 4 == 1 else REQUEST * 12
+            connection.send(head, DataFrame(stream, body))
+            sent += len(body)
+            connection.read(quiet_s=0.001)
+            connection.send(RstStreamFrame(stream, error_code=8))
+            connection.wait(lambda: sent - connection.num_credited < 190_000)  # noqa: B023
+        assert sent > 5 * 200_000
+
+
+def test_half_received_messages_share_one_budget_and_the_largest_goes(
+    served: Classifier,
+) -> None:
+    with (
+        h2_server(served, limits(max_held_bytes=100_000)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        sizes = {1: 20_000, 3: 40_000, 5: 10_000, 7: 20_000, 9: 15_000}
+        for stream, size in sizes.items():
+            connection.send(connection.headers(stream, request_headers()))
+            body = message(b"", length=1_000_000) + bytes(size)
+            connection.send(*(DataFrame(stream, body[at:at + 10_000])
+                              for at in range(0, len(body), 10_000)))  # fmt: skip
+        assert connection.reply(3).status == EXHAUSTED
+        connection.read()
+        assert set(connection.statuses) == {3}
+        assert_well(address)
+
+
+@pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_connections_without_a_token_make_room_for_those_with_one(
+    served: Classifier, path: str, ended: bool
+) -> None:
+    """Calls that need no token don't keep them."""
+    flags = ["END_STREAM"] if ended else []
+    authorized = {"authorization": f"Bearer {TOKEN}"}
+    with (
+        h2_server(served, limits(max_connections=8), with_tokens()) as address,
+        ExitStack() as stack,
+    ):
+        trusted = opened(stack, address)
+        trusted.call(1, REQUEST, **authorized)
+        assert trusted.reply(1).status == 0
+        for _ in range(20):
+            connection = opened(stack, address)
+            connection.send(connection.headers(1, request_headers(__path=path)))
+            connection.send(DataFrame(1, message(b""), flags=flags))
+            connection.read(quiet_s=0.02)
+        assert_well(address, **authorized)
+        trusted.call(3, REQUEST, **authorized)
+        assert trusted.reply(3).status == 0
+
+
+def test_connections_with_calls_are_not_closed_for_new_ones(served: Classifier) -> None:
+    with h2_server(served, limits(max_connections=4)) as address, ExitStack() as stack:
+        busy = [opened(stack, address) for _ in range(4)]
+        for connection in busy:
+            connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:9]))
+            connection.read(quiet_s=0.02)
+        waits = opened(stack, address)
+        waits.call(1, REQUEST)
+        assert not waits.read()
+        for connection in busy:
+            connection.send(DataFrame(1, REQUEST[9:], flags=["END_STREAM"]))
+            assert connection.reply(1).status == 0
+        assert waits.reply(1).status == 0
+
+
+def test_tls_connection_closed_for_a_new_one_in_its_own_round(
+    served: Classifier, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    security = SecurityConfig(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    tls.set_alpn_protocols(["h2"])
+    config = ServerConfig(port=0, security=security)
+    with h2_server(served, limits(max_connections=4), config) as address, ExitStack() as stack:
+        host, _, port = address.rpartition(":")
+        for _ in range(100):
+            sockets = [
+                stack.enter_context(socket.create_connection((host, int(port)), TIMEOUT_S))
+                for _ in range(8)
+            ]
+            for sock in sockets:
+                with suppress(OSError):
+                    sock.sendall(b"\x16\x03\x01\x02")
+            stack.close()
+        with Connection(address, TIMEOUT_S, tls) as connection:
+            connection.open()
+            connection.call(1, REQUEST)
+            assert connection.reply(1).status == 0
+
+
+def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
+    """Its requests stay in the window; the answers that wait for it are bounded."""
+    ask = message(b"\x22\x15grpc.health.v1.Health")
+    with (
+        h2_server(
+            served, limits(max_stream_unread_bytes=10_000, stream_window_bytes=70_000)
+        ) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open(INITIAL_WINDOW_SIZE=0)
+        connection.acknowledge()
+        connection.open_window(1, 70_000)
+        head = connection.headers(1, request_headers(__path=REFLECTION))
+        connection.send(head, *[DataFrame(1, ask * 100)] * 24)
+        connection.read()
+        assert connection.windows[1] == 70_000  # nothing was given back
+        assert_well(address)
+
+
+@pytest.mark.parametrize("num_streams", [1, 50])
+def test_streams_wait_for_room_in_the_queue(num_streams: int) -> None:
+    """And are answered whole: what does not fit waits in the streams' windows."""
+    with (
+        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
+            max_batch_size=16, queue_capacity=64, max_request_images=64)) as classifier,
+        h2_server(classifier, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):  # fmt: skip
+        connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
+        connection.acknowledge()
+        streams = range(1, 2 * num_streams, 2)
+        for stream in streams:
+            head = connection.headers(stream, request_headers(__path=STREAM))
+            frames = [DataFrame(stream, REQUEST * 10)] * 2
+            connection.send(head, *frames, DataFrame(stream, b"", flags=["END_STREAM"]))
+        sizes = {len(connection.reply(stream).body) for stream in streams}
+        assert {connection.replies[stream].status for stream in streams} == {0}
+        assert len(sizes) == 1
+
+
+def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifier) -> None:
+    with (
+        h2_server(served, limits(age_s=0.5)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        connection.send(connection.headers(1, request_headers()))
+        connection.wait(lambda: bool(connection.goaways))
+        assert connection.goaways == [2**31 - 1]  # a notice: no call is lost
+        connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
+        assert connection.reply(1).status == 0
+        connection.wait(lambda: len(connection.goaways) == 2)
+        assert connection.goaways[1] == 1
+        assert_well(address)

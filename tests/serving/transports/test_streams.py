@@ -1,0 +1,156 @@
+"""ClassifyStream: in order, bounded in flight, never rejected half-way."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import Classifier, Client
+from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
+from tests.serving.transports import test_faults
+from tests.serving.transports.test_faults import Running, Scenario
+from tests.support.fakes import images_of
+from tests.support.raw import TIMEOUT_S, Raw, status_of
+from tests.support.servers import RunningServer, running_server
+
+run = test_faults.run
+STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+
+
+def stream(raw: Raw) -> Any:
+    """ClassifyStream: bytes in, ClassifyResponses out."""
+    return raw.channel.stream_stream(
+        STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
+    )
+
+
+def test_stream_is_answered_in_order(raw: Raw, classifier: Classifier, images: Images) -> None:
+    sizes = [1 + number % 7 for number in range(100)]  # 397 images in all
+    messages = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
+    requests = (encode_request(message.tobytes()) for message in messages)
+    responses = list(stream(raw)(requests, timeout=TIMEOUT_S))
+    assert [len(response.digits) for response in responses] == sizes
+    answered = [digit for response in responses for digit in response.digits]
+    assert answered == classifier.classify(images[: sum(sizes)]).digits.tolist()
+
+
+def test_stream_answers_while_the_caller_still_sends(raw: Raw, images: Images) -> None:
+    requests: queue.Queue[bytes | None] = queue.Queue()
+    responses = stream(raw)(iter(requests.get, None), timeout=TIMEOUT_S)
+    for image in images[:5]:
+        requests.put(encode_request(image.tobytes()))
+        assert len(next(responses).digits) == 1
+    requests.put(None)
+    assert list(responses) == []
+
+
+def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: Images) -> None:
+    good = encode_request(images[0].tobytes())
+    responses = stream(raw)(iter([good, good, good[:-1], good]), timeout=TIMEOUT_S)
+    assert len(next(responses).digits) == 1
+    assert len(next(responses).digits) == 1
+    code, text = status_of(lambda: next(responses))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ClassifyRequest" in text
+
+
+def test_stream_larger_than_the_queue_slows_down_and_is_never_rejected(
+    models: Path, images: Images, transport: str
+) -> None:
+    options = ("--queue-capacity", "10", "--max-request-images", "10", "--transport", transport)
+    with running_server(models, *options) as server:
+        raw = Raw(server.address)
+        requests = (encode_request(images[:9].tobytes()) for _ in range(500))
+        assert sum(1 for _ in stream(raw)(requests, timeout=TIMEOUT_S)) == 500
+
+
+def test_stream_whose_caller_stops_reading_is_stopped(
+    server: RunningServer, client: Client, images: Images
+) -> None:
+    sent = 0
+    message = encode_request(images[:100].tobytes())
+    end = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        nonlocal sent
+        while not end.is_set():
+            sent += 1
+            yield message
+
+    raw = Raw(server.address)
+    responses = stream(raw)(requests(), timeout=TIMEOUT_S)
+    seen = -1
+    while sent != seen:  # until flow control holds the caller up: else the test times out
+        seen = sent
+        client.classify(images[:1])  # others are served meanwhile
+        time.sleep(0.3)
+    end.set()
+    responses.cancel()
+
+
+def open_stream(channel: grpc.aio.Channel) -> Any:
+    method: Any = channel.stream_stream(
+        STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
+    )
+    return method()
+
+
+def message(*values: int) -> bytes:
+    return encode_request(images_of(*values).tobytes())
+
+
+def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            await call.write(message(5))
+            await running.settle()
+            drain = asyncio.create_task(running.server.drain())
+            await running.settle()
+            await call.write(message(6))
+            await running.settle()
+            running.engine.open(2)
+            assert list((await call.read()).digits) == [5]
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await drain
+            assert await first == [0]
+
+    run(scenario)
+
+
+def test_caller_who_leaves_after_an_answer_leaves_no_runs_behind(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            call = open_stream(channel)
+            await call.write(message(5))
+            await asyncio.to_thread(running.engine.wait_until_running)
+            for _ in range(90):  # more than a stream's window
+                await call.write(message(*range(41, 49)))
+            await running.settle()
+            running.engine.open()  # for the first message only: the others wait for the next run
+            assert list((await call.read()).digits) == [5]
+            await running.settle()
+            call.cancel()
+            await running.settle()
+        running.engine.open()
+        await test_faults.ends_well(running)
+        ran = [value for batch in running.engine.ran for value in batch]
+        assert ran.count(41) <= 64 // 8  # the run that went on when the caller left
+
+    run(scenario)

@@ -1,0 +1,311 @@
+"""TLS and mTLS with certificates made here: who is let in, who is not, and how they are renewed."""
+
+import asyncio
+import datetime
+import logging
+import socket
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from serving import AsyncClient, Client
+from serving.__main__ import main
+from serving.config import SecurityConfig, ServerConfig
+from serving.credentials.certificates import server_credentials
+from serving.errors import ConfigurationError, Unavailable
+from serving.images import Images
+from serving.transports.choice import warn_if_exposed
+from tests.support.servers import RunningServer, running_server
+
+TIMEOUT_S = 10.0
+YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+
+
+@dataclass
+class Files:
+    """A certificate, its key, and the authority that signed it, as PEM files."""
+
+    folder: Path
+    ca: Path
+    cert: Path
+    key: Path
+
+    def replace(self, certificate: trustme.LeafCert) -> None:
+        """Renew the certificate, then the key: in between they don't match."""
+        self.replace_cert(certificate)
+        certificate.private_key_pem.write_to_path(self.key)
+
+    def replace_cert(self, certificate: trustme.LeafCert) -> None:
+        self.cert.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+
+
+def write(folder: Path, authority: trustme.CA, certificate: trustme.LeafCert) -> Files:
+    folder.mkdir()
+    files = Files(folder, folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
+    authority.cert_pem.write_to_path(files.ca)
+    files.replace(certificate)
+    return files
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def good(folder: Path, authority: trustme.CA) -> Files:
+    return write(folder / "good", authority, authority.issue_cert("localhost", "127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+def stranger(folder: Path) -> Files:
+    """What another authority signed."""
+    other = trustme.CA()
+    return write(folder / "stranger", other, other.issue_cert("localhost", "127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+def expired(folder: Path, authority: trustme.CA) -> Files:
+    leaf = authority.issue_cert("localhost", "127.0.0.1", not_after=YESTERDAY)
+    return write(folder / "expired", authority, leaf)
+
+
+def secured(models: Path, files: Files, *options: str) -> "Iterator[RunningServer]":
+    options = ("--tls-cert", str(files.cert), "--tls-key", str(files.key), *options)
+    with running_server(models, *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tls(models: Path, good: Files, transport: str) -> Iterator[RunningServer]:
+    yield from secured(models, good, "--transport", transport)
+
+
+@pytest.fixture(scope="module")
+def mtls(models: Path, good: Files, transport: str) -> Iterator[RunningServer]:
+    yield from secured(models, good, "--transport", transport, "--tls-client-ca", str(good.ca))
+
+
+def is_let_in(server: RunningServer, **options: Path | None) -> bool:
+    with Client(server.address, timeout_s=TIMEOUT_S, **options) as client:  # type: ignore[arg-type]
+        try:
+            return client.model_info().name == "digits"
+        except Unavailable:
+            return False
+
+
+def test_client_that_knows_the_authority_is_answered(
+    tls: RunningServer, good: Files, images: Images
+) -> None:
+    with Client(tls.address, tls_ca=good.ca) as client:
+        assert len(client.classify(images[:300])) == 300
+
+
+def test_async_client_speaks_tls(tls: RunningServer, good: Files, images: Images) -> None:
+    async def classify() -> int:
+        async with AsyncClient(tls.address, tls_ca=good.ca) as client:
+            return len(await client.classify(images[:2]))
+
+    assert asyncio.run(classify()) == 2
+
+
+def test_client_that_knows_another_authority_refuses_the_server(
+    tls: RunningServer, stranger: Files
+) -> None:
+    assert not is_let_in(tls, tls_ca=stranger.ca)
+
+
+def test_plaintext_client_is_refused(tls: RunningServer) -> None:
+    assert not is_let_in(tls)
+
+
+@pytest.mark.parametrize("kind", ["expired", "wrong host", "wrong CA"])
+def test_server_with_a_bad_certificate_is_refused_by_clients(
+    models: Path, tmp_path: Path, authority: trustme.CA, good: Files, expired: Files,
+    stranger: Files, kind: str, transport: str,
+) -> None:  # fmt: skip
+    other_host = authority.issue_cert("example.org")
+    files = {"expired": expired, "wrong CA": stranger}.get(kind) or write(
+        tmp_path / "other-host", authority, other_host
+    )
+    for server in secured(models, files, "--transport", transport):
+        assert not is_let_in(server, tls_ca=good.ca)
+
+
+def test_mtls_lets_in_who_has_a_certificate(mtls: RunningServer, good: Files) -> None:
+    assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
+
+
+@pytest.mark.parametrize("kind", ["none", "expired", "stranger"])
+def test_mtls_refuses_who_has_none_or_a_bad_one(
+    mtls: RunningServer, good: Files, request: pytest.FixtureRequest, kind: str
+) -> None:
+    if kind == "none":
+        assert not is_let_in(mtls, tls_ca=good.ca)
+        return
+    own: Files = request.getfixturevalue(kind)
+    assert not is_let_in(mtls, tls_ca=good.ca, tls_cert=own.cert, tls_key=own.key)
+
+
+def test_two_hundred_failed_handshakes_leave_the_server_well(
+    mtls: RunningServer, good: Files, stranger: Files
+) -> None:
+    host, port = mtls.address.split(":")
+    context = ssl.create_default_context(cafile=str(stranger.ca))
+
+    def fail(number: int) -> bool:
+        """Fail in one of four ways; True if the server let us in."""
+        with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+            if number % 4 == 0:  # leave in the middle of the handshake
+                connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+                return False
+            if number % 4 == 1:
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+            elif number % 4 == 2:
+                connection.sendall(bytes(range(256)))
+            else:
+                try:
+                    context.wrap_socket(connection, server_hostname="localhost")
+                except (ssl.SSLError, OSError):
+                    return False
+            return is_answered(connection)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert not any(pool.map(fail, range(200)))
+    assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
+
+
+def is_answered(connection: socket.socket) -> bool:
+    """Read to the end: True if anything but a TLS alert came; a hang is a timeout."""
+    try:
+        data = connection.recv(1 << 16)
+    except ConnectionError:
+        return False
+    return bool(data) and not data.startswith(b"\x15\x03")
+
+
+def served_serial(server: RunningServer) -> int:
+    host, port = server.address.split(":")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port)), TIMEOUT_S) as connection,
+        context.wrap_socket(connection) as secure,
+    ):
+        der = secure.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+def serial(certificate: trustme.LeafCert) -> int:
+    return x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).serial_number
+
+
+def test_renewed_certificate_is_served_without_a_restart(
+    models: Path, folder: Path, authority: trustme.CA
+) -> None:
+    first, second, third = (authority.issue_cert("localhost", "127.0.0.1") for _ in range(3))
+    files = write(folder / "renewed", authority, first)
+    for server in secured(models, files):
+        with Client(server.address, tls_ca=files.ca) as client:
+            assert served_serial(server) == serial(first)
+            files.replace_cert(second)  # its key has not come yet
+            assert served_serial(server) == serial(first)
+            files.replace(second)
+            assert served_serial(server) == serial(second)
+            files.cert.write_text("nonsense")
+            assert served_serial(server) == serial(second)
+            files.replace(third)
+            assert served_serial(server) == serial(third)
+            assert client.model_info().version == "1"  # on its old connection, or a new one
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("broken", ["missing", "nonsense", "foreign key", "encrypted key"])
+def test_files_that_cannot_be_used_are_named(
+    folder: Path, good: Files, stranger: Files, broken: str, tmp_path: Path
+) -> None:
+    cert, key = good.cert, good.key
+    if broken == "missing":
+        key = tmp_path / "none.pem"
+    elif broken == "nonsense":
+        cert = tmp_path / "cert.pem"
+        cert.write_text("nonsense")
+    elif broken == "foreign key":
+        key = stranger.key
+    else:
+        key = tmp_path / "encrypted.pem"
+        key.write_bytes(encrypted(good.key.read_bytes()))
+    with pytest.raises(ConfigurationError, match=key.name if broken == "missing" else cert.name):
+        server_credentials(SecurityConfig(tls_cert=cert, tls_key=key))
+
+
+def encrypted(pem: bytes) -> bytes:
+    """A key that only a passphrase opens."""
+    return serialization.load_pem_private_key(pem, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+def test_bad_client_authority_is_named(good: Files, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("nonsense")
+    config = SecurityConfig(tls_cert=good.cert, tls_key=good.key, tls_client_ca=path)
+    with pytest.raises(ConfigurationError, match=r"ca\.pem"):
+        server_credentials(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tls-cert", "a.pem"), "tls_key must be given together with tls_cert"),
+        (("--tls-client-ca", "a.pem"), "tls_client_ca must be given together with tls_cert"),
+        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_end_with_one_line(
+    models: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--models", str(models), "--port", "0", "--device", "cpu"]
+    assert main(["serve", *usual, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"digits-serve: {message}")
+    assert error.count("\n") == 1
+
+
+def test_command_line_asks_by_tls(tls: RunningServer, good: Files) -> None:
+    command = ["info", "--json", "--target", tls.address]
+    assert main([*command, "--tls-ca", str(good.ca)]) == 0
+    assert main([*command, "--tls-ca", str(good.folder / "none.pem")]) == 2
+
+
+def test_public_address_without_protection_is_warned_about(
+    good: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = SecurityConfig(tls_cert=good.cert, tls_key=good.key)
+    mtls = SecurityConfig(tls_cert=good.cert, tls_key=good.key, tls_client_ca=good.ca)
+    with caplog.at_level(logging.WARNING):
+        for host in ("127.0.0.1", "::1", "localhost", "127.0.0.9"):
+            warn_if_exposed(ServerConfig(host=host))
+        warn_if_exposed(ServerConfig(host="0.0.0.0", security=mtls))
+    assert not caplog.messages
+    with caplog.at_level(logging.WARNING):
+        warn_if_exposed(ServerConfig(host="0.0.0.0"))
+        warn_if_exposed(ServerConfig(host="::", security=tls))
+    assert "no TLS and no tokens" in caplog.messages[0]
+    assert "no tokens" in caplog.messages[1]

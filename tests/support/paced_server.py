@@ -1,0 +1,146 @@
+"""A real server around an engine of known speed, that keeps a ledger of every row it ran.
+
+    python -m tests.support.paced_server --transport grpcio --service-s 0.08 ...
+
+Says `serving ... address=...` when it is ready, like the real one, then obeys lines on stdin:
+`hold` stops the engine before its next run, `release` lets it go on, `lie` makes it answer wrongly
+until `be honest`, `ledger` prints one JSON line.
+The ledger is also written to --ledger-file when the server has ended by a signal.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from serving import Classifier
+from serving.config import BatchingConfig, ServerConfig
+from serving.images import Images
+from serving.model.loaded_model import LoadedModel
+from serving.model.repository import Manifest
+from serving.predictions import Probabilities
+from serving.server.server import Server
+from serving.telemetry import logs
+from serving.telemetry.exporter import exporting
+from tests.support.fakes import images_of, probabilities_of
+from tests.support.tickets import tickets_of
+
+
+class PacedEngine:
+    """Takes the same time for every run; the time is slept, so capacity doesn't hang on the CPU."""
+
+    device = "cpu"
+
+    def __init__(self, service_s: float, leak_bytes: int) -> None:
+        self._service_s = service_s
+        self._leak_bytes = leak_bytes
+        self._leaked: list[bytes] = []
+        self.tickets: Counter[int] = Counter()
+        self.num_begun = 0
+        self.lies = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, images: Images) -> Probabilities:
+        self.num_begun += 1
+        self.gate.wait()
+        if self._service_s:
+            time.sleep(self._service_s)
+        self.tickets.update(tickets_of(images))
+        if self.lies:
+            return probabilities_of(images)[:, ::-1]
+        if self._leak_bytes:
+            self._leaked.append(os.urandom(self._leak_bytes))
+        return probabilities_of(images)
+
+
+def main() -> int:
+    options = _options()
+    # One core is one runner: then the capacity is batch size / service time, exactly.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    logs.setup("text")
+    os.environ["GRPC_VERBOSITY"] = "NONE"  # as the real one does
+    engine = PacedEngine(options.service_s, options.leak_bytes)
+    batching = BatchingConfig(
+        max_batch_size=options.max_batch_size,
+        queue_capacity=options.queue_capacity,
+        max_request_images=min(options.queue_capacity, 4096),
+    )
+    with Classifier(LoadedModel(engine, _manifest(), "fp32"), batching) as classifier:
+        is_drained = uvloop.run(_serve(classifier, engine, options))
+    if options.ledger_file:
+        options.ledger_file.write_text(json.dumps(_ledger(engine)))
+    return 0 if is_drained else 1
+
+
+async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> bool:
+    config = ServerConfig(
+        port=0,
+        metrics_port=0,
+        drain_s=options.drain_s,
+        self_test_interval_s=options.self_test_interval_s,
+    )
+    with exporting(config) as exporter:
+        server = Server(classifier, config, options.transport, exporter)
+        await server.start()
+        threading.Thread(target=_obey, args=(engine,), daemon=True).start()
+        return await server.run_until_signalled(_announce)
+
+
+def _announce(server: Server) -> None:
+    print(
+        f"serving transport={server.transport} address={server.address} "
+        f"metrics={server.metrics_address}",
+        flush=True,
+    )
+
+
+def _obey(engine: PacedEngine) -> None:
+    for line in sys.stdin:
+        match line.strip():
+            case "hold":
+                engine.gate.clear()
+            case "release":
+                engine.gate.set()
+            case "lie" | "be honest" as command:
+                engine.lies = command == "lie"
+            case "ledger":
+                print(json.dumps(_ledger(engine)), flush=True)
+
+
+def _ledger(engine: PacedEngine) -> dict[str, Any]:
+    """Runs that have begun, and how often each ticket was run."""
+    return {"begun": engine.num_begun, "tickets": list(engine.tickets.items())}
+
+
+def _manifest() -> Manifest:
+    golden = images_of(1, 2, 3)
+    return Manifest(
+        name="digits", version="1", recipe="paced", parameters=0,
+        validation_accuracy=1.0, test_accuracy=1.0, digests={},
+        golden_images=golden, golden_probabilities={"fp32": probabilities_of(golden)},
+    )  # fmt: skip
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--transport", required=True)
+    parser.add_argument("--service-s", type=float, default=0.0)
+    parser.add_argument("--max-batch-size", type=int, default=64)
+    parser.add_argument("--queue-capacity", type=int, default=16_384)
+    parser.add_argument("--drain-s", type=float, default=30.0)
+    parser.add_argument("--self-test-interval-s", type=float, default=0.0)
+    parser.add_argument("--leak-bytes", type=int, default=0, help="planted leak, per run")
+    parser.add_argument("--ledger-file", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

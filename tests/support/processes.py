@@ -1,0 +1,114 @@
+"""Server processes, what they hold, and what they tell."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.servers import RunningServer
+
+TIMEOUT_S = 20.0
+GRPC_POOL = "event_engine"
+"""What the threads of gRPC's pool are called."""
+
+
+@dataclass
+class PacedServer(RunningServer):
+    """A `paced_server` that has said it is ready."""
+
+    def tell(self, line: str) -> None:
+        """Send it a line: "hold" or "release"."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def ledger(self) -> dict[int, int]:
+        """How often each ticket was run so far."""
+        return dict(self._ask()["tickets"])
+
+    def num_begun(self) -> int:
+        """How many runs have begun."""
+        return int(self._ask()["begun"])
+
+    def _ask(self) -> Any:
+        self.tell("ledger")
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Poll until something holds; fail if it never does."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never happened"
+        time.sleep(0.02)
+
+
+def is_serving(address: str) -> bool:
+    """Ask for the server's health."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextmanager
+def paced_server(transport: str, **options: object) -> Iterator[PacedServer]:
+    """Start one; `options` are its flags, such as service_s=0.08."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.support.paced_server", "--transport", transport]
+    process = subprocess.Popen(
+        [*command, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        start_line = process.stdout.readline()
+        assert start_line.startswith("serving "), start_line
+        yield PacedServer(process, start_line)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds."""
+
+    resident_bytes: int
+    num_files: int
+    num_threads: int
+    num_grpc_threads: int
+    """Of gRPC's own pool, which grows and shrinks with its load; not among the others."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Footprint":
+        """Look at a process; pages that its allocator has given back don't count."""
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        threads = _thread_names(pid)
+        return cls(
+            resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
+            num_files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            num_threads=sum(name != GRPC_POOL for name in threads),
+            num_grpc_threads=threads.count(GRPC_POOL),
+        )
+
+
+def _thread_names(pid: int) -> list[str]:
+    names = []
+    for path in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            names.append(path.read_text().strip())
+    return names
