@@ -115,7 +115,10 @@ class _Connection:
             raise self._nonsense("no ClassifyResponse") from err
         if len(predictions) != num_images:
             raise self._nonsense(f"{len(predictions)} digits for {num_images} images")
-        if predictions.digits.max() >= NUM_CLASSES:
+        num_classes = predictions.probabilities.shape[1]
+        if num_classes != NUM_CLASSES:
+            raise self._nonsense(f"{num_classes} probabilities for each image")
+        if predictions.digits.max() >= num_classes:
             raise self._nonsense(f"the digit {predictions.digits.max()}")
         low, high = predictions.probabilities.min(), predictions.probabilities.max()
         if not (low >= 0 and high <= _MOST_PROBABLE):  # also refuses NaN

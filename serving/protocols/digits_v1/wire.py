@@ -5,7 +5,7 @@ directions are slices (https://protobuf.dev/programming-guides/encoding). Whatev
 layout goes through the protobuf library.
 """
 
-import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,16 +13,13 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
 from serving.images import IMAGE_BYTES, check_bytes
-from serving.predictions import NUM_CLASSES, ROW_BYTES, Predictions
+from serving.predictions import Predictions
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
 
 ONE_IMAGE = b"\x0a\x90\x06"
 """How the hottest request begins: the tag of `images`, and 784 as their length."""
-_ONE_DIGIT = tuple(bytes((0x0A, 1, digit, 0x12, ROW_BYTES)) for digit in range(NUM_CLASSES))
-"""How its response begins, for each digit: all but the probabilities and the version."""
-_ROW = struct.Struct(f"{ROW_BYTES}s")
 
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
@@ -57,29 +54,26 @@ def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
     return pixels
 
 
-def encode_response(
-    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
-) -> bytes:
+def encode_response(digits: Sequence[int], probabilities: bytes | bytearray, version: str) -> bytes:
     """Encode a ClassifyResponse.
 
     Args:
-        digits: N bytes, each 0 to 9: varints below 128, so a packed field already.
-        probabilities: N x 10 little-endian float32.
+        digits: N class numbers, as bytes where they fit.
+        probabilities: N rows of little-endian float32, one for each class.
         version: the model's version.
     """
+    packed = _packed(digits)
     return b"".join(
-        (_FIELD_1, varint(len(digits)), digits,
+        (_FIELD_1, varint(len(packed)), packed,
          _FIELD_2, varint(len(probabilities)), probabilities, _text(version))
     )  # fmt: skip
 
 
-def encode_each(
-    digits: bytes | bytearray, probabilities: bytes | bytearray, version: str
-) -> list[bytes]:
-    """Encode a ClassifyResponse for every image; arguments as for `encode_response`."""
-    end = _text(version)
-    rows = _ROW.iter_unpack(probabilities)
-    return [_ONE_DIGIT[digit] + row + end for digit, (row,) in zip(digits, rows, strict=True)]
+def _packed(numbers: Sequence[int]) -> bytes | bytearray:
+    """Encode numbers as a packed field; bytes below 128 are one as they are."""
+    if isinstance(numbers, bytes | bytearray) and numbers.isascii():
+        return numbers
+    return b"".join(map(varint, numbers))
 
 
 @lru_cache(maxsize=8)
@@ -92,21 +86,22 @@ def decode_response(data: bytes) -> Predictions:
 
     Raises:
         DecodeError: malformed.
-        ValueError: the number of probabilities is not ten per digit.
+        ValueError: there are no digits, or not as many probabilities for each.
     """
     digits, at = _field(data, 0, _FIELD_1)
     probabilities, at = _field(data, at, _FIELD_2)
     version, at = _field(data, at, _FIELD_3)
-    if at == len(data):
+    if at == len(data) and bytes(digits).isascii():  # one byte a digit
         return Predictions(
             np.frombuffer(digits, np.uint8),
-            np.frombuffer(probabilities, "<f4").reshape(len(digits), NUM_CLASSES),
+            np.frombuffer(probabilities, "<f4").reshape(len(digits), -1),
             str(version, "utf-8"),
         )
     response = digits_pb2.ClassifyResponse.FromString(data)
+    largest = max(response.digits, default=0)
     return Predictions(
-        np.array(response.digits, np.uint8),
-        np.array(response.probabilities, np.float32).reshape(len(response.digits), NUM_CLASSES),
+        np.array(response.digits, np.min_scalar_type(largest)),
+        np.array(response.probabilities, np.float32).reshape(len(response.digits), -1),
         response.model_version,
     )
 

@@ -183,6 +183,8 @@ BROKEN = {
     "no rows": answer([], []),
     "too many rows": answer([1] * 4, [TENTHS] * 4),
     "digit without probabilities": answer([1], []),
+    "nine probabilities": answer([1], [TENTHS[:9]]),
+    "eleven probabilities": answer([1], [[*TENTHS, 0.0]]),
     "digit 10": answer([10], [TENTHS]),
     "digit 200": answer([200], [TENTHS]),
     "digit 300": b"\x0a\x02\xac\x02" + answer([], [TENTHS])[2:],

@@ -1,5 +1,7 @@
 """Our own reading and writing of the messages equals the protobuf library's."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
 from serving.images import IMAGE_BYTES
+from serving.predictions import Probabilities
 from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 
@@ -66,15 +69,30 @@ def test_response_is_written_as_protobuf_writes_it(num_images: int, version: int
     generator = np.random.default_rng(num_images)
     probabilities = generator.random((num_images, 10), np.float32)
     digits = probabilities.argmax(axis=1).astype(np.uint8)
-    data = wire.encode_response(digits.tobytes(), probabilities.tobytes(), str(version))
+    assert_written_and_read(digits.tobytes(), probabilities, str(version))
+
+
+@pytest.mark.parametrize("num_classes", [2, 31, 32, 100, 128, 129, 256, 257, 5000])
+@pytest.mark.parametrize("digits", [[0], [-1], [0, -1, 1]])  # -1: the last class
+def test_response_of_any_number_of_classes(num_classes: int, digits: list[int]) -> None:
+    digits = [digit % num_classes for digit in digits]
+    probabilities = np.random.default_rng(7).random((len(digits), num_classes), np.float32)
+    assert_written_and_read(digits, probabilities, "1")
+    if num_classes <= 256:
+        assert_written_and_read(bytes(digits), probabilities, "1")
+
+
+def assert_written_and_read(
+    digits: Sequence[int], probabilities: Probabilities, version: str
+) -> None:
+    """As the protobuf library writes it, and back; also beside a field that nobody knows."""
+    data = wire.encode_response(digits, probabilities.tobytes(), version)
     message = ClassifyResponse(
-        digits=digits.tolist(),
-        probabilities=probabilities.ravel().tolist(),
-        model_version=str(version),
+        digits=digits, probabilities=probabilities.ravel().tolist(), model_version=version
     )
     assert data == message.SerializeToString()
-    for layout in (data, data + b"\x98\x06\x01"):  # the second one has an unknown field
+    for layout in (data, data + b"\x98\x06\x01"):
         predictions = wire.decode_response(layout)
-        np.testing.assert_array_equal(predictions.digits, digits)
+        assert predictions.digits.tolist() == list(digits)
         np.testing.assert_array_equal(predictions.probabilities, probabilities)
-        assert predictions.model_version == str(version)
+        assert predictions.model_version == version
