@@ -10,7 +10,7 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop test-packaging
-.PHONY: lint protos protos-check lock clean
+.PHONY: lint docs protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 override DEVICE := $(DEVICE:gpu=cuda)
@@ -71,6 +71,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+docs: $(INSTALLED)  ## build build/docs; `python -m http.server -d build/docs` shows it
+	$(RUN) -m mkdocs build
 
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc

@@ -1,0 +1,32 @@
+"""What the pages say of the repository: files that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]
+MADE = {"benchmarks/results/local/"}
+"""What a command makes."""
+_FOLDERS = "benchmarks|commandline|docs|protos|reports|requirements|serving|tests|training"
+_NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(_NAMED.findall(page.read_text("utf-8"))) - MADE
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_files_that_are_gone_are_seen() -> None:
+    assert _NAMED.findall("see `serving/rpc/` and (training/none.md)") == [
+        "serving/rpc/",
+        "training/none.md",
+    ]
+
+
+def test_index_lists_every_decision() -> None:
+    folder = ROOT / "docs" / "decisions"
+    linked = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
+    assert linked == sorted(path.name for path in folder.glob("0*.md"))
