@@ -1,7 +1,13 @@
-"""TLS for the server: certificates that are read again when they change."""
+"""TLS for the server: certificates that are read again when they change.
+
+With a client CA every client must show a certificate that it signed (mTLS). The files are looked at
+before each handshake; a set that can't be used, such as a certificate whose key has not followed
+yet, is logged, and the one before stays in use.
+"""
 
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -11,17 +17,31 @@ from serving.credentials.watched_files import Watched, read_bytes
 from serving.errors import ConfigurationError
 
 
-def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
-    """Build the server's credentials; None if no certificate is asked for.
-
-    With a client CA every client must show a certificate that it signed (mTLS). The files are
-    looked at before each handshake; a new set that can't be used, such as a certificate whose key
-    has not followed yet, is logged and the one before stays in use.
+def server_context(config: SecurityConfig) -> Callable[[], ssl.SSLContext] | None:
+    """Return what gives the context for a new connection; None if no certificate is asked for.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
-    if config.tls_cert is None or config.tls_key is None:
+    return None if config.tls_cert is None else Watched(_files(config), lambda: _h2(config)).get
+
+
+def _h2(config: SecurityConfig) -> ssl.SSLContext:
+    context = _loaded(config)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    if config.tls_client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
+    """Build the credentials of grpcio's server; None if no certificate is asked for.
+
+    Raises:
+        ConfigurationError: a file can't be used; the text says which and why.
+    """
+    if config.tls_cert is None:
         return None
     certificates = _Certificates(config)
     return grpc.dynamic_ssl_server_credentials(
@@ -39,8 +59,7 @@ class _Certificates:
     """
 
     def __init__(self, config: SecurityConfig) -> None:
-        names = tuple(path for path in paths(config) if path is not None)
-        self._watched = Watched(names, lambda: _read(config))
+        self._watched = Watched(_files(config), lambda: _read(config))
         self._lock = threading.Lock()
         self.initial = self._given = self._watched.get()
 
@@ -55,41 +74,36 @@ class _Certificates:
 
 
 def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
-    cert, key, client_ca = paths(config)
-    assert cert is not None
-    assert key is not None
-    check_files(config)
-    pair = (read_bytes(key), read_bytes(cert))
-    roots = None if client_ca is None else read_bytes(client_ca)
-    return grpc.ssl_server_certificate_configuration([pair], roots)
+    _loaded(config)  # OpenSSL says what is wrong with them, gRPC would not
+    cert, key, *client_ca = map(read_bytes, _files(config))
+    return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)
 
 
-def check_files(config: SecurityConfig) -> ssl.SSLContext:
-    """Load the files into a context: OpenSSL says what is wrong with them, gRPC would not.
+def _loaded(config: SecurityConfig) -> ssl.SSLContext:
+    """Load the files into a context.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    cert, key, client_ca = paths(config)
-    assert cert is not None
-    for path in (cert, key, client_ca):
-        if path is not None:
-            read_bytes(path)  # says which file, where OpenSSL only says that one is missing
+    cert, key, *client_ca = _files(config)
+    for path in (cert, key, *client_ca):
+        read_bytes(path)  # says which file, where OpenSSL only says that one is missing
     try:
         context.load_cert_chain(cert, key, password=lambda: "")  # else it asks on the terminal
     except (OSError, ValueError) as err:  # SSLError is an OSError
         reason = getattr(err, "reason", None) or "not PEM, or an encrypted key"
         raise ConfigurationError(f"can't use {cert} with {key}: {reason}") from err
-    try:
-        if client_ca is not None:
-            context.load_verify_locations(client_ca)
-    except OSError as err:
-        reason = getattr(err, "reason", None) or "not PEM"
-        raise ConfigurationError(f"can't use {client_ca}: {reason}") from err
+    for path in client_ca:
+        try:
+            context.load_verify_locations(path)
+        except OSError as err:
+            reason = getattr(err, "reason", None) or "not PEM"
+            raise ConfigurationError(f"can't use {path}: {reason}") from err
     return context
 
 
-def paths(config: SecurityConfig) -> tuple[Path | None, Path | None, Path | None]:
-    """Return the certificate's file, its key's, and the client authorities'."""
-    return config.tls_cert, config.tls_key, config.tls_client_ca
+def _files(config: SecurityConfig) -> tuple[Path, ...]:
+    """Return the certificate's file, its key's, and the client authorities' if there is one."""
+    files = (config.tls_cert, config.tls_key, config.tls_client_ca)
+    return tuple(path for path in files if path is not None)

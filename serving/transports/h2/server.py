@@ -6,21 +6,21 @@ from functools import partial
 
 from serving.classifier import Classifier
 from serving.config import ServerConfig
+from serving.credentials.certificates import server_context
 from serving.errors import Unavailable
 from serving.images import IMAGE_BYTES
 from serving.predictions import Predictions
 from serving.protocols.method import Method
 from serving.system.cores import may_poll
+from serving.system.listener import address_of, listen
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.heads import Heads
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.listener import address_of, listen
 from serving.transports.h2.local import LocalCaller
 from serving.transports.h2.loop import Loop
 from serving.transports.h2.queue import Queue
 from serving.transports.h2.runs import Runs
-from serving.transports.h2.tls import server_context
 
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images of a message."""
