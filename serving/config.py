@@ -127,8 +127,8 @@ class ServerConfig:
     self_test_interval_s: float = 10.0
     """Seconds between golden samples sent through the batcher for health; 0 sends none."""
     access_log: float = 0.0
-    """Share of the calls that get a line in the log, 0 to 1, on grpcio; where it is not 0, calls
-    that fail get one, too."""
+    """Share of the calls that get a line in the log, 0 to 1; where it is not 0, calls that fail get
+    one, too."""
     reflection: bool = False
     """Whether callers may ask which services and messages there are."""
     log_format: LogFormat = "text"

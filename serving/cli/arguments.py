@@ -116,7 +116,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--token-file", type=Path, metavar="FILE",
         help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
     add("--access-log", type=float, default=config.access_log, metavar="SHARE",
-        help="log this share of the calls, 0 to 1, and all that fail; grpcio only")  # fmt: skip
+        help="log this share of the calls, 0 to 1, and all that fail")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text",
         help="of the lines on stderr, and of the one on stdout that says it is ready")  # fmt: skip
 

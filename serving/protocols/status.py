@@ -61,7 +61,7 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: DigitsErro
 
     One that was rejected for overload is also told when to come back (gRFC A6).
     """
-    trailers: tuple[tuple[str, str], ...] = ()
+    trailers = tuple(context.trailing_metadata() or ())
     if isinstance(error, Overloaded):
-        trailers = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
+        trailers = (*trailers, ("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)))
     await context.abort(STATUS[type(error)], str(error), trailers)

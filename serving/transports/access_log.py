@@ -1,6 +1,6 @@
 """Access lines for a share of the calls, and the ids that join them to other services' logs.
 
-Only on the grpcio transport, and only where asked for: without it no call pays for it.
+Only where it is asked for: without it no call pays for it.
 """
 
 import logging
@@ -8,15 +8,17 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import grpc
 
-from serving.telemetry.logs import ACCESS, request_fields
-from serving.transports.grpcio.calls import Context, Handler
+from serving.telemetry.logs import ACCESS
 
 _log = logging.getLogger(ACCESS)
+
+REQUEST_ID = "x-request-id"
+"""The header that brings a call's id, and the trailer that takes it back."""
+STATUS_NAMES: Mapping[int, str] = {status.value[0]: status.name for status in grpc.StatusCode}
 
 _MAX_LINES_PER_S = 100
 """More calls than these fail in a second only when it is known by other means."""
@@ -24,15 +26,30 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
 
-_Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+class LoggedCall:
+    """A call in progress: what its line will say."""
+
+    __slots__ = ("begun_s", "ids", "method", "peer")
+
+    def __init__(self, method: str, peer: str, metadata: Mapping[str, str]) -> None:
+        """Begin now.
+
+        Args:
+            method: the path, such as "/digits.v1.DigitClassifier/Classify".
+            peer: who calls, as gRPC writes addresses: "ipv4:127.0.0.1:50051".
+            metadata: the call's headers; malformed ids in them are ignored.
+        """
+        self.method = method
+        self.peer = peer
+        self.ids = _ids(metadata)
+        """`request_id`: the caller's `x-request-id`, or a new one; and `trace_id` and `parent_id`
+        if it sent a `traceparent`."""
+        self.begun_s = time.monotonic()
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Gives each call an id, and logs a share of those that succeed and all that fail.
-
-    The id is the caller's `x-request-id`, or a new one; it comes back in the trailers. It and the
-    trace of the caller's `traceparent` are in every line that is logged for the call.
-    """
+class AccessLog:
+    """Logs a share of the calls that succeed and all that fail; for one thread."""
 
     def __init__(self, share: float) -> None:
         """Log `share` of the calls that succeed, 0 to 1."""
@@ -40,43 +57,23 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         self._second = 0
         self._num_lines = 0
 
-    async def intercept_service(
-        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Wrap the handler of a call; the watch of health, a call that lasts, is left alone."""
-        handler: Any = await continuation(handler_call_details)
-        details: Any = handler_call_details
-        if handler is None or handler.unary_stream:
-            return handler
-        fields = _fields(details.invocation_metadata)
-        coders = (handler.request_deserializer, handler.response_serializer)
-        if handler.unary_unary:
-            wrapped = self._wrapped(handler.unary_unary, details.method, fields)
-            return grpc.unary_unary_rpc_method_handler(wrapped, *coders)
-        wrapped = self._wrapped(handler.stream_stream, details.method, fields)
-        return grpc.stream_stream_rpc_method_handler(wrapped, *coders)
+    def end(self, call: LoggedCall, status: str) -> None:
+        """Log a call that has ended, if it is among those that get a line.
 
-    def _wrapped(self, handler: Handler, method: str, fields: Mapping[str, str]) -> Handler:
-        async def logged_handler(request: Any, context: Context) -> Any:
-            request_fields.set(fields)  # of this call's task
-            context.set_trailing_metadata((("x-request-id", fields["request_id"]),))
-            begun_s = time.monotonic()
-            try:
-                return await handler(request, context)
-            finally:
-                self._note(method, context, fields, time.monotonic() - begun_s)
-
-        return logged_handler
-
-    def _note(
-        self, method: str, context: Context, fields: Mapping[str, str], duration_s: float
-    ) -> None:
-        code = context.code() or 0
-        status = _NAMES[code if isinstance(code, int) else code.value[0]]
+        Args:
+            call: the call.
+            status: the status code's name, such as "OK".
+        """
         if (status == "OK" and random.random() >= self._share) or not self._has_room():
             return
-        facts = {"method": method, "status": status, "duration_s": round(duration_s, 6)}
-        _log.info("call", extra={"fields": {**facts, "peer": context.peer(), **fields}})
+        fields = {
+            "method": call.method,
+            "status": status,
+            "duration_s": round(time.monotonic() - call.begun_s, 6),
+            "peer": call.peer,
+            **call.ids,
+        }
+        _log.info("call", extra={"fields": fields})
 
     def _has_room(self) -> bool:
         second = int(time.monotonic())
@@ -86,16 +83,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return self._num_lines <= _MAX_LINES_PER_S
 
 
-_NAMES = {status.value[0]: status.name for status in grpc.StatusCode}
-
-
-def _fields(metadata: Any) -> dict[str, str]:
-    """Read the ids from a call's metadata; what is malformed is ignored."""
-    sent = {key: value for key, value in metadata or () if isinstance(value, str)}
-    request_id = sent.get("x-request-id", "")
+def _ids(metadata: Mapping[str, str]) -> dict[str, str]:
+    request_id = metadata.get(REQUEST_ID, "")
     if not _REQUEST_ID.fullmatch(request_id):
         request_id = secrets.token_hex(8)
-    fields = {"request_id": request_id}
-    if trace := _TRACEPARENT.fullmatch(sent.get("traceparent", "")):
-        fields |= {"trace_id": trace[1], "parent_id": trace[2]}
-    return fields
+    ids = {"request_id": request_id}
+    if trace := _TRACEPARENT.fullmatch(metadata.get("traceparent", "")):
+        ids |= {"trace_id": trace[1], "parent_id": trace[2]}
+    return ids

@@ -6,46 +6,14 @@ times tell a token. A digest without a salt is enough: tokens are long and rando
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from serving.config import SecurityConfig
 from serving.credentials.tokens import parse_tokens
 from serving.credentials.watched_files import Watched, read_bytes
-from serving.errors import Unauthenticated
-from serving.transports.grpcio.calls import Calls, Context
 
 _Digests = tuple[bytes, ...]
-
-
-class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without one of the tokens before anything is read of them."""
-
-    def __init__(self, check: "TokenCheck", open_paths: Set[str], calls: Calls) -> None:
-        """Let pass what `check` accepts, and `open_paths`; `calls` counts what is refused."""
-        self._check = check
-        self._open_paths = open_paths
-        # A stream's handler ends any kind of call without waiting for its request.
-        self._refused: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
-            calls.guarded(_refuse, "unauthenticated")
-        )
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Let a call pass, or answer it UNAUTHENTICATED; unknown methods, too."""
-        details: Any = handler_call_details
-        if details.method in self._open_paths or self._check.accepts(
-            [value if isinstance(value, bytes) else value.encode()
-             for key, value in details.invocation_metadata if key == "authorization"]
-        ):  # fmt: skip
-            return await continuation(handler_call_details)
-        return self._refused
 
 
 class TokenCheck:
@@ -90,7 +58,3 @@ def _bearer_token(value: bytes) -> bytes:
 
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
-
-
-async def _refuse(requests: Any, context: Context) -> None:
-    raise Unauthenticated("a valid bearer token is needed")

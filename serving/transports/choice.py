@@ -11,17 +11,15 @@ _log = logging.getLogger(__name__)
 
 
 def choose_transport(config: ServerConfig) -> str:
-    """Resolve "auto": h2 where its package is installed, but for access lines.
+    """Resolve "auto": h2 where its package is installed.
 
     Raises:
-        ConfigurationError: h2 was asked for and is not installed, or can't do what is asked.
+        ConfigurationError: h2 was asked for and is not installed.
     """
-    if config.transport == "h2" and config.access_log:
-        raise ConfigurationError("access_log needs transport grpcio")
     has_h2 = importlib.util.find_spec("ngh2") is not None
     if config.transport == "h2" and not has_h2:
         raise ConfigurationError("transport h2 needs ngh2: pip install 'digit-serving[serve]'")
-    return "h2" if has_h2 and config.transport != "grpcio" and not config.access_log else "grpcio"
+    return "h2" if has_h2 and config.transport != "grpcio" else "grpcio"
 
 
 def warn_if_exposed(config: ServerConfig) -> None:

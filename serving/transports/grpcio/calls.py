@@ -69,19 +69,20 @@ class Calls:
             self.num_begun += 1
             self.num_active += 1
             error: DigitsError | None = None
+            status = "OK"
             try:
                 return await handler(request, context)
             except DigitsError as err:
-                error = err
-            except asyncio.CancelledError:
+                error, status = err, STATUS[type(err)].name
+            except asyncio.CancelledError:  # the caller left, or the server stops
                 # Escaping, it leaves a caller that is still there without a status (grpc #29248).
-                error = Unavailable("the call was cut off")
+                error, status = Unavailable("the call was cut off"), "CANCELLED"
             except Exception:
                 _log.exception("a handler failed")
-                error = ModelError("internal error")
+                error, status = ModelError("internal error"), "INTERNAL"
             finally:
                 self.num_active -= 1
-                self._metrics.count(method, STATUS[type(error)].name if error else "OK")
+                self._metrics.count(method, status)
             if isinstance(error, Unavailable) and self._is_released is not None:
                 with suppress(asyncio.CancelledError):
                     await self._is_released.wait()

@@ -15,10 +15,9 @@ from serving.predictions import ROW_BYTES, Predictions
 from serving.protocols.method import Method
 from serving.protocols.plan import Plan
 from serving.system.address import check_free, with_port
-from serving.transports.access_log import AccessInterceptor
-from serving.transports.auth import TokenInterceptor, token_check
 from serving.transports.grpcio.calls import AsyncCall, Caller, Calls
 from serving.transports.grpcio.handlers import Handlers
+from serving.transports.grpcio.interceptors import interceptors
 from serving.transports.grpcio.unknown_methods import UnknownMethods
 
 _QUIET_S = 0.1
@@ -53,7 +52,7 @@ class GrpcioServer:
         self.calls = Calls(classifier.batcher, classifier.metrics)
         self._credentials = server_credentials(config.security)
         self._server = grpc.aio.server(
-            interceptors=_interceptors(config, methods, self.calls),
+            interceptors=interceptors(config, methods, self.calls),
             options=_options(classifier.batching.max_request_images, config.workers),
         )
         handlers = Handlers(methods, self.calls), UnknownMethods(classifier.metrics)
@@ -157,16 +156,3 @@ def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
     ]
-
-
-def _interceptors(
-    config: ServerConfig, methods: Sequence[Method], calls: Calls
-) -> list[grpc.aio.ServerInterceptor]:
-    """Put before the handlers what is asked for, outermost first; nothing costs nothing."""
-    interceptors: list[grpc.aio.ServerInterceptor] = []
-    if config.access_log:
-        interceptors.append(AccessInterceptor(config.access_log))
-    if (check := token_check(config.security)) is not None:
-        open_paths = {method.path for method in methods if method.is_open}
-        interceptors.append(TokenInterceptor(check, open_paths, calls))
-    return interceptors

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from serving.transports.access_log import AccessLog
 from serving.transports.h2 import http2
+from serving.transports.h2.access import LoggedSession, open_session
 from serving.transports.h2.limits import Limits
 
 if TYPE_CHECKING:
@@ -40,11 +42,13 @@ class Connection:
         "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread", "waiting",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, limits: Limits, now_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, limits: Limits, now_s: float, access_log: AccessLog | None
+    ) -> None:
         """Take over a socket that does not block."""
         self.socket = sock
         self.limits = limits
-        self.http2 = http2.open_session(limits)
+        self.http2 = open_session(limits, sock, access_log)
         self.calls: dict[int, Head | Call] = {}
         """The calls in progress, by stream: what is not here has ended or was cancelled."""
         self.waiting: deque[Entry] = deque()
@@ -285,3 +289,5 @@ class Connection:
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
+        if isinstance(self.http2, LoggedSession):
+            self.http2.end_calls()

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 
+from serving.transports.access_log import AccessLog
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.limits import Limits
@@ -25,7 +26,7 @@ class Connections:
 
     def __init__(
         self, listener: socket.socket, selector: selectors.BaseSelector, limits: Limits,
-        calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
+        calls: Calls, tls: Callable[[], ssl.SSLContext] | None, access_log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
@@ -35,12 +36,14 @@ class Connections:
             limits: what peers may use.
             calls: forgets the calls of a connection that is over.
             tls: gives the context for new connections; None is plaintext.
+            access_log: notes their calls; None notes none.
         """
         self._listener = listener
         self._selector = selector
         self._limits = limits
         self._calls = calls
         self._tls = tls
+        self._access_log = access_log
         self._open: dict[Connection, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
@@ -97,7 +100,7 @@ class Connections:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        connection = Connection(sock, self._limits, now_s)
+        connection = Connection(sock, self._limits, now_s, self._access_log)
         self._selector.register(sock, _READ, connection)
         connection.tag_s = tag_s + connection.turn_s
         self._open[connection] = None

@@ -7,6 +7,7 @@ import ngh2
 from ngh2 import (
     ConnectionClosed,
     DataReceived,
+    Event,
     RequestReceived,
     StreamClosed,
     TrailersReceived,
@@ -19,6 +20,8 @@ __all__ = [
     "ConnectionClosed",
     "DataReceived",
     "Error",
+    "Event",
+    "Headers",
     "RequestReceived",
     "Session",
     "StreamClosed",
@@ -28,6 +31,7 @@ __all__ = [
 
 Error = ngh2.NGH2Error
 Session = ngh2.Connection
+Headers = tuple[tuple[bytes, bytes], ...]
 NO_ERROR = int(ngh2.ErrorCode.NO_ERROR)
 
 _MAX_HEADER_BYTES = 16_384
@@ -48,9 +52,9 @@ _CONFIGURATION = ngh2.Configuration(
 )
 
 
-def open_session(limits: Limits) -> Session:
+def open_session(limits: Limits, session_class: type[Session] = Session) -> Session:
     """Begin the server's side of a connection; its first bytes are ready to be sent."""
-    session = Session(ngh2.Role.SERVER, _CONFIGURATION)
+    session = session_class(ngh2.Role.SERVER, _CONFIGURATION)
     session.initiate_connection(
         {
             ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,

@@ -16,6 +16,7 @@ from functools import partial
 
 from serving.errors import DigitsError
 from serving.system.cores import yield_core
+from serving.transports.access_log import AccessLog
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import Connection
@@ -51,6 +52,7 @@ class Loop:
     def __init__(
         self, listener: socket.socket, queue: Queue, limits: Limits, *, poll: bool,
         max_queue_delay_s: float, tls: Callable[[], ssl.SSLContext] | None,
+        access_log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Prepare; `connect` and `start` begin.
 
@@ -61,6 +63,7 @@ class Loop:
             poll: whether the loop may keep a core busy for a moment while it waits.
             max_queue_delay_s: how long it waits for more images before a run.
             tls: gives the context for new connections; None is plaintext.
+            access_log: notes their calls; None notes none.
         """
         self._listener = listener
         self._limits = limits
@@ -68,6 +71,7 @@ class Loop:
         self._poll_s = _POLL_S if poll else 0.0
         self._max_queue_delay_s = max_queue_delay_s
         self._tls = tls
+        self._access_log = access_log
         self._selector = selectors.DefaultSelector()
         self._buffer = memoryview(bytearray(limits.read_bytes))
         self._touched: list[Connection] = []
@@ -92,7 +96,7 @@ class Loop:
         """Name what reads and what answers; both know the loop by its `touch` and `post`."""
         self._calls, self._runs = calls, runs
         self._connections = Connections(
-            self._listener, self._selector, self._limits, calls, self._tls
+            self._listener, self._selector, self._limits, calls, self._tls, self._access_log
         )
 
     def start(self) -> None:

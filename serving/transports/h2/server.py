@@ -13,6 +13,7 @@ from serving.predictions import Predictions
 from serving.protocols.method import Method
 from serving.system.cores import may_poll
 from serving.system.listener import address_of, listen
+from serving.transports.access_log import AccessLog
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.heads import Heads
@@ -54,15 +55,16 @@ class H2Server:
 
     async def start(self) -> str:
         """See `Transport`."""
-        classifier, batching = self._classifier, self._classifier.batching
-        listener = listen(self._config.host, self._config.port, shared=self._config.workers > 1)
+        classifier, batching, config = self._classifier, self._classifier.batching, self._config
+        listener = listen(config.host, config.port, shared=config.workers > 1)
         loop = self._loop = Loop(
             listener,
             self._queue,
             self._limits,
-            poll=may_poll(self._config.workers),
+            poll=may_poll(config.workers),
             max_queue_delay_s=batching.max_queue_delay_s,
             tls=self._tls,
+            access_log=AccessLog(config.access_log) if config.access_log else None,
         )
         calls = Calls(
             self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
@@ -71,7 +73,7 @@ class H2Server:
         self._calls = calls
         loop.connect(calls, runs)
         loop.start()
-        return address_of(listener, self._config.host)
+        return address_of(listener, config.host)
 
     @property
     def num_waiting(self) -> int:

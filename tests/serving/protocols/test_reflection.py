@@ -21,8 +21,7 @@ PATHS = [f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
 
 @pytest.fixture(scope="module")
 def channel(models: Path, transport: str) -> Iterator[grpc.Channel]:
-    access_log = ("--access-log", "1") if transport == "grpcio" else ()
-    options = ("--device", "cpu", "--transport", transport, "--reflection", *access_log)
+    options = ("--device", "cpu", "--transport", transport, "--reflection", "--access-log", "1")
     with running_server(models, *options) as server, grpc.insecure_channel(server.address) as it:
         yield it
 

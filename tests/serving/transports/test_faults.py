@@ -106,6 +106,7 @@ def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario
         running.engine.open(2)
         assert [await first, await mate] == [[0], [2]]
         assert running.engine.ran == [[0], [42]]
+        assert running.server.report().counts.requests["Classify", "CANCELLED"] == 1
         await ends_well(running)
 
     run(scenario)
