@@ -1,7 +1,6 @@
 """The classifier that services embed: one model, loaded, checked and batched, in this process."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.parallel_run import run_shared
 from serving.batching.request import Answer
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
-from serving.errors import DeviceError, Unavailable
+from serving.errors import Unavailable
 from serving.images import as_images
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel, load_model
@@ -52,14 +51,12 @@ class Classifier:
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self.served = model
-        # A GPU runs one batch at a time: several runners would only make them smaller.
-        cores = 1 if model.device == "cuda" else max(1, usable_cores() // num_processes)
+        cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
         self._cores = cores
         self._served_name = served_name
         self.batcher = Batcher(
             model, self.batching, num_runners=cores, observe=self.metrics.observe_run
         )
-        self._pid = os.getpid()
         self._is_closed = False
         self._reopen: Callable[[], Self] | None = None
 
@@ -196,10 +193,6 @@ class Classifier:
         if self._is_closed:
             raise Unavailable("the classifier is closed")
         model = self.served
-        if model.device == "cuda" and self._pid != os.getpid():
-            raise DeviceError(
-                "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"
-            )
         num_parts = min(self._cores, -(-len(checked) // _ENOUGH_ROWS))
         step = min(-(-len(checked) // num_parts), self.batching.max_batch_size)
         if len(checked) <= step:

@@ -10,7 +10,6 @@ import numpy as np
 
 from serving.errors import ModelError
 from serving.images import IMAGE_BYTES, Images
-from serving.model.cuda import buckets
 from serving.predictions import NUM_CLASSES, Probabilities
 
 GOLDEN_TOLERANCE = 1e-3
@@ -63,8 +62,8 @@ def check(
 
 
 def _sizes(max_batch_size: int) -> list[int]:
-    """Every bucket's size, and one less: what is padded to it."""
-    full = buckets(max_batch_size)
+    """Every power of two, which a GPU runs as it is, and one less, which is padded to it."""
+    full = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
     return sorted({*full, *(size - 1 for size in full if size > 1)})
 
 

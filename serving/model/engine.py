@@ -1,28 +1,35 @@
-"""Runs the model on one device: ONNX Runtime behind a Protocol of one method."""
+"""Runs the model on one device: ONNX Runtime behind a Protocol of one method.
+
+A device is a class of engine and its row in ENGINES; nothing else in serving knows one by name,
+but the setting's choices in config.py.
+"""
 
 import logging
+import os
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, Self
 
-from serving.config import Device
-from serving.errors import CorruptModel, DeviceError, ModelError
+import numpy as np
+
+from serving.config import Device, Precision
+from serving.errors import ConfigurationError, CorruptModel, DeviceError, ModelError
 from serving.images import IMAGE_BYTES, Images
-from serving.model.cuda import INPUT, OUTPUT, CudaEngine
-from serving.predictions import NUM_CLASSES, Probabilities
-
-if TYPE_CHECKING:
-    from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import INPUT, OUTPUT, check_signature, new_session, onnxruntime
+from serving.predictions import Probabilities
 
 _log = logging.getLogger(__name__)
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Engine(Protocol):
     """Something that classifies a batch; safe to call from many threads."""
 
     @property
-    def device(self) -> str:
-        """Where the runs happen: "cpu" or "cuda"."""
+    def device(self) -> Device:
+        """Where the runs happen; never "auto"."""
+
+    @property
+    def max_concurrent_runs(self) -> int | None:
+        """How many runs pay at once; None for one a core."""
 
     def run(self, images: Images) -> Probabilities:
         """Classify one batch on this engine's device.
@@ -35,21 +42,37 @@ class Engine(Protocol):
 
         Raises:
             ModelError: the run failed.
+            DeviceError: the device can't be used in this process.
         """
 
 
 class OnnxEngine:
     """An ONNX Runtime session on the CPU, where plain runs are the fastest."""
 
+    device: Device = "cpu"
+    provider = "CPUExecutionProvider"
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    max_concurrent_runs: int | None = None  # ONNX Runtime runs outside the GIL
+
     def __init__(
         self,
-        session: "onnxruntime.InferenceSession",
-        run_options: "onnxruntime.RunOptions | None" = None,
+        session: onnxruntime.InferenceSession,
+        run_options: onnxruntime.RunOptions | None = None,
     ) -> None:
         """Run a session; `open_engine` is the usual way."""
-        self.device = "cpu"
         self._session = session
         self._run_options = run_options
+        self._pid = os.getpid()
+
+    @classmethod
+    def open(cls, model: bytes, run_options: onnxruntime.RunOptions | None = None) -> Self:
+        """Build a session and its engine; see `open_engine`."""
+        try:
+            session = new_session(model, cls.provider)
+        except Exception as err:  # ONNX Runtime's own exceptions have no common base
+            raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
+        check_signature(session)
+        return cls(session, run_options)
 
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
@@ -60,96 +83,86 @@ class OnnxEngine:
         return probabilities  # type: ignore[no-any-return]
 
 
-def new_run_options() -> "onnxruntime.RunOptions":
-    """Make what an engine's runs look at: `terminate` ends those that go on, and all later ones."""
-    from serving.model.onnx_runtime import onnxruntime
+class CudaEngine(OnnxEngine):
+    """An ONNX Runtime session on a GPU.
 
-    return onnxruntime.RunOptions()
+    A batch is padded to the next power of two, so that the device sees few shapes. Nobody has
+    run this on a GPU yet, so what needs a measurement to earn its lines (buffers that stay on the
+    device, page-locked memory, CUDA graphs) is not here.
+    """
+
+    device: Device = "cuda"
+    provider = "CUDAExecutionProvider"
+    precisions: tuple[Precision, ...] = ("fp32",)
+    max_concurrent_runs: int | None = 1  # more would only make its batches smaller
+
+    @classmethod
+    def open(cls, model: bytes, run_options: onnxruntime.RunOptions | None = None) -> Self:
+        """Build a session and its engine, and run it once: what the card can't do shows then."""
+        try:
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
+            session = new_session(model, cls.provider, ("session.disable_cpu_ep_fallback", "1"))
+            check_signature(session)
+            engine = cls(session, run_options)
+            engine.run(np.zeros((1, IMAGE_BYTES), np.uint8))
+        except CorruptModel:
+            raise
+        except Exception as err:  # no driver, no memory left, or a kernel that the card can't run
+            raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
+        return engine
+
+    def run(self, images: Images) -> Probabilities:
+        """See `Engine.run`."""
+        if self._pid != os.getpid():
+            raise DeviceError(
+                "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"
+            )
+        padded = np.zeros((1 << (len(images) - 1).bit_length(), IMAGE_BYTES), np.uint8)
+        padded[: len(images)] = images
+        return super().run(padded)[: len(images)]
+
+
+ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
+"""One for each device; "auto" takes the first that works."""
 
 
 def open_engine(
-    model: bytes, device: Device = "auto", run_options: "onnxruntime.RunOptions | None" = None
+    model: bytes,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    run_options: onnxruntime.RunOptions | None = None,
 ) -> Engine:
     """Build an engine on the device asked for; "auto" takes CUDA where it works, else the CPU.
 
     Args:
         model: the content of an ONNX file; weights kept in other files are refused.
         device: "auto", "cpu" or "cuda".
-        run_options: of all its runs; see `new_run_options`.
+        precision: what the model is in; "auto" takes only a device that has it.
+        run_options: of all its runs: `terminate` ends those that go on, and all later ones.
 
     Raises:
         CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
         DeviceError: the device asked for can't be used; never falls back in silence.
+        ConfigurationError: the device doesn't run this precision.
     """
-    if device == "auto" and _has_cuda():
-        try:
-            return _open_cuda(model, run_options)
-        except DeviceError as err:
-            _log.warning("serving on the CPU: %s", err)
-    if device == "cuda":
-        return _open_cuda(model, run_options)
-    return OnnxEngine(open_session(model, "cpu"), run_options)
-
-
-def _open_cuda(model: bytes, run_options: "onnxruntime.RunOptions | None") -> CudaEngine:
-    session = open_session(model, "cuda")
-    try:
-        return CudaEngine(session, run_options=run_options)
-    except Exception as err:  # no memory left, or a kernel that the card can't run
-        raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
-
-
-def _has_cuda() -> bool:
-    from serving.model.onnx_runtime import onnxruntime
-
-    return _PROVIDERS["cuda"] in onnxruntime.get_available_providers()
-
-
-def open_session(model: bytes, device: str) -> "onnxruntime.InferenceSession":
-    """Build a checked session on "cpu" or "cuda"; raises what `open_engine` raises."""
-    from serving.model.onnx_runtime import onnxruntime
-
-    provider = _PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
+    able = [engine for engine in ENGINES if precision in engine.precisions]
+    asked = [engine for engine in able if device in (engine.device, "auto")]
+    if not asked:
+        devices = " and the ".join(engine.device.upper() for engine in able)
+        raise ConfigurationError(f"{precision} runs on the {devices} only, not on device {device}")
+    providers = onnxruntime.get_available_providers()
+    engines = [engine for engine in asked if engine.provider in providers]
+    if not engines:
         raise DeviceError(
-            f"device {device!r} needs ONNX Runtime with {provider}: "
+            f"device {device!r} needs ONNX Runtime with {asked[0].provider}: "
             "pip uninstall onnxruntime, then pip install 'digit-serving[serve-gpu]'"
         )
-    options = onnxruntime.SessionOptions()
-    if device == "cuda":
-        onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised and told by us
-    try:
-        # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
-        session = onnxruntime.InferenceSession(
-            model, options, providers=[provider], enable_fallback=0
-        )
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base
-        if device == "cuda":
-            raise DeviceError(f"CUDA can't be used: {_cuda_reason(err)}") from err
-        raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
-    # A provider that can't load is replaced by the CPU with only a log line (onnxruntime #23372).
-    if session.get_providers()[0] != provider:
-        raise DeviceError(f"CUDA can't be used: ONNX Runtime chose {session.get_providers()[0]}")
-    session.disable_fallback()
-    _check_signature(session)
-    return session
-
-
-def _check_signature(session: "onnxruntime.InferenceSession") -> None:
-    found = [
-        (node.name, node.type, node.shape[1:])
-        for node in (*session.get_inputs(), *session.get_outputs())
-    ]
-    expected = [
-        (INPUT, "tensor(uint8)", [IMAGE_BYTES]),
-        (OUTPUT, "tensor(float)", [NUM_CLASSES]),
-    ]
-    if found != expected:
-        raise CorruptModel(f"expected a model {expected}, got {found}")
+    for engine in engines[:-1]:
+        try:
+            return engine.open(model, run_options)
+        except DeviceError as err:
+            _log.warning("serving on the %s: %s", engines[-1].device.upper(), err)
+    return engines[-1].open(model, run_options)
 
 
 def _cuda_reason(err: BaseException) -> str:

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from serving.config import BatchingConfig, Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.errors import CorruptModel, ModelNotFound
 from serving.images import IMAGE_BYTES, Images
 from serving.model import acceptance, repository
-from serving.model.engine import Engine, new_run_options, open_engine
 from serving.model.fork_safety import native_run
 from serving.model.repository import Manifest
 from serving.predictions import Probabilities
+
+if TYPE_CHECKING:
+    from serving.model.engine import Engine  # loads ONNX Runtime, which a supervisor doesn't need
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ _Result = TypeVar("_Result")
 class LoadedModel:
     """A version that has answered its golden samples correctly."""
 
-    engine: Engine
+    engine: "Engine"
     manifest: Manifest
     precision: Precision
     quick_images: int = 0
@@ -48,7 +50,7 @@ class LoadedModel:
         return self.manifest.version
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where it runs: "cpu" or "cuda"."""
         return self.engine.device
 
@@ -85,10 +87,6 @@ def load_model(
         DeviceError: the device can't be used.
         ConfigurationError: the version has no such variant, or int8 was asked for on CUDA.
     """
-    if precision == "int8":
-        if device == "cuda":
-            raise ConfigurationError("int8 runs on the CPU only: device cuda needs precision fp32")
-        device = "cpu"
     if version is not None:
         return _load_version(model_dir, version, device, precision, max_batch_size)
     failures = []
@@ -104,11 +102,15 @@ def load_model(
 def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int
 ) -> LoadedModel:
-    run_options = new_run_options()
+    from serving.model.engine import open_engine
+    from serving.model.onnx_runtime import onnxruntime
+
+    run_options = onnxruntime.RunOptions()
 
     def build() -> LoadedModel:
         file = repository.load(model_dir, version, precision)
-        return LoadedModel(open_engine(file.onnx, device, run_options), file.manifest, precision)
+        engine = open_engine(file.onnx, device, precision, run_options)
+        return LoadedModel(engine, file.manifest, precision)
 
     def check() -> int:
         manifest = model.manifest

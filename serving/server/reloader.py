@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from serving.classifier import Classifier
-from serving.config import Device, ModelConfig
+from serving.config import ModelConfig
 from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.loaded_model import load_model
@@ -113,10 +113,12 @@ class Reloader:
     def _try(self, version: str) -> bool:
         served = self._classifier.served
         fingerprint = _fingerprint(self._model_dir / version)
-        device: Device = "cuda" if served.device == "cuda" else "cpu"  # never moves in silence
         try:
             max_batch_size = self._classifier.batching.max_batch_size
-            model = load_model(self._model_dir, version, device, served.precision, max_batch_size)
+            # The same device: it never moves in silence.
+            model = load_model(
+                self._model_dir, version, served.device, served.precision, max_batch_size
+            )
         except DigitsError as err:
             self._refused[version] = fingerprint
             self._count_failure("version %s is refused, %s serves on: %s", version, served.version,

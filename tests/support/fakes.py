@@ -5,6 +5,7 @@ import threading
 import numpy as np
 
 from serving.batching.request import Answer, Outcome, Request
+from serving.config import Device
 from serving.images import IMAGE_BYTES, Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
@@ -27,9 +28,11 @@ def probabilities_of(images: Images) -> Probabilities:
 class FakeModel:
     """Answers at once, remembers what it ran, and fails on the values in `poison`."""
 
+    device: Device = "cpu"
+    max_concurrent_runs: int | None = None
+
     def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
         self.version = version
-        self.device = "cpu"
         self.poison = poison
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""

@@ -21,7 +21,7 @@ from typing import Any
 import uvloop
 
 from serving import Classifier
-from serving.config import BatchingConfig, ServerConfig
+from serving.config import BatchingConfig, Device, ServerConfig
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
 from serving.model.repository import Manifest
@@ -36,7 +36,8 @@ from tests.support.tickets import tickets_of
 class PacedEngine:
     """Takes the same time for every run; the time is slept, so capacity doesn't hang on the CPU."""
 
-    device = "cpu"
+    device: Device = "cpu"
+    max_concurrent_runs: int | None = None
 
     def __init__(self, service_s: float, leak_bytes: int) -> None:
         self._service_s = service_s

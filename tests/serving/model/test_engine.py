@@ -1,4 +1,4 @@
-"""The GPU's engine with its buffers on the CPU: everything but the kernels, without a GPU."""
+"""The GPU's engine on the CPU's provider: everything but the kernels, without a GPU."""
 
 import json
 import logging
@@ -7,9 +7,8 @@ import re
 import subprocess
 import sys
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,10 +17,11 @@ from hypothesis import strategies as st
 
 from serving import Client
 from serving.__main__ import main
+from serving.config import Device
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
-from serving.model.cuda import CudaEngine, buckets, page_lock
-from serving.model.engine import OnnxEngine, open_engine, open_session
+from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
+from serving.model.onnx_runtime import new_session
 from tests.support.gpu import NO_GPU
 from tests.support.servers import running_server
 
@@ -36,20 +36,12 @@ def onnx_bytes(models: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def engine(onnx_bytes: bytes) -> CudaEngine:
-    return CudaEngine(open_session(onnx_bytes, "cpu"), device="cpu")
+    return CudaEngine(new_session(onnx_bytes, OnnxEngine.provider))
 
 
 @pytest.fixture(scope="module")
 def reference(onnx_bytes: bytes) -> OnnxEngine:
-    return OnnxEngine(open_session(onnx_bytes, "cpu"))
-
-
-@pytest.mark.parametrize(
-    ("max_size", "sizes"),
-    [(1, (1,)), (2, (1, 2)), (100, (1, 2, 4, 8, 16, 32, 64, 100)), (8, (1, 2, 4, 8))],
-)
-def test_buckets_are_powers_of_two_up_to_the_largest(max_size: int, sizes: tuple[int, ...]) -> None:
-    assert buckets(max_size) == sizes
+    return OnnxEngine.open(onnx_bytes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,84 +56,50 @@ def test_answers_are_those_of_the_plain_engine(
     np.testing.assert_allclose(answer, reference.run(batch), atol=TOLERANCE)
 
 
-def test_an_answer_stays_when_the_next_run_writes_the_buffer(
-    engine: CudaEngine, images: Images
+def test_device_sees_powers_of_two_only(
+    onnx_bytes: bytes, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = engine.run(images[:3])
-    kept = first.copy()
-    engine.run(images[100:104])
-    np.testing.assert_array_equal(first, kept)
+    session = new_session(onnx_bytes, OnnxEngine.provider)
+    engine, sizes = CudaEngine(session), []
+    plain = session.run
+
+    def run(outputs: Any, inputs: Any, run_options: Any) -> Any:
+        sizes.append(len(inputs["images"]))
+        return plain(outputs, inputs, run_options)
+
+    monkeypatch.setattr(session, "run", run)
+    for num_images in (1, 2, 3, 4, 5, 300):
+        engine.run(images[:num_images])
+    assert sizes == [1, 2, 4, 4, 8, 512]
 
 
-def test_threads_do_not_mix_their_images(
-    engine: CudaEngine, reference: OnnxEngine, images: Images
+def test_forked_process_is_refused(
+    engine: CudaEngine, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = [images[i : i + 5] for i in range(0, 400, 5)]
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(engine.run, batches))
-    np.testing.assert_allclose(np.concatenate(answers), reference.run(images[:400]), atol=TOLERANCE)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(DeviceError, match="fork"):
+        engine.run(images[:1])
+
+
+def test_each_device_has_its_engine() -> None:
+    assert {"auto", *(engine.device for engine in ENGINES)} == set(get_args(Device))
 
 
 def test_failed_run_is_a_model_error_and_the_next_one_works(
     onnx_bytes: bytes, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = open_session(onnx_bytes, "cpu")
-    engine = CudaEngine(session, device="cpu", max_bucket=4)
+    session = new_session(onnx_bytes, OnnxEngine.provider)
+    engine = CudaEngine(session)
 
-    def fail(binding: Any, run_options: Any) -> None:
+    def fail(outputs: Any, inputs: Any, run_options: Any) -> None:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     with monkeypatch.context() as patched:
-        patched.setattr(session, "run_with_iobinding", fail)
+        patched.setattr(session, "run", fail)
         with pytest.raises(ModelError) as caught:
             engine.run(images[:2])
     assert "700" not in str(caught.value)
     assert len(engine.run(images[:2])) == 2
-
-
-class CudaRuntime:
-    """Stands in for libcudart.so.12, where 13 is not loaded."""
-
-    def __init__(self, result: int) -> None:
-        self._result = result
-        self.locked: dict[int, int] = {}
-        self.last_error = 0
-
-    def load(self, name: str, mode: int) -> "CudaRuntime":
-        if "13" in name or not mode & os.RTLD_NOLOAD:
-            raise OSError(name)
-        return self
-
-    def cudaHostRegister(self, address: Any, size: Any, flags: int) -> int:  # noqa: N802
-        self.last_error = self._result
-        if not self._result:
-            self.locked[address.value] = size.value
-        return self._result
-
-    def cudaHostUnregister(self, address: Any) -> None:  # noqa: N802
-        del self.locked[address.value]
-
-    def cudaGetLastError(self) -> None:  # noqa: N802
-        self.last_error = 0
-
-
-def test_page_locked_buffer_is_released_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = CudaRuntime(result=0)
-    monkeypatch.setattr("ctypes.CDLL", runtime.load)
-    buffer = np.zeros((4, 784), np.uint8)
-    page_lock(buffer)
-    assert runtime.locked == {buffer.ctypes.data: 4 * 784}
-    del buffer
-    assert runtime.locked == {}
-
-
-def test_buffer_that_cannot_be_locked_leaves_no_error_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    runtime = CudaRuntime(result=1)
-    monkeypatch.setattr("ctypes.CDLL", runtime.load)
-    page_lock(np.zeros((4, 784), np.uint8))
-    assert (runtime.locked, runtime.last_error) == ({}, 0)
 
 
 @pytest.fixture
