@@ -12,14 +12,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
-from serving.images import IMAGE_BYTES, check_bytes
+from serving.images import check_bytes
 from serving.predictions import Predictions
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
-
-ONE_IMAGE = b"\x0a\x90\x06"
-"""How the hottest request begins: the tag of `images`, and 784 as their length."""
 
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
@@ -27,7 +24,7 @@ def encode_request(pixels: bytes | memoryview) -> bytes:
     return b"".join((_FIELD_1, varint(len(pixels)), pixels))
 
 
-def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
+def decode_request(data: bytes, max_images: int) -> memoryview:
     """Decode a ClassifyRequest and check how many images it holds.
 
     Args:
@@ -40,8 +37,6 @@ def decode_request(data: bytes, max_images: int) -> bytes | memoryview:
     Raises:
         InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
     """
-    if len(data) == len(ONE_IMAGE) + IMAGE_BYTES and data.startswith(ONE_IMAGE):
-        return data[-IMAGE_BYTES:]
     pixels = _sole_field(data)
     if pixels is None:
         try:

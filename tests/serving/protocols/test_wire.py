@@ -23,6 +23,24 @@ def test_request_is_read_as_protobuf_reads_it(num_images: int, value: int) -> No
     assert wire.decode_request(data, max_images=50) == pixels
 
 
+@pytest.mark.parametrize("num_images", [1, 20, 21, 2675])  # lengths of two bytes to four
+def test_usual_request_is_read_without_a_copy(num_images: int) -> None:
+    data = wire.encode_request(bytes(num_images * IMAGE_BYTES))
+    pixels = wire.decode_request(data, max_images=num_images)
+    assert pixels.obj is data
+    assert len(pixels) == num_images * IMAGE_BYTES
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three
+def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
+    rows = np.zeros((num_images, 10), np.float32)
+    data = wire.encode_response(bytes(num_images), rows.tobytes(), "1")
+    predictions = wire.decode_response(data)
+    message = np.frombuffer(data, np.uint8)
+    assert np.shares_memory(predictions.digits, message)
+    assert np.shares_memory(predictions.probabilities, message)
+
+
 def test_one_image_request_is_exactly_these_bytes() -> None:
     assert wire.encode_request(bytes(IMAGE_BYTES)) == b"\x0a\x90\x06" + bytes(IMAGE_BYTES)
 
