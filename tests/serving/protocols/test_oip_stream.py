@@ -1,9 +1,7 @@
 """ModelStreamInfer, and what goes wrong, proved by what a gated engine ran as in test_faults."""
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,8 +15,11 @@ from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+from tests.support.servers import RunningServer
+from tests.support.unread_stream import assert_stopped_until_it_reads
 
 run = test_faults.run
+STREAM = f"/{SERVICE}/ModelStreamInfer"
 
 
 def test_stream_is_answered_in_order_and_errors_do_not_end_it(
@@ -56,25 +57,13 @@ def test_empty_stream_ends_well(peer: Peer) -> None:
     assert list(peer.stream(iter([]))) == []
 
 
-def test_stream_whose_caller_stops_reading_is_stopped(peer: Peer, images: Images) -> None:
-    sent = 0
-    data = raw_request(images[:100]).SerializeToString()
-    end = threading.Event()
-
-    def requests() -> Iterator[bytes]:
-        nonlocal sent
-        while not end.is_set():
-            sent += 1
-            yield data
-
-    responses = peer.stream(requests())
-    seen = -1
-    while sent != seen:  # until flow control holds the caller up: else the test times out
-        seen = sent
-        peer.infer(raw_request(images[:1]))  # others are served meanwhile
-        time.sleep(0.3)
-    end.set()
-    responses.cancel()
+def test_stream_whose_caller_stops_reading_is_stopped(
+    server: RunningServer, peer: Peer, images: Images
+) -> None:
+    message = raw_request(images[:100]).SerializeToString()
+    assert_stopped_until_it_reads(
+        server.address, STREAM, message, lambda: peer.infer(raw_request(images[:1]))
+    )
 
 
 def message(*values: int, **fields: Any) -> bytes:
@@ -84,7 +73,7 @@ def message(*values: int, **fields: Any) -> bytes:
 
 def open_stream(channel: grpc.aio.Channel) -> Any:
     method: Any = channel.stream_stream(
-        f"/{SERVICE}/ModelStreamInfer",
+        STREAM,
         response_deserializer=ModelStreamInferResponse.FromString,
     )
     return method()
@@ -117,7 +106,7 @@ def test_full_queue_slows_a_stream_down_and_never_rejects_it(
             for _ in range(10):
                 await call.write(message(*range(20, 80)))  # 600 images, and 100 may wait
             await call.done_writing()
-            await running.settle()
+            await running.until_waiting(60)
             running.engine.open(1000)
             responses = [response async for response in call]
         assert [response.error_message for response in responses] == [""] * 10
@@ -131,11 +120,11 @@ def test_stream_whose_caller_left_is_never_run(run: Callable[[Scenario], None]) 
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)
-            for _ in range(90):  # more than a stream's window
+            for _ in range(90):
                 await call.write(message(41))
-            await running.settle()
+            await running.until(lambda report: report.num_waiting >= 64)  # grpcio's window
             call.cancel()
-            await running.settle()
+            await running.until_waiting(0)
         running.engine.open()
         assert await first == [0]
         await test_faults.ends_well(running)
@@ -152,12 +141,11 @@ def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)
             await call.write(message(5))
-            await running.settle()
-            drain = asyncio.create_task(running.server.drain())
-            await running.settle()
+            await running.until_waiting(1)
+            drain = await running.begin_drain()
             await call.write(message(6))
-            await running.settle()
-            running.engine.open(2)
+            await test_faults.round_trip(channel)
+            running.engine.open(3)
             response = await call.read()
             assert probabilities_in(response.infer_response).argmax() == 5
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -165,28 +153,26 @@ def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert await drain
             assert await first == [0]
+            assert running.engine.ran == [[0], [5]]
 
     run(scenario)
 
 
 def test_timeout_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
     async def scenario(running: Running) -> None:
+        first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
-            # A stream occupies the runner: the native front would, and not look at its calls.
-            stream = open_stream(channel)
-            await stream.write(message(0))
-            await asyncio.to_thread(running.engine.wait_until_running)
             method: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             calls = [
                 method(message(41, parameters={"timeout": {kind: 1000}}))
                 for kind in ("int64_param", "uint64_param")
             ]
-            await running.settle()
+            await running.until_waiting(2)
+            await asyncio.sleep(0.001)  # their timeout
             running.engine.open()
             for call in calls:
                 assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert probabilities_in((await stream.read()).infer_response).argmax() == 0
-            stream.cancel()
+            assert await first == [0]
         await test_faults.ends_well(running)
         assert running.engine.ran == [[0], [1, 2, 3]]
 

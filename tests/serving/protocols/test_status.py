@@ -1,4 +1,5 @@
 import ast
+import re
 from pathlib import Path
 
 from serving import errors
@@ -19,10 +20,33 @@ def test_every_error_is_the_callers_or_the_servers() -> None:
     assert leaves(RequestError) | leaves(ServingError) == leaves(DigitsError)
 
 
+def drawn_bases() -> dict[str, str]:
+    """Each error of the tree in the docstring, and what it is drawn below."""
+    bases: dict[str, str] = {}
+    path: list[str] = []
+    for indent, name in re.findall(r"^ {4}([│├└─ ]*)(\w+)", errors.__doc__ or "", re.MULTILINE):
+        del path[len(indent) // 4 :]
+        bases[name] = path[-1] if path else "Exception"
+        path.append(name)
+    return bases
+
+
 def test_the_drawn_tree_is_the_real_one() -> None:
-    drawn = errors.__doc__ or ""
-    for error in leaves(DigitsError):
-        assert f"─ {error.__name__} " in drawn
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert drawn_bases() == {each.__name__: (each.__base__ or each).__name__ for each in classes}
+
+
+def test_callers_get_the_statuses_of_the_contract() -> None:
+    expected = {
+        errors.InvalidRequest: "INVALID_ARGUMENT",
+        errors.ModelNotFound: "NOT_FOUND",
+        errors.Unauthenticated: "UNAUTHENTICATED",
+        errors.Overloaded: "RESOURCE_EXHAUSTED",
+        errors.Unavailable: "UNAVAILABLE",
+        errors.DeadlineExceeded: "DEADLINE_EXCEEDED",
+        errors.ModelError: "INTERNAL",
+    }
+    assert {error: STATUS[error].name for error in expected} == expected
 
 
 def test_statuses_that_reach_callers_lead_back_to_their_error() -> None:

@@ -20,6 +20,7 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
+from serving.telemetry.metrics import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -50,10 +51,27 @@ class Running:
         await asyncio.to_thread(self.engine.wait_until_running)
         return task
 
-    async def settle(self) -> None:
-        """Wait until what was sent before has reached the queue: a later call overtakes nothing."""
-        await self.client.model_info()
-        await asyncio.sleep(0.2)
+    async def until(self, holds: Callable[[Report], bool]) -> None:
+        """Wait until the server's own report says something; in vain, the test fails."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not holds(self.server.report()):
+                await asyncio.sleep(0.002)
+
+    async def until_waiting(self, num_images: int) -> None:
+        """Wait until as many images wait for a run."""
+        await self.until(lambda report: report.num_waiting == num_images)
+
+    async def begin_drain(self) -> "asyncio.Task[bool]":
+        """Drain in the background; what is sent from here on is refused."""
+        drain = asyncio.create_task(self.server.drain())
+        await self.until(lambda report: not report.is_serving)
+        return drain
+
+
+async def round_trip(channel: grpc.aio.Channel) -> None:
+    """Have a channel's server read all that was sent before: it reads in order."""
+    method: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
+    await method(b"", timeout=TIMEOUT_S)
 
 
 @pytest.fixture
@@ -100,9 +118,9 @@ def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario
     async def scenario(running: Running) -> None:
         first = await running.occupy()
         cancelled, mate = running.send(41), running.send(42)
-        await running.settle()
+        await running.until_waiting(2)
         cancelled.cancel()
-        await running.settle()
+        await running.until_waiting(1)
         running.engine.open(2)
         assert [await first, await mate] == [[0], [2]]
         assert running.engine.ran == [[0], [42]]
@@ -119,7 +137,7 @@ def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario]
             tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
-        await running.settle()
+        await running.until_waiting(0)
         running.engine.open()
         assert await first == [0]
         await ends_well(running)
@@ -134,11 +152,10 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
     async def scenario(running: Running) -> None:
         first = await running.occupy()
         accepted = running.send(*range(20, 120))
-        await running.settle()
+        await running.until_waiting(100)
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             method: Any = channel.unary_unary(CLASSIFY)
             refused = method(encode_request(images_of(1).tobytes()))
-            await running.settle()
             assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "100 of 100 images" in await refused.details()
             assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
@@ -155,7 +172,7 @@ def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -
         first = await running.occupy()
         values = [*range(64)]
         tasks = [running.send(value) for value in values]
-        await running.settle()
+        await running.until_waiting(64)
         running.engine.open(1000)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert await first == [0]
@@ -179,17 +196,18 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     async def scenario(running: Running) -> None:
         first = await running.occupy()
         waiting = running.send(5)
-        await running.settle()
-        drain = asyncio.create_task(running.server.drain())
-        await running.settle()
+        await running.until_waiting(1)
+        drain = await running.begin_drain()
         late = running.send(6)
-        await running.settle()
+        refused = ("Classify", "UNAVAILABLE")
+        await running.until(lambda report: report.counts.requests[refused] == 1)
         running.engine.open(3)
         assert await drain
         assert await first == [0]
         with pytest.raises(Unavailable):
             await late
         assert await waiting == [5]
+        assert running.engine.ran == [[0], [5]]
 
     run(scenario)
 
@@ -198,12 +216,12 @@ def test_large_request_does_not_hold_up_a_small_one(run: Callable[[Scenario], No
     async def scenario(running: Running) -> None:
         await running.occupy()
         large = running.send(*[9] * 90)
-        await running.settle()
+        await running.until_waiting(90)
         own_connection = (("grpc.use_local_subchannel_pool", 1),)
         async with grpc.aio.insecure_channel(running.server.address, own_connection) as channel:
             method: Any = channel.unary_unary(CLASSIFY)
             small = method(encode_request(images_of(7).tobytes()))
-            await running.settle()
+            await running.until_waiting(91)
             running.engine.open(2)  # the first one's run, and one more
             assert (await small)[:3] == b"\x0a\x01\x07"
         assert not large.done()
