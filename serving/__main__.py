@@ -242,7 +242,7 @@ def _usual_models(model: str) -> Path:
     usual = ModelConfig().models
     root = repository.find_root(model, usual)
     if root != usual:
-        _log.warning("no model in %s: using the one in the box, %s", usual / model, root / model)
+        _log.warning("no model in %s: using the bundled one, %s", usual / model, root / model)
     return root
 
 

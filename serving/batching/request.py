@@ -98,7 +98,7 @@ class Request:
         try:
             on_outcome(outcome)
         except Exception:  # its caller's trouble must not end a runner's thread
-            _log.exception("an outcome could not be handed over")
+            _log.exception("failed to deliver an outcome")
 
     def release(self) -> None:
         """Drop what takes the outcome, which often holds the request in turn.

@@ -38,9 +38,9 @@ class Watched(Generic[Content]):
             self._state = state  # before reading: what changes meanwhile is seen next time
             try:
                 self._content = self._read()
-                _log.info("read again: %s", self._names)
+                _log.info("reloaded %s", self._names)
             except ConfigurationError as err:
-                _log.warning("what was read before stays in use: %s", err)
+                _log.warning("not reloaded, the previous content stays in use: %s", err)
         return self._content
 
     @property

@@ -74,7 +74,7 @@ def load_model(
 
     Args:
         model_dir: the model's directory, such as models/digits.
-        version: which one; None for the newest good one: a corrupt version is passed over with a
+        version: which one; None for the newest good one: a corrupt version is skipped with a
             warning.
         device: "auto", "cpu" or "cuda".
         precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" is for it.
@@ -94,7 +94,7 @@ def load_model(
         try:
             return _load_version(model_dir, candidate, device, precision, max_batch_size)
         except (CorruptModel, ModelNotFound) as err:
-            _log.warning("version %s is passed over: %s", candidate, err)
+            _log.warning("skipped version %s: %s", candidate, err)
             failures.append(f"{candidate} ({err})")
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
 

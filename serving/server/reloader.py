@@ -65,13 +65,15 @@ class Reloader:
             return False
         if self._trouble:
             self._trouble = ""
-            _log.info("the versions can be read again")
+            _log.info("the model directory is readable again")
         return is_adopted
 
     def _note_trouble(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            self._count_failure("version %s serves on: %s", self._classifier.version, trouble)
+            served = self._classifier.version
+            _log.warning("reload failed, version %s stays in service: %s", served, trouble)
+            self._classifier.metrics.count_reload("failed")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -94,7 +96,7 @@ class Reloader:
             self._refused.clear()
             self._trouble = ""
             if not self.reload():
-                _log.info("version %s serves on", self._classifier.version)
+                _log.info("version %s stays in service", self._classifier.version)
 
     @property
     def _model_dir(self) -> Path:
@@ -121,19 +123,16 @@ class Reloader:
             )
         except DigitsError as err:
             self._refused[version] = fingerprint
-            self._count_failure("version %s is refused, %s serves on: %s", version, served.version,
-                                err)  # fmt: skip
+            _log.warning("refused version %s, version %s stays in service: %s", version,
+                         served.version, err)  # fmt: skip
+            self._classifier.metrics.count_reload("failed")
             return False
         if self._ended:
             return False
         self._classifier.adopt(model)
         self._classifier.metrics.count_reload("adopted")
-        _log.info("version %s serves now, instead of %s", version, served.version)
+        _log.info("version %s replaced version %s", version, served.version)
         return True
-
-    def _count_failure(self, message: str, *arguments: object) -> None:
-        _log.warning(message, *arguments)
-        self._classifier.metrics.count_reload("failed")
 
 
 def _fingerprint(version_dir: Path) -> _Fingerprint:

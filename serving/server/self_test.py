@@ -56,9 +56,9 @@ class SelfTest:
             return
         self._is_well = is_well
         if is_well:
-            _log.info("the self-test passes again: SERVING")
+            _log.info("self-test passed, health is SERVING")
         else:
-            _log.error("the self-test failed, %s: NOT_SERVING", trouble)
+            _log.error("self-test failed, health is NOT_SERVING: %s", trouble)
         self._set_serving(is_well)
 
     async def _trouble(self) -> str | None:

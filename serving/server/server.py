@@ -218,8 +218,8 @@ class Server:
         if drain.done() and drain.result():
             forced.cancel()
             return True
-        reason = "not every call was answered in time" if drain.done() else "a second signal"
-        _log.warning("stopped: %s", reason)
+        reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
+        _log.warning("stopped by force: %s", reason)
         return signals.end_process(1)
 
     async def drain(self) -> bool:

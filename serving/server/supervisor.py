@@ -162,12 +162,12 @@ class Supervisor:
                     "and no other one serves"
                 )
             self._dead.restarts += 1
-            _log.warning("worker %d died (%s), another starts in %.1f s", place, reason, delay_s)
+            _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
     def _count_ready(self) -> None:
         if self._all_ready.is_set():
-            _log.info("a worker is back: %d serve", len(self._reports()))
+            _log.info("worker restarted, %d serving", len(self._reports()))
         elif len(self._reports()) == self._config.workers:
             self._all_ready.set()
 
@@ -216,7 +216,9 @@ class Supervisor:
         timeout_s = self._config.drain_s + _OVERDUE_S
         await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            _log.warning("stopped: %s", "a second signal" if forced.done() else "a worker hangs")
+            _log.warning(
+                "stopped by force: %s", "second signal" if forced.done() else "a worker hangs"
+            )
             return False
         # One that was still starting had no calls, and dies of the signal itself.
         return set(ended.result()) <= {0, -signal.SIGTERM}

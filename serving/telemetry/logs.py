@@ -110,7 +110,7 @@ class _Handler(logging.Handler):
 
 
 def _lost(num_lines: int) -> logging.LogRecord:
-    text = "%d log lines were lost: nobody read them"
+    text = "%d log lines were lost: stderr was not read"
     return logging.LogRecord(__name__, logging.WARNING, "", 0, text, (num_lines,), None)
 
 

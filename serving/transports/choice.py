@@ -30,9 +30,9 @@ def warn_if_exposed(config: ServerConfig) -> None:
         missing.append("tokens")
     if missing and not _is_loopback(config.host):
         _log.warning(
-            "other machines may reach %s, and there are no %s: see SECURITY.md",
+            "other machines can reach %s without %s: see SECURITY.md",
             config.host,
-            " and no ".join(missing),
+            " and ".join(missing),
         )
 
 

@@ -76,7 +76,7 @@ def test_missing_extra_is_one_line_that_names_it(
     assert (code, out) == (2, "")
     *warnings, line = err.splitlines()
     assert f"is not installed: pip install 'digit-serving[{extra}]'" in line
-    assert all("using the one in the box" in warning for warning in warnings)
+    assert all("using the bundled one" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(

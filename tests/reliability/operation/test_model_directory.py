@@ -55,7 +55,7 @@ def test_worker_that_cannot_restart_leaves_the_other_serving(
             load.wait_for(50)
         assert {call.code for call in load.calls} == {grpc.StatusCode.OK}
         away.rename(model_dir)
-        read_until(server, "a worker is back: 2 serve")
+        read_until(server, "worker restarted, 2 serving")
         assert server.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""The model in the box: it answers untrained, and is what its manifest says."""
+"""The bundled model: it answers without a training, and is what its manifest says."""
 
 import json
 import logging
@@ -89,7 +89,7 @@ def test_box_is_used_where_nothing_is_exported(
     assert main(["classify", str(picture), "--device", "cpu"]) == 0
     assert f"digit.png: {mnist_sample.test_labels[0]} (" in capsys.readouterr().out
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert caplog.messages[0].startswith("no model in models/digits: using the one in the box")
+    assert caplog.messages[0].startswith("no model in models/digits: using the bundled one")
 
 
 def test_exported_model_goes_before_the_box(models: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_server_needs_no_export(tmp_path: Path) -> None:
         server.terminate()
         _, log = server.communicate(timeout=30)
     assert line.startswith("serving model=digits version=1 precision=fp32")
-    assert "using the one in the box" in log
+    assert "using the bundled one" in log
     assert server.returncode == 0
 
 

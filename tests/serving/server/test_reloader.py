@@ -76,7 +76,7 @@ def test_bad_version_leaves_the_old_one_serving(
     assert after.probabilities.tobytes() == before.probabilities.tobytes()
     assert served.metrics.reloads == {"adopted": 0, "failed": 1}
     assert len(caplog.records) == 1
-    assert caplog.messages[0].startswith("version 2 is refused, 1 serves on: ")
+    assert caplog.messages[0].startswith("refused version 2, version 1 stays in service: ")
 
 
 @pytest.mark.parametrize("kind", published.SPECIAL)
@@ -161,8 +161,8 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
             assert not reloader.reload()
     assert served.metrics.reloads["failed"] == 1
     gone, back = caplog.messages
-    assert gone.startswith(f"version 1 serves on: no model in {model_dir}")
-    assert back == "the versions can be read again"
+    assert gone.startswith(f"reload failed, version 1 stays in service: no model in {model_dir}")
+    assert back == "the model directory is readable again"
 
 
 def test_pinned_version_is_never_replaced(model_dir: Path) -> None:

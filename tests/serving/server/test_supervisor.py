@@ -87,7 +87,7 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
             assert answer in (digit, grpc.StatusCode.UNAVAILABLE)
 
         assert server.process.stderr is not None
-        while "a worker is back: 2 serve" not in server.process.stderr.readline():
+        while "worker restarted, 2 serving" not in server.process.stderr.readline():
             assert server.process.poll() is None
         after = workers_of(server)
         assert before[1] in after
@@ -167,7 +167,7 @@ def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) ->
         while is_back:
             for pid in workers_of(server):
                 os.kill(pid, signal.SIGKILL)
-            is_back = any("a worker is back: 2 serve" in line for line in log)
+            is_back = any("worker restarted, 2 serving" in line for line in log)
         assert server.process.wait(TIMEOUT_S) == 1
 
 

@@ -56,4 +56,4 @@ def test_server_says_it_in_one_line(models: Path, transport: str, options: tuple
     assert (done.returncode, done.stdout) == (2, "")
     *warnings, line = done.stderr.splitlines()
     assert line.endswith("can't listen on 192.0.2.7:0: this machine has no such address")
-    assert all("other machines may reach" in warning for warning in warnings)
+    assert all("other machines can reach" in warning for warning in warnings)

@@ -96,7 +96,7 @@ def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path, work
         *warnings, line = result.stderr.splitlines()
         assert line.startswith("digits-serve: ")
         assert "Permission denied" in line
-        assert all("version 1 is passed over" in warning for warning in warnings)
+        assert all("skipped version 1" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

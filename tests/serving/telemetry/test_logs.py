@@ -116,7 +116,7 @@ def test_nobody_who_logs_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> 
     logging.getLogger().handlers[0].flush()
     (lost,) = (line for line in pipe.lines if "lost" in line)
     num_lost = 100 - (len(pipe.lines) - 1)
-    assert lost.endswith(f"{num_lost} log lines were lost: nobody read them\n")
+    assert lost.endswith(f"{num_lost} log lines were lost: stderr was not read\n")
 
 
 class Full:

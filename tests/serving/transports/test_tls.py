@@ -307,5 +307,5 @@ def test_public_address_without_protection_is_warned_about(
     with caplog.at_level(logging.WARNING):
         warn_if_exposed(ServerConfig(host="0.0.0.0"))
         warn_if_exposed(ServerConfig(host="::", security=tls))
-    assert "no TLS and no tokens" in caplog.messages[0]
-    assert "no tokens" in caplog.messages[1]
+    assert "without TLS and tokens" in caplog.messages[0]
+    assert "without tokens" in caplog.messages[1]
