@@ -1,11 +1,9 @@
 """How many cores this process may use, and how: its affinity, and its container's quota."""
 
-import ctypes
 import math
 import os
 from pathlib import Path
 
-_sched_yield = getattr(ctypes.CDLL(None), "sched_yield", None) if os.name == "posix" else None
 _CGROUP = Path("/sys/fs/cgroup")
 """Where a container sees its own limits."""
 
@@ -35,15 +33,6 @@ def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
         cgroup: the root of the control groups' files.
     """
     return _quota(cgroup) is None and num_processes <= _allowed_cores()
-
-
-def yield_core() -> None:
-    """Let another thread have this core, if one wants it; does nothing where there is no such call.
-
-    `os.sched_yield` keeps the interpreter's lock while others run, before Python 3.12.
-    """
-    if _sched_yield is not None:
-        _sched_yield()
 
 
 def _allowed_cores() -> int:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 
 from serving.errors import DigitsError
-from serving.system.cores import yield_core
 from serving.transports.access_log import AccessLog
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
@@ -28,14 +27,9 @@ from serving.transports.h2.runs import Runs
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 200e-6
-"""How long the loop asks the kernel again before it sleeps, after a call: a core that sleeps takes
-tens of microseconds to wake up, and finds its caches cold."""
-_LONGEST_PASS_S = 0.001
-"""Another program on this core took longer than this when it got its turn: who polls beside one
-uses up its share of the core, and when a call comes it waits for the end of the other's slice."""
-_PAUSE_S = 1.0
-"""How long the loop then sleeps between calls."""
+_POLL_S = 60e-6
+"""How long the loop asks the kernel again before it sleeps, once it has written: a core that sleeps
+takes tens of microseconds to wake up. A lone caller's next call comes within that time."""
 _TICK_S = 0.01
 """How often the loop looks at what waits for time to pass, while anything does."""
 _SWEEP_S = 1.0
@@ -79,8 +73,9 @@ class Loop:
         self._waker, self._woken = socket.socketpair()
         self._is_awake = True
         """Whether `post` need not wake the thread."""
-        self._now_s = self._active_s = time.monotonic()
-        """When the last round began, and when something was last written."""
+        self._now_s = time.monotonic()
+        """When the last round began."""
+        self._poll_until_s = 0.0
         self._is_draining = self._is_stopped = False
         self._is_overrun = False
         """Whether the last round did not read all that was ready."""
@@ -133,8 +128,7 @@ class Loop:
 
     def _round(self) -> None:
         """Read what is ready, answer what waits, write."""
-        timeout_s = self._timeout_s()
-        ready = self._selector.select(timeout_s)
+        ready = self._selector.select(self._timeout_s())
         self._is_awake = True
         while self._posted:  # first: what a drain refuses may be about to be read
             self._posted.popleft()()
@@ -145,11 +139,7 @@ class Loop:
             self._run_waiting(now_s)
         if self._touched:
             self._flush()
-            self._active_s = max(self._active_s, time.monotonic())
-        elif not timeout_s:
-            yield_core()  # others may want the core more than a loop that only asks
-            if time.monotonic() - now_s > _LONGEST_PASS_S:
-                self._active_s = now_s + _PAUSE_S  # polls again once that is past
+            self._poll_until_s = time.monotonic() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
 
@@ -157,7 +147,7 @@ class Loop:
         """Return how long the loop may sleep; from then on `post` wakes it."""
         if self._queue.num_rows:
             timeout_s = self._delay_s(self._now_s)
-        elif 0.0 <= self._now_s - self._active_s < self._poll_s:
+        elif self._now_s < self._poll_until_s:
             return 0.0
         else:
             timeout_s = max(0.0, self._next_tick_s - self._now_s)
