@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> 
     from training.fitting.train import train
 
     folder = tmp_path_factory.mktemp("artifacts")
-    train(RECIPES["seed"], mnist_sample, folder, epochs=12)
+    train(replace(RECIPES["seed"], epochs=12), mnist_sample, folder)
     return folder
 
 

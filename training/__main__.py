@@ -1,19 +1,17 @@
-"""The command line: get the data, train, export, report."""
+"""The command line: get the data, train, export, report, study."""
 
 import argparse
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from commandline import checkout, extras
 from training.cli import parser
 from training.config import RECIPES
-from training.data.idx import DataError
 from training.data.mnist import Mnist, cache_dir
-
-DONE, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: done; failed or stopped; the command, its settings or its data cannot be used."""
+from training.errors import TrainingError, UnusableInput
 
 EXTRAS = dict.fromkeys(
     ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib"), "train"
@@ -21,125 +19,108 @@ EXTRAS = dict.fromkeys(
 """What the base installation lacks, and the extra that brings it."""
 
 _UP = "\033[A\033[K"
-"""On a terminal: go back to the line above, and clear it."""
+"""On a terminal: go to the line above, and clear it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command.
 
     Args:
-        argv: the arguments; None for this process's own.
+        argv: the arguments; None for those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 the command or its input can't be used, 1 failed or interrupted.
     """
     arguments = parser().parse_args(argv)
     try:
         if arguments.command != "data":
             extras.require(*EXTRAS)  # now, not after the training
-        return COMMANDS[arguments.command](arguments)
-    except DataError as err:
-        return _fail(str(err), UNUSABLE)
+        COMMANDS[arguments.command](arguments)
+        return 0
+    except TrainingError as err:
+        return _fail(str(err), err.exit_code)
     except ModuleNotFoundError as err:
-        return _fail(extras.advice(err, EXTRAS), UNUSABLE)
+        return _fail(extras.advice(err, EXTRAS), UnusableInput.exit_code)
     except OSError as err:
-        return _fail(str(err), FAILED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", FAILED)
+        return _fail(str(err), TrainingError.exit_code)
+    except KeyboardInterrupt as err:
+        return _fail(": ".join(("interrupted", *err.args)), TrainingError.exit_code)
 
 
-def _data(arguments: argparse.Namespace) -> int:
-    """Get the data and say where it is."""
-    mnist = Mnist.load(arguments.data_dir)
-    num_training, num_test = len(mnist.train_labels), len(mnist.test_labels)
+def _data(arguments: argparse.Namespace) -> None:
+    """Get MNIST and print where it is."""
+    data = Mnist.load(arguments.data_dir)
+    num_training, num_test = len(data.train_labels), len(data.test_labels)
     print(f"{num_training:,} training and {num_test:,} test images, every file's digest is right")
     print(arguments.data_dir or cache_dir())
-    return DONE
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    """Train, showing every epoch."""
-    mnist = Mnist.load(arguments.data_dir)
-    _import_tensorflow()
-    from training.fitting.checkpoint import ResumeError
-    from training.fitting.loop import describe
+def _train(arguments: argparse.Namespace) -> None:
+    """Train, showing every epoch, and write the report."""
+    data = _load(arguments)
     from training.fitting.train import train
     from training.fitting.trainer import device
+    from training.study import report
 
     recipe = RECIPES[arguments.recipe]
-    epochs = arguments.epochs or recipe.epochs
+    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
     if sys.stdout.isatty():
         print()  # the line that every epoch rewrites
-    try:
-        metrics = train(
-            recipe,
-            mnist,
-            arguments.artifacts,
-            seed=arguments.seed,
-            epochs=epochs,
-            resume=arguments.resume,
-            on_epoch=lambda epoch, row: _show(describe(epoch, epochs, row)),
-            say=_show,
-        )
-    except ResumeError as err:
-        return _fail(str(err), UNUSABLE)
+    folder = arguments.artifacts
+    metrics = train(recipe, data, folder, seed=arguments.seed, resume=arguments.resume, log=_show)
+    report.write(folder, data)
     print(
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
         f"{metrics['train_seconds']:.0f} s of training"
     )
-    print(f"look at {arguments.artifacts / 'report.html'}; {checkout.run('export')} comes next")
-    if metrics["epochs"] < epochs:
-        return _fail(
-            f"interrupted: kept the best of {metrics['epochs']} epochs; --resume goes on", FAILED
-        )
-    return DONE
+    print(f"look at {folder / 'report.html'}; {checkout.run('export')} comes next")
+    if metrics["epochs"] < recipe.epochs:
+        kept = f"kept the best of {metrics['epochs']} epochs; --resume continues"
+        raise KeyboardInterrupt(kept)
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    """Publish what was trained."""
-    mnist = Mnist.load(arguments.data_dir)
-    _import_tensorflow()
-    from training.export.digits import ExportError, export
+def _export(arguments: argparse.Namespace) -> None:
+    """Publish the trained model."""
+    data = _load(arguments)
+    from training.export.digits import export
 
-    try:
-        export(arguments.artifacts, arguments.models, mnist)
-    except ExportError as err:
-        return _fail(str(err), FAILED)
-    return DONE
+    export(arguments.artifacts, arguments.models, data)
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    """Write the report anew."""
-    mnist = Mnist.load(arguments.data_dir)
-    _import_tensorflow()
-    from training.fitting.artifacts import NotTrained
+def _report(arguments: argparse.Namespace) -> None:
+    """Write the report again."""
+    data = _load(arguments)
     from training.study import report
 
-    try:
-        report.write(arguments.artifacts, mnist)
-    except NotTrained as err:
-        return _fail(str(err), FAILED)
+    report.write(arguments.artifacts, data)
     print(arguments.artifacts / "report.html")
-    return DONE
 
 
-def _study(arguments: argparse.Namespace) -> int:
+def _study(arguments: argparse.Namespace) -> None:
     """Complete the study."""
-    mnist = Mnist.load(arguments.data_dir)
-    _import_tensorflow()
+    data = _load(arguments)
     from training.study import experiments
 
-    experiments.run(mnist, arguments.artifacts, arguments.results, _show)
+    experiments.run(data, arguments.artifacts, arguments.results, _show)
     chosen = experiments.chosen_folder(arguments.artifacts, arguments.results)
-    print(f"{arguments.results}; of the best recipe's models, validation chooses {chosen}")
-    return DONE
+    print(f"{arguments.results}; of the models of `best`, validation chooses {chosen}")
+
+
+def _load(arguments: argparse.Namespace) -> Mnist:
+    """Load MNIST, then TensorFlow: an error of the data comes before seconds of import."""
+    data = Mnist.load(arguments.data_dir)
+    _import_tensorflow()
+    return data
 
 
 def _import_tensorflow() -> None:
-    """Import TensorFlow, which takes seconds, without the notes that it prints about itself."""
+    """Import TensorFlow without the notes that it prints about itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    cache = cache_dir().parent  # what the libraries keep goes there, not into the home
+    cache = cache_dir().parent  # the libraries keep their files there, not in the home
     os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
-    with _silenced_stderr():  # its first lines heed no setting
+    with _silenced_stderr():  # no setting covers its first lines
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -159,12 +140,12 @@ def _silenced_stderr() -> Iterator[None]:
 
 
 def _show(line: str) -> None:
-    """Rewrite one line on a terminal; elsewhere print one for each epoch."""
+    """Rewrite one line on a terminal; elsewhere print the line."""
     print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
 def _fail(reason: str, code: int) -> int:
-    """Say what went wrong, on stderr."""
+    """Print on stderr what went wrong."""
     print(f"digits-train: {reason}", file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""What can be said on the command line."""
+"""The options of the command line."""
 
 import argparse
 from pathlib import Path
@@ -21,44 +21,44 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
-    data = add("data", "get MNIST, verify it, and say where it is")
+    data = add("data", "get MNIST, verify it, and print where it is")
     train = add("train", "train the network, and write its model and report")
     export = add("export", "publish the trained model as the next version to serve")
-    report = add("report", "write the report on the trained model anew")
+    report = add("report", "write the report on the trained model again")
     study = add(
         "study", "train every recipe from several seeds and compare them (an hour; resumable)"
     )
     for command in (data, train, export, report, study):
-        _add_folder(command, "--data-dir", None, "MNIST's four files, raw or as .gz")
+        command.add_argument(
+            "--data-dir",
+            type=Path,
+            metavar="FOLDER",
+            help="MNIST's four files, raw or as .gz (default: a cache, filled from the network "
+            "once)",
+        )
     for command in (train, export, report, study):
-        _add_folder(command, "--artifacts", "artifacts", "what training writes")
-    _add_folder(export, "--models", "models", "the model repository to publish in")
+        _add_path(command, "--artifacts", "artifacts", "what training writes")
+    _add_path(export, "--models", "models", "the model repository to publish in")
+    _add_path(study, "--results", RESULTS, "gets each result as soon as it is complete")
     _add_training_options(train)
-    study.add_argument(
-        "--results",
-        type=Path,
-        default=RESULTS,
-        metavar="FILE",
-        help="gets a row more whenever one is there (default: %(default)s)",
-    )
     return digits_train
 
 
-def _add_folder(
-    command: argparse.ArgumentParser, option: str, default: str | None, content: str
+def _add_path(
+    command: argparse.ArgumentParser, option: str, default: str | Path, content: str
 ) -> None:
-    """Add an option that names a folder; without a default it is the cache."""
+    """Add an option that has a path as its default."""
     command.add_argument(
         option,
         type=Path,
-        default=None if default is None else Path(default),
-        metavar="FOLDER",
-        help=f"{content} (default: {default or 'a cache, filled from the network once'})",
+        default=Path(default),
+        metavar="PATH",
+        help=f"{content} (default: %(default)s)",
     )
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
-    """Add what only training asks for."""
+    """Add the options that only `train` has."""
     command.add_argument(
         "--recipe",
         choices=RECIPES,
@@ -67,7 +67,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         "teachers and takes twenty (default: %(default)s)",
     )
     command.add_argument(
-        "--seed", type=_natural, default=0, help="decides all chance (default: %(default)s)"
+        "--seed", type=_natural, default=0, help="of all random numbers (default: %(default)s)"
     )
     command.add_argument(
         "--epochs",
@@ -78,19 +78,19 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an interrupted training of the same recipe, seed and epochs",
+        help="continue an interrupted training of the same recipe, seed and epochs",
     )
 
 
 def _natural(text: str) -> int:
-    """Read a whole number from 0."""
+    """Parse a whole number from 0."""
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 to 2^32 - 1, got {text!r}")
     return int(text)
 
 
 def _positive(text: str) -> int:
-    """Read a whole number from 1."""
+    """Parse a whole number from 1."""
     if _natural(text) == 0:
         raise argparse.ArgumentTypeError("expected at least 1, got 0")
     return int(text)

@@ -9,7 +9,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file by renaming it into place: a reader sees the old content or the new.
 
     Args:
-        path: where; its folder is made if need be.
+        path: the file; its folder is created if missing.
         content: all of it.
 
     Raises:

@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel, InvalidRequest
@@ -15,8 +14,6 @@ from serving.protocols.digits_v1 import wire
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, parse
 from serving.protocols.pb.digits.v1 import digits_pb2
-from training.data import idx
-from training.data.idx import DataError
 
 MAX_IMAGES = 4
 
@@ -68,16 +65,6 @@ def manifest(data: bytes) -> None:
         assert probabilities.shape == (len(found.golden_images), 10)
 
 
-def idx_file(data: bytes) -> None:
-    """The parser of the data set's files."""
-    try:
-        array = idx.parse(data)
-    except DataError:
-        return
-    assert array.dtype == np.uint8
-    assert data.endswith(array.tobytes())
-
-
 def picture(data: bytes) -> None:
     """The reader of picture files, Pillow's decoders included, and the search for the digit."""
     try:
@@ -94,6 +81,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request,
     "infer": infer,
     "manifest": manifest,
-    "idx": idx_file,
     "picture": picture,
 }

@@ -61,7 +61,7 @@ def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> 
     ("field", "value"), [("teachers", 0), ("views", 0), ("temperature", 0), ("share", 1.1)]
 )
 def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
-    _, distillation = RECIPES["best"].taught
+    _, distillation = RECIPES["best"].views()
     with pytest.raises(ValueError, match=f"{field}: expected"):
         dataclasses.replace(distillation, **{field: value})  # type: ignore[arg-type]
 

@@ -1,10 +1,10 @@
-"""Random deformation: every epoch sees every image anew, at a tenth of the usual cost.
+"""Augmentation: every epoch deforms every image at random, at a tenth of the usual cost.
 
 Bilinear warping of 55,000 images one by one takes seconds an epoch, most of it spent on scattered
 reads. Here a group of images shares one random field. With the group stored pixel by pixel, each
 output pixel is a weighted sum of four contiguous rows, which numpy does at the speed of memory:
-0.3 s an epoch on one core. Groups are drawn anew every epoch and every batch mixes all groups, so
-an image still meets an independent field each time.
+0.3 s an epoch on one core. Every epoch draws new groups and every batch mixes all groups, so an
+image gets an independent field each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,9 +37,9 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
     Args:
         examples: (N, 784) images and (N,) labels.
-        recipe: says how many epochs, how large the batches, and how to deform.
-        seed: with an epoch's number it decides all of that epoch, so a resumed training goes on
-            exactly as it would have.
+        recipe: the number of epochs, the batch size and the deformation.
+        seed: with an epoch's number it decides all of that epoch, so a resumed training is
+            exactly the uninterrupted one.
         start: the first epoch's number, from 0.
 
     Yields:
@@ -54,7 +54,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
 
 def ahead(make: Callable[[int], Batches], numbers: range) -> Iterator[Batches]:
-    """Make each epoch on a thread, while the one before it is in use."""
+    """Make each epoch on a thread, while the caller uses the one before."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming: Future[Batches] | None = None
         for epoch in numbers:
@@ -70,8 +70,8 @@ def batches(
 
     Args:
         examples: (N, 784) images and (N,) labels.
-        batch_size: B; the N mod B images left over are another N mod B the next epoch.
-        deformation: what to do to the images; None for nothing.
+        batch_size: B; the N mod B images left over are others in every epoch.
+        deformation: of the images, or None.
         rng: the epoch's own generator: the same state gives the same epoch.
 
     Returns:
@@ -140,12 +140,12 @@ def fields(num: int, deformation: Deformation, rng: np.random.Generator) -> Fiel
 
 
 def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
-    """Read each output pixel where the field points, bilinearly; all around is background.
+    """Read each output pixel where the field points, bilinearly; outside is background.
 
     Args:
         images: (N, 784) uint8.
         field: (2, 28, 28) float32, rows and columns in pixels.
-        growth: by what share of a pixel strokes become thicker on either side, -1 to 1.
+        growth: the share of a pixel by which strokes become thicker on either side, -1 to 1.
 
     Returns:
         (N, 784) uint8.
@@ -188,7 +188,7 @@ def thicken(images: Field, growth: float) -> None:
 
 
 def _smoothing(sigma_px: float) -> Field:
-    """Give the (28, 28) Gaussian kernel K for which K @ noise @ K.T keeps a variance of 1."""
+    """Return the (28, 28) Gaussian kernel K for which K @ noise @ K.T keeps a variance of 1."""
     offset = np.subtract.outer(np.arange(SIDE), np.arange(SIDE))
     kernel = np.exp(-(offset**2) / (2 * sigma_px**2))
     normed: Field = (kernel / np.linalg.norm(kernel, axis=1, keepdims=True)).astype(np.float32)

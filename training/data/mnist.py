@@ -1,6 +1,6 @@
 """MNIST as arrays: from a folder, the cache or the network; never made up.
 
-Every file's SHA-256 is checked each time it is read, and before it enters the cache.
+The SHA-256 of every file is checked each time it is read, and before it enters the cache.
 """
 
 import os
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data import idx, sources
-from training.data.idx import FILES, DataError
+from training.data.idx import FILES
+from training.errors import DataError
 from training.files import write_atomically
 
 SIDE = 28
@@ -23,7 +24,7 @@ Labels = npt.NDArray[np.uint8]
 
 
 class Examples(NamedTuple):
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: Images
     """(N, 784) uint8, row-major 28 x 28, 0 = background, 255 = ink."""
@@ -52,20 +53,20 @@ class Mnist:
             data_dir: a folder with the four IDX files, raw or as .gz; None for cache and network.
 
         Raises:
-            DataError: a file is not to be had, or is not what it should be.
+            DataError: a file can't be had, or is damaged.
         """
         if data_dir is None:
-            contents = fetch(cache_dir())
+            contents = list(fetch(cache_dir()).values())
         else:
-            contents = {file.name: idx.read(data_dir, file) for file in FILES}
-        train_images, train_labels, test_images, test_labels = (
-            idx.parse(contents[file.name]) for file in FILES
-        )
+            contents = [idx.read(data_dir, file) for file in FILES]
+        # Behind a type and a size for each axis; the digests say that nothing else is there.
+        images = [np.frombuffer(content, np.uint8, offset=16) for content in contents[::2]]
+        labels = [np.frombuffer(content, np.uint8, offset=8) for content in contents[1::2]]
         return cls(
-            train_images=train_images.reshape(-1, SIDE * SIDE),
-            train_labels=train_labels,
-            test_images=test_images.reshape(-1, SIDE * SIDE),
-            test_labels=test_labels,
+            train_images=images[0].reshape(-1, SIDE * SIDE),
+            train_labels=labels[0],
+            test_images=images[1].reshape(-1, SIDE * SIDE),
+            test_labels=labels[1],
         )
 
     @property
@@ -74,13 +75,13 @@ class Mnist:
         return Examples(self.test_images, self.test_labels)
 
     def split(self, validation_split: float) -> tuple[Examples, Examples]:
-        """Part the training images, always in the same way.
+        """Split the training images, always in the same way.
 
         Args:
             validation_split: the fraction for validation, taken from the end as Keras does.
 
         Returns:
-            What to train on, and what to choose by.
+            What to train on, and what to validate with.
         """
         start = round(len(self.train_labels) * (1 - validation_split))
         return (
@@ -90,22 +91,22 @@ class Mnist:
 
 
 def cache_dir() -> Path:
-    """Say where the files are kept: digit-serving/mnist in the user's cache folder."""
+    """Return where the files are kept: digit-serving/mnist in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "digit-serving" / "mnist"
 
 
 def fetch(cache: Path) -> dict[str, bytes]:
-    """Read all files from the cache, completing it from the first source that has the rest.
+    """Read all files from the cache, after downloading those that it lacks.
 
     Args:
         cache: the folder of verified files.
 
     Returns:
-        The contents by file name, verified.
+        The verified contents by file name, in the order of FILES.
 
     Raises:
-        DataError: no source has them; the text tells each one's reason and every way out.
+        DataError: no source has them; the text gives the reason of each, and every way out.
     """
     contents: dict[str, bytes] = {}
     failures: list[str] = []
@@ -127,15 +128,15 @@ def fetch(cache: Path) -> dict[str, bytes]:
             print(failures[-1], flush=True)
     if len(contents) < len(FILES):
         raise DataError(_advice(cache, failures))
-    return contents
+    return {file.name: contents[file.name] for file in FILES}
 
 
 def _advice(cache: Path, failures: list[str]) -> str:
-    """Tell what was tried and what a person can do."""
+    """List what was tried and what a person can do."""
     names = ", ".join(file.name for file in FILES)
     return "\n  ".join(
         [
-            "MNIST is not to be had:",
+            "can't get MNIST:",
             *failures,
             "any of these helps:",
             f"- --data-dir FOLDER, with {names} in it, raw or as .gz",

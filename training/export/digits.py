@@ -10,9 +10,11 @@ import onnx
 from commandline import checkout
 from training.config import RECIPES
 from training.data.mnist import Mnist
+from training.errors import ExportError
 from training.export import graph, int8_gate, manifest, parity, quantization
 from training.export.repository import Files, publish
-from training.fitting.artifacts import NotTrained, load_json, load_model, probabilities
+from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import probabilities
 
 METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands the other way
 
@@ -28,10 +30,6 @@ input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ 784 ] }} ]
 output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ 10 ] }} ]
 dynamic_batching {{ }}
 """
-
-
-class ExportError(Exception):
-    """Nothing was published; the text is one line, fit to show to a person."""
 
 
 def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> Path:
@@ -83,10 +81,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
 
 def _read(artifacts: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Read the trained model and what training measured."""
-    try:
-        model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
-    except NotTrained as err:
-        raise ExportError(str(err)) from err
+    model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
     if metrics["recipe"] not in RECIPES:
         raise ExportError(
             f"no recipe is called {metrics['recipe']!r}: run {checkout.run('train')} again"

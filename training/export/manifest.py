@@ -16,7 +16,7 @@ import tf2onnx
 
 from training.data.mnist import Images, Labels
 from training.export.onnx_runtime import onnxruntime
-from training.fitting.artifacts import Probabilities
+from training.fitting.evaluation import Probabilities
 
 FORMAT = 1
 """Raised when a reader of older manifests would misread a newer one."""

@@ -7,7 +7,7 @@ import onnx
 
 from training.data.mnist import Images
 from training.export.onnx_runtime import onnxruntime
-from training.fitting.artifacts import Probabilities
+from training.fitting.evaluation import Probabilities
 
 TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6
 

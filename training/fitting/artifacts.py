@@ -1,30 +1,28 @@
-"""The trained network as it lies in the artifacts folder: read it, and ask it."""
+"""The artifacts folder: what training writes there, for export and report to read.
+
+model.keras     the network: (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities
+history.json    loss, accuracy and so on, each with a value per epoch
+metrics.json    how it was trained, and how good it is
+"""
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
-import tensorflow as tf
 
 from commandline import checkout
-from training.data.mnist import Images
-
-Probabilities = npt.NDArray[np.float32]
-
-
-class NotTrained(Exception):
-    """What training writes is missing or unreadable; the text names the command to run."""
+from training.errors import NotTrained
+from training.files import write_atomically
 
 
 def load_model(artifacts: Path) -> keras.Model:
-    """Read model.keras: (N, 784) float32 in [0, 1] to (N, 10) float32.
+    """Read model.keras.
 
     Raises:
-        NotTrained: there is none, or it cannot be read.
+        NotTrained: it is missing or unreadable.
     """
     path = artifacts / "model.keras"
     if not path.exists():
@@ -39,27 +37,33 @@ def load_json(artifacts: Path, name: str) -> dict[str, Any]:
     """Read metrics.json or history.json.
 
     Raises:
-        NotTrained: there is none, or it cannot be read.
+        NotTrained: it is missing or unreadable.
     """
+    path = artifacts / name
     try:
-        contents: dict[str, Any] = json.loads((artifacts / name).read_text("utf-8"))
+        contents: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as err:
-        raise NotTrained(
-            f"cannot read {artifacts / name}: run {checkout.run('train')} again"
-        ) from err
+        raise NotTrained(f"cannot read {path}: run {checkout.run('train')} again") from err
     return contents
 
 
-def probabilities(model: keras.Model, images: Images) -> Probabilities:
-    """Classify images with Keras, in float32.
+def save(
+    artifacts: Path, model: keras.Model, rows: list[dict[str, float]], metrics: dict[str, Any]
+) -> None:
+    """Write the three files, each whole or not at all.
 
     Args:
-        model: as load_model returns it.
-        images: (N, 784) uint8.
+        artifacts: the folder.
+        model: the network.
+        rows: the figures after each epoch, all under the same names.
+        metrics: what metrics.json holds.
 
-    Returns:
-        (N, 10) float32; each row sums to 1.
+    Raises:
+        OSError: a file could not be written.
     """
-    with tf.device("/CPU:0"):  # on a GPU, TensorFlow multiplies in TF32: three digits, not seven
-        answers = model(images.astype(np.float32) / 255, training=False)
-    return np.asarray(answers)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder, "model.keras"))
+        write_atomically(artifacts / "model.keras", Path(folder, "model.keras").read_bytes())
+    history = {name: [row[name] for row in rows] for name in rows[0]}
+    write_atomically(artifacts / "history.json", json.dumps(history, indent=2).encode())
+    write_atomically(artifacts / "metrics.json", json.dumps(metrics, indent=2).encode())

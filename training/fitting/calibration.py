@@ -1,4 +1,4 @@
-"""Calibration: make the probabilities mean what they say, and measure how far they do.
+"""Calibration: make a probability of p mean right with frequency p, and measure the error.
 
 Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017.
 """
@@ -7,16 +7,16 @@ import keras
 import numpy as np
 
 from training.data.mnist import Examples, Labels
-from training.fitting.artifacts import Probabilities, probabilities
+from training.fitting.evaluation import Probabilities, probabilities
 
 BINS = 15
 """As in the paper."""
 
 COVERAGE = 0.99
-"""Share of the images that is still answered when the least certain ones are rejected."""
+"""Share of the images that are answered; the least certain ones are rejected."""
 
 _INVERSE_TEMPERATURES = (0.02, 50.0)
-"""Where to search; images that are all read rightly would have no end of certainty."""
+"""The search interval; if all images are classified correctly, no finite optimum exists."""
 
 _TINY = np.finfo(np.float32).tiny
 
@@ -24,15 +24,15 @@ _TINY = np.finfo(np.float32).tiny
 def calibrate(model: keras.Model, validation: Examples) -> float:
     """Divide the network's logits by the temperature that fits the validation images best.
 
-    The temperature goes into the last layer's weights: the network stays what it was in layers,
-    parameters and digits.
+    The temperature goes into the last layer's weights: layers, number of parameters and predicted
+    digits stay the same.
 
     Args:
         model: its last layer is a softmax; changed in place.
         validation: (N, 784) images and (N,) labels.
 
     Returns:
-        The temperature; above 1 the network had been too sure of itself.
+        The temperature; above 1 the network was overconfident.
     """
     temperature = fit_temperature(probabilities(model, validation.images), validation.labels)
     last = model.layers[-1]
@@ -43,7 +43,7 @@ def calibrate(model: keras.Model, validation: Examples) -> float:
 def fit_temperature(answers: Probabilities, labels: Labels) -> float:
     """Find the temperature with the least mean cross-entropy.
 
-    Cross-entropy is convex in the inverse temperature, so its slope has one zero: halve towards it.
+    Cross-entropy is convex in the inverse temperature, so its slope has one zero: bisect.
 
     Args:
         answers: (N, 10) probabilities at temperature 1.
@@ -64,14 +64,14 @@ def fit_temperature(answers: Probabilities, labels: Labels) -> float:
 
 
 def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
-    """Average the distance of certainty from accuracy over bins of equal width, by their images.
+    """Average the distance of certainty from accuracy over bins of equal width, by image count.
 
     Args:
         answers: (N, 10) probabilities.
         labels: (N,) the true digits.
 
     Returns:
-        0 to 1; 0 if among images answered with certainty p, the share p is right.
+        0 to 1; 0 if of the images answered with certainty p, the share p is right.
     """
     certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
     bins = np.minimum((certainty * BINS).astype(int), BINS - 1)
@@ -82,7 +82,7 @@ def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
 def accuracy_at_coverage(
     answers: Probabilities, labels: Labels, coverage: float = COVERAGE
 ) -> tuple[float, float]:
-    """Tell how many answers are right once the least certain images are rejected.
+    """Compute the accuracy once the least certain images are rejected.
 
     Args:
         answers: (N, 10) probabilities.

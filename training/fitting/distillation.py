@@ -1,4 +1,4 @@
-"""Distillation: the network learns what its teachers say of deformed images, not labels alone.
+"""Distillation: the network learns its teachers' probabilities of deformed images beside labels.
 
 Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
 """
@@ -15,56 +15,52 @@ from training.data import augmentation
 from training.data.augmentation import Batches
 from training.data.mnist import Examples, Labels
 from training.fitting import teacher_logits
-from training.fitting.teacher_logits import Answers
-from training.fitting.teachers import Say
+from training.fitting.loop import Log
+from training.fitting.teacher_logits import Logits
 
-Source = Callable[[int, int], Iterator[Batches]]
-"""Given the seed and the number of the first epoch, makes all epochs from there on."""
+EpochSource = Callable[[int, int], Iterator[Batches]]
+"""Makes a recipe's epochs, given the seed and the number of the first epoch, from 0."""
 
 
-def source(
-    recipe: Recipe, training: Examples, validation: Examples, cache: Path, say: Say
-) -> Source:
-    """Get ready to make a recipe's epochs; if it has teachers, train and ask them first.
+def epoch_source(
+    recipe: Recipe, training: Examples, validation: Examples, cache: Path, log: Log
+) -> EpochSource:
+    """Prepare a recipe's epochs: if it has teachers, train them and compute their logits.
 
     Args:
         recipe: with or without teachers.
         training: (N, 784) images and (N,) labels.
-        validation: what to watch the teachers with.
-        cache: the folder of teachers and answers.
-        say: told how that goes.
+        validation: for the log of the teachers' training.
+        cache: the folder of teachers and logits.
+        log: gets lines of progress.
     """
     if not recipe.distillation:
         return partial(augmentation.epochs, training, recipe)
-    answers = teacher_logits.answers(recipe, training, validation, cache, say)
-    return partial(epochs, training, recipe, answers)
+    logits = teacher_logits.load(recipe, training, validation, cache, log)
+    return partial(epochs, training, recipe, logits)
 
 
 def epochs(
-    training: Examples,
-    recipe: Recipe,
-    answers: Sequence[Answers],
-    seed: int,
-    start: int,
+    training: Examples, recipe: Recipe, logits: Sequence[Logits], seed: int, start: int
 ) -> Iterator[Batches]:
-    """Make the batches of each epoch from the next view of the pool, cycling through it.
+    """Make the batches of each epoch from the next view, cycling through the views.
 
     Args:
         training: (N, 784) images and (N,) labels.
         recipe: has a deformation and a distillation.
-        answers: the teachers', by view.
+        logits: the teachers', by view.
         seed: with an epoch's number it decides the order of the images.
         start: the first epoch's number, from 0.
 
     Yields:
         (N // B, B, 784) images and (N // B, B, 10) float32 probabilities to learn.
     """
-    deformation, distillation = recipe.taught
+    deformation, distillation = recipe.views()
 
     def make(epoch: int) -> Batches:
-        number = epoch % len(answers)
+        number = epoch % len(logits)
         images = teacher_logits.view(training.images, deformation, number)
-        targets = soften(training.labels, answers[number], distillation)
+        targets = soften(training.labels, logits[number], distillation)
         order = np.random.default_rng([seed, epoch]).permutation(len(targets))
         order = order[: len(order) // recipe.batch_size * recipe.batch_size]
         order = order.reshape(-1, recipe.batch_size)
@@ -73,22 +69,22 @@ def epochs(
     return augmentation.ahead(make, range(start, recipe.epochs))
 
 
-def soften(labels: Labels, answers: Answers, distillation: Distillation) -> npt.NDArray[np.float32]:
+def soften(labels: Labels, logits: Logits, distillation: Distillation) -> npt.NDArray[np.float32]:
     """Mix the labels with the teachers' probabilities at the recipe's temperature.
 
-    The temperature is the teachers' alone: a student who has learned their softened answers is as
-    unsure as they are, and becomes sure again when its own temperature is fitted (calibration.py).
+    The temperature is the teachers' alone: a student that has learned softened probabilities is as
+    uncertain as they are, until its own temperature is fitted (calibration.py).
 
     Args:
         labels: (N,) uint8.
-        answers: (N, 10) log probabilities, up to a constant for each image.
-        distillation: temperature, and the teachers' share.
+        logits: (N, 10), up to a constant for each image.
+        distillation: the temperature, and the teachers' share.
 
     Returns:
         (N, 10) float32; each row sums to 1.
     """
-    logits = answers.astype(np.float32) / distillation.temperature
-    soft: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    soft *= distillation.share / soft.sum(axis=1, keepdims=True)
-    soft[np.arange(len(labels)), labels] += 1 - distillation.share
-    return soft
+    scaled = logits.astype(np.float32) / distillation.temperature
+    targets: npt.NDArray[np.float32] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    targets *= distillation.share / targets.sum(axis=1, keepdims=True)
+    targets[np.arange(len(labels)), labels] += 1 - distillation.share
+    return targets

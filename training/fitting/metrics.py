@@ -1,4 +1,4 @@
-"""What a finished network is worth: accuracy, loss, calibration."""
+"""The metrics of a finished network: accuracy, loss, calibration."""
 
 import platform
 from typing import Any
@@ -9,16 +9,16 @@ import tensorflow as tf
 
 from training.data.mnist import Examples, Mnist
 from training.fitting import calibration
-from training.fitting.artifacts import probabilities
-from training.fitting.trainer import device, evaluate
+from training.fitting.evaluation import evaluate, probabilities
+from training.fitting.trainer import device
 
 
-def finish(model: keras.Model, validation: Examples, data: Mnist) -> dict[str, Any]:
-    """Calibrate the network on the validation images; then ask it the test images, once.
+def calibrate_and_measure(model: keras.Model, validation: Examples, data: Mnist) -> dict[str, Any]:
+    """Calibrate the network on the validation images, then measure it on the test images, once.
 
     Args:
         model: changed in place, by its temperature.
-        validation: images that it did not learn from.
+        validation: images that it was not trained on.
         data: MNIST.
 
     Returns:

@@ -4,48 +4,38 @@ import sys
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from training.config import Recipe
 from training.data.augmentation import Batches
-from training.data.mnist import Examples
-from training.fitting.artifacts import probabilities
 from training.fitting.networks import NETWORKS
 
 
 def device() -> str:
-    """Say what TensorFlow trains on: "cuda" if it sees a GPU, else "cpu"."""
+    """Return what TensorFlow trains on: "cuda" if it sees a GPU, else "cpu"."""
     return "cuda" if tf.config.list_physical_devices("GPU") else "cpu"
 
 
-def evaluate(model: keras.Model, examples: Examples) -> tuple[float, float]:
-    """Measure the mean cross-entropy and the share of right answers, 0 to 1."""
-    answers = probabilities(model, examples.images)
-    of_label = answers[np.arange(len(answers)), examples.labels]
-    loss = -np.log(np.maximum(of_label, keras.config.epsilon())).mean()
-    return float(loss), float((answers.argmax(axis=1) == examples.labels).mean())
-
-
 class Trainer:
-    """Everything that changes while training, and the step that changes it."""
+    """The state of a training, and the step that changes it."""
 
     def __init__(self, recipe: Recipe, num_images: int, seed: int) -> None:
         if num_images < recipe.batch_size:
             raise ValueError(f"expected at least {recipe.batch_size} images, got {num_images}")
         keras.utils.set_random_seed(seed)
-        self._recipe = recipe
+        self.recipe = recipe
+        """How it trains."""
         self._model = NETWORKS[recipe.network](recipe.dropout)
         self._optimizer = _optimizer(recipe, num_images // recipe.batch_size)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy()
         self.average = self._model
-        """The network to evaluate and to keep: its weights are averaged if the recipe says so."""
+        """The network to evaluate and to keep: averaged weights if the recipe averages."""
         if recipe.averaging:
             self.average = keras.models.clone_model(self._model)
             self.average.set_weights(self._model.get_weights())
         # XLA fuses some twenty passes over the weights: a quarter less time for an epoch on a CPU.
-        # The step as a whole it would make four times slower there. Known to work on Linux.
+        # Compiling the whole step makes it four times slower there. Tested on Linux only.
         is_fused = device() == "cpu" and sys.platform == "linux"
         self._update = tf.function(self._apply, jit_compile=is_fused)
 
@@ -62,11 +52,8 @@ class Trainer:
     def fit(self, batches: Batches) -> tuple[float, float]:
         """Train on one epoch.
 
-        Args:
-            batches: the epoch.
-
         Returns:
-            Mean loss and accuracy over the epoch, as it was being trained.
+            The means of loss and accuracy over the epoch's batches, each before its step.
         """
         loss, accuracy = self._fit(tf.constant(batches.images), tf.constant(batches.labels))
         return float(loss), float(accuracy)
@@ -97,14 +84,14 @@ class Trainer:
         self._optimizer.apply(gradients, self._model.trainable_variables)
         if self.average is not self._model:
             step = tf.cast(self._optimizer.iterations, tf.float32)
-            # A young average follows faster, or it would be of the first weights for epochs.
-            share = tf.maximum(1 - self._recipe.averaging, 9 / (10 + step))
+            # A young average follows faster, or the first weights would dominate it for epochs.
+            share = tf.maximum(1 - self.recipe.averaging, 9 / (10 + step))
             for mean, weight in zip(self.average.weights, self._model.weights, strict=True):
                 mean.assign_add(share * (weight - mean))
 
 
 def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
-    """Make the recipe's optimiser, with its schedule."""
+    """Build the recipe's optimiser, with its schedule."""
     if recipe.optimizer == "rmsprop":
         return keras.optimizers.RMSprop(recipe.learning_rate)
     steps = recipe.epochs * steps_per_epoch

@@ -1,4 +1,4 @@
-"""The committed results: every final model's figures, and what follows from them."""
+"""The results of the study, and the tables that compare the recipes by them."""
 
 import json
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from training.files import write_atomically
 RESULTS = Path(__file__).with_name("results.json")
 
 Run = dict[str, Any]
-"""metrics.json of a final model, and `wrong`, the numbers of the test images that it misreads, and
+"""metrics.json of a final model, with `wrong`, the numbers of the test images that it misreads, and
 `corrupted`, its accuracy on corrupted test images by kind of corruption."""
 
 
 @dataclass(slots=True)
 class Results:
-    """What the study has found so far."""
+    """The figures of the study so far."""
 
     runs: list[Run] = field(default_factory=list)
     """Final models, in the order in which they were trained."""
@@ -32,29 +32,29 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read the file; if there is none, nothing has been found yet."""
+        """Read the file; without one, the results are empty."""
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else cls()
 
     def save(self, path: Path) -> None:
-        """Write the file, a run or row a line."""
+        """Write the file, one line for each run or row."""
         blocks = [
-            f'"{name}": [\n{",".join(_line(row) for row in rows)}\n]'
+            f'"{name}": [\n' + ",".join(f"\n{json.dumps(row)}" for row in rows) + "\n]"
             for name, rows in (("runs", self.runs), ("ablation", self.ablation))
         ]
         write_atomically(path, ("{\n" + ",\n".join(blocks) + "\n}\n").encode())
 
     def of(self, recipe: str) -> list[Run]:
-        """List a recipe's runs."""
+        """Return a recipe's runs."""
         return [run for run in self.runs if run["recipe"] == recipe]
 
     @property
     def recipes(self) -> list[str]:
-        """Name the recipes that were tried, in their usual order."""
+        """The names of the recipes with runs, in the order of RECIPES."""
         return [name for name in RECIPES if self.of(name)]
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Lay out everything that is known, by heading; nothing if nothing is."""
+    """Return all tables by heading; none without runs."""
     if not results.runs:
         return {}
     return {
@@ -67,24 +67,24 @@ def tables(results: Results) -> dict[str, Table]:
 
 def recipe_table(results: Results) -> Table:
     """Compare the recipes: mean and standard deviation over seeds."""
-    rows: list[Sequence[str]] = [
+
+    def row(recipe: str) -> Sequence[str]:
+        runs = results.of(recipe)
+        return (
+            recipe,
+            str(len(runs)),
+            _percent([run["accuracy"]["test"] for run in runs], 3),
+            f"{np.mean([run['errors']['test'] for run in runs]):.1f}",
+            _percent([run["calibration"]["ece"]["after"] for run in runs], 2),
+            _percent([run["calibration"]["coverage"]["accuracy"] for run in runs], 2),
+            f"{np.mean([run['cpu_seconds'] for run in runs]) / 2:,.0f}",
+        )
+
+    return [
         ("recipe", "seeds", "test accuracy", "errors", "ECE, calibrated", "right, 99 % covered",
          "CPU seconds / 2"),
+        *map(row, results.recipes),
     ]  # fmt: skip
-    for recipe in results.recipes:
-        runs = results.of(recipe)
-        rows.append(
-            (
-                recipe,
-                str(len(runs)),
-                _percent([run["accuracy"]["test"] for run in runs], 3),
-                f"{np.mean([run['errors']['test'] for run in runs]):.1f}",
-                _percent([run["calibration"]["ece"]["after"] for run in runs], 2),
-                _percent([run["calibration"]["coverage"]["accuracy"] for run in runs], 2),
-                f"{np.mean([run['cpu_seconds'] for run in runs]) / 2:,.0f}",
-            )
-        )
-    return rows
 
 
 def corruption_table(results: Results) -> Table:
@@ -99,7 +99,7 @@ def corruption_table(results: Results) -> Table:
 
 
 def significance_table(results: Results) -> Table:
-    """Compare any two recipes by the model of each that validation chooses."""
+    """Compare every two recipes by the model of each that validation chooses."""
     rows: list[Sequence[str]] = [
         ("better", "worse", "only it right", "only the other", "McNemar p")
     ]
@@ -115,26 +115,22 @@ def significance_table(results: Results) -> Table:
 
 
 def ablation_table(results: Results) -> Table:
-    """Tell what each trick gives, each row on top of those above it."""
-    rows: list[Sequence[str]] = [
-        ("trick", "seeds", "validation errors", "loss, calibrated", "accuracy")
-    ]
-    for trick in dict.fromkeys(row["trick"] for row in results.ablation):
+    """Show what each trick gives; each row has the tricks of the rows above it, too."""
+
+    def row(trick: str) -> Sequence[str]:
         found = [row for row in results.ablation if row["trick"] == trick]
-        rows.append(
-            (
-                trick,
-                str(len(found)),
-                f"{np.mean([row['errors'] for row in found]):.1f}",
-                f"{np.mean([row['loss'] for row in found]):.4f}",
-                f"{np.mean([row['accuracy'] for row in found]):.2%}",
-            )
+        errors, loss, accuracy = (
+            np.mean([row[name] for row in found]) for name in ("errors", "loss", "accuracy")
         )
-    return rows
+        return (trick, str(len(found)), f"{errors:.1f}", f"{loss:.4f}", f"{accuracy:.2%}")
+
+    tricks = dict.fromkeys(row["trick"] for row in results.ablation)
+    heading = ("trick", "seeds", "validation errors", "loss, calibrated", "accuracy")
+    return [heading, *map(row, tricks)]
 
 
 def chosen_run(runs: Sequence[Run]) -> Run:
-    """Choose the run that reads the validation images best; the test images have no say."""
+    """Return the run with the highest validation accuracy; test images don't count."""
     return min(runs, key=lambda run: (-run["accuracy"]["validation"], run["loss"]["validation"]))
 
 
@@ -142,31 +138,21 @@ def mcnemar(gained: int, lost: int) -> float:
     """Compute the exact two-sided p of McNemar's test.
 
     Args:
-        gained: images that only the one classifier reads rightly.
-        lost: images that only the other does.
+        gained: the number of images that only one classifier gets right.
+        lost: the number of those that only the other gets right.
 
     Returns:
-        How probable a difference at least as large is between two that are equally good.
+        The probability of a difference at least as large between two equally good classifiers.
     """
     num = gained + lost
     tail: int = sum(comb(num, k) for k in range(min(gained, lost) + 1))
     return float(min(Fraction(1), Fraction(2 * tail, 2**num)))
 
 
-def markdown(table: Table) -> str:
-    """Write a table in Markdown, with a line break at its end."""
-    heading, *rows = table
-    return "".join(f"| {' | '.join(row)} |\n" for row in (heading, ["---"] * len(heading), *rows))
-
-
 def _percent(shares: Sequence[float], digits: int) -> str:
-    """Write mean ± standard deviation."""
+    """Format mean ± standard deviation."""
     mean = np.mean(shares)
     if len(shares) < 2:
         return f"{mean:.{digits}%}"
     sd = sqrt(np.var(shares, ddof=1))
     return f"{100 * mean:.{digits}f} ± {100 * sd:.{digits}f} %"
-
-
-def _line(row: dict[str, Any]) -> str:
-    return f"\n{json.dumps(row)}"

@@ -1,4 +1,4 @@
-"""Corrupted test images: how well does a network read what it was not trained to read?"""
+"""Corrupted test images: how well does a network classify what it was not trained on?"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from training.data import augmentation
 from training.data.mnist import SIDE, Images
 
 SEED = 20_261_124
-"""Every network meets the same corrupted images."""
+"""Every network gets the same corrupted images."""
 
 NOISE = 60.0
 """Standard deviation of the noise added to each pixel."""
@@ -23,7 +23,7 @@ BLUR_PX = 1.2
 _STILL = Deformation(rotation_deg=0, scale=0, shear=0, shift_px=0, elastic_px=0, elastic_sigma_px=4)
 
 Corruption = Callable[[Images, np.random.Generator], Images]
-"""From (N, 784) uint8 to as many."""
+"""(N, 784) uint8 to (N, 784) uint8."""
 
 
 def noise(images: Images, rng: np.random.Generator) -> Images:
@@ -63,7 +63,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(images: Images) -> dict[str, Images]:
-    """Corrupt (N, 784) images in each way, always alike."""
+    """Corrupt (N, 784) images in each way, the same every time."""
     return {
         name: corruption(images, np.random.default_rng(SEED))
         for name, corruption in CORRUPTIONS.items()

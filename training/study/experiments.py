@@ -1,6 +1,6 @@
-"""The study: train every recipe from several seeds, measure what each trick gives, write it down.
+"""The study: train every recipe from several seeds, measure what each trick gives, save it.
 
-Rows are appended to the results as they finish, so an interrupted study goes on where it was.
+Each row is saved as soon as it is complete, so an interrupted study resumes with what is missing.
 """
 
 from dataclasses import replace
@@ -11,35 +11,32 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training.config import RECIPES, Deformation, Recipe
-from training.data.mnist import Images, Mnist
-from training.fitting import calibration, distillation
-from training.fitting.artifacts import load_model, probabilities
-from training.fitting.loop import OnEpoch, describe
-from training.fitting.teachers import Say
+from training.config import RECIPES, Recipe
+from training.data.mnist import Examples, Mnist
+from training.fitting import artifacts, calibration, distillation
+from training.fitting.evaluation import evaluate, probabilities
+from training.fitting.loop import Log, prefixed
 from training.fitting.train import train
-from training.fitting.trainer import Trainer, evaluate
-from training.study import corruptions
+from training.fitting.trainer import Trainer
+from training.study import corruptions, report
 from training.study.comparison import Results, Run, chosen_run
 
-Digits = npt.NDArray[np.intp]
-
 SEEDS = {"best": 3, "default": 5, "seed": 5}
-"""How many final models of each recipe are trained; their seeds are 0, 1 and so on."""
+"""The number of final models of each recipe; their seeds are 0, 1 and so on."""
 
 ABLATION_EPOCHS = 40
 ABLATION_SEEDS = 2
 
 
-def run(data: Mnist, artifacts: Path, results: Path, say: Say) -> None:
+def run(data: Mnist, folder: Path, results: Path, log: Log) -> None:
     """Train what the results lack.
 
     Args:
         data: MNIST.
-        artifacts: where the teachers are cached, and where each final model is left with its
-            report, in study/<recipe>-<seed>.
-        results: the results file; it gets a row more whenever one is there.
-        say: told how the work goes.
+        folder: the artifacts: the cache of teachers, and each final model with its report, in
+            study/<recipe>-<seed>.
+        results: the results file; it gets each row as soon as that is complete.
+        log: gets lines of progress.
 
     Raises:
         KeyboardInterrupt: interrupted; what was complete is in the results.
@@ -49,35 +46,38 @@ def run(data: Mnist, artifacts: Path, results: Path, say: Say) -> None:
     done = {(run["recipe"], run["seed"]) for run in found.runs}
     for name, seed in ((name, seed) for name, num in SEEDS.items() for seed in range(num)):
         if (name, seed) not in done:
-            found.runs.append(_final_model(RECIPES[name], seed, data, artifacts, say))
+            found.runs.append(_final_model(RECIPES[name], seed, data, folder, log))
             found.save(results)
     tried = {(row["trick"], row["seed"]) for row in found.ablation}
     for seed in range(ABLATION_SEEDS):
         for trick, recipe in tricks().items():
             if (trick, seed) not in tried:
-                found.ablation.append(_trial(trick, recipe, seed, data, artifacts, say))
+                name_log = prefixed(f"{trick}, seed {seed}", log)
+                figures = _trial(recipe, seed, data, folder / "teachers", name_log)
+                found.ablation.append({"trick": trick, "seed": seed, **figures})
                 found.save(results)
 
 
-def chosen_folder(artifacts: Path, results: Path) -> Path:
-    """Name the folder of the best recipe's model that reads the validation images best."""
+def chosen_folder(folder: Path, results: Path) -> Path:
+    """Return the folder of the `best` model with the highest validation accuracy."""
     run = chosen_run(Results.load(results).of("best"))
-    return _folder(artifacts, run["recipe"], run["seed"])
+    return _model_folder(folder, run["recipe"], run["seed"])
 
 
 def tricks() -> dict[str, Recipe]:
-    """List what the ablation adds, one on top of the other, from the tutorial's recipe to best."""
+    """Return the ablation's recipes, each with one trick more, from the tutorial's to best."""
     best = RECIPES["best"]
-    whole, _ = best.taught
+    full, _ = best.views()
     tutorial = replace(RECIPES["seed"], validation_split=best.validation_split)
     adamw = replace(
         best, deformation=None, distillation=None, averaging=0, dropout=tutorial.dropout
     )
     averaged = replace(adamw, averaging=RECIPES["default"].averaging)
-    affine = replace(averaged, dropout=best.dropout, deformation=_only(whole, elastic=0))
-    elastic = replace(affine, deformation=_only(whole, elastic=whole.elastic_px))
-    thickness = replace(elastic, deformation=whole)
-    taught = replace(thickness, distillation=best.distillation)
+    affine = replace(
+        averaged, dropout=best.dropout, deformation=replace(full, elastic_px=0, thickness=0)
+    )
+    elastic = replace(affine, deformation=replace(full, thickness=0))
+    thickness = replace(elastic, deformation=full)
     steps = {
         "the tutorial's": tutorial,
         "AdamW, cosine": adamw,
@@ -85,66 +85,55 @@ def tricks() -> dict[str, Recipe]:
         "affine deformation": affine,
         "elastic deformation": elastic,
         "stroke thickness": thickness,
-        "distillation": taught,
+        "distillation": replace(thickness, distillation=best.distillation),
     }
     return {trick: replace(recipe, epochs=ABLATION_EPOCHS) for trick, recipe in steps.items()}
 
 
-def _only(deformation: Deformation, *, elastic: float) -> Deformation:
-    """Leave stroke thickness out, and as much of the elastic displacement as is asked for."""
-    return replace(deformation, elastic_px=elastic, thickness=0)
-
-
-def _final_model(recipe: Recipe, seed: int, data: Mnist, artifacts: Path, say: Say) -> Run:
-    """Train one final model, and measure it once."""
-    folder = _folder(artifacts, recipe.name, seed)
+def _final_model(recipe: Recipe, seed: int, data: Mnist, folder: Path, log: Log) -> Run:
+    """Train one final model, write its report, and measure it once."""
+    own = _model_folder(folder, recipe.name, seed)
     metrics = train(
         recipe,
         data,
-        folder,
+        own,
         seed=seed,
-        resume=(folder / "checkpoint.npz").exists(),
-        on_epoch=_telling(f"{recipe.name}, seed {seed}", recipe, say),
-        teachers=artifacts / "teachers",
-        say=say,
+        resume=(own / "checkpoint.npz").exists(),
+        teachers=folder / "teachers",
+        log=prefixed(f"{recipe.name}, seed {seed}", log),
     )
     if metrics["epochs"] < recipe.epochs:
         raise KeyboardInterrupt
-    model = load_model(folder)
-    wrong = np.flatnonzero(_digits(model, data.test_images) != data.test_labels)
+    report.write(own, data)
+    model = artifacts.load_model(own)
+    wrong = np.flatnonzero(~_right(model, data.test))
     corrupted = {
-        kind: float((_digits(model, images) == data.test_labels).mean())
+        kind: float(_right(model, Examples(images, data.test_labels)).mean())
         for kind, images in corruptions.corrupt(data.test_images).items()
     }
     return {**metrics, "wrong": wrong.tolist(), "corrupted": corrupted}
 
 
-def _folder(artifacts: Path, recipe: str, seed: int) -> Path:
-    return artifacts / "study" / f"{recipe}-{seed}"
+def _model_folder(folder: Path, recipe: str, seed: int) -> Path:
+    return folder / "study" / f"{recipe}-{seed}"
 
 
-def _trial(
-    trick: str, recipe: Recipe, seed: int, data: Mnist, artifacts: Path, say: Say
-) -> dict[str, Any]:
-    """Train for the ablation; the test images are not looked at."""
+def _trial(recipe: Recipe, seed: int, data: Mnist, teachers: Path, log: Log) -> dict[str, Any]:
+    """Train for the ablation and validate; the test images are not used."""
     training, validation = data.split(recipe.validation_split)
-    epochs_from = distillation.source(recipe, training, validation, artifacts / "teachers", say)
+    epochs = distillation.epoch_source(recipe, training, validation, teachers, log)
     trainer = Trainer(recipe, len(training.labels), seed)
-    for number, batches in enumerate(epochs_from(seed, 0), start=1):
+    for number, batches in enumerate(epochs(seed, 0), start=1):
         loss, _ = trainer.fit(batches)
-        say(f"{trick}, seed {seed}  epoch {number:2}/{recipe.epochs}  loss {loss:.4f}")
-    calibration.calibrate(trainer.average, validation)  # softened answers are not worse ones
+        log(f"epoch {number:2}/{recipe.epochs}  loss {loss:.4f}")
+    calibration.calibrate(trainer.average, validation)  # else soft targets would cost some loss
     loss, accuracy = evaluate(trainer.average, validation)
     errors = round((1 - accuracy) * len(validation.labels))
-    return {"trick": trick, "seed": seed, "accuracy": accuracy, "loss": loss, "errors": errors}
+    return {"accuracy": accuracy, "loss": loss, "errors": errors}
 
 
-def _digits(model: keras.Model, images: Images) -> Digits:
-    """Read (N, 784) images; returns (N,)."""
-    digits: Digits = probabilities(model, images).argmax(axis=1)
-    return digits
-
-
-def _telling(name: str, recipe: Recipe, say: Say) -> OnEpoch:
-    """Say what is trained in front of every epoch's line."""
-    return lambda epoch, row: say(f"{name}  {describe(epoch, recipe.epochs, row)}")
+def _right(model: keras.Model, examples: Examples) -> npt.NDArray[np.bool_]:
+    """Classify the images; returns (N,), whether each digit is the label."""
+    digits = probabilities(model, examples.images).argmax(axis=1)
+    right: npt.NDArray[np.bool_] = digits == examples.labels
+    return right

@@ -1,4 +1,4 @@
-"""The report's pictures. Each function draws one figure; none touches pyplot's global state."""
+"""The report's figures: each function draws one, without pyplot's global state."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ TILES = 18
 COLUMNS = 6
 
 PIXELS = "none"
-"""How images are enlarged: not at all in the file, and without smoothing on the screen."""
+"""Interpolation of images: none in the file, and no smoothing on the screen."""
 
 
 def gallery(images: Images, titles: Sequence[str]) -> Figure:
     """Draw digits in rows of six, dark ink on white, each under its title.
 
     Args:
-        images: (N, 784) uint8; at most 18 are drawn, and none gives an empty page that says so.
+        images: (N, 784) uint8; at most 18 are drawn; without any, the figure says "none".
         titles: N lines of text.
     """
     shown = images[:TILES].reshape(-1, SIDE, SIDE)
@@ -99,7 +99,7 @@ def _curve(axes: Axes, training: list[float], validation: list[float], title: st
 
 
 def confusion(counts: npt.NDArray[np.int_]) -> Figure:
-    """Draw the confusion matrix; colour tells of mistakes only, so that they stand out.
+    """Draw the confusion matrix; only mistakes are coloured, so that they stand out.
 
     Args:
         counts: (10, 10), images by real digit (rows) and predicted digit (columns).

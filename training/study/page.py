@@ -1,4 +1,4 @@
-"""What the training report says, and in which order."""
+"""The page of the training report: its text, and the order of its sections."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,20 +9,20 @@ CAPTIONS = {
     "curves": (
         "Learning",
         "Loss and accuracy by epoch. Training is measured with dropout on, and on images deformed "
-        "as the recipe says; validation is measured without either, so it may well look better. "
-        "Training's first epochs may lie below the accuracies shown.",
+        "as the recipe says; validation without either, so it may look better. "
+        "Training accuracies of the first epochs may lie below the axis.",
     ),
     "mistakes": (
         "Mistakes",
         "Misread test digits, the most confident mistakes first.",
     ),
     "confusion": (
-        "What is taken for what",
+        "Confusion matrix",
         "Test images by real digit (rows) and predicted digit (columns). The diagonal is right; "
-        "the stronger the colour beside it, the more common that mistake.",
+        "beside it, a stronger colour is a more common mistake.",
     ),
     "samples": (
-        "What it learned from",
+        "Training images",
         "The first training images and their labels.",
     ),
 }
@@ -43,13 +43,13 @@ def render(
         layers: the layer table.
         digits: the accuracy of each digit.
         pictures: by the names in CAPTIONS.
-        study: what is known of all recipes, by heading.
+        study: the tables on all recipes, by heading; may be empty.
     """
     return page(
         title="Digit classifier: training report",
         heading=f"{metrics['accuracy']['test']:.2%}",
         lead=[
-            f"of the test digits are read correctly: {metrics['errors']['test']:,} were not.",
+            f"of the test digits are classified correctly; {metrics['errors']['test']:,} are not.",
             _training(metrics) + _calibration(metrics),
         ],
         sections=[
@@ -63,7 +63,7 @@ def render(
 
 
 def _results(metrics: Mapping[str, Any]) -> Table:
-    """Lay out what was measured."""
+    """Return the table of loss and accuracy."""
     sets = [
         (name, metrics["accuracy"][name], metrics["loss"][name]) for name in ("test", "validation")
     ]
@@ -72,7 +72,7 @@ def _results(metrics: Mapping[str, Any]) -> Table:
 
 
 def _training(metrics: Mapping[str, Any]) -> str:
-    """Tell in one sentence how the network was trained."""
+    """Describe in one sentence how the network was trained."""
     libraries = ", ".join(f"{name} {version}" for name, version in metrics["libraries"].items())
     return (
         f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "
@@ -82,8 +82,8 @@ def _training(metrics: Mapping[str, Any]) -> str:
 
 
 def _calibration(metrics: Mapping[str, Any]) -> str:
-    """Tell in one sentence what its probabilities are worth."""
-    if "calibration" not in metrics:  # trained before it was measured
+    """Describe in two sentences how well its probabilities are calibrated."""
+    if "calibration" not in metrics:  # artifacts of an old version
         return ""
     facts = metrics["calibration"]
     coverage = facts["coverage"]
@@ -91,6 +91,6 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
         f" Calibrated on the validation images: temperature {facts['temperature']:.2f}, expected "
         f"calibration error on the test images {facts['ece']['after']:.2%} "
         f"({facts['ece']['before']:.2%} before). Of the {coverage['share']:.0%} of the test images "
-        f"that it is surest of, {coverage['accuracy']:.2%} are read correctly; the least certain "
-        f"has a probability of {coverage['least_certainty']:.2f}."
+        f"with the highest probabilities, {coverage['accuracy']:.2%} are classified correctly; the "
+        f"lowest of these probabilities is {coverage['least_certainty']:.2f}."
     )

@@ -1,4 +1,4 @@
-"""The training report: pictures, tables, and one page that holds them all."""
+"""The training report: figures, tables, and one page that holds them all."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from reports.drawing import draw
 from reports.page import Table
 from training.data.mnist import Labels, Mnist
 from training.files import write_atomically
-from training.fitting.artifacts import Probabilities, load_json, load_model, probabilities
+from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import Probabilities, probabilities
 from training.study import comparison, figures, page
 from training.study.comparison import RESULTS, Results
 
@@ -21,7 +22,7 @@ Counts = npt.NDArray[np.int_]
 def write(artifacts: Path, data: Mnist) -> None:
     """Write the report on the trained model beside it.
 
-    That is samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg and
+    Its files are samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg and
     report.html.
 
     Args:
@@ -67,7 +68,7 @@ def layer_table(model: keras.Model) -> Table:
 
 
 def _kind(layer: keras.Layer) -> str:
-    """Say what a layer is, with the one setting that matters."""
+    """Name a layer's type, and its rate or activation."""
     if isinstance(layer, keras.layers.Dropout):
         return f"Dropout, {layer.rate:.2g}"
     return f"{type(layer).__name__}, {layer.activation.__name__}"
@@ -81,8 +82,8 @@ def confusion_counts(answers: Probabilities, labels: Labels) -> Counts:
 
 
 def digit_table(counts: Counts) -> Table:
-    """Tell how well each digit is read, from (10, 10) counts by real and predicted digit."""
-    rows = [("digit", "images", "wrong", "mostly read as", "accuracy")]
+    """Compute the accuracy of each digit, from (10, 10) counts by real and predicted digit."""
+    rows = [("digit", "images", "wrong", "mostly taken for", "accuracy")]
     for digit, predicted in enumerate(counts):
         images, right = predicted.sum(), predicted[digit]
         wrong = np.where(np.arange(10) == digit, 0, predicted)
@@ -93,7 +94,7 @@ def digit_table(counts: Counts) -> Table:
 
 
 def curves_alt(history: dict[str, list[float]]) -> str:
-    """Say what the curves show: where each begins and ends."""
+    """Describe the curves in words: where each begins and ends."""
     curves = {"training": "", "validation": "val_"}
     parts = [
         f"{images} {name} from {history[prefix + name][0]:.3f} to {history[prefix + name][-1]:.3f}"
@@ -104,7 +105,7 @@ def curves_alt(history: dict[str, list[float]]) -> str:
 
 
 def confusion_alt(counts: Counts) -> str:
-    """Say what the confusion matrix shows: how many are right, and the commonest mistakes."""
+    """Describe the confusion matrix in words: how many are right, and the commonest mistakes."""
     wrong = np.where(np.eye(10, dtype=bool), 0, counts)
     commonest = [divmod(int(cell), 10) for cell in np.argsort(-wrong, axis=None, kind="stable")[:3]]
     listed = [f"{real} read as {predicted} ({wrong[real, predicted]} times)"
@@ -116,7 +117,7 @@ def confusion_alt(counts: Counts) -> str:
 
 
 def samples(data: Mnist) -> tuple[Figure, str]:
-    """Draw the first training images, and say what is seen."""
+    """Draw the first training images, and describe them in words."""
     labels = data.train_labels[: figures.TILES]
     figure = figures.gallery(
         data.train_images[: figures.TILES], [f"label {label}" for label in labels]
@@ -125,7 +126,7 @@ def samples(data: Mnist) -> tuple[Figure, str]:
 
 
 def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
-    """Draw the misread test images, the most certain first, and say what is seen."""
+    """Draw the misread test images, the most certain first, and describe them in words."""
     digits, certainty = answers.argmax(axis=1), answers.max(axis=1)
     wrong = np.flatnonzero(digits != data.test_labels)
     shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: figures.TILES]
@@ -136,7 +137,7 @@ def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
 
 
 def _as_text(table: Table) -> str:
-    """Lay a table out in columns, for a terminal."""
+    """Format a table in columns, for a terminal."""
     *widths, last = [max(map(len, column)) for column in zip(*table, strict=True)]
     form = "".join(f"{{:{width}}}  " for width in widths) + f"{{:>{last}}}\n"
     return "".join(form.format(*row) for row in table)

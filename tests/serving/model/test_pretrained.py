@@ -16,8 +16,8 @@ from serving.__main__ import main
 from serving.config import Precision
 from serving.images import Images
 from serving.model.repository import PRETRAINED, find_root
-from training.data.idx import DataError
 from training.data.mnist import Mnist
+from training.errors import DataError
 
 MAX_BYTES = 1_500_000
 MAX_INT8_LOSS = 0.0005

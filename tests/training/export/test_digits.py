@@ -14,8 +14,9 @@ import pytest
 from onnx import numpy_helper
 
 from training.data.mnist import Mnist
+from training.errors import ExportError, NotTrained
 from training.export import graph, quantization
-from training.export.digits import ExportError, export
+from training.export.digits import export
 from training.export.manifest import choose_golden
 from training.export.onnx_runtime import onnxruntime
 
@@ -191,7 +192,7 @@ def test_untrained_names_the_command_to_run(
     missing: str, own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
 ) -> None:
     (own_artifacts / missing).unlink()
-    with pytest.raises(ExportError, match="make train"):
+    with pytest.raises(NotTrained, match="make train"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 
@@ -199,7 +200,7 @@ def test_truncated_model_names_the_command_to_run(
     own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
 ) -> None:
     os.truncate(own_artifacts / "model.keras", 100_000)
-    with pytest.raises(ExportError, match=r"cannot read .*model\.keras: run `make train` again"):
+    with pytest.raises(NotTrained, match=r"cannot read .*model\.keras: run `make train` again"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 

@@ -4,12 +4,12 @@ import pytest
 
 from training.data.mnist import Examples
 from training.fitting import calibration
-from training.fitting.artifacts import Probabilities, probabilities
 from training.fitting.calibration import (
     accuracy_at_coverage,
     expected_calibration_error,
     fit_temperature,
 )
+from training.fitting.evaluation import Probabilities, probabilities
 from training.fitting.networks import build
 
 

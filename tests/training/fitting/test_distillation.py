@@ -1,4 +1,4 @@
-"""Teachers, the pool of their answers, and what the student is taught."""
+"""Teachers, their cached logits, and what the student learns from."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,6 @@ from training.data.mnist import Examples, Mnist
 from training.fitting import distillation, teacher_logits, teachers
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
-from training.study import report
 
 DISTILLATION = Distillation(
     teacher=dataclasses.replace(TEACHER, epochs=2, batch_size=128),
@@ -43,15 +42,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teacher_logits.answers(RECIPE, *parts, folder, interrupt)
+        teacher_logits.load(RECIPE, *parts, folder, interrupt)
     lines: list[str] = []
-    teacher_logits.answers(RECIPE, *parts, folder, lines.append)
+    teacher_logits.load(RECIPE, *parts, folder, lines.append)
     assert [line.partition("  loss")[0] for line in lines] == [
         "teacher 1/2  epoch 2/2",
         "teacher 2/2  epoch 1/2",
         "teacher 2/2  epoch 2/2",
-        "teachers' answers  view 1/2",
-        "teachers' answers  view 2/2",
+        "teacher logits  view 1/2",
+        "teacher logits  view 2/2",
     ]
     return folder
 
@@ -66,53 +65,51 @@ def copy(cache: Path, folder: Path) -> Path:
     return folder
 
 
-def test_teachers_are_asked_once(
-    cache: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_logits_are_read(cache: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teachers, "train", refuse)
-    answers = teacher_logits.answers(RECIPE, *parts, cache, refuse)
+    answers = teacher_logits.load(RECIPE, *parts, cache, refuse)
     assert [answer.shape for answer in answers] == [(len(parts[0].labels), 10)] * 2
 
 
 def test_complete_teachers_are_not_trained_again(
     cache: Path, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = teacher_logits.answers(RECIPE, *parts, cache, refuse)
+    expected = teacher_logits.load(RECIPE, *parts, cache, refuse)
     copied = copy(cache, tmp_path)
     (copied / "view-001.npz").unlink()
     monkeypatch.setattr(Trainer, "fit", refuse)
     lines: list[str] = []
-    answers = teacher_logits.answers(RECIPE, *parts, copied, lines.append)
-    assert lines == ["teachers' answers  view 2/2"]
+    answers = teacher_logits.load(RECIPE, *parts, copied, lines.append)
+    assert lines == ["teacher logits  view 2/2"]
     # The same weights at the same images; float16 keeps three digits.
     np.testing.assert_allclose(answers[1], expected[1], rtol=0.002, atol=0.01)
 
 
-def test_damaged_answers_are_made_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
+def test_damaged_logits_are_computed_again(cache: Path, parts: Parts, tmp_path: Path) -> None:
     copied = copy(cache, tmp_path)
     damaged = copied / "view-000.npz"
     damaged.write_bytes(damaged.read_bytes()[:1_000])
     lines: list[str] = []
-    teacher_logits.answers(RECIPE, *parts, copied, lines.append)
-    assert "view-000.npz is made anew: it cannot be read" in lines[0]
-    teacher_logits.answers(RECIPE, *parts, copied, refuse)
+    teacher_logits.load(RECIPE, *parts, copied, lines.append)
+    assert "view-000.npz again: it is unreadable" in lines[0]
+    teacher_logits.load(RECIPE, *parts, copied, refuse)
 
 
-def test_other_teachers_make_all_anew(cache: Path, parts: Parts, tmp_path: Path) -> None:
+def test_other_teachers_compute_all_again(cache: Path, parts: Parts, tmp_path: Path) -> None:
     teacher = dataclasses.replace(DISTILLATION.teacher, epochs=1)
     other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
     recipe = dataclasses.replace(RECIPE, distillation=other)
     lines: list[str] = []
-    teacher_logits.answers(recipe, *parts, copy(cache, tmp_path), lines.append)
-    assert "view-000.npz is made anew: it is of other teachers" in lines[0]
-    assert "this teacher is trained anew" in lines[1]
+    teacher_logits.load(recipe, *parts, copy(cache, tmp_path), lines.append)
+    assert "view-000.npz again: it is of other teachers" in lines[0]
+    assert "training this teacher again" in lines[1]
     assert "epochs 2, not 1" in lines[1]
     assert len(lines) == 4
 
 
-def test_view_is_deformed_and_always_the_same(parts: Parts) -> None:
+def test_view_is_deformed_the_same_every_time(parts: Parts) -> None:
     images = parts[0].images
-    deformation, _ = RECIPE.taught
+    deformation, _ = RECIPE.views()
     views = [teacher_logits.view(images, deformation, number) for number in (0, 0, 1)]
     assert (views[0] == views[1]).all()
     assert (views[0] != views[2]).any(axis=1).mean() > 0.9
@@ -121,7 +118,7 @@ def test_view_is_deformed_and_always_the_same(parts: Parts) -> None:
     assert np.corrcoef(ink, views[0].sum(axis=1, dtype=float))[0, 1] > 0.8
 
 
-def test_targets_mix_labels_and_softened_answers() -> None:
+def test_targets_mix_labels_and_softened_probabilities() -> None:
     answers = np.full((1, 10), -100, np.float16)
     answers[0, :2] = np.log([0.9, 0.1])  # odds of 9, at temperature 2 of 3
     targets = distillation.soften(np.array([1], np.uint8), answers, DISTILLATION)
@@ -132,7 +129,7 @@ def test_targets_mix_labels_and_softened_answers() -> None:
 def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     training, _ = parts
     answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
-    deformation, _ = RECIPE.taught
+    deformation, _ = RECIPE.views()
     labels_only = dataclasses.replace(
         RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0)
     )
@@ -146,10 +143,10 @@ def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
 
 def test_recipe_without_teachers_cannot_distil() -> None:
     with pytest.raises(ValueError, match="default has no teachers"):
-        _ = RECIPES["default"].taught
+        _ = RECIPES["default"].views()
 
 
-def test_student_goes_on_in_the_middle_of_the_pool(parts: Parts) -> None:
+def test_student_resumes_in_the_middle_of_the_views(parts: Parts) -> None:
     training, _ = parts
     rng = np.random.default_rng(0)
     answers = [rng.standard_normal((len(training.labels), 10)).astype(np.float16)] * 2
@@ -162,10 +159,15 @@ def test_student_goes_on_in_the_middle_of_the_pool(parts: Parts) -> None:
 
 
 def test_student_learns_from_cached_teachers(
-    cache: Path, mnist_sample: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, mnist_sample: Mnist, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(report, "write", lambda artifacts, data: None)
-    metrics = train(RECIPE, mnist_sample, tmp_path, teachers=cache, say=refuse)
+    lines: list[str] = []
+    metrics = train(RECIPE, mnist_sample, tmp_path, teachers=cache, log=lines.append)
+    assert [line.partition("  loss")[0] for line in lines] == [
+        "epoch 1/3",
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
     assert metrics["accuracy"]["test"] > 0.5
     assert metrics["parameters"] == 241_650
 
@@ -173,4 +175,4 @@ def test_student_learns_from_cached_teachers(
 def test_every_recipe_with_teachers_is_complete() -> None:
     taught: list[Recipe] = [recipe for recipe in RECIPES.values() if recipe.distillation]
     assert [recipe.name for recipe in taught] == ["best"]
-    assert all(recipe.taught for recipe in taught)
+    assert all(recipe.views() for recipe in taught)

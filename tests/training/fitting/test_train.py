@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,25 @@ import pytest
 from tests.conftest import SAMPLE
 from training.config import RECIPES
 from training.data.mnist import Mnist
-from training.fitting.artifacts import load_json, load_model, probabilities
-from training.fitting.checkpoint import ResumeError
-from training.fitting.loop import Row
+from training.errors import ResumeError
+from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import probabilities
+from training.fitting.loop import Log
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
-from training.study import report
 
 RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, averaging=0.9)
 """All of the default recipe's machinery, for a sample of 2,000 images."""
 
 
-@pytest.fixture
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures, which take longer than these trainings."""
-    monkeypatch.setattr(report, "write", lambda artifacts, data: None)
-
-
-def interrupt_after(last: int) -> Callable[[int, Row], None]:
+def interrupt_after(last: int) -> Log:
     """Press Ctrl-C once an epoch is complete."""
 
-    def on_epoch(number: int, row: Row) -> None:
-        if number == last:
+    def log(line: str) -> None:
+        if line.startswith(f"epoch {last}/"):
             raise KeyboardInterrupt
 
-    return on_epoch
+    return log
 
 
 def weights(artifacts: Path) -> list[Any]:
@@ -51,7 +44,7 @@ def share_right(artifacts: Path, images: Any, labels: Any) -> float:
     return float((answers.argmax(axis=1) == labels).mean())
 
 
-def test_training_learns_and_tells_what_it_measured(artifacts: Path, mnist_sample: Mnist) -> None:
+def test_training_learns_and_writes_its_metrics(artifacts: Path, mnist_sample: Mnist) -> None:
     metrics = load_json(artifacts, "metrics.json")
     assert metrics["accuracy"]["test"] > 0.85
     assert metrics["accuracy"]["test"] == share_right(
@@ -74,31 +67,22 @@ def test_history_has_a_value_for_every_epoch(artifacts: Path) -> None:
 
 def test_finished_training_leaves_no_checkpoint(artifacts: Path) -> None:
     assert not (artifacts / "checkpoint.npz").exists()
-    assert (artifacts / "report.html").exists()
 
 
-@pytest.mark.usefixtures("without_report")
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:
-    def stop_here(number: int, row: Row) -> None:
-        if number == 2:
+    def stop_here(line: str) -> None:
+        if line.startswith("epoch 2/3"):
             shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
 
-    numbers: list[int] = []
-    train(RECIPE, mnist_sample, tmp_path / "whole", on_epoch=stop_here)
-    train(
-        RECIPE,
-        mnist_sample,
-        tmp_path / "stopped",
-        resume=True,
-        on_epoch=lambda number, row: numbers.append(number),
-    )
-    assert numbers == [3]
+    lines: list[str] = []
+    train(RECIPE, mnist_sample, tmp_path / "whole", log=stop_here)
+    train(RECIPE, mnist_sample, tmp_path / "stopped", resume=True, log=lines.append)
+    assert [line.partition("  loss")[0] for line in lines] == ["epoch 3/3"]
     histories = [load_json(tmp_path / name, "history.json") for name in ("whole", "stopped")]
     assert histories[0] == histories[1]
     assert all(map(np.array_equal, weights(tmp_path / "whole"), weights(tmp_path / "stopped")))
 
 
-@pytest.mark.usefixtures("without_report")
 def test_interrupt_keeps_the_best_epoch(
     tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +95,8 @@ def test_interrupt_keeps_the_best_epoch(
     epochs: list[tuple[float, float]] = []
     fit = Trainer.fit
     monkeypatch.setattr(Trainer, "fit", forget_after_two)
-    metrics = train(RECIPE, mnist_sample, tmp_path, epochs=9, on_epoch=interrupt_after(3))
+    recipe = dataclasses.replace(RECIPE, epochs=9)
+    metrics = train(recipe, mnist_sample, tmp_path, log=interrupt_after(3))
     history = load_json(tmp_path, "history.json")["val_accuracy"]
     assert metrics["epochs"] == len(history) == 3
     assert metrics["accuracy"]["validation"] == max(history[:2]) > history[2]
@@ -142,8 +127,8 @@ from tests.training.fitting.test_train import RECIPE
 from training.data.mnist import Mnist
 from training.fitting.train import train
 data = Mnist(**np.load({str(SAMPLE)!r}))
-kill = lambda number, row: os.kill(os.getpid(), signal.SIGKILL)
-train(RECIPE, data, pathlib.Path({str(tmp_path)!r}), on_epoch=kill)
+kill = lambda line: os.kill(os.getpid(), signal.SIGKILL)
+train(RECIPE, data, pathlib.Path({str(tmp_path)!r}), log=kill)
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

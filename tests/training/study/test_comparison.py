@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 
+from reports.page import Table
 from training.study.comparison import (
     RESULTS,
     Results,
     ablation_table,
     chosen_run,
     corruption_table,
-    markdown,
     mcnemar,
     recipe_table,
     significance_table,
@@ -17,6 +17,11 @@ from training.study.comparison import (
 )
 
 README = Path(__file__).parents[3] / "README.md"
+
+
+def markdown(table: Table) -> str:
+    heading, *rows = table
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heading, ["---"] * len(heading), *rows))
 
 
 def run(recipe: str, seed: int, wrong: list[int], validation: float = 0.99) -> dict[str, Any]:

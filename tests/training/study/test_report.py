@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,11 +12,21 @@ from matplotlib.figure import Figure
 from reports.drawing import draw
 from reports.page import Picture
 from training.data.mnist import Mnist
-from training.fitting.artifacts import NotTrained, load_model, probabilities
+from training.errors import NotTrained
+from training.fitting.artifacts import load_model
+from training.fitting.evaluation import probabilities
 from training.study import figures, page, report
 
 PICTURES = ["confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "samples.svg"]
 MAX_PICTURE_BYTES = 120_000
+
+
+@pytest.fixture(scope="module")
+def folder(artifacts: Path, mnist_sample: Mnist, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts with their report."""
+    folder = Path(shutil.copytree(artifacts, tmp_path_factory.mktemp("report") / "artifacts"))
+    report.write(folder, mnist_sample)
+    return folder
 
 
 def titles(figure: Figure) -> list[str]:
@@ -23,31 +34,31 @@ def titles(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_a_small_svg(name: str, artifacts: Path) -> None:
-    content = (artifacts / name).read_bytes()
+def test_picture_is_a_small_svg(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
     assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
     assert len(content) < MAX_PICTURE_BYTES
 
 
-def test_page_holds_its_pictures_and_links_nowhere(artifacts: Path) -> None:
-    html = (artifacts / "report.html").read_text()
+def test_page_holds_its_pictures_and_links_nowhere(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
     inlined = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
     assert [base64.b64decode(svg) for svg in inlined] == [
-        (artifacts / f"{name}.svg").read_bytes() for name in page.CAPTIONS
+        (folder / f"{name}.svg").read_bytes() for name in page.CAPTIONS
     ]
     assert html.count("src=") == len(inlined)
     assert not re.search(r"https?:|href=|url\(|@import|<script|<link", html)
 
 
-def test_page_tells_what_was_measured(artifacts: Path) -> None:
-    html = (artifacts / "report.html").read_text()
+def test_page_shows_the_metrics(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
     assert "seed, seed 0: 12 epochs" in html
     assert '<th scope="col">digit</th>' in html
     assert '<th scope="row">hidden_1</th>' in html
     assert "<td>200,960</td>" in html
 
 
-def test_page_escapes_what_it_is_told() -> None:
+def test_page_escapes_its_contents() -> None:
     metrics = {
         "recipe": "<script>", "seed": 0, "epochs": 1, "train_seconds": 1.0, "device": "cpu",
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
@@ -62,8 +73,8 @@ def test_page_escapes_what_it_is_told() -> None:
     assert "<i>" not in html
 
 
-def test_layer_table_lists_every_layer_and_the_total(artifacts: Path) -> None:
-    rows = (artifacts / "layers.txt").read_text().splitlines()
+def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
+    rows = (folder / "layers.txt").read_text().splitlines()
     assert re.fullmatch(r"hidden_1 +Dense, relu +256 +200,960", rows[2])
     assert re.fullmatch(r"dropout_1 +Dropout, 0\.4 +256 +0", rows[3])
     assert re.fullmatch(r"total +241,650", rows[-1])

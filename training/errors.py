@@ -1,0 +1,37 @@
+"""What ends a command: the text of each error is fit to show to a person.
+
+TrainingError       something failed: exit code 1
+NotTrained      what training writes is missing or unreadable; names the command to run
+ExportError     nothing was published, and why
+UnusableInput   the command's input cannot be used: exit code 2
+DataError   MNIST can't be had, or a file of it is damaged
+ResumeError there is nothing to resume, or it is another training
+"""
+
+
+class TrainingError(Exception):
+    """Something failed."""
+
+    exit_code = 1
+
+
+class NotTrained(TrainingError):
+    """What training writes is missing or unreadable; the text names the command to run."""
+
+
+class ExportError(TrainingError):
+    """Nothing was published; the text is one line and says why."""
+
+
+class UnusableInput(TrainingError):
+    """The command's input can't be used."""
+
+    exit_code = 2
+
+
+class DataError(UnusableInput):
+    """MNIST can't be had, or a file of it is damaged."""
+
+
+class ResumeError(UnusableInput):
+    """There is nothing to resume, or it is another training; the text is one line."""
