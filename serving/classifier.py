@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.batching.batcher import Batcher
-from serving.batching.parallel_run import run_shared
+from serving.batching.parallel_run import ENOUGH_IMAGES, run_shared
 from serving.batching.request import Answer
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import Unavailable
@@ -22,9 +23,6 @@ from serving.model.repository import PRETRAINED
 from serving.predictions import NUM_CLASSES, Predictions
 from serving.system.cores import usable_cores
 from serving.telemetry.metrics import Metrics
-
-_ENOUGH_ROWS = 128
-"""Images that are worth a run of their own, where another core could take them."""
 
 
 class Classifier:
@@ -61,18 +59,6 @@ class Classifier:
         self._reopen: Callable[[], Self] | None = None
 
     @classmethod
-    def open(
-        cls, config: ModelConfig, batching: BatchingConfig | None = None, num_processes: int = 1
-    ) -> Self:
-        """Load the model that a server's configuration names; raises what `load` raises."""
-        model_dir = config.models / config.model
-        max_batch_size = (batching or BatchingConfig()).max_batch_size
-        model = load_model(
-            model_dir, config.version, config.device, config.precision, max_batch_size
-        )
-        return cls(model, batching, num_processes, config.served_name)
-
-    @classmethod
     def load(
         cls,
         model_dir: str | Path,
@@ -82,7 +68,7 @@ class Classifier:
         *,
         batching: BatchingConfig | None = None,
     ) -> Self:
-        """Load an exported model, verify it and check it on its golden samples.
+        """Load an exported model, verify it, and check it on its golden samples, which warms it up.
 
         Args:
             model_dir: the model's directory, such as "models/digits".
@@ -103,13 +89,31 @@ class Classifier:
                 directory can't be read.
         """
         model_dir = Path(model_dir).absolute()
-        version = None if version is None else str(version)
-        max_batch_size = (batching or BatchingConfig()).max_batch_size
-        model = load_model(model_dir, version, device, precision, max_batch_size)
-        classifier = cls(model, batching)
-        classifier._reopen = partial(
-            cls.load, model_dir, classifier.version, device, precision, batching=batching
+        config = ModelConfig(
+            models=model_dir.parent, model=model_dir.name,
+            version=None if version is None else str(version), device=device, precision=precision,
+        )  # fmt: skip
+        return cls.open(config, batching)
+
+    @classmethod
+    def open(
+        cls, config: ModelConfig, batching: BatchingConfig | None = None, num_processes: int = 1
+    ) -> Self:
+        """Do what `load` does, for a server's configuration.
+
+        Args:
+            config: which model.
+            batching: sizes and limits.
+            num_processes: how many classifiers share this machine's cores.
+        """
+        batching = batching or BatchingConfig()
+        model_dir = config.models.absolute() / config.model
+        model = load_model(
+            model_dir, config.version, config.device, config.precision, batching.max_batch_size
         )
+        classifier = cls(model, batching, num_processes, config.served_name)
+        config = replace(config, models=model_dir.parent, version=model.version)
+        classifier._reopen = partial(cls.open, config, batching, num_processes)
         return classifier
 
     @classmethod
@@ -193,12 +197,11 @@ class Classifier:
         if self._is_closed:
             raise Unavailable("the classifier is closed")
         model = self.served
-        num_parts = min(self._cores, -(-len(checked) // _ENOUGH_ROWS))
-        step = min(-(-len(checked) // num_parts), self.batching.max_batch_size)
-        if len(checked) <= step:
+        max_batch_size = self.batching.max_batch_size
+        if len(checked) <= min(ENOUGH_IMAGES, max_batch_size):
             probabilities = model.run(checked)
         else:
-            probabilities = run_shared(model, checked, step, self._cores, is_cancelled)
+            probabilities = run_shared(model, checked, max_batch_size, self._cores, is_cancelled)
         return Predictions.of(probabilities, model.version)
 
     def close(self) -> None:

@@ -23,13 +23,10 @@ import time
 from collections.abc import Callable
 
 from serving.batching.fair_queue import Backlog
+from serving.batching.parallel_run import ENOUGH_IMAGES
 from serving.batching.request import Batch, Model, Observe, OnOutcome, Request
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
-
-_ENOUGH_ROWS = 128
-"""Images that are worth a run of their own, where another one could share them: more are hardly
-cheaper each."""
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +200,7 @@ class Batcher:
         if self._config.max_queue_delay_s > 0:
             return self.max_batch_size
         num_free = self._num_runners - self._num_running
-        return min(max(-(-self.num_waiting // num_free), _ENOUGH_ROWS), self.max_batch_size)
+        return min(max(-(-self.num_waiting // num_free), ENOUGH_IMAGES), self.max_batch_size)
 
     @property
     def _margin_s(self) -> float:

@@ -11,9 +11,17 @@ from serving.batching.request import Model
 from serving.images import Images
 from serving.predictions import NUM_CLASSES, Probabilities
 
+ENOUGH_IMAGES = 128
+"""Images that are worth a run of their own where another core can make it: in larger runs they are
+hardly cheaper each."""
+
 
 def run_shared(
-    model: Model, images: Images, step: int, num_threads: int, is_cancelled: Callable[[], bool]
+    model: Model,
+    images: Images,
+    max_batch_size: int,
+    num_threads: int,
+    is_cancelled: Callable[[], bool],
 ) -> Probabilities:
     """Run images in parts, on this thread and on helpers that live as long as the call.
 
@@ -23,13 +31,18 @@ def run_shared(
     Args:
         model: what runs; safe to call from many threads.
         images: (N, 784) uint8.
-        step: images in one run.
+        max_batch_size: the most images in one run.
         num_threads: the most runs at once.
         is_cancelled: once it says True, no further run begins, and the answer is not whole.
+
+    Returns:
+        (N, 10) float32; each row sums to 1.
 
     Raises:
         ModelError: a run failed.
     """
+    num_parts = min(num_threads, -(-len(images) // ENOUGH_IMAGES))
+    step = min(-(-len(images) // num_parts), max_batch_size)
     probabilities = np.empty((len(images), NUM_CLASSES), np.float32)
     starts = range(0, len(images), step)
     todo, done = deque(starts), set()
@@ -48,12 +61,11 @@ def run_shared(
         with busy, suppress(Exception):
             work()
 
-    helpers: list[LockType] = []
+    helpers = [allocate_lock() for _ in range(min(num_threads, len(starts)) - 1)]
     try:
         with suppress(RuntimeError):  # no more threads to be had: fewer do
-            while len(helpers) < min(num_threads, len(starts)) - 1:
-                helpers.append(allocate_lock())
-                start_new_thread(help_out, (helpers[-1],))
+            for busy in helpers:
+                start_new_thread(help_out, (busy,))
         work()
         for busy in helpers:
             with busy:  # it has finished, or will find nothing to do
