@@ -238,7 +238,7 @@ class Batcher:
         if halves or not batch.pieces:
             return
         request = batch.pieces[0][0]
-        _log.error("run of %d images failed", batch.num_rows, exc_info=error)
+        _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
         with self._lock:
             assert request.backlog is not None
             request.backlog.fail(request, ModelError("the model failed on these images"))

@@ -148,7 +148,7 @@ def test_failed_run_fails_only_the_guilty_request(caplog: pytest.LogCaptureFixtu
     batcher.close()
     failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, ModelError)]
     assert failed == [36 + 13]
-    assert caplog.messages == ["run of 1 images failed"]
+    assert caplog.messages == ["a run of 1 images failed"]
     assert len(model.ran[0]) == 64
 
 
