@@ -101,11 +101,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Named here, not in each worker's traceback.
     extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
-    import uvloop
-
-    from serving.server.server import serve
-    from serving.server.supervisor import supervise
-    from serving.transports.choice import warn_if_exposed
+    from serving.server.run import run
 
     logs.setup(options.log_format)
     batching = BatchingConfig(
@@ -137,12 +133,7 @@ def _serve(options: argparse.Namespace) -> int:
         ),
     )
     require_descriptors(64 + 8 * config.workers)
-    warn_if_exposed(config)
-    model = _model_config(options)
-    if config.workers == 1:
-        is_drained = uvloop.run(serve(model, batching, config))
-    else:
-        is_drained = uvloop.run(supervise(model, batching, config))
+    is_drained = run(_model_config(options), batching, config)
     signals.end_process(0 if is_drained else 1)
 
 

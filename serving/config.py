@@ -9,7 +9,7 @@ from serving.errors import ConfigurationError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
-Transport = Literal["auto", "h2", "grpcio"]
+TransportName = Literal["auto", "h2", "grpcio"]
 LogFormat = Literal["text", "json"]
 
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
@@ -113,7 +113,7 @@ class ServerConfig:
     """The address of metrics, liveness and readiness over HTTP, which have no TLS and no tokens."""
     metrics_port: int | None = 9_090
     """Their TCP port; 0 lets the kernel choose, None is off."""
-    transport: Transport = "auto"
+    transport: TransportName = "auto"
     """What answers the port; "auto" takes h2 where ngh2 is installed."""
     workers: int = 1
     """Processes that share the port; each holds the model, and has its share of the cores."""

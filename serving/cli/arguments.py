@@ -13,7 +13,7 @@ from serving.config import (
     ModelConfig,
     Precision,
     ServerConfig,
-    Transport,
+    TransportName,
 )
 
 
@@ -83,7 +83,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
         help="their TCP port; 0: the kernel chooses; or off")  # fmt: skip
-    add("--transport", choices=get_args(Transport), default=config.transport,
+    add("--transport", choices=get_args(TransportName), default=config.transport,
         help="what answers the port; auto takes h2 where it is installed")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
         help="processes that share the port, the cores divided among them; one that dies is "

@@ -6,19 +6,16 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from serving.classifier import Classifier
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.model.info import ModelInfo
-from serving.predictions import Predictions
 from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
-from serving.protocols.method import Method
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import inference_methods
 from serving.server.reloader import Reloader
@@ -28,45 +25,9 @@ from serving.system.process import Usage
 from serving.telemetry import logs
 from serving.telemetry.exporter import Exporter, exporting
 from serving.telemetry.metrics import Report
-from serving.transports.choice import choose_transport
+from serving.transports import choose_transport, open_transport
 
 _log = logging.getLogger(__name__)
-
-
-class Transport(Protocol):
-    """What carries calls to the methods and their answers back."""
-
-    def __init__(
-        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
-    ) -> None: ...
-
-    async def start(self) -> str:
-        """Bind and begin to answer; returns the address.
-
-        Raises:
-            ConfigurationError: the address can't be bound.
-        """
-
-    @property
-    def num_waiting(self) -> int:
-        """Images that wait for a run."""
-
-    @property
-    def num_calls(self) -> int:
-        """Calls in progress."""
-
-    async def ask(self, image: bytes) -> Predictions:
-        """Classify one image the way every request goes; raises DigitsError."""
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Refuse new calls as Unavailable, and answer those that were accepted.
-
-        Returns:
-            False if `timeout_s` seconds passed first.
-        """
-
-    async def stop(self, grace_s: float) -> None:
-        """Close the port; calls that are left have `grace_s` seconds to end."""
 
 
 def announce(
@@ -113,14 +74,11 @@ async def serve(
     Raises:
         DigitsError: it can't start; see `load_model` and `Server.start`.
     """
-    transport = choose_transport(config)
-    if config.reload_interval_s and model_config.version is not None:
-        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     with (
         exporting(config) as exporter,  # first: it says that the others are still starting
         Classifier.open(model_config, batching, config.workers) as classifier,
     ):
-        server = Server(classifier, config, transport, exporter)
+        server = Server(classifier, config, exporter)
         try:
             await server.start()
         except ConfigurationError:
@@ -135,24 +93,20 @@ class Server:
     """A classifier behind one port."""
 
     def __init__(
-        self,
-        classifier: Classifier,
-        config: ServerConfig,
-        transport: str,
-        exporter: Exporter | None = None,
+        self, classifier: Classifier, config: ServerConfig, exporter: Exporter | None = None
     ) -> None:
         """Prepare on the running event loop; classifier and exporter are the caller's to close.
 
         Raises:
-            ConfigurationError: a certificate or a token can't be used.
+            ConfigurationError: the transport, a certificate or a token can't be used.
         """
         self._classifier = classifier
         self._exporter = exporter
         self.config = config
-        self.transport = transport
+        self.transport = choose_transport(config.transport)
         self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
         methods = [
-            *digits_methods(classifier, transport),
+            *digits_methods(classifier, self.transport),
             *inference_methods(classifier, self.health),
             *self.health.methods(),
         ]
@@ -160,7 +114,7 @@ class Server:
             from serving.protocols.reflection import reflection_methods
 
             methods += reflection_methods()
-        self._transport = _transport_class(transport)(classifier, methods, config)
+        self._transport = open_transport(self.transport, classifier, methods, config)
         self._self_test: asyncio.Task[None] | None = None
         self._stops: asyncio.Queue[int] = asyncio.Queue()
         self.address = ""
@@ -243,13 +197,3 @@ class Server:
         """Close the port and cut off what is pending; `drain` first to lose nothing."""
         self._end_self_test()
         await self._transport.stop(grace_s)
-
-
-def _transport_class(name: str) -> type[Transport]:
-    if name == "h2":
-        from serving.transports.h2.server import H2Server
-
-        return H2Server
-    from serving.transports.grpcio.server import GrpcioServer
-
-    return GrpcioServer

@@ -1,0 +1,96 @@
+"""What carries calls to the methods: `h2`, our own, and `grpcio`, the reference beside it.
+
+`auto` is h2 wherever its package is installed: it answers several times as many calls, and
+withstands what grpcio does not (SECURITY.md). A transport is imported when it is opened.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+from serving.classifier import Classifier
+from serving.config import ServerConfig, TransportName
+from serving.errors import ConfigurationError
+from serving.predictions import Predictions
+from serving.protocols.method import Method
+
+
+class Transport(Protocol):
+    """A server on one address, used from the event loop on which it was opened."""
+
+    async def start(self) -> str:
+        """Bind and begin to answer; returns the address.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for a run; from any thread."""
+
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress; from any thread."""
+
+    async def ask(self, image: bytes) -> Predictions:
+        """Classify one image the way every request goes; raises DigitsError."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new calls as Unavailable, and answer those that were accepted.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port; calls that are left have `grace_s` seconds to end."""
+
+
+Open = Callable[[Classifier, Sequence[Method], ServerConfig], Transport]
+
+
+def _h2() -> Open:
+    from serving.transports.h2.server import H2Server
+
+    return H2Server
+
+
+def _grpcio() -> Open:
+    from serving.transports.grpcio.server import GrpcioServer
+
+    return GrpcioServer
+
+
+_TRANSPORTS: dict[TransportName, Callable[[], Open]] = {"h2": _h2, "grpcio": _grpcio}
+
+
+def open_transport(
+    name: TransportName, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
+) -> Transport:
+    """Prepare a transport; `start` binds.
+
+    Args:
+        name: "h2" or "grpcio".
+        classifier: what runs the images.
+        methods: what is answered.
+        config: where, and for whom.
+
+    Raises:
+        ConfigurationError: a certificate or a token can't be used.
+    """
+    return _TRANSPORTS[name]()(classifier, methods, config)
+
+
+def choose_transport(name: TransportName) -> TransportName:
+    """Return the name of a transport: the one asked for, or what "auto" is here.
+
+    Raises:
+        ConfigurationError: h2 is asked for and its package is not installed.
+    """
+    has_h2 = find_spec("ngh2") is not None
+    if name == "auto":
+        return "h2" if has_h2 else "grpcio"
+    if name == "h2" and not has_h2:
+        raise ConfigurationError("transport h2 needs ngh2: pip install 'digit-serving[serve]'")
+    return name

@@ -26,7 +26,7 @@ async def main(models: Path, samples: str) -> None:
     triton: Any = importlib.import_module(THEIRS)
     compare_descriptors()
     with np.load(samples) as arrays, Classifier.load(models / "digits") as classifier:
-        server = Server(classifier, ServerConfig(port=0, metrics_port=None), "grpcio")
+        server = Server(classifier, ServerConfig(port=0, metrics_port=None, transport="grpcio"))
         await server.start()
         async with triton.InferenceServerClient(server.address) as client:
             result = await client.infer("digits", question(arrays["images"]))

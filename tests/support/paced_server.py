@@ -85,11 +85,12 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
     config = ServerConfig(
         port=0,
         metrics_port=0,
+        transport=options.transport,
         drain_s=options.drain_s,
         self_test_interval_s=options.self_test_interval_s,
     )
     with exporting(config) as exporter:
-        server = Server(classifier, config, options.transport, exporter)
+        server = Server(classifier, config, exporter)
         await server.start()
         threading.Thread(target=_obey, args=(engine,), daemon=True).start()
         return await server.run_until_signalled(_announce)

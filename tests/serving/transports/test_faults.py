@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from serving import AsyncClient, Classifier
-from serving.config import BatchingConfig, ServerConfig
+from serving.config import BatchingConfig, ServerConfig, TransportName
 from serving.errors import DeadlineExceeded, ModelError, Unavailable
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
@@ -76,7 +76,7 @@ async def round_trip(channel: grpc.aio.Channel) -> None:
 
 @pytest.fixture
 def run(
-    models: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+    models: Path, transport: TransportName, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Scenario], None]:
     """Run a scenario against a fresh server; afterwards it must still answer correctly."""
     manifest = repository.load_manifest(models / "digits" / "1")
@@ -88,9 +88,10 @@ def run(
         model = LoadedModel(engine, manifest, "fp32")
         batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
         with Classifier(model, batching) as classifier:
-            server = Server(
-                classifier, ServerConfig(port=0, metrics_port=0, self_test_interval_s=0), transport
+            config = ServerConfig(
+                port=0, metrics_port=0, self_test_interval_s=0, transport=transport
             )
+            server = Server(classifier, config)
             await server.start()
             async with AsyncClient(server.address, timeout_s=TIMEOUT_S) as client:
                 try:

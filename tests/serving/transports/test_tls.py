@@ -21,7 +21,7 @@ from serving.config import SecurityConfig, ServerConfig
 from serving.credentials.certificates import server_credentials
 from serving.errors import ConfigurationError, Unavailable
 from serving.images import Images
-from serving.transports.choice import warn_if_exposed
+from serving.server.run import warn_if_exposed
 from tests.support.servers import RunningServer, running_server
 
 TIMEOUT_S = 10.0
@@ -300,7 +300,7 @@ def test_public_address_without_protection_is_warned_about(
     tls = SecurityConfig(tls_cert=good.cert, tls_key=good.key)
     mtls = SecurityConfig(tls_cert=good.cert, tls_key=good.key, tls_client_ca=good.ca)
     with caplog.at_level(logging.WARNING):
-        for host in ("127.0.0.1", "::1", "localhost", "127.0.0.9"):
+        for host in ("127.0.0.1", "::1", "localhost", "127.0.0.9", "unix:/run/digits"):
             warn_if_exposed(ServerConfig(host=host))
         warn_if_exposed(ServerConfig(host="0.0.0.0", security=mtls))
     assert not caplog.messages

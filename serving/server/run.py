@@ -1,0 +1,58 @@
+"""Serve until a signal: in this process, or from workers that share the port."""
+
+import ipaddress
+import logging
+from dataclasses import replace
+
+import uvloop
+
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.errors import ConfigurationError
+from serving.server.server import serve
+from serving.server.supervisor import supervise
+from serving.transports import choose_transport
+
+_log = logging.getLogger(__name__)
+
+
+def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
+    """Load a model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
+
+    Args:
+        model: what is served, and on what.
+        batching: sizes and limits.
+        config: where, for whom, and from how many processes.
+
+    Returns:
+        True if every accepted request was answered.
+
+    Raises:
+        DigitsError: it can't start.
+    """
+    if config.reload_interval_s and model.version is not None:
+        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
+    config = replace(config, transport=choose_transport(config.transport))
+    warn_if_exposed(config)
+    serve_from = serve if config.workers == 1 else supervise
+    return uvloop.run(serve_from(model, batching, config))
+
+
+def warn_if_exposed(config: ServerConfig) -> None:
+    """Log a warning if other machines can reach the port and something is not protected."""
+    security = config.security
+    missing = [] if security.has_tls else ["TLS"]
+    if not security.has_tokens and security.tls_client_ca is None:
+        missing.append("tokens")
+    if missing and not _is_local(config.host):
+        _log.warning(
+            "other machines can reach %s without %s: see SECURITY.md",
+            config.host,
+            " and ".join(missing),
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.startswith("unix:")
