@@ -80,7 +80,7 @@ def _add_run(commands: Any) -> None:
     add("--seconds", type=_positive(float), metavar="S", help="length of one timed run")
     add("--latency-slo", type=_positive(float), metavar="S", help="p99 objective of Server (0.01)")
     add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
-    add("--generator", choices=("auto", "h2load", "asyncio"), default="auto",
+    add("--generator", choices=("auto", "h2load", "python"), default="auto",
         help="what drives closed loops over the network; auto: h2load if installed")  # fmt: skip
     add("--share-cores", action="store_true",
         help="targets and generator on all cores, instead of half of them each")  # fmt: skip

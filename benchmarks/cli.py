@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.arguments import RESULTS, parser
-from benchmarks.load import processes
+from benchmarks.load.cores import split_cores
 from benchmarks.load.network import Generator
 from benchmarks.report import comparison, recommendation
 from benchmarks.report.figures import specs_of
@@ -64,9 +64,9 @@ def _run(options: argparse.Namespace) -> int:
         raise UnusableResults("run needs Linux: it binds to cores and reads /proc; plot does not")
     extras.require("matplotlib", "packaging", "onnxruntime")
     suite, begin_s = suite_of(options), perf_counter()
-    target_cores, generator_cores = (
-        processes.shared_cores() if options.share_cores else processes.split_cores()
-    )
+    target_cores, generator_cores = split_cores()
+    if options.share_cores:
+        target_cores = generator_cores = sorted(os.sched_getaffinity(0))
     suite = replace(suite, rules=replace(suite.rules, num_cores=len(target_cores)))
     models = options.models or find_root("digits", Path("models"))
     output = options.output or RESULTS / "local" / f"{suite.name}.json"

@@ -1,22 +1,21 @@
-"""The load of a target behind an address: h2load where it can, else our own generators."""
+"""The load of a target behind an address: h2load where it can, else our own loops."""
 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Self
 
-from benchmarks.load import h2load, overload, processes, streams
-from benchmarks.load.asyncio_load import check, run_closed, run_open
+from benchmarks.load import cores, h2load, loops
+from benchmarks.load.calls import Calls
 from benchmarks.load.frames import Request
-from benchmarks.load.trace import Seconds, Trace, merge
+from benchmarks.load.trace import Deadline, Seconds, Trace, merge
 from serving.images import Images
 
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
-_CONNECTIONS = 8
-_OVERLOAD_CONNECTIONS = 16
+_CONNECTIONS, _DEADLINE_CONNECTIONS = 8, 16
+"""Of a process, and of all of them together if there are deadlines."""
 
 Encode = Callable[[Images], bytes]
 
@@ -24,51 +23,38 @@ Encode = Callable[[Images], bytes]
 class Generator:
     """Processes that generate load, one for each of their cores, kept from run to run."""
 
-    def __init__(self, cores: Sequence[int], kind: str = "auto") -> None:
+    def __init__(self, usable: Sequence[int], kind: str = "auto") -> None:
         """Start the processes.
 
         Args:
-            cores: the cores they may use.
-            kind: what drives closed loops: "h2load", "asyncio", or "auto" for h2load if installed.
+            usable: the cores they may use.
+            kind: what drives closed loops: "h2load", "python", or "auto" for h2load if installed.
         """
-        self.cores = cores
-        self.uses_h2load = kind == "h2load" or (
-            kind == "auto" and shutil.which("h2load") is not None
-        )
-        self._pools = [processes.worker([core]) for core in cores]
+        self.cores = usable
+        self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
+        self._pools = [cores.worker([core]) for core in usable]
 
     def closed(self, request: Request, callers: int, seconds: float, connections: int) -> Trace:
-        """Keep `callers` calls in flight, on at most eight connections a process, or as said."""
-        begin_s = perf_counter() + _START_S
+        """Keep `callers` calls in flight; 0 connections for at most eight a process."""
         connections = connections or min(callers, _CONNECTIONS * len(self._pools))
-        in_flight = spread(callers, connections)
-        num = min(len(self._pools), connections)
-        run = streams.run_closed if request.streaming else run_closed
-        jobs = [
-            pool.submit(run, request, in_flight[first::num], begin_s, seconds)
-            for first, pool in enumerate(self._pools[:num])
-        ]
-        return merge([job.result() for job in jobs])
+        return self._run(loops.closed, request, spread(callers, connections), seconds)
 
-    def open(self, request: Request, offsets_s: Seconds) -> Trace:
-        """Send a call at each offset; the processes take turns."""
-        begin_s = perf_counter() + _START_S
-        num = min(len(self._pools), len(offsets_s))
-        jobs = [
-            pool.submit(run_open, request, _CONNECTIONS, begin_s, offsets_s[first::num])
-            for first, pool in enumerate(self._pools[:num])
-        ]
-        return merge([job.result() for job in jobs])
+    def open(self, request: Request, offsets_s: Seconds, deadline: Deadline) -> Trace:
+        """Send a call at each offset; see `Load.open`."""
+        connections = _CONNECTIONS
+        if deadline is not Deadline.NONE:
+            connections = -(-_DEADLINE_CONNECTIONS // len(self._pools))
+        return self._run(loops.open_loop, request, offsets_s, connections, deadline)
 
-    def overload(self, request: Request, rate: float, seconds: float, with_timeout: bool) -> Trace:
-        """Offer calls at a rate, shared by the processes; see `Load.overload`."""
-        begin_s, num = perf_counter() + _START_S, len(self._pools)
-        offer = partial(overload.run, with_timeout=with_timeout)
+    def _run(
+        self, loop: Callable[..., Trace], request: Request, work: Sequence[int] | Seconds,
+        *arguments: object,
+    ) -> Trace:  # fmt: skip
+        """Run a loop in every process, each with its share of the work."""
+        begin_s, num = perf_counter() + _START_S, min(len(self._pools), len(work))
         jobs = [
-            pool.submit(offer, request, connections, rate / num, begin_s, seconds)
-            for pool, connections in zip(
-                self._pools, spread(max(num, _OVERLOAD_CONNECTIONS), num), strict=True
-            )
+            pool.submit(loop, request, work[first::num], begin_s, *arguments)
+            for first, pool in enumerate(self._pools[:num])
         ]
         return merge([job.result() for job in jobs])
 
@@ -110,32 +96,17 @@ class NetworkLoad:
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
         request = self._request(batch)
-        if self._generator.uses_h2load and not request.streaming:
-            self._check(request, batch)
-            if not connections:
-                connections = max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
-            return h2load.closed(
-                request, connections, callers // connections, seconds, self._generator.cores
-            )
-        return self._generator.closed(request, callers, seconds, connections)
-
-    def _check(self, request: Request, batch: int) -> None:
-        """Ask once with our own client: h2load takes a refusal for an answer."""
+        if request.streaming or not self._generator.uses_h2load:
+            return self._generator.closed(request, callers, seconds, connections)
         if batch not in self._checked:
-            check(request)
+            Calls(request).close()  # raises for a refusal, which h2load takes for an answer
             self._checked.add(batch)
+        connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
+        in_flight = callers // connections
+        return h2load.closed(request, connections, in_flight, seconds, self._generator.cores)
 
-    def open(self, offsets_s: Seconds, batch: int) -> Trace:
-        """See `Load.open`: our own generator, since h2load counts from the actual send time."""
-        self._refuse_streams()
-        return self._generator.open(self._request(batch), offsets_s)
-
-    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
-        """See `Load.overload`."""
-        self._refuse_streams()
-        return self._generator.overload(self._request(1), rate, seconds, with_timeout)
-
-    def _refuse_streams(self) -> None:
-        """Raise OSError for streams: their callers wait for answers."""
+    def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
+        """See `Load.open`: always our own loops, since h2load counts from the actual send time."""
         if self._question.streaming:
             raise OSError("streams are measured in closed loops only")
+        return self._generator.open(self._request(batch), offsets_s, deadline)

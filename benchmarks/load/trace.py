@@ -1,8 +1,9 @@
-"""What one timed run of a load leaves behind, and what a load is."""
+"""What a load is, and what one timed run of it leaves behind."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -10,16 +11,28 @@ import numpy.typing as npt
 
 Seconds = npt.NDArray[np.float64]
 
+TIMEOUT_S = 0.05
+"""How long a caller with a deadline waits, from when its call was due."""
+
+
+class Deadline(Enum):
+    """Whether the callers of an open loop give up after TIMEOUT_S, and reset the stream."""
+
+    NONE = "none"
+    SENT = "grpc-timeout"
+    """Yes, and the server can know it from `grpc-timeout`."""
+    UNSENT = "reset only"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """What asked: "threads", "h2load", "asyncio", "streams" or "overload"."""
+    """What sent the requests: "threads", "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
-    send time, and a call that was never answered counts with how long it was waited for."""
+    send time. Without a deadline, a call that was never answered counts with the time waited."""
     duration_s: float
     """How long calls were counted."""
     num_errors: int
@@ -29,7 +42,7 @@ class Trace:
     busy: float
     """Share of its time that the generator's busiest process computed; 1 is a full core."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
-    """Overload only: how many calls ended how; see `Outcome`. Latencies are of those in time."""
+    """With a deadline only: how many calls ended how; see `Outcome`."""
 
     @property
     def calls_per_s(self) -> float:
@@ -38,10 +51,10 @@ class Trace:
 
 
 class Outcome:
-    """How calls of an overload end, and how many there were; keys of `Trace.outcomes`."""
+    """How calls with a deadline end; keys of `Trace.outcomes`."""
 
     DUE = "due"
-    """Those that were to be sent."""
+    """All of them."""
     SENT = "sent"
     """Those that were sent; the rest found no room on any connection before their deadline."""
     IN_TIME = "in time"
@@ -55,24 +68,19 @@ class Outcome:
 
 
 class Load(Protocol):
-    """Something that asks a target, and keeps the time."""
+    """Sends requests to a target, and keeps the time."""
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
-        """Have `callers` ask for `batch` images a call, each again as soon as it is answered.
+        """Keep `callers` calls of `batch` images in flight.
 
         Over the network they share `connections`; 0 leaves their number to the generator.
         """
 
-    def open(self, offsets_s: Seconds, batch: int) -> Trace:
-        """Send a call of `batch` images at each offset from the start, answered or not."""
+    def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
+        """Send a call of `batch` images at each offset from the start, answered or not.
 
-    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
-        """Send calls of one image at a fixed rate, whose callers give up after 50 ms.
-
-        Args:
-            rate: calls a second.
-            seconds: how long.
-            with_timeout: whether the calls carry their deadline in `grpc-timeout`.
+        Raises:
+            OSError: there is a deadline, and no network over which callers could give up.
         """
 
 
@@ -103,5 +111,5 @@ def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Seconds:
     """
     number = max(1, round(rate * seconds))
     if kind == "constant":
-        return np.arange(number) / rate
+        return np.arange(1, number + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, number))

@@ -5,9 +5,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.load import processes
 from benchmarks.load.network import Generator
-from benchmarks.run import scenarios
+from benchmarks.run import process_usage, scenarios
 from benchmarks.run.result_file import Results, Skip, Start
 from benchmarks.run.scenarios import Cell
 from benchmarks.run.suites import Suite
@@ -72,7 +71,7 @@ def _open_all(
 def _starts(running: dict[Spec, Running]) -> Iterator[Start]:
     for spec, target in running.items():
         if target.pid is not None:
-            memory_bytes = processes.memory_bytes(target.pid)
+            memory_bytes = process_usage.memory_bytes(target.pid)
             yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
 
 

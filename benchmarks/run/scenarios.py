@@ -22,8 +22,8 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.load import processes
-from benchmarks.load.trace import Outcome, Trace, arrivals
+from benchmarks.load.trace import Deadline, Outcome, Trace, arrivals
+from benchmarks.run import process_usage
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Sample
 from benchmarks.targets.target import Running, Spec
@@ -127,11 +127,10 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
 def _overload(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
     """Find out what a closed loop reaches, and offer more and more."""
     reached = target.load.closed(_FULL_CALLERS, 1, rules.seconds, _FULL_CONNECTIONS).calls_per_s
+    deadline = Deadline.SENT if cell.scenario == "Overload" else Deadline.UNSENT
     for factor in OVERLOADS:
-        ask = partial(
-            target.load.overload, factor * reached, rules.seconds,
-            with_timeout=cell.scenario == "Overload",
-        )  # fmt: skip
+        offsets_s = arrivals("constant", factor * reached, rules.seconds, seed=0)
+        ask = partial(target.load.open, offsets_s, 1, deadline)
         sample = _sample(cell, target, rules, number, ask, offered_per_s=factor * reached)
         yield replace(sample, overload=factor)
 
@@ -142,11 +141,11 @@ def _sample(
 ) -> Sample:  # fmt: skip
     """Time one run, and what it cost the target."""
     pid = target.pid
-    sizes, cpu_s = target.batch_sizes(), processes.cpu_s(pid) if pid else 0.0
+    sizes, cpu_s = target.batch_sizes(), process_usage.cpu_s(pid) if pid else 0.0
     begin_s = perf_counter()
     trace = ask()
     elapsed_s = perf_counter() - begin_s
-    used_s = processes.cpu_s(pid) - cpu_s if pid else None
+    used_s = process_usage.cpu_s(pid) - cpu_s if pid else None
     after = target.batch_sizes()
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
     return Sample(

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import processes
+from benchmarks.load.cores import worker
 from benchmarks.load.threads import Call, ThreadLoad
-from benchmarks.load.trace import Seconds, Trace
+from benchmarks.load.trace import Deadline, Seconds, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline import checkout
 from serving.errors import DigitsError
@@ -106,11 +106,8 @@ class _Local:
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         return self.pool.submit(_closed, callers, batch, seconds).result()
 
-    def open(self, offsets_s: Seconds, batch: int) -> Trace:
-        return self.pool.submit(_open, offsets_s, batch).result()
-
-    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
-        raise OSError("overload needs a server")
+    def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
+        return self.pool.submit(_open, offsets_s, batch, deadline).result()
 
     def batch_sizes(self) -> Mapping[str, int]:
         return {}
@@ -124,7 +121,7 @@ def local(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    with processes.worker(setting.cores) as pool:
+    with worker(setting.cores) as pool:
         start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images)
         try:
             pid = start.result()
@@ -152,5 +149,5 @@ def _closed(callers: int, batch: int, seconds: float) -> Trace:
     return _load.closed(callers, batch, seconds)
 
 
-def _open(offsets_s: Seconds, batch: int) -> Trace:
-    return _load.open(offsets_s, batch)
+def _open(offsets_s: Seconds, batch: int, deadline: Deadline) -> Trace:
+    return _load.open(offsets_s, batch, deadline)

@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 import numpy as np
 
+from benchmarks.load.cores import on_cores
 from benchmarks.load.frames import Request
 from benchmarks.load.network import Encode, NetworkLoad
-from benchmarks.load.processes import on_cores
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline.parser import PREFIX
 from serving.images import IMAGE_BYTES, Images

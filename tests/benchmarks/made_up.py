@@ -36,7 +36,7 @@ def sample(
         callers=0 if is_open else callers,
         batch=batch,
         offered_per_s=calls_per_s if is_open else None,
-        generator="asyncio",
+        generator="python",
         duration_s=1.0,
         num_calls=num_calls,
         num_errors=num_errors,

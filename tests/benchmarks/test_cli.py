@@ -28,7 +28,7 @@ def test_run_measures_and_reports(
             "run", "--models", models, "--artifacts", tmp_path, "--output", output,
             "--targets", f"null,engine,keras,peer=oip://{server.address}", "--device", "cpu,cuda",
             "--scenarios", "SingleStream,Offline", "--batches", "1,8", "--seconds", "0.05",
-            "--rounds", "2", "--generator", "asyncio",
+            "--rounds", "2", "--generator", "python",
         )  # fmt: skip
     assert code == 0, capsys.readouterr().err
     document = json.loads(output.read_text())

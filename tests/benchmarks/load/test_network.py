@@ -1,8 +1,10 @@
 """The generators against real servers over real sockets."""
 
+import itertools
 import os
 import re
 import shutil
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +13,19 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import h2load, overload, streams
-from benchmarks.load.asyncio_load import run_closed, run_open
+from benchmarks.load import h2load
 from benchmarks.load.frames import Request
+from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import Outcome, Trace, arrivals
+from benchmarks.load.streams import MessageStream
+from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Trace, arrivals
 from benchmarks.targets.servers import batch_sizes_of, encode_digits, encode_infer
 from serving.images import Images
+from serving.predictions import ROW_BYTES
 from serving.protocols.digits_v1 import wire
+from serving.protocols.digits_v1.wire import encode_response
 from serving.protocols.oip import inference_pb
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, fake_server, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -52,14 +57,14 @@ def test_closed_loop_is_answered(
     server: RunningServer, images: Images, path: str, num_images: int
 ) -> None:
     question = request(server, images[:num_images], path)
-    trace = until_answered(lambda seconds: run_closed(question, [2, 1], NOW, seconds))
+    trace = until_answered(lambda seconds: closed(question, [2, 1], NOW, seconds))
     assert trace.num_errors == 0
     assert (trace.latencies_s > 0).all()
 
 
 def test_open_loop_is_answered_call_by_call(server: RunningServer, images: Images) -> None:
     offsets = arrivals("poisson", rate=300, seconds=SHORT_S, seed=1)
-    trace = run_open(request(server, images[:1]), 2, NOW, offsets)
+    trace = open_loop(request(server, images[:1]), offsets, NOW, 2, Deadline.NONE)
     assert trace.num_errors == 0
     assert len(trace.latencies_s) == len(trace.lag_s) == len(offsets)
 
@@ -77,7 +82,7 @@ def test_messages_in_flight_on_streams_are_answered(
     server: RunningServer, images: Images, path: str, num_images: int
 ) -> None:
     question = request(server, images[:num_images], path)
-    trace = until_answered(lambda seconds: streams.run_closed(question, [16, 3], NOW, seconds))
+    trace = until_answered(lambda seconds: closed(question, [16, 3], NOW, seconds))
     assert trace.num_errors == 0
     assert (trace.latencies_s > 0).all()
 
@@ -85,7 +90,7 @@ def test_messages_in_flight_on_streams_are_answered(
 def test_every_answer_on_a_stream_is_counted(models: Path, images: Images) -> None:
     with running_server(models) as server:
         before = num_answered(server)
-        trace = streams.run_closed(request(server, images[:1], STREAM), [64, 64], NOW, SHORT_S)
+        trace = closed(request(server, images[:1], STREAM), [64, 64], NOW, SHORT_S)
         answered = num_answered(server) - before
     # The server may have answered what was in flight at the end, too.
     assert answered - 2 * 64 - 2 <= len(trace.latencies_s) <= answered
@@ -96,8 +101,8 @@ def test_first_answer_on_a_stream_is_right(
     server: RunningServer, images: Images, num_images: int
 ) -> None:
     def ask(path: str) -> bytes:
-        stream = streams.MessageStream(request(server, images[:num_images], path), 1)
-        stream.peer.close()
+        stream = MessageStream(request(server, images[:num_images], path), 1)
+        stream.close()
         return stream.first_answer
 
     with grpc.insecure_channel(server.address) as channel:
@@ -120,36 +125,47 @@ def test_first_answer_on_a_stream_is_right(
 def test_errors_on_a_stream_are_no_load(server: RunningServer, path: str, reason: str) -> None:
     bad = Request(address=server.address, path=path, message=b"\x0a\x01x", streaming=True)
     with pytest.raises(ConnectionError, match=reason):
-        streams.run_closed(bad, [1], NOW, SHORT_S)
+        closed(bad, [1], NOW, SHORT_S)
 
 
-@pytest.mark.parametrize("with_timeout", [True, False])
-def test_overload_accounts_for_every_call(
-    server: RunningServer, images: Images, with_timeout: bool
+@pytest.mark.parametrize("deadline", [Deadline.SENT, Deadline.UNSENT])
+def test_calls_with_a_deadline_are_all_accounted_for(
+    server: RunningServer, images: Images, deadline: Deadline
 ) -> None:
     def offer(rate: float, seconds: float) -> Trace:
-        question = request(server, images[:1])
-        return overload.run(question, 4, rate, NOW, seconds, with_timeout=with_timeout)
+        offsets = arrivals("constant", rate, seconds, seed=0)
+        return open_loop(request(server, images[:1]), offsets, NOW, 4, deadline)
 
     trace = until_answered(lambda seconds: offer(500, seconds))
     assert trace.outcomes[Outcome.FAILED] == 0
     assert len(trace.latencies_s) == trace.outcomes[Outcome.IN_TIME]
-    assert (trace.latencies_s <= overload.TIMEOUT_S).all()
+    assert (trace.latencies_s <= TIMEOUT_S).all()
     trace = offer(100_000, 3 * SHORT_S)  # more than a busy machine answers
     ends = (Outcome.IN_TIME, Outcome.REFUSED, Outcome.LATE, Outcome.FAILED)
     assert sum(trace.outcomes[end] for end in ends) == trace.outcomes[Outcome.SENT]
-    assert trace.outcomes[Outcome.SENT] == len(trace.lag_s) <= trace.outcomes[Outcome.DUE] == 30_000
+    assert trace.outcomes[Outcome.SENT] <= trace.outcomes[Outcome.DUE] == 30_000
+    assert trace.duration_s == pytest.approx(3 * SHORT_S)
 
 
-def test_overload_needs_right_answers(server: RunningServer, images: Images) -> None:
-    question = request(server, images[:1], CLASSIFY[:-8] + "Nope")
-    with pytest.raises(ConnectionError, match="fails on"):
-        overload.run(question, 1, 100, NOW, SHORT_S, with_timeout=True)
+def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
+    numbers, is_measured = itertools.count(), threading.Event()
+
+    def first_only(message: bytes, context: grpc.ServicerContext) -> bytes:
+        if next(numbers):
+            is_measured.wait()
+        return encode_response(bytes(1), bytes(ROW_BYTES), "1")
+
+    with fake_server(first_only) as address:
+        question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
+        trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1, Deadline.NONE)
+        is_measured.set()
+    assert (len(trace.latencies_s), trace.num_errors) == (2, 2)
+    assert (trace.latencies_s > 1.5).all()
 
 
 def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> None:
     with pytest.raises(ConnectionError, match="fails on"):
-        run_closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
+        closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
 
 
 def test_h2load_is_not_believed_where_the_server_refuses(
@@ -164,30 +180,18 @@ def test_h2load_is_not_believed_where_the_server_refuses(
             load.closed(1, len(too_many), SHORT_S)
 
 
-def test_answers_that_turn_bad_are_errors(server: RunningServer, images: Images) -> None:
-    import asyncio
+def test_answers_that_turn_bad_are_errors(images: Images) -> None:
+    numbers = itertools.count()
 
-    from benchmarks.load.http2 import Connection, connect
+    def every_other(message: bytes, context: grpc.ServicerContext) -> bytes:
+        if next(numbers) % 2:
+            context.abort(grpc.StatusCode.INTERNAL, "no")
+        return encode_response(bytes(1), bytes(ROW_BYTES), "1")
 
-    async def ask() -> list[bool]:
-        answers: list[bool] = []
-        connection = await connect(request(server, images[:1]))
-        done = asyncio.get_running_loop().create_future()
-
-        def on_answer(connection: Connection, start_s: float, is_ok: bool) -> None:
-            answers.append(is_ok)
-            if len(answers) == 2:
-                done.set_result(None)
-
-        connection.on_answer = on_answer
-        connection.call(0.0)
-        connection._body = Request(address="", path="", message=b"\x0a\x01x").body
-        connection.call(0.0)
-        await asyncio.wait_for(done, 10)
-        connection.close()
-        return answers
-
-    assert sorted(asyncio.run(ask())) == [False, True]
+    with fake_server(every_other) as address:
+        question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
+        trace = until_answered(lambda seconds: closed(question, [1], NOW, seconds))
+    assert 0 <= 2 * trace.num_errors - len(trace.latencies_s) <= 1
 
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.load.threads import Call, ThreadLoad
-from benchmarks.load.trace import Seconds, Trace, arrivals
+from benchmarks.load.trace import Deadline, Seconds, Trace, arrivals
 from benchmarks.report.figures import server_rate
 from benchmarks.run import scenarios
 from benchmarks.run.result_file import Sample
@@ -97,7 +97,7 @@ def test_failed_calls_make_a_closed_loop_invalid() -> None:
 
 def trace(**fields: object) -> Trace:
     usual = {
-        "generator": "asyncio", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
+        "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
         "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
     }  # fmt: skip
     return Trace(**usual | fields)  # type: ignore[arg-type]
@@ -132,20 +132,22 @@ class Exact:
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         return trace(latencies_s=np.full(round(self._limit), 0.001))
 
-    def open(self, offsets_s: Seconds, batch: int) -> Trace:
-        rate = (len(offsets_s) - 1) / offsets_s[-1]
+    def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
+        rate = len(offsets_s) / offsets_s[-1]
+        if deadline is not Deadline.NONE:
+            return self._overloaded(len(offsets_s), rate, deadline)
         is_slow = rate > self._limit
         return trace(
             latencies_s=np.full(len(offsets_s), 0.5 if is_slow else 0.001),
             lag_s=np.full(len(offsets_s), 0.4 if is_slow and self._is_late else 0.0),
         )
 
-    def overload(self, rate: float, seconds: float, *, with_timeout: bool) -> Trace:
-        num_due, num_in_time = round(rate * seconds), min(round(self._limit), round(rate))
+    def _overloaded(self, num_due: int, rate: float, deadline: Deadline) -> Trace:
+        num_in_time = min(round(self._limit), round(rate))
         return trace(
             latencies_s=np.full(num_in_time, 0.001),
             outcomes={"due": num_due, "sent": num_due, "in time": num_in_time,
-                      "refused" if with_timeout else "late": num_due - num_in_time},
+                      "refused" if deadline is Deadline.SENT else "late": num_due - num_in_time},
         )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ def test_overload_offers_multiples_of_the_closed_loop(scenario: str, rest: str) 
 
 
 def test_overload_needs_a_server() -> None:
-    with pytest.raises(OSError, match="needs a server"):
+    with pytest.raises(OSError, match="need a server"):
         list(
             scenarios.run(Cell(spec=NULL, scenario="Overload"), here(lambda images: None), RULES, 0)
         )

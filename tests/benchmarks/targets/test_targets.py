@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load.cores import split_cores
 from benchmarks.load.network import Generator
-from benchmarks.load.processes import cpu_s, family, memory_bytes, split_cores
+from benchmarks.run.process_usage import cpu_s, family, memory_bytes
 from benchmarks.run.runner import measure, setting_of
 from benchmarks.run.scenarios import Cell, Rules
 from benchmarks.run.suites import Suite
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     cores, generator_cores = split_cores()
     nothing_trained = tmp_path_factory.mktemp("artifacts")
-    with Generator(generator_cores[:1], "asyncio") as generator:
+    with Generator(generator_cores[:1], "python") as generator:
         yield setting_of(models, nothing_trained, cores, {}, {}, generator)
 
 

@@ -1,0 +1,170 @@
+"""As much of an HTTP/2 client as a load generator needs, on a plain socket or TLS."""
+
+import socket
+import ssl
+import struct
+from contextlib import suppress
+
+from benchmarks.load import frames
+from benchmarks.load.frames import Frame, Request
+
+_READ_BYTES = 256 << 10
+_TIMEOUT_S = 10.0
+
+
+class Connection:
+    """Keeps windows, settings and pings; its owner sends calls and takes the frames of answers."""
+
+    def __init__(self, request: Request) -> None:
+        """Connect, and wait for the server's settings. The socket blocks until `start`.
+
+        Raises:
+            OSError: nobody answers there.
+        """
+        host, _, port = request.address.rpartition(":")
+        self.address = request.address
+        self.window = frames.DEFAULT_WINDOW
+        """Bytes that may be sent on the connection."""
+        self.stream_windows: dict[int, int] = {}
+        """Bytes that may be sent on each of the streams that `open_stream` named."""
+        self.max_streams = frames.MAX_WINDOW
+        self.widened = [0]
+        """Whose windows are widened by all DATA that comes: the connection, and a long stream."""
+        self._stream_window = frames.DEFAULT_WINDOW
+        self._out = memoryview(b"")
+        self._rest = b""
+        self._num_received = 0  # bytes of DATA since the last WINDOW_UPDATE
+        self._has_settings = False
+        self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if request.tls:
+                self._socket = _trusting_context().wrap_socket(self._socket)
+            self.send(frames.preface())
+            while not self._has_settings:
+                self.receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Stop blocking: until now, sending and receiving wait for up to 10 s."""
+        self._socket.setblocking(False)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._socket.fileno()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the socket has not taken all that was sent."""
+        return bool(self._out)
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep what the socket does not take; `flush` sends that later."""
+        self._out = memoryview(bytes(self._out) + data if self._out else data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was kept, as far as the socket takes it."""
+        with suppress(BlockingIOError, ssl.SSLWantWriteError):
+            while self._out:
+                self._out = self._out[self._socket.send(self._out) :]
+
+    def open_stream(self, stream: int) -> None:
+        """Watch the window of a stream whose body `send_body` will send."""
+        self.stream_windows[stream] = self._stream_window
+
+    def send_body(self, stream: int, body: bytes, begin: int, flags: int) -> int:
+        """Send a body from `begin` on, as far as the windows allow.
+
+        Args:
+            stream: which; see `open_stream`.
+            body: the whole of it.
+            begin: how much of it has been sent.
+            flags: of its last frame.
+
+        Returns:
+            How much of it has been sent now.
+        """
+        parts = []
+        while begin < len(body) and (room := min(self.window, self.stream_windows[stream])) > 0:
+            part = body[begin : begin + min(room, frames.MAX_FRAME_BYTES)]
+            begin += len(part)
+            self.window -= len(part)
+            self.stream_windows[stream] -= len(part)
+            last = flags if begin == len(body) else 0
+            parts.append(frames.pack(frames.DATA, last, stream, part))
+        if parts:
+            self.send(b"".join(parts))
+        return begin
+
+    def receive(self) -> list[Frame]:
+        """Read once.
+
+        Returns:
+            The frames that are about calls, not the connection's own business.
+
+        Raises:
+            OSError: the server has closed the connection, or is about to.
+        """
+        received, self._rest = frames.split(self._rest + self._read())
+        of_calls = []
+        for each in received:
+            if each[0] >= frames.SETTINGS:
+                self._take(*each)
+                continue
+            of_calls.append(each)
+            if each[0] == frames.DATA:
+                self._num_received += len(each[3])
+        if self._num_received > frames.MAX_WINDOW // 2:
+            for stream in self.widened:
+                self.send(frames.widen(stream, self._num_received))
+            self._num_received = 0
+        return of_calls
+
+    def _read(self) -> bytes:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+            while isinstance(self._socket, ssl.SSLSocket) and (more := self._socket.pending()):
+                data += self._socket.recv(more)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return b""
+        if not data:
+            raise ConnectionError(f"{self.address} closed the connection")
+        return data
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            (more,) = struct.unpack(">I", payload)
+            if stream == 0:
+                self.window += more
+            elif stream in self.stream_windows:
+                self.stream_windows[stream] += more
+        elif kind == frames.SETTINGS and not flags & frames.ACK:
+            self._set(dict(struct.iter_unpack(">HI", payload)))
+        elif kind == frames.PING and not flags & frames.ACK:
+            self.send(frames.pack(frames.PING, frames.ACK, 0, payload))
+        elif kind == frames.GOAWAY:
+            raise ConnectionError(f"{self.address} ends the connection")
+
+    def _set(self, settings: dict[int, int]) -> None:
+        more = settings.get(frames.INITIAL_WINDOW, self._stream_window) - self._stream_window
+        self._stream_window += more
+        for stream in self.stream_windows:
+            self.stream_windows[stream] += more
+        self.max_streams = settings.get(frames.MAX_STREAMS, self.max_streams)
+        self._has_settings = True
+        self.send(frames.pack(frames.SETTINGS, frames.ACK, 0, b""))
+
+
+def _trusting_context() -> ssl.SSLContext:
+    """Make a context that takes any certificate: what is measured is a server of ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context

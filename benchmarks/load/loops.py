@@ -1,0 +1,203 @@
+"""Our own load generator: closed and open loops over connections, in one thread."""
+
+import gc
+import math
+import selectors
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import cycle
+from time import perf_counter, process_time, sleep
+from typing import Any
+
+import numpy as np
+
+from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls
+from benchmarks.load.frames import Request
+from benchmarks.load.streams import MessageStream
+from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Seconds, Trace
+
+_PATIENCE_S = 2.0
+"""How long the last calls are waited for if they have no deadline."""
+_SELECT_S = 0.05
+_TICK_S = 0.0005
+"""How often an open loop of calls with deadlines sends and receives."""
+_SPIN_S = 0.0002
+"""How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
+_OUTCOMES = {
+    OK: Outcome.IN_TIME, DEADLINE_EXCEEDED: Outcome.LATE, 8: Outcome.REFUSED, 14: Outcome.REFUSED,
+}  # fmt: skip
+"""By status of gRPC, of what ended before its deadline."""
+
+_Caller = Calls | MessageStream
+
+
+def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
+    """Keep `in_flight[i]` calls, or messages of a stream, in flight on connection i.
+
+    Args:
+        request: what to ask.
+        in_flight: one number for each connection.
+        begin_s: when to begin, on the clock of `perf_counter`, which all processes share.
+        seconds: how long.
+
+    Raises:
+        OSError: the server can't be reached, does not answer rightly, or closes a connection.
+    """
+    connect = partial(MessageStream if request.streaming else Calls, request)
+    selector = selectors.DefaultSelector()
+    with _connected(selector, connect, in_flight) as callers, _undisturbed(begin_s):
+        begin_s, cpu_s, ready = perf_counter(), process_time(), callers
+        while (now_s := perf_counter()) < begin_s + seconds:
+            for caller in ready:
+                caller.fill(now_s)
+                _watch(selector, caller)
+            ready = list(_select(selector, min(_SELECT_S, begin_s + seconds - now_s)))
+        seconds, cpu_s = perf_counter() - begin_s, process_time() - cpu_s
+    return _trace(_joined(callers), seconds, cpu_s / seconds)
+
+
+def open_loop(
+    request: Request, offsets_s: Seconds, begin_s: float, connections: int, deadline: Deadline
+) -> Trace:
+    """Send a call at each offset from `begin_s`, answered or not.
+
+    Args:
+        request: a unary method, and its message.
+        offsets_s: ascending.
+        begin_s: when to begin; see `closed`.
+        connections: how many take turns.
+        deadline: whether callers give up, and how the server can know.
+
+    Raises:
+        OSError: see `closed`.
+    """
+    timeout = f"{TIMEOUT_S * 1e3:.0f}m" if deadline is Deadline.SENT else ""
+    connect = partial(Calls, request, timeout=timeout)
+    timeout_s = math.inf if deadline is Deadline.NONE else TIMEOUT_S
+    selector = selectors.SelectSelector()  # unlike epoll, it waits for microseconds
+    with _connected(selector, connect, range(connections)) as calls, _undisturbed(begin_s):
+        begin_s, cpu_s = max(begin_s, perf_counter() - 2 * _TICK_S), process_time()
+        due_s = (begin_s + offsets_s).tolist()
+        lag_s, unsent_s = _offer(selector, calls, due_s, timeout_s)
+        end_s = perf_counter()
+        seconds, cpu_s = end_s - begin_s, process_time() - cpu_s
+        for each in calls:
+            each.give_up(math.inf)
+    ended = _joined(calls)
+    if deadline is Deadline.NONE:
+        ended[DEADLINE_EXCEEDED] += [end_s - start_s for start_s in unsent_s]
+        return _trace(ended, seconds, cpu_s / seconds, lag_s)
+    outcomes = Counter({Outcome.DUE: len(due_s), Outcome.SENT: sum(e.num_calls for e in calls)})
+    for status, latencies_s in ended.items():
+        num_in_time = sum(latency_s <= TIMEOUT_S for latency_s in latencies_s)
+        outcomes[_OUTCOMES.get(status, Outcome.FAILED)] += num_in_time
+        outcomes[Outcome.LATE] += len(latencies_s) - num_in_time
+    in_time = {OK: [latency_s for latency_s in ended[OK] if latency_s <= TIMEOUT_S]}
+    return _trace(in_time, float(offsets_s[-1]), cpu_s / seconds, lag_s, outcomes)
+
+
+def _offer(
+    selector: selectors.BaseSelector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
+) -> tuple[list[float], list[float]]:
+    """Send each call when it is due, and wait for the answers, or for the last deadline.
+
+    Returns:
+        How late each call was at its turn, whether or not there was room for it; and when those
+        were due that found no room, but would have waited.
+    """
+    turns, lag_s = cycle(calls), []
+    at, num_seen, end_s = 0, 0, due_s[-1] + min(timeout_s, _PATIENCE_S)
+    while (now_s := perf_counter()) < end_s and (
+        at < len(due_s) or any(each.num_open for each in calls)
+    ):
+        num_due = bisect(due_s, now_s)
+        lag_s += [now_s - each_s for each_s in due_s[num_seen:num_due]]
+        num_seen = num_due
+        at = max(at, bisect(due_s, now_s - timeout_s))  # nobody waits for these any more
+        num_full = 0
+        while at < num_due and num_full < len(calls):
+            caller = next(turns)
+            number = min(num_due - at, caller.room)
+            num_full = 0 if number else num_full + 1
+            if number:
+                caller.send(due_s[at : at + number])
+                at += number
+        for each in calls:
+            each.give_up(now_s - timeout_s)
+            _watch(selector, each)
+        wait_s = (due_s[num_due] if num_due < len(due_s) else end_s) - perf_counter() - _SPIN_S
+        if timeout_s < math.inf:  # what comes in a tick is handled at once, for less
+            sleep(max(0.0, now_s + _TICK_S - perf_counter()))
+            wait_s = 0.0
+        list(_select(selector, max(0.0, wait_s)))
+    return lag_s, due_s[at:]
+
+
+def _joined(callers: Iterable[_Caller]) -> dict[int, list[float]]:
+    """Join the latencies by status."""
+    ended: dict[int, list[float]] = {OK: [], DEADLINE_EXCEEDED: []}
+    for caller in callers:
+        for status, latencies_s in caller.ended.items():
+            ended.setdefault(status, []).extend(latencies_s)
+    return ended
+
+
+def _trace(
+    ended: Mapping[int, list[float]], seconds: float, busy: float, lag_s: Sequence[float] = (),
+    outcomes: Mapping[str, int] | None = None,
+) -> Trace:  # fmt: skip
+    latencies_s = np.concatenate(list(ended.values()))
+    return Trace(
+        generator="python",
+        latencies_s=latencies_s,
+        duration_s=seconds,
+        num_errors=len(latencies_s) - len(ended[OK]),
+        lag_s=np.array(lag_s),
+        busy=busy,
+        outcomes=outcomes or {},
+    )
+
+
+@contextmanager
+def _connected(
+    selector: selectors.BaseSelector, connect: Callable[[int], _Caller], numbers: Iterable[int]
+) -> Iterator[list[Any]]:
+    """Connect callers, and register them with a selector; close all at the end."""
+    callers: list[Any] = []
+    with selector, ExitStack() as stack:
+        for number in numbers:
+            callers.append(stack.enter_context(closing(connect(number))))
+            selector.register(callers[-1].connection, selectors.EVENT_READ, callers[-1])
+        yield callers
+
+
+def _watch(selector: selectors.BaseSelector, caller: _Caller) -> None:
+    """Wait for the socket to take more where it has not taken all."""
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_full)
+    if selector.get_key(caller.connection).events != events:
+        selector.modify(caller.connection, events, caller)
+
+
+def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls | MessageStream]:
+    """Wait for sockets; send and receive what they are ready for, and yield whose they are."""
+    for key, mask in selector.select(timeout_s):
+        if mask & selectors.EVENT_WRITE:
+            key.data.connection.flush()
+        if mask & selectors.EVENT_READ:
+            key.data.receive()
+        yield key.data
+
+
+@contextmanager
+def _undisturbed(begin_s: float) -> Iterator[None]:
+    """Wait until a time, and collect no garbage from then on."""
+    gc.collect()
+    gc.disable()
+    try:
+        sleep(max(0.0, begin_s - perf_counter()))
+        yield
+    finally:
+        gc.enable()
