@@ -3,7 +3,7 @@
 #                    a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
 #   RECIPE=...       the training recipe: default, seed or best
-#   RESUME=1         go on with the training that was interrupted
+#   RESUME=1         resume the training that was interrupted
 #   SOAK_S=...       how long `make soak` keeps each transport under load, in seconds
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ train: $(INSTALLED)  ## get MNIST, fit the network, write artifacts/
 export: $(INSTALLED)  ## write the next version under models/digits/
 	$(RUN) -m training export
 
-serve: $(INSTALLED)  ## serve models/digits, or the model in the box, on 127.0.0.1:50051 (Ctrl-C drains)
+serve: $(INSTALLED)  ## serve models/digits, or the bundled model, on 127.0.0.1:50051 (Ctrl-C drains)
 	$(RUN) -m serving serve
 
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmark
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
-bench-readme: $(INSTALLED)  ## measure anew what the README shows: its result file, report and table
+bench-readme: $(INSTALLED)  ## measure what the README shows: result file, report, table
 	$(RUN) -m benchmarks run --suite bench --output benchmarks/results/bench.json
 	$(RUN) -m benchmarks plot --readme README.md
 
@@ -89,7 +89,7 @@ LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universa
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 LOCK_ALL = $(LOCK) --extra pictures --extra bench --extra dev
 
-lock:  ## resolve requirements/*.lock afresh
+lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock

@@ -16,7 +16,7 @@ from training.study.comparison import (
     tables,
 )
 
-README = Path(__file__).parents[3] / "README.md"
+ROOT = Path(__file__).parents[3]
 
 
 def markdown(table: Table) -> str:
@@ -87,10 +87,12 @@ def test_ablation_table_averages_over_seeds() -> None:
     assert ablation_table(Results([], rows))[1] == ("more", "2", "10.5", "0.5000", "90.00%")
 
 
-def test_readme_has_the_tables_of_the_committed_results() -> None:
-    readme = README.read_text()
-    for title, table in tables(Results.load(RESULTS)).items():
-        assert markdown(table) in readme, f"README.md lacks {title!r}:\n{markdown(table)}"
+def test_pages_have_the_tables_of_the_committed_results() -> None:
+    committed = Results.load(RESULTS)
+    page = (ROOT / "docs" / "training.md").read_text()
+    for title, table in tables(committed).items():
+        assert markdown(table) in page, f"docs/training.md lacks {title!r}:\n{markdown(table)}"
+    assert markdown(recipe_table(committed)) in (ROOT / "README.md").read_text()
 
 
 def test_corruption_table_averages_over_seeds() -> None:
