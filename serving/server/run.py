@@ -8,7 +8,7 @@ import uvloop
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.server.server import serve
+from serving.server.serve import serve
 from serving.server.supervisor import supervise
 from serving.transports import choose_transport
 

@@ -11,23 +11,18 @@ from dataclasses import replace
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
+from serving.server.backoff import Backoff
 from serving.server.port import reserved_port
-from serving.server.server import announce
-from serving.server.worker import Arguments, Worker, total
+from serving.server.ready_line import announce
+from serving.server.worker import Arguments, Worker
 from serving.system import signals
 from serving.system.address import with_port
-from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter, exporting
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.metrics import Counts
+from serving.telemetry.report import Report, total
 
 _log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
-"""How long a dead worker's place stays empty: doubled from death to death."""
-_STABLE_S = 30.0
-"""A worker that lived so long has nothing to do with the deaths before it."""
-_MAX_DEATHS = 5
-"""So many deaths in a row, in one place, are no accident."""
 _MAX_OUTAGE_S = 60.0
 """How long nobody may serve, after all have served, before starts that fail end the server."""
 _REPORT_TIMEOUT_S = 1.0
@@ -51,24 +46,6 @@ async def supervise(
         config = replace(config, port=port)
         arguments = (model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(arguments, config, exporter).run()
-
-
-class Backoff:
-    """How long to wait before the next start in one place."""
-
-    def __init__(self) -> None:
-        """Start without deaths."""
-        self.num_deaths = self.num_crashes = 0
-        """In a row, without a long life between them; those of workers that were ready."""
-
-    def delay_s(self, lived_s: float) -> float:
-        """Count a death, of a worker that was ready for `lived_s`."""
-        if lived_s >= _STABLE_S:
-            self.num_deaths = self.num_crashes = 0
-        self.num_deaths += 1
-        self.num_crashes += lived_s > 0
-        doublings = min(self.num_deaths - 1, 10)  # far beyond the longest delay
-        return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**doublings)
 
 
 class Supervisor:
@@ -184,8 +161,7 @@ class Supervisor:
         if self._reports():
             return False
         outage_s = time.monotonic() - self._outage_since_s
-        fails_to_start = backoff.num_deaths >= _MAX_DEATHS and outage_s >= _MAX_OUTAGE_S
-        return fails_to_start or backoff.num_crashes >= _MAX_DEATHS
+        return backoff.is_crash_loop or (backoff.is_death_loop and outage_s >= _MAX_OUTAGE_S)
 
     def _reports(self) -> list[Report]:
         return [worker.report for worker in self._workers.values() if worker.report]
@@ -195,11 +171,11 @@ class Supervisor:
         asked = [asyncio.create_task(worker.refresh()) for worker in self._workers.values()]
         if asked:
             await asyncio.wait(asked, timeout=_REPORT_TIMEOUT_S)
-        if reports := self._reports():
-            return total(reports, self._dead)
-        assert self._last is not None, "asked before any was ready"
-        nobody = self._last._replace(num_waiting=0, num_calls=0, is_serving=False, usage=Usage())
-        return total([nobody._replace(counts=Counts())], self._dead)
+        reports = self._reports()
+        if not reports:
+            assert self._last is not None, "asked before any was ready"
+            reports = [self._last.ended()]
+        return total(reports, self._dead)
 
     def _tell(self, number: int) -> None:
         """Send a signal to all; those that still start keep a SIGHUP."""

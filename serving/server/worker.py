@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
@@ -15,11 +14,11 @@ import uvloop
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
-from serving.server.server import Server, serve
+from serving.server.serve import serve
+from serving.server.server import Server
 from serving.system import signals
-from serving.system.process import Usage
 from serving.telemetry import logs
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.report import Report
 
 _REPORT_INTERVAL_S = 1.0
 """What a worker counts is told so often: what it counted since is lost with it."""
@@ -127,25 +126,6 @@ class Worker:
         self._connection.close()
         self._settle()
         self.ended.set_result(self._process.exitcode or 0)
-
-
-def total(reports: list[Report], earlier: Counts) -> Report:
-    """Add up what workers tell, at least one, and what those before them counted."""
-    counts = earlier
-    for report in reports:
-        counts = counts + report.counts
-    usage = Usage.now()  # the supervisor's
-    for report in reports:
-        usage = usage.plus(report.usage)
-    return Report(
-        info=reports[0].info,
-        num_waiting=sum(report.num_waiting for report in reports),
-        queue_capacity=sum(report.queue_capacity for report in reports),
-        num_calls=sum(report.num_calls for report in reports),
-        is_serving=all(report.is_serving for report in reports),
-        usage=usage,
-        counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
-    )
 
 
 def _run(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from serving.config import ServerConfig
 from serving.system.address import bind, with_port
-from serving.telemetry.metrics import Report
+from serving.telemetry.report import Report
 
 _MAX_CONNECTIONS = 64
 """One more closes the oldest, so idle connections can't keep a scraper out."""

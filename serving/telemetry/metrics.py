@@ -12,14 +12,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.model.info import ModelInfo
 from serving.predictions import NUM_CLASSES
-from serving.system.process import Usage
 
 _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
@@ -107,25 +105,6 @@ class Counts:
         total = copy.deepcopy(self)
         total += other
         return total
-
-
-class Report(NamedTuple):
-    """What a metrics page tells at one moment; goes from process to process."""
-
-    info: ModelInfo
-    """What is being served."""
-    num_waiting: int
-    """Images that wait."""
-    queue_capacity: int
-    """The most images that may wait."""
-    num_calls: int
-    """Calls that go on."""
-    is_serving: bool
-    """What health says."""
-    usage: Usage
-    """What the process holds."""
-    counts: Counts
-    """What was counted so far."""
 
 
 class Metrics:

@@ -8,7 +8,8 @@ from pathlib import Path
 from serving.model.info import ModelInfo
 from serving.system.process import Usage
 from serving.telemetry.exposition import encode
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.metrics import Counts
+from serving.telemetry.report import Report
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text("utf-8")

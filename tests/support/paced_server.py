@@ -26,7 +26,9 @@ from serving.images import Images
 from serving.model.loaded_model import LoadedModel
 from serving.model.repository import Manifest
 from serving.predictions import Probabilities
+from serving.server.serve import drain_when_signalled
 from serving.server.server import Server
+from serving.system import signals
 from serving.telemetry import logs
 from serving.telemetry.exporter import exporting
 from tests.support.fakes import images_of, probabilities_of
@@ -91,9 +93,10 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
     )
     with exporting(config) as exporter:
         server = Server(classifier, config, exporter)
+        stops = signals.queue_stops()
         await server.start()
         threading.Thread(target=_obey, args=(engine,), daemon=True).start()
-        return await server.run_until_signalled(_announce)
+        return await drain_when_signalled(server, stops, _announce)
 
 
 def _announce(server: Server) -> None:

@@ -17,11 +17,11 @@ from serving import Classifier
 from serving.images import Images
 from serving.model.info import ModelInfo
 from serving.protocols.digits_v1.wire import encode_request
+from serving.server.backoff import Backoff
 from serving.server.port import reserved_port
-from serving.server.supervisor import Backoff
-from serving.server.worker import total
 from serving.system.process import Usage
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.metrics import Counts
+from serving.telemetry.report import Report, total
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop

@@ -16,10 +16,11 @@ import pytest
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.model.info import ModelInfo
-from serving.server.server import serve
+from serving.server.serve import serve
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.metrics import Counts
+from serving.telemetry.report import Report
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S

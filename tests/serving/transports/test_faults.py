@@ -20,7 +20,7 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
-from serving.telemetry.metrics import Report
+from serving.telemetry.report import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"

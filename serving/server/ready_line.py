@@ -1,0 +1,31 @@
+"""The one line on stdout that says that a server is ready."""
+
+import json
+import sys
+
+from serving.config import LogFormat
+from serving.model.info import ModelInfo
+from serving.telemetry import logs
+
+
+def announce(
+    info: ModelInfo, address: str, metrics_address: str, log_format: LogFormat, **more: object
+) -> None:
+    """Print the one line that says that it is ready, which tools may parse."""
+    facts = {
+        "model": info.name,
+        "version": info.version,
+        "precision": info.precision,
+        "device": info.device,
+        "transport": info.transport,
+        "address": address,
+        "metrics": metrics_address,
+        "max_request_images": info.max_request_images,
+        "max_batch_size": info.max_batch_size,
+        **more,
+    }
+    if log_format == "json":
+        line = json.dumps({"message": "serving", **facts})
+    else:
+        line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
+    logs.print_line(line, sys.stdout)  # that nobody reads it is no reason not to serve

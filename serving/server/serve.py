@@ -1,0 +1,88 @@
+"""One process's life: load, listen, serve until a signal, drain."""
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Callable
+
+from serving.classifier import Classifier
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.errors import ConfigurationError
+from serving.server.ready_line import announce
+from serving.server.reloader import Reloader
+from serving.server.server import Server
+from serving.system import signals
+from serving.telemetry.exporter import exporting
+
+_log = logging.getLogger(__name__)
+
+
+def _announce(server: Server) -> None:
+    log_format = server.config.log_format
+    announce(server.report().info, server.address, server.metrics_address, log_format)
+
+
+async def serve(
+    model_config: ModelConfig,
+    batching: BatchingConfig,
+    config: ServerConfig,
+    on_ready: Callable[[Server], None] = _announce,
+) -> bool:
+    """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
+
+    Calls `on_ready` when it answers; by default that prints the line that says so.
+
+    Returns:
+        True if every accepted request was answered.
+
+    Raises:
+        DigitsError: it can't start; see `load_model` and `Server.start`.
+    """
+    with (
+        exporting(config) as exporter,  # first: it says that the others are still starting
+        Classifier.open(model_config, batching, config.workers) as classifier,
+    ):
+        server = Server(classifier, config, exporter)
+        stops = signals.queue_stops()  # from the first call on, a stop drains
+        try:
+            await server.start()
+        except ConfigurationError:
+            await server.stop(grace_s=0)
+            raise
+        with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
+            signals.on_hang_up(reloader.request)
+            return await drain_when_signalled(server, stops, on_ready)
+
+
+async def drain_when_signalled(
+    server: Server, stops: "asyncio.Queue[int]", on_ready: Callable[[Server], None]
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
+
+    Of several workers none heeds a second signal: each may get one from the terminal or from
+    systemd, and the same again from the supervisor, which ends them itself.
+
+    Args:
+        server: one that has started.
+        stops: where the signals arrive; see `signals.queue_stops`.
+        on_ready: called once signals are heeded: whoever reads that it is ready may stop it.
+
+    Returns:
+        True: every accepted request was answered. What takes longer than `drain_s` ends the
+        process, too.
+    """
+    signals.heed()
+    gc.freeze()  # what start-up made stays: else each full collection looks at all of it
+    on_ready(server)
+    _log.info("draining: %s", signal.Signals(await stops.get()).name)
+    drain = asyncio.create_task(server.drain())
+    is_alone = server.config.workers == 1
+    forced = asyncio.create_task(stops.get() if is_alone else asyncio.Event().wait())
+    await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
+    if drain.done() and drain.result():
+        forced.cancel()
+        return True
+    reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
+    _log.warning("stopped by force: %s", reason)
+    return signals.end_process(1)

@@ -1,0 +1,53 @@
+"""What a server's metrics page tells, of one process or of several."""
+
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+from serving.model.info import ModelInfo
+from serving.system.process import Usage
+from serving.telemetry.metrics import Counts
+
+
+class Report(NamedTuple):
+    """What a metrics page tells at one moment; goes from process to process."""
+
+    info: ModelInfo
+    """What is being served."""
+    num_waiting: int
+    """Images that wait."""
+    queue_capacity: int
+    """The most images that may wait."""
+    num_calls: int
+    """Calls that go on."""
+    is_serving: bool
+    """What health says."""
+    usage: Usage
+    """What the process holds."""
+    counts: Counts
+    """What was counted so far."""
+
+    def ended(self) -> "Report":
+        """Return what remains of it once its process has ended: what it served, and zeros."""
+        return self._replace(
+            num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
+        )
+
+
+def total(reports: list[Report], earlier: Counts) -> Report:
+    """Add up what workers tell, at least one, and what those before them counted."""
+    counts = earlier
+    for report in reports:
+        counts = counts + report.counts
+    usage = Usage.now()  # the supervisor's
+    for report in reports:
+        usage = usage.plus(report.usage)
+    return Report(
+        info=reports[0].info,
+        num_waiting=sum(report.num_waiting for report in reports),
+        queue_capacity=sum(report.queue_capacity for report in reports),
+        num_calls=sum(report.num_calls for report in reports),
+        is_serving=all(report.is_serving for report in reports),
+        usage=usage,
+        counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
+    )
