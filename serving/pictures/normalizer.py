@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from serving.errors import InvalidRequest
 from serving.images import HEIGHT, WIDTH
+from serving.pictures.parts import Levels, bounding_box
 from serving.pictures.segments import find_digit
 
 BOX = 20
@@ -27,8 +28,6 @@ MIN_CONTRAST = 16
 """Levels of 255 by which ink must stand out of the paper; below, it is taken for grain."""
 FINE = 8
 """The pen is adjusted at this many times the final resolution."""
-
-Levels = npt.NDArray[np.float32]
 
 
 def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
@@ -48,9 +47,10 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
     if ink.max() < MIN_CONTRAST:
         raise InvalidRequest("no ink found: the picture is blank")
     lowest = max(otsu(ink), MIN_CONTRAST / 2)
-    digit = find_digit(ink, lowest, max(lowest, around(ink, 1, np.add).max() / 9))
+    top = ndimage.uniform_filter(ink, 3, mode="nearest").max()
+    digit = find_digit(ink, lowest, max(lowest, top))
     # Full ink is 1; the digit alone is kept, with its soft edge.
-    alone = np.clip(ink / np.median(ink[digit]), 0, 1) * around(digit, 1, np.maximum)
+    alone = np.clip(ink / np.median(ink[digit]), 0, 1) * ndimage.maximum_filter(digit, 3)
     fine = adjust_pen(fit(cropped(alone), BOX * FINE))
     small = fit(cropped(fine), BOX)
     return np.rint(centred(small / small.max()) * 255).astype(np.uint8)
@@ -63,13 +63,14 @@ def lift(grey: Levels) -> Levels:
     """
     thumb = fit(grey, 64)
     reach = max(thumb.shape) // 5
-    mean = around(thumb, reach, np.add) / (2 * reach + 1) ** 2
+    size = 2 * reach + 1
+    mean = ndimage.uniform_filter(thumb, size, mode="nearest")
     if ((thumb - mean) ** 3).sum() < 0:  # ink is the rarer side: the long tail of the distribution
         grey, thumb = -grey, -thumb
     # Odd reflection prolongs a slope of light; a flat margin would make ink of dark corners.
     margin = [(2 * reach,) * 2] * 2
     padded = np.pad(thumb, margin, "reflect", reflect_type="odd")
-    paper = around(around(padded, reach, np.minimum), reach, np.maximum)
+    paper = ndimage.grey_opening(padded, size, mode="nearest")
     return grey - resized(paper[2 * reach : -2 * reach, 2 * reach : -2 * reach], grey.shape)
 
 
@@ -97,8 +98,7 @@ def adjust_pen(ink: Levels) -> Levels:
 
 def cropped(ink: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Cut the margins off."""
-    rows, columns = np.flatnonzero((ink > 0.25).any(1)), np.flatnonzero((ink > 0.25).any(0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[bounding_box(ink > 0.25)]
 
 
 def fit(levels: Levels, side: int) -> Levels:
@@ -118,20 +118,13 @@ def resized(levels: Levels, shape: tuple[int, int]) -> Levels:
     return clipped
 
 
-def around(array: npt.NDArray[Any], reach: int, ufunc: np.ufunc) -> npt.NDArray[Any]:
-    """Combine the square of 2 x reach + 1 pixels around each pixel, edges repeated."""
-    for _ in (0, 1):
-        padded = np.pad(array, [(reach, reach), (0, 0)], "edge")
-        array = ufunc.reduce([padded[i : i + len(array)] for i in range(2 * reach + 1)]).T
-    return array
-
-
 def within(levels: Levels, radius: int, ufunc: np.ufunc) -> Levels:
     """Combine the disc of `radius` pixels around each pixel, zeros beyond the edges."""
     height, width = levels.shape
     padded = np.pad(levels, radius)
     steps = range(-radius, radius + 1)
     combined = levels.copy()
+    # SciPy's filters take three times as long with a disc, six times (0.15 s) with a blot's.
     for y, x in [(y, x) for y in steps for x in steps if y * y + x * x <= (radius + 0.5) ** 2]:
         ufunc(combined, padded[radius + y :, radius + x :][:height, :width], out=combined)
     return combined
@@ -141,17 +134,11 @@ def centred(ink: Levels) -> Levels:
     """Lay a digit so in 28 x 28 that its centre of mass is within half a pixel of 14, 14."""
     image = np.zeros((HEIGHT, WIDTH), np.float32)
     height, width = ink.shape
-    y, x = centre_of_mass(ink)
+    y, x = ndimage.center_of_mass(ink)
     top = min(max(round(14 - y), 0), HEIGHT - height)
     left = min(max(round(14 - x), 0), WIDTH - width)
     image[top : top + height, left : left + width] = ink
     return image
-
-
-def centre_of_mass(ink: Levels) -> tuple[float, float]:
-    """(row, column), weighted by the ink."""
-    rows, columns = np.indices(ink.shape)
-    return float((rows * ink).sum() / ink.sum()), float((columns * ink).sum() / ink.sum())
 
 
 def is_made_as_mnist(image: Levels) -> bool:
@@ -159,7 +146,6 @@ def is_made_as_mnist(image: Levels) -> bool:
     ink = image > 0
     if not ink.any():
         return False
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    side = max(np.ptp(rows), np.ptp(columns)) + 1
-    y, x = centre_of_mass(image)
+    side = max(ink[bounding_box(ink)].shape)
+    y, x = ndimage.center_of_mass(image)
     return bool(19 <= side <= 20 and max(abs(y - 14), abs(x - 14)) < 0.52)

@@ -6,13 +6,19 @@ Each constant was chosen by the accuracy on drawn pictures (tests/support/drawin
 pictures that are refused for several digits, or are not, all of them on plateaus.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from serving.errors import InvalidRequest
+from serving.pictures.parts import (
+    Levels,
+    Mask,
+    Numbers,
+    Parts,
+    bounding_box,
+    find_parts,
+    without_frames,
+)
 
 MIN_GAP = 0.06
 """Heights of blank between two digits; pieces of a broken digit are closer to each other."""
@@ -20,46 +26,8 @@ MIN_GAP_STACKED = 0.3
 """The same for parts one above the other, such as the halves of a broken 3."""
 MAX_ASPECT = 2.0
 """Width / height of a digit: 6 of MNIST's 60,000 are wider; of three that touch, many are."""
-MAX_PARTS = 100
-"""Where there are more, most are grain: time grows with the square of their number."""
 MAX_DIGITS = 8
 """More in a row are found only where nothing comes in from the edges."""
-
-Levels = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The connected parts of a picture's ink, apart from specks."""
-
-    labels: npt.NDArray[np.int32]
-    """(H, W): the part that a pixel belongs to, 1 to N, or 0."""
-    sizes: Numbers
-    """(N,) pixels."""
-    boxes: Numbers
-    """(N, 4) top, left, bottom, right; the last two are exclusive."""
-
-    @property
-    def heights(self) -> Numbers:
-        """(N,) pixels."""
-        return self.boxes[:, 2] - self.boxes[:, 0]
-
-    @property
-    def widths(self) -> Numbers:
-        """(N,) pixels."""
-        return self.boxes[:, 3] - self.boxes[:, 1]
-
-    @property
-    def at_edges(self) -> Mask:
-        """(N, 4): does the part touch the picture's top, left, bottom, right?"""
-        return np.asarray(self.boxes == [0, 0, *self.labels.shape])
-
-    def only(self, kept: Mask) -> "Parts":
-        """Leave out the parts that are not kept: (N,)."""
-        number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-        return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
 
 
 def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
@@ -87,38 +55,6 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     return only_digit(ink, lowest_parts, int(lowest_parts.sizes.argmax()))
 
 
-def find_parts(mask: Mask) -> Parts:
-    """Part a mask into its 8-connected parts, the MAX_PARTS largest; specks are left out."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())[1:]
-    kept = sizes >= sizes.max(initial=0) / 200
-    kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
-    number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-    labels = number[labels]
-    slices = ndimage.find_objects(labels)
-    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in slices]
-    return Parts(labels, sizes[kept], np.array(boxes, np.intp).reshape(-1, 4))
-
-
-def without_frames(parts: Parts) -> Parts:
-    """Leave out what surrounds a part of some size: the box of a form's field, a circle.
-
-    A frame may lie partly outside of the picture.
-    """
-    boxes, ends = parts.boxes, parts.at_edges
-    sides = np.maximum(parts.heights, parts.widths)
-    is_frame: Mask = np.zeros(len(boxes), np.bool_)
-    for i in np.flatnonzero(sides >= sides.max(initial=0) / 4):
-        starts = (boxes[:, :2] > boxes[i, :2]) | ends[i, :2]
-        stops = (boxes[:, 2:] < boxes[i, 2:]) | ends[i, 2:]
-        is_inside = np.asarray((starts & stops).all(1) & ~ends.any(1))
-        is_inside[i] = False
-        height, width = parts.heights[i], parts.widths[i]
-        share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is no digit in a frame
-        is_frame[i] = (sides[is_inside] >= share * min(height, width)).any()
-    return parts.only(~is_frame)
-
-
 def fills_picture(parts: Parts) -> bool:
     """Tell whether this is a row of digits that was cut out of its paper without a margin."""
     is_large = parts.sizes > parts.sizes.sum() / 10
@@ -139,8 +75,7 @@ def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
     if groups.max() > 0:
         raise InvalidRequest(f"expected one digit, found {_places(parts, large, groups)}")
     mask = np.isin(parts.labels, large[groups == digit] + 1)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    height, width = mask[bounding_box(mask)].shape
     if width > MAX_ASPECT * height:
         raise InvalidRequest(
             f"expected one digit, found something {width / height:.1f} times as wide as high: "
@@ -201,8 +136,7 @@ def with_neighbours(digit: Mask, parts: Parts) -> Mask:
     others[own] = False
     if not others.any():
         return digit
-    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
-    reach = int(max(np.ptp(rows), np.ptp(columns)) + 1) // 8 + 1
+    reach = max(digit[bounding_box(digit)].shape) // 8 + 1
     reached = ndimage.maximum_filter(digit, 2 * reach + 1)
     near = np.unique(parts.labels[reached & np.append(False, others)[parts.labels]])
     return digit | np.isin(parts.labels, near)

@@ -1,0 +1,84 @@
+"""The connected parts of a picture's ink, without specks and frames."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+MAX_PARTS = 100
+"""Where there are more, most are grain: time grows with the square of their number."""
+
+Levels = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The connected parts of a picture's ink, apart from specks."""
+
+    labels: npt.NDArray[np.int32]
+    """(H, W): the part that a pixel belongs to, 1 to N, or 0."""
+    sizes: Numbers
+    """(N,) pixels."""
+    boxes: Numbers
+    """(N, 4) top, left, bottom, right; the last two are exclusive."""
+
+    @property
+    def heights(self) -> Numbers:
+        """(N,) pixels."""
+        return self.boxes[:, 2] - self.boxes[:, 0]
+
+    @property
+    def widths(self) -> Numbers:
+        """(N,) pixels."""
+        return self.boxes[:, 3] - self.boxes[:, 1]
+
+    @property
+    def at_edges(self) -> Mask:
+        """(N, 4): does the part touch the picture's top, left, bottom, right?"""
+        return np.asarray(self.boxes == [0, 0, *self.labels.shape])
+
+    def only(self, kept: Mask) -> "Parts":
+        """Leave out the parts that are not kept: (N,)."""
+        number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
+        return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
+
+
+def find_parts(mask: Mask) -> Parts:
+    """Part a mask into its 8-connected parts, the MAX_PARTS largest; specks are left out."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    kept = sizes >= sizes.max(initial=0) / 200
+    kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
+    number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
+    labels = number[labels]
+    slices = ndimage.find_objects(labels)
+    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in slices]
+    return Parts(labels, sizes[kept], np.array(boxes, np.intp).reshape(-1, 4))
+
+
+def without_frames(parts: Parts) -> Parts:
+    """Leave out what surrounds a part of some size: the box of a form's field, a circle.
+
+    A frame may lie partly outside of the picture.
+    """
+    boxes, ends = parts.boxes, parts.at_edges
+    sides = np.maximum(parts.heights, parts.widths)
+    is_frame: Mask = np.zeros(len(boxes), np.bool_)
+    for i in np.flatnonzero(sides >= sides.max(initial=0) / 4):
+        starts = (boxes[:, :2] > boxes[i, :2]) | ends[i, :2]
+        stops = (boxes[:, 2:] < boxes[i, 2:]) | ends[i, 2:]
+        is_inside = np.asarray((starts & stops).all(1) & ~ends.any(1))
+        is_inside[i] = False
+        height, width = parts.heights[i], parts.widths[i]
+        share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is no digit in a frame
+        is_frame[i] = (sides[is_inside] >= share * min(height, width)).any()
+    return parts.only(~is_frame)
+
+
+def bounding_box(mask: Mask) -> tuple[slice, slice]:
+    """Return the rows and columns that hold all of a mask, which is not empty."""
+    box: tuple[slice, slice] = ndimage.find_objects(mask.view(np.int8))[0]
+    return box
