@@ -2,7 +2,7 @@ import gc
 import json
 import logging
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,22 +98,9 @@ def test_bad_images_are_refused_with_expected_and_got(
 
 
 def test_many_threads_get_their_own_answers(classifier: Classifier, images: Images) -> None:
-    expected = classifier.classify(images).digits
-    wrong: list[int] = []
-
-    def classify(first: int) -> None:
-        wrong.extend(
-            number
-            for number in range(first, len(images), 10)
-            if classifier.classify(images[number : number + 1]).digits[0] != expected[number]
-        )
-
-    threads = [threading.Thread(target=classify, args=(first,)) for first in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda image: classifier.classify(image[None]).digits[0], images))
+    assert answers == classifier.classify(images).digits.tolist()
 
 
 def test_closed_classifier_says_so(models: Path, images: Images) -> None:

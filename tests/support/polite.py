@@ -1,8 +1,9 @@
 """A caller that minds its own business beside an attack: one image at a time, as a process.
 
-    python -m tests.support.polite ADDRESS [TOKEN]
+    python -m tests.support.polite ADDRESS PID [TOKEN]
 
-Prints "ready" after its first answers, and each call's begin and latency, as JSON, once stdin ends.
+Prints "ready" after its first answers, and once stdin ends, each call's latency, what the server's
+process computed meanwhile, and its status.
 """
 
 import json
@@ -18,6 +19,7 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from serving.protocols.digits_v1.wire import encode_request
 from tests.support.h2_connection import Connection, Headers, Reply, message, request_headers
+from tests.support.servers import RunningServer
 
 TIMEOUT_S = 30.0
 PAUSE_S = 0.01
@@ -30,29 +32,45 @@ class Polite:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self.latencies_s: np.ndarray = np.array([0.0])
+        self.computed_s: np.ndarray = np.array([0.0])
+        """The processor time that the server took while a call waited: what it put first, whatever
+        else runs on the machine."""
+        self.share_answered = 1.0
+        """Of its calls, those that were answered; the others found the queue full."""
 
     @property
     def max_s(self) -> float:
+        """The longest latency."""
         return float(self.latencies_s.max(initial=0.0))
+
+    @property
+    def max_computed_s(self) -> float:
+        """The most that the server computed while a call waited."""
+        return float(self.computed_s.max(initial=0.0))
 
     def finish(self) -> None:
         """End the caller, and take what it measured; it fails if a call did."""
         out, _ = self._process.communicate()
         assert self._process.returncode == 0
-        self.latencies_s = np.array(json.loads(out.splitlines()[-1]))
+        calls = json.loads(out.splitlines()[-1])
+        if calls:
+            self.latencies_s, self.computed_s, statuses = map(np.array, zip(*calls, strict=True))
+            self.share_answered = float((statuses == 0).mean())
 
     def __str__(self) -> str:
-        if not len(self.latencies_s):
-            return "no call"
         half, most = np.quantile(self.latencies_s, (0.5, 0.99))
-        return (f"{len(self.latencies_s)} calls, p50 {half * 1e3:.1f} ms, p99 {most * 1e3:.1f} ms, "
-                f"max {self.max_s * 1e3:.1f} ms")  # fmt: skip
+        return (
+            f"{len(self.latencies_s)} calls, {self.share_answered:.0%} answered, "
+            f"p50 {half * 1e3:.1f} ms, p99 {most * 1e3:.1f} ms, max {self.max_s * 1e3:.1f} ms, "
+            f"computed meanwhile {self.max_computed_s * 1e3:.1f} ms"
+        )
 
 
 @contextmanager
-def polite_caller(address: str, token: str = "") -> Iterator[Polite]:
+def polite_caller(server: RunningServer, token: str = "") -> Iterator[Polite]:
     """Call politely for as long as the context lasts."""
-    command = [sys.executable, "-m", "tests.support.polite", address, token]
+    command = [sys.executable, "-m", "tests.support.polite", server.address,
+               str(server.process.pid), token]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -66,26 +84,28 @@ def polite_caller(address: str, token: str = "") -> Iterator[Polite]:
 
 
 def main() -> int:
-    address, token = sys.argv[1:3]
+    address, pid, token = sys.argv[1:4]
+    cpu_clock = ~int(pid) << 3 | 2  # of all threads of a process; see clock_getcpuclockid(3)
     headers: Headers = request_headers(authorization=f"Bearer {token}" if token else None)
-    latencies: list[float] = []
+    calls: list[tuple[float, float, int]] = []
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
         connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
         stream = 1
-        while len(latencies) < 20 or not select.select([sys.stdin], [], [], PAUSE_S)[0]:
-            begin_s = time.perf_counter()
+        while len(calls) < 20 or not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+            begin_s, begin_cpu_s = time.perf_counter(), time.clock_gettime(cpu_clock)
             data = DataFrame(stream, REQUEST, flags=["END_STREAM"])
             connection.send(connection.headers(stream, headers), data)
             reply = connection.replies[stream] = Reply()
             while not reply.is_over:
                 connection.receive()
-            latencies.append(time.perf_counter() - begin_s)
             assert reply.status in (0, 8), reply  # a full queue is an answer, too
+            computed_s = time.clock_gettime(cpu_clock) - begin_cpu_s
+            calls.append((time.perf_counter() - begin_s, computed_s, reply.status))
             stream += 2
-            if len(latencies) == 20:
+            if len(calls) == 20:
                 print("ready", flush=True)
-    print(json.dumps(latencies[20:]))
+    print(json.dumps(calls[20:]))
     return 0
 
 

@@ -37,8 +37,9 @@ TIMEOUT_S = 60.0
 FLOOD_S = 3.0
 HELD_S = 1.0
 """How long attackers hold on to what they have made the server keep."""
-SLACK = 4
-"""How many times what is due the machine may take: other work shares it."""
+MAX_WAIT_S = 10.0
+"""How long a polite caller may wait, on a machine that has other work to do; what the server itself
+may compute meanwhile is each attack's `due_s`."""
 TOKEN = "a-token-of-some-length-for-tests"
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
@@ -66,7 +67,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @contextmanager
 def beside(server: RunningServer, token: str = "", *, due_s: float) -> Iterator[None]:
-    """Attack meanwhile: a polite caller is answered in time, and memory comes back."""
+    """Attack meanwhile: a polite caller is answered in time, and memory comes back.
+
+    Args:
+        server: the victim.
+        token: what the polite caller shows.
+        due_s: how much the server may compute while a polite call waits.
+    """
     before = resident(server)
     peaks, has_ended = [before], threading.Event()
 
@@ -74,7 +81,7 @@ def beside(server: RunningServer, token: str = "", *, due_s: float) -> Iterator[
         while not has_ended.wait(0.02):
             peaks.append(resident(server))
 
-    with polite_caller(server.address, token) as polite:
+    with polite_caller(server, token) as polite:
         watcher = threading.Thread(target=watch)
         watcher.start()
         begin_s = time.monotonic()
@@ -88,7 +95,9 @@ def beside(server: RunningServer, token: str = "", *, due_s: float) -> Iterator[
     after = resident(server)
     print(f"attack {attack_s:.1f} s; polite: {polite}; "
           f"MiB before {before >> 20}, peak {max(peaks) >> 20}, after {after >> 20}")  # fmt: skip
-    assert polite.max_s < due_s * SLACK
+    assert polite.max_computed_s < due_s
+    assert polite.max_s < MAX_WAIT_S
+    assert polite.share_answered > 0.5
     assert after - before < 100 * MIB
     assert server.process.poll() is None
 
@@ -174,7 +183,8 @@ def calls(connection: Connection, number: int, *parts: Frame, **changed: str | N
 
 
 def test_six_bytes_that_claim_four_gigabytes(victim: RunningServer) -> None:
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    """Refusing 1,000 calls of 30 bytes takes 10 ms, and each connection may have its turn first."""
+    with beside(victim, due_s=2.0), ExitStack() as stack:
         connections = attackers(victim, 80, stack)
         body = b"\0\xff\xff\xff\xff\0"
         push_all(connections, [calls(c, 1000, DataFrame(1, body)) for c in connections])
@@ -293,7 +303,7 @@ def test_idle_connections_are_cheap(victim: RunningServer) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     before = resident(victim)
-    with polite_caller(victim.address) as polite, ExitStack() as stack:
+    with polite_caller(victim) as polite, ExitStack() as stack:
         connections = attackers(victim, number, stack)
         wait_until(lambda: num_files(victim) > number)
         for connection in connections[:: number // 100]:
@@ -303,7 +313,8 @@ def test_idle_connections_are_cheap(victim: RunningServer) -> None:
     print(f"{growth / 1024 / number:.1f} KiB a connection; polite: {polite}")
     wait_until(lambda: num_files(victim) < 60)
     assert growth < number * 20 * 1024
-    assert polite.max_s < 0.5 * SLACK
+    assert polite.max_computed_s < 0.5
+    assert polite.max_s < MAX_WAIT_S
 
 
 def dear_messages() -> dict[str, bytes]:
