@@ -81,11 +81,20 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Publish the trained model."""
-    data = _load(arguments)
-    from training.export.digits import export
+    """Publish the trained model, or one that was trained elsewhere."""
+    own = (arguments.keras, arguments.samples, arguments.labels)
+    if not any(own):
+        data = _load(arguments)
+        from training.export import digits
 
-    export(arguments.artifacts, arguments.models, data)
+        digits.export(arguments.artifacts, arguments.models, data, arguments.name or "digits")
+        return
+    if not (arguments.keras and arguments.samples and arguments.name):
+        raise UnusableInput("a Keras model of your own needs --keras, --samples and --name")
+    _import_tensorflow()
+    from training.export import keras_model
+
+    keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels)
 
 
 def _report(arguments: argparse.Namespace) -> None:

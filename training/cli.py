@@ -1,6 +1,7 @@
 """The options of the command line."""
 
 import argparse
+import re
 from pathlib import Path
 
 from commandline.parser import Parser
@@ -19,7 +20,12 @@ def parser() -> argparse.ArgumentParser:
     commands = digits_train.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        return commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     data = add("data", "get MNIST, verify it, and print where it is")
     train = add("train", "train the network, and write its model and report")
@@ -39,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, export, report, study):
         _add_path(command, "--artifacts", "artifacts", "what training writes")
     _add_path(export, "--models", "models", "the model repository to publish in")
+    _add_export_options(export)
     _add_path(study, "--results", RESULTS, "gets each result as soon as it is complete")
     _add_training_options(train)
     return digits_train
@@ -80,6 +87,49 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue an interrupted training of the same recipe, seed and epochs",
     )
+
+
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that only `export` has, for a model that was trained elsewhere."""
+    command.epilog = (
+        "a Keras classifier of your own:\n  python -m training export --keras MODEL.keras "
+        "--samples SAMPLES.npz --name letters"
+    )
+    command.add_argument(
+        "--keras",
+        type=Path,
+        metavar="FILE",
+        help="export this Keras classifier in place of the one in --artifacts: it takes pixels of "
+        "0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255) first) and "
+        "gives a logit or a probability for each class",
+    )
+    command.add_argument(
+        "--samples",
+        type=Path,
+        metavar="FILE",
+        help="with --keras: images to check the export on, some hundreds or more; an NPZ file with "
+        "`images`, (N, ...) uint8, and optionally `labels`, (N,) integers from 0",
+    )
+    command.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="with --keras: a text for each class, one a line (default: 0, 1 and so on)",
+    )
+    command.add_argument(
+        "--name",
+        type=_name,
+        help="the model's name in the repository (default: digits; --keras needs one)",
+    )
+
+
+def _name(text: str) -> str:
+    """Parse a model's name, which is also that of a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"expected up to 100 letters, digits and ._-, got {text!r}"
+        )
+    return text
 
 
 def _natural(text: str) -> int:

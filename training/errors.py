@@ -35,3 +35,8 @@ class DataError(UnusableInput):
 
 class ResumeError(UnusableInput):
     """There is nothing to resume, or it is another training; the text is one line."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text: some libraries write pages."""
+    return str(error).strip().partition("\n")[0]

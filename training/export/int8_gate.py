@@ -1,15 +1,20 @@
-"""The int8 gate: as good as fp32 on images that did not make it, or it is not published."""
+"""The int8 gate: as good as fp32 on images that did not shape it, or it is not published."""
 
 import statistics
 import time
 from dataclasses import dataclass
 
-from training.data.mnist import Examples, Images
+from training.data.mnist import Images
 from training.export import parity
 from training.export.onnx_runtime import onnxruntime
+from training.export.quantization import Refused
+from training.export.samples import Samples
 
 MOST_DIFFERENT_DIGITS = 5
-"""How many test images, 10,000 in MNIST, may get another digit than from fp32."""
+"""The number of test images, 10,000 in MNIST, that may get another answer than from fp32."""
+
+LEAST_TEST_IMAGES = 200
+"""Fewer would let too large a share of other answers pass."""
 
 LARGEST_LOSS = 0.0005
 """Share of the validation images that fp32 may have right and int8 not; one image is always
@@ -22,62 +27,71 @@ IMAGES_PER_ROUND = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Int8:
-    """What the int8 graph was measured to do."""
+    """The figures of the int8 graph."""
 
-    validation_accuracy: float
-    """Share of the validation images answered correctly, 0 to 1."""
-    test_accuracy: float
-    """Share of the test images answered correctly, 0 to 1."""
+    validation_accuracy: float | None
+    """Share of the validation images answered correctly, 0 to 1; None without such images."""
+    test_accuracy: float | None
+    """Share of the test images answered correctly, 0 to 1; None without labels."""
     different_digits: int
-    """Test images to which fp32 gives another digit, at any batch size."""
+    """Test images to which fp32 gives another answer, at any batch size."""
     max_difference: float
     """The largest difference of any probability from fp32's, on the test images."""
     speedup: dict[str, float]
-    """How many times as fast as fp32 on one core, by batch size."""
-
-
-class Refused(Exception):
-    """The int8 graph is too far from fp32; the text is one line and says how far."""
+    """Time of fp32 over time of int8 on one core, by batch size."""
 
 
 def measure(
     int8: onnxruntime.InferenceSession,
     fp32: onnxruntime.InferenceSession,
-    validation: Examples,
-    test: Examples,
+    test: Samples,
+    validation: Samples | None,
 ) -> Int8:
     """Compare the int8 graph with the fp32 one, then time both.
 
     Raises:
-        Refused: it gets too many images wrong, or too many other digits.
+        Refused: the test images are too few, too many answers differ, or too many are wrong.
     """
-    expected = parity.run(fp32, test.images, len(test.images))
-    compared = parity.measure(int8, test.images, expected)
+    num = len(test.images)
+    if num < LEAST_TEST_IMAGES:
+        raise Refused(f"expected at least {LEAST_TEST_IMAGES} images to test it with, got {num}")
+    compared = parity.measure(int8, test.images, parity.run(fp32, test.images))
     if compared.different_digits > MOST_DIFFERENT_DIGITS:
         raise Refused(
-            f"{compared.different_digits} of {len(test.images):,} test digits differ from fp32, "
+            f"{compared.different_digits} of {num:,} test answers differ from fp32, "
             f"at most {MOST_DIFFERENT_DIGITS} may"
         )
-    right, right_fp32 = (_right(session, validation) for session in (int8, fp32))
-    allowed = max(1, LARGEST_LOSS * len(validation.labels))
-    if right_fp32 - right > allowed:
-        raise Refused(
-            f"{right:,} of {len(validation.labels):,} validation digits are right, with fp32 "
-            f"{right_fp32:,}: at most {allowed:.0f} fewer may be"
-        )
+    if validation is not None:
+        _check_loss(int8, fp32, validation)
     return Int8(
-        validation_accuracy=right / len(validation.labels),
-        test_accuracy=_right(int8, test) / len(test.labels),
+        validation_accuracy=_accuracy(int8, validation),
+        test_accuracy=_accuracy(int8, test),
         different_digits=compared.different_digits,
         max_difference=compared.max_difference,
         speedup={str(size): _speedup(int8, fp32, test.images[:size]) for size in BATCH_SIZES},
     )
 
 
-def _right(session: onnxruntime.InferenceSession, examples: Examples) -> int:
-    """Count the images that are answered correctly."""
-    answers = parity.run(session, examples.images, len(examples.images))
-    return int((answers.argmax(axis=1) == examples.labels).sum())
+def _check_loss(
+    int8: onnxruntime.InferenceSession, fp32: onnxruntime.InferenceSession, validation: Samples
+) -> None:
+    """Raise Refused if int8 has too many fewer validation images right than fp32."""
+    num = len(validation.images)
+    right, right_fp32 = (round((_accuracy(s, validation) or 0) * num) for s in (int8, fp32))
+    allowed = max(1, LARGEST_LOSS * num)
+    if right_fp32 - right > allowed:
+        raise Refused(
+            f"{right:,} of {num:,} validation answers are right, with fp32 {right_fp32:,}: at most "
+            f"{allowed:.0f} fewer may be"
+        )
+
+
+def _accuracy(session: onnxruntime.InferenceSession, samples: Samples | None) -> float | None:
+    """Compute the share of right answers; None without labels."""
+    if samples is None or samples.labels is None:
+        return None
+    answers = parity.run(session, samples.images).argmax(axis=1)
+    return float((answers == samples.labels).mean())
 
 
 def _speedup(

@@ -1,10 +1,29 @@
-"""manifest.json: what a version says about itself, and how to check that it is intact and right."""
+"""manifest.json: what a version is, and how to check that its files are intact and right.
+
+format          1; raised when a reader of older manifests would misread a newer one
+name, version   the model's name and the version's number, as text
+signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
+dtype "uint8", classes: their number, labels: a text for each class.
+Manifests without a signature are of digits: [28, 28], 10 classes, "0" to "9".
+recipe, seed    how it was trained; null for a model that was trained elsewhere
+parameters      their number
+accuracy        validation, test: 0 to 1, each null where it is unknown. For a model that was
+trained elsewhere, test is that of its samples, if they have labels.
+files           {file name: SHA-256 in hexadecimal} of model.onnx and, if it passed its gate,
+model.int8.onnx
+parity          see parity.Parity
+int8            see int8_gate.Int8; or {"refused": why there is none}
+libraries       {name: version} of everything that shaped the files
+golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
+each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
+"""
 
 import base64
 import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -14,16 +33,39 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from training.data.mnist import Images, Labels
+from training.data.mnist import Images
 from training.export.onnx_runtime import onnxruntime
+from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 
 FORMAT = 1
-"""Raised when a reader of older manifests would misread a newer one."""
 
 GOLDEN_IMAGES = 32
-GOLDEN_PER_DIGIT = 2
+GOLDEN_PER_CLASS = 2
+GOLDEN_BYTES = 256 << 10
+"""The most that golden samples take in the manifest, unless a single one takes more."""
+NUMBER_BYTES = 32
+"""Of a probability in the manifest, on a line of its own."""
 GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signature:
+    """What a model takes and gives."""
+
+    input_shape: tuple[int, ...]
+    """Of one image, such as (28, 28)."""
+    dtype: str = "uint8"
+    """Of a pixel."""
+    classes: int
+    """The number of classes."""
+    labels: tuple[str, ...]
+    """A text for each class."""
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels of an image."""
+        return int(np.prod(self.input_shape))
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
@@ -34,49 +76,56 @@ def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Compute the SHA-256 of each file, in hex, by file name."""
+    """Compute the SHA-256 of each file, in hexadecimal, by file name."""
     return {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
 
 
 def libraries() -> dict[str, str]:
-    """List the versions of everything that shaped the exported files."""
+    """Return the versions of everything that shaped the exported files."""
     modules = (tf, keras, tf2onnx, onnx, onnxruntime, np)
     return {module.__name__: module.__version__ for module in modules} | {
         "python": platform.python_version()
     }
 
 
-def choose_golden(probabilities: Probabilities, labels: Labels) -> npt.NDArray[np.intp]:
-    """Choose the images to ship with the model: some of every digit, then the least certain ones.
+def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray[np.intp]:
+    """Choose the images to ship with the model: some of every class, then the least certain ones.
 
-    Only correctly answered images are chosen. The least certain ones lie closest to the border
-    between two digits, where a wrong weight shows first.
+    Only correctly answered images are chosen, or any where labels are unknown. The least certain
+    ones lie closest to the border between two classes, where a wrong weight shows first.
 
     Args:
-        probabilities: (N, 10) float32, the model's answers.
-        labels: (N,) uint8, the true digits.
+        probabilities: (N, classes) float32, the model's answers to the samples.
+        samples: the candidates.
 
     Returns:
-        Up to 32 row numbers, ascending.
+        Row numbers, ascending: up to 32, or fewer where these would make the manifest large.
     """
-    right = np.flatnonzero(probabilities.argmax(axis=1) == labels)
-    of_each = [right[labels[right] == digit][:GOLDEN_PER_DIGIT] for digit in range(10)]
-    chosen = np.concatenate(of_each)
+    answers = probabilities.argmax(axis=1)
+    labels = answers if samples.labels is None else samples.labels
+    right = np.flatnonzero(answers == labels)
+    num_classes = probabilities.shape[1]
+    sample_bytes = samples.images.shape[1] * 4 // 3 + 2 * num_classes * NUMBER_BYTES
+    num = min(GOLDEN_IMAGES, max(1, GOLDEN_BYTES // sample_bytes))
+    of_each = min(GOLDEN_PER_CLASS, num // num_classes)
+    chosen = np.concatenate(
+        [right[labels[right] == number][:of_each] for number in range(num_classes)]
+    )
     others = np.setdiff1d(right, chosen)
     by_certainty = others[probabilities[others].max(axis=1).argsort(kind="stable")]
-    return np.sort(np.append(chosen, by_certainty[: GOLDEN_IMAGES - len(chosen)]))
+    return np.sort(np.append(chosen, by_certainty[: num - len(chosen)]))
 
 
 def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, object]:
-    """Put sample questions and answers in a form for JSON.
+    """Put golden samples in a form for JSON.
 
     Args:
-        images: (N, 784) uint8.
-        answers: (N, 10) float32, the published graphs' answers by precision.
+        images: (N, pixels) uint8.
+        answers: (N, classes) float32, the published graphs' answers by precision.
 
     Returns:
-        images: base64 of N x 784 bytes. probabilities, and int8_probabilities if that graph is
-        published: N lists of 10 numbers, in the fewest digits that give back the same float32.
+        images: base64 of N x pixels bytes. probabilities, and int8_probabilities if that graph is
+        published: N lists of numbers, in the fewest digits that give back the same float32.
     """
     return {
         "images": base64.b64encode(images.tobytes()).decode(),

@@ -1,4 +1,4 @@
-"""ONNX Runtime without its telemetry: everything that uses it imports it from here.
+"""ONNX Runtime without its telemetry: every module imports it from here.
 
 Since 1.29 its wheels look up the maker's host, connect to it and write a device id to ~/.cache.
 `disable_telemetry_events()` comes too late: this variable counts only before the first import.

@@ -3,8 +3,8 @@
     fp32   images ─ Cast ─ MatMul ─ Add ─ Relu ─ ...
     int8   images ─ MatMulInteger ─ Cast ─ Add ─ Relu ─ ...   (the same from here on)
 
-The first layer is 83 % of the arithmetic, and a pixel already is an integer: nothing but the
-weights is rounded. The later layers stay float32, because their inputs would need a scale that
+The first layer of digits is 83 % of the arithmetic, and a pixel already is an integer: only the
+weights are rounded. The later layers stay float32, because their inputs would need a scale that
 depends on the whole batch, and an answer must not depend on the images it is batched with.
 
 Each column of weights is `integers * scale`. As relu(scale * y) = scale * relu(y), the scales pass
@@ -25,10 +25,20 @@ Matrix = npt.NDArray[np.float64]
 
 LARGEST = 63
 """The largest integer weight: 2 * 255 * 63 = 32,130 fits into 16 bits, where x86 without VNNI adds
-two products of a uint8 and an int8, and saturates without a word (VPMADDUBSW)."""
+two products of a uint8 and an int8, and saturates silently (VPMADDUBSW)."""
+
+REPLACEABLE = ["Cast", "MatMul", "Add", "Relu", "MatMul"]
+"""The operators that a graph must begin with."""
+
+MOST_PIXELS = 4_096
+"""Rounding takes memory for the square of the pixels, and time for the square times the units."""
 
 SAMPLE_IMAGES = 5_000
-DAMPING = 0.01  # times the mean moment: weights of pixels that are hardly ever ink stay near theirs
+DAMPING = 0.01  # times the mean moment: keeps the weights of pixels that are rarely ink near theirs
+
+
+class Refused(Exception):
+    """There is no int8 graph, or it is too far from fp32; the text is one line and says why."""
 
 
 def quantize(fp32: onnx.ModelProto, images: Images) -> onnx.ModelProto:
@@ -36,17 +46,22 @@ def quantize(fp32: onnx.ModelProto, images: Images) -> onnx.ModelProto:
 
     Args:
         fp32: as graph.convert makes it; left as it is.
-        images: (N, 784) uint8, images to weigh the rounding errors with, not those to test with.
+        images: (N, pixels) uint8, images to weigh the rounding errors with, not those to test with.
 
     Returns:
         A checked graph of the same inputs, outputs, metadata and versions.
+
+    Raises:
+        Refused: the graph does not begin with two dense layers, or has too many pixels.
     """
+    if [node.op_type for node in fp32.graph.node[:5]] != REPLACEABLE:
+        raise Refused("expected a network that begins with Dense, relu and Dense")
+    if images.shape[1] > MOST_PIXELS:
+        raise Refused(f"expected at most {MOST_PIXELS:,} pixels, got {images.shape[1]:,}")
     int8 = onnx.ModelProto()
     int8.CopyFrom(fp32)
     weights = {tensor.name: tensor for tensor in int8.graph.initializer}
-    _, matmul, add = int8.graph.node[:3]
-    following = next(node for node in int8.graph.node[3:] if node.op_type == "MatMul")
-
+    _, matmul, add, _, following = int8.graph.node[:5]
     kernel, bias, next_kernel = (
         numpy_helper.to_array(weights[node.input[1]]) for node in (matmul, add, following)
     )
@@ -67,19 +82,19 @@ def quantize(fp32: onnx.ModelProto, images: Images) -> onnx.ModelProto:
 def round_weights(
     kernel: npt.NDArray[np.float32], moments: Matrix
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Round each column to integers times a scale, so that its sums stay what they were.
+    """Round each column to integers times a scale, with the least error of its sums.
 
-    One row after the other is rounded, the heaviest pixels first, and the rows to come make up for
-    the error as far as their pixels go with this row's: GPTQ (Frantar et al., 2022,
-    arXiv:2210.17323). It leaves a third of the error of rounding to nearest, and less than that
-    would leave in 8 bits.
+    Rows are rounded one after the other, those of the heaviest pixels first; the rows that remain
+    compensate for the error as far as their pixels correlate with this row's: GPTQ (Frantar et
+    al., 2022, arXiv:2210.17323). It leaves a third of the error of rounding to nearest, and less
+    than that would leave in 8 bits.
 
     Args:
-        kernel: (784, units).
-        moments: (784, 784), the mean product of any two pixels.
+        kernel: (pixels, units).
+        moments: (pixels, pixels), the mean product of any two pixels.
 
     Returns:
-        (784, units) within ±LARGEST, and (units,) scales above 0.
+        (pixels, units) within ±LARGEST, and (units,) scales above 0.
     """
     scale = (np.abs(kernel).max(axis=0) / np.float32(LARGEST)).astype(np.float32)
     scale[scale == 0] = 1
@@ -96,7 +111,7 @@ def round_weights(
 
 
 def _moments(images: Images) -> Matrix:
-    """Compute the mean product of any two pixels, (784, 784), from a sample of (N, 784) images."""
+    """Compute the mean product of any two pixels from a sample of (N, pixels) images."""
     pixels = images[:: max(1, len(images) // SAMPLE_IMAGES)].astype(np.float32) / 255
     return (pixels.T @ pixels).astype(np.float64) / len(pixels)
 
@@ -104,7 +119,7 @@ def _moments(images: Images) -> Matrix:
 def _rewire(graph: onnx.GraphProto) -> None:
     """Multiply first, then convert to float32; changed in place.
 
-    The conversion is exact: a sum is at most 784 * 255 * 63 < 2**24 away from 0.
+    Up to 1,044 pixels the conversion is exact: a sum is at most 1,044 * 255 * 63 < 2**24 from 0.
     """
     cast, matmul, add, *others = graph.node
     layer = matmul.name.removesuffix("/MatMul")

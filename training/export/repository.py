@@ -1,4 +1,4 @@
-"""Versioned publication: a version is visible whole, or not at all."""
+"""The model repository: each version is published whole, or not at all."""
 
 import os
 import shutil
@@ -21,12 +21,12 @@ def publish(folder: Path, version_files: Callable[[str], Files], model_files: Fi
     """Publish the next version of a model by renaming a hidden folder that is already complete.
 
     Everything is written and synced before the first rename, so neither a full disk nor a kill
-    leaves anything half-done in sight; what a killed run left hidden, the next one removes.
+    leaves a partial version visible; the next run removes the hidden folder of a killed one.
 
     Args:
         folder: the model's directory; created if missing.
-        version_files: what goes into the version's folder, given its number ("1", "2", ...).
-        model_files: what goes beside the versions; a file that is already there is kept.
+        version_files: given the version's number ("1", "2", ...), the contents of its folder.
+        model_files: the files beside the versions; one that already exists is kept.
 
     Returns:
         The new version's folder, numbered one above the highest there.
@@ -53,7 +53,7 @@ def publish(folder: Path, version_files: Callable[[str], Files], model_files: Fi
 
 
 def _versions(folder: Path) -> list[int]:
-    """List the version numbers that are taken."""
+    """Return the numbers of the versions that exist."""
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
@@ -72,7 +72,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, files: Files) -> None:
-    """Create a folder with these files in it, and make sure that it is on the disk."""
+    """Create a folder with these files in it, and sync it to the disk."""
     folder.mkdir()
     for name, content in files.items():
         write_atomically(folder / name, content)

@@ -1,16 +1,21 @@
 """Training: fit the network by a recipe, calibrate it, and write the artifacts."""
 
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
+import tensorflow as tf
+
 from training.config import Recipe
-from training.data.mnist import Mnist
-from training.fitting import artifacts, distillation, loop
+from training.data.mnist import Examples, Mnist
+from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting.evaluation import evaluate, probabilities
 from training.fitting.loop import Log
-from training.fitting.metrics import calibrate_and_measure
-from training.fitting.trainer import Trainer
+from training.fitting.trainer import Trainer, device
 
 
 def train(
@@ -64,9 +69,46 @@ def train(
         "epochs": len(progress.rows),
         "train_seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),
-        **calibrate_and_measure(trainer.average, validation, data),
+        **_calibrate_and_measure(trainer.average, validation, data.test),
     }
     artifacts.save(folder, trainer.average, progress.rows, metrics)
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics
+
+
+def _calibrate_and_measure(
+    model: keras.Model, validation: Examples, test: Examples
+) -> dict[str, Any]:
+    """Calibrate the network, in place, on the validation images; then measure it on the test set.
+
+    Returns:
+        The part of metrics.json that does not depend on how it was trained.
+    """
+    before = calibration.expected_calibration_error(probabilities(model, test.images), test.labels)
+    temperature = calibration.calibrate(model, validation)
+    answers = probabilities(model, test.images)
+    after = calibration.expected_calibration_error(answers, test.labels)
+    kept, threshold = calibration.accuracy_at_coverage(answers, test.labels)
+    validation_loss, validation_accuracy = evaluate(model, validation)
+    test_loss, test_accuracy = evaluate(model, test)
+    return {
+        "parameters": model.count_params(),
+        "device": device(),
+        "accuracy": {"validation": validation_accuracy, "test": test_accuracy},
+        "loss": {"validation": validation_loss, "test": test_loss},
+        "errors": {"test": round((1 - test_accuracy) * len(test.labels))},
+        "calibration": {
+            "temperature": temperature,
+            "ece": {"before": before, "after": after},
+            "coverage": {
+                "share": calibration.COVERAGE, "accuracy": kept, "least_certainty": threshold,
+            },
+        },
+        "libraries": {
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip

@@ -19,6 +19,7 @@ from training.export import graph, quantization
 from training.export.digits import export
 from training.export.manifest import choose_golden
 from training.export.onnx_runtime import onnxruntime
+from training.export.samples import Samples
 
 GOLDEN_TOLERANCE = 1e-6  # the same graph on the same machine, in another batch
 
@@ -121,7 +122,7 @@ def test_damaged_int8_is_not_published_and_the_reason_is_told(
     version = export(artifacts, tmp_path, mnist_sample)
     manifest = json.loads((version / "manifest.json").read_text())
     reason = manifest["int8"].pop("refused")
-    assert reason.endswith("of 500 test digits differ from fp32, at most 5 may")
+    assert reason.endswith("of 500 test answers differ from fp32, at most 5 may")
     assert f"int8      not published: {reason}" in capsys.readouterr().out
     assert manifest["int8"] == {}
     assert list(manifest["files"]) == ["model.onnx"]
@@ -135,7 +136,8 @@ def test_golden_samples_are_right_and_include_the_least_certain() -> None:
     answers = np.full((100, 10), 0.01, np.float32)
     answers[np.arange(100), labels] = certainty
     answers[99] = np.roll(answers[99], 1)  # the least certain of all, and wrong
-    assert choose_golden(answers, labels).tolist() == [*range(20), *range(87, 99)]
+    samples = Samples(np.zeros((100, 784), np.uint8), labels)
+    assert choose_golden(answers, samples).tolist() == [*range(20), *range(87, 99)]
 
 
 def test_next_export_is_the_next_version(
@@ -145,7 +147,8 @@ def test_next_export_is_the_next_version(
     assert [first, second] == [tmp_path / "mine" / "1", tmp_path / "mine" / "2"]
     assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
     assert 'name: "mine"' in (tmp_path / "mine" / "config.pbtxt").read_text()
-    assert f"published {second}; serve it with `make serve`" in capsys.readouterr().out
+    command = f"python -m serving serve --models {tmp_path} --model mine"
+    assert f"published {second}; serve it with `{command}`" in capsys.readouterr().out
 
 
 def add_to_bias(proto: onnx.ModelProto, value: float) -> None:
@@ -172,7 +175,7 @@ def test_graph_that_answers_otherwise_is_not_published(
 
     monkeypatch.setattr(graph, "convert", tampered)
     with pytest.raises(
-        ExportError, match=r"digits differ at batch 1 and 500.*allowed: 0 and 1e-05"
+        ExportError, match=r"answers differ at batch 1 and 500.*allowed: 0 and 1e-05"
     ):
         export(artifacts, tmp_path / "models", mnist_sample)
     assert not (tmp_path / "models").exists()

@@ -6,9 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from training.data.mnist import Examples, Images, Mnist
+from training.data.mnist import Images, Mnist
 from training.export import int8_gate, parity, quantization
 from training.export.onnx_runtime import onnxruntime
+from training.export.quantization import Refused
+from training.export.samples import Samples
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +105,16 @@ def test_column_of_zeros_stays_zero() -> None:
     assert scale.tolist() == [1, pytest.approx(3 / 63)]
 
 
-def test_gate_counts_validation_digits(fp32: onnx.ModelProto, mnist_sample: Mnist) -> None:
+def test_gate_counts_validation_answers(fp32: onnx.ModelProto, mnist_sample: Mnist) -> None:
     damaged = quantization.quantize(fp32, mnist_sample.train_images)
     [bias] = [t for t in damaged.graph.initializer if t.name == "probabilities/bias"]
     bias.CopyFrom(numpy_helper.from_array(10 * np.eye(10, dtype=np.float32)[3], bias.name))
-    sessions = parity.open_session(damaged), parity.open_session(fp32)
-    validation = mnist_sample.split(0.2)[1]
-    few = Examples(mnist_sample.test_images[:5], mnist_sample.test_labels[:5])
-    with pytest.raises(
-        int8_gate.Refused, match=r"of 400 validation digits are right, with fp32 \d+"
-    ):
-        int8_gate.measure(*sessions, validation, few)
-    with pytest.raises(
-        int8_gate.Refused, match=r"of 500 test digits differ from fp32, at most 5 may"
-    ):
-        int8_gate.measure(*sessions, validation, mnist_sample.test)
+    int8, reference = parity.open_session(damaged), parity.open_session(fp32)
+    validation = Samples(*mnist_sample.split(0.2)[1])
+    test = Samples(*mnist_sample.test)
+    threes = test.images[parity.run(reference, test.images).argmax(axis=1) == 3]
+    same = Samples(np.resize(threes, (int8_gate.LEAST_TEST_IMAGES, 784)), None)
+    with pytest.raises(Refused, match=r"of 400 validation answers are right, with fp32 \d+"):
+        int8_gate.measure(int8, reference, same, validation)
+    with pytest.raises(Refused, match=r"of 500 test answers differ from fp32, at most 5 may"):
+        int8_gate.measure(int8, reference, test, validation)

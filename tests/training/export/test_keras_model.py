@@ -1,0 +1,388 @@
+"""Keras classifiers that were trained elsewhere: converted, checked on samples, published."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from keras import layers
+from onnx import numpy_helper
+
+from tests.training.export.letters import letters, rebuilt, save_samples, trained
+from training.__main__ import main
+from training.data.mnist import Mnist
+from training.errors import ExportError, UnusableInput
+from training.export import graph, keras_model
+from training.export.onnx_runtime import onnxruntime
+from training.export.version import Candidate
+
+SAME = 1e-5
+"""Float32 rounding in another order of summation."""
+
+DENSE = ["MatMul", "Add"]
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def files(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("letters")
+    model.save(folder / "model.keras")
+    return folder / "model.keras", save_samples(folder / "samples.npz")
+
+
+@pytest.fixture(scope="module")
+def version(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return keras_model.export(*files, tmp_path_factory.mktemp("models"), "letters")
+
+
+@pytest.fixture(scope="module")
+def manifest(version: Path) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((version / "manifest.json").read_text())
+    return contents
+
+
+def saved(folder: Path, model: keras.Model) -> Path:
+    model.save(folder / "saved.keras")
+    return folder / "saved.keras"
+
+
+def answers(version: Path, images: Any, file: str = "model.onnx") -> Any:
+    session = onnxruntime.InferenceSession(version / file, providers=["CPUExecutionProvider"])
+    return session.run(["probabilities"], {"images": images.reshape(len(images), -1)})[0]
+
+
+def test_graph_answers_as_keras_with_softmax(version: Path, model: keras.Model) -> None:
+    images, _ = letters(50, seed=3)
+    expected = np.asarray(keras.ops.softmax(model(images.astype(np.float32))))
+    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
+
+
+def test_scaling_is_folded_into_the_first_layer(version: Path) -> None:
+    proto = onnx.load(version / "model.onnx")
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators == ["Cast", *DENSE, "Relu", *DENSE, "Softmax"]
+    assert {tensor.name for tensor in proto.graph.initializer} == {
+        "hidden/kernel", "hidden/bias", "letter/kernel", "letter/bias",
+    }  # fmt: skip
+    [images], [probabilities] = proto.graph.input, proto.graph.output
+    assert images.type.tensor_type.shape.dim[1].dim_value == 1024
+    assert probabilities.type.tensor_type.shape.dim[1].dim_value == 26
+
+
+def test_manifest_describes_a_model_trained_elsewhere(manifest: dict[str, Any]) -> None:
+    assert (manifest["name"], manifest["version"]) == ("letters", "1")
+    assert manifest["signature"] == {
+        "input_shape": [32, 32],
+        "dtype": "uint8",
+        "classes": 26,
+        "labels": [str(number) for number in range(26)],
+    }
+    assert (manifest["recipe"], manifest["seed"], manifest["parameters"]) == (None, None, 50_474)
+    assert manifest["accuracy"] == {"validation": None, "test": pytest.approx(1, abs=0.02)}
+    assert (manifest["parity"]["images"], manifest["parity"]["tolerance"]) == (600, 1e-4)
+
+
+def test_triton_learns_the_shape(version: Path) -> None:
+    config = (version.parent / "config.pbtxt").read_text()
+    assert "dims: [ 1024 ]" in config
+    assert "dims: [ 26 ]" in config
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("model.onnx", "probabilities"), ("model.int8.onnx", "int8_probabilities")],
+)
+def test_golden_samples_cover_the_classes_and_reproduce(
+    file: str, key: str, version: Path, manifest: dict[str, Any]
+) -> None:
+    golden = manifest["golden"]
+    images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 1024)
+    found = answers(version, images, file)
+    np.testing.assert_allclose(found, golden[key], rtol=0, atol=SAME)
+    assert len(images) == 32
+    assert set(found.argmax(axis=1)) == set(range(26))
+
+
+@pytest.fixture
+def candidates(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+    """What would be published; the gates are left out."""
+    found: list[Candidate] = []
+
+    def publish_version(candidate: Candidate, models: Path) -> Path:
+        found.append(candidate)
+        return models
+
+    monkeypatch.setattr(keras_model, "publish_version", publish_version)
+    return found
+
+
+def test_int8_is_rounded_on_one_half_and_tested_on_the_other(
+    files: tuple[Path, Path], tmp_path: Path, candidates: list[Candidate]
+) -> None:
+    keras_model.export(*files, tmp_path, "letters")
+    [candidate] = candidates
+    images = np.load(files[1])["images"].reshape(600, 1024)
+    assert np.array_equal(candidate.rounding, images[::2])
+    assert np.array_equal(candidate.int8_test.images, images[1::2])
+    assert candidate.int8_test.labels is not None
+    assert np.array_equal(candidate.int8_test.labels, np.load(files[1])["labels"][1::2])
+
+
+def test_few_samples_publish_no_int8(model: keras.Model, tmp_path: Path) -> None:
+    samples = save_samples(tmp_path / "few.npz", num=300)
+    version = keras_model.export(saved(tmp_path, model), samples, tmp_path, "letters")
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert manifest["int8"] == {"refused": "expected at least 200 images to test it with, got 150"}
+    assert list(manifest["files"]) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("stack", "sample_shape", "expected"),
+    [
+        ((keras.Input((32, 32, 1)),), (32, 32), (32, 32)),
+        ((keras.Input((32, 32)),), (32, 32, 1), (32, 32)),
+        ((keras.Input((1024,)),), (32, 32), (32, 32)),
+        ((keras.Input((32, 32)),), (1024,), (32, 32)),
+        ((keras.Input((1024,)),), (1024,), (1024,)),
+        ((keras.Input((16, 32, 2)),), (16, 32, 2), (16, 32, 2)),
+    ],
+)
+def test_model_and_samples_may_have_different_shapes(
+    stack: tuple[Any, ...],
+    sample_shape: tuple[int, ...],
+    expected: tuple[int, ...],
+    model: keras.Model,
+    tmp_path: Path,
+    candidates: list[Candidate],
+) -> None:
+    other = rebuilt(model, *stack, *model.layers)
+    images, _ = letters(40, seed=2)
+    samples = save_samples(tmp_path / "s.npz", num=40, images=images.reshape(40, *sample_shape))
+    keras_model.export(saved(tmp_path, other), samples, tmp_path, "letters")
+    [candidate] = candidates
+    assert candidate.signature.input_shape == expected
+    expected_logits = model(images.astype(np.float32))
+    np.testing.assert_allclose(
+        candidate.expected, keras.ops.softmax(expected_logits), rtol=0, atol=SAME
+    )
+
+
+def test_probabilities_get_no_second_softmax(model: keras.Model, tmp_path: Path) -> None:
+    stack = [keras.Input((1024,)), *model.layers, layers.Softmax()]
+    samples = save_samples(tmp_path / "samples.npz", num=40)
+    version = keras_model.export(
+        saved(tmp_path, rebuilt(model, *stack)), samples, tmp_path, "letters"
+    )
+    operators = [node.op_type for node in onnx.load(version / "model.onnx").graph.node]
+    assert operators.count("Softmax") == 1
+    images, _ = letters(50, seed=3)
+    expected = keras.ops.softmax(model(images.astype(np.float32)))
+    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
+
+
+def test_convolutional_network_is_published_without_int8(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    stack = [
+        keras.Input((32, 32, 1)),
+        layers.Rescaling(1 / 255),
+        layers.Conv2D(4, 3, strides=2, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Flatten(),
+        layers.Dense(26, activation="softmax"),
+    ]
+    network = keras.Sequential(stack)
+    samples = save_samples(tmp_path / "samples.npz", num=40, labels=None)
+    version = keras_model.export(saved(tmp_path, network), samples, tmp_path, "letters")
+    images, _ = letters(20, seed=3)
+    expected = network(images[..., np.newaxis].astype(np.float32))
+    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert "begins with Dense, relu and Dense" in manifest["int8"]["refused"]
+    assert manifest["accuracy"] == {"validation": None, "test": None}
+
+
+def test_labels_are_read_from_a_file(
+    files: tuple[Path, Path], tmp_path: Path, candidates: list[Candidate]
+) -> None:
+    names = [*"abcdefghijklmnopqrstuvwxy", "zett"]
+    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
+    keras_model.export(*files, tmp_path, "letters", tmp_path / "labels.txt")
+    assert candidates[0].signature.labels == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a\nb\n", "expected 26 different labels, one a line, got 2"),
+        (b"a\n" * 26, "expected 26 different labels, one a line, got 1"),
+        (b"a\n\nc", "expected 26 different labels, one a line, got 2"),
+        (b"\xff", "cannot read .*labels.txt"),
+    ],
+)
+def test_unfit_labels_are_refused(
+    content: bytes, reason: str, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UnusableInput, match=reason):
+        keras_model.export(*files, tmp_path, "letters", tmp_path / "labels.txt")
+
+
+IMAGES, LABELS = letters(20, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": None}, r"expected an array `images`, got \['labels'\]"),
+        ({"images": IMAGES / 255}, r"expected images \(N, ...\) uint8, got .* float64"),
+        ({"images": IMAGES[:0]}, r"expected images .*, got \(0, 32, 32\) uint8"),
+        ({"images": IMAGES[:, :28, :28]}, r"expected images of shape \(32, 32\).*got \(28, 28\)"),
+        ({"images": IMAGES * 0}, "every pixel is 0"),
+        ({"labels": LABELS[:-1]}, r"expected labels \(20,\) integers, got \(19,\)"),
+        ({"labels": LABELS / 2}, r"expected labels \(20,\) integers, got .* float64"),
+        ({"labels": LABELS + 26}, "expected labels from 0 to 25, got 2"),
+        ({"labels": LABELS - 26}, "expected labels from 0 to 25, got -2"),
+        ({"labels": (LABELS + 1) % 26}, "answers none of 20 samples as labelled"),
+        ({"labels": LABELS.astype(object)}, "expected an NPZ file of arrays"),
+    ],
+)
+def test_unfit_samples_are_refused(
+    changes: dict[str, Any], reason: str, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    samples = save_samples(tmp_path / "samples.npz", num=20, **changes)
+    with pytest.raises(UnusableInput, match=reason) as refusal:
+        keras_model.export(files[0], samples, tmp_path / "models", "letters")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("stack", "reason"),
+    [
+        (
+            (keras.Input((32, 32)), layers.Dense(26)),
+            r"output of \(N, classes\), got \(None, 32, 26\)",
+        ),
+        ((keras.Input((1024,)), layers.Dense(1)), r"output of \(N, classes\), got \(None, 1\)"),
+        (
+            (keras.Input((None,)), layers.Embedding(9, 26), layers.GlobalMaxPooling1D()),
+            "fixed shape",
+        ),
+        ((keras.Input((1024,)), layers.Dense(26, "sigmoid")), "don't add up to 1"),
+    ],
+)
+def test_model_that_is_no_classifier_is_refused(
+    stack: tuple[Any, ...], reason: str, tmp_path: Path
+) -> None:
+    samples = save_samples(tmp_path / "samples.npz", num=20, labels=None)
+    path = saved(tmp_path, keras.Sequential(stack))
+    with pytest.raises(UnusableInput, match=reason):
+        keras_model.export(path, samples, tmp_path / "models", "letters")
+    assert not (tmp_path / "models").exists()
+
+
+def test_model_with_two_inputs_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    model = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(inputs)))
+    with pytest.raises(UnusableInput, match="expected one input and one output"):
+        keras_model.export(saved(tmp_path, model), files[1], tmp_path, "letters")
+
+
+def test_nan_is_refused(model: keras.Model, files: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = rebuilt(model, keras.Input((1024,)), *map(copy_of, model.layers))
+    broken.layers[-1].bias.assign([np.nan] + [0] * 25)
+    with pytest.raises(UnusableInput, match="answers 600 of 600 samples with NaN"):
+        keras_model.export(saved(tmp_path, broken), files[1], tmp_path, "letters")
+
+
+def copy_of(layer: keras.Layer) -> keras.Layer:
+    return type(layer).from_config(layer.get_config())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip"])
+def test_unreadable_model_is_refused(
+    content: bytes | None, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "unreadable.keras"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UnusableInput, match=r"cannot read .*unreadable.keras") as refusal:
+        keras_model.export(path, files[1], tmp_path, "letters")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip"])
+def test_unreadable_samples_are_refused(
+    content: bytes | None, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "unreadable.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UnusableInput, match=r"cannot read .*unreadable.npz"):
+        keras_model.export(files[0], path, tmp_path, "letters")
+
+
+def test_graph_that_answers_otherwise_is_not_published(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert: Callable[..., onnx.ModelProto] = graph.convert
+
+    def tampered(*arguments: Any) -> onnx.ModelProto:
+        proto = convert(*arguments)
+        [bias] = [tensor for tensor in proto.graph.initializer if tensor.name == "letter/bias"]
+        shifted = numpy_helper.to_array(bias) + np.linspace(0, 1, 26, dtype=np.float32)
+        bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
+        return proto
+
+    monkeypatch.setattr(graph, "convert", tampered)
+    with pytest.raises(ExportError, match=r"Keras disagree.*allowed: 0 and 1e-04"):
+        keras_model.export(*files, tmp_path / "models", "letters")
+    assert not (tmp_path / "models").exists()
+
+
+def test_command_needs_no_mnist(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Mnist, "load", pytest.fail)
+    own = ["--keras", str(files[0]), "--samples", str(files[1]), "--name", "letters"]
+    assert main(["export", *own, "--models", str(tmp_path)]) == 0
+    command = f"python -m serving serve --models {tmp_path} --model letters"
+    assert f"published {tmp_path}/letters/1; serve it with `{command}`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keras", "model.keras"],
+        ["--keras", "model.keras", "--samples", "samples.npz"],
+        ["--keras", "model.keras", "--name", "letters"],
+        ["--samples", "samples.npz", "--name", "letters"],
+        ["--labels", "labels.txt"],
+    ],
+)
+def test_command_names_what_is_missing(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "digits-train: a Keras model of your own needs --keras, --samples and --name\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", "a" * 101])
+def test_command_refuses_names_that_are_no_folder(name: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "--name", name])

@@ -1,0 +1,71 @@
+"""Samples: the images that an export is checked on, with their labels if those are known."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.mnist import Images
+from training.errors import UnusableInput
+
+
+class Samples(NamedTuple):
+    """Images, and their labels if those are known."""
+
+    images: Images
+    """(N, pixels) uint8, row-major."""
+    labels: npt.NDArray[np.integer[Any]] | None
+    """(N,) numbers of classes, from 0."""
+
+    def odd(self) -> "Samples":
+        """Return the samples at odd places, half of them."""
+        return Samples(self.images[1::2], None if self.labels is None else self.labels[1::2])
+
+
+def read(path: Path, num_classes: int) -> tuple[Samples, tuple[int, ...]]:
+    """Read an NPZ file with `images` and optionally `labels`.
+
+    Args:
+        path: the file; `images` is (N, ...) uint8, `labels` (N,) integers.
+        num_classes: the limit of the labels.
+
+    Returns:
+        The samples, and the shape of one image in the file.
+
+    Raises:
+        UnusableInput: the file can't be read, or an array in it is missing or unfit.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except OSError as err:
+        raise UnusableInput(f"cannot read {path}: {err.strerror or err}") from err
+    except (EOFError, ValueError, TypeError, zipfile.BadZipFile) as err:
+        raise UnusableInput(f"cannot read {path}: expected an NPZ file of arrays") from err
+    images, labels = arrays.get("images"), arrays.get("labels")
+    if images is None:
+        raise UnusableInput(f"{path}: expected an array `images`, got {sorted(arrays)}")
+    if images.dtype != np.uint8 or images.ndim < 2 or not len(images):
+        raise UnusableInput(
+            f"{path}: expected images (N, ...) uint8, got {images.shape} {images.dtype}"
+        )
+    if not images.any():
+        raise UnusableInput(f"{path}: every pixel is 0")
+    if labels is not None:
+        _check_labels(path, labels, len(images), num_classes)
+    return Samples(images.reshape(len(images), -1), labels), images.shape[1:]
+
+
+def _check_labels(path: Path, labels: npt.NDArray[Any], num: int, num_classes: int) -> None:
+    """Raise UnusableInput unless there is the number of a class for each image."""
+    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UnusableInput(
+            f"{path}: expected labels ({num},) integers, got {labels.shape} {labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UnusableInput(
+            f"{path}: expected labels from 0 to {num_classes - 1}, "
+            f"got {labels.min()} to {labels.max()}"
+        )

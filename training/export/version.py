@@ -1,0 +1,168 @@
+"""A version: from a trained network over the gates to the model repository."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import onnx
+
+from commandline import checkout
+from training.data.mnist import Images
+from training.errors import ExportError
+from training.export import graph, int8_gate, manifest, parity, quantization
+from training.export.manifest import Signature
+from training.export.repository import Files, publish
+from training.export.samples import Samples
+from training.fitting.evaluation import Probabilities
+
+print_now = partial(print, flush=True)
+
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+"""The graphs of a version by precision; int8 is there only if it passed its gate."""
+
+TRITON_CONFIG = """\
+# For NVIDIA Triton. Tune it as you like: an export never overwrites it.
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 512
+input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {pixels} ] }} ]
+output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
+dynamic_batching {{ }}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Candidate:
+    """A trained network, and all that it takes to check and publish it."""
+
+    name: str
+    """The model's name in the repository."""
+    model: keras.Model
+    """From pixels of 0 to 255, in an input shape of its own, to (N, classes) probabilities."""
+    signature: Signature
+    """What it takes and gives."""
+    samples: Samples
+    """The images that the graph is compared with Keras on; golden samples come from them."""
+    expected: Probabilities
+    """(N, classes) float32, Keras's answers to the samples."""
+    tolerance: float
+    """The largest difference of a probability from Keras's."""
+    rounding: Images
+    """(N, pixels) uint8: int8 weights are rounded for the least error on these images."""
+    int8_test: Samples
+    """Images that int8 is compared with fp32 on, none of those it is rounded on."""
+    int8_validation: Samples | None
+    """Labelled images that int8 must not answer worse than fp32."""
+    facts: Mapping[str, Any]
+    """recipe, seed, parameters and accuracy, as in the manifest."""
+
+
+def publish_version(candidate: Candidate, models: Path) -> Path:
+    """Convert a network, compare it with Keras on its samples, and publish it.
+
+    Args:
+        candidate: what to publish.
+        models: the model repository; the version becomes models/<name>/<n>/.
+
+    Returns:
+        The new version's folder.
+
+    Raises:
+        ExportError: the network can't be converted, the graph does not answer as Keras does, or
+            the files could not be written. Nothing is published.
+    """
+    samples, expected, facts = candidate.samples, candidate.expected, candidate.facts
+    properties = {**facts, "accuracy": facts["accuracy"]["test"]}
+    fp32 = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
+    print_now(f"comparing it with Keras on {len(expected):,} images")
+    measured = parity.measure(
+        parity.open_session(fp32), samples.images, expected, candidate.tolerance
+    )
+    if not measured.holds:
+        raise ExportError(f"not published, ONNX Runtime and Keras disagree: {measured}")
+
+    quantised, verdict = _int8(fp32, candidate)
+    graphs = {"fp32": fp32, **quantised}
+    files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
+    images = samples.images[manifest.choose_golden(expected, samples)]
+    answers = {
+        name: parity.run(parity.open_session(proto), images) for name, proto in graphs.items()
+    }
+    contents = {
+        "signature": asdict(candidate.signature),
+        **facts,
+        "files": manifest.digests(files),
+        "parity": asdict(measured),
+        "int8": verdict,
+        "libraries": manifest.libraries(),
+        "golden": manifest.golden(images, answers),
+    }
+    version = _publish(candidate, models, files, contents)
+    _summarise(version, files, contents)
+    return version
+
+
+def _int8(
+    fp32: onnx.ModelProto, candidate: Candidate
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+    """Quantise the graph and test it.
+
+    Returns:
+        {"int8": the graph}, or nothing if it was refused; and what the manifest says of it.
+    """
+    print_now("quantising its first layer to int8, and comparing that with float32")
+    try:
+        quantised = quantization.quantize(fp32, candidate.rounding)
+        measured = int8_gate.measure(
+            parity.open_session(quantised),
+            parity.open_session(fp32),
+            candidate.int8_test,
+            candidate.int8_validation,
+        )
+    except quantization.Refused as err:
+        return {}, {"refused": str(err)}
+    return {"int8": quantised}, asdict(measured)
+
+
+def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[str, Any]) -> Path:
+    """Publish the files and their manifest as the model's next version."""
+    name, signature = candidate.name, candidate.signature
+    config = TRITON_CONFIG.format(name=name, pixels=signature.pixels, classes=signature.classes)
+
+    def version_files(version: str) -> Files:
+        return {**files, "manifest.json": manifest.render(name, version, contents)}
+
+    try:
+        return publish(models / name, version_files, {"config.pbtxt": config.encode()})
+    except OSError as err:
+        raise ExportError(f"not published, cannot write {models / name}: {err.strerror}") from err
+
+
+def _summarise(version: Path, files: Files, contents: dict[str, Any]) -> None:
+    """Print what was published and how to go on."""
+    size_mb = len(files[FILES["fp32"]]) / 1e6
+    accuracy = contents["accuracy"]["test"]
+    print_now(f"  size      {size_mb:.2f} MB, {contents['parameters']:,} parameters")
+    if accuracy is not None:
+        print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
+    print_now(f"  parity    Keras's answers, within {contents['parity']['max_difference']:.1e}")
+    print_now(f"  int8      {_verdict(contents['int8'])}")
+    print_now(f"published {version}; serve it with {_serve_command(version.parent)}")
+
+
+def _serve_command(folder: Path) -> str:
+    """Return the command that serves a model from its folder."""
+    if folder == Path("models", "digits"):
+        return checkout.run("serve")
+    return f"`python -m serving serve --models {folder.parent} --model {folder.name}`"
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    """Describe the int8 graph in one line."""
+    if "refused" in facts:
+        return f"not published: {facts['refused']}"
+    speedup = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in facts["speedup"].items())
+    return f"{facts['different_digits']} answers differ from fp32; faster by batch size: {speedup}"
