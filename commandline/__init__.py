@@ -1,6 +1,6 @@
-"""What the command lines of training, serving and benchmarks share; it imports none of them.
+"""Shared by the command lines of training, serving and benchmarks; imports none of them.
 
-parser      options that the environment sets, too
+parser      options that the environment can set too
 extras      one line for a package that is not installed
-checkout    what can be named in a checkout only: the version, `make`
+checkout    the version, and `make` where there is a checkout
 """

@@ -1,4 +1,4 @@
-"""What differs between a checkout and an installation: where the version is, and what `make` is."""
+"""Differences between a checkout and an installation: the version's source, and `make`."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _PROGRAMS = {"train": "training", "export": "training", "serve": "serving"}
 
 def version() -> str:
     """Return the project's version: that of the checkout, else of the installed distribution."""
-    import tomllib  # here, as they take longer to import than a probe takes
+    import tomllib  # here: these imports take longer than a whole probe
     from importlib import metadata
 
     try:
@@ -26,7 +26,7 @@ def version() -> str:
 
 
 def run(*steps: str) -> str:
-    """Name the command for "train", "export" or "serve": `make` only where it can work."""
+    """Return the command for "train", "export" or "serve": `make` only in a checkout."""
     if Path("Makefile").is_file() and Path("training/__main__.py").is_file():
         return f"`make {' '.join(steps)}`"
     return " and ".join(f"`python -m {_PROGRAMS[step]} {step}`" for step in steps)

@@ -1,4 +1,4 @@
-"""A package that is not installed: one line that names the extra which brings it."""
+"""One line for a package that is not installed: the extra to install."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 def require(*modules: str) -> None:
     """Raise ModuleNotFoundError for the first top-level module that is not installed.
 
-    So that long work doesn't fail at its end, and a server not in its workers.
+    Called first, so that long work does not fail at its end, nor a server in its workers.
     """
     for module in modules:
         if find_spec(module) is None:
@@ -18,9 +18,9 @@ def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
     """Say what to install, in one line.
 
     Args:
-        error: what an import raised; raised again if none of the extras brings the module, since
-            that is no fault of the installation.
-        extras: top-level module to the extra that brings it.
+        error: what an import raised; raised again if no extra has the module, since then the
+            installation is not at fault.
+        extras: top-level module to the extra that installs it.
     """
     module = (error.name or "").partition(".")[0]
     if module not in extras:

@@ -1,4 +1,4 @@
-"""An argument parser whose options can also be set by the environment."""
+"""An argument parser that also reads its options from the environment."""
 
 import argparse
 import os
@@ -21,17 +21,17 @@ a service named `digits` sets DIGITS_PORT, and one named `digits-metrics` DIGITS
 class Parser(argparse.ArgumentParser):
     """Reads each option from the command line, else from DIGITS_ and its name in capitals.
 
-    What was parsed has `variables`: {name: value} of the variables that are in effect.
+    The parsed namespace has `variables`: {name: value} of the variables that are in effect.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take what ArgumentParser takes."""
         self.variables: dict[str, argparse.Action] = {}
-        """The variable of each option."""
+        """The action of each variable."""
         super().__init__(*arguments, **options)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """Add an argument; a flag also gets a `--no-`, since the environment may have set it."""
+        """Add an argument; a flag also gets `--no-FLAG`, which overrides the environment."""
         action = super().add_argument(*names, **options)
         long_names = [name[2:] for name in action.option_strings if name.startswith("--")]
         if long_names and options.get("action", "store") in ("store", "store_true"):
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, with what the environment sets as defaults."""
+        """Parse the command line; variables of the environment are the defaults."""
         words = sys.argv[1:] if args is None else list(args)
         given = {} if {"-h", "--help"} & set(words) else self._given()
         for variable, text in given.items():
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         return parsed, rest
 
     def _given(self) -> dict[str, str]:
-        """Return the variables that are set, for the options of this parser."""
+        """Return this parser's variables that are set."""
         given = {name: os.environ.get(name, "") for name in self.variables}
         return {
             name: text
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         }
 
     def _value(self, action: argparse.Action, variable: str, text: str) -> Any:
-        """Convert a variable's text; if it is not fit for the option, exit with one line."""
+        """Convert a variable's text to the option's type, or exit with one line."""
         if action.nargs == 0:
             if text.lower() not in _FLAG:
                 self._refuse(variable, f"expected 1 or 0, true or false, yes or no, got {text!r}")
@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {variable}: {reason}\n")
 
     def format_help(self) -> str:
-        """Say below the options how the environment sets them."""
+        """Add a paragraph on the environment below the options."""
         text = super().format_help()
         if not self.variables:
             return text
@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
         return (
             f"{text}\nEvery option can also be set by the environment, as {PREFIX} and its name\n"
             f"in capitals, such as {example}; the command line wins. A flag takes 1 or 0,\n"
-            "and --no-FLAG takes it back.\n"
+            "and --no-FLAG overrides it.\n"
         )
 
 
@@ -120,11 +120,11 @@ class _PrintVersion(argparse.Action):
 
 
 def blame(message: str, variables: dict[str, str]) -> str:
-    """Add to a message the variables that it is about, if there are any.
+    """Add to a message the variables that set the value it complains about, if any.
 
     Args:
-        message: what can't be used; it names the option or its value.
-        variables: those in effect, as `Parser` left them.
+        message: the complaint; it names the option or its value.
+        variables: those in effect, as `Parser` returns them.
     """
     guilty = [name for name, text in variables.items() if _is_about(message, name, text)]
     return f"{message} (set by {', '.join(guilty)})" if guilty else message

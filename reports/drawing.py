@@ -1,4 +1,4 @@
-"""What the pictures of all reports share: the file format, the colours, the look of axes."""
+"""The common look of all reports' pictures: file format, colours, axes."""
 
 import io
 
@@ -16,14 +16,14 @@ _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw(figure: Figure, alt: str) -> Picture:
-    """Render a figure as an SVG file; the same figure gives the same bytes.
+    """Render a figure as an SVG file; equal figures give equal bytes.
 
     Args:
         figure: what to render.
         alt: see `Picture`.
     """
     buffer = io.BytesIO()
-    # Text stays text: smaller, and it can be searched. The salt makes names inside repeatable.
+    # Text stays text: smaller and searchable. The salt makes ids repeatable.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "digits"}):
         figure.savefig(buffer, format="svg", metadata=_METADATA)
     lines = (line.rstrip() for line in buffer.getvalue().splitlines())
@@ -31,7 +31,7 @@ def draw(figure: Figure, alt: str) -> Picture:
 
 
 def tidy(axes: Axes) -> None:
-    """Give axes a light grid and no frame but two thin lines."""
+    """Give axes a light grid, and two thin lines instead of a frame."""
     axes.grid(color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

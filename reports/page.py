@@ -1,6 +1,6 @@
-"""The frame of every HTML report: one page that needs nothing beside it, for any screen.
+"""The frame of every HTML report: one self-contained page, for any screen.
 
-Nothing is wider than the screen: a table or a picture that needs more scrolls in a box of its own.
+The page never scrolls sideways: a wide table or picture scrolls in its own box.
 """
 
 import base64
@@ -50,11 +50,11 @@ $body
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawing, and what someone sees on it."""
+    """A drawing, and its alternative text."""
 
     svg: bytes
     alt: str
-    """What is seen, for those who don't see it: the figures, not the kind of picture alone."""
+    """For those who can't see it: the figures, not only the kind of picture."""
 
 
 def page(title: str, heading: str, lead: Sequence[str], sections: Sequence[str]) -> str:
@@ -76,7 +76,7 @@ def section(title: str, note: str, content: Table | Picture) -> str:
     parts = (
         f"<h2>{escape(title)}</h2>",
         f"<p>{escape(note)}</p>" if note else "",
-        # It can be focused, so that it can be scrolled with the keyboard too.
+        # Focusable, so that the keyboard can scroll it.
         f'<div role="region" aria-label="{escape(title)}" tabindex="0">{inner}</div>',
     )
     return "".join(parts)
@@ -88,7 +88,7 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    """Write a table; its first row heads the columns, and each first cell its row."""
+    """Write a table; its first row has the columns' headings, each first cell its row's."""
     heading, *rows = table
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
     body = (

@@ -1,4 +1,4 @@
-"""Print what pictures show, as it is found: for people, as JSON or CSV, with a progress bar."""
+"""Prints the answers of `classify` as they come: text, JSON or CSV, with a progress bar."""
 
 import csv
 import json
@@ -13,18 +13,18 @@ from serving.predictions import Predictions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one picture shows, or why it has no answer."""
+    """The digit of one picture, or why there is none."""
 
     picture: str
     digit: int | None = None
     probabilities: tuple[float, ...] = ()
     rejected: bool = False
-    """Is the digit less probable than asked for?"""
+    """Whether the digit is less probable than `--reject-below`."""
     error: str | None = None
 
 
 def answer(picture: str, predictions: Predictions, reject_below: float) -> Answer:
-    """Make the one row of predictions the answer for a picture."""
+    """Make the answer for a picture from predictions of one row."""
     digit, probabilities = int(predictions.digits[0]), predictions.probabilities[0]
     return Answer(
         picture=picture,
@@ -35,10 +35,10 @@ def answer(picture: str, predictions: Predictions, reject_below: float) -> Answe
 
 
 class Report:
-    """Prints each answer at once, and the share done on a terminal."""
+    """Prints each answer at once, and the progress on a terminal."""
 
     def __init__(self, kind: str, total: int) -> None:
-        """Begin a report.
+        """Print the heading, if there is one.
 
         Args:
             kind: "text", "json" or "csv".
@@ -50,7 +50,7 @@ class Report:
             "csv": _print_csv,
         }[kind]
         self._bar = Bar(total, sys.stderr)
-        # A name that the terminal's encoding lacks is no reason to stop.
+        # The terminal's encoding may not have every character of a file's name.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
             reconfigure(errors="backslashreplace")
         if kind == "csv":
@@ -85,7 +85,7 @@ class Bar:
         self._is_drawn = False
 
     def clear(self) -> None:
-        """Make room for a line of output."""
+        """Remove the bar, so that a line can be printed."""
         if self._is_drawn:
             self._write("\r\x1b[K")
             self._is_drawn = False
@@ -111,15 +111,15 @@ class Bar:
         self._stream.flush()
 
 
-def shown(text: str) -> str:
-    """Escape what would break the line or drive a terminal, such as a newline in a file's name."""
+def escape(text: str) -> str:
+    """Escape control characters, such as a newline in a file's name or a terminal's sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_text(answer: Answer) -> None:
-    picture = shown(answer.picture)
+    picture = escape(answer.picture)
     if answer.error is not None:
-        print(f"{picture}: {shown(answer.error)}", file=sys.stderr)
+        print(f"{picture}: {escape(answer.error)}", file=sys.stderr)
         return
     assert answer.digit is not None
     certainty = f"{answer.probabilities[answer.digit] * 100:.1f} %"
@@ -139,7 +139,7 @@ def _print_json(answer: Answer) -> None:
 
 
 def _print_csv(answer: Answer) -> None:
-    row: list[object] = [shown(answer.picture), "", "", "", answer.error]
+    row: list[object] = [escape(answer.picture), "", "", "", answer.error]
     if answer.digit is not None:
         probability = round(answer.probabilities[answer.digit], 6)
         row[1:] = [answer.digit, probability, str(answer.rejected).lower(), ""]

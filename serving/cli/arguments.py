@@ -1,4 +1,4 @@
-"""What can be said on the command line."""
+"""The commands of `python -m serving`, their options and their help texts."""
 
 import argparse
 from contextlib import suppress
@@ -18,9 +18,9 @@ from serving.config import (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the commands and their options; the command's name is parsed as `command`."""
+    """Return the parser of all commands; the command's name is parsed as `command`."""
     digits_serve = Parser(
-        prog="digits-serve", description="Serve a digit classifier over gRPC, or ask one."
+        prog="digits-serve", description="Serve a digit classifier over gRPC, or call one."
     )
     digits_serve.add_version()
     commands = digits_serve.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -30,17 +30,23 @@ def parser() -> argparse.ArgumentParser:
     _add_classify(
         commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
     )
-    _add_info(commands.add_parser("info", **_help("tell what is served, on what, its limits")))
-    _add_health(commands.add_parser("health", **_help("ask a server for its health", _PROBE)))
+    _add_info(commands.add_parser("info", **_help("print the model, its device and its limits")))
+    _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
     return digits_serve
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and examples as they are."""
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """Leave out a default that says nothing: None, or a flag that is off."""
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
 
 def _help(text: str, examples: str = "") -> dict[str, Any]:
-    """One text for the list of commands and for the command's own page; shows defaults."""
+    """Use one text in the list of commands and on the command's own page."""
     return {
         "help": text,
         "description": text[0].upper() + text[1:] + ".",
@@ -73,52 +79,52 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add(
         "--served-name",
         metavar="NAME",
-        help="the name that callers know the model by (default: the name it was exported with)",
+        help="model name for callers (default: the name that it was exported with)",
     )
     add(
         "--metrics-host",
         default=config.metrics_host,
         metavar="HOST",
-        help="address of /metrics, /healthz and /readyz; they have neither TLS nor tokens",
+        help="address of /metrics, /healthz and /readyz, without TLS and tokens",
     )
     add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
-        help="their TCP port; 0: the kernel chooses; or off")  # fmt: skip
+        help="TCP port of these; 0 lets the kernel choose; off disables them")  # fmt: skip
     add("--transport", choices=get_args(TransportName), default=config.transport,
-        help="what answers the port; auto takes h2 where it is installed")  # fmt: skip
+        help="gRPC implementation; auto takes h2 if ngh2 is installed")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
-        help="processes that share the port, the cores divided among them; one that dies is "
-        "started again; limits such as the queue's are each worker's own")  # fmt: skip
+        help="processes that share the port and divide the cores; one that dies is restarted; "
+        "limits such as the queue's are per worker")  # fmt: skip
     add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
         help="most images in one run")  # fmt: skip
     add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",
-        help="how long an idle engine waits for more images")  # fmt: skip
+        help="how long an idle engine waits for more images before it runs")  # fmt: skip
     add("--queue-capacity", type=int, default=batching.queue_capacity, metavar="IMAGES",
-        help="most images that wait; what would exceed it is rejected")  # fmt: skip
+        help="most images that wait for a run; further requests are rejected")  # fmt: skip
     add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
         help="most images in one request")  # fmt: skip
     add("--reflection", action="store_true",
-        help="tell callers such as grpcurl which services and messages there are")  # fmt: skip
+        help="list services and messages to callers such as grpcurl")  # fmt: skip
     add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
-        help="how long accepted requests may take to finish after SIGTERM or Ctrl-C")  # fmt: skip
+        help="time for accepted requests to finish after SIGTERM or Ctrl-C")  # fmt: skip
     add("--max-connection-age", type=float, default=config.max_connection_age_s, metavar="SECONDS",
-        help="when to ask callers to connect again, so that load balancers spread them (h2); "
-             "0: never")  # fmt: skip
+        help="age at which callers are asked to reconnect, so that load balancers spread "
+             "them (h2); 0: never")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
-        help="how often to look for a new version; 0: only at SIGHUP")  # fmt: skip
+        help="time between looks for a new version; 0: only at SIGHUP")  # fmt: skip
     add("--self-test-interval", type=float, default=config.self_test_interval_s,
-        metavar="SECONDS", help="how often a golden sample proves that health may say SERVING; "
+        metavar="SECONDS", help="time between golden samples that decide what health says; "
         "0: never")  # fmt: skip
     add("--tls-cert", type=Path, metavar="FILE",
-        help="PEM certificate chain: makes the port TLS; read again when it changes")  # fmt: skip
+        help="PEM certificate chain: enables TLS; reloaded when it changes")  # fmt: skip
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of the certificate")
     add("--tls-client-ca", type=Path, metavar="FILE",
-        help="PEM authorities: each client needs a certificate from one")  # fmt: skip
+        help="PEM authorities: clients need a certificate from one of them (mTLS)")  # fmt: skip
     add("--token-file", type=Path, metavar="FILE",
         help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
     add("--access-log", type=float, default=config.access_log, metavar="SHARE",
-        help="log this share of the calls, 0 to 1, and all that fail")  # fmt: skip
+        help="share of the calls to log, 0 to 1, besides all that fail")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text",
-        help="of the lines on stderr, and of the one on stdout that says it is ready")  # fmt: skip
+        help="format of the log lines on stderr and of the ready line on stdout")  # fmt: skip
 
 
 def _port_or_off(text: str) -> int | None:
@@ -148,8 +154,8 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
         help="picture of one digit, any size, dark on light or the reverse: PNG, JPEG, WebP, GIF, "
         "TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=_probability, default=0.0, metavar="P",
-        help="answer ? where the digit is less probable than this, 0 to 1")  # fmt: skip
-    parser.add_argument("--csv", action="store_true", help="a table, its first line the names")
+        help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_source(parser)
 
 
@@ -159,9 +165,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="HOST:PORT",
-        help="ask a running server instead of loading the model here")  # fmt: skip
+        help="call a running server instead of loading the model here")  # fmt: skip
     _add_access(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     _add_model(parser)
 
 
@@ -169,31 +175,36 @@ def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--target", default=f"127.0.0.1:{ServerConfig().port}", metavar="HOST:PORT",
         help="the server")  # fmt: skip
-    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="how long it may take")
+    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
-        help="the name that the certificate must have; the target's if not given")  # fmt: skip
+        help="name that the certificate must have (default: the target's)")  # fmt: skip
     _add_access(parser)
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tls-ca", type=Path, metavar="FILE",
-        help="PEM authorities that sign servers' certificates: asks by TLS")  # fmt: skip
-    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of one's own, for mTLS")
+        help="PEM authorities that sign servers' certificates: enables TLS")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
     add("--token-file", type=Path, metavar="FILE",
-        help="its first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
+        help="file whose first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     config = ModelConfig()
     add = parser.add_argument
     add("--models", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-        help=f"the model repository's root (default: {config.models} if it holds the model, else "
-        "the model in the box)")  # fmt: skip
-    add("--model", default=config.model, metavar="NAME", help="the model's name: a folder in it")
-    add("--version", metavar="N", help="the version to use; the newest good one if not given")
+        help=f"root of the model repository (default: {config.models} if it has the model, else "
+        "the bundled one)")  # fmt: skip
+    add(
+        "--model",
+        default=config.model,
+        metavar="NAME",
+        help="name of the model: a folder in the repository",
+    )
+    add("--version", metavar="N", help="version to use (default: the newest good one)")
     add("--device", choices=get_args(Device), default=config.device,
-        help="auto takes CUDA where it works, else the CPU")  # fmt: skip
+        help="auto takes CUDA if it works, else the CPU")  # fmt: skip
     add("--precision", choices=get_args(Precision), default=config.precision,
-        help="which variant of the model runs")  # fmt: skip
+        help="variant of the model")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Read many pictures for the command line: found in folders, read on several cores, in order."""
+"""Finds the pictures that the command line names, and reads them in order on several cores."""
 
 import logging
 import multiprocessing
@@ -21,21 +21,21 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
     *(".avif", ".heic", ".heif"),
 )
-"""What is read of a folder; a file that is named itself may have any name."""
+"""Files that are read in a folder; a file that the command line names may have any suffix."""
 MIN_PICTURES = 100
-"""Fewer are read before processes have started: 0.5 s, where a picture takes 7 ms."""
+"""Fewer pictures are read in this process: others take 0.5 s to start, a picture 7 ms."""
 AHEAD = 8
-"""Pictures a process that are read before the first is answered."""
+"""Pictures for each process that are read ahead of the answers."""
 
 Reading = tuple[str, Images | str]
-"""A picture's name, and what was made of it or why it can't be."""
+"""A picture's name, and its image or why there is none."""
 
 
 def find(names: Sequence[str]) -> list[Reading | str]:
-    """List the pictures: files as named, those in folders sorted, - for stdin.
+    """List the pictures: files in the order given, those in folders sorted, - for stdin.
 
     Returns:
-        Names, and readings for what is known to be unreadable.
+        Names, and readings of what is known to be unreadable.
     """
     found: list[Reading | str] = []
     for name in names:
@@ -48,7 +48,7 @@ def find(names: Sequence[str]) -> list[Reading | str]:
 
 
 def _walk(folder: str) -> Iterator[Reading | str]:
-    """List a folder and those below, sorted; hidden ones and links to folders are left out."""
+    """List the pictures below a folder, sorted; skips hidden ones and links to folders."""
     refused: list[OSError] = []
     for path, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -59,12 +59,12 @@ def _walk(folder: str) -> Iterator[Reading | str]:
 
 
 def read(found: Sequence[Reading | str]) -> Generator[Reading, None, None]:
-    """Read pictures, each as soon as it and all before it are read.
+    """Read pictures, and yield each once it and all before it are read.
 
-    A picture that ends the process that reads it, for want of memory or by a fault of a decoder,
-    costs no other its answer where processes are used.
+    Where processes are used, a picture that crashes its process (out of memory, a decoder's fault)
+    fails alone.
     """
-    silence()
+    silence_pillow()
     workers = usable_cores()
     if workers < 2 or len(found) < MIN_PICTURES:
         yield from (_read(name) if isinstance(name, str) else name for name in found)
@@ -83,20 +83,20 @@ def read(found: Sequence[Reading | str]) -> Generator[Reading, None, None]:
 
 
 class _Readers:
-    """Processes that read pictures; they are started again when one has ended."""
+    """Processes that read pictures; all are restarted when one has crashed."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._start()
 
     def _start(self) -> None:
-        # Never forked: threads of gRPC and ONNX Runtime may run here.
+        # Spawned: a fork would copy locks that threads of gRPC and ONNX Runtime hold.
         self._pool = ProcessPoolExecutor(
             self._workers, multiprocessing.get_context("spawn"), initializer=_start_reader
         )
 
     def submit(self, found: Reading | str) -> tuple[str, "Future[Reading]"]:
-        """Begin to read one picture; what is stdin's is read here, for the processes have none."""
+        """Start to read one picture; stdin is read here, since the processes have none."""
         if isinstance(found, str) and found != "-":
             try:
                 return found, self._pool.submit(_read, found)
@@ -109,7 +109,7 @@ class _Readers:
         return found if isinstance(found, str) else found[0], done
 
     def result(self, ahead: "deque[tuple[str, Future[Reading]]]") -> Reading:
-        """Wait for the first; where a process has ended, read it once more by itself."""
+        """Wait for the first picture; after a crash, read it again alone to find the cause."""
         name, future = ahead.popleft()
         try:
             return future.result()
@@ -121,7 +121,7 @@ class _Readers:
         except BrokenProcessPool:
             self.close()
             self._start()
-            reading = name, "cannot be read: it ends the process that reads it"
+            reading = name, "cannot be read: it crashes the process that reads it"
         again = [
             self.submit(name) if future.exception() else (name, future) for name, future in ahead
         ]
@@ -130,17 +130,17 @@ class _Readers:
         return reading
 
     def close(self) -> None:
-        """End the processes once they have read what they are at."""
+        """End the processes after the pictures that they are reading."""
         self._pool.shutdown(cancel_futures=True)
 
 
 def _start_reader() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it
-    silence()
+    silence_pillow()
 
 
-def silence() -> None:
-    """Keep what Pillow has to say of damaged files off stderr, where our own line will be."""
+def silence_pillow() -> None:
+    """Keep Pillow's remarks on damaged files off stderr: each file gets one line from us."""
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 

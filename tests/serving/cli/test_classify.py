@@ -15,7 +15,7 @@ from PIL import Image
 from serving import Classifier
 from serving.__main__ import main
 from serving.cli import picture_files
-from serving.cli.answers import Bar, shown
+from serving.cli.answers import Bar, escape
 from serving.images import Images
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
@@ -201,7 +201,7 @@ def test_picture_that_kills_its_reader_costs_no_other_its_answer(
     assert [name for name, _ in readings] == names
     failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
     assert failed == [3, 9]
-    assert readings[3][1] == "cannot be read: it ends the process that reads it"
+    assert readings[3][1] == "cannot be read: it crashes the process that reads it"
 
 
 class Deadly(str):
@@ -234,8 +234,8 @@ def test_no_terminal_has_no_progress_bar() -> None:
 
 
 def test_name_cannot_break_the_line() -> None:
-    assert shown("a\nb\x1b[2J\udcff.png") == r"a\nb\x1b[2J\udcff.png"
-    assert shown("größe.png") == "größe.png"
+    assert escape("a\nb\x1b[2J\udcff.png") == r"a\nb\x1b[2J\udcff.png"
+    assert escape("größe.png") == "größe.png"
 
 
 def test_odd_names_are_printed_whatever_the_encoding(models: Path, folder: Path) -> None:
