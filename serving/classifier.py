@@ -107,12 +107,12 @@ class Classifier:
             num_processes: how many classifiers share this machine's cores.
         """
         batching = batching or BatchingConfig()
-        model_dir = config.models.absolute() / config.model
+        model_dir = config.models / config.model
         model = load_model(
             model_dir, config.version, config.device, config.precision, batching.max_batch_size
         )
         classifier = cls(model, batching, num_processes, config.served_name)
-        config = replace(config, models=model_dir.parent, version=model.version)
+        config = replace(config, models=config.models.absolute(), version=model.version)
         classifier._reopen = partial(cls.open, config, batching, num_processes)
         return classifier
 
