@@ -1,6 +1,6 @@
 """Files that somebody else put there are read only if they are regular and not too large.
 
-Also says whether the process may open enough of them.
+Also what a server's own descriptors need: enough of them, and the first three taken.
 """
 
 import errno
@@ -26,6 +26,15 @@ def require_descriptors(number: int) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < number:
         raise ConfigurationError(f"ulimit -n is {limit}: at least {number} files must be open")
+
+
+def reserve_standard_files() -> None:
+    """Keep what writes to stdin, stdout or stderr where one is closed out of later files."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

@@ -1,0 +1,156 @@
+"""The commands: serve, classify, info, health."""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from commandline import extras
+from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
+from serving.errors import ConfigurationError, Unavailable
+from serving.system import signals
+from serving.system.files import require_descriptors, reserve_standard_files
+from serving.telemetry import logs
+
+if TYPE_CHECKING:
+    from serving.classifier import Classifier
+    from serving.client import Client
+
+_log = logging.getLogger(__name__)
+
+Config = TypeVar("Config", BatchingConfig, ModelConfig, SecurityConfig, ServerConfig)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    reserve_standard_files()
+    if signals.HANG_UP is None:
+        raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
+    # Named here, not in each worker's traceback.
+    extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
+    from serving.server.run import run
+
+    logs.setup(options.log_format)
+    batching = _config(BatchingConfig, options)
+    security = _config(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
+    config = _config(ServerConfig, options, security=security)
+    require_descriptors(64 + 8 * config.workers)
+    is_drained = run(_model_config(options), batching, config)
+    signals.end_process(0 if is_drained else 1)
+
+
+def _classify(options: argparse.Namespace) -> int:
+    extras.require("PIL", "scipy")
+    if options.csv and options.json:
+        raise ConfigurationError("--csv and --json exclude each other")
+    from serving.cli import picture_files
+    from serving.cli.answers import Answer, Report, answer
+
+    found = picture_files.find(options.pictures)
+    report = Report("csv" if options.csv else "json" if options.json else "text", len(found))
+    is_good = True
+    with (
+        closing(picture_files.read(found)) as readings,
+        _open(options) as classifier,
+        closing(report),
+    ):
+        for picture, image in readings:
+            if isinstance(image, str):
+                is_good = False
+                report.add(Answer(picture=picture, error=image))
+            else:
+                report.add(answer(picture, classifier.classify(image), options.reject_below))
+    return 0 if is_good else 1
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _open(options) as classifier:
+        info = asdict(classifier.model_info())
+    if options.json:
+        print(json.dumps(info))
+        return 0
+    for name, value in info.items():
+        print(f"{name.replace('_', ' '):<20}{value}")
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    from serving.cli.probe import trouble
+
+    reason = trouble(
+        options.target,
+        options.timeout,
+        token=_token(options),
+        tls=(options.tls_ca, options.tls_key, options.tls_cert),
+        server_name=options.tls_server_name,
+    )
+    if reason is not None:
+        raise Unavailable(f"{options.target}: {reason}")
+    print(f"{options.target}: SERVING")
+    return 0
+
+
+def _open(options: argparse.Namespace) -> "Classifier | Client":
+    if options.target:
+        from serving.client import Client
+
+        return Client(
+            options.target,
+            token=_token(options),
+            tls_ca=options.tls_ca,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+        )
+    from serving.classifier import Classifier
+
+    return Classifier.open(_model_config(options))
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    """Return the first token of the file or of DIGITS_TOKEN."""
+    from serving.credentials.tokens import parse_tokens
+    from serving.credentials.watched_files import read_bytes
+
+    if options.token_file is not None:
+        return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
+    text = os.environ.get("DIGITS_TOKEN")
+    return None if text is None else parse_tokens(text.encode(), "DIGITS_TOKEN")[0].decode()
+
+
+def _config(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:
+    """Make a configuration of the options that are named like its fields, and of `others`.
+
+    On the command line a field in seconds, such as `drain_s`, is named without its unit.
+    """
+    names = {field.name: field.name.removesuffix("_s") for field in fields(kind)}
+    found = {field: getattr(options, name) for field, name in names.items() if name in options}
+    return kind(**(found | others))
+
+
+def _model_config(options: argparse.Namespace) -> ModelConfig:
+    models = getattr(options, "models", None) or _usual_models(options.model)
+    return _config(ModelConfig, options, models=models)
+
+
+def _usual_models(model: str) -> Path:
+    """Choose the repository where none is named, and say so if it is not the usual one."""
+    from serving.model import repository
+
+    usual = ModelConfig().models
+    root = repository.find_root(model, usual)
+    if root != usual:
+        _log.warning("no model in %s: using the bundled one, %s", usual / model, root / model)
+    return root
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "classify": _classify,
+    "info": _info,
+    "health": _health,
+}
+"""Each takes the parsed options and returns the exit code; raises what `main` makes one line of."""
