@@ -5,7 +5,7 @@ import sys
 from serving.system import signals
 
 if sys.argv[1:2] == ["serve"]:  # before all else, which takes time to import
-    signals.heed()
+    signals.install()
 
 import os
 

@@ -17,8 +17,8 @@ _AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,  # what a grpcio server answers pending calls when it stops (#41785)
 )
-_HOPELESS = ("andshake", "erification")
-"""Words of core's for certificates that do not fit: time mends nothing."""
+_PERMANENT = ("andshake", "erification")
+"""Words of gRPC's core for certificates that do not match: another attempt fails, too."""
 
 
 class Attempts:
@@ -40,7 +40,7 @@ class Attempts:
         self._reason: Unavailable | None = None
 
     def of_one_message(self) -> "Attempts":
-        """Begin anew for one of the call's messages, within the same time."""
+        """Copy, for one of the call's messages: its own pauses, the same deadline."""
         return copy.copy(self)
 
     @property
@@ -60,7 +60,7 @@ class Attempts:
         """
         details = details or ""
         error = error_from(code, details, self._address)
-        if code not in _AGAIN or any(word in details for word in _HOPELESS):
+        if code not in _AGAIN or any(word in details for word in _PERMANENT):
             # No time was left to reach the server, so say what was in the way.
             is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED and self._reason is not None
             raise self._reason if is_late and self._reason else error

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 
 from serving.config import SecurityConfig
-from serving.credentials.watched_files import Watched, read_bytes
+from serving.credentials.watched_files import WatchedFiles, read_bytes
 from serving.errors import ConfigurationError
 
 
@@ -23,7 +23,9 @@ def server_context(config: SecurityConfig) -> Callable[[], ssl.SSLContext] | Non
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
-    return None if config.tls_cert is None else Watched(_files(config), lambda: _h2(config)).get
+    return (
+        None if config.tls_cert is None else WatchedFiles(_files(config), lambda: _h2(config)).get
+    )
 
 
 def _h2(config: SecurityConfig) -> ssl.SSLContext:
@@ -59,7 +61,7 @@ class _Certificates:
     """
 
     def __init__(self, config: SecurityConfig) -> None:
-        self._watched = Watched(_files(config), lambda: _read(config))
+        self._watched = WatchedFiles(_files(config), lambda: _read(config))
         self._lock = threading.Lock()
         self.initial = self._given = self._watched.get()
 

@@ -13,8 +13,8 @@ Content = TypeVar("Content")
 _State = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched(Generic[Content]):
-    """What was read from some files; it is read again when one of them changes."""
+class WatchedFiles(Generic[Content]):
+    """The content of some files, which are read again when one of them changes."""
 
     def __init__(self, paths: tuple[Path, ...], read: Callable[[], Content]) -> None:
         """Read the files.

@@ -12,7 +12,7 @@ from _thread import RLock
 from threading import get_ident
 
 _PATIENCE_S = 5.0
-"""How long a fork or an exit waits for runs; one that hangs holds up neither for ever."""
+"""How long a fork or an exit waits for runs that may hang."""
 
 _locks: dict[int, RLock] = {}
 """Each thread's lock, held during its runs: an RLock, which a thread can't lock itself out of."""
@@ -22,7 +22,7 @@ _held: list[RLock] = []
 
 
 def native_run() -> RLock:
-    """Give the lock that this thread holds while it runs native code."""
+    """Return the lock that this thread holds while it runs native code."""
     return _locks.get(get_ident()) or _new_lock()
 
 
@@ -51,7 +51,7 @@ def _resume() -> None:
 
 
 def _forget() -> None:
-    """Begin afresh in the child of a fork, where the other threads are gone."""
+    """Start empty in the child of a fork, where the other threads are gone."""
     global _newcomers
     _newcomers = RLock()
     _locks.clear()

@@ -72,7 +72,7 @@ async def drain_when_signalled(
         True: every accepted request was answered. What takes longer than `drain_s` ends the
         process, too.
     """
-    signals.heed()
+    signals.install()
     gc.freeze()  # what start-up made stays: else each full collection looks at all of it
     on_ready(server)
     _log.info("draining: %s", signal.Signals(await stops.get()).name)

@@ -70,7 +70,7 @@ class Supervisor:
 
     async def run(self) -> bool:
         """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
-        signals.heed()
+        signals.install()
         stops = signals.queue_stops()
         signals.on_hang_up(lambda: self._tell(signal.SIGHUP))
         stopped = asyncio.create_task(stops.get())

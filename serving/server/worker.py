@@ -135,7 +135,7 @@ def _run(
     config: ServerConfig,
 ) -> None:
     """Serve in this process until a signal or the supervisor's end."""
-    signals.heed()
+    signals.install()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     logs.setup(config.log_format)

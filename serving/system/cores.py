@@ -24,7 +24,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
-    """Tell whether a process may keep a core busy while it waits for work.
+    """Return whether a process may keep a core busy while it waits for work.
 
     Not under a quota, from which the waiting would be taken, nor where processes share cores.
 

@@ -1,4 +1,4 @@
-"""What this process holds, as /proc tells it."""
+"""What this process holds, read from /proc."""
 
 import os
 import time
@@ -38,7 +38,7 @@ class Usage(NamedTuple):
 
 
 def start_time_s() -> float:
-    """Tell when this process started, in seconds since 1970; 0 where there is no /proc."""
+    """Return when this process started, in seconds since 1970; 0 where there is no /proc."""
     try:
         # The command, in parentheses, may hold blanks; the start is the 20th field behind it.
         fields = (_PROC / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()

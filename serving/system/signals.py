@@ -20,7 +20,7 @@ HANG_UP: int | None = getattr(signal, "SIGHUP", None)
 """None on Windows, where the other commands run."""
 
 
-def heed() -> None:
+def install() -> None:
     """Install the handlers; from the main thread, and as early as possible."""
     for number in _callbacks:
         signal.signal(number, _handle)

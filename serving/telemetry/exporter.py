@@ -97,7 +97,7 @@ class Exporter:
             self._connections.remove(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request; whatever else comes ends the connection without a word."""
+        """Answer one request; anything else ends the connection without an answer."""
         with suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             async with asyncio.timeout(_TIMEOUT_S):
                 head = await reader.readuntil(b"\r\n\r\n")

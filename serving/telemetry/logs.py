@@ -1,4 +1,4 @@
-"""Log lines for people or for machines: one event is one line, whatever it holds."""
+"""Log lines for people or for machines: one event is one line."""
 
 import json
 import logging
@@ -20,15 +20,15 @@ ACCESS = "serving.access"
 request_fields: ContextVar[Mapping[str, str]] = ContextVar(
     "request_fields", default=MappingProxyType({})
 )
-"""What every line that is logged for the current request tells, such as its id."""
+"""Added to every line that is logged for the current request, such as its id."""
 
 
 _MAX_WAITING = 10_000
-"""Lines that wait for whoever reads stderr; more are lost, and counted."""
+"""Lines that wait for the reader of stderr; more are lost, and counted."""
 _MAX_CHARACTERS = 1_000
 """Of a line, or of a text in a JSON line."""
 _PATIENCE_S = 1.0
-"""How long the end of the process waits for that reader."""
+"""How long the process waits for that reader at its end."""
 
 
 def setup(log_format: LogFormat) -> None:
@@ -41,7 +41,7 @@ def setup(log_format: LogFormat) -> None:
 
 
 def print_line(line: str, stream: TextIO | None) -> bool:
-    """Print a line if somebody reads it; takes a second at most, and raises nothing.
+    """Print a line; takes a second at most, and raises nothing.
 
     Returns:
         False if nobody has read it yet: the stream is locked until then.
@@ -60,7 +60,7 @@ def print_line(line: str, stream: TextIO | None) -> bool:
 
 
 class _Handler(logging.Handler):
-    """Formats and writes on a thread of its own: nobody who logs ever waits for a reader."""
+    """Formats and writes on a thread of its own, so that no caller waits for a slow reader."""
 
     def __init__(self, stream: TextIO | None) -> None:
         """Begin to write; a stream of None, which a closed stderr is, drops all."""
@@ -115,7 +115,7 @@ def _lost(num_lines: int) -> logging.LogRecord:
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
-    """Return what a line tells beside its message."""
+    """Return what a line shows beside its message."""
     own: Mapping[str, object] = getattr(record, "fields", {})
     return {**request_fields.get(), **own}
 

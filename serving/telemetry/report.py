@@ -1,4 +1,4 @@
-"""What a server's metrics page tells, of one process or of several."""
+"""What a server's metrics page shows, of one process or of several."""
 
 import time
 from dataclasses import replace
@@ -10,7 +10,7 @@ from serving.telemetry.metrics import Counts
 
 
 class Report(NamedTuple):
-    """What a metrics page tells at one moment; goes from process to process."""
+    """What a metrics page shows at one moment; goes from process to process."""
 
     info: ModelInfo
     """What is being served."""
@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
 
 def total(reports: list[Report], earlier: Counts) -> Report:
-    """Add up what workers tell, at least one, and what those before them counted."""
+    """Add up the reports of workers, at least one, and what those before them counted."""
     counts = earlier
     for report in reports:
         counts = counts + report.counts

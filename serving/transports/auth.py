@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serving.config import SecurityConfig
 from serving.credentials.tokens import parse_tokens
-from serving.credentials.watched_files import Watched, read_bytes
+from serving.credentials.watched_files import WatchedFiles, read_bytes
 
 _Digests = tuple[bytes, ...]
 
@@ -40,7 +40,7 @@ def token_check(config: SecurityConfig) -> TokenCheck | None:
     """
     path = config.token_file
     if path is not None:
-        return TokenCheck(Watched((path,), lambda: _parse(read_bytes(path), path)).get)
+        return TokenCheck(WatchedFiles((path,), lambda: _parse(read_bytes(path), path)).get)
     if config.tokens is not None:
         digests = _parse(config.tokens.encode(), "DIGITS_TOKEN")
         return TokenCheck(lambda: digests)
