@@ -4,7 +4,7 @@ import sys
 
 from serving.system import signals
 
-if sys.argv[1:2] == ["serve"]:  # before all else, which takes time to import
+if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
     signals.install()
 
 import os
@@ -28,7 +28,7 @@ EXTRAS = {
     "PIL": "pictures",
     "scipy": "pictures",
 }
-"""What the base installation lacks, and the extra that brings it."""
+"""Modules that the base installation lacks, and the extra that installs each."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(blame(str(err), options.variables), 2)
     except DigitsError as err:
         return _fail(str(err), 1)
-    except OSError as err:  # such as no descriptors or no memory left
+    except OSError as err:  # such as no file descriptors left
         return _fail(str(err), 1)
     except KeyboardInterrupt:
         return 1
@@ -65,7 +65,7 @@ def _fail(reason: str, code: int) -> int:
 
 
 def _end_output() -> int:
-    """Write no more: who read stdout, such as head, has left."""
+    """Discard further output: the reader of stdout, such as `head`, has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

@@ -1,4 +1,4 @@
-"""Every setting of serving, its unit and its default, written once."""
+"""Every setting of serving with its unit and its default."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,23 +13,23 @@ TransportName = Literal["auto", "h2", "grpcio"]
 LogFormat = Literal["text", "json"]
 
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
-"""ASCII without blanks and =, so that the line that says it is ready stays parseable."""
+"""ASCII without blanks and =, so that the ready line stays parseable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchingConfig:
-    """How requests wait and are put together into runs; sizes count images."""
+    """How requests are queued and batched into runs; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one run. An image's own cost no longer falls past 128, but a run's does:
-    from 128 to 512, messages of 256 images gain a quarter (h2load, one core), and a run of 512
-    takes 1.4 ms."""
+    """The most images in one run. Past 128 the cost of an image no longer falls, but that of the
+    run's overhead does: from 128 to 512, messages of 256 images gain a quarter (h2load, one core).
+    A run of 512 takes some 2 ms."""
     max_queue_delay_s: float = 0.0
-    """How long an idle engine waits for more images; 0 starts at once and batches while busy."""
+    """Seconds that an idle engine waits for more images; 0 starts at once, batches while busy."""
     queue_capacity: int = 16_384
-    """The most images that wait; a request that would exceed it is rejected as Overloaded."""
+    """The most images that wait for a run; further requests are rejected as Overloaded."""
     max_request_images: int = 4_096
-    """The most images in one request: 3.2 MB, under every client's stock limit of 4 MiB."""
+    """The most images in one request: 3.2 MB, under every client's default limit of 4 MiB."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_capacity", "max_request_images"):
@@ -45,20 +45,20 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which model is served, and on what."""
+    """The model to serve, and its device."""
 
     models: Path = Path("models")
-    """The repository's root; the model's versions lie in models/<model>/<version>/."""
+    """The root of the repository; the model's versions are in models/<model>/<version>/."""
     model: str = "digits"
     """The model's name."""
     version: str | None = None
     """The version to serve; None for the newest good one."""
     served_name: str | None = None
-    """The name that callers know it by; None for the name that it was exported with."""
+    """The model's name for callers; None for the name that it was exported with."""
     device: Device = "auto"
     """"auto" takes CUDA where it works and the CPU elsewhere."""
     precision: Precision = "fp32"
-    """Which of the version's variants runs."""
+    """The variant of the version that runs."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):
@@ -71,18 +71,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecurityConfig:
-    """Who may call; nothing set is plaintext for everyone who reaches the port."""
+    """TLS and tokens; without any the port is plaintext and open to everyone who reaches it."""
 
     tls_cert: Path | None = None
-    """PEM file of the server's certificate chain; read again when it changes."""
+    """PEM file of the server's certificate chain; reloaded when it changes."""
     tls_key: Path | None = None
     """PEM file of its key."""
     tls_client_ca: Path | None = None
-    """PEM file of the authorities that sign clients' certificates; then each needs one (mTLS)."""
+    """PEM file of the authorities that sign clients' certificates; clients then need one (mTLS)."""
     token_file: Path | None = None
-    """File of bearer tokens, one a line, all valid; read again when it changes."""
+    """File of bearer tokens, one a line, all valid; reloaded when it changes."""
     tokens: str | None = field(default=None, repr=False)
-    """The tokens themselves, one a line, where there is no file."""
+    """The tokens themselves, one a line, if there is no file."""
 
     def __post_init__(self) -> None:
         is_whole = (self.tls_cert is None) == (self.tls_key is None)
@@ -103,36 +103,35 @@ class SecurityConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """Where the server listens and how it ends."""
+    """How the server listens, reloads and stops."""
 
     host: str = "127.0.0.1"
-    """The address to bind; anything public wants TLS or a private network."""
+    """The address to bind; a public one needs TLS or a private network."""
     port: int = 50_051
     """The TCP port; 0 lets the kernel choose."""
     metrics_host: str = "127.0.0.1"
-    """The address of metrics, liveness and readiness over HTTP, which have no TLS and no tokens."""
+    """The address of metrics, liveness and readiness over HTTP, without TLS and tokens."""
     metrics_port: int | None = 9_090
     """Their TCP port; 0 lets the kernel choose, None is off."""
     transport: TransportName = "auto"
-    """What answers the port; "auto" takes h2 where ngh2 is installed."""
+    """The gRPC implementation; "auto" takes h2 if ngh2 is installed."""
     workers: int = 1
-    """Processes that share the port; each holds the model, and has its share of the cores."""
+    """Processes that share the port; each has the model and its share of the cores."""
     drain_s: float = 30.0
-    """Seconds that accepted requests get to finish after SIGTERM or SIGINT."""
+    """Seconds for accepted requests to finish after SIGTERM or SIGINT."""
     max_connection_age_s: float = 0.0
-    """Seconds after which callers are asked to connect again (h2), so that load balancers spread
-    them; 0 is never."""
+    """Seconds after which callers are asked to reconnect (h2), so that load balancers spread them;
+    0 is never."""
     reload_interval_s: float = 0.0
     """Seconds between looks for a new version; 0 looks only at SIGHUP."""
     self_test_interval_s: float = 10.0
-    """Seconds between golden samples sent through the batcher for health; 0 sends none."""
+    """Seconds between the golden samples that decide what health says; 0 sends none."""
     access_log: float = 0.0
-    """Share of the calls that get a line in the log, 0 to 1; where it is not 0, calls that fail get
-    one, too."""
+    """Share of the calls to log, 0 to 1; above 0, all calls that fail are logged too."""
     reflection: bool = False
-    """Whether callers may ask which services and messages there are."""
+    """Whether callers can list services and messages."""
     log_format: LogFormat = "text"
-    """Of log lines, and of the line that says that it is ready."""
+    """The format of log lines and of the ready line."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 
@@ -147,7 +146,7 @@ class ServerConfig:
 
 
 def _require_seconds(name: str, value_s: float) -> None:
-    _require(0 <= value_s <= 1e6, name, value_s, "0 to 1e6")  # what timers can wait for
+    _require(0 <= value_s <= 1e6, name, value_s, "0 to 1e6")  # the longest that timers can wait
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -5,29 +5,29 @@
     │   ├── InvalidRequest      wrong shape, dtype, byte count, or number of images
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
-    └── ServingError            the request was fine: retry, or tell the operator
+    └── ServingError            the request was fine: retry, or call the operator
         ├── Overloaded          the queue is full; retry after a pause
         ├── Unavailable         starting, draining, or out of reach
         ├── DeadlineExceeded    the deadline passed before the answer was ready
         ├── ModelError          the model failed on these images
         ├── CorruptModel        a version's files are damaged, or not what the manifest says
-        ├── DeviceError         the device asked for cannot be used
+        ├── DeviceError         the requested device cannot be used
         └── ConfigurationError  an option or a file given to the server cannot be used
 
-Errors know nothing of gRPC: each edge owns one table from these classes to its own codes.
+Errors know nothing of gRPC: `serving/protocols/status.py` maps them to status codes.
 """
 
 
 class DigitsError(Exception):
-    """Root of the tree; its text is one line, fit to show to a person."""
+    """Root of the tree; its text is one line that can be shown to a person."""
 
 
 class RequestError(DigitsError):
-    """The request cannot be answered as it is; sending it again changes nothing."""
+    """The request can't be answered as it is; sending it again does not help."""
 
 
 class InvalidRequest(RequestError):
-    """The images are not what is expected; the text names what was expected and what came."""
+    """The images are invalid; the text says what was expected and what came."""
 
 
 class ModelNotFound(RequestError):
@@ -39,7 +39,7 @@ class Unauthenticated(RequestError):
 
 
 class ServingError(DigitsError):
-    """The request was fine, yet it was not answered."""
+    """The request was valid but was not answered."""
 
 
 class Overloaded(ServingError):
@@ -47,11 +47,11 @@ class Overloaded(ServingError):
 
 
 class Unavailable(ServingError):
-    """Nobody is serving: starting, draining, closed, or out of reach."""
+    """The server or classifier is starting, draining, closed, or out of reach."""
 
 
 class DeadlineExceeded(ServingError):
-    """The deadline passed first."""
+    """The deadline passed before the answer was ready."""
 
 
 class ModelError(ServingError):
@@ -63,8 +63,8 @@ class CorruptModel(ServingError):
 
 
 class DeviceError(ServingError):
-    """The device asked for cannot be used on this machine."""
+    """The requested device can't be used on this machine."""
 
 
 class ConfigurationError(ServingError):
-    """An option, or a file named by one, cannot be used."""
+    """An option, or a file that an option names, can't be used."""

@@ -1,4 +1,4 @@
-"""What an image is: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink, as MNIST has them."""
+"""Images as MNIST has them: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ HEIGHT = WIDTH = 28
 IMAGE_BYTES = HEIGHT * WIDTH
 
 _MAX_SHOWN_CHARACTERS = 80
-"""Texts of a caller's objects are cut to this in errors."""
+"""Texts that come from a caller's objects are cut to this length in errors."""
 
 Images = npt.NDArray[np.uint8]
 
@@ -27,8 +27,8 @@ def as_images(array: npt.ArrayLike, max_images: int | None = None) -> Images:
         (N, 784) uint8, C-contiguous.
 
     Raises:
-        InvalidRequest: no array, wrong dtype or shape, no images, or more than max_images. Floats
-            are refused because 0..1 and 0..255 can't be told apart.
+        InvalidRequest: not an array, wrong dtype or shape, no images, or more than max_images.
+            Floats are refused because they may be 0..1 or 0..255.
     """
     images = _as_array(array)
     if images.dtype != np.uint8:
@@ -51,10 +51,10 @@ def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
         images = np.asarray(array)
     except MemoryError:
         raise
-    except Exception as err:  # ragged lists, and whatever an object's __array__ raises
+    except Exception as err:  # ragged lists, and anything that an object's __array__ raises
         reason = " ".join(str(err).split())[:_MAX_SHOWN_CHARACTERS]
         raise InvalidRequest(
-            f"expected an array of images, got a {type(array).__name__} that is none: {reason}"
+            f"expected an array of images, got a {type(array).__name__}: {reason}"
         ) from err
     if np.ma.is_masked(array):
         raise InvalidRequest("expected an array without masked pixels: fill them first")
@@ -79,10 +79,10 @@ def from_bytes(data: bytes | memoryview, max_images: int | None = None) -> Image
 
 
 def check_bytes(num_bytes: int, max_images: int | None) -> None:
-    """Refuse a number of bytes that is not that of 1 to max_images images (None for no limit).
+    """Check that a number of bytes is that of 1 to max_images images (None for no limit).
 
     Raises:
-        InvalidRequest: the text names what was expected and what came.
+        InvalidRequest: it is not; the text says what was expected and what came.
     """
     num_images, rest = divmod(num_bytes, IMAGE_BYTES)
     if rest:
@@ -91,7 +91,7 @@ def check_bytes(num_bytes: int, max_images: int | None) -> None:
 
 
 def check_count(num_images: int, max_images: int | None) -> None:
-    """Refuse an empty request and one of more than max_images (None for no limit).
+    """Check that a request has 1 to max_images images (None for no limit).
 
     Raises:
         InvalidRequest: the number is out of range; the text names it and the limit.

@@ -1,4 +1,4 @@
-"""What a classification answers with: the same object in process and over the network."""
+"""The answer to a classification: the same object in process and over the network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy.typing as npt
 
 NUM_CLASSES = 10
 ROW_BYTES = 4 * NUM_CLASSES
-"""One image's probabilities as they travel: ten little-endian float32."""
+"""Bytes of one image's probabilities on the wire: ten little-endian float32."""
 
 Digits = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 
-_MAX_SHOWN = 8
-"""Predictions that a repr shows."""
+_MAX_PRINTED = 8
+"""Predictions that `repr` prints."""
 
 
 class Prediction(NamedTuple):
-    """The answer for one image, in Python's own types: `json.dumps` takes it."""
+    """The answer for one image, in Python's own types, which `json.dumps` accepts."""
 
     digit: int
     """0 to 9."""
     probability: float
-    """How certain that is, 0 to 1."""
+    """The probability of that digit, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -41,7 +41,7 @@ class Predictions:
 
     @classmethod
     def of(cls, probabilities: Probabilities, model_version: str) -> Self:
-        """Derive the digits from (N, 10) float32 probabilities; a tie goes to the lower digit."""
+        """Make predictions from (N, 10) float32 probabilities; a tie goes to the lower digit."""
         return cls(probabilities.argmax(axis=1).astype(np.uint8), probabilities, model_version)
 
     @classmethod
@@ -54,7 +54,7 @@ class Predictions:
         )
 
     def to_dicts(self) -> list[dict[str, int | float]]:
-        """Give `[{"digit": 7, "probability": 0.99}, ...]`, which `json.dumps` takes."""
+        """Return `[{"digit": 7, "probability": 0.99}, ...]`, which `json.dumps` accepts."""
         return [prediction._asdict() for prediction in self]
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Predictions:
         return map(Prediction, digits, certain)
 
     def __repr__(self) -> str:
-        shown = [f"{digit} ({probability:.1%})" for digit, probability in self[:_MAX_SHOWN]]
-        rest = len(self) - len(shown)
-        more = [f"... {rest} more"] if rest else []
-        return f"<Predictions of version {self.model_version}: {', '.join(shown + more)}>"
+        first = [f"{digit} ({probability:.1%})" for digit, probability in self[:_MAX_PRINTED]]
+        num_left = len(self) - len(first)
+        more = [f"... {num_left} more"] if num_left else []
+        return f"<Predictions of version {self.model_version}: {', '.join(first + more)}>"

@@ -30,7 +30,7 @@ def _serve(options: argparse.Namespace) -> int:
     reserve_standard_files()
     if signals.HANG_UP is None:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
-    # Named here, not in each worker's traceback.
+    # Here, so that a missing package is one line and not a traceback of each worker.
     extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
     from serving.server.run import run
 
@@ -122,7 +122,7 @@ def _token(options: argparse.Namespace) -> str | None:
 
 
 def _config(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:
-    """Make a configuration of the options that are named like its fields, and of `others`.
+    """Make a configuration from the options that are named like its fields, and from `others`.
 
     On the command line a field in seconds, such as `drain_s`, is named without its unit.
     """
@@ -137,7 +137,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def _usual_models(model: str) -> Path:
-    """Choose the repository where none is named, and say so if it is not the usual one."""
+    """Choose the repository if none is named; log a warning if it is the bundled one."""
     from serving.model import repository
 
     usual = ModelConfig().models
@@ -153,4 +153,4 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "health": _health,
 }
-"""Each takes the parsed options and returns the exit code; raises what `main` makes one line of."""
+"""Each takes the parsed options and returns the exit code; `main` handles its errors."""

@@ -1,4 +1,4 @@
-"""Classify over the network: see `Client` and `AsyncClient`."""
+"""Classify over the network with `Client` or `AsyncClient`."""
 
 from serving.client.client import AsyncClient, Client
 

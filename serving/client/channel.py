@@ -1,4 +1,4 @@
-"""What a client's connection is made of: retries, limits, certificates, a token."""
+"""A client's channel: its options, certificates and token."""
 
 import json
 from pathlib import Path
@@ -9,39 +9,39 @@ from serving.credentials.watched_files import read_bytes
 from serving.errors import ConfigurationError
 
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
-"""Calls take turns among the addresses that answer. Calls are sent again by us (`Attempts`): gRPC's
-own retries end after five attempts, and for all calls while more than half of them fail."""
+"""Calls take turns among the addresses that answer. `Attempts` retries calls: gRPC's own retries
+end after five attempts, and stop for all calls while more than half of them fail."""
 
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", 16 << 20),
-    # A peer that has vanished without a word is found within 15 s by a call that waits.
+    # A waiting call notices within 15 s that its peer vanished silently.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # Of the pings that core sends for its own purposes, too: it joins ours to one on its way.
+    # The same for core's own pings: core merges ours with one that is in flight.
     ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),  # no limit: a call that waits sends no data
-    # One that comes back is found within a second or two, or five where packets are lost.
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a waiting call sends no data
+    # A server that is back is found within one or two seconds, within five if packets are lost.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # how long an attempt to connect may take
-    # Each client has connections of its own: a new one does not inherit a dead one.
+    # Each client has its own connections: a new client does not inherit a dead one.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
 def options(target: str) -> list[tuple[str, str | int]]:
-    """Give the options of a channel to a target."""
+    """Return the options of a channel to a target."""
     scheme, _, addresses = target.partition(":")
     if scheme in ("ipv4", "ipv6") and "," in addresses:
-        # By default all of them, which is no valid :authority. With TLS it is the name that all
-        # certificates must bear.
+        # The default is all of them, which is not a valid :authority. With TLS every certificate
+        # must have this name.
         return [*_OPTIONS, ("grpc.default_authority", addresses.partition(",")[0])]
     return list(_OPTIONS)
 
 
 class Access:
-    """What a client shows to a server, and how it knows that it is the right one."""
+    """The client's token and certificates, and the authorities that it trusts."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Access:
             tls_key: its key.
 
         Raises:
-            ConfigurationError: a file can't be read, one is missing beside the others, or the token
-                can't be sent.
+            ConfigurationError: a file can't be read, one of a pair is missing, or the token can't
+                be sent.
         """
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigurationError("a token must be printable ASCII on one line")
@@ -70,7 +70,7 @@ class Access:
             raise ConfigurationError("tls_cert and tls_key go together")
         if tls_ca is None and tls_cert is not None:
             raise ConfigurationError("tls_cert needs tls_ca, which makes the connection TLS")
-        # Only the bytes: gRPC starts threads for credentials, which no fork survives.
+        # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
         self._files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
 
     def channel(self, target: str) -> grpc.Channel:

@@ -33,8 +33,8 @@ _WINDOW = 8
 """Messages of one request in flight at once."""
 
 _MAX_IN_FLIGHT = 512
-"""Messages that an AsyncClient has in flight; further ones wait for their turn. Servers refuse
-streams past a limit, ours past 1024, and a client learns of it only after its first burst."""
+"""Messages that an AsyncClient has in flight; further ones wait. Servers refuse streams past a
+limit (ours past 1,024), and a client learns that limit only after its first burst."""
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _GET_MODEL = "/digits.v1.DigitClassifier/GetModel"
@@ -42,14 +42,14 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _NOT_SERVING = grpc.StatusCode.UNAVAILABLE, "the server does not serve yet"
 _CUT_OFF = grpc.StatusCode.CANCELLED, "the call was cut off"
 _SERVING = b"\x08\x01"
-"""The HealthCheckResponse of a server that serves."""
+"""The HealthCheckResponse with status SERVING."""
 
 _MOST_PROBABLE = 1.001
-"""1, and what rounding may add to it."""
+"""1 and a margin for rounding."""
 
 
 class _Connection:
-    """What both clients are made of."""
+    """The common part of both clients."""
 
     def __init__(
         self,
@@ -61,18 +61,18 @@ class _Connection:
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
     ) -> None:
-        """Address a server; the connection is made when first used.
+        """Configure the client; it connects when it is first used.
 
         Args:
-            target: "host:port". Where the name stands for several addresses, or with
-                "ipv4:host:port,host:port", the calls take turns among those that answer.
-            timeout_s: seconds that a call may take, all its attempts and messages included. While
-                nobody answers, a call is sent again until then, so a restart of the server fails
-                nothing; but a client that never had an answer gives up after 5 s.
-            token: sent with every call; in the clear, unless there is TLS.
-            tls_ca: PEM file of the authorities that may have signed the server's certificate;
-                None is plaintext.
-            tls_cert: PEM file of the client's own certificate, where the server asks for one.
+            target: "host:port". If the name has several addresses, or with
+                "ipv4:host:port,host:port", calls take turns among those that answer.
+            timeout_s: seconds for a call, including all its attempts and messages. While the server
+                does not answer, a call is retried until then, so a restart of the server fails no
+                call. A client that never had an answer gives up after 5 s.
+            token: bearer token to send with every call; in plaintext, unless there is TLS.
+            tls_ca: PEM file of the authorities that sign the server's certificate; None is
+                plaintext.
+            tls_cert: PEM file of the client's own certificate, if the server requires one (mTLS).
             tls_key: PEM file of its key.
 
         Raises:
@@ -88,12 +88,12 @@ class _Connection:
         self._is_known = False  # whether there ever was an answer
         self._is_closed = threading.Event()
         self._chunk_images: int | None = None
-        self._lock = threading.Lock()  # held to connect
+        self._lock = threading.Lock()  # held while connecting
         self._channel: Any = None
         self._stubs: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[str]]:
-        """Pickle the settings, a token included: whoever unpickles them makes a new connection."""
+        """Pickle the settings, including the token; an unpickled client makes a new connection."""
         return partial(type(self), **self._settings), (self._target,)
 
     def _attempts(self, timeout_s: float | None = None) -> Attempts:
@@ -108,60 +108,60 @@ class _Connection:
             raise Unavailable(f"{self._target}: the client is closed")
 
     def _predictions(self, data: bytes, num_images: int) -> Predictions:
-        """Read an answer, and check it: servers may be broken, or be something else."""
+        """Decode an answer and check it: a server may be broken, or be another program."""
         try:
             predictions = wire.decode_response(data)
         except (DecodeError, ValueError, OverflowError) as err:
-            raise self._nonsense("no ClassifyResponse") from err
+            raise self._malformed("no ClassifyResponse") from err
         if len(predictions) != num_images:
-            raise self._nonsense(f"{len(predictions)} digits for {num_images} images")
+            raise self._malformed(f"{len(predictions)} digits for {num_images} images")
         num_classes = predictions.probabilities.shape[1]
         if num_classes != NUM_CLASSES:
-            raise self._nonsense(f"{num_classes} probabilities for each image")
+            raise self._malformed(f"{num_classes} probabilities for each image")
         if predictions.digits.max() >= num_classes:
-            raise self._nonsense(f"the digit {predictions.digits.max()}")
+            raise self._malformed(f"the digit {predictions.digits.max()}")
         low, high = predictions.probabilities.min(), predictions.probabilities.max()
         if not (low >= 0 and high <= _MOST_PROBABLE):  # also refuses NaN
-            raise self._nonsense(f"probabilities from {low:g} to {high:g}")
+            raise self._malformed(f"probabilities from {low:g} to {high:g}")
         return predictions
 
     def _model_info(self, data: bytes) -> ModelInfo:
         try:
             response = digits_pb2.GetModelResponse.FromString(data)
         except DecodeError as err:
-            raise self._nonsense("no GetModelResponse") from err
+            raise self._malformed("no GetModelResponse") from err
         if response.max_request_images < 1:
-            raise self._nonsense(f"max_request_images {response.max_request_images}")
+            raise self._malformed(f"max_request_images {response.max_request_images}")
         return ModelInfo(**{each.name: getattr(response, each.name) for each in fields(ModelInfo)})
 
-    def _nonsense(self, what: str) -> Unavailable:
+    def _malformed(self, what: str) -> Unavailable:
         return Unavailable(f"{self._target}: the server is broken: it answered {what}")
 
 
 class Client(_Connection):
     """A connection to a server, for threads; connects when first used.
 
-    Interchangeable with `serving.Classifier`, and as safe to call from many threads. Pickled, it
-    connects again. Once it has been used, a fork leaves the child without it.
+    Interchangeable with `serving.Classifier`, and as safe to call from many threads. A pickled
+    client connects again. A client that was used before a fork raises `Unavailable` in the child.
     """
 
     _pid: int | None = None
-    """The process that has connected."""
+    """The id of the process that connected."""
 
     def model_info(self) -> ModelInfo:
-        """Ask what is being served.
+        """Return what the server serves.
 
         Raises:
-            Unavailable: nobody answers there.
+            Unavailable: no server answers.
             DeadlineExceeded: no answer within the timeout.
         """
         return self._model_info(self._call(_GET_MODEL, self._attempts()))
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """Wait until the server serves.
+        """Wait until the server is ready.
 
         Raises:
-            Unavailable: it does not within `timeout_s` seconds.
+            Unavailable: it is not ready within `timeout_s` seconds.
         """
         attempts = self._attempts(timeout_s)
         try:
@@ -171,7 +171,7 @@ class Client(_Connection):
             raise Unavailable(str(err)) from err
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images; many travel as several messages, pipelined.
+        """Classify N images; more than 256 travel in several pipelined messages.
 
         Args:
             images: (N, 784) or (N, 28, 28) uint8, 0 = background, 255 = ink; N >= 1.
@@ -182,7 +182,7 @@ class Client(_Connection):
         Raises:
             InvalidRequest: wrong dtype or shape, or no images.
             Overloaded: the server's queue is full.
-            Unavailable: nobody serves there, after several attempts too, or what answers is broken.
+            Unavailable: no server answers, after retries too, or its answer is malformed.
             DeadlineExceeded: no answer within the timeout.
             ModelError: the run failed.
         """
@@ -248,7 +248,7 @@ class Client(_Connection):
             return self._stubs.setdefault(path, self._channel.unary_unary(path))
 
     def _finish(self, call: Any, path: str, message: bytes, attempts: Attempts) -> bytes:
-        """Wait for a call, and send it again where that may help."""
+        """Wait for a call, and retry it where that can help."""
         while True:
             try:
                 data: bytes = call.result()
@@ -274,19 +274,19 @@ class Client(_Connection):
 class AsyncClient(_Connection):
     """A connection to a server, for one event loop: thousands of calls may be in flight.
 
-    The same as `Client`, awaited. It belongs to the loop that first uses it; once that is closed,
-    to the next one.
+    The same as `Client`, awaited. It belongs to the first loop that uses it; after that loop is
+    closed, to the next one.
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
     _slots: asyncio.Semaphore
 
     async def model_info(self) -> ModelInfo:
-        """Ask what is being served; see `Client.model_info`."""
+        """Return what the server serves; see `Client.model_info`."""
         return self._model_info(await self._call(_GET_MODEL, b"", self._attempts()))
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """Wait until the server serves; see `Client.wait_ready`."""
+        """Wait until the server is ready; see `Client.wait_ready`."""
         attempts = self._attempts(timeout_s)
         try:
             while await self._call(_HEALTH, b"", attempts) != _SERVING:
@@ -336,7 +336,7 @@ class AsyncClient(_Connection):
         return self._predictions(data, len(chunk))
 
     async def _call(self, path: str, message: bytes, attempts: Attempts) -> bytes:
-        """Make a call, and send it again where that may help."""
+        """Make a call, and retry it where that can help."""
         while True:
             stub = self._stub(path)
             async with self._slots:
@@ -347,7 +347,7 @@ class AsyncClient(_Connection):
                 except grpc.aio.AioRpcError as err:
                     code, details = err.code(), err.details()
                 except asyncio.CancelledError:
-                    # The task is cancelled, or the channel was closed, or the status is CANCELLED.
+                    # The task was cancelled, the channel was closed, or the status is CANCELLED.
                     if _is_being_cancelled():
                         raise
                     code, details = _CUT_OFF

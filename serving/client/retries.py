@@ -1,4 +1,4 @@
-"""When a call that failed is sent again: while nobody serves there, until its deadline."""
+"""Retries: a call is sent again while no server answers, until its deadline."""
 
 import copy
 import random
@@ -10,12 +10,12 @@ from serving.errors import Unavailable
 from serving.protocols.status import error_from
 
 _FIRST_CONTACT_S = 5.0
-"""How long a client that has never had an answer tries: long enough for a server that is starting,
-shorter than a long timeout where the address is wrong."""
+"""How long a client that never had an answer retries: long enough for a server that is starting,
+but shorter than a long timeout, in case the address is wrong."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
 _AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # what a grpcio server answers pending calls when it stops (#41785)
+    grpc.StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
 )
 _PERMANENT = ("andshake", "erification")
 """Words of gRPC's core for certificates that do not match: another attempt fails, too."""
@@ -25,7 +25,7 @@ class Attempts:
     """The attempts of one call."""
 
     def __init__(self, address: str, timeout_s: float, *, first_contact: bool) -> None:
-        """Begin.
+        """Start the clock.
 
         Args:
             address: named in errors.
@@ -49,24 +49,24 @@ class Attempts:
         return max(0.0, self._deadline_s - time.monotonic())
 
     def pause_s(self, code: grpc.StatusCode, details: str | None) -> float:
-        """Say how long to wait before the call is sent again.
+        """Return how long to wait before the call is sent again.
 
         Args:
             code: how this attempt ended.
             details: the text that came with it.
 
         Raises:
-            DigitsError: it is not sent again, and this is why it failed.
+            DigitsError: the call is not sent again; this is the reason why it failed.
         """
         details = details or ""
         error = error_from(code, details, self._address)
         if code not in _AGAIN or any(word in details for word in _PERMANENT):
-            # No time was left to reach the server, so say what was in the way.
+            # No time was left for another attempt, so report why the last one failed.
             is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED and self._reason is not None
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
         self._reason = error
-        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # callers must not come all at once
+        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # spreads callers that failed together
         if time.monotonic() + pause_s >= self._until_s:
             raise error
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

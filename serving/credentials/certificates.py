@@ -1,8 +1,8 @@
-"""TLS for the server: certificates that are read again when they change.
+"""TLS for the server: certificates that are reloaded when their files change.
 
-With a client CA every client must show a certificate that it signed (mTLS). The files are looked at
-before each handshake; a set that can't be used, such as a certificate whose key has not followed
-yet, is logged, and the one before stays in use.
+With a client CA every client must present a certificate that it signed (mTLS). The files are
+checked before each handshake. A set that can't be used, such as a new certificate beside the old
+key, is logged, and the previous one stays in use.
 """
 
 import ssl
@@ -18,7 +18,7 @@ from serving.errors import ConfigurationError
 
 
 def server_context(config: SecurityConfig) -> Callable[[], ssl.SSLContext] | None:
-    """Return what gives the context for a new connection; None if no certificate is asked for.
+    """Return a function that gives the context for a new connection; None without a certificate.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
@@ -38,7 +38,7 @@ def _h2(config: SecurityConfig) -> ssl.SSLContext:
 
 
 def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
-    """Build the credentials of grpcio's server; None if no certificate is asked for.
+    """Build the credentials of grpcio's server; None without a certificate.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
@@ -48,7 +48,7 @@ def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
     certificates = _Certificates(config)
     return grpc.dynamic_ssl_server_credentials(
         certificates.initial,
-        certificates.renewed,  # type: ignore[arg-type]  # the stubs forget None: no change
+        certificates.renewed,  # type: ignore[arg-type]  # the stubs lack None, which means no change
         require_client_authentication=config.tls_client_ca is not None,
     )
 
@@ -56,8 +56,8 @@ def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
 class _Certificates:
     """Gives each configuration to gRPC once.
 
-    gRPC's core frees a configuration when it gets the next one: to be given the same one again, at
-    handshakes that go on at once, crashes the process.
+    gRPC's core frees a configuration when it gets the next one. Getting the same one again, during
+    concurrent handshakes, crashes the process.
     """
 
     def __init__(self, config: SecurityConfig) -> None:
@@ -66,7 +66,7 @@ class _Certificates:
         self.initial = self._given = self._watched.get()
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what was read since the last call; None if nothing was. From any thread."""
+        """Return the configuration if it is new since the last call, else None; from any thread."""
         with self._lock:
             newest = self._watched.get()
             if newest is self._given:
@@ -76,7 +76,7 @@ class _Certificates:
 
 
 def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
-    _loaded(config)  # OpenSSL says what is wrong with them, gRPC would not
+    _loaded(config)  # OpenSSL says what is wrong with them, gRPC does not
     cert, key, *client_ca = map(read_bytes, _files(config))
     return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)
 
@@ -90,9 +90,11 @@ def _loaded(config: SecurityConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     cert, key, *client_ca = _files(config)
     for path in (cert, key, *client_ca):
-        read_bytes(path)  # says which file, where OpenSSL only says that one is missing
+        read_bytes(path)  # names the missing file, which OpenSSL does not
     try:
-        context.load_cert_chain(cert, key, password=lambda: "")  # else it asks on the terminal
+        context.load_cert_chain(
+            cert, key, password=lambda: ""
+        )  # else OpenSSL asks for one on the terminal
     except (OSError, ValueError) as err:  # SSLError is an OSError
         reason = getattr(err, "reason", None) or "not PEM, or an encrypted key"
         raise ConfigurationError(f"can't use {cert} with {key}: {reason}") from err

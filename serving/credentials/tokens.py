@@ -1,4 +1,4 @@
-"""Bearer tokens as a file or an environment variable holds them: one a line."""
+"""Parsing of bearer tokens: one a line, in a file or an environment variable."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ _MIN_CHARACTERS = 16
 
 
 def parse_tokens(data: bytes, source: Path | str) -> list[bytes]:
-    """Split one token a line; blank lines and those that start with # are skipped.
+    """Return one token a line; skip blank lines and those that start with #.
 
     Raises:
-        ConfigurationError: no token, one that is short, or one that no header can carry. The text
-            never holds a token.
+        ConfigurationError: there is no token, one is too short, or no header can carry it. The text
+            never contains a token.
     """
     lines = [line.strip() for line in data.splitlines()]
     tokens = [line for line in lines if line and not line.startswith(b"#")]

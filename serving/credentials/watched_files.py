@@ -14,13 +14,13 @@ _State = tuple[tuple[int, int, int] | None, ...]
 
 
 class WatchedFiles(Generic[Content]):
-    """The content of some files, which are read again when one of them changes."""
+    """The content of some files, reloaded when one of them changes."""
 
     def __init__(self, paths: tuple[Path, ...], read: Callable[[], Content]) -> None:
         """Read the files.
 
         Args:
-            paths: the files.
+            paths: the files to watch.
             read: reads and checks them; raises ConfigurationError.
 
         Raises:
@@ -32,10 +32,10 @@ class WatchedFiles(Generic[Content]):
         self._content = read()
 
     def get(self) -> Content:
-        """Return the newest content that was good; costs one `stat` a file."""
+        """Return the newest usable content; costs one `stat` for each file."""
         state = self._look()
         if state != self._state:
-            self._state = state  # before reading: what changes meanwhile is seen next time
+            self._state = state  # before reading: a change meanwhile is noticed next time
             try:
                 self._content = self._read()
                 _log.info("reloaded %s", self._names)
@@ -63,7 +63,7 @@ def read_bytes(path: Path) -> bytes:
     """Read a file that an option names.
 
     Raises:
-        ConfigurationError: it can't be read; the text says which and why.
+        ConfigurationError: it can't be read; the text names it and the reason.
     """
     try:
         return path.read_bytes()

@@ -39,14 +39,14 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     Args:
         host: a name or an address.
         port: the TCP port; 0 lets the kernel choose.
-        shared: whether other processes of ours listen there, too.
+        shared: whether other worker processes listen on the port too.
 
     Raises:
         ConfigurationError: none can be bound.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, ValueError) as err:  # ValueError: no name at all, such as "a..b"
+    except (OSError, ValueError) as err:  # ValueError: not a host name, such as "a..b"
         raise cannot_listen(host, port, err) from err
     failure = OSError(errno.EADDRNOTAVAIL, "")
     for family, kind, protocol, _, address in found:
@@ -58,7 +58,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def check_free(host: str, port: int) -> None:
-    """Find out why an address can't be listened on: gRPC itself only says that it can't.
+    """Check that an address can be bound: gRPC itself gives no reason when it can't.
 
     Raises:
         ConfigurationError: it can't.

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how: its affinity, and its container's quota."""
+"""The cores that this process may use: its affinity, and its container's CPU quota."""
 
 import math
 import os
@@ -11,9 +11,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 def usable_cores(cgroup: Path = _CGROUP) -> int:
     """Count the cores that this process may keep busy, at least 1.
 
-    A container's share of CPU time isn't seen in the affinity: with `--cpus 2` on a host of 64,
-    all 64 are allowed, and 64 busy threads are stopped for most of each period. Part of a core
-    counts as one.
+    A container's CPU quota does not show in the affinity: with `--cpus 2` on a host of 64 cores all
+    64 are allowed, and 64 busy threads are throttled for most of each period. Part of a core counts
+    as one.
 
     Args:
         cgroup: the root of the control groups' files.
@@ -24,26 +24,26 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
-    """Return whether a process may keep a core busy while it waits for work.
+    """Return whether a process may poll for work instead of sleeping.
 
-    Not under a quota, from which the waiting would be taken, nor where processes share cores.
+    Not under a CPU quota, which polling would use up, nor where processes share cores.
 
     Args:
-        num_processes: how many like this share the cores.
+        num_processes: how many processes like this share the cores.
         cgroup: the root of the control groups' files.
     """
     return _quota(cgroup) is None and num_processes <= _allowed_cores()
 
 
 def _allowed_cores() -> int:
-    """Count the cores that this process may run on; only Linux knows of fewer than all."""
+    """Count the cores in the affinity, which only Linux has; elsewhere all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Return the quota in cores; None where there is none or it can't be read.
+    """Return the CPU quota in cores; None if there is none or it can't be read.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), and for version 1
     https://docs.kernel.org/scheduler/sched-bwc.html.

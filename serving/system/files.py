@@ -1,7 +1,4 @@
-"""Files that somebody else put there are read only if they are regular and not too large.
-
-Also what a server's own descriptors need: enough of them, and the first three taken.
-"""
+"""Safe reading of files that others have written, and the server's file descriptors."""
 
 import errno
 import os
@@ -16,7 +13,7 @@ for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # Windows has the last on
 
 
 def require_descriptors(number: int) -> None:
-    """Refuse to start where libraries would run out of file descriptors, which some survive badly.
+    """Check the limit of file descriptors: some libraries crash when they run out of them.
 
     Raises:
         ConfigurationError: the process may open fewer files than `number`.
@@ -29,7 +26,7 @@ def require_descriptors(number: int) -> None:
 
 
 def reserve_standard_files() -> None:
-    """Keep what writes to stdin, stdout or stderr where one is closed out of later files."""
+    """Open /dev/null for a closed stdin, stdout or stderr: no other file gets its number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -47,9 +44,9 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         max_bytes: larger files are refused unread.
 
     Raises:
-        OSError: it can't be opened or read, is no regular file, is too large, or grows.
+        OSError: it can't be opened or read, is not a regular file, is too large, or is growing.
     """
-    # To open a device may already do something, so look first; O_NONBLOCK is for what replaces it.
+    # Opening a device can have effects, so check first; O_NONBLOCK: it may be replaced meanwhile.
     _size(path.stat(), max_bytes)
     descriptor = os.open(path, _FLAGS)
     with os.fdopen(descriptor, "rb") as file:

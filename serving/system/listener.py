@@ -19,7 +19,7 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     Args:
         host: the address.
         port: the port; 0 lets the kernel choose.
-        shared: whether other processes of ours listen there, too.
+        shared: whether other worker processes listen on the port too.
 
     Returns:
         A socket that does not block.
@@ -37,14 +37,14 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
 
 
 def address_of(listener: socket.socket, host: str) -> str:
-    """Return where a socket listens, as clients address it."""
+    """Return the address of a listening socket, as clients write it."""
     return host if host.startswith(_UNIX) else with_port(host, listener.getsockname()[1])
 
 
 def _bind_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_abandoned(path):  # by a server that was killed
+        if _is_abandoned(path):  # left behind by a server that was killed
             os.unlink(path)
         listener.bind(path)
     except OSError as err:
@@ -54,7 +54,7 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def _is_abandoned(path: str) -> bool:
-    """Return whether a path is a socket that nobody listens on."""
+    """Return whether a path is a socket without a listener."""
     with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             try:

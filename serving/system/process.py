@@ -1,4 +1,4 @@
-"""What this process holds, read from /proc."""
+"""Memory, file descriptors and start time of this process, from /proc."""
 
 import os
 import time
@@ -9,21 +9,21 @@ _PROC = Path("/proc/self")
 
 
 class Usage(NamedTuple):
-    """What one or more processes hold; all zero where there is no /proc."""
+    """Memory and file descriptors of one or more processes; all zero without /proc."""
 
     resident_bytes: int = 0
     virtual_bytes: int = 0
     num_files: int = 0
     """Open file descriptors, sockets included."""
     max_files: int = 0
-    """How many there may be."""
+    """The limit of open file descriptors."""
 
     @classmethod
     def now(cls) -> "Usage":
-        """Look at this process."""
+        """Read the usage of this process."""
         try:
             pages = (_PROC / "statm").read_text("ascii").split()
-            num_files = len(os.listdir(_PROC / "fd")) - 1  # the listing's own
+            num_files = len(os.listdir(_PROC / "fd")) - 1  # without the one of this listing
         except OSError:
             return cls()
         import resource  # Windows has none
@@ -33,12 +33,12 @@ class Usage(NamedTuple):
         return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
 
     def plus(self, other: "Usage") -> "Usage":
-        """Sum up with another process."""
+        """Add the usage of another process."""
         return Usage(*map(sum, zip(self, other, strict=True)))
 
 
 def start_time_s() -> float:
-    """Return when this process started, in seconds since 1970; 0 where there is no /proc."""
+    """Return when this process started, in seconds since 1970; 0 without /proc."""
     try:
         # The command, in parentheses, may hold blanks; the start is the 20th field behind it.
         fields = (_PROC / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()

@@ -1,8 +1,8 @@
-"""What SIGTERM, SIGINT and SIGHUP do, from a server's first moment to its last.
+"""The server's handlers of SIGTERM, SIGINT and SIGHUP.
 
-Until it serves, SIGTERM and SIGINT end it at once, exit code 0: it has accepted nothing, so that
-nothing is lost. A SIGHUP is kept until there is something to reload. The handlers stay installed
-when an event loop ends, so that no signal finds the kernel's own, which kill.
+Before the server is ready, SIGTERM and SIGINT end it at once with exit code 0: it has accepted no
+calls, so none is lost. A SIGHUP is kept until there is something to reload. The handlers stay
+installed when the event loop ends; the kernel's default would kill the process.
 """
 
 import os
@@ -27,10 +27,10 @@ def install() -> None:
 
 
 def queue_stops() -> "asyncio.Queue[int]":
-    """Have SIGTERM and SIGINT put their numbers into a queue, from here on.
+    """From now on, put SIGTERM and SIGINT into a queue.
 
     Returns:
-        The queue, for the event loop that runs.
+        The queue of signal numbers, for the running event loop.
     """
     import asyncio
 
@@ -42,7 +42,7 @@ def queue_stops() -> "asyncio.Queue[int]":
 
 
 def on_hang_up(callback: Callable[[], None]) -> None:
-    """Have SIGHUP call something on the running event loop, from here on; now, if there was one."""
+    """From now on, call `callback` on the running event loop at SIGHUP; at once if one was kept."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -54,17 +54,17 @@ def on_hang_up(callback: Callable[[], None]) -> None:
 
 
 def _call(loop: "asyncio.AbstractEventLoop", callback: Callable[..., None], *args: int) -> None:
-    with suppress(RuntimeError):  # the loop has ended, and the process is about to
+    with suppress(RuntimeError):  # the loop has ended, and the process is ending
         loop.call_soon_threadsafe(callback, *args)
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End at once, after what was logged is written.
+    """End the process at once, after the log is written.
 
-    The interpreter's own end would wait for threads that hang, and daemon threads that come back
-    from C++ meanwhile would abort it.
+    A normal exit would wait for threads that hang, and daemon threads that return from C++
+    meanwhile would abort it.
     """
-    with suppress(Exception):  # a signal may have come while it is imported
+    with suppress(Exception):  # a signal can come while logging is being imported
         import logging
 
         logging.shutdown()
