@@ -8,6 +8,33 @@ from commandline.parser import Parser
 from training.config import RECIPES
 from training.study.comparison import RESULTS
 
+PATHS = {
+    "--data-dir": (
+        None,
+        "folder of MNIST's four files, raw or as .gz (default: a cache, filled from the network "
+        "once)",
+    ),
+    "--artifacts": ("artifacts", "folder that training writes (default: %(default)s)"),
+    "--models": ("models", "model repository to publish in (default: %(default)s)"),
+    "--results": (RESULTS, "gets each result as soon as it is complete (default: %(default)s)"),
+    "--keras": (
+        None,
+        "export this Keras classifier in place of the one in --artifacts: it takes pixels of 0 to "
+        "255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255) first) and gives a "
+        "logit or a probability for each class",
+    ),
+    "--samples": (
+        None,
+        "with --keras: images to check the export on, some hundreds or more; an NPZ file with "
+        "`images`, (N, ...) uint8, and optionally `labels`, (N,) integers from 0",
+    ),
+    "--labels": (
+        None,
+        "with --keras: text file, a name for each class, one a line (default: 0, 1 and so on)",
+    ),
+}
+"""Default and help of each option that is a path."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands and their options; the command's name is parsed as `command`."""
@@ -19,49 +46,40 @@ def parser() -> argparse.ArgumentParser:
     digits_train.add_version()
     commands = digits_train.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    def add(name: str, text: str, *paths: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for path in ("--data-dir", *paths):
+            default, help_text = PATHS[path]
+            command.add_argument(path, type=Path, default=default, metavar="PATH", help=help_text)
+        return command
 
-    data = add("data", "get MNIST, verify it, and print where it is")
-    train = add("train", "train the network, and write its model and report")
-    export = add("export", "publish the trained model as the next version to serve")
-    report = add("report", "write the report on the trained model again")
-    study = add(
-        "study", "train every recipe from several seeds and compare them (an hour; resumable)"
-    )
-    for command in (data, train, export, report, study):
-        command.add_argument(
-            "--data-dir",
-            type=Path,
-            metavar="FOLDER",
-            help="MNIST's four files, raw or as .gz (default: a cache, filled from the network "
-            "once)",
-        )
-    for command in (train, export, report, study):
-        _add_path(command, "--artifacts", "artifacts", "what training writes")
-    _add_path(export, "--models", "models", "the model repository to publish in")
-    _add_export_options(export)
-    _add_path(study, "--results", RESULTS, "gets each result as soon as it is complete")
+    add("data", "get MNIST, verify it, and print where it is")
+    train = add("train", "train the network, and write its model and report", "--artifacts")
     _add_training_options(train)
-    return digits_train
-
-
-def _add_path(
-    command: argparse.ArgumentParser, option: str, default: str | Path, content: str
-) -> None:
-    """Add an option that has a path as its default."""
-    command.add_argument(
-        option,
-        type=Path,
-        default=Path(default),
-        metavar="PATH",
-        help=f"{content} (default: %(default)s)",
+    export = add(
+        "export", "publish the trained model as the next version to serve",
+        "--artifacts", "--models", "--keras", "--samples", "--labels",
+    )  # fmt: skip
+    export.add_argument(
+        "--name",
+        type=_name,
+        help="the model's name in the repository (default: digits; --keras needs one)",
     )
+    export.epilog = (
+        "a Keras classifier of your own:\n  python -m training export --keras MODEL.keras "
+        "--samples SAMPLES.npz --name letters"
+    )
+    add("report", "write the report on the trained model again", "--artifacts")
+    add(
+        "study", "train every recipe from several seeds and compare them (an hour; resumable)",
+        "--artifacts", "--results",
+    )  # fmt: skip
+    return digits_train
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
@@ -86,40 +104,6 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="continue an interrupted training of the same recipe, seed and epochs",
-    )
-
-
-def _add_export_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that only `export` has, for a model that was trained elsewhere."""
-    command.epilog = (
-        "a Keras classifier of your own:\n  python -m training export --keras MODEL.keras "
-        "--samples SAMPLES.npz --name letters"
-    )
-    command.add_argument(
-        "--keras",
-        type=Path,
-        metavar="FILE",
-        help="export this Keras classifier in place of the one in --artifacts: it takes pixels of "
-        "0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255) first) and "
-        "gives a logit or a probability for each class",
-    )
-    command.add_argument(
-        "--samples",
-        type=Path,
-        metavar="FILE",
-        help="with --keras: images to check the export on, some hundreds or more; an NPZ file with "
-        "`images`, (N, ...) uint8, and optionally `labels`, (N,) integers from 0",
-    )
-    command.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="with --keras: a text for each class, one a line (default: 0, 1 and so on)",
-    )
-    command.add_argument(
-        "--name",
-        type=_name,
-        help="the model's name in the repository (default: digits; --keras needs one)",
     )
 
 

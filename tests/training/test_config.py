@@ -18,9 +18,9 @@ def test_seed_recipe_is_the_tutorials() -> None:
     assert seed.averaging == 0
 
 
-def test_recipes_are_found_by_their_names() -> None:
-    assert {"seed", "default"} <= RECIPES.keys()
-    assert all(recipe.name == name for name, recipe in RECIPES.items())
+def test_recipes_are_these_and_only_best_has_teachers() -> None:
+    teachers = {name: recipe.distillation is not None for name, recipe in RECIPES.items()}
+    assert teachers == {"seed": False, "default": False, "best": True}
 
 
 @pytest.mark.parametrize(

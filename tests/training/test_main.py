@@ -18,13 +18,13 @@ def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> No
     monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
-@pytest.mark.parametrize("command", ["", "data", "train", "export", "report"])
+@pytest.mark.parametrize("command", ["", "data", "train", "export", "report", "study"])
 def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert f"usage: digits-train {command}".strip() in text
-    assert command == "" or "--data-dir FOLDER" in text
+    assert command == "" or "--data-dir PATH" in text
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_data_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
 
 
-def test_data_that_is_not_to_be_had_exits_with_2(
+def test_data_without_a_source_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(data_dir: Path | None) -> Mnist:
-        raise DataError("MNIST is not to be had")
+        raise DataError("can't get MNIST")
 
     monkeypatch.setattr(Mnist, "load", fail)
     assert main(["train"]) == 2
-    assert capsys.readouterr().err == "digits-train: MNIST is not to be had\n"
+    assert capsys.readouterr().err == "digits-train: can't get MNIST\n"
 
 
 def test_full_disk_exits_with_1_and_names_the_file(

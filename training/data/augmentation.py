@@ -132,7 +132,7 @@ def fields(num: int, deformation: Deformation, rng: np.random.Generator) -> Fiel
     centre = (SIDE - 1) / 2
     grid = np.indices((SIDE, SIDE), np.float32).reshape(2, -1) - centre
     affine = rotation @ shape @ grid + uniform(deformation.shift_px, 2, 1) + centre
-    kernel = _smoothing(deformation.elastic_sigma_px)
+    kernel = _gaussian_kernel(deformation.elastic_sigma_px)
     noise = rng.standard_normal((num, 2, SIDE, SIDE), np.float32)
     elastic = deformation.elastic_px * (kernel @ noise @ kernel.T)
     drawn: Field = affine.reshape(elastic.shape) + elastic
@@ -187,7 +187,7 @@ def thicken(images: Field, growth: float) -> None:
     images[1:-1, 1:-1] += np.float32(abs(growth)) * reached
 
 
-def _smoothing(sigma_px: float) -> Field:
+def _gaussian_kernel(sigma_px: float) -> Field:
     """Return the (28, 28) Gaussian kernel K for which K @ noise @ K.T keeps a variance of 1."""
     offset = np.subtract.outer(np.arange(SIDE), np.arange(SIDE))
     kernel = np.exp(-(offset**2) / (2 * sigma_px**2))

@@ -45,7 +45,7 @@ def quantize(fp32: onnx.ModelProto, images: Images) -> onnx.ModelProto:
     """Derive the int8 graph from the fp32 one.
 
     Args:
-        fp32: as graph.convert makes it; left as it is.
+        fp32: as graph.convert makes it; not changed.
         images: (N, pixels) uint8, images to weigh the rounding errors with, not those to test with.
 
     Returns:

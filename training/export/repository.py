@@ -36,7 +36,7 @@ def publish(folder: Path, version_files: Callable[[str], Files], model_files: Fi
     """
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".staging"
-    with _locked(folder):
+    with _lock(folder):
         shutil.rmtree(staging, ignore_errors=True)  # its owner was killed: the lock is ours
         version = str(1 + max(_versions(folder), default=0))
         try:
@@ -58,7 +58,7 @@ def _versions(folder: Path) -> list[int]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Wait for, then hold, the folder's lock; the kernel frees it when its holder dies."""
     if fcntl is None:
         yield

@@ -142,7 +142,7 @@ def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[st
 
 
 def _summarise(version: Path, files: Files, contents: dict[str, Any]) -> None:
-    """Print what was published and how to go on."""
+    """Print what was published and how to serve it."""
     size_mb = len(files[FILES["fp32"]]) / 1e6
     accuracy = contents["accuracy"]["test"]
     print_now(f"  size      {size_mb:.2f} MB, {contents['parameters']:,} parameters")

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to resume as if it had never stopped, in one file."""
+"""Checkpoints: what a training computed, in one file, with what must be equal to use it again."""
 
 import io
 import json
@@ -18,6 +18,48 @@ from training.files import write_atomically
 Weights = list[npt.NDArray[np.float32]]
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file of arrays that belong to one training."""
+
+    path: Path
+    """The file."""
+    identity: Mapping[str, Any]
+    """What must be equal to use it: the recipe's values and so on, as JSON can hold them."""
+
+    def save(self, arrays: Mapping[str, Any]) -> None:
+        """Replace the file; the old content stays until the new one is complete.
+
+        Raises:
+            OSError: it could not be written; the old content is untouched.
+        """
+        content = io.BytesIO()
+        np.savez(content, **{**arrays, "identity": json.dumps(self.identity)})
+        write_atomically(self.path, content.getvalue())
+
+    def load(self) -> dict[str, Any]:
+        """Read the arrays.
+
+        Raises:
+            ResumeError: the file is missing, unreadable, or of another training; the text names
+                the first difference.
+        """
+        try:
+            with np.load(io.BytesIO(self.path.read_bytes())) as file:  # np.load leaves files open
+                arrays = dict(file)
+            saved = json.loads(str(arrays.pop("identity")))
+        except FileNotFoundError:
+            raise ResumeError(f"{self.path} is missing") from None
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as err:
+            raise ResumeError(f"cannot read {self.path}") from err
+        for name, value in json.loads(json.dumps(self.identity)).items():
+            if saved.get(name) != value:
+                raise ResumeError(
+                    f"{self.path} is of another training: {name} {saved.get(name)}, not {value}"
+                )
+        return arrays
+
+
 @dataclass(slots=True)
 class Progress:
     """The state of a training, beside its variables."""
@@ -31,64 +73,22 @@ class Progress:
     cpu_seconds: float = 0.0
     """CPU time of this process's threads meanwhile, added up."""
 
+    def save(self, checkpoint: Checkpoint, variables: Sequence[keras.Variable]) -> None:
+        """Write a checkpoint of the state and the variables: weights, moments, random states."""
+        facts = {"rows": self.rows, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        arrays = {f"variable_{i}": variable.numpy() for i, variable in enumerate(variables)}
+        best = {f"best_{i}": weights for i, weights in enumerate(self.best)}
+        checkpoint.save({"facts": json.dumps(facts), **arrays, **best})
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A file that holds the state of one training."""
-
-    path: Path
-    """The file."""
-    identity: Mapping[str, Any]
-    """What must be equal to resume: the recipe's values and the seed, as JSON can hold them."""
-
-    def save(self, progress: Progress, variables: Sequence[keras.Variable]) -> None:
-        """Replace the file; the old content stays until the new one is complete.
-
-        Args:
-            progress: the state of the training.
-            variables: weights, the optimiser's moments, random states.
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, variables: Sequence[keras.Variable]) -> "Progress":
+        """Read a checkpoint back into the variables, which are in the order they were saved in.
 
         Raises:
-            OSError: it could not be written; the old content is untouched.
+            ResumeError: see Checkpoint.load.
         """
-        facts = {
-            "identity": self.identity,
-            "rows": progress.rows,
-            "seconds": progress.seconds,
-            "cpu_seconds": progress.cpu_seconds,
-        }
-        arrays: dict[str, Any] = {"facts": json.dumps(facts)}
-        arrays |= {f"variable_{i}": variable.numpy() for i, variable in enumerate(variables)}
-        arrays |= {f"best_{i}": weights for i, weights in enumerate(progress.best)}
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        write_atomically(self.path, content.getvalue())
-
-    def restore(self, variables: Sequence[keras.Variable]) -> Progress:
-        """Read the file back into the variables, which are in the order they were saved in.
-
-        Raises:
-            ResumeError: it is missing, unreadable, or of another training.
-        """
-        try:
-            with np.load(self.path) as saved:
-                arrays = dict(saved)
-        except FileNotFoundError:
-            raise ResumeError(f"nothing to resume: {self.path} is missing") from None
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as err:
-            raise ResumeError(f"cannot read {self.path}: train without --resume") from err
+        arrays = checkpoint.load()
         facts = json.loads(str(arrays.pop("facts")))
-        self._require_same(facts["identity"])
         for i, variable in enumerate(variables):
             variable.assign(arrays.pop(f"variable_{i}"))
-        best = [arrays[f"best_{i}"] for i in range(len(arrays))]
-        return Progress(facts["rows"], best, facts["seconds"], facts["cpu_seconds"])
-
-    def _require_same(self, saved: Mapping[str, Any]) -> None:
-        """Raise if the saved training differs from this one, naming the first difference."""
-        for name, value in json.loads(json.dumps(self.identity)).items():
-            if saved.get(name) != value:
-                raise ResumeError(
-                    f"{self.path} is of another training: {name} {saved.get(name)}, not {value}; "
-                    "resume with its settings, or train without --resume"
-                )
+        return cls(best=[arrays[f"best_{i}"] for i in range(len(arrays))], **facts)

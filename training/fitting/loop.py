@@ -51,7 +51,7 @@ def run(
         )
         progress.seconds = time.monotonic() - wall
         progress.cpu_seconds = time.process_time() - cpu
-        checkpoint.save(progress, trainer.variables)
+        progress.save(checkpoint, trainer.variables)
         number, num_epochs = len(progress.rows), trainer.recipe.epochs
         log(
             f"epoch {number:{len(str(num_epochs))}}/{num_epochs}  loss {loss:.4f}  "
@@ -59,6 +59,6 @@ def run(
         )
 
 
-def prefixed(name: str, log: Log) -> Log:
+def add_prefix(name: str, log: Log) -> Log:
     """Return a log that puts a name in front of each line."""
     return lambda line: log(f"{name}  {line}")

@@ -6,9 +6,6 @@ the logits are stored, one file for each view. A file that is damaged, or of oth
 or deformation, is computed again.
 """
 
-import io
-import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +18,9 @@ import tensorflow as tf
 from training.config import Deformation, Recipe
 from training.data import augmentation
 from training.data.mnist import Examples, Images
-from training.files import write_atomically
+from training.errors import ResumeError
 from training.fitting import teachers
+from training.fitting.checkpoint import Checkpoint
 from training.fitting.loop import Log
 
 Logits = npt.NDArray[np.float16]
@@ -57,24 +55,29 @@ def load(
         OSError: the cache could not be written.
     """
     deformation, distillation = recipe.views()
-    identity = json.dumps(
-        {
-            "teachers": distillation.teachers,
-            "teacher": teachers.identity(distillation.teacher, training),
-            "deformation": asdict(deformation),
-        }
-    )
-    paths = [folder / f"view-{number:03}.npz" for number in range(distillation.views)]
-    found = {number: _read(path, identity, log) for number, path in enumerate(paths)}
-    missing = [number for number, logits in found.items() if logits is None]
-    models = teachers.train(distillation, training, validation, folder, log) if missing else []
-    classify = _compile(models)
-    for number in missing:
-        logits = classify(view(training.images, deformation, number))
-        _write(paths[number], identity, logits)
-        found[number] = logits
-        log(f"teacher logits  view {number + 1:{len(str(len(paths)))}}/{len(paths)}")
-    return [logits for logits in found.values() if logits is not None]
+    identity = {
+        "teachers": distillation.teachers,
+        **teachers.identity(distillation.teacher, training),
+        "views": asdict(deformation),
+    }
+    classify: Callable[[Images], Logits] | None = None
+    found = []
+    for number in range(distillation.views):
+        file = Checkpoint(folder / f"view-{number:03}.npz", identity)
+        try:
+            logits = file.load()["logits"]
+        except ResumeError as err:
+            if file.path.exists():
+                log(f"computing this view again: {err}\n")
+            classify = classify or _compile(
+                teachers.train(distillation, training, validation, folder, log)
+            )
+            logits = classify(view(training.images, deformation, number))
+            file.save({"logits": logits})
+            width = len(str(distillation.views))
+            log(f"teacher logits  view {number + 1:{width}}/{distillation.views}")
+        found.append(logits)
+    return found
 
 
 def view(images: Images, deformation: Deformation, number: int) -> Images:
@@ -109,25 +112,3 @@ def _compile(models: Sequence[keras.Model]) -> Callable[[Images], Logits]:
         return np.concatenate([mean_logits(tf.constant(batch)).numpy() for batch in batches])
 
     return classify
-
-
-def _read(path: Path, identity: str, log: Log) -> Logits | None:
-    """Read the logits for a view; None if they must be computed."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as saved:  # np.load leaves a bad file open
-            if str(saved["identity"]) == identity:
-                logits: Logits = saved["answers"]
-                return logits
-        log(f"computing {path} again: it is of other teachers, images or deformation\n")
-    except FileNotFoundError:
-        pass
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        log(f"computing {path} again: it is unreadable\n")
-    return None
-
-
-def _write(path: Path, identity: str, logits: Logits) -> None:
-    """Store the logits for a view."""
-    content = io.BytesIO()
-    np.savez(content, identity=identity, answers=logits)
-    write_atomically(path, content.getvalue())

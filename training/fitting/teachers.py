@@ -17,7 +17,7 @@ from training.data.mnist import Examples
 from training.errors import ResumeError
 from training.fitting import loop
 from training.fitting.checkpoint import Checkpoint, Progress
-from training.fitting.loop import Log, prefixed
+from training.fitting.loop import Log, add_prefix
 from training.fitting.trainer import Trainer
 
 
@@ -43,13 +43,13 @@ def train(
         path = folder / f"teacher-{seed}.npz"
         checkpoint = Checkpoint(path, {"seed": seed, **identity(recipe, training)})
         try:
-            progress = checkpoint.restore(trainer.variables)
+            progress = Progress.restore(checkpoint, trainer.variables)
         except ResumeError as err:
             if path.exists():
                 log(f"training this teacher again: {err}\n")
             progress = Progress()
         epochs = augmentation.epochs(training, recipe, seed, start=len(progress.rows))
-        log_epoch = prefixed(f"teacher {seed + 1}/{num}", log)
+        log_epoch = add_prefix(f"teacher {seed + 1}/{num}", log)
         loop.run(trainer, epochs, validation, progress, checkpoint, log_epoch)
         models.append(trainer.average)
     return models

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from training.config import Recipe
 from training.data.mnist import Examples, Mnist
+from training.errors import ResumeError
 from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
 from training.fitting.evaluation import evaluate, probabilities
@@ -55,7 +56,10 @@ def train(
     epochs = distillation.epoch_source(recipe, training, validation, cache, log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", {"seed": seed, **asdict(recipe)})
-    progress = checkpoint.restore(trainer.variables) if resume else Progress()
+    try:
+        progress = Progress.restore(checkpoint, trainer.variables) if resume else Progress()
+    except ResumeError as err:
+        raise ResumeError(f"nothing to resume: {err}; train without --resume") from err
     try:
         remaining = epochs(seed, len(progress.rows))
         loop.run(trainer, remaining, validation, progress, checkpoint, log)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from training.config import Deformation
-from training.data import augmentation
+from training.data.augmentation import deform
 from training.data.mnist import SIDE, Images
 
 SEED = 20_261_124
@@ -22,8 +23,8 @@ BLUR_PX = 1.2
 
 _STILL = Deformation(rotation_deg=0, scale=0, shear=0, shift_px=0, elastic_px=0, elastic_sigma_px=4)
 
-Corruption = Callable[[Images, np.random.Generator], Images]
-"""(N, 784) uint8 to (N, 784) uint8."""
+Corruption = Callable[..., Images]
+"""From images, (N, 784) uint8, and rng, a generator, to (N, 784) uint8."""
 
 
 def noise(images: Images, rng: np.random.Generator) -> Images:
@@ -40,13 +41,6 @@ def blur(images: Images, rng: np.random.Generator) -> Images:
     return _pixels(smooth.reshape(images.shape))
 
 
-def _deformed(deformation: Deformation) -> Corruption:
-    def corrupt(images: Images, rng: np.random.Generator) -> Images:
-        return augmentation.deform(images, deformation, rng)
-
-    return corrupt
-
-
 def _pixels(values: npt.NDArray[Any]) -> Images:
     pixels: Images = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
     return pixels
@@ -55,9 +49,9 @@ def _pixels(values: npt.NDArray[Any]) -> Images:
 CORRUPTIONS: dict[str, Corruption] = {
     "noise": noise,
     "blur": blur,
-    "shift": _deformed(replace(_STILL, shift_px=4)),
-    "rotation": _deformed(replace(_STILL, rotation_deg=30)),
-    "thickness": _deformed(replace(_STILL, thickness=1)),
+    "shift": partial(deform, deformation=replace(_STILL, shift_px=4)),
+    "rotation": partial(deform, deformation=replace(_STILL, rotation_deg=30)),
+    "thickness": partial(deform, deformation=replace(_STILL, thickness=1)),
 }
 """Up to 4 pixels along each axis, up to 30 degrees; strokes grow or shrink by up to a pixel."""
 
@@ -65,6 +59,6 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupt(images: Images) -> dict[str, Images]:
     """Corrupt (N, 784) images in each way, the same every time."""
     return {
-        name: corruption(images, np.random.default_rng(SEED))
+        name: corruption(images, rng=np.random.default_rng(SEED))
         for name, corruption in CORRUPTIONS.items()
     }

@@ -15,7 +15,7 @@ from training.config import RECIPES, Recipe
 from training.data.mnist import Examples, Mnist
 from training.fitting import artifacts, calibration, distillation
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.loop import Log, prefixed
+from training.fitting.loop import Log, add_prefix
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
 from training.study import corruptions, report
@@ -52,7 +52,7 @@ def run(data: Mnist, folder: Path, results: Path, log: Log) -> None:
     for seed in range(ABLATION_SEEDS):
         for trick, recipe in tricks().items():
             if (trick, seed) not in tried:
-                name_log = prefixed(f"{trick}, seed {seed}", log)
+                name_log = add_prefix(f"{trick}, seed {seed}", log)
                 figures = _trial(recipe, seed, data, folder / "teachers", name_log)
                 found.ablation.append({"trick": trick, "seed": seed, **figures})
                 found.save(results)
@@ -100,7 +100,7 @@ def _final_model(recipe: Recipe, seed: int, data: Mnist, folder: Path, log: Log)
         seed=seed,
         resume=(own / "checkpoint.npz").exists(),
         teachers=folder / "teachers",
-        log=prefixed(f"{recipe.name}, seed {seed}", log),
+        log=add_prefix(f"{recipe.name}, seed {seed}", log),
     )
     if metrics["epochs"] < recipe.epochs:
         raise KeyboardInterrupt

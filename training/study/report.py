@@ -83,7 +83,7 @@ def confusion_counts(answers: Probabilities, labels: Labels) -> Counts:
 
 def digit_table(counts: Counts) -> Table:
     """Compute the accuracy of each digit, from (10, 10) counts by real and predicted digit."""
-    rows = [("digit", "images", "wrong", "mostly taken for", "accuracy")]
+    rows = [("digit", "images", "wrong", "commonest mistake", "accuracy")]
     for digit, predicted in enumerate(counts):
         images, right = predicted.sum(), predicted[digit]
         wrong = np.where(np.arange(10) == digit, 0, predicted)

@@ -21,7 +21,7 @@ def letters(num: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     return np.clip(noisy, 0, 255).astype(np.uint8), labels
 
 
-def trained() -> keras.Model:
+def train_letters() -> keras.Model:
     """Train a classifier for seconds: (N, 32, 32) pixels of 0 to 255 to (N, 26) logits."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -39,7 +39,7 @@ def trained() -> keras.Model:
     return model
 
 
-def rebuilt(model: keras.Model, *stack: Any) -> keras.Model:
+def rebuild(model: keras.Model, *stack: Any) -> keras.Model:
     """Give other layers the trained weights."""
     other = keras.Sequential(stack)
     other.set_weights(model.get_weights())

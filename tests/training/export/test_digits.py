@@ -105,7 +105,7 @@ def test_int8_has_golden_answers_of_its_own(version: Path, manifest: dict[str, A
     assert golden["int8_probabilities"] != golden["probabilities"]
 
 
-def test_damaged_int8_is_not_published_and_the_reason_is_told(
+def test_damaged_int8_is_not_published_with_the_reason(
     artifacts: Path,
     mnist_sample: Mnist,
     tmp_path: Path,
@@ -114,11 +114,11 @@ def test_damaged_int8_is_not_published_and_the_reason_is_told(
 ) -> None:
     round_weights = quantization.round_weights
 
-    def damaged(*arguments: Any) -> Any:
+    def negate(*arguments: Any) -> Any:
         integers, scale = round_weights(*arguments)
         return -integers, scale
 
-    monkeypatch.setattr(quantization, "round_weights", damaged)
+    monkeypatch.setattr(quantization, "round_weights", negate)
     version = export(artifacts, tmp_path, mnist_sample)
     manifest = json.loads((version / "manifest.json").read_text())
     reason = manifest["int8"].pop("refused")
@@ -168,12 +168,12 @@ def test_graph_that_answers_otherwise_is_not_published(
 ) -> None:
     convert: Callable[..., onnx.ModelProto] = graph.convert
 
-    def tampered(*arguments: object) -> onnx.ModelProto:
+    def tamper(*arguments: object) -> onnx.ModelProto:
         proto = convert(*arguments)
         add_to_bias(proto, value)
         return proto
 
-    monkeypatch.setattr(graph, "convert", tampered)
+    monkeypatch.setattr(graph, "convert", tamper)
     with pytest.raises(
         ExportError, match=r"answers differ at batch 1 and 500.*allowed: 0 and 1e-05"
     ):

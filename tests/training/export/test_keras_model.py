@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 from onnx import numpy_helper
 
-from tests.training.export.letters import letters, rebuilt, save_samples, trained
+from tests.training.export.letters import letters, rebuild, save_samples, train_letters
 from training.__main__ import main
 from training.data.mnist import Mnist
 from training.errors import ExportError, UnusableInput
@@ -29,7 +29,7 @@ DENSE = ["MatMul", "Add"]
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
-    return trained()
+    return train_letters()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def manifest(version: Path) -> dict[str, Any]:
     return contents
 
 
-def saved(folder: Path, model: keras.Model) -> Path:
+def save(folder: Path, model: keras.Model) -> Path:
     model.save(folder / "saved.keras")
     return folder / "saved.keras"
 
@@ -139,7 +139,7 @@ def test_int8_is_rounded_on_one_half_and_tested_on_the_other(
 
 def test_few_samples_publish_no_int8(model: keras.Model, tmp_path: Path) -> None:
     samples = save_samples(tmp_path / "few.npz", num=300)
-    version = keras_model.export(saved(tmp_path, model), samples, tmp_path, "letters")
+    version = keras_model.export(save(tmp_path, model), samples, tmp_path, "letters")
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["int8"] == {"refused": "expected at least 200 images to test it with, got 150"}
     assert list(manifest["files"]) == ["model.onnx"]
@@ -164,10 +164,10 @@ def test_model_and_samples_may_have_different_shapes(
     tmp_path: Path,
     candidates: list[Candidate],
 ) -> None:
-    other = rebuilt(model, *stack, *model.layers)
+    other = rebuild(model, *stack, *model.layers)
     images, _ = letters(40, seed=2)
     samples = save_samples(tmp_path / "s.npz", num=40, images=images.reshape(40, *sample_shape))
-    keras_model.export(saved(tmp_path, other), samples, tmp_path, "letters")
+    keras_model.export(save(tmp_path, other), samples, tmp_path, "letters")
     [candidate] = candidates
     assert candidate.signature.input_shape == expected
     expected_logits = model(images.astype(np.float32))
@@ -180,7 +180,7 @@ def test_probabilities_get_no_second_softmax(model: keras.Model, tmp_path: Path)
     stack = [keras.Input((1024,)), *model.layers, layers.Softmax()]
     samples = save_samples(tmp_path / "samples.npz", num=40)
     version = keras_model.export(
-        saved(tmp_path, rebuilt(model, *stack)), samples, tmp_path, "letters"
+        save(tmp_path, rebuild(model, *stack)), samples, tmp_path, "letters"
     )
     operators = [node.op_type for node in onnx.load(version / "model.onnx").graph.node]
     assert operators.count("Softmax") == 1
@@ -201,7 +201,7 @@ def test_convolutional_network_is_published_without_int8(tmp_path: Path) -> None
     ]
     network = keras.Sequential(stack)
     samples = save_samples(tmp_path / "samples.npz", num=40, labels=None)
-    version = keras_model.export(saved(tmp_path, network), samples, tmp_path, "letters")
+    version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
     images, _ = letters(20, seed=3)
     expected = network(images[..., np.newaxis].astype(np.float32))
     np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
@@ -284,7 +284,7 @@ def test_model_that_is_no_classifier_is_refused(
     stack: tuple[Any, ...], reason: str, tmp_path: Path
 ) -> None:
     samples = save_samples(tmp_path / "samples.npz", num=20, labels=None)
-    path = saved(tmp_path, keras.Sequential(stack))
+    path = save(tmp_path, keras.Sequential(stack))
     with pytest.raises(UnusableInput, match=reason):
         keras_model.export(path, samples, tmp_path / "models", "letters")
     assert not (tmp_path / "models").exists()
@@ -294,14 +294,14 @@ def test_model_with_two_inputs_is_refused(files: tuple[Path, Path], tmp_path: Pa
     inputs = [keras.Input((4,)), keras.Input((4,))]
     model = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(inputs)))
     with pytest.raises(UnusableInput, match="expected one input and one output"):
-        keras_model.export(saved(tmp_path, model), files[1], tmp_path, "letters")
+        keras_model.export(save(tmp_path, model), files[1], tmp_path, "letters")
 
 
 def test_nan_is_refused(model: keras.Model, files: tuple[Path, Path], tmp_path: Path) -> None:
-    broken = rebuilt(model, keras.Input((1024,)), *map(copy_of, model.layers))
+    broken = rebuild(model, keras.Input((1024,)), *map(copy_of, model.layers))
     broken.layers[-1].bias.assign([np.nan] + [0] * 25)
     with pytest.raises(UnusableInput, match="answers 600 of 600 samples with NaN"):
-        keras_model.export(saved(tmp_path, broken), files[1], tmp_path, "letters")
+        keras_model.export(save(tmp_path, broken), files[1], tmp_path, "letters")
 
 
 def copy_of(layer: keras.Layer) -> keras.Layer:
@@ -336,14 +336,14 @@ def test_graph_that_answers_otherwise_is_not_published(
 ) -> None:
     convert: Callable[..., onnx.ModelProto] = graph.convert
 
-    def tampered(*arguments: Any) -> onnx.ModelProto:
+    def tamper(*arguments: Any) -> onnx.ModelProto:
         proto = convert(*arguments)
         [bias] = [tensor for tensor in proto.graph.initializer if tensor.name == "letter/bias"]
         shifted = numpy_helper.to_array(bias) + np.linspace(0, 1, 26, dtype=np.float32)
         bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
         return proto
 
-    monkeypatch.setattr(graph, "convert", tampered)
+    monkeypatch.setattr(graph, "convert", tamper)
     with pytest.raises(ExportError, match=r"Keras disagree.*allowed: 0 and 1e-04"):
         keras_model.export(*files, tmp_path / "models", "letters")
     assert not (tmp_path / "models").exists()

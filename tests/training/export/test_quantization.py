@@ -87,9 +87,9 @@ def test_graph_differs_in_the_first_layer_only(
     assert changed == {"hidden_1/kernel", "hidden_1/bias", "hidden_2/kernel"}
 
 
-def test_rows_make_up_for_each_others_rounding() -> None:
+def test_rows_compensate_for_each_others_rounding() -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.random((500, 4)) @ rng.random((4, 50))  # neighbours tell much the same
+    pixels = rng.random((500, 4)) @ rng.random((4, 50))  # neighbours correlate
     kernel = rng.normal(size=(50, 8)).astype(np.float32)
     integers, scale = quantization.round_weights(kernel, pixels.T @ pixels / len(pixels))
     nearest = np.rint(kernel / scale) * scale

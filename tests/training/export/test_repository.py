@@ -40,12 +40,12 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def numbered(version: str) -> Files:
+def files_of(version: str) -> Files:
     return {"manifest.json": json.dumps({"version": version}).encode()}
 
 
 def test_first_version_is_1(tmp_path: Path) -> None:
-    folder = publish(tmp_path / "models" / "digits", numbered, {})
+    folder = publish(tmp_path / "models" / "digits", files_of, {})
     assert folder == tmp_path / "models" / "digits" / "1"
     assert json.loads((folder / "manifest.json").read_text()) == {"version": "1"}
 
@@ -53,20 +53,20 @@ def test_first_version_is_1(tmp_path: Path) -> None:
 def test_next_version_is_one_above_the_highest(tmp_path: Path) -> None:
     for name in ("2", "10", "notes", ".99"):
         (tmp_path / name).mkdir()
-    assert publish(tmp_path, numbered, {}).name == "11"
+    assert publish(tmp_path, files_of, {}).name == "11"
 
 
 def test_published_files_are_readable_by_others(tmp_path: Path) -> None:
-    folder = publish(tmp_path, numbered, {})
+    folder = publish(tmp_path, files_of, {})
     assert folder.stat().st_mode & 0o055 == 0o055
     assert (folder / "manifest.json").stat().st_mode & 0o044 == 0o044
 
 
 def test_model_file_that_was_edited_is_kept(tmp_path: Path) -> None:
-    publish(tmp_path, numbered, {"config.pbtxt": b"ours"})
+    publish(tmp_path, files_of, {"config.pbtxt": b"ours"})
     assert (tmp_path / "config.pbtxt").read_bytes() == b"ours"
     (tmp_path / "config.pbtxt").write_bytes(b"theirs")
-    publish(tmp_path, numbered, {"config.pbtxt": b"ours"})
+    publish(tmp_path, files_of, {"config.pbtxt": b"ours"})
     assert (tmp_path / "config.pbtxt").read_bytes() == b"theirs"
 
 
@@ -81,7 +81,7 @@ def test_failing_contents_publish_nothing(tmp_path: Path) -> None:
 
 def test_publications_at_the_same_time_get_different_versions(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(lambda _: publish(tmp_path, numbered, {}), range(12)))
+        folders = list(pool.map(lambda _: publish(tmp_path, files_of, {}), range(12)))
     assert sorted(int(folder.name) for folder in folders) == list(range(1, 13))
     for folder in folders:
         assert json.loads((folder / "manifest.json").read_text())["version"] == folder.name

@@ -24,8 +24,8 @@ def variables(value: int) -> list[keras.Variable]:
 
 def test_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     restored = variables(0)
-    Checkpoint(tmp_path / "checkpoint.npz", IDENTITY).save(PROGRESS, variables(4))
-    progress = Checkpoint(tmp_path / "checkpoint.npz", IDENTITY).restore(restored)
+    PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
+    progress = Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), restored)
     assert [variable.numpy().tolist() for variable in restored] == [[[4, 4]] * 3, [4, 4]]
     assert (progress.rows, progress.seconds) == (PROGRESS.rows, PROGRESS.seconds)
     assert [weights.tolist() for weights in progress.best] == [[[7, 7]] * 2, [0, 0, 0]]
@@ -44,21 +44,21 @@ def test_checkpoint_of_another_training_is_refused_untouched(
     tmp_path: Path, change: dict[str, object], reason: str
 ) -> None:
     untouched = variables(0)
-    Checkpoint(tmp_path / "checkpoint.npz", IDENTITY).save(PROGRESS, variables(4))
+    PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
     with pytest.raises(ResumeError, match=f"another training: {reason}"):
-        Checkpoint(tmp_path / "checkpoint.npz", IDENTITY | change).restore(untouched)
+        Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY | change), untouched)
     assert untouched[1].numpy().tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("keep", [0, 10, -30])
 def test_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "checkpoint.npz"
-    Checkpoint(path, IDENTITY).save(PROGRESS, variables(4))
+    PROGRESS.save(Checkpoint(path, IDENTITY), variables(4))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ResumeError, match=r"cannot read .*checkpoint\.npz"):
-        Checkpoint(path, IDENTITY).restore(variables(0))
+        Progress.restore(Checkpoint(path, IDENTITY), variables(0))
 
 
 def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match="nothing to resume"):
-        Checkpoint(tmp_path / "checkpoint.npz", IDENTITY).restore(variables(0))
+    with pytest.raises(ResumeError, match=r"checkpoint\.npz is missing"):
+        Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(0))

@@ -18,12 +18,12 @@ def test_corruptions_change_the_images_always_alike(mnist_sample: Mnist) -> None
 def test_blur_spreads_the_ink_and_keeps_it() -> None:
     image = np.zeros((28, 28), np.uint8)
     image[14, 14] = 255
-    blurred = CORRUPTIONS["blur"](image.reshape(1, 784), np.random.default_rng(0))
+    blurred = CORRUPTIONS["blur"](image.reshape(1, 784), rng=np.random.default_rng(0))
     assert blurred.max() < 255 / 2
     assert int(blurred.sum()) == pytest.approx(255, rel=0.1)  # rounded to whole grey levels
 
 
 def test_noise_has_the_deviation_that_it_says() -> None:
     grey = np.full((1, 784), 128, np.uint8)
-    noisy = CORRUPTIONS["noise"](grey, np.random.default_rng(0))
+    noisy = CORRUPTIONS["noise"](grey, rng=np.random.default_rng(0))
     assert noisy.std() == pytest.approx(60, rel=0.15)  # of 784 pixels, some clipped
