@@ -3,23 +3,20 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any
 
 from benchmarks.arguments import RESULTS, parser
 from benchmarks.load.cores import split_cores
 from benchmarks.load.network import Generator
 from benchmarks.report import comparison, recommendation
-from benchmarks.report.figures import specs_of
-from benchmarks.run import environment, footprint, result_file
+from benchmarks.report.figures import Figures
+from benchmarks.run import environment, footprint, result_file, runner
 from benchmarks.run.result_file import Results, UnusableResults
-from benchmarks.run.runner import measure, setting_of
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Spec
@@ -32,14 +29,9 @@ DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 
 EXTRAS = {
-    "matplotlib": "bench",
-    "packaging": "bench",
-    "onnxruntime": "serve",
-    "uvloop": "serve",
-    "ngh2": "serve",
-    "tensorflow": "train",
-    "keras": "train",
-}
+    "matplotlib": "bench", "packaging": "bench", "onnxruntime": "serve", "uvloop": "serve",
+    "ngh2": "serve", "tensorflow": "train", "keras": "train",
+}  # fmt: skip
 """What the base installation lacks, and the extra that brings it."""
 
 
@@ -72,60 +64,62 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with Generator(generator_cores, options.generator) as generator:
-        addresses, checkouts = addresses_of(options), checkouts_of(options)
-        setting = setting_of(
-            models, options.artifacts, target_cores, addresses, checkouts, generator
-        )
+        setting = runner.setting_of(
+            models, options.artifacts, target_cores, addresses_of(options), checkouts_of(options),
+            generator,
+        )  # fmt: skip
         cores = {"target": len(target_cores), "generator": len(generator_cores)}
-        measured = _empty(suite, options, environment.describe(models, cores))
-        measure(suite, setting, measured, _Progress())
-    measured.save(output)
-    print(f"\n{perf_counter() - begin_s:.0f} s; kept in {output}")
-    return _report(measured, output)
+        results = _empty(suite, options, environment.describe(models, cores))
+        runner.run(suite, setting, results, _Progress())
+    results.save(output)
+    print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
+    page = _import_page()
+    written = page.write(results, output)
+    for table in page.tables(results):
+        print(f"\n{table.title}. {table.note}\n{table.text()}")
+    print(f"\nreport in {written[1]}")
+    return DONE
 
 
-def _empty(suite: Suite, options: argparse.Namespace, machine: Mapping[str, Any]) -> Results:
+def _empty(suite: Suite, options: argparse.Namespace, machine: dict[str, object]) -> Results:
     """Make results that say how and where, and what does not change from round to round."""
+    rules = suite.rules
     return Results(
         suite=suite.name,
         date=datetime.now(UTC).date().isoformat(),
         environment=machine,
-        settings={
-            "rounds": suite.rounds,
-            "seconds": suite.rules.seconds,
-            "latency_slo_s": suite.rules.latency_slo_s,
-            "arrivals": suite.rules.arrivals,
-        },
+        settings={"rounds": suite.rounds, "seconds": rules.seconds,
+                  "latency_slo_s": rules.latency_slo_s, "arrivals": rules.arrivals},
         install=footprint.install_bytes(),
         training=footprint.trainings(options.artifacts),
-    )
+    )  # fmt: skip
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
-    """Take the suite that was named and put in what other options say."""
+    """Take the suite that was named, and change in it what other options say."""
     suite = SUITES[options.suite]
     if options.targets or options.device or options.precision or options.workers:
-        suite = replace(suite, name="custom", specs=_specs(suite.specs, options), extra=())
+        suite = replace(suite, name="custom", specs=_specs(suite, options), extra=())
     if options.scenarios:
         wanted = [name for name in NAMES if name in options.scenarios]
         extra = [cell for cell in suite.extra if cell.scenario in wanted]
         suite = replace(suite, scenarios=wanted, extra=extra)
-    given = {name: value for name in ("callers", "batches", "rounds")
-             if (value := getattr(options, name))}  # fmt: skip
-    rules = {name: value for name, value in (
-        ("seconds", options.seconds), ("latency_slo_s", options.latency_slo),
-        ("arrivals", options.arrivals)) if value}  # fmt: skip
-    return replace(suite, **given, rules=replace(suite.rules, **rules))
+    given = {name: value for name, value in vars(options).items() if value}
+    rules = {
+        name: given[name] for name in ("seconds", "latency_slo_s", "arrivals") if name in given
+    }
+    sizes = {name: given[name] for name in ("callers", "batches", "rounds") if name in given}
+    return replace(suite, **sizes, rules=replace(suite.rules, **rules))
 
 
-def _specs(known: Sequence[Spec], options: argparse.Namespace) -> list[Spec]:
+def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
     """Combine what the options name; what they don't is as in the suite, for its own targets."""
-    usual = [Spec(target=name) for name, _ in options.targets] if options.targets else known
+    named = [Spec(target=name) for name, _ in options.targets or ()] or suite.specs
     chosen = specs(
-        dict.fromkeys(spec.target for spec in usual),
-        options.device or dict.fromkeys(spec.device for spec in usual),
-        options.precision or dict.fromkeys(spec.precision for spec in usual),
-        options.workers or dict.fromkeys(spec.workers for spec in usual),
+        dict.fromkeys(spec.target for spec in named),
+        options.device or dict.fromkeys(spec.device for spec in named),
+        options.precision or dict.fromkeys(spec.precision for spec in named),
+        options.workers or dict.fromkeys(spec.workers for spec in named),
         checkouts_of(options),
     )
     if not chosen:
@@ -134,10 +128,9 @@ def _specs(known: Sequence[Spec], options: argparse.Namespace) -> list[Spec]:
 
 
 def addresses_of(options: argparse.Namespace) -> dict[str, str]:
-    """Return the addresses of the targets that were named by one."""
-    return {
-        name: where for name, where in options.targets or () if isinstance(where, str) and where
-    }
+    """Return host:port of the targets that were named by an address."""
+    named = options.targets or ()
+    return {name: where for name, where in named if where and isinstance(where, str)}
 
 
 def checkouts_of(options: argparse.Namespace) -> dict[str, Path]:
@@ -152,75 +145,62 @@ class _Progress:
         self._begin_s = perf_counter()
 
     def __call__(self, step: str) -> None:
-        line = f"{perf_counter() - self._begin_s:5.0f} s  {step}"
-        if sys.stdout.isatty():
-            print(f"\r\033[K{line}", end="", flush=True)
-        else:
-            print(line, flush=True)
+        start, end = ("\r\033[K", "") if sys.stdout.isatty() else ("", "\n")
+        print(f"{start}{perf_counter() - self._begin_s:5.0f} s  {step}", end=end, flush=True)
 
 
-def _report(measured: Results, output: Path) -> int:
-    from benchmarks.report.sections import tables
-
-    report = _import_report()
-    written = report.write(measured, output)
-    for table in tables(measured):
-        print(f"\n{table.title}. {table.note}\n{table.text()}")
-    print(f"\nlook at {written[1]}")
-    return DONE
-
-
-def _import_report() -> ModuleType:
+def _import_page() -> ModuleType:
     """Import what draws, which takes a second; what matplotlib keeps goes to our own cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
-    return import_module("benchmarks.report.files")
+    return import_module("benchmarks.report.page")
 
 
 def _compare(options: argparse.Namespace) -> int:
     a, b = result_file.load(options.a), result_file.load(options.b)
     rows = comparison.compare(a, b)
-    made = comparison.table(rows, str(specs_of(a)[0]))
+    table = comparison.table(rows, str(Figures(a).specs[0]))
     judged = [row for row in rows if row.ratios]
-    print(f"{made.text()}\n\n{made.note}")
+    print(f"{table.text()}\n\n{table.note}")
     print(f"{sum(row.agrees for row in judged)} of {len(judged)} ratios agree")
     return DONE
 
 
 def _plot(options: argparse.Namespace) -> int:
-    report = _import_report()
-    kept = result_file.load(options.results)
+    page = _import_page()
+    results = result_file.load(options.results)
     if not options.readme:
-        print(*report.write(kept, options.results), sep="\n")
+        print(*page.write(results, options.results), sep="\n")
         return DONE
     if options.check:
-        if report.readme_section(kept) in options.readme.read_text("utf-8"):
+        if page.readme_section(results) in options.readme.read_text("utf-8"):
             return DONE
         return _fail(f"{options.readme} differs from {options.results}: plot --readme", FAILED)
-    changed = report.update_readme(options.readme, kept)
+    changed = page.update_readme(options.readme, results)
     print(f"{options.readme} {'updated' if changed else 'is up to date'}")
     return DONE
 
 
 def _recommend(options: argparse.Namespace) -> int:
-    kept = result_file.load(options.results)
-    found = recommendation.choices(kept, options.latency_slo, options.place, options.batch)
+    results = result_file.load(options.results)
+    found = recommendation.choices(results, options.latency_slo_s, options.place, options.batch)
     ranked, suffices = recommendation.rank(found, options.rate)
-    asked = f"{options.rate:,.0f} images/s with p99 <= {options.latency_slo * 1e3:g} ms"
-    for skip in kept.skips:
+    objective = f"p99 <= {options.latency_slo_s * 1e3:g} ms"
+    for skip in results.skips:
         print(f"{skip.spec}: not measured: {skip.reason}")
     if not ranked:
-        return _fail(f"nothing measured keeps to {options.latency_slo * 1e3:g} ms", FAILED)
+        return _fail(f"nothing that was measured has {objective}", FAILED)
     if suffices:
-        print(f"for {asked}, the cheapest first:")
+        print(f"for {options.rate:,.0f} images/s with {objective}, the cheapest first:")
     else:
-        print(f"nothing measured reaches {asked}; the fastest that keep to it:")
+        print(f"nothing that was measured reaches {options.rate:,.0f} images/s with {objective}; "
+              "the fastest with it:")  # fmt: skip
     print(recommendation.table(ranked).text())
     return DONE if suffices else FAILED
 
 
 def _fail(reason: str, code: int) -> int:
-    """Say what went wrong, on stderr."""
+    """Print what went wrong, on stderr."""
     print(f"digits-bench: {reason}", file=sys.stderr)
     return code
 

@@ -1,6 +1,6 @@
 """How the pictures look: colours, axes, labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from benchmarks.report.table import short
 from benchmarks.targets.target import Spec
 from reports.drawing import MUTED, WIDTH, tidy
 
@@ -24,52 +25,48 @@ _OTHERS = ("#b2182b", "#1b7837", "#542788", "#b35806")
 """For targets by address, in the order of their appearance."""
 _given: dict[str, str] = {}
 _LABEL = 0.06  # height of a label, as a share of the axes
+Line = tuple[Sequence[float], Sequence[float]]
+"""Its x and y values."""
 
 
 def style(spec: Spec) -> dict[str, Any]:
-    """Return a target's colour and dash."""
+    """Return a target's colour and dash: int8 is lighter and dashed, CUDA dotted."""
     colour = COLOURS.get(spec.target) or _given.setdefault(
         spec.target, _OTHERS[len(_given) % len(_OTHERS)]
     )
     if spec.precision == "int8":
-        return {"color": _lighter(colour), "linestyle": "--"}
+        red, green, blue = (0.4 + 0.6 * part for part in to_rgb(colour))
+        return {"color": to_hex((red, green, blue)), "linestyle": "--"}
     return {"color": colour, "linestyle": ":" if spec.device == "cuda" else "-"}
 
 
-def _lighter(colour: str) -> str:
-    red, green, blue = (0.4 + 0.6 * part for part in to_rgb(colour))
-    return to_hex((red, green, blue))
-
-
-def new_axes(x: str, y: str, height: float = 4.2) -> tuple[Figure, Axes]:
-    """Make a figure of one plot, in the house's style."""
+def new_axes(x: str, y: str, log: str = "xy", height: float = 4.2) -> tuple[Figure, Axes]:
+    """Make a figure of one plot; the axes in `log` are logarithmic, with labels at 1, 2 and 5."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x, color=MUTED)
     axes.set_ylabel(y, color=MUTED)
     tidy(axes)
-    return figure, axes
-
-
-def log_axes(axes: Axes, which: str = "xy") -> None:
-    """Make axes logarithmic, with labels at 1, 2 and 5."""
-    axes.set(**{f"{name}scale": "log" for name in which})
-    for name in which:
-        axis = axes.xaxis if name == "x" else axes.yaxis
+    axes.set(**{f"{name}scale": "log" for name in log})
+    for axis in (axes.xaxis if name == "x" else axes.yaxis for name in log):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(thousands)
+    return figure, axes
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, Spec]]) -> None:
-    """Name lines at their ends in the right margin, apart from each other; call it last."""
+def draw_lines(axes: Axes, lines: Mapping[Spec, Line], marker: str = "o") -> None:
+    """Draw a line for each target and name it at its end; the scales must be set before."""
+    for spec, (x, y) in lines.items():
+        axes.plot(x, y, marker=marker, markersize=4, **style(spec))
     _thin(axes)
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     to_share = axes.transData + axes.transAxes.inverted()
-    places = sorted((to_share.transform((x, y))[1], spec) for x, y, spec in ends)
+    ends = {spec: (x[-1], y[-1]) for spec, (x, y) in lines.items()}
+    places = sorted((to_share.transform(end)[1], spec) for spec, end in ends.items())
     ceiling = 1.0
     for left, (share, spec) in reversed(list(enumerate(places))):
         # As high as the line ends, below the label above, and with room for those below.
@@ -87,16 +84,6 @@ def _thin(axes: Axes) -> None:
             axis.set_major_locator(LogLocator(subs=(1,), numticks=20))
 
 
-def _thousands(value: float, _: object) -> str:
-    for unit, name in ((1e6, " M"), (1e3, " k")):
-        if value >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"
-
-
-def _milliseconds(value: float, _: object) -> str:
-    return f"{value:g} ms" if value >= 1 else f"{value * 1e3:g} µs"
-
-
-thousands, milliseconds = FuncFormatter(_thousands), FuncFormatter(_milliseconds)
+thousands = FuncFormatter(lambda value, _: short(value))
+milliseconds = FuncFormatter(lambda ms, _: f"{ms:g} ms" if ms >= 1 else f"{ms * 1e3:g} µs")
 """How axes of rates (1/s) and of times (ms) are labelled."""

@@ -1,13 +1,14 @@
 """Compares two results files of one machine: do their ratios agree, and what changed?"""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.report.figures import Key, Rounds, figures, specs_of, speedup
-from benchmarks.report.stats import Interval, unpaired_ratio
-from benchmarks.report.table import Table, interval
+from benchmarks.report.figures import Figures
+from benchmarks.report.ratios import Interval, unpaired_ratio
+from benchmarks.report.table import Table
 from benchmarks.run import environment
+from benchmarks.run.cell import Cell
 from benchmarks.run.result_file import Results, UnusableResults
 from benchmarks.targets.target import Spec
 
@@ -16,7 +17,7 @@ from benchmarks.targets.target import Spec
 class Row:
     """One cell in both files."""
 
-    key: Key
+    cell: Cell
     change: Interval
     """B over A: how many times as fast, drift of the machine included."""
     ratios: tuple[Interval, Interval] | None
@@ -39,29 +40,29 @@ def compare(a: Results, b: Results) -> list[Row]:
         raise UnusableResults(f"unlike machines: {'; '.join(unlike)}")
     if a.latency_slo_s != b.latency_slo_s:
         raise UnusableResults(f"unlike objectives: {a.latency_slo_s:g} and {b.latency_slo_s:g} s")
-    in_a, in_b = figures(a), figures(b)
-    rows = [_row(key, specs_of(a)[0], in_a, in_b) for key in in_a if key in in_b]
+    in_a, in_b = Figures(a), Figures(b)
+    rows = [_row(cell, in_a.specs[0], in_a, in_b) for cell in in_a.rounds if cell in in_b.rounds]
     if not rows:
         raise UnusableResults("the two have no target and scenario in common")
     return rows
 
 
-def _row(key: Key, baseline: Spec, a: Mapping[Key, Rounds], b: Mapping[Key, Rounds]) -> Row:
-    old, new = list(a[key].values()), list(b[key].values())
-    change = unpaired_ratio(old, new) if key.is_latency else unpaired_ratio(new, old)
-    base = key.with_spec(baseline)
-    in_a, in_b = speedup(key, base, a), speedup(key, base, b)
-    ratios = (in_a, in_b) if in_a and in_b and key != base else None
-    return Row(key=key, change=change, ratios=ratios)
+def _row(cell: Cell, baseline: Spec, a: Figures, b: Figures) -> Row:
+    old, new = list(a.rounds[cell].values()), list(b.rounds[cell].values())
+    change = unpaired_ratio(old, new) if cell.is_latency else unpaired_ratio(new, old)
+    in_a, in_b = a.speedup(cell, baseline), b.speedup(cell, baseline)
+    ratios = (in_a, in_b) if in_a and in_b and cell.spec != baseline else None
+    return Row(cell=cell, change=change, ratios=ratios)
 
 
-def table(rows: list[Row], baseline: str) -> Table:
+def table(rows: Sequence[Row], baseline: str) -> Table:
     """Lay the comparison out."""
     lines = [["cell", f"× {baseline} in A", "in B", "agree", "B is as fast as A"]]
     for row in rows:
-        ratios = [interval(ratio) for ratio in row.ratios] if row.ratios else ["1", "1"]
-        verdict = ("yes" if row.agrees else "NO") if row.ratios else ""
-        lines.append([str(row.key), *ratios, verdict, interval(row.change)])
+        ratios = (
+            [*map(str, row.ratios), "yes" if row.agrees else "NO"] if row.ratios else ["1", "1", ""]
+        )
+        lines.append([str(row.cell), *ratios, str(row.change)])
     typical = median(abs(row.change.estimate - 1) for row in rows)
     note = (
         "With the least to the greatest round. The last column includes the machine's drift "

@@ -1,86 +1,82 @@
-"""The small tables: what an image, a start, an install and a training cost; what is missing."""
+"""The tables of what an image, a start, an installation and a training cost, and of what lacks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace as replaced
+from collections.abc import Callable, Iterator
 from statistics import median
 
-from benchmarks.report.figures import Key, Rounds, grouped
+from benchmarks.report.figures import Figures
 from benchmarks.report.table import Table, seconds, short
-from benchmarks.run.result_file import Results, Sample
+from benchmarks.run.cell import Cell
 
 
-def cost_us(samples: Sequence[Sample]) -> float | None:
-    """Return the target's processor time for an image, in microseconds."""
-    costs = [s.cpu_us_per_call / s.batch for s in samples if s.cpu_us_per_call and not s.invalid]
-    return median(costs) if costs else None
+def by_callers(figures: Figures) -> Table:
+    """Lay out the processor time of an image by callers."""
+    return _costs(figures, "ClosedLoop", "callers", lambda cell: cell.callers)
 
 
-def cost(results: Results, scenario: str, what: str, size: Callable[[Key], int]) -> Table:
-    """Lay out the processor time of an image by size."""
-    groups = {key: v for key, v in grouped(results.samples).items() if key.scenario == scenario}
-    sizes = sorted({size(key) for key in groups})
-    rows = [["target", *map(str, sizes)]] if groups else []
-    for spec in dict.fromkeys(key.spec for key in groups):
-        by_size = {size(key): cost_us(v) for key, v in groups.items() if key.spec == spec}
-        costs = [by_size.get(each) for each in sizes]
-        if any(costs):  # a server by address hides what it costs
-            rows.append([str(spec), *("–" if cost is None else f"{cost:.3g}" for cost in costs)])
+def by_batch(figures: Figures) -> Table:
+    """Lay out the processor time of an image by the size of calls."""
+    return _costs(figures, "Offline", "images a call", lambda cell: cell.batch)
+
+
+def _costs(figures: Figures, scenario: str, what: str, size: Callable[[Cell], int]) -> Table:
+    costs = {
+        (cell.spec, size(cell)): cost
+        for cell in figures.samples
+        if cell.scenario == scenario and (cost := figures.cost_us(cell))
+    }
+    sizes = sorted({size for _, size in costs})
+    rows = [["target", *map(str, sizes)]]
+    rows += [
+        [str(spec), *(short(costs.get((spec, each))) for each in sizes)]
+        for spec in dict.fromkeys(spec for spec, _ in costs)
+    ]
     return Table(f"Processor time an image, by {what}", "Microseconds of the target's.", rows)
 
 
-def workers(results: Results, found: Mapping[Key, Rounds]) -> Table:
-    """Lay out rate and cost by number of workers."""
-    rows = [["target", "callers", "workers", "images/s", "µs of CPU an image"]]
-    samples = grouped(results.samples)
-    several = {replaced(key.spec, workers=1) for key in found if key.spec.workers > 1}
-    for key in sorted(found):
-        alone = replaced(key.spec, workers=1)
-        if key.scenario == "ClosedLoop" and alone in several:
-            rate, cost = short(median(found[key].values())), cost_us(samples[key]) or 0
-            sizes = (str(key.callers), str(key.spec.workers))
-            rows.append([str(alone), *sizes, rate, f"{cost:.3g}"])
-    return Table("Workers", f"On {results.environment['cores_for']['target']} core(s).", rows)
-
-
-def starts(results: Results) -> Table:
+def starts(figures: Figures) -> Table:
     """Lay out startup time and memory."""
     rows = [["target", "start to first answer", "memory"]]
     rows += [
         [str(start.spec), seconds(start.startup_s), f"{(start.memory_bytes or 0) / 2**20:.0f} MiB"]
-        for start in results.starts
+        for start in figures.results.starts
     ]
     return Table("Start and memory", "Memory (PSS) after the last round.", rows)
 
 
-def install(results: Results) -> Table:
+def installations(figures: Figures) -> Table:
     """Lay out the sizes of installations."""
-    rows = [[name, f"{size / 1e6:,.0f} MB"] for name, size in results.install.items()]
-    return Table("Installation", "Unpacked, all dependencies.", [["extra", "size"], *rows])
+    sizes = figures.results.install.items()
+    rows = [["extra", "size"], *([name, f"{size / 1e6:,.0f} MB"] for name, size in sizes)]
+    return Table("Installation", "Unpacked, all dependencies.", rows)
 
 
-def training(results: Results) -> Table:
-    """Lay out time and accuracy by recipe."""
-    rows = [
-        [f"{t['recipe']}, {t['device']}", f"{t['seconds']:.0f} s", f"{t['accuracy']:.2%}"]
-        for t in results.training
-    ]
-    return Table("Training", "", [["recipe", "time", "test accuracy"], *rows])
+def trainings(figures: Figures) -> Table:
+    """Lay out time and accuracy by recipe and device."""
+    runs: dict[str, list[tuple[float, float]]] = {}
+    for run in figures.results.training:
+        name = f"{run['recipe']}, {run['device']}"
+        runs.setdefault(name, []).append((run["seconds"], run["accuracy"]))
+    rows = [["recipe", "runs", "time", "test accuracy"]]
+    for name, pairs in runs.items():
+        time_s, accuracy = (median(values) for values in zip(*pairs, strict=True))
+        rows.append([name, str(len(pairs)), f"{time_s:.0f} s", f"{accuracy:.2%}"])
+    return Table("Training", "Medians of the runs.", rows)
 
 
-def skipped(results: Results) -> Table:
-    """Tell what could not be measured, and why."""
-    rows = [[str(skip.spec), skip.reason] for skip in results.skips]
+def skips(figures: Figures) -> Table:
+    """Lay out what could not be measured, and why."""
+    rows = [[str(skip.spec), skip.reason] for skip in figures.results.skips]
     return Table("Not measured", "Nothing is extrapolated.", [["target", "why"], *rows])
 
 
-def invalid(results: Results) -> Table:
-    """Tell which runs were left out, and why."""
-    return Table("Left out", "Runs that say nothing of the target.", [
-        ["cell", "runs", "why, the first time"], *_invalid_rows(results)])  # fmt: skip
+def invalid(figures: Figures) -> Table:
+    """Lay out which runs were left out, and why."""
+    rows = [["cell", "runs", "why, the first time"], *_invalid(figures)]
+    return Table("Left out", "Runs that do not measure the target.", rows)
 
 
-def _invalid_rows(results: Results) -> Iterator[list[str]]:
-    for key, samples in grouped(results.samples).items():
+def _invalid(figures: Figures) -> Iterator[list[str]]:
+    for cell, samples in figures.samples.items():
         reasons = [sample.invalid for sample in samples if sample.invalid]
         if reasons:
-            yield [str(key), f"{len(reasons)} of {len(samples)}", reasons[0]]
+            yield [str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]]

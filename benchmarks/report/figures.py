@@ -1,95 +1,97 @@
 """From samples to figures: one number for each cell and round, by the scenarios' definitions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
-from benchmarks.report.stats import Interval, paired_ratio
+from benchmarks.report.ratios import Interval, paired_ratio
+from benchmarks.run.cell import LATENCY, Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
-
-LATENCY = {"SingleStream": 0.90, "MultiStream": 0.99}
-"""Scenarios whose figure is a latency, and at which quantile; the others' is a rate."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Key:
-    """What a figure is of."""
-
-    spec: Spec
-    scenario: str
-    callers: int = 1
-    batch: int = 1
-    connections: int = 0
-    overload: float = 0.0
-
-    @classmethod
-    def of(cls, sample: Sample) -> "Key":
-        """Return the key that a sample belongs to; Offline's callers are the target's choice."""
-        callers = 0 if sample.scenario == "Offline" else sample.callers
-        return cls(
-            spec=sample.spec, scenario=sample.scenario, callers=callers, batch=sample.batch,
-            connections=sample.connections, overload=sample.overload,
-        )  # fmt: skip
-
-    @property
-    def is_latency(self) -> bool:
-        """Whether less is better."""
-        return self.scenario in LATENCY
-
-    def with_spec(self, spec: Spec) -> "Key":
-        """Return the same cell of another target."""
-        return replace(self, spec=spec)
-
-    @property
-    def in_flight(self) -> str:
-        """The callers, as "64", or as "8 × 8" where their connections were named."""
-        if not self.connections:
-            return str(self.callers)
-        return f"{self.connections} × {self.callers // self.connections}"
-
-    def __str__(self) -> str:
-        sizes = {"ClosedLoop": f" {self.in_flight} callers", "Offline": f" batch {self.batch}"}
-        size = f" {self.overload:g} ×" if self.overload else sizes.get(self.scenario, "")
-        return f"{self.spec}, {self.scenario}{size}"
-
 
 Rounds = Mapping[int, float]
 """A figure by round: seconds or images/s."""
 
 
-def figures(results: Results) -> dict[Key, Rounds]:
-    """Work out the figure of every cell in every round in which it is valid."""
-    found: dict[Key, Rounds] = {}
-    for key, samples in grouped(results.samples).items():
-        by_round: dict[int, list[Sample]] = {}
-        for sample in samples:
-            by_round.setdefault(sample.round, []).append(sample)
-        values = {n: _figure(key, each, results.latency_slo_s) for n, each in by_round.items()}
-        if rounds := {n: value for n, value in values.items() if value is not None}:
-            found[key] = rounds
-    return found
+class Figures:
+    """Results by cell, in the order of their first appearance."""
+
+    def __init__(self, results: Results) -> None:
+        """Work out the figure of every cell in every round in which it is valid."""
+        self.results = results
+        self.samples: dict[Cell, list[Sample]] = {}
+        for sample in results.samples:
+            self.samples.setdefault(sample.cell, []).append(sample)
+        every = {cell: _rounds(cell, s, results.latency_slo_s) for cell, s in self.samples.items()}
+        self.rounds = {cell: rounds for cell, rounds in every.items() if rounds}
+        started = [start.spec for start in results.starts]
+        self.specs = list(dict.fromkeys([*started, *(cell.spec for cell in self.samples)]))
+        """The targets that were measured; those by address, which were not started, come last."""
+
+    def valid(self, cell: Cell) -> list[Sample]:
+        """Return a cell's samples that measure the target."""
+        return [sample for sample in self.samples.get(cell, ()) if not sample.invalid]
+
+    def of(self, cell: Cell) -> float | None:
+        """Return the median of a cell's rounds."""
+        return median(self.rounds[cell].values()) if cell in self.rounds else None
+
+    def cost_us(self, cell: Cell) -> float | None:
+        """Return the target's processor time for an image, in microseconds."""
+        return cost_us(self.valid(cell))
+
+    def speedup(self, cell: Cell, baseline: Spec) -> Interval | None:
+        """Return how many times as fast a cell is as that of another target, by their rounds."""
+        ours, theirs = self.rounds.get(cell, {}), self.rounds.get(replace(cell, spec=baseline), {})
+        rounds = sorted(set(ours) & set(theirs))
+        if not rounds:
+            return None
+        values, others = [ours[n] for n in rounds], [theirs[n] for n in rounds]
+        return paired_ratio(others, values) if cell.is_latency else paired_ratio(values, others)
+
+    def offline(self, spec: Spec) -> dict[int, float]:
+        """Return a target's images/s in Offline by images a call, ascending."""
+        cells = sorted(cell for cell in self.rounds if cell.spec == spec)
+        return {
+            cell.batch: median(self.rounds[cell].values())
+            for cell in cells
+            if cell.scenario == "Offline"
+        }
+
+    def crossover(self, cuda: Spec) -> int | None:
+        """Return the measured size from which CUDA leads the CPU in Offline; None if it doesn't."""
+        on_cpu, on_cuda = self.offline(replace(cuda, device="cpu")), self.offline(cuda)
+        found = None
+        for size in sorted(set(on_cpu) & set(on_cuda), reverse=True):
+            if on_cuda[size] <= on_cpu[size]:
+                break
+            found = size
+        return found
 
 
-def grouped(samples: Sequence[Sample]) -> dict[Key, list[Sample]]:
-    """Sort samples by cell, in the order of their first appearance."""
-    groups: dict[Key, list[Sample]] = {}
+def cost_us(samples: Sequence[Sample]) -> float | None:
+    """Return the target's processor time for an image, in microseconds: the samples' median."""
+    costs = [sample.cpu_us_per_call / sample.batch for sample in samples if sample.cpu_us_per_call]
+    return median(costs) if costs else None
+
+
+def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Rounds:
+    by_round: dict[int, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(Key.of(sample), []).append(sample)
-    return groups
+        by_round.setdefault(sample.round, []).append(sample)
+    figures = {number: _figure(cell, each, latency_slo_s) for number, each in by_round.items()}
+    return {number: value for number, value in figures.items() if value is not None}
 
 
-def _figure(key: Key, samples: Sequence[Sample], latency_slo_s: float) -> float | None:
-    if key.scenario == "Server":
+def _figure(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> float | None:
+    if cell.scenario == "Server":
         return server_rate(samples, latency_slo_s)
     valid = [sample for sample in samples if not sample.invalid]
     if not valid:
         return None
-    if key.is_latency:
-        return sum((sample.latency for sample in valid), Histogram.of([])).quantile(
-            LATENCY[key.scenario]
-        )
+    if cell.is_latency:
+        return Histogram.joined(s.latency for s in valid).quantile(LATENCY[cell.scenario])
     return median(sample.images_per_s for sample in valid)
 
 
@@ -105,31 +107,3 @@ def server_rate(samples: Sequence[Sample], latency_slo_s: float) -> float | None
     if not best or (above and all(sample.invalid for sample in above)):
         return None
     return best * samples[0].batch
-
-
-def speedup(key: Key, baseline: Key, found: Mapping[Key, Rounds]) -> Interval | None:
-    """Tell how many times as fast one cell is as another, from the rounds that both have."""
-    ours, theirs = found.get(key, {}), found.get(baseline, {})
-    rounds = sorted(set(ours) & set(theirs))
-    if not rounds:
-        return None
-    above, below = [ours[n] for n in rounds], [theirs[n] for n in rounds]
-    return paired_ratio(below, above) if key.is_latency else paired_ratio(above, below)
-
-
-def curve(
-    found: Mapping[Key, Rounds], spec: Spec, scenario: str, size: Callable[[Key], int]
-) -> tuple[list[int], list[float]]:
-    """Return a target's sizes, ascending, and its median figures at them."""
-    points = sorted(
-        (size(key), median(rounds.values()))
-        for key, rounds in found.items()
-        if key.spec == spec and key.scenario == scenario
-    )
-    return [point[0] for point in points], [point[1] for point in points]
-
-
-def specs_of(results: Results) -> list[Spec]:
-    """List the targets that were measured, in their order; those by address come last."""
-    started = [start.spec for start in results.starts]
-    return list(dict.fromkeys([*started, *(sample.spec for sample in results.samples)]))

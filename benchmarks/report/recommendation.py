@@ -1,12 +1,11 @@
 """Names what to run for a rate and a latency objective, from what was measured, nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.report.costs import cost_us
-from benchmarks.report.figures import grouped
-from benchmarks.report.table import Table, seconds
+from benchmarks.report.figures import Figures, cost_us
+from benchmarks.report.table import Table, seconds, short
 from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
 
@@ -43,37 +42,27 @@ def choices(
         place: one of PLACES.
         batch: images in each of the callers' calls; None for any.
     """
-    by_batch: dict[tuple[Spec, int], list[Sample]] = {}
-    for key, samples in grouped(results.samples).items():
-        if key.spec.target in _NO_DEPLOYMENT or batch not in (None, key.batch):
+    best: dict[tuple[Spec, int], dict[int, Sample]] = {}
+    for cell, samples in Figures(results).samples.items():
+        is_embedded = cell.spec.target in _EMBEDDED
+        if cell.spec.target in _NO_DEPLOYMENT or is_embedded != (place == "embedded"):
             continue
-        if (key.spec.target in _EMBEDDED) == (place == "embedded"):
-            by_batch.setdefault((key.spec, key.batch), []).extend(samples)
-    return [
-        choice
-        for (spec, images), samples in by_batch.items()
-        for choice in _choice(spec, images, samples, latency_slo_s)
-    ]
+        for sample in samples:
+            if not sample.invalid and sample.holds(latency_slo_s) and batch in (None, cell.batch):
+                by_round = best.setdefault((cell.spec, cell.batch), {})
+                known = by_round.setdefault(sample.round, sample)
+                by_round[sample.round] = max(known, sample, key=lambda each: each.images_per_s)
+    return [_choice(*key, list(by_round.values())) for key, by_round in best.items()]
 
 
-def _choice(
-    spec: Spec, batch: int, samples: list[Sample], latency_slo_s: float
-) -> Iterator[Choice]:
-    best: dict[int, Sample] = {}
-    for sample in samples:
-        if not sample.invalid and sample.holds(latency_slo_s):
-            known = best.get(sample.round)
-            if known is None or sample.images_per_s > known.images_per_s:
-                best[sample.round] = sample
-    if best:
-        chosen = list(best.values())
-        yield Choice(
-            spec=spec,
-            batch=batch,
-            images_per_s=median(sample.images_per_s for sample in chosen),
-            p99_s=median(sample.latency.quantile(0.99) for sample in chosen),
-            cost_us=cost_us(chosen),
-        )
+def _choice(spec: Spec, batch: int, samples: Sequence[Sample]) -> Choice:
+    return Choice(
+        spec=spec,
+        batch=batch,
+        images_per_s=median(sample.images_per_s for sample in samples),
+        p99_s=median(sample.latency.quantile(0.99) for sample in samples),
+        cost_us=cost_us(samples),
+    )
 
 
 def rank(found: list[Choice], rate: float) -> tuple[list[Choice], bool]:
@@ -92,14 +81,13 @@ def rank(found: list[Choice], rate: float) -> tuple[list[Choice], bool]:
     return sorted(found, key=lambda choice: -choice.images_per_s), False
 
 
-def table(found: list[Choice], limit: int = 5) -> Table:
+def table(found: Sequence[Choice], limit: int = 5) -> Table:
     """Lay choices out."""
     rows = [["target", "device", "precision", "workers", "images a call", "images/s", "p99",
              "µs of CPU an image"]]  # fmt: skip
     rows += [
-        [choice.spec.target, choice.spec.device, choice.spec.precision, str(choice.spec.workers),
-         str(choice.batch), f"{choice.images_per_s:,.0f}", seconds(choice.p99_s),
-         "–" if choice.cost_us is None else f"{choice.cost_us:.3g}"]
-        for choice in found[:limit]
+        [each.spec.target, each.spec.device, each.spec.precision, str(each.spec.workers),
+         str(each.batch), f"{each.images_per_s:,.0f}", seconds(each.p99_s), short(each.cost_us)]
+        for each in found[:limit]
     ]  # fmt: skip
     return Table("Recommendation", "", rows)

@@ -1,10 +1,9 @@
 """A table as rows of text, and how its numbers are written."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.stats import Interval
+NONE = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +27,6 @@ class Table:
         return "\n".join("  ".join(c.ljust(w) for c, w in line).rstrip() for line in lines)
 
 
-def interval(ratio: Interval) -> str:
-    """Write a ratio, and the least to the greatest of its rounds."""
-    if math.isinf(ratio.high):
-        return f"{ratio.estimate:.3g} ×, one round"
-    low, high = (f"{bound:.3g}" for bound in (ratio.low, ratio.high))
-    return f"{ratio.estimate:.3g} ×, {low} to {high}"
-
-
 def seconds(value: float) -> str:
     """Write a time in the unit that suits it."""
     if value < 1e-3:
@@ -43,8 +34,10 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def short(number: float) -> str:
-    """Write a rate with three digits."""
+def short(number: float | None) -> str:
+    """Write a number with three digits; a dash for None."""
+    if number is None:
+        return NONE
     for unit, name in ((1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.3g}{name}"

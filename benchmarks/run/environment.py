@@ -1,4 +1,4 @@
-"""What the figures depend on: the machine and the software, without anything that names either."""
+"""What the figures depend on: the machine and the software, but nothing that names the machine."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _PACKAGES = (
     "tensorflow", "keras",
 )  # fmt: skip
 
-MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")
+_MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")
 """What has to be the same for two files to be compared."""
 
 
@@ -32,7 +32,7 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cores_for": dict(cores),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "governor": _output("cat", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
         "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "system": f"{platform.system()} {platform.release()}",
@@ -45,10 +45,10 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """List what makes two machines unlike, in words; empty if they are alike."""
+    """List in what two machines differ, in words; empty if they are alike."""
     return [
         f"{name} {ours.get(name)!r} and {theirs.get(name)!r}"
-        for name in MACHINE
+        for name in _MACHINE
         if ours.get(name) != theirs.get(name)
     ]
 
@@ -59,10 +59,6 @@ def _cpu() -> str:
     name = fields.get("model name", "unknown")
     # Virtual machines hide the name: family and model tell generations apart.
     return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
-
-
-def _first_line(path: Path) -> str | None:
-    return path.read_text("utf-8").strip() if path.is_file() else None
 
 
 def _output(*command: str) -> str | None:
@@ -88,14 +84,11 @@ def _commit() -> str | None:
 
 
 def _model(models: Path) -> dict[str, str] | None:
-    """Tell which model is measured, by its files' digests."""
-    versions = sorted((models / "digits").glob("[1-9]*/manifest.json"), key=_number)
+    """Return which model is measured, by its files' digests."""
+    files = (models / "digits").glob("[1-9]*/manifest.json")
+    versions = sorted(files, key=lambda file: int(file.parent.name))
     if not versions:
         return None
     manifest = json.loads(versions[-1].read_text("utf-8"))
     digest = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
     return {"recipe": manifest["recipe"], "version": manifest["version"], "digest": digest[:16]}
-
-
-def _number(manifest: Path) -> int:
-    return int(manifest.parent.name)

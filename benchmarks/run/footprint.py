@@ -1,12 +1,11 @@
-"""What does not change from round to round: what an installation takes, what a training cost."""
+"""What does not change from round to round: the size of an installation, the cost of a training."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_DISTRIBUTION = "digit-serving"
 EXTRAS = {"client": "", "serve": "serve", "train": "train"}
 """What people install, and the extra that brings it."""
 
@@ -15,9 +14,9 @@ def install_bytes() -> dict[str, int]:
     """Add up the files of each extra's packages, as installed here; leaves out what isn't."""
     sizes = {}
     for name, extra in EXTRAS.items():
+        found: dict[str, int] = {}
         try:
-            found: dict[str, int] = {}
-            _add(_DISTRIBUTION, extra, found)
+            _add("digit-serving", extra, found)
         except metadata.PackageNotFoundError:
             continue
         sizes[name] = sum(found.values())
@@ -30,32 +29,27 @@ def _add(name: str, extra: str, found: dict[str, int]) -> None:
 
     distribution = metadata.distribution(name)
     found.setdefault(name, sum(file.size or 0 for file in distribution.files or ()))
-    for text in distribution.requires or ():
-        requirement = Requirement(text)
+    for requirement in map(Requirement, distribution.requires or ()):
         marker = requirement.marker
         if (marker is None or marker.evaluate({"extra": extra})) and requirement.name not in found:
             _add(requirement.name, ",".join(requirement.extras), found)
 
 
 def trainings(artifacts: Path) -> list[Mapping[str, Any]]:
-    """Collect the figures that trainings left: a metrics.json, or a list of results."""
-    return list(_trainings(artifacts / "metrics.json", Path("training/study/results.json")))
-
-
-def _trainings(*paths: Path) -> Iterator[Mapping[str, Any]]:
-    for path in paths:
+    """Collect the figures that trainings left: of the last one, and of the study."""
+    found: list[Mapping[str, Any]] = []
+    for path in (artifacts / "metrics.json", Path("training/study/results.json")):
         try:
             document = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        entries = document if isinstance(document, list) else [document]
-        for entry in entries:
-            try:
-                yield {
+            found += [
+                {
                     "recipe": str(entry["recipe"]),
                     "seconds": float(entry["train_seconds"]),
                     "accuracy": float(entry["accuracy"]["test"]),
                     "device": str(entry.get("device", "unknown")),
                 }
-            except (KeyError, TypeError, ValueError):
-                continue
+                for entry in document.get("runs", [document])
+            ]
+        except (AttributeError, OSError, KeyError, TypeError, ValueError):
+            continue  # not trained here, or by another version
+    return found

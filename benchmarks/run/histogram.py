@@ -9,6 +9,7 @@ by at most 0.8 %. To read one from a results file without this module:
 
 import base64
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -41,15 +42,18 @@ class Histogram:
         words = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
         return cls(*words.reshape(2, -1))
 
+    @classmethod
+    def joined(cls, histograms: Iterable["Histogram"]) -> Self:
+        """Count together what several histograms count."""
+        parts = list(histograms)
+        index, place = np.unique(np.concatenate([p.index for p in parts]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([p.count for p in parts]))
+        return cls(index, counts.astype(np.int64))
+
     def encode(self) -> str:
         """Write as base64 of zlib of uint32: the buckets, then their counts."""
         words = np.concatenate((self.index, self.count)).astype("<u4")
         return base64.b64encode(zlib.compress(words.tobytes(), 9)).decode()
-
-    def __add__(self, other: "Histogram") -> "Histogram":
-        index, place = np.unique(np.concatenate((self.index, other.index)), return_inverse=True)
-        counts = np.bincount(place, np.concatenate((self.count, other.count)))
-        return Histogram(index, counts.astype(np.int64))
 
     @property
     def total(self) -> int:
@@ -66,7 +70,8 @@ class Histogram:
     def quantile(self, share: float) -> float:
         """Return the latency in seconds that `share` of the calls did not exceed; 0.99 for p99.
 
-        The smallest bucket that so many fall into or below, as MLPerf and HdrHistogram count.
+        That is the smallest bucket such that this share falls into it or below, as MLPerf and
+        HdrHistogram count; NaN without a call.
         """
         if not self.total:
             return float("nan")

@@ -1,14 +1,16 @@
-"""Results as data: one JSON file with every sample, the machine, and nothing that names it.
+"""The results of a run as one JSON file: every sample and the machine, but nothing that names it.
 
 `format` changes whenever a reader of the old one would misread the new one.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.load.trace import Outcome
+from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.targets.target import Spec
 
@@ -47,15 +49,22 @@ class Sample:
     cpu_us_per_call: float | None
     """The target's processor time for a call."""
     batch_sizes: Mapping[str, int]
-    """Runs of the model by upper bound of their size, if the target tells."""
+    """Runs of the model by upper bound of their size, if known."""
     invalid: str
-    """Why this is no measurement of the target; empty if it is one."""
+    """Why this does not measure the target; empty if it does."""
     connections: int = 0
-    """Over which the callers are spread; 0 leaves it to the generator."""
     overload: float = 0.0
-    """Overload: what was offered, as a multiple of the closed loop's rate before it."""
+    """Both: see `Cell`."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Overload: how many calls ended how, by `benchmarks.load.trace.Outcome`."""
+
+    @property
+    def cell(self) -> Cell:
+        """What this is a sample of; Offline's callers are the target's choice."""
+        return Cell(
+            spec=self.spec, scenario=self.scenario, batch=self.batch, connections=self.connections,
+            callers=0 if self.scenario == "Offline" else self.callers, overload=self.overload,
+        )  # fmt: skip
 
     @property
     def images_per_s(self) -> float:
@@ -63,15 +72,15 @@ class Sample:
         return (self.num_calls - self.num_errors) * self.batch / self.duration_s
 
     def holds(self, latency_slo_s: float) -> bool:
-        """Tell whether every call was answered, and 99 of 100 within the objective."""
-        is_answered = self.outcomes.get("in time", 0) == self.outcomes.get("due", 0)
-        is_answered = is_answered and not self.num_errors
-        return is_answered and self.latency.quantile(0.99) <= latency_slo_s
+        """Return whether every call was answered, and 99 of 100 within the objective."""
+        num_missed = self.outcomes.get(Outcome.DUE, 0) - self.outcomes.get(Outcome.IN_TIME, 0)
+        all_answered = not num_missed and not self.num_errors
+        return all_answered and self.latency.quantile(0.99) <= latency_slo_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """What a target took to be there."""
+    """What it took to start a target."""
 
     spec: Spec
     startup_s: float
@@ -82,7 +91,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skip:
-    """A target that was asked for and could not be measured."""
+    """A target that could not be measured."""
 
     spec: Spec
     reason: str
@@ -96,14 +105,14 @@ class Results:
     date: str
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
-    """Rounds, seconds, objective, arrivals, cores."""
-    samples: list[Sample] = field(default_factory=list)
-    starts: list[Start] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
+    """Rounds, seconds, objective, arrivals."""
     install: Mapping[str, int] = field(default_factory=dict)
     """Bytes that an installation of each extra takes."""
     training: list[Mapping[str, Any]] = field(default_factory=list)
     """Recipe, seconds and accuracy, for each training that left its figures."""
+    starts: list[Start] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def latency_slo_s(self) -> float:
@@ -112,13 +121,9 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the file, a line for each sample."""
-        document = {
-            "format": FORMAT, "suite": self.suite, "date": self.date,
-            "environment": self.environment, "settings": self.settings, "install": self.install,
-            "training": self.training, "starts": [asdict(each) for each in self.starts],
-            "skips": [asdict(each) for each in self.skips],
-            "samples": [_document(sample) for sample in self.samples],
-        }  # fmt: skip
+        document = {"format": FORMAT} | {
+            each.name: getattr(self, each.name) for each in fields(self)
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(_lines(document)), "utf-8")
 
@@ -131,33 +136,22 @@ def load(path: Path) -> Results:
     """
     try:
         document = json.loads(path.read_text("utf-8"))
-        if document["format"] != FORMAT:
-            raise UnusableResults(f"{path}: format {FORMAT} expected, got {document['format']!r}")
-        return Results(
-            **{name: document[name] for name in
-               ("suite", "date", "environment", "settings", "install", "training")},
-            samples=[_sample(each) for each in document["samples"]],
-            starts=[Start(**each | {"spec": Spec(**each["spec"])}) for each in document["starts"]],
-            skips=[Skip(**each | {"spec": Spec(**each["spec"])}) for each in document["skips"]],
-        )  # fmt: skip
+        if (found := document.pop("format")) != FORMAT:
+            raise UnusableResults(f"{path}: format {FORMAT} expected, got {found!r}")
+        for name, kind in (("starts", Start), ("skips", Skip), ("samples", Sample)):
+            document[name] = [_read(kind, each) for each in document[name]]
+        return Results(**document)
     except OSError as err:
         raise UnusableResults(f"{path}: {err.strerror}") from err
-    except (ValueError, KeyError, TypeError) as err:
+    except (AttributeError, ValueError, KeyError, TypeError) as err:
         raise UnusableResults(f"{path} is no results file: {type(err).__name__}: {err}") from err
 
 
-def _document(sample: Sample) -> dict[str, Any]:
-    fields = {name: getattr(sample, name) for name in Sample.__slots__}
-    rounded = {
-        name: float(f"{value:.5g}") if isinstance(value, float) else value
-        for name, value in fields.items()
-    }
-    return rounded | {"spec": asdict(sample.spec), "latency": sample.latency.encode()}
-
-
-def _sample(document: dict[str, Any]) -> Sample:
-    spec, latency = Spec(**document["spec"]), Histogram.decode(document["latency"])
-    return Sample(**document | {"spec": spec, "latency": latency})
+def _read(kind: Any, document: dict[str, Any]) -> Any:
+    document["spec"] = Spec(**document["spec"])
+    if kind is Sample:
+        document["latency"] = Histogram.decode(document["latency"])
+    return kind(**document)
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -167,7 +161,19 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{separator}\n{json.dumps(name)}: "
         separator = ","
         if isinstance(value, list) and value:
-            yield "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+            yield "[\n" + ",\n".join(json.dumps(_plain(each)) for each in value) + "\n]"
         else:
             yield json.dumps(value)
     yield "\n}\n"
+
+
+def _plain(item: Any) -> Any:
+    """Turn an item of a list into what JSON has; floats get five digits in samples."""
+    if not isinstance(item, Sample):
+        return item if isinstance(item, dict) else asdict(item)
+    values = {each.name: getattr(item, each.name) for each in fields(item)}
+    rounded = {
+        name: float(f"{value:.5g}") if isinstance(value, float) else value
+        for name, value in values.items()
+    }
+    return rounded | {"spec": asdict(item.spec), "latency": item.latency.encode()}

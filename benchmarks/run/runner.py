@@ -1,6 +1,6 @@
 """Runs a suite: opens every target, measures all in turn, round after round."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,67 +8,46 @@ from pathlib import Path
 from benchmarks.load.network import Generator
 from benchmarks.run import process_usage, scenarios
 from benchmarks.run.result_file import Results, Skip, Start
-from benchmarks.run.scenarios import Cell
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
-Progress = Callable[[str], None]
 
-
-def measure(suite: Suite, setting: Setting, results: Results, progress: Progress) -> None:
+def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[str], None]) -> None:
     """Fill in samples, starts and skips.
 
-    Every target stays up to the end, idle while another one's turn is, so that a round is short
-    and all are met by the same minutes of the machine. Every other round goes backwards. A target
-    that fails on the way loses that measurement, not the others'.
+    Every target stays up to the end, idle while another one is measured, so that a round is short
+    and drift of the machine meets all alike. Every other round goes backwards. A target that fails
+    on the way loses that measurement, not the others'.
 
     Args:
         suite: what to measure.
         setting: where the targets find what they need.
         results: what to fill in.
-        progress: is told of each step.
+        progress: called with a line for each step.
     """
-    cells = suite.cells()
+    cells, running = suite.cells(), dict[Spec, Running]()
     with ExitStack() as stack:
-        running = _open_all(cells, setting, results, progress, stack)
+        for spec in dict.fromkeys(cell.spec for cell in cells):
+            progress(f"starting {spec}")
+            try:
+                running[spec] = stack.enter_context(open_target(spec, setting))
+            except NotMeasured as err:
+                results.skips.append(Skip(spec=spec, reason=str(err)))
+                progress(f"{spec}: not measured: {err}")
         cells = [cell for cell in cells if cell.spec in running]
         for number in range(suite.rounds):
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
-                progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {told(cell)}")
+                progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {cell}")
                 try:
                     results.samples += scenarios.run(cell, running[cell.spec], suite.rules, number)
                 except (OSError, BrokenProcessPool) as err:
-                    reason = f"round {number + 1}, {told(cell)}: {err}"
+                    reason = f"round {number + 1}, {cell}: {err}"
                     results.skips.append(Skip(spec=cell.spec, reason=reason))
         results.starts += _starts(running)
 
 
-def told(cell: Cell) -> str:
-    """Name a cell, for people."""
-    spread = f" on {cell.connections} connections" if cell.connections else ""
-    sizes = {
-        "ClosedLoop": f", {cell.callers} callers{spread}",
-        "Offline": f", {cell.batch} images a call",
-    }
-    return f"{cell.spec}: {cell.scenario}{sizes.get(cell.scenario, '')}"
-
-
-def _open_all(
-    cells: Sequence[Cell], setting: Setting, results: Results, progress: Progress, stack: ExitStack
-) -> dict[Spec, Running]:
-    running: dict[Spec, Running] = {}
-    for spec in dict.fromkeys(cell.spec for cell in cells):
-        progress(f"starting {spec}")
-        try:
-            running[spec] = stack.enter_context(open_target(spec, setting))
-        except NotMeasured as err:
-            results.skips.append(Skip(spec=spec, reason=str(err)))
-            progress(f"{spec}: not measured: {err}")
-    return running
-
-
-def _starts(running: dict[Spec, Running]) -> Iterator[Start]:
+def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
     for spec, target in running.items():
         if target.pid is not None:
             memory_bytes = process_usage.memory_bytes(target.pid)
@@ -79,7 +58,7 @@ def setting_of(
     models: Path, artifacts: Path, cores: list[int], addresses: Mapping[str, str],
     checkouts: Mapping[str, Path], generator: Generator,
 ) -> Setting:  # fmt: skip
-    """Take what to ask with from the model's own golden samples, which are real digits.
+    """Take the images from the model's own golden samples, which are real digits.
 
     Raises:
         DigitsError: there is no model.
@@ -93,12 +72,7 @@ def setting_of(
     images = manifest.golden_images
     answers = manifest.golden_probabilities["fp32"].argmax(axis=1)
     return Setting(
-        models=models,
-        artifacts=artifacts,
-        images=np.resize(images, (4096, images.shape[1])),
+        models=models, artifacts=artifacts, cores=cores, addresses=addresses, checkouts=checkouts,
+        generator=generator, images=np.resize(images, (4096, images.shape[1])),
         answers=tuple(answers.tolist()),
-        cores=cores,
-        addresses=addresses,
-        checkouts=checkouts,
-        generator=generator,
-    )
+    )  # fmt: skip

@@ -5,7 +5,7 @@
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` images a call       images/s
 
-and some that are not MLPerf's, since they show where a server's knee is, and what is beyond it:
+and some that are not MLPerf's, which show the rate at which a server is full, and what is beyond:
 
     ClosedLoop    `callers` calls in flight, one image each images/s
     Overload      1 to 3 times what a closed loop reached   images/s answered within 50 ms
@@ -16,7 +16,7 @@ https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from time import perf_counter
 
@@ -24,16 +24,15 @@ import numpy as np
 
 from benchmarks.load.trace import Deadline, Outcome, Trace, arrivals
 from benchmarks.run import process_usage
+from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Sample
-from benchmarks.targets.target import Running, Spec
+from benchmarks.targets.target import Running
 
-NAMES = (
-    "SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", "Overload", "OverloadReset",
-)  # fmt: skip
+DEADLINES = {"Overload": Deadline.SENT, "OverloadReset": Deadline.UNSENT}
+NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", *DEADLINES)
 OVERLOADS = (1.0, 1.5, 2.0, 3.0)
 """What is offered, as multiples of the closed loop's rate."""
-MULTI_STREAM_IMAGES = 8
 
 _PROBES = 7
 """Rates that a search tries."""
@@ -50,24 +49,10 @@ _LATE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One thing to measure in every round."""
-
-    spec: Spec
-    scenario: str
-    callers: int = 1
-    """Calls in flight; 0 in Offline for as many as keep the target busy."""
-    batch: int = 1
-    """Images a call."""
-    connections: int = 0
-    """ClosedLoop: over which the callers are spread; 0 leaves it to the generator."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
     """How long, and under which objective."""
 
-    seconds: float = 1.0
+    seconds: float = 0.5
     """Length of one timed run."""
     latency_slo_s: float = 0.010
     """What the Server scenario's p99 may not exceed."""
@@ -89,22 +74,27 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
     Yields:
         One sample; in the Server scenario and in overload one for each rate that was tried.
     """
+    load, seconds = target.load, rules.seconds
     if cell.scenario == "Server":
-        yield from _search(cell, target, rules, number)
-        return
-    if cell.scenario.startswith("Overload"):
-        yield from _overload(cell, target, rules, number)
-        return
-    callers = cell.callers or target.parallel_calls
-    ask = partial(target.load.closed, callers, cell.batch, rules.seconds, cell.connections)
-    yield _sample(cell, target, rules, number, ask, callers=callers)
+        yield from _search(replace(cell, callers=0), target, rules, number)
+    elif cell.scenario in DEADLINES:
+        reached = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS).calls_per_s
+        for factor in OVERLOADS:
+            offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
+            ask = partial(load.open, offsets_s, 1, DEADLINES[cell.scenario])
+            offered = replace(cell, callers=0, overload=factor)
+            yield _sample(offered, target, rules, number, ask, factor * reached)
+    else:
+        cell = replace(cell, callers=cell.callers or target.parallel_calls)
+        ask = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections)
+        yield _sample(cell, target, rules, number, ask)
 
 
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
     """Raise the rate until it fails, then halve what lies between: within some 3 %.
 
     A rate has failed when it failed twice, or never passed: one hiccup of the machine must not end
-    the search low, and a run in which the generator was late tells nothing.
+    the search low, and a run in which the generator was late says nothing.
     """
     first = target.load.closed(_SEARCH_CALLERS, cell.batch, rules.seconds / 2)
     low, high = 0.0, _HIGHEST_RATE
@@ -115,7 +105,7 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
             seed = 100 * number + 10 * probe + attempt
             offsets_s = arrivals(rules.arrivals, rate, rules.seconds, seed)
             ask = partial(target.load.open, offsets_s, cell.batch)
-            sample = _sample(cell, target, rules, number, ask, offered_per_s=rate)
+            sample = _sample(cell, target, rules, number, ask, rate)
             yield sample
             num_failed += not sample.invalid
             if sample.holds(rules.latency_slo_s) or num_failed == _FAILURES:
@@ -124,58 +114,42 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
         rate = min(1.25 * rate, (low + high) / 2)
 
 
-def _overload(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
-    """Find out what a closed loop reaches, and offer more and more."""
-    reached = target.load.closed(_FULL_CALLERS, 1, rules.seconds, _FULL_CONNECTIONS).calls_per_s
-    deadline = Deadline.SENT if cell.scenario == "Overload" else Deadline.UNSENT
-    for factor in OVERLOADS:
-        offsets_s = arrivals("constant", factor * reached, rules.seconds, seed=0)
-        ask = partial(target.load.open, offsets_s, 1, deadline)
-        sample = _sample(cell, target, rules, number, ask, offered_per_s=factor * reached)
-        yield replace(sample, overload=factor)
-
-
 def _sample(
-    cell: Cell, target: Running, rules: Rules, number: int, ask: Callable[[], Trace], *,
-    callers: int = 0, offered_per_s: float | None = None,
+    cell: Cell, target: Running, rules: Rules, number: int, ask: Callable[[], Trace],
+    offered_per_s: float | None = None,
 ) -> Sample:  # fmt: skip
     """Time one run, and what it cost the target."""
-    pid = target.pid
-    sizes, cpu_s = target.batch_sizes(), process_usage.cpu_s(pid) if pid else 0.0
-    begin_s = perf_counter()
+    pid, before = target.pid, target.batch_sizes()
+    begin_s, cpu_s = perf_counter(), process_usage.cpu_s(pid) if pid else 0.0
     trace = ask()
     elapsed_s = perf_counter() - begin_s
     used_s = process_usage.cpu_s(pid) - cpu_s if pid else None
-    after = target.batch_sizes()
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
+    num_calls, after = len(trace.latencies_s), target.batch_sizes()
     return Sample(
-        spec=cell.spec,
-        scenario=cell.scenario,
+        **{each.name: getattr(cell, each.name) for each in fields(cell)},
         round=number,
-        callers=callers,
-        batch=cell.batch,
         offered_per_s=offered_per_s,
         generator=trace.generator,
         duration_s=trace.duration_s,
-        num_calls=len(trace.latencies_s),
+        num_calls=num_calls,
         num_errors=trace.num_errors,
         latency=Histogram.of(trace.latencies_s),
         lag_p99_s=float(np.quantile(trace.lag_s, 0.99)) if len(trace.lag_s) else None,
         generator_busy=trace.busy,
         target_busy=busy,
-        cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, len(trace.latencies_s)),
-        batch_sizes={size: n for size in after if (n := after[size] - sizes.get(size, 0))},
+        cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, num_calls),
+        batch_sizes={size: n for size in after if (n := after[size] - before.get(size, 0))},
         invalid=why_invalid(trace, busy, rules),
-        connections=cell.connections,
         outcomes=trace.outcomes,
     )
 
 
 def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
-    """Judge a run: the empty text if it stands, else why its figure is not the target's.
+    """Return why a run's figure is not the target's; empty if it is.
 
-    A late generator only ever makes a target look worse, since latencies count from the intended
-    times: that an objective was kept stands, that it was missed does not.
+    Latencies count from the intended times, so a late generator only makes a target look worse: if
+    the generator was late, a pass still counts, and a miss does not.
 
     Args:
         trace: the run.

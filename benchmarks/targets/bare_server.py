@@ -1,29 +1,116 @@
-"""HTTP/2 and the model, nothing between: prices all else that our server does.
+"""HTTP/2 by ngh2 and the model, nothing between: the price of all else that our server does.
 
-No queue, no limits, no cancellation, no metrics; a bad request ends it.
+It reads, answers all that has come, and writes. No queue, no limits, no deadlines, no cancellation,
+no metrics; a bad request ends it. With --echo there is no model either, only fixed answers.
 
-python -m benchmarks.targets.bare_server --models models
+python -m benchmarks.targets.bare_server [--models models] [--precision fp32|int8] [--echo]
 """
 
 import argparse
+import selectors
+import socket
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.targets.small_loop import serve
+from benchmarks.targets.echo_server import answer_of
 from serving.images import IMAGE_BYTES
 from serving.model.loaded_model import load_model
 from serving.protocols.digits_v1 import wire
+from serving.transports.h2 import http2
+from serving.transports.h2.limits import Limits
+
+_LIMITS = Limits(max_message_bytes=8 << 20)
+_PREFIX_BYTES = 5
+_RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+_OK = ((b"grpc-status", b"0"),)
+
+Answer = Callable[[list[bytes]], list[bytes]]
+"""Takes the messages that have come, and gives their answers, all without gRPC's prefix."""
 
 
-def main() -> None:
-    """Serve until killed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
-    options = parser.parse_args()
-    model = load_model(options.models / "digits", None, "cpu", options.precision)
+class _Connection:
+    """A connection, and the messages that have not arrived whole."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = sock
+        self.http2 = http2.open_session(_LIMITS)
+        self._parts: dict[int, bytes] = {}
+
+    def read(self, buffer: memoryview) -> dict[int, bytes]:
+        """Return the messages that are whole now, by stream.
+
+        Raises:
+            OSError: the peer has left.
+        """
+        num_bytes = self.socket.recv_into(buffer)
+        self.http2.receive_data(buffer[:num_bytes])
+        whole = {}
+        for event in self.http2.events():
+            if isinstance(event, http2.DataReceived):
+                stream = event.stream_id
+                self.http2.acknowledge_received_data(len(event.data), stream)
+                data = self._parts.pop(stream, b"") + event.data
+                if event.end_stream:
+                    whole[stream] = data[_PREFIX_BYTES:]
+                else:
+                    self._parts[stream] = data
+            elif isinstance(event, http2.ConnectionClosed):
+                num_bytes = 0
+        if not num_bytes:
+            raise ConnectionError("the peer has left")
+        return whole
+
+    def answer(self, stream: int, message: bytes) -> None:
+        """Answer a call."""
+        self.http2.send_response(stream, _RESPONSE)
+        self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        self.http2.send_trailers(stream, _OK)
+
+    def write(self) -> None:
+        """Send what HTTP/2 has to say, windows and answers."""
+        with suppress(OSError):  # the peer has left, as the next read will find
+            while output := self.http2.data_to_send():
+                self.socket.sendall(output)
+
+
+def serve(answer: Answer) -> None:
+    """Serve unary calls on a port that the kernel chooses, and print where, until killed."""
+    buffer = memoryview(bytearray(_LIMITS.read_bytes))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    print(f"serving address=127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    while True:
+        ready: list[_Connection | None] = [key.data for key, _ in selector.select()]
+        calls: list[tuple[_Connection, int]] = []
+        messages: list[bytes] = []
+        for connection in ready:
+            if connection is None:
+                sock, _ = listener.accept()
+                selector.register(sock, selectors.EVENT_READ, _Connection(sock))
+                continue
+            try:
+                whole = connection.read(buffer)
+            except OSError:
+                selector.unregister(connection.socket)
+                connection.socket.close()
+                continue
+            calls += [(connection, stream) for stream in whole]
+            messages += whole.values()
+        if messages:
+            for (connection, stream), message in zip(calls, answer(messages), strict=True):
+                connection.answer(stream, message)
+        for each in filter(None, ready):
+            each.write()
+
+
+def _classify(models: Path, precision: str) -> Answer:
+    model = load_model(models / "digits", None, "cpu", precision)  # type: ignore[arg-type]
 
     def classify(messages: list[bytes]) -> list[bytes]:
         pixels = [wire.decode_request(each, max_images=len(each)) for each in messages]
@@ -36,7 +123,19 @@ def main() -> None:
             for a, b in pairwise(ends)
         ]
 
-    serve(classify)
+    return classify
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument("--echo", action="store_true")
+    options = parser.parse_args()
+    if options.echo:
+        serve(lambda messages: [answer_of(len(message)) for message in messages])
+    serve(_classify(options.models, options.precision))
 
 
 if __name__ == "__main__":

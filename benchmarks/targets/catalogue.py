@@ -1,14 +1,41 @@
-"""The targets by name."""
+"""The targets by name: what each is, and which settings it has."""
 
+from collections.abc import Container
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from benchmarks.targets.in_process import OPENERS, local
-from benchmarks.targets.servers import OURS, SERVED, open_inference, served
-from benchmarks.targets.target import Running, Setting, Spec
+from benchmarks.targets.commands import OURS, VARIANTS
+from benchmarks.targets.in_process import OPENERS, open_in_process
+from benchmarks.targets.servers import open_address, open_server
+from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
-NAMES = (*OPENERS, *SERVED)
 
-_WAYS = {
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What a target is, in a few words, and where it can run."""
+
+    about: str
+    on_cuda: bool = False
+    as_int8: bool = False
+    in_workers: bool = False
+
+    def lack(self, spec: Spec) -> str:
+        """Say which of a spec's settings the target lacks; empty if it has all."""
+        if spec.device == "cuda" and not self.on_cuda:
+            return "runs on the CPU only"
+        if spec.precision == "int8" and not self.as_int8:
+            return "has no int8 variant"
+        if spec.precision == "int8" and spec.device == "cuda":
+            return "int8 runs on the CPU only"
+        return "runs in one process" if spec.workers > 1 and not self.in_workers else ""
+
+
+def _ours(about: str) -> Entry:
+    return Entry(about=about, on_cuda=True, as_int8=True, in_workers=True)
+
+
+_ABOUT = {
+    "": "our server, {} transport",
     "-stream": "the same, messages of ClassifyStream",
     "-infer": "the same, calls of ModelInfer",
     "-infer-stream": "the same, messages of ModelStreamInfer",
@@ -16,25 +43,35 @@ _WAYS = {
     "-token": "the same, each call with a token",
 }
 
-ABOUT = {
-    "null": "answers at once: prices the harness",
-    "keras": "model.predict, in process",
-    "tf-function": "the Keras model as a compiled graph, in process",
-    "engine": "ONNX Runtime, in process",
-    "classifier": "what services embed, in process",
-    "h2": "our server, h2 transport",
-    "grpcio": "our server, grpcio transport",
-    **{server + way: text for server in OURS for way, text in _WAYS.items()},
-    "plain": "the grpcio server of a tutorial",
-    "bare": "HTTP/2 by ngh2 and the model, no queue and no checks",
-    "echo": "HTTP/2 by ngh2 without a model",
-    "echo-grpcio": "grpc.aio without a model",
+CATALOGUE = {
+    "null": Entry(about="answers at once: prices the harness"),
+    "keras": Entry(about="model.predict, in process", on_cuda=True),
+    "tf-function": Entry(about="the Keras model as a compiled graph, in process", on_cuda=True),
+    "engine": Entry(about="ONNX Runtime, in process", on_cuda=True, as_int8=True),
+    "classifier": Entry(about="what services embed, in process", on_cuda=True, as_int8=True),
+    **{f"{ours}{end}": _ours(_ABOUT[end].format(ours)) for ours in OURS for end in VARIANTS},
+    "plain": Entry(about="the grpcio server of a tutorial"),
+    "bare": Entry(about="HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
+    "echo": Entry(about="HTTP/2 by ngh2 without a model"),
+    "echo-grpcio": Entry(about="grpc.aio without a model"),
 }
-"""What each is, in a few words."""
+_ADDRESS = Entry(about="an Open Inference Protocol server")
+_CHECKOUT = _ours("our server in another checkout")
+
+
+def entry_of(target: str, checkouts: Container[str]) -> Entry:
+    """Return what is known of a target: one of CATALOGUE, of another checkout, or by address."""
+    return _CHECKOUT if target in checkouts else CATALOGUE.get(target, _ADDRESS)
 
 
 def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]:
-    """Start a target; entering the context raises NotMeasured where it can't run."""
+    """Start a target.
+
+    Raises:
+        NotMeasured: it lacks a setting; the context raises this, too, where it can't run.
+    """
     if spec.target in setting.addresses:
-        return open_inference(spec, setting)
-    return (local if spec.target in OPENERS else served)(spec, setting)
+        return open_address(spec, setting)
+    if lack := entry_of(spec.target, setting.checkouts).lack(spec):
+        raise NotMeasured(lack)
+    return (open_in_process if spec.target in OPENERS else open_server)(spec, setting)

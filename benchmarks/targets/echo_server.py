@@ -1,46 +1,28 @@
-"""A server without a model: fixed answers, so that its rate is the price of the transport.
+"""grpc.aio without a model: fixed answers, so that its rate is the price of the transport.
 
-python -m benchmarks.targets.echo_server h2|grpcio
+python -m benchmarks.targets.echo_server
 """
 
 import asyncio
-import sys
+from functools import cache
 
-from benchmarks.targets.small_loop import serve
 from serving.images import IMAGE_BYTES
 from serving.predictions import ROW_BYTES
 from serving.protocols.digits_v1 import wire
 
 
-class _Answers(dict[int, bytes]):
-    """Answers as large as a classification's, by the length of the question."""
-
-    def __missing__(self, num_bytes: int) -> bytes:
-        num_images = num_bytes // IMAGE_BYTES
-        self[num_bytes] = wire.encode_response(
-            bytes(num_images), bytes(num_images * ROW_BYTES), "1"
-        )
-        return self[num_bytes]
+@cache
+def answer_of(message_bytes: int) -> bytes:
+    """Return an answer as large as a classification's to a request of this length."""
+    num_images = message_bytes // IMAGE_BYTES
+    return wire.encode_response(bytes(num_images), bytes(num_images * ROW_BYTES), "1")
 
 
-_answers = _Answers()
-
-
-def main() -> None:
-    """Serve until killed."""
-    if sys.argv[1] == "h2":
-        serve(lambda messages: [_answers[len(message)] for message in messages])
-    else:
-        import uvloop
-
-        uvloop.run(_serve_grpcio())
-
-
-async def _serve_grpcio() -> None:
+async def _serve() -> None:
     import grpc
 
     async def classify(request: bytes, context: object) -> bytes:
-        return _answers[len(request)]
+        return answer_of(len(request))
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 8 << 20)])
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(classify)
@@ -54,4 +36,6 @@ async def _serve_grpcio() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import uvloop
+
+    uvloop.run(_serve())

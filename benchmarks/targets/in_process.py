@@ -1,7 +1,7 @@
 """Targets in a process of their own, called by its threads: no network between."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,34 +21,32 @@ from serving.errors import DigitsError
 from serving.images import Images
 
 
-def open_null(spec: Spec, models: Path, artifacts: Path) -> Call:
+def _null(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Answer at once: what is left is the price of the harness."""
-    if spec.device != "cpu":
-        raise NotMeasured("runs nothing on a device")
     return lambda images: None
 
 
-def open_engine(spec: Spec, models: Path, artifacts: Path) -> Call:
+def _engine(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call ONNX Runtime, as the server does."""
     from serving.model.loaded_model import load_model
 
     return load_model(models / "digits", None, spec.device, spec.precision).run  # type: ignore[arg-type]
 
 
-def open_classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
+def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call what services embed."""
     from serving import Classifier
 
     return Classifier.load(models / "digits", None, spec.device, spec.precision).classify  # type: ignore[arg-type]
 
 
-def open_keras(spec: Spec, models: Path, artifacts: Path) -> Call:
+def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call `model.predict`, the tutorial's way."""
     model = _keras_model(spec, artifacts)
     return lambda images: model.predict(images.astype(np.float32) / 255, len(images), verbose=0)
 
 
-def open_tf_function(spec: Spec, models: Path, artifacts: Path) -> Call:
+def _tf_function(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call the Keras model compiled to a graph."""
     model = _keras_model(spec, artifacts)
     import tensorflow as tf
@@ -59,13 +57,11 @@ def open_tf_function(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 
 def _keras_model(spec: Spec, artifacts: Path) -> Any:
-    if spec.precision != "fp32":
-        raise NotMeasured("has no int8 variant")
     file = artifacts / "model.keras"
     if not file.is_file():
         raise NotMeasured(f"no trained model.keras: run {checkout.run('train')}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its first lines heed no setting
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's first lines ignore the level
     if spec.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
@@ -81,17 +77,18 @@ def _keras_model(spec: Spec, artifacts: Path) -> Any:
     return keras.models.load_model(file, compile=False)
 
 
-OPENERS: dict[str, Callable[[Spec, Path, Path], Call]] = {
-    "null": open_null,
-    "engine": open_engine,
-    "classifier": open_classifier,
-    "keras": open_keras,
-    "tf-function": open_tf_function,
+OPENERS = {
+    "null": _null,
+    "engine": _engine,
+    "classifier": _classifier,
+    "keras": _keras,
+    "tf-function": _tf_function,
 }
+"""By name: functions that return what a target's threads call."""
 
 
 @dataclass(slots=True)
-class _Local:
+class _InProcess:
     """The near end of a target's process: passes loads on to it."""
 
     pool: ProcessPoolExecutor
@@ -100,21 +97,21 @@ class _Local:
     parallel_calls: int
 
     @property
-    def load(self) -> "_Local":
+    def load(self) -> "_InProcess":
         return self
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
-        return self.pool.submit(_closed, callers, batch, seconds).result()
+        return self.pool.submit(_run, "closed", callers, batch, seconds).result()
 
     def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
-        return self.pool.submit(_open, offsets_s, batch, deadline).result()
+        return self.pool.submit(_run, "open", offsets_s, batch, deadline).result()
 
     def batch_sizes(self) -> Mapping[str, int]:
         return {}
 
 
 @contextmanager
-def local(spec: Spec, setting: Setting) -> Iterator[Running]:
+def open_in_process(spec: Spec, setting: Setting) -> Iterator[Running]:
     """Start a target of OPENERS in a fresh process on the target's cores.
 
     Raises:
@@ -129,15 +126,15 @@ def local(spec: Spec, setting: Setting) -> Iterator[Running]:
             raise NotMeasured("its process died while it started") from err
         except DigitsError as err:
             raise NotMeasured(str(err)) from err
-        yield _Local(pool, pid, perf_counter() - begin_s, len(setting.cores))
+        yield _InProcess(pool, pid, perf_counter() - begin_s, len(setting.cores))
 
 
 _load: ThreadLoad
-"""In the target's process: what asks it."""
+"""In the target's process: what calls it."""
 
 
 def _start(spec: Spec, models: Path, artifacts: Path, images: Images) -> int:
-    """Open the target in this process, which is its alone, and call it once."""
+    """Open the target in this process, which it has for itself, and call it once."""
     global _load
     call = OPENERS[spec.target](spec, models, artifacts)
     call(images[:1])
@@ -145,9 +142,6 @@ def _start(spec: Spec, models: Path, artifacts: Path, images: Images) -> int:
     return os.getpid()
 
 
-def _closed(callers: int, batch: int, seconds: float) -> Trace:
-    return _load.closed(callers, batch, seconds)
-
-
-def _open(offsets_s: Seconds, batch: int, deadline: Deadline) -> Trace:
-    return _load.open(offsets_s, batch, deadline)
+def _run(loop: str, *arguments: Any) -> Trace:
+    trace: Trace = getattr(_load, loop)(*arguments)
+    return trace

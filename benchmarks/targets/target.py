@@ -1,4 +1,4 @@
-"""What a target is: something that classifies, named by its settings, and opened to be asked."""
+"""What a target is: something that classifies, named by its settings, and opened to be measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Spec:
     """A target and its settings; what results are filed under."""
 
     target: str
-    """A name of the catalogue, or one of `Setting.addresses`."""
+    """A name of the catalogue, of `Setting.addresses` or of `Setting.checkouts`."""
     device: str = "cpu"
     """"cpu" or "cuda"."""
     precision: str = "fp32"
@@ -28,14 +28,10 @@ class Spec:
     """Processes of a server."""
 
     def __str__(self) -> str:
-        words = [self.target]
-        if self.precision != "fp32":
-            words.append(self.precision)
-        if self.device != "cpu":
-            words.append(self.device)
-        if self.workers > 1:
-            words.append(f"x{self.workers}")
-        return " ".join(words)
+        precision = self.precision.replace("fp32", "")
+        device = self.device.replace("cpu", "")
+        workers = f"x{self.workers}" if self.workers > 1 else ""
+        return " ".join(filter(None, (self.target, precision, device, workers)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,29 +43,29 @@ class Setting:
     artifacts: Path
     """Holds model.keras, for the Keras targets."""
     images: Images
-    """(N, 784) uint8 to ask with; real digits, since zeros may cost less."""
+    """(N, 784) uint8 to classify; real digits, since zeros may cost less."""
     answers: tuple[int, ...]
     """The digits that the model sees in the first of them."""
     cores: list[int]
     """Where a target may run."""
     addresses: Mapping[str, str]
-    """Name to host:port of somebody's Open Inference Protocol servers."""
+    """Name to host:port of other Open Inference Protocol servers."""
     checkouts: Mapping[str, Path]
     """Name to folder of other checkouts of this project, whose server is to be started."""
     generator: Generator
-    """What asks those behind an address."""
+    """What sends requests to those behind an address."""
 
 
 class Running(Protocol):
-    """A target that has answered a first question rightly."""
+    """A target that has answered a first request rightly."""
 
     @property
     def load(self) -> Load:
-        """What asks it."""
+        """What sends it requests."""
 
     @property
     def pid(self) -> int | None:
-        """Its process; None if it is somebody else's."""
+        """Its process; None if it was not started here."""
 
     @property
     def startup_s(self) -> float:
@@ -80,4 +76,4 @@ class Running(Protocol):
         """How many calls in flight keep it busy when it has plenty to do."""
 
     def batch_sizes(self) -> Mapping[str, int]:
-        """How many runs there were so far, by upper bound of their size; empty if it can't tell."""
+        """How many runs there were so far, by upper bound of their size; empty if unknown."""

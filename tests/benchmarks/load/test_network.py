@@ -6,7 +6,6 @@ import re
 import shutil
 import threading
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -19,12 +18,14 @@ from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.streams import MessageStream
 from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Trace, arrivals
-from benchmarks.targets.servers import batch_sizes_of, encode_digits, encode_infer
+from benchmarks.targets.methods import encode_digits, encode_infer
+from benchmarks.targets.servers import batch_sizes_of
 from serving.images import Images
 from serving.predictions import ROW_BYTES
 from serving.protocols.digits_v1 import wire
 from serving.protocols.digits_v1.wire import encode_response
 from serving.protocols.oip import inference_pb
+from tests.benchmarks.patience import SHORT_S, until_answered
 from tests.support.servers import RunningServer, fake_server, running_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -32,7 +33,6 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = CLASSIFY + "Stream"
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 NOW = 0.0
-SHORT_S = 0.1
 
 
 def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
@@ -40,15 +40,6 @@ def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Requ
     return Request(
         address=server.address, path=path, message=encode(images), streaming="Stream" in path
     )
-
-
-def until_answered(ask: Callable[[float], Trace]) -> Trace:
-    """Take longer and longer, since a busy machine may answer nothing in a tenth of a second."""
-    for seconds in (SHORT_S, 10 * SHORT_S, 100 * SHORT_S):
-        trace = ask(seconds)
-        if len(trace.latencies_s):
-            return trace
-    pytest.fail("no call was answered")
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import comparison, files, pictures, recommendation
-from benchmarks.report.figures import Key, figures, speedup
-from benchmarks.report.page import CAPTIONS
-from benchmarks.report.sections import tables
+from benchmarks.report import comparison, page, recommendation
+from benchmarks.report.figures import Figures
+from benchmarks.report.page import CAPTIONS, tables
+from benchmarks.report.pictures import draw_all
+from benchmarks.run.cell import Cell
 from benchmarks.run.result_file import Results, Skip, UnusableResults, load
 from benchmarks.targets.target import Spec
 from tests.benchmarks.made_up import (
@@ -50,8 +51,8 @@ def test_summary_has_ratios_that_drift_does_not_touch() -> None:
 def test_invalid_runs_are_left_out_and_told() -> None:
     bad = sample(H2, "Offline", number=1, calls_per_s=9, invalid="the generator was the limit")
     kept = results(sample(H2, "Offline", calls_per_s=100), bad)
-    key = Key(spec=H2, scenario="Offline", callers=0)
-    assert figures(kept) == {key: {0: 100.0}}
+    cell = Cell(spec=H2, scenario="Offline", callers=0)
+    assert Figures(kept).rounds == {cell: {0: 100.0}}
     assert ["h2, Offline batch 1", "1 of 2", "the generator was the limit"] in rows_of(
         kept, "Left out"
     )
@@ -62,15 +63,19 @@ def test_speedup_of_latencies_is_their_inverse() -> None:
         *(sample(PLAIN, "SingleStream", number=n, latency_s=0.02) for n in range(3)),
         *(sample(H2, "SingleStream", number=n, latency_s=0.01) for n in range(3)),
     )
-    key = Key(spec=H2, scenario="SingleStream")
-    ratio = speedup(key, key.with_spec(PLAIN), figures(kept))
+    ratio = Figures(kept).speedup(Cell(spec=H2, scenario="SingleStream"), PLAIN)
     assert ratio is not None
     assert ratio.estimate == pytest.approx(2, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("cuda_rates", "expected"),
-    [((500, 1000, 2000), "2"), ((500, 500, 500), "no size up to 4"), ((), "not measured")],
+    [
+        ((500, 1001, 2000), "2"),
+        ((2000, 500, 2000), "4"),
+        ((500, 500, 500), "no size up to 4"),
+        ((), "not measured"),
+    ],
 )
 def test_crossover_is_computed_or_not_measured(
     cuda_rates: tuple[float, ...], expected: str
@@ -114,16 +119,28 @@ def test_composition_counts_images_of_large_messages() -> None:
     assert row == ["grpcio, Offline batch 100", "375.0", "1.5 k", "2 k", "75%", "–"]
 
 
-def test_workers_are_compared() -> None:
+def test_costs_are_compared_by_size() -> None:
     two = replace(H2, workers=2)
     kept = results(
-        sample(H2, "ClosedLoop", callers=8, calls_per_s=1000, cpu_us=50),
-        sample(two, "ClosedLoop", callers=8, calls_per_s=1800, cpu_us=60),
+        sample(H2, "ClosedLoop", callers=8, cpu_us=50),
+        sample(two, "ClosedLoop", callers=8, cpu_us=60),
+        sample(two, "ClosedLoop", callers=64, cpu_us=40),
+        sample(Spec(target="triton"), "ClosedLoop", callers=8, cpu_us=None),
+        sample(H2, "Offline", batch=32, cpu_us=64),
     )
-    assert rows_of(kept, "Workers")[1:] == [
-        ["h2", "8", "1", "1 k", "50"],
-        ["h2", "8", "2", "1.8 k", "60"],
+    assert rows_of(kept, "Processor time an image, by callers") == [
+        ["target", "8", "64"], ["h2", "50", "–"], ["h2 x2", "60", "40"]
+    ]  # fmt: skip
+    assert rows_of(kept, "Processor time an image, by images a call")[1:] == [["h2", "2"]]
+
+
+def test_trainings_are_the_medians_of_their_runs() -> None:
+    kept = results(sample(H2, "SingleStream"))
+    kept.training = [
+        {"recipe": "best", "device": "cpu", "seconds": seconds, "accuracy": 0.99}
+        for seconds in (100.0, 300.0, 140.0)
     ]
+    assert rows_of(kept, "Training")[1:] == [["best, cpu", "3", "140 s", "99.00%"]]
 
 
 def test_summary_leaves_out_what_was_asked_other_questions() -> None:
@@ -182,7 +199,7 @@ def full() -> Results:
 
 
 def test_report_is_written_whole(tmp_path: Path) -> None:
-    names = {path.name for path in files.write(full(), tmp_path / "r.json")}
+    names = {path.name for path in page.write(full(), tmp_path / "r.json")}
     svgs = {f"r-{name}.svg" for name in CAPTIONS}
     assert names == {"r.md", "r.html", *svgs}
     assert all(b"<svg " in (tmp_path / name).read_bytes() for name in svgs)
@@ -195,7 +212,7 @@ def test_report_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_alternatives_give_the_figures() -> None:
-    drawn = pictures.pictures(full())
+    drawn = draw_all(Figures(full()))
     assert drawn.keys() == CAPTIONS.keys()
     assert "within 10 ms: plain" in drawn["server"].alt
     for picture in drawn.values():
@@ -204,9 +221,9 @@ def test_alternatives_give_the_figures() -> None:
 
 def test_readme_gets_the_table(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{files.BEGIN}\nold\n{files.END}\nafter\n")
-    assert files.update_readme(readme, three_rounds())
-    assert not files.update_readme(readme, three_rounds())
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    assert page.update_readme(readme, three_rounds())
+    assert not page.update_readme(readme, three_rounds())
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -214,16 +231,16 @@ def test_readme_gets_the_table(tmp_path: Path) -> None:
     assert "| h2 |" in text
     readme.write_text("no markers")
     with pytest.raises(UnusableResults, match="lacks the lines"):
-        files.update_readme(readme, three_rounds())
+        page.update_readme(readme, three_rounds())
 
 
 def test_two_runs_agree_on_ratios_despite_drift() -> None:
     rows = comparison.compare(three_rounds(), three_rounds(1.01, drift=(0.5, 0.6, 0.55)))
-    judged = {row.key: row.agrees for row in rows if row.ratios}
+    judged = {row.cell: row.agrees for row in rows if row.ratios}
     assert len(judged) == 3
     assert not any(judged.values())  # no noise but drift: 1 % is told apart
     same = comparison.compare(three_rounds(), three_rounds(drift=(0.5, 0.6, 0.55)))
-    assert all(row.agrees for row in same if row.ratios and not row.key.is_latency)
+    assert all(row.agrees for row in same if row.ratios and not row.cell.is_latency)
     assert all(row.change.low <= 0.6 <= row.change.high for row in same)
 
 

@@ -13,8 +13,9 @@ from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Deadline, Seconds, Trace, arrivals
 from benchmarks.report.figures import server_rate
 from benchmarks.run import scenarios
+from benchmarks.run.cell import Cell
 from benchmarks.run.result_file import Sample
-from benchmarks.run.scenarios import Cell, Rules
+from benchmarks.run.scenarios import Rules
 from benchmarks.targets.target import Spec
 
 NULL = Spec(target="null")

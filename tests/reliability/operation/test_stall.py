@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.load.frames import Request
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.trace import Deadline, arrivals
-from benchmarks.targets.servers import encode_digits
+from benchmarks.targets.methods import encode_digits
 from serving.images import Images
 from tests.support.raw import CLASSIFY
 from tests.support.servers import running_server

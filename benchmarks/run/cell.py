@@ -1,0 +1,41 @@
+"""A cell of the results: a target at one task, which every round measures once."""
+
+from dataclasses import dataclass
+
+from benchmarks.targets.target import Spec
+
+LATENCY = {"SingleStream": 0.90, "MultiStream": 0.99}
+"""Scenarios whose figure is a latency, and at which quantile; the others' is a rate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Cell:
+    """What is measured."""
+
+    spec: Spec
+    scenario: str
+    callers: int = 1
+    """Calls in flight; 0 in Offline for as many as keep the target busy, and in open loops."""
+    batch: int = 1
+    """Images a call."""
+    connections: int = 0
+    """ClosedLoop: over which the callers are spread; 0 leaves it to the generator."""
+    overload: float = 0.0
+    """Overload: what is offered, as a multiple of the closed loop's rate before it."""
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether less is better."""
+        return self.scenario in LATENCY
+
+    @property
+    def in_flight(self) -> str:
+        """The callers, as "64", or as "8 × 8" where their connections were named."""
+        if not self.connections:
+            return str(self.callers)
+        return f"{self.connections} × {self.callers // self.connections}"
+
+    def __str__(self) -> str:
+        sizes = {"ClosedLoop": f" {self.in_flight} callers", "Offline": f" batch {self.batch}"}
+        size = f" {self.overload:g} ×" if self.overload else sizes.get(self.scenario, "")
+        return f"{self.spec}, {self.scenario}{size}"

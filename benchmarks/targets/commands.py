@@ -1,0 +1,71 @@
+"""The command lines of the servers that are measured."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.targets.methods import CLASSIFY, CLASSIFY_STREAM, MODEL_INFER, MODEL_STREAM_INFER
+from benchmarks.targets.target import NotMeasured, Setting, Spec
+
+OURS = ("h2", "grpcio")
+"""Our server, by its transport; a target's name may go on with one of VARIANTS."""
+VARIANTS = {
+    "": CLASSIFY,
+    "-stream": CLASSIFY_STREAM,
+    "-infer": MODEL_INFER,
+    "-infer-stream": MODEL_STREAM_INFER,
+    "-tls": CLASSIFY,
+    "-token": CLASSIFY,
+}
+"""How our server is called, by the end of the target's name."""
+OTHERS = {
+    "plain": "plain_server --models {models}",
+    "bare": "bare_server --models {models} --precision {precision}",
+    "echo": "bare_server --echo",
+    "echo-grpcio": "echo_server",
+}
+"""Other servers: a module of this folder, and its options."""
+TOKEN = "a-token-of-the-benchmarks"
+
+
+def split_name(target: str) -> tuple[str, str]:
+    """Return the server that a target's name begins with, and its end, one of VARIANTS."""
+    variant = max((each for each in VARIANTS if target.endswith(each)), key=len)
+    return target.removesuffix(variant), variant
+
+
+def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list[str]:
+    """Return what to start; certificate and tokens are written into a folder."""
+    models = str(setting.models.absolute())
+    if spec.target in OTHERS:
+        words = f"benchmarks.targets.{OTHERS[spec.target]}".split()
+        settings = {"models": models, "precision": spec.precision}
+        return [sys.executable, "-m", *(word.format_map(settings) for word in words)]
+    transport = "auto" if spec.target in setting.checkouts else split_name(spec.target)[0]
+    options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
+    if spec.workers > 1:
+        options += ["--workers", str(spec.workers)]
+    if variant == "-tls":
+        options += _certificate(folder)
+    if variant == "-token":
+        (folder / "tokens").write_text(TOKEN + "\n")
+        options += ["--token-file", str(folder / "tokens")]
+    return [
+        sys.executable, "-m", "serving", "serve", "--models", models, "--port", "0",
+        "--metrics-port", "0", *options,
+    ]  # fmt: skip
+
+
+def _certificate(folder: Path) -> list[str]:
+    """Make a certificate for 127.0.0.1; return the options that have the server use it."""
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = (
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+        "-nodes", "-days", "2", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=IP:127.0.0.1", "-out", cert, "-keyout", key,
+    )  # fmt: skip
+    try:
+        subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.SubprocessError) as err:
+        raise NotMeasured("needs openssl, to make a certificate") from err
+    return ["--tls-cert", cert, "--tls-key", key]

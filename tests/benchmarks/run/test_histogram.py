@@ -1,0 +1,50 @@
+"""The histogram against numpy."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.run.histogram import Histogram
+
+BUCKET = 0.008
+"""How far apart values of one bucket lie at most, as a share."""
+MICROSECOND = 1e-6
+
+
+def latencies(seed: int, number: int = 5_000) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(seed).lognormal(-7, 1.5, number)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.9, 0.99, 0.999, 1.0])
+def test_quantile_is_numpys_within_a_bucket(share: float) -> None:
+    values = latencies(1)
+    expected = np.quantile(values, share, method="inverted_cdf")
+    found = Histogram.of(values).quantile(share)
+    assert found == pytest.approx(expected, rel=BUCKET, abs=MICROSECOND)
+
+
+@given(st.lists(st.floats(0, 4000), min_size=1, max_size=50))
+def test_histogram_keeps_every_value_within_a_bucket(values: list[float]) -> None:
+    histogram = Histogram.decode(Histogram.of(values).encode())
+    kept = np.repeat(histogram.values_s, histogram.count)
+    np.testing.assert_allclose(kept, np.sort(values), rtol=BUCKET, atol=MICROSECOND)
+
+
+def test_joined_histogram_is_that_of_all_values() -> None:
+    a, b = latencies(2), latencies(3)
+    both = Histogram.joined([Histogram.of(a), Histogram.of(b)])
+    expected = Histogram.of(np.concatenate((a, b)))
+    np.testing.assert_array_equal(both.index, expected.index)
+    np.testing.assert_array_equal(both.count, expected.count)
+
+
+def test_encoded_histogram_is_small() -> None:
+    assert len(Histogram.of(latencies(4, 100_000)).encode()) < 5_000
+
+
+def test_no_latency_has_no_quantile() -> None:
+    assert math.isnan(Histogram.of([]).quantile(0.5))
