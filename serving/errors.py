@@ -21,6 +21,13 @@ Errors know nothing of gRPC: `serving/protocols/status.py` maps them to status c
 class DigitsError(Exception):
     """Root of the tree; its text is one line that can be shown to a person."""
 
+    usual_text = ""
+    """What it says where nothing more is known."""
+
+    def __init__(self, text: str = "") -> None:
+        """Say a text, or the class's usual one."""
+        super().__init__(text or self.usual_text)
+
 
 class RequestError(DigitsError):
     """The request can't be answered as it is; sending it again does not help."""
@@ -37,6 +44,8 @@ class ModelNotFound(RequestError):
 class Unauthenticated(RequestError):
     """The token is missing or wrong."""
 
+    usual_text = "a valid bearer token is needed"
+
 
 class ServingError(DigitsError):
     """The request was valid but was not answered."""
@@ -44,6 +53,8 @@ class ServingError(DigitsError):
 
 class Overloaded(ServingError):
     """The queue is full; the request was not started."""
+
+    usual_text = "the queue is full"
 
 
 class Unavailable(ServingError):
@@ -53,9 +64,13 @@ class Unavailable(ServingError):
 class DeadlineExceeded(ServingError):
     """The deadline passed before the answer was ready."""
 
+    usual_text = "the deadline passed while the request waited"
+
 
 class ModelError(ServingError):
     """The model failed while running these images."""
+
+    usual_text = "the model failed on these images"
 
 
 class CorruptModel(ServingError):

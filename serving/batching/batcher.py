@@ -241,4 +241,4 @@ class Batcher:
         _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
         with self._lock:
             assert request.backlog is not None
-            request.backlog.fail(request, ModelError("the model failed on these images"))
+            request.backlog.fail(request, ModelError())

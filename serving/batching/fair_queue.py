@@ -120,7 +120,7 @@ class Backlog:
         while queue and room:
             request = next(iter(queue))
             if request.deadline_s <= too_late_s:
-                error = DeadlineExceeded("the deadline passed while the request waited")
+                error = DeadlineExceeded()
                 self.fail(request, error)
                 continue
             first = request.rows_taken

@@ -79,7 +79,7 @@ class OnnxEngine:
         try:
             (probabilities,) = self._session.run([OUTPUT], {INPUT: images}, self._run_options)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
-            raise ModelError("the model failed on these images") from err
+            raise ModelError() from err
         return probabilities  # type: ignore[no-any-return]
 
 

@@ -1,6 +1,7 @@
 """The one table between our errors and gRPC's status codes; the server and the client read it."""
 
-from typing import Any, NoReturn
+import logging
+from typing import NamedTuple, Self
 
 import grpc
 
@@ -17,6 +18,8 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
+
+_log = logging.getLogger(__name__)
 
 STATUS: dict[type[DigitsError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -36,8 +39,42 @@ RETRY_AFTER_MS = 100
 """The pause that a rejected caller is asked for: some ten full queues are answered in it."""
 
 
-MODEL_TEXTS = ("the model failed on these images", "internal error")
+_INTERNAL = "internal error"
+MODEL_TEXTS = (ModelError.usual_text, _INTERNAL)
 """What our server says with INTERNAL; gRPC's libraries say it of broken connections, too."""
+
+
+class Status(NamedTuple):
+    """How a call ends that is not OK."""
+
+    code: grpc.StatusCode
+    text: str
+    metadata: tuple[tuple[str, str], ...] = ()
+    """What its trailers hold besides."""
+
+    @classmethod
+    def of(cls, error: DigitsError) -> Self:
+        """Give the status of one of our errors, with its text.
+
+        One that was rejected for overload also says when to come back (gRFC A6).
+        """
+        pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
+        metadata = pushback if isinstance(error, Overloaded) else ()
+        return cls(STATUS[type(error)], str(error), metadata)
+
+
+UNKNOWN_METHOD = Status(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
+
+
+def error_of(exception: Exception) -> DigitsError:
+    """Return what a caller gets to see of what a handler raised.
+
+    Our own errors are shown as they are; any other is logged, and is INTERNAL without its text.
+    """
+    if isinstance(exception, DigitsError):
+        return exception
+    _log.error("a handler failed", exc_info=exception)
+    return ModelError(_INTERNAL)
 
 
 def error_from(code: grpc.StatusCode, details: str, address: str) -> DigitsError:
@@ -54,14 +91,3 @@ def error_from(code: grpc.StatusCode, details: str, address: str) -> DigitsError
         if status is code:
             break
     return Unavailable(f"{address}: {code.name}: {details}")
-
-
-async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: DigitsError) -> NoReturn:
-    """End a call with the status and the text of one of our errors.
-
-    One that was rejected for overload is also told when to come back (gRFC A6).
-    """
-    trailers = tuple(context.trailing_metadata() or ())
-    if isinstance(error, Overloaded):
-        trailers = (*trailers, ("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)))
-    await context.abort(STATUS[type(error)], str(error), trailers)

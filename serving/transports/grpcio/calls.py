@@ -1,29 +1,26 @@
 """The calls in progress on an event loop: carried to the batcher, and their outcomes back."""
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import grpc
 
 from serving.batching.batcher import Batcher
 from serving.batching.request import Answer, Outcome, Request
-from serving.errors import DigitsError, ModelError, Unavailable
+from serving.errors import DigitsError, Unavailable
 from serving.protocols.method import ImagesUnary
 from serving.protocols.plan import Plan
-from serving.protocols.status import STATUS, abort
+from serving.protocols.status import STATUS, Status, error_of
 from serving.telemetry.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
-
-_log = logging.getLogger(__name__)
 
 _QUIET_PASSES = 6
 """Passes of the loop without a new call after which it counts as quiet: a call takes a few passes
@@ -31,6 +28,12 @@ to come in. With 4, 6 and 10: runs of 13, 21 and 22, 7,010, 7,370 and 7,340 call
 one core)."""
 _LONGEST_WAIT_S = 0.01
 """After which a runner is woken even if calls come without a pause."""
+
+
+async def abort(context: Context, status: Status) -> NoReturn:
+    """End a call with a status that is not OK."""
+    trailers = (*(context.trailing_metadata() or ()), *status.metadata)
+    await context.abort(status.code, status.text, trailers)
 
 
 class Calls:
@@ -72,21 +75,19 @@ class Calls:
             status = "OK"
             try:
                 return await handler(request, context)
-            except DigitsError as err:
-                error, status = err, STATUS[type(err)].name
             except asyncio.CancelledError:  # the caller left, or the server stops
                 # Escaping, it leaves a caller that is still there without a status (grpc #29248).
                 error, status = Unavailable("the call was cut off"), "CANCELLED"
-            except Exception:
-                _log.exception("a handler failed")
-                error, status = ModelError("internal error"), "INTERNAL"
+            except Exception as err:
+                error = error_of(err)
+                status = STATUS[type(error)].name
             finally:
                 self.num_active -= 1
                 self._metrics.count(method, status)
             if isinstance(error, Unavailable) and self._is_released is not None:
                 with suppress(asyncio.CancelledError):
                     await self._is_released.wait()
-            return await abort(context, error)
+            return await abort(context, Status.of(error))
 
         return guarded_handler
 

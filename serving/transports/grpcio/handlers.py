@@ -10,20 +10,26 @@ import grpc
 
 from serving.errors import DigitsError
 from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
-from serving.transports.grpcio.calls import AsyncCall, Caller, Calls, Context
+from serving.protocols.status import UNKNOWN_METHOD
+from serving.telemetry.metrics import Metrics
+from serving.transports.grpcio.calls import AsyncCall, Caller, Calls, Context, abort
 from serving.transports.grpcio.streams import Begun, answer_stream
 
 
 class Handlers(grpc.GenericRpcHandler):
     """Finds a call's handler by its path."""
 
-    def __init__(self, methods: Iterable[Method], calls: Calls) -> None:
-        """Answer `methods` through `calls`."""
+    def __init__(self, methods: Iterable[Method], calls: Calls, metrics: Metrics) -> None:
+        """Answer `methods` through `calls`; what is none of them is counted in `metrics`."""
         self._handlers = {method.path: _handler(method, calls) for method in methods}
+        # A stream's handler ends any kind of call without waiting for its request.
+        self._unknown: Any = grpc.stream_stream_rpc_method_handler(
+            partial(_refuse_unknown, metrics)
+        )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of a call; None is UNIMPLEMENTED."""
-        return self._handlers.get(handler_call_details.method)
+        """Return the handler of a call: UNIMPLEMENTED as from gRPC itself, but counted."""
+        return self._handlers.get(handler_call_details.method, self._unknown)
 
 
 def _handler(method: Method, calls: Calls) -> Any:
@@ -43,6 +49,11 @@ def _handler(method: Method, calls: Calls) -> Any:
                 calls.guarded(partial(_answer, method), method.name)
             )
     raise TypeError(method)
+
+
+async def _refuse_unknown(metrics: Metrics, _: object, context: Context) -> None:
+    metrics.count("other", UNKNOWN_METHOD.code.name)  # a caller's names must not become labels
+    await abort(context, UNKNOWN_METHOD)
 
 
 async def _answer(method: Unary, request: bytes, context: Context) -> bytes:

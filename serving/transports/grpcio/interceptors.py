@@ -95,4 +95,4 @@ class _Tokens(grpc.aio.ServerInterceptor):
 
 
 async def _refuse(requests: Any, context: Context) -> None:
-    raise Unauthenticated("a valid bearer token is needed")
+    raise Unauthenticated

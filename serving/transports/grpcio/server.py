@@ -18,7 +18,6 @@ from serving.system.address import check_free, with_port
 from serving.transports.grpcio.calls import AsyncCall, Caller, Calls
 from serving.transports.grpcio.handlers import Handlers
 from serving.transports.grpcio.interceptors import interceptors
-from serving.transports.grpcio.unknown_methods import UnknownMethods
 
 _QUIET_S = 0.1
 """How long no call may begin before a drain counts as over."""
@@ -55,8 +54,8 @@ class GrpcioServer:
             interceptors=interceptors(config, methods, self.calls),
             options=_options(classifier.batching.max_request_images, config.workers),
         )
-        handlers = Handlers(methods, self.calls), UnknownMethods(classifier.metrics)
-        self._server.add_generic_rpc_handlers(handlers)
+        handlers = Handlers(methods, self.calls, classifier.metrics)
+        self._server.add_generic_rpc_handlers((handlers,))
 
     async def start(self) -> str:
         """Bind and begin to answer; returns the address, with the port that the kernel chose.

@@ -35,7 +35,7 @@ _TINY_BYTES = 64
 """Less data in a frame costs more to read than it is worth; clients send some, such as prefixes."""
 _MAX_TINY_FRAMES = 1000
 """How many more of them than of other frames one connection may send."""
-_OVERLOADED = Overloaded("the queue is full")
+_OVERLOADED = Overloaded()
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
 

@@ -45,7 +45,7 @@ class LocalCaller:
             if not calls.max_inline_images:
                 calls.large_request(image, plan, self, math.inf, self._finish_run)
             elif not calls.queue.offer(entry):
-                raise Overloaded("the queue is full")
+                raise Overloaded
         except DigitsError as err:
             self._finish_run(err)
 

@@ -26,8 +26,8 @@ another core: more are hardly cheaper each."""
 _pixels_of = itemgetter(2)
 _log = logging.getLogger(__name__)
 
-_FAILED = ModelError("the model failed on these images")
-_LATE = DeadlineExceeded("the deadline passed while the request waited")
+_FAILED = ModelError()
+_LATE = DeadlineExceeded()
 
 
 class Runs:

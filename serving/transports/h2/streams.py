@@ -4,17 +4,17 @@ A caller that does not read its answers, or that sends more than can be run, is 
 its messages stay unconsumed, and HTTP/2's flow control stops it.
 """
 
-import logging
 import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
 from serving.batching.request import Request
-from serving.errors import DigitsError, ModelError, Overloaded
+from serving.errors import DigitsError, Overloaded
 from serving.images import IMAGE_BYTES
 from serving.protocols.method import ImagesStream, Replies, Watch
 from serving.protocols.plan import Plan, frame
+from serving.protocols.status import error_of
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
@@ -23,8 +23,6 @@ from serving.transports.h2.status import Status
 
 if TYPE_CHECKING:
     from serving.transports.h2.calls import Calls
-
-_log = logging.getLogger(__name__)
 
 _WINDOW = 512
 """The most requests of one stream that are in flight."""
@@ -199,11 +197,8 @@ class AnswerStream(Stream):
             )
         except Overloaded:
             return False
-        except DigitsError as err:
-            self.fail(slot, err)
-        except Exception:  # a flaw of ours: it ends this request, and never the loop
-            _log.exception("a handler failed")
-            self.fail(slot, ModelError("internal error"))
+        except Exception as err:  # a flaw of ours ends this request, and never the loop
+            self.fail(slot, error_of(err))
         self._slots.append(slot)
         return True
 
@@ -320,8 +315,8 @@ class ReplyStream(Stream):
             try:
                 for reply in self._head.method.replies(message):
                     self.send(frame(reply))
-            except DigitsError as err:
-                self.end(Status.of(err))
+            except Exception as err:  # a flaw of ours ends this call, and never the loop
+                self.end(Status.of(error_of(err)))
                 return
         self._give_back()
         self._calls.hold(self, len(self._data))

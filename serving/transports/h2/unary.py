@@ -1,13 +1,13 @@
 """A unary call whose message does not come, or is not answered, in one piece."""
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
 from serving.batching.request import Request
-from serving.errors import DigitsError, ModelError
+from serving.errors import DigitsError
 from serving.protocols.method import ImagesUnary, Unary
 from serving.protocols.plan import Plan, frame
+from serving.protocols.status import error_of
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
 from serving.transports.h2.messages import PREFIX_BYTES, flaw
@@ -16,9 +16,6 @@ from serving.transports.h2.streams import WatchStream
 
 if TYPE_CHECKING:
     from serving.transports.h2.calls import Calls
-
-
-_log = logging.getLogger(__name__)
 
 
 class Body:
@@ -73,11 +70,8 @@ class Body:
                 watch = WatchStream(calls, connection, stream_id, head)
                 connection.calls[stream_id] = watch
                 watch.subscribe(message)
-        except DigitsError as err:
-            self._fail(err)
-        except Exception:  # a flaw of ours: it ends this call, and never the loop
-            _log.exception("a handler failed")
-            self._fail(ModelError("internal error"))
+        except Exception as err:  # a flaw of ours ends this call, and never the loop
+            self._fail(error_of(err))
 
     def _submit(self, pixels: bytes | memoryview, plan: Plan, now_s: float) -> None:
         """Have the images run, in the loop's next batch or by a runner thread."""

@@ -1,4 +1,5 @@
 import ast
+import pickle
 import re
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def test_every_text_of_a_model_error_is_known_to_clients() -> None:
     for path in Path(errors.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ModelError":
-                assert isinstance(node.args[0], ast.Constant), path
-                texts.add(node.args[0].value)
-    assert texts == set(MODEL_TEXTS)
+                texts |= {ast.unparse(argument) for argument in node.args} or {"usual"}
+    assert texts == {"usual", "_INTERNAL"}
+    assert set(MODEL_TEXTS) == {str(errors.ModelError()), "internal error"}
+
+
+def test_errors_survive_a_pipe_between_processes() -> None:
+    for error in (errors.Overloaded(), errors.Overloaded("full"), errors.InvalidRequest("bad")):
+        copied = pickle.loads(pickle.dumps(error))
+        assert (type(copied), str(copied)) == (type(error), str(error))
