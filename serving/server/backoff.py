@@ -1,18 +1,18 @@
-"""How long to wait before a worker is started again, and when to give up."""
+"""How long to wait before a worker is restarted, and when to give up."""
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
-"""How long a dead worker's place stays empty: doubled from death to death."""
+"""Seconds before the first restart, doubled with each further death, and the most."""
 _STABLE_S = 30.0
-"""A worker that was ready this long has nothing to do with the deaths before it."""
+"""A worker that was ready for this long ends the series of deaths before it."""
 _MAX_DEATHS = 5
-"""More deaths in a row, in one place, are no accident."""
+"""Give up after this many consecutive deaths in one place."""
 
 
 class Backoff:
-    """The deaths of the workers in one place, in a row: without a long life between them."""
+    """Consecutive deaths of the workers in one place, without a long life between them."""
 
     def __init__(self) -> None:
-        """Start without deaths."""
+        """Start at zero."""
         self.num_deaths = 0
         self.num_crashes = 0
         """Deaths of workers that were ready."""
@@ -27,7 +27,7 @@ class Backoff:
             self.num_deaths = self.num_crashes = 0
         self.num_deaths += 1
         self.num_crashes += lived_s > 0
-        doublings = min(self.num_deaths - 1, 10)  # far beyond the longest delay
+        doublings = min(self.num_deaths - 1, 10)  # far past the longest delay
         return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**doublings)
 
     @property

@@ -9,9 +9,9 @@ from serving.system.address import cannot_listen
 
 @contextmanager
 def reserved_port(host: str, port: int) -> Iterator[int]:
-    """Hold a port for processes that listen on it with SO_REUSEPORT; it doesn't listen itself.
+    """Reserve a port for processes that listen on it with SO_REUSEPORT; this one does not listen.
 
-    So the number is known before anyone listens, and stays ours while no worker lives.
+    So the number is known before a worker listens, and stays ours while no worker is alive.
 
     Args:
         host: the address to bind.
@@ -37,7 +37,7 @@ def reserved_port(host: str, port: int) -> Iterator[int]:
 
 
 def _refuse_taken(family: int, address: tuple[object, ...]) -> None:
-    """Raise OSError where another server listens, even one that would share its port."""
+    """Raise OSError if another server listens there, even one that would share its port."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what closed just now is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just closed is free
         probe.bind(address)

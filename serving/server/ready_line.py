@@ -1,4 +1,4 @@
-"""The one line on stdout that says that a server is ready."""
+"""The ready line on stdout."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from serving.telemetry import logs
 def announce(
     info: ModelInfo, address: str, metrics_address: str, log_format: LogFormat, **more: object
 ) -> None:
-    """Print the one line that says that it is ready, which tools may parse."""
+    """Print the ready line, which tools may parse."""
     facts = {
         "model": info.name,
         "version": info.version,
@@ -28,4 +28,4 @@ def announce(
         line = json.dumps({"message": "serving", **facts})
     else:
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
-    logs.print_line(line, sys.stdout)  # that nobody reads it is no reason not to serve
+    logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it

@@ -1,8 +1,8 @@
-"""Follows the model's directory: what a restart would serve is adopted without one.
+"""Watches the model's directory and adopts new versions without a restart.
 
-A version is read, verified, built, checked on its golden samples and warmed up beside the one that
-serves; only then does it take over, between two runs. Whatever fails or hangs on the way, the old
-one serves on, and there is a line in the log and a count in the metrics.
+A version is read, verified, built, checked on its golden samples and warmed up beside the version
+in service. It takes over only then, between two runs. If a step fails or hangs, the old version
+stays in service, and the failure is logged and counted.
 """
 
 import logging
@@ -30,37 +30,37 @@ class Reloader:
         """Watch the directory that `config` names.
 
         Args:
-            classifier: adopts what is found; it was opened with `config`.
-            config: a version that is pinned there is never replaced.
-            interval_s: seconds between looks; 0 looks only when asked to.
+            classifier: adopts new versions; it was opened with `config`.
+            config: if it pins a version, that is never replaced.
+            interval_s: seconds between looks; 0 looks only at `request`.
         """
         self._classifier = classifier
         self._config = config
         self._interval_s = interval_s
         self._refused: dict[str, _Fingerprint] = {}
-        """Versions that failed, as they were: they are not tried again until they change."""
+        """Versions that failed, and their files then: they are not retried until these change."""
         self._trouble = ""
-        """Why the last look at the directory found nothing; logged when it changes."""
+        """Why the last look at the directory failed; logged when it changes."""
         self._ended = False
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="reloader", daemon=True)
 
     def request(self) -> None:
-        """Look now, at versions that failed before, too; from any thread or signal handler."""
-        self._wishes.put(True)
+        """Look now, and retry versions that failed; from any thread or signal handler."""
+        self._requests.put(True)
 
     def reload(self) -> bool:
-        """Adopt the newest good version, unless it is the one that serves.
+        """Adopt the newest good version, unless it is in service already.
 
         Returns:
-            True if another version serves now.
+            True if another version is in service now.
         """
         try:
             is_adopted = any(self._try(version) for version in self._candidates())
         except DigitsError as err:
             self._note_trouble(str(err))
             return False
-        except Exception as err:  # whatever it is, it must end neither this thread nor the service
+        except Exception as err:  # no error may end this thread
             self._note_trouble(f"{type(err).__name__}: {err}")
             return False
         if self._trouble:
@@ -80,14 +80,14 @@ class Reloader:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Adopt nothing from here on; what is being loaded may hang, and isn't waited for."""
+        """Adopt nothing from now on; a load in progress may hang, so do not wait for it."""
         self._ended = True
-        self._wishes.put(False)
+        self._requests.put(False)
 
     def _follow(self) -> None:
         while True:
             try:
-                goes_on = self._wishes.get(timeout=self._interval_s or None)
+                goes_on = self._requests.get(timeout=self._interval_s or None)
             except queue.Empty:
                 self.reload()
                 continue
@@ -103,7 +103,7 @@ class Reloader:
         return self._config.models / self._config.model
 
     def _candidates(self) -> Iterator[str]:
-        """Yield what would be better than the version that serves, best first."""
+        """Yield the versions newer than the one in service, newest first."""
         if self._config.version is not None:
             return
         for version in repository.versions(self._model_dir):
@@ -117,7 +117,7 @@ class Reloader:
         fingerprint = _fingerprint(self._model_dir / version)
         try:
             max_batch_size = self._classifier.batching.max_batch_size
-            # The same device: it never moves in silence.
+            # The same device: a reload never moves to another one.
             model = load_model(
                 self._model_dir, version, served.device, served.precision, max_batch_size
             )
@@ -136,7 +136,7 @@ class Reloader:
 
 
 def _fingerprint(version_dir: Path) -> _Fingerprint:
-    """Tell two states of a version's files apart, without reading them."""
+    """Return names, sizes and times of a version's files, which differ once one changes."""
     try:
         states = [(path.name, path.stat()) for path in version_dir.iterdir()]
     except OSError:

@@ -19,15 +19,15 @@ def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> b
     """Load a model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
     Args:
-        model: what is served, and on what.
+        model: the model and its device.
         batching: sizes and limits.
-        config: where, for whom, and from how many processes.
+        config: address, TLS, tokens, workers and the like.
 
     Returns:
         True if every accepted request was answered.
 
     Raises:
-        DigitsError: it can't start.
+        DigitsError: the server can't start.
     """
     if config.reload_interval_s and model.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
@@ -38,7 +38,7 @@ def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> b
 
 
 def warn_if_exposed(config: ServerConfig) -> None:
-    """Log a warning if other machines can reach the port and something is not protected."""
+    """Log a warning if other machines can reach the port without TLS or without tokens."""
     security = config.security
     missing = [] if security.has_tls else ["TLS"]
     if not security.has_tokens and security.tls_client_ca is None:

@@ -1,7 +1,7 @@
-"""Asks the model what it should know, now and then, the way every request goes.
+"""Sends golden samples through the server at intervals, the way every request goes.
 
-A server whose engine hangs or answers wrongly still accepts connections; whoever routes requests to
-it learns from health that it should not.
+A server whose engine hangs or answers wrongly still accepts connections; health then says
+NOT_SERVING, so that load balancers avoid it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class SelfTest:
-    """Watches whether the golden samples are answered."""
+    """Checks at intervals that a golden sample is answered correctly."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class SelfTest:
         set_serving: Callable[[bool], None],
         interval_s: float,
     ) -> None:
-        """Prepare; `run` begins.
+        """Prepare; `run` starts it.
 
         Args:
             classifier: what is served.
             ask: classifies one image the way every request goes; raises DigitsError.
-            set_serving: called when the state changes: True for well.
+            set_serving: called with True or False when the state changes.
             interval_s: seconds between tests, and how long an answer may take.
         """
         self._classifier = classifier
@@ -62,7 +62,7 @@ class SelfTest:
         self._set_serving(is_well)
 
     async def _trouble(self) -> str | None:
-        """Classify one golden sample; return what is wrong, if anything."""
+        """Classify one golden sample; return what is wrong, or None."""
         model = self._classifier.served
         sample = self._num_tests % len(model.manifest.golden_images)
         self._num_tests += 1
@@ -71,14 +71,14 @@ class SelfTest:
                 self._ask(model.manifest.golden_images[sample].tobytes()), self._interval_s
             )
         except Overloaded:
-            return self._stall()  # busy is not sick
+            return self._stall()  # busy is not broken
         except TimeoutError:
             return f"no answer within {self._interval_s:g} s"
-        except Unavailable:  # draining: health says so already
+        except Unavailable:  # draining: health is NOT_SERVING already
             return None
         except DigitsError as err:
             return str(err)
-        if answer.model_version != model.version:  # swapped meanwhile, and checked then
+        if answer.model_version != model.version:  # a reload came between; that version was checked
             return None
         expected = model.manifest.golden_probabilities[model.precision][sample]
         difference = np.abs(answer.probabilities[0] - expected).max()
@@ -87,6 +87,6 @@ class SelfTest:
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
 
     def _stall(self) -> str | None:
-        """Tell a queue that is full because nothing runs from one that is merely full."""
+        """Return what is wrong if the queue is full because nothing runs, else None."""
         before, self._images_run = self._images_run, self._classifier.metrics.num_images
         return None if self._images_run != before else "the queue is full and nothing runs"

@@ -31,20 +31,20 @@ async def serve(
 ) -> bool:
     """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
-    Calls `on_ready` when it answers; by default that prints the line that says so.
+    Calls `on_ready` once the server answers; by default that prints the ready line.
 
     Returns:
         True if every accepted request was answered.
 
     Raises:
-        DigitsError: it can't start; see `load_model` and `Server.start`.
+        DigitsError: the server can't start; see `load_model` and `Server.start`.
     """
     with (
-        exporting(config) as exporter,  # first: it says that the others are still starting
+        exporting(config) as exporter,  # first: it answers 503 while the rest starts
         Classifier.open(model_config, batching, config.workers) as classifier,
     ):
         server = Server(classifier, config, exporter)
-        stops = signals.queue_stops()  # from the first call on, a stop drains
+        stops = signals.queue_stops()  # before the first call, so that every stop drains
         try:
             await server.start()
         except ConfigurationError:
@@ -60,20 +60,20 @@ async def drain_when_signalled(
 ) -> bool:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
 
-    Of several workers none heeds a second signal: each may get one from the terminal or from
-    systemd, and the same again from the supervisor, which ends them itself.
+    A worker ignores a second signal: it may get the first from the terminal or from systemd, and
+    the same one from the supervisor, which ends its workers itself.
 
     Args:
-        server: one that has started.
-        stops: where the signals arrive; see `signals.queue_stops`.
-        on_ready: called once signals are heeded: whoever reads that it is ready may stop it.
+        server: a started server.
+        stops: the queue of signals; see `signals.queue_stops`.
+        on_ready: called once signals are handled: the reader of the ready line may send one.
 
     Returns:
-        True: every accepted request was answered. What takes longer than `drain_s` ends the
-        process, too.
+        True: every accepted request was answered. A drain that takes longer than `drain_s` ends the
+        process too.
     """
     signals.install()
-    gc.freeze()  # what start-up made stays: else each full collection looks at all of it
+    gc.freeze()  # else each full collection looks at all that start-up made
     on_ready(server)
     _log.info("draining: %s", signal.Signals(await stops.get()).name)
     drain = asyncio.create_task(server.drain())

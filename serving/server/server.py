@@ -23,7 +23,7 @@ class Server:
     def __init__(
         self, classifier: Classifier, config: ServerConfig, exporter: Exporter | None = None
     ) -> None:
-        """Prepare on the running event loop; classifier and exporter are the caller's to close.
+        """Prepare on the running event loop; the caller closes classifier and exporter.
 
         Raises:
             ConfigurationError: the transport, a certificate or a token can't be used.
@@ -48,7 +48,7 @@ class Server:
         self.metrics_address = "off" if exporter is None else exporter.address
 
     async def start(self) -> None:
-        """Bind and begin to answer.
+        """Bind the port and start to answer.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -63,7 +63,7 @@ class Server:
             self._self_test = asyncio.create_task(test.run())
 
     def report(self) -> Report:
-        """Say what is served and what was counted; from any thread."""
+        """Return what is served and what was counted; from any thread."""
         classifier = self._classifier
         return Report(
             info=replace(classifier.model_info(), transport=self.transport),
@@ -76,15 +76,16 @@ class Server:
         )
 
     async def drain(self) -> bool:
-        """Stop in the order that loses nothing.
+        """Stop without losing an accepted call.
 
-        Health says NOT_SERVING, then new work is refused as UNAVAILABLE while the port still
+        Health turns NOT_SERVING, then new calls are refused as UNAVAILABLE while the port still
         listens, and the port closes last.
 
         Returns:
-            False if `drain_s` seconds passed before every accepted call was answered: it goes on.
+            False if `drain_s` seconds passed before every accepted call was answered; the server
+            goes on then.
         """
-        self._end_self_test()  # first: nothing says SERVING from here on
+        self._end_self_test()  # first: nothing may set SERVING from here on
         self.health.set_serving(False)
         if not await self._transport.drain(self.config.drain_s):
             return False
@@ -96,6 +97,6 @@ class Server:
             self._self_test.cancel()
 
     async def stop(self, grace_s: float) -> None:
-        """Close the port and cut off what is pending; `drain` first to lose nothing."""
+        """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
         await self._transport.stop(grace_s)

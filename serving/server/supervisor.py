@@ -1,6 +1,6 @@
-"""Several server processes on one port, and the supervisor that keeps them alive.
+"""Several server processes on one port, and the supervisor that restarts them.
 
-They share nothing but the port, which the kernel divides among them connection by connection.
+They share only the port; the kernel gives each connection to one of them.
 """
 
 import asyncio
@@ -24,23 +24,23 @@ from serving.telemetry.report import Report, total
 _log = logging.getLogger(__name__)
 
 _MAX_OUTAGE_S = 60.0
-"""How long nobody may serve, after all have served, before starts that fail end the server."""
+"""How long no worker may be ready, once all were, before failing starts end the server."""
 _REPORT_TIMEOUT_S = 1.0
-"""How long the metrics page waits for a worker that may hang; then its last report counts."""
+"""How long the metrics page waits for a worker that may hang; then its last report is used."""
 _OVERDUE_S = 5.0
-"""How long past `drain_s` a worker may take to end; it ends itself, unless it hangs."""
+"""How long past `drain_s` the supervisor waits for a worker to end itself."""
 
 
 async def supervise(
     model_config: ModelConfig, batching: BatchingConfig, config: ServerConfig
 ) -> bool:
-    """Serve like `serve`, from `config.workers` processes; one that dies is started again.
+    """Serve like `serve`, from `config.workers` processes; one that dies is restarted.
 
     Returns:
-        True if every worker that lived at the first signal answered all it had accepted.
+        True if every worker that was alive at the first signal answered all calls that it accepted.
 
     Raises:
-        DigitsError: they can't start, or die again and again and none is left.
+        DigitsError: the workers can't start, or keep dying until none is left.
     """
     with exporting(config) as exporter, reserved_port(config.host, config.port) as port:
         config = replace(config, port=port)
@@ -49,7 +49,7 @@ async def supervise(
 
 
 class Supervisor:
-    """Keeps the workers alive, tells them signals, and adds up what they count."""
+    """Restarts workers, passes signals on to them, and adds up their counts."""
 
     def __init__(
         self, arguments: Arguments, config: ServerConfig, exporter: Exporter | None
@@ -58,34 +58,35 @@ class Supervisor:
         self._arguments = arguments
         self._config = config
         self._workers: dict[int, Worker] = {}
-        """Those alive, by place."""
+        """The workers that are alive, by place."""
         self._dead = Counts()
-        """What those before them counted."""
+        """The counts of the workers that died."""
         self._last: Report | None = None
         self._all_ready = asyncio.Event()
         self._exporter = exporter
         self._is_draining = False
         self._outage_since_s = time.monotonic() - _MAX_OUTAGE_S
-        """Since when nobody serves, if nobody does; a start that fails is given up early."""
+        """Since when no worker is ready, if none is; at start, failing starts are given up
+        early."""
 
     async def run(self) -> bool:
-        """Keep them alive until SIGTERM or SIGINT, then drain; see `supervise`."""
+        """Run the workers until SIGTERM or SIGINT, then drain; see `supervise`."""
         signals.install()
         stops = signals.queue_stops()
-        signals.on_hang_up(lambda: self._tell(signal.SIGHUP))
+        signals.on_hang_up(lambda: self._signal_all(signal.SIGHUP))
         stopped = asyncio.create_task(stops.get())
         serving = asyncio.create_task(self._serve())
         try:
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
-                serving.result()  # raises: they never end otherwise
+                serving.result()  # it ends only by an error, which this raises
             serving.cancel()
             return await self._drain(stops)
         finally:
-            self._tell(signal.SIGKILL)
+            self._signal_all(signal.SIGKILL)
 
     async def _serve(self) -> None:
-        """Keep all places filled until cancelled; the first failure ends it."""
+        """Keep a worker in every place until cancelled; the first failure ends all."""
         places = map(self._keep, range(self._config.workers))
         tasks = [asyncio.create_task(work) for work in (self._announce(), *places)]
         try:
@@ -95,7 +96,7 @@ class Supervisor:
                 task.cancel()
 
     async def _announce(self) -> None:
-        """Once all are ready, open the metrics page and say so."""
+        """Once all workers are ready, open the metrics page and print the ready line."""
         await self._all_ready.wait()
         config, metrics_address = self._config, "off"
         if self._exporter is not None:
@@ -111,24 +112,24 @@ class Supervisor:
         announce(info, address, metrics_address, config.log_format, workers=config.workers)
 
     def _is_serving(self) -> bool:
-        """Tell whether every worker that holds the port, at least one, answers as it should."""
+        """Return whether at least one worker has the port, and all that have it are well."""
         states = [worker.is_serving for worker in list(self._workers.values())]
         listening = [state for state in states if state is not None]
         return bool(listening) and all(listening) and not self._is_draining
 
     async def _keep(self, place: int) -> None:
-        """Keep a worker alive in one place.
+        """Keep a worker running in one place.
 
         Raises:
-            DigitsError: it couldn't start, and said why; or they die again and again, and none is
-                left anywhere.
+            DigitsError: it couldn't start and reported the reason, or workers keep dying and none
+                is left in any place.
         """
         backoff = Backoff()
         while True:
             worker = self._workers[place] = Worker(self._arguments)
             worker.on_ready = self._count_ready
             exit_code = await asyncio.shield(worker.ended)
-            self._bury(place)
+            self._collect_counts(place)
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
@@ -148,8 +149,8 @@ class Supervisor:
         elif len(self._reports()) == self._config.workers:
             self._all_ready.set()
 
-    def _bury(self, place: int) -> None:
-        """Keep what a dead worker has counted."""
+    def _collect_counts(self, place: int) -> None:
+        """Add the counts of a dead worker to those of the dead."""
         if report := self._workers.pop(place).report:
             self._dead += report.counts
             self._last = report
@@ -157,7 +158,7 @@ class Supervisor:
                 self._outage_since_s = time.monotonic()
 
     def _is_hopeless(self, backoff: Backoff) -> bool:
-        """Tell a crash loop, or starts that fail for long, from one worker's trouble."""
+        """Return whether to give up: none is ready, and they crash or fail to start for long."""
         if self._reports():
             return False
         outage_s = time.monotonic() - self._outage_since_s
@@ -167,26 +168,26 @@ class Supervisor:
         return [worker.report for worker in self._workers.values() if worker.report]
 
     async def _report(self) -> Report:
-        """Ask all workers, and add up; without any, tell what the last one told."""
+        """Add up the reports of all workers; without any, use the last report there was."""
         asked = [asyncio.create_task(worker.refresh()) for worker in self._workers.values()]
         if asked:
             await asyncio.wait(asked, timeout=_REPORT_TIMEOUT_S)
         reports = self._reports()
         if not reports:
-            assert self._last is not None, "asked before any was ready"
+            assert self._last is not None, "no worker has been ready yet"
             reports = [self._last.ended()]
         return total(reports, self._dead)
 
-    def _tell(self, number: int) -> None:
-        """Send a signal to all; those that still start keep a SIGHUP."""
+    def _signal_all(self, number: int) -> None:
+        """Send a signal to all workers; one that is starting keeps a SIGHUP."""
         for worker in self._workers.values():
             worker.signal(number)
 
     async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
-        """Have all drain; a second signal, or a worker that hangs, ends them by force."""
+        """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
         alive = list(self._workers.values())
-        self._tell(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
         ended = asyncio.gather(*(worker.ended for worker in alive))
         forced = asyncio.create_task(stops.get())
         timeout_s = self._config.drain_s + _OVERDUE_S
@@ -196,5 +197,5 @@ class Supervisor:
                 "stopped by force: %s", "second signal" if forced.done() else "a worker hangs"
             )
             return False
-        # One that was still starting had no calls, and dies of the signal itself.
+        # One that was still starting had no calls, and is ended by the signal itself.
         return set(ended.result()) <= {0, -signal.SIGTERM}

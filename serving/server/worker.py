@@ -1,4 +1,4 @@
-"""One of several server processes on one port: its life, and how its supervisor sees it."""
+"""One of several server processes on one port: the process, and its supervisor's view of it."""
 
 import asyncio
 import multiprocessing
@@ -21,34 +21,35 @@ from serving.telemetry import logs
 from serving.telemetry.report import Report
 
 _REPORT_INTERVAL_S = 1.0
-"""What a worker counts is told so often: what it counted since is lost with it."""
+"""How often a worker reports; a crash loses what it counted after the last report."""
 _STALE_S = 3 * _REPORT_INTERVAL_S
-"""A worker that has not reported for so long hangs."""
+"""A worker without a report for this long hangs."""
 
 Arguments = tuple[ModelConfig, BatchingConfig, ServerConfig]
-"""What a worker serves, and where."""
+"""The configuration of a worker."""
 
 
 class Worker:
-    """A worker process, as its supervisor's event loop sees it."""
+    """A worker process, from the supervisor's event loop."""
 
     def __init__(self, arguments: Arguments) -> None:
-        """Start it, as a fresh interpreter: gRPC's threads don't survive a fork."""
+        """Spawn the process: gRPC's threads don't survive a fork."""
         self.report: Report | None = None
-        """The last one that it sent; there is one as soon as it answers calls."""
+        """Its last report; there is one as soon as it answers calls."""
         self.error: DigitsError | None = None
-        """Why it couldn't start, if it said so."""
+        """Why it couldn't start, if it reported that."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """Its exit code; minus the signal that ended it."""
+        """Its exit code, negative for a signal."""
         self.ready_s = self.reported_s = 0.0
-        """When it was ready, and when it last reported, in seconds of the monotonic clock."""
+        """When it was ready, and when it last reported, in monotonic seconds."""
         self.on_ready: Callable[[], None] = lambda: None
-        self._told: asyncio.Future[None] | None = None
+        self._reported: asyncio.Future[None] | None = None
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, *arguments), daemon=True)
-        # Ctrl-C and a terminal that closes reach every process of the terminal: a worker heeds
-        # them once it can. The tracker unblocks SIGINT when it starts, so it starts first.
+        # Ctrl-C and a closing terminal signal every process of the terminal: the signals stay
+        # blocked until the worker handles them. The tracker unblocks SIGINT when it starts, so
+        # start it first.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             resource_tracker.ensure_running()
@@ -68,7 +69,7 @@ class Worker:
 
     @property
     def is_serving(self) -> bool | None:
-        """What its health says; False if it hangs, None while it starts and holds no port."""
+        """Whether its health is SERVING; False if it hangs, None before it has the port."""
         if self.report is None:
             return None
         is_stale = time.monotonic() - self.reported_s > _STALE_S
@@ -76,25 +77,25 @@ class Worker:
 
     @property
     def lived_s(self) -> float:
-        """For how many seconds it has been ready."""
+        """Seconds since it was ready; 0 if it never was."""
         return time.monotonic() - self.ready_s if self.report else 0.0
 
     async def refresh(self) -> None:
-        """Wait for a report of now; asks at most once at a time, for it may hang."""
+        """Wait for a new report; only one request at a time is sent, since the worker may hang."""
         if self.report is None or self.ended.done():
             return
-        if self._told is None:
-            self._told = asyncio.get_running_loop().create_future()
+        if self._reported is None:
+            self._reported = asyncio.get_running_loop().create_future()
             self._connection.send(None)
-        await asyncio.shield(self._told)
+        await asyncio.shield(self._reported)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if the process still lives."""
+        """Send a signal, if the process is still alive."""
         if not self.ended.done() and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def _receive(self) -> None:
-        """Take what it sent; nothing blocks, as it sends whole messages or dies."""
+        """Receive its messages; nothing blocks, since it sends whole messages or dies."""
         try:
             while self._connection.poll():
                 self._take(self._connection.recv())
@@ -113,9 +114,9 @@ class Worker:
         self._settle()
 
     def _settle(self) -> None:
-        if self._told is not None:
-            self._told.set_result(None)
-            self._told = None
+        if self._reported is not None:
+            self._reported.set_result(None)
+            self._reported = None
 
     def _end(self) -> None:
         loop = asyncio.get_running_loop()
@@ -134,18 +135,18 @@ def _run(
     batching: BatchingConfig,
     config: ServerConfig,
 ) -> None:
-    """Serve in this process until a signal or the supervisor's end."""
+    """Serve in this process until a signal, or until the supervisor ends."""
     signals.install()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     logs.setup(config.log_format)
 
-    def report_from_now(server: Server) -> None:
+    def start_reporting(server: Server) -> None:
         arguments = (supervisor, server.report)
         threading.Thread(target=_keep_reporting, args=arguments, daemon=True).start()
 
     try:
-        is_drained = uvloop.run(serve(model_config, batching, config, report_from_now))
+        is_drained = uvloop.run(serve(model_config, batching, config, start_reporting))
     except DigitsError as err:
         supervisor.send(err)
         signals.end_process(1)
@@ -153,7 +154,7 @@ def _run(
 
 
 def _keep_reporting(supervisor: Connection, report: Callable[[], Report]) -> None:
-    """Report now, when asked, and every second; without a supervisor, drain."""
+    """Report now, on request, and every second; drain if the supervisor is gone."""
     try:
         while True:
             supervisor.send(report())

@@ -1,6 +1,6 @@
-"""HTTP for machines: /metrics for Prometheus, /healthz and /readyz for probes, and nothing else.
+"""The HTTP port: /metrics for Prometheus, /healthz and /readyz for probes, and nothing else.
 
-One thread serves all connections and one makes the metrics page, however many callers there are.
+One thread serves all connections and one makes the metrics page, for any number of callers.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from serving.telemetry.report import Report
 _MAX_CONNECTIONS = 64
 """One more closes the oldest, so idle connections can't keep a scraper out."""
 _BACKLOG = 256
-"""Connections that the kernel holds until they are accepted; past it they come a second late."""
+"""Connections that wait in the kernel to be accepted; past it they come a second late."""
 _MAX_HEAD_BYTES = 8192
 _TIMEOUT_S = 5.0
-"""How long a connection may last: it carries one request."""
+"""How long a connection may last; it has one request."""
 _TEXT = "text/plain; charset=utf-8"
 
 _Page = tuple[http.HTTPStatus, str, bytes]
@@ -28,10 +28,10 @@ _Page = tuple[http.HTTPStatus, str, bytes]
 
 
 class Exporter:
-    """Listens at once, and answers 503 until `serve` says what there is."""
+    """Listens at once, and answers 503 until `serve` is called."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Listen, on threads of its own.
+        """Listen, on its own threads.
 
         Args:
             host: a name or an address.
@@ -54,11 +54,12 @@ class Exporter:
         self._thread.start()
 
     def serve(self, report: Callable[[], Report], is_serving: Callable[[], bool]) -> None:
-        """Begin to answer.
+        """Start to answer.
 
         Args:
-            report: what /metrics shows; called for each scrape, on a thread of the exporter's.
-            is_serving: what /readyz shows; called on the other one, so it must not block.
+            report: returns what /metrics shows; called for each scrape, on the page's thread.
+            is_serving: returns what /readyz shows; called on the other thread, so it must not
+                block.
         """
         self._report, self._is_serving = report, is_serving
 
@@ -93,7 +94,7 @@ class Exporter:
     def _end(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
         """Close a connection; its task may have been cancelled before it began."""
         writer.transport.abort()
-        with suppress(ValueError):  # it was the oldest
+        with suppress(ValueError):  # it was removed as the oldest
             self._connections.remove(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,7 +113,9 @@ class Exporter:
                 writer.write(b"" if method == b"HEAD" else body)
                 await writer.drain()
                 writer.write_eof()
-                await reader.read()  # else unread bytes would reset what is on its way
+                await (
+                    reader.read()
+                )  # unread bytes would reset the connection before the answer arrives
 
     async def _page(self, target: bytes, head: bytes) -> _Page:
         match target.partition(b"?")[0]:
@@ -150,7 +153,7 @@ def _header(head: bytes, name: bytes) -> str:
 
 @contextmanager
 def exporting(config: ServerConfig) -> Iterator[Exporter | None]:
-    """Open the exporter that a configuration asks for; None if it asks for none."""
+    """Open the exporter; None if the configuration disables it."""
     if config.metrics_port is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""A report in Prometheus's terms."""
+"""The metrics page: a report in Prometheus's format."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def encode(report: Report, accept: str) -> tuple[str, bytes]:
 
 
 class _Collector:
-    """What the encoders need of a registry."""
+    """The part of a registry that the encoders use."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -65,7 +65,7 @@ def _calls(counts: Counts) -> Iterator[Metric]:
         reloads.add_metric((outcome,), number)
     yield reloads
     yield CounterMetricFamily(
-        "digits_worker_restarts", "Workers that died and were started again.", counts.restarts
+        "digits_worker_restarts", "Workers that died and were restarted.", counts.restarts
     )
     yield CounterMetricFamily("digits_images", "Images run.", counts.batch_images.sum)
     answers = CounterMetricFamily(
@@ -77,11 +77,13 @@ def _calls(counts: Counts) -> Iterator[Metric]:
 
 
 def _now(report: Report) -> Iterator[Metric]:
-    yield GaugeMetricFamily("digits_queue_images", "Images that wait.", report.num_waiting)
     yield GaugeMetricFamily(
-        "digits_queue_capacity_images", "Most images that may wait.", report.queue_capacity
+        "digits_queue_images", "Images that wait for a run.", report.num_waiting
     )
-    yield GaugeMetricFamily("digits_calls_in_flight", "Calls that go on.", report.num_calls)
+    yield GaugeMetricFamily(
+        "digits_queue_capacity_images", "The most images that may wait.", report.queue_capacity
+    )
+    yield GaugeMetricFamily("digits_calls_in_flight", "Calls in progress.", report.num_calls)
     yield GaugeMetricFamily(
         "digits_serving", "1 if health says SERVING, else 0.", int(report.is_serving)
     )
@@ -90,7 +92,7 @@ def _now(report: Report) -> Iterator[Metric]:
 def _distributions(counts: Counts) -> Iterator[Metric]:
     for name, text, histogram in (
         ("digits_batch_images", "Images in a run.", counts.batch_images),
-        ("digits_queue_seconds", "From arrival to the (last) run.", counts.queue_s),
+        ("digits_queue_seconds", "From arrival to the last run of a request.", counts.queue_s),
         ("digits_run_seconds", "One run of the model.", counts.run_s),
         ("digits_request_seconds", "From arrival to the answer.", counts.request_s),
         ("digits_certainty", "The probability of the digit that was answered.", counts.certainty),
@@ -99,7 +101,7 @@ def _distributions(counts: Counts) -> Iterator[Metric]:
 
 
 def _process(report: Report) -> Iterator[Metric]:
-    """The names that every exporter has; of several workers and their supervisor the sums."""
+    """Yield the names that every exporter has: sums over workers and supervisor."""
     usage = report.usage
     yield CounterMetricFamily("process_cpu_seconds", "CPU time.", report.counts.cpu_s)
     yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", start_time_s())

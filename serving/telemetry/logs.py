@@ -24,11 +24,11 @@ request_fields: ContextVar[Mapping[str, str]] = ContextVar(
 
 
 _MAX_WAITING = 10_000
-"""Lines that wait for the reader of stderr; more are lost, and counted."""
+"""Lines that wait for the reader of stderr; further ones are lost and counted."""
 _MAX_CHARACTERS = 1_000
-"""Of a line, or of a text in a JSON line."""
+"""The longest line, or text in a JSON line."""
 _PATIENCE_S = 1.0
-"""How long the process waits for that reader at its end."""
+"""How long the process waits for that reader when it ends."""
 
 
 def setup(log_format: LogFormat) -> None:
@@ -36,7 +36,7 @@ def setup(log_format: LogFormat) -> None:
     handler = _Handler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # It reports calls whose callers left before their status was sent: no event of ours.
+    # It logs calls whose callers left before their status was sent, which is not worth a line.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
@@ -44,7 +44,7 @@ def print_line(line: str, stream: TextIO | None) -> bool:
     """Print a line; takes a second at most, and raises nothing.
 
     Returns:
-        False if nobody has read it yet: the stream is locked until then.
+        False if it has not been read yet: the stream stays locked until then.
     """
 
     def write() -> None:
@@ -63,7 +63,7 @@ class _Handler(logging.Handler):
     """Formats and writes on a thread of its own, so that no caller waits for a slow reader."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Begin to write; a stream of None, which a closed stderr is, drops all."""
+        """Start the writer; a stream of None, which is a closed stderr, drops all lines."""
         super().__init__()
         self._stream = stream
         self._lines: queue.SimpleQueue[logging.LogRecord | threading.Event] = queue.SimpleQueue()
@@ -71,7 +71,7 @@ class _Handler(logging.Handler):
         threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line, with what the current request adds to it."""
+        """Queue a line, with the fields of the current request."""
         record.__dict__["fields"] = _fields_of(record)
         if self._lines.qsize() < _MAX_WAITING:
             self._lines.put(record)
@@ -79,7 +79,7 @@ class _Handler(logging.Handler):
             self._num_lost += 1
 
     def flush(self) -> None:
-        """Wait until what was logged is written, but not for long."""
+        """Wait until the queued lines are written, for a second at most."""
         written = threading.Event()
         self._lines.put(written)
         written.wait(_PATIENCE_S)
@@ -115,20 +115,20 @@ def _lost(num_lines: int) -> logging.LogRecord:
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
-    """Return what a line shows beside its message."""
+    """Return the fields of a line beside its message."""
     own: Mapping[str, object] = getattr(record, "fields", {})
     return {**request_fields.get(), **own}
 
 
 class _Formatter(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """Write the time as RFC 3339 has it, with the offset from UTC."""
+        """Write the time by RFC 3339, with the offset from UTC."""
         local = datetime.fromtimestamp(record.created).astimezone()
         return local.isoformat(timespec="milliseconds")
 
 
 def _shortened(text: str) -> str:
-    """Keep the ends of a long text: how it begins, and the innermost of a traceback."""
+    """Keep both ends of a long text: its beginning, and the innermost frames of a traceback."""
     half = _MAX_CHARACTERS // 2
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
@@ -138,7 +138,7 @@ class _TextFormatter(_Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Escape what would break the line or drive a terminal."""
+        """Escape newlines and control characters."""
         line = super().format(record)
         line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
         return _shortened(
@@ -148,7 +148,7 @@ class _TextFormatter(_Formatter):
 
 class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Write the event as one JSON object; json escapes every control character."""
+        """Write the event as one JSON object; json escapes control characters."""
         event = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),

@@ -1,7 +1,7 @@
-"""What the server counts.
+"""The server's counters and histograms.
 
-Timings ride with each run, so nothing is observed per request. A run is noted, and many runs are
-added up at once: when Prometheus reads, or when there are enough of them.
+Timings travel with each run, so nothing is observed per request. A run is put into a list, and many
+runs are added up at once: when the metrics are read, or when there are enough of them.
 """
 
 import copy
@@ -27,23 +27,23 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 _MAX_RUNS = 64
-"""Runs that are noted before they are added up."""
+"""Runs that are kept before they are added up."""
 _Run = tuple[float, float, Sequence[tuple[float, str | None, int]], bytes, bytes]
-"""Seconds at start and end, (arrival, method, calls) of what was answered, and every row's digit
-and probabilities."""
+"""Start and end in seconds, (arrival, method, calls) of the answered requests, and every row's
+digit and probabilities."""
 
 
 class Histogram:
     """Counts of values between fixed bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Start empty; a value on a bound counts below it, as in Prometheus."""
+        """Start empty; a value equal to a bound counts below it, as in Prometheus."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def add(self, value: float, times: int = 1) -> None:
-        """Count a value, perhaps several times."""
+        """Count a value `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
@@ -55,12 +55,12 @@ class Histogram:
         self.sum += float(values.sum(dtype=np.float64))
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, how many values up to it), as the exposition format wants them."""
+        """Return (upper bound, number of values up to it), as the exposition format needs them."""
         names = [*map(str, self.bounds), "+Inf"]
         return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
 
     def __iadd__(self, other: "Histogram") -> Self:
-        """Count what another one, with the same bounds, has counted."""
+        """Add the counts of another histogram with the same bounds."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.sum += other.sum
         return self
@@ -74,13 +74,13 @@ class Counts:
     """Calls that have ended, by method and status."""
     reloads: Counter[str] = field(default_factory=lambda: Counter(adopted=0, failed=0))
     restarts: int = 0
-    """Workers that died and were started again."""
+    """Workers that died and were restarted."""
     cpu_s: float = 0.0
-    """Processor time, of processes that have ended, too."""
+    """Processor time, including processes that have ended."""
     digits: list[int] = field(default_factory=lambda: [0] * NUM_CLASSES)
     """Images run, by the digit that was answered."""
     certainty: Histogram = field(default_factory=partial(Histogram, _CERTAINTIES))
-    """The probability of that digit: it falls when the pictures are no longer those trained on."""
+    """The probability of that digit: it falls when the pictures differ from the training images."""
     batch_images: Histogram = field(default_factory=partial(Histogram, _IMAGES))
     queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
@@ -101,7 +101,7 @@ class Counts:
         return self
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Sum the counts of two processes; both stay as they are."""
+        """Return the sum of two processes' counts; both stay unchanged."""
         total = copy.deepcopy(self)
         total += other
         return total
@@ -124,13 +124,13 @@ class Metrics:
         digits: bytes,
         probabilities: bytes,
     ) -> None:
-        """Take note of a run that succeeded; from any thread.
+        """Count a run that succeeded; from any thread.
 
         Args:
             started_s: when it began, in monotonic seconds.
             finished_s: when it ended.
-            requests: what it answered: arrival, the method to count an answered call under (None
-                if that is counted elsewhere), and how many such calls.
+            requests: the answered requests: arrival, method to count an answered call under (None
+                if it is counted elsewhere), number of such calls.
             digits: one byte for each image of the run.
             probabilities: ten float32 for each.
         """
@@ -139,7 +139,7 @@ class Metrics:
             self.add_up()
 
     def add_up(self) -> None:
-        """Add what was noted to the counts."""
+        """Add the kept runs to the counts."""
         counts = self._counts
         with self._lock:
             outcomes = []
@@ -157,7 +157,7 @@ class Metrics:
                 self._add_outcomes(*map(b"".join, zip(*outcomes, strict=True)))
 
     def _add_outcomes(self, digits: bytes, probabilities: bytes) -> None:
-        """Count what many runs answered, at once: some 8 µs, and 10 ns an image."""
+        """Count the answers of many runs at once: some 8 µs, and 10 ns an image."""
         answered = np.frombuffer(digits, np.uint8)
         rows = np.arange(len(answered)) * NUM_CLASSES
         certainty = np.frombuffer(probabilities, "<f4")[rows + answered]
@@ -170,7 +170,7 @@ class Metrics:
         """Count a call that has ended, unless `observe_run` does; from any thread.
 
         Args:
-            method: the gRPC method's name, such as "Classify"; "other" for one that is unknown.
+            method: the gRPC method's name, such as "Classify"; "other" for an unknown one.
             status: the status code's name, such as "OK".
             times: how many calls.
         """
@@ -178,12 +178,12 @@ class Metrics:
             self._counts.requests[method, status] += times
 
     def count_reload(self, outcome: str) -> None:
-        """Count a version that was "adopted", or one that "failed" and was refused."""
+        """Count a reload: "adopted", or "failed" for a version that was refused."""
         with self._lock:
             self._counts.reloads[outcome] += 1
 
     def snapshot(self) -> Counts:
-        """Copy what was counted so far."""
+        """Return a copy of the counts so far."""
         self.add_up()
         with self._lock:
             self._counts.cpu_s = time.process_time()
@@ -191,12 +191,12 @@ class Metrics:
 
     @property
     def reloads(self) -> dict[str, int]:
-        """Reloads so far by outcome."""
+        """The reloads so far, by outcome."""
         with self._lock:
             return dict(self._counts.reloads)
 
     @property
     def num_images(self) -> float:
-        """Images run so far."""
+        """The images run so far."""
         self.add_up()
         return self._counts.batch_images.sum

@@ -1,4 +1,4 @@
-"""What a server's metrics page shows, of one process or of several."""
+"""The content of the metrics page, from one process or several."""
 
 import time
 from dataclasses import replace
@@ -10,32 +10,32 @@ from serving.telemetry.metrics import Counts
 
 
 class Report(NamedTuple):
-    """What a metrics page shows at one moment; goes from process to process."""
+    """The content of the metrics page at one moment; workers send it to their supervisor."""
 
     info: ModelInfo
     """What is being served."""
     num_waiting: int
-    """Images that wait."""
+    """Images that wait for a run."""
     queue_capacity: int
     """The most images that may wait."""
     num_calls: int
-    """Calls that go on."""
+    """Calls in progress."""
     is_serving: bool
-    """What health says."""
+    """Whether health is SERVING."""
     usage: Usage
-    """What the process holds."""
+    """Memory and file descriptors of the process."""
     counts: Counts
     """What was counted so far."""
 
     def ended(self) -> "Report":
-        """Return what remains of it once its process has ended: what it served, and zeros."""
+        """Return the report of a process that has ended: what it served, and zeros."""
         return self._replace(
             num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
         )
 
 
 def total(reports: list[Report], earlier: Counts) -> Report:
-    """Add up the reports of workers, at least one, and what those before them counted."""
+    """Add up the reports of workers, at least one, and the counts of those that died."""
     counts = earlier
     for report in reports:
         counts = counts + report.counts
