@@ -41,7 +41,7 @@ def convert(
         A checked graph from `images` uint8 [N, pixels] to `probabilities` float32 [N, classes].
 
     Raises:
-        ExportError: ONNX lacks an operation of the network.
+        ExportError: ONNX lacks an operation of the network, or the graph is not valid.
     """
     shape, dtype = model.input_shape[1:], model.inputs[0].dtype
 
@@ -61,7 +61,10 @@ def convert(
     fold_scaling(proto.graph, signature.pixels)
     _rename(proto.graph, [layer.name for layer in model.layers if layer.weights])
     _describe(proto, name, signature, properties)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as err:
+        raise ExportError(f"{name} has no valid ONNX graph: {first_line(err)}") from err
     return proto
 
 

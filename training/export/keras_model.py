@@ -19,6 +19,9 @@ BATCH = 256
 PARITY_TOLERANCE = 1e-4
 """Ten times that of digits: logits may be large, and float32 rounds large numbers coarsely."""
 
+MAX_LABEL = 100
+"""Characters of a label: serving refuses longer ones."""
+
 SUM_TOLERANCE = 1e-3
 """The largest distance from 1 of probabilities added up, as float32 or coarser rounds them."""
 
@@ -169,9 +172,10 @@ def _labels(path: Path | None, num_classes: int) -> tuple[str, ...]:
         labels = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as err:
         raise UnusableInput(f"cannot read {path}: {err}") from err
-    num_different = len({*filter(None, labels)})
-    if not len(labels) == num_different == num_classes:
+    fit = {label for label in labels if label.isprintable() and 0 < len(label) <= MAX_LABEL}
+    if not len(fit) == len(labels) == num_classes:
         raise UnusableInput(
-            f"{path}: expected {num_classes} different labels, one a line, got {num_different}"
+            f"{path}: expected {num_classes} different labels of 1 to {MAX_LABEL} printable "
+            f"characters, one a line, got {len(fit)} in {len(labels)} lines"
         )
     return tuple(labels)

@@ -99,7 +99,7 @@ def test_folder_of_gzipped_files_is_read(folder: Path) -> None:
     assert_loaded(Mnist.load(folder))
 
 
-def test_folder_that_lacks_a_file_is_refused_and_nowhere_else_is_looked(
+def test_folder_that_lacks_a_file_is_refused_without_a_download(
     folder: Path, mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))

@@ -42,7 +42,7 @@ def manifest(version: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def own_artifacts(artifacts: Path, tmp_path: Path) -> Path:
-    """A copy of what training left, to spoil."""
+    """A copy of the artifacts, which a test may change."""
     return Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
 
 

@@ -59,7 +59,7 @@ def test_graph_loads_in_the_oldest_supported_onnx_runtime(proto: onnx.ModelProto
     assert [(opset.domain, opset.version <= 21) for opset in proto.opset_import] == [("", True)]
 
 
-def test_graph_tells_where_it_comes_from(proto: onnx.ModelProto, artifacts: Path) -> None:
+def test_graph_names_its_origin(proto: onnx.ModelProto, artifacts: Path) -> None:
     metrics = json.loads((artifacts / "metrics.json").read_text())
     assert (proto.producer_name, proto.producer_version) == (
         "digit-serving", metadata.version("digit-serving"),

@@ -222,9 +222,13 @@ def test_labels_are_read_from_a_file(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a\nb\n", "expected 26 different labels, one a line, got 2"),
-        (b"a\n" * 26, "expected 26 different labels, one a line, got 1"),
-        (b"a\n\nc", "expected 26 different labels, one a line, got 2"),
+        (b"a\nb\n", "expected 26 different labels .* got 2 in 2 lines"),
+        (b"a\n" * 26, "expected 26 different labels .* got 1 in 26 lines"),
+        (b"a\n\nc", "expected 26 different labels .* got 2 in 3 lines"),
+        (
+            b"\n".join([*b"a b c d e f g h i j k l m n o p q r s t u v w x y".split(), b"z" * 101]),
+            "1 to 100 printable characters, one a line, got 25 in 26 lines",
+        ),
         (b"\xff", "cannot read .*labels.txt"),
     ],
 )

@@ -36,7 +36,7 @@ def test_same_seed_gives_the_same_first_weights() -> None:
     assert not np.array_equal(weights[0], weights[2])
 
 
-def test_teacher_logits_with_probabilities() -> None:
+def test_teacher_answers_with_probabilities() -> None:
     teacher = networks.NETWORKS["cnn"]((0.3,))
     answers = np.asarray(teacher(np.ones((3, 784), np.float32)))
     assert answers.shape == (3, 10)

@@ -65,8 +65,8 @@ def test_history_has_a_value_for_every_epoch(artifacts: Path) -> None:
     assert history["loss"][-1] < history["loss"][0]
 
 
-def test_finished_training_leaves_no_checkpoint(artifacts: Path) -> None:
-    assert not (artifacts / "checkpoint.npz").exists()
+def test_finished_training_leaves_three_files(artifacts: Path) -> None:
+    assert set(os.listdir(artifacts)) == {"model.keras", "history.json", "metrics.json"}
 
 
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:

@@ -5,7 +5,7 @@ from training.data.mnist import Mnist
 from training.study.corruptions import CORRUPTIONS, corrupt
 
 
-def test_corruptions_change_the_images_always_alike(mnist_sample: Mnist) -> None:
+def test_corruptions_change_the_images_the_same_every_time(mnist_sample: Mnist) -> None:
     once, again = corrupt(mnist_sample.test_images), corrupt(mnist_sample.test_images)
     assert list(once) == list(CORRUPTIONS)
     for kind, images in once.items():

@@ -36,7 +36,7 @@ def test_tricks_lead_from_the_tutorial_to_best() -> None:
     assert recipes[-1] == dataclasses.asdict(best)
 
 
-def test_interrupted_study_goes_on_with_what_is_missing(
+def test_interrupted_study_resumes_with_what_is_missing(
     tmp_path: Path, mnist_sample: Mnist
 ) -> None:
     def interrupt_the_ablation(line: str) -> None:

@@ -137,7 +137,7 @@ def test_same_figure_gives_the_same_svg() -> None:
     assert one == other
 
 
-def test_alternatives_say_what_is_seen() -> None:
+def test_alternative_texts_describe_the_figures() -> None:
     history = {"loss": [0.5, 0.1], "val_loss": [0.4, 0.2],
                "accuracy": [0.7, 0.9], "val_accuracy": [0.8, 0.85]}  # fmt: skip
     assert report.curves_alt(history) == (
