@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop test-packaging
+.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop test-web test-packaging
 .PHONY: lint docs protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -64,6 +64,9 @@ soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
 test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer and grpc-js (a minute, installs them apart)
 	$(RUN) -m pytest -q -m interop tests/interop
 
+test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
+	$(RUN) -m pytest -q -m web tests/web
+
 test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)
 	$(RUN) -m pytest -q -m packaging tests/packaging
 
@@ -87,7 +90,7 @@ protos-check: protos  ## fail if the committed generated code is stale
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-LOCK_ALL = $(LOCK) --extra pictures --extra bench --extra dev
+LOCK_ALL = $(LOCK) --extra pictures --extra http --extra bench --extra dev
 
 lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv

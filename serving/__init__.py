@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Overloaded,
         RequestError,
         ServingError,
+        TooLarge,
         Unauthenticated,
         Unavailable,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "Predictions",
     "RequestError",
     "ServingError",
+    "TooLarge",
     "Unauthenticated",
     "Unavailable",
     "from_picture",

@@ -25,6 +25,10 @@ EXTRAS = {
     "prometheus_client": "serve",
     "ngh2": "serve",
     "uvloop": "serve",
+    "starlette": "http",
+    "uvicorn": "http",
+    "httptools": "http",
+    "python_multipart": "http",
     "PIL": "pictures",
     "scipy": "pictures",
 }

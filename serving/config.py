@@ -113,6 +113,10 @@ class ServerConfig:
     """The address of metrics, liveness and readiness over HTTP, without TLS and tokens."""
     metrics_port: int | None = 9_090
     """Their TCP port; 0 lets the kernel choose, None is off."""
+    http_host: str = "127.0.0.1"
+    """The address of HTTP: the inference protocol's REST, pictures, and the page to draw on."""
+    http_port: int | None = None
+    """Its TCP port; 0 lets the kernel choose, None is off."""
     transport: TransportName = "auto"
     """The gRPC implementation; "auto" takes h2 if ngh2 is installed."""
     workers: int = 1
@@ -137,8 +141,9 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
-        metrics_port = self.metrics_port or 0
-        _require(0 <= metrics_port <= 65_535, "metrics_port", metrics_port, "0 to 65535")
+        for name in ("metrics_port", "http_port"):
+            port = getattr(self, name) or 0
+            _require(0 <= port <= 65_535, name, port, "0 to 65535")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):

@@ -3,6 +3,7 @@
     DigitsError
     ├── RequestError            the caller can fix it: change the request
     │   ├── InvalidRequest      wrong shape, dtype, byte count, or number of images
+    │   │   └── TooLarge        more bytes or pixels than are read
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
     └── ServingError            the request was fine: retry, or call the operator
@@ -35,6 +36,10 @@ class RequestError(DigitsError):
 
 class InvalidRequest(RequestError):
     """The images are invalid; the text says what was expected and what came."""
+
+
+class TooLarge(InvalidRequest):
+    """The request or a picture in it has more bytes or pixels than are read."""
 
 
 class ModelNotFound(RequestError):

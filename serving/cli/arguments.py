@@ -3,7 +3,7 @@
 import argparse
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from commandline.parser import Parser
 from serving.config import (
@@ -89,6 +89,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
         help="TCP port of these; 0 lets the kernel choose; off disables them")  # fmt: skip
+    add("--http-host", default=config.http_host, metavar="HOST", help="address of HTTP")
+    add("--http-port", type=_port_or_off, default="auto", metavar="PORT",
+        help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
+        "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
     add("--transport", choices=get_args(TransportName), default=config.transport,
         help="gRPC implementation; auto takes h2 if ngh2 is installed")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
@@ -127,9 +131,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="format of the log lines on stderr and of the ready line on stdout")  # fmt: skip
 
 
-def _port_or_off(text: str) -> int | None:
+def _port_or_off(text: str) -> int | Literal["auto"] | None:
     if text == "off":
         return None
+    if text == "auto":
+        return "auto"
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a port or off, got {text!r}")
     return int(text)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ from commandline import extras
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 from serving.system import signals
+from serving.system.address import check_free
 from serving.system.files import require_descriptors, reserve_standard_files
 from serving.telemetry import logs
 
@@ -37,10 +39,32 @@ def _serve(options: argparse.Namespace) -> int:
     logs.setup(options.log_format)
     batching = _config(BatchingConfig, options)
     security = _config(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
-    config = _config(ServerConfig, options, security=security)
+    port = _http_port(options)
+    config = _config(ServerConfig, options, http_port=port, security=security)
     require_descriptors(64 + 8 * config.workers)
     is_drained = run(_model_config(options), batching, config)
     signals.end_process(0 if is_drained else 1)
+
+
+_HTTP = ("starlette", "uvicorn", "httptools", "python_multipart")
+_USUAL_HTTP_PORT = 8080
+
+
+def _http_port(options: argparse.Namespace) -> int | None:
+    """Choose the port of HTTP: the usual one if none is named, but only where that works."""
+    if options.http_port != "auto":
+        if options.http_port is not None:
+            extras.require(*_HTTP)
+        port: int | None = options.http_port
+        return port
+    if not all(map(find_spec, _HTTP)):
+        return None
+    try:
+        check_free(options.http_host, _USUAL_HTTP_PORT)
+    except ConfigurationError as err:
+        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
+        return None
+    return _USUAL_HTTP_PORT
 
 
 def _classify(options: argparse.Namespace) -> int:

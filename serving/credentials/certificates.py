@@ -17,21 +17,25 @@ from serving.credentials.watched_files import WatchedFiles, read_bytes
 from serving.errors import ConfigurationError
 
 
-def server_context(config: SecurityConfig) -> Callable[[], ssl.SSLContext] | None:
+def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SSLContext] | None:
     """Return a function that gives the context for a new connection; None without a certificate.
+
+    Args:
+        config: the files.
+        protocol: what is spoken, as ALPN names it: "h2" or "http/1.1".
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
-    return (
-        None if config.tls_cert is None else WatchedFiles(_files(config), lambda: _h2(config)).get
-    )
+    if config.tls_cert is None:
+        return None
+    return WatchedFiles(_files(config), lambda: _context(config, protocol)).get
 
 
-def _h2(config: SecurityConfig) -> ssl.SSLContext:
+def _context(config: SecurityConfig, protocol: str) -> ssl.SSLContext:
     context = _loaded(config)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     if config.tls_client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, TooLarge
 
 MAX_PIXELS = 80_000_000
 """The largest picture decoded: a PNG of this size takes some 700 MB for a moment."""
@@ -51,7 +51,7 @@ def read_grey(source: str | Path | BinaryIO) -> Grey:
     except UnidentifiedImageError as err:
         raise InvalidRequest(f"expected a picture ({', '.join(formats())})") from err
     except Image.DecompressionBombError as err:
-        raise InvalidRequest(f"expected at most {MAX_PIXELS} pixels: {_line(err)}") from err
+        raise TooLarge(f"expected at most {MAX_PIXELS} pixels: {_line(err)}") from err
     except OSError as err:
         raise InvalidRequest(f"cannot be read: {err.strerror or _line(err)}") from err
     except Exception as err:  # the decoders raise anything, from TypeError to struct.error
@@ -82,14 +82,14 @@ def _seekable(file: BinaryIO) -> BinaryIO:
         content = file.read(MAX_BYTES + 1)
         file, size = io.BytesIO(content), len(content)
     if size > MAX_BYTES:
-        raise InvalidRequest(f"expected at most {MAX_BYTES} bytes")
+        raise TooLarge(f"expected at most {MAX_BYTES} bytes")
     return file
 
 
 def _decoded(file: BinaryIO) -> Grey:
     with Image.open(file, formats=formats()) as picture:
         if picture.width * picture.height > MAX_PIXELS:
-            raise InvalidRequest(
+            raise TooLarge(
                 f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"
             )
         picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # JPEG: decode fewer pixels to begin with

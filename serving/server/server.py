@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from serving.classifier import Classifier
 from serving.config import ServerConfig
@@ -9,12 +10,15 @@ from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.methods import inference_methods
+from serving.protocols.oip.methods import Queries, inference_methods
 from serving.server.self_test import SelfTest
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
 from serving.telemetry.report import Report
 from serving.transports import choose_transport, open_transport
+
+if TYPE_CHECKING:
+    from serving.transports.http.server import HttpServer
 
 
 class Server:
@@ -33,9 +37,10 @@ class Server:
         self.config = config
         self.transport = choose_transport(config.transport)
         self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
+        queries = Queries(classifier, self.health)
         methods = [
             *digits_methods(classifier, self.transport),
-            *inference_methods(classifier, self.health),
+            *inference_methods(classifier, queries),
             *self.health.methods(),
         ]
         if config.reflection:
@@ -43,9 +48,15 @@ class Server:
 
             methods += reflection_methods()
         self._transport = open_transport(self.transport, classifier, methods, config)
+        self._http = _http_server(classifier, queries, config)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
+
+    @property
+    def http_url(self) -> str | None:
+        """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
+        return None if self._http is None else self._http.url
 
     async def start(self) -> None:
         """Bind the port and start to answer.
@@ -54,6 +65,8 @@ class Server:
             ConfigurationError: the address can't be bound.
         """
         self.address = await self._transport.start()
+        if self._http is not None:
+            self._http.start()
         self.health.set_serving(True)
         if self._exporter is not None:
             self._exporter.serve(self.report, lambda: self.health.is_serving)
@@ -99,4 +112,16 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
+        if self._http is not None:
+            await asyncio.to_thread(self._http.stop)
         await self._transport.stop(grace_s)
+
+
+def _http_server(
+    classifier: Classifier, queries: Queries, config: ServerConfig
+) -> "HttpServer | None":
+    if config.http_port is None:
+        return None
+    from serving.transports.http.server import HttpServer
+
+    return HttpServer(classifier, queries, config, shared=config.workers > 1)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
@@ -42,10 +43,20 @@ async def supervise(
     Raises:
         DigitsError: the workers can't start, or keep dying until none is left.
     """
-    with exporting(config) as exporter, reserved_port(config.host, config.port) as port:
-        config = replace(config, port=port)
+    with (
+        exporting(config) as exporter,
+        reserved_port(config.host, config.port) as port,
+        _reserved_http_port(config) as http_port,
+    ):
+        config = replace(config, port=port, http_port=http_port)
         arguments = (model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(arguments, config, exporter).run()
+
+
+def _reserved_http_port(config: ServerConfig) -> AbstractContextManager[int | None]:
+    if config.http_port is None:
+        return nullcontext()
+    return reserved_port(config.http_host, config.http_port)
 
 
 class Supervisor:

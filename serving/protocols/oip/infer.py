@@ -27,10 +27,12 @@ _RAW_CONTENTS = b"\x3a"
 class Infer:
     """Reads ModelInferRequests, and writes their answers."""
 
-    def __init__(self, classifier: Classifier, *, is_stream: bool = False) -> None:
+    def __init__(
+        self, classifier: Classifier, statistics: Statistics, *, is_stream: bool = False
+    ) -> None:
         """Describe what `classifier` serves; a stream wraps each answer once more."""
         self.layouts = Layouts()
-        self.statistics = Statistics()
+        self.statistics = statistics
         self._classifier = classifier
         self._is_stream = is_stream
         self._method = None if is_stream else "ModelInfer"

@@ -10,15 +10,15 @@ from serving.protocols.method import ImagesStream, ImagesUnary, Method, Unary
 from serving.protocols.oip import inference_pb, metadata
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.inference_pb import parse
+from serving.protocols.oip.statistics import Statistics
 
 SERVICE = inference_pb.SERVICE
 
 
-def inference_methods(classifier: Classifier, health: Health) -> list[Method]:
+def inference_methods(classifier: Classifier, queries: "Queries") -> list[Method]:
     """Describe the service's methods; what is not among them is UNIMPLEMENTED."""
-    infer, stream = Infer(classifier), Infer(classifier, is_stream=True)
-    stream.statistics = infer.statistics
-    queries = _Queries(classifier, infer, health).answers
+    infer = Infer(classifier, queries.statistics)
+    stream = Infer(classifier, queries.statistics, is_stream=True)
     return [
         ImagesUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
                     layouts=infer.layouts, note_failure=infer.note_failure),
@@ -26,7 +26,7 @@ def inference_methods(classifier: Classifier, health: Health) -> list[Method]:
                      read=stream.read, layouts=stream.layouts, note_failure=stream.note_failure,
                      error_message=stream.error_message),
         *(Unary(path=f"/{SERVICE}/{name}", name=name, answer=_encoded(answer))
-          for name, answer in queries.items()),
+          for name, answer in queries.answers.items()),
     ]  # fmt: skip
 
 
@@ -34,12 +34,14 @@ def _encoded(answer: Callable[[bytes], Any]) -> Callable[[bytes], bytes]:
     return lambda request: answer(request).SerializeToString()
 
 
-class _Queries:
+class Queries:
     """Answers what clients ask about the server and its model."""
 
-    def __init__(self, classifier: Classifier, infer: Infer, health: Health) -> None:
+    def __init__(self, classifier: Classifier, health: Health) -> None:
+        """Speak of what `classifier` serves, and of its health."""
+        self.statistics = Statistics()
+        """Counts the protocol's requests."""
         self._classifier = classifier
-        self._infer = infer
         self._health = health
         self.answers: dict[str, Callable[[bytes], Any]] = {
             "ServerLive": lambda _: inference_pb.ServerLiveResponse(live=True),
@@ -78,7 +80,7 @@ class _Queries:
         message = parse(inference_pb.ModelStatisticsRequest, request)
         info = self._classifier.model_info()
         self._check_model(message.name or info.name, message.version)
-        statistics = self._infer.statistics.message(info.name, info.version)
+        statistics = self.statistics.message(info.name, info.version)
         return inference_pb.ModelStatisticsResponse(model_stats=[statistics])
 
     def repository_index(self, request: bytes) -> Any:

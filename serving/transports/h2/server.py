@@ -42,7 +42,7 @@ class H2Server:
         batching = classifier.batching
         self._classifier = classifier
         self._config = config
-        self._tls = server_context(config.security)
+        self._tls = server_context(config.security, "h2")
         self._limits = limits or Limits(
             # Twice the largest request: one that is a little too large is read, and told so.
             max_message_bytes=2 * batching.max_request_images * IMAGE_BYTES + _SPARE_BYTES,

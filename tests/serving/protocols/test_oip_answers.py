@@ -6,6 +6,7 @@ import pytest
 from serving import Classifier
 from serving.images import IMAGE_BYTES, Images
 from serving.protocols.oip.infer import Infer
+from serving.protocols.oip.statistics import Statistics
 from serving.protocols.plan import frame
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
 
@@ -15,7 +16,7 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 @pytest.fixture
 def method(classifier: Classifier) -> Infer:
-    return Infer(classifier)
+    return Infer(classifier, Statistics())
 
 
 def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:

@@ -1,0 +1,206 @@
+"""The Open Inference Protocol over HTTP: JSON, and tensors as bytes behind it.
+
+A request with the header Inference-Header-Content-Length has that many bytes of JSON; the bytes
+behind are its binary tensors (the binary tensor data extension, as Triton and KServe have it).
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.errors import InvalidRequest
+from serving.protocols.oip import inference_pb
+from serving.protocols.oip.tensors import shown
+
+_MAX_DEPTH = 4
+"""Lists in lists that are read: [N, height, width, 1]."""
+
+
+class Form(NamedTuple):
+    """How an answer is written."""
+
+    is_binary: bool
+    """Whether its tensor follows the JSON as bytes; else it is numbers in the JSON."""
+
+
+def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[Any, Form]:
+    """Read an inference request.
+
+    Args:
+        body: the whole body.
+        json_bytes: how many of them are JSON; None for all.
+        name: the model's, from the path.
+        version: its version's, from the path; "" leaves the choice to the server.
+
+    Returns:
+        A ModelInferRequest with raw contents, yet to be checked against the model; and the form of
+        its answer.
+
+    Raises:
+        InvalidRequest: the text says what was expected and what came.
+    """
+    if json_bytes is not None and not 0 <= json_bytes <= len(body):
+        raise InvalidRequest(f"expected {json_bytes} bytes of JSON, got a body of {len(body)}")
+    head = _object(_json(body if json_bytes is None else body[:json_bytes]), "the body")
+    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    request.id = _text(head.get("id", ""), "id")
+    _set_parameters(request, head)
+    rest = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
+    for item in _objects(head, "inputs"):
+        rest = _add_input(request, item, rest)
+    if len(rest):
+        raise InvalidRequest(f"expected the tensors to end the body, got {len(rest)} bytes more")
+    is_binary = bool(_parameters(head).get("binary_data_output", False))
+    for item in _objects(head, "outputs"):
+        output = request.outputs.add(name=_text(item.get("name", ""), "name"))
+        _set_parameters(output, item)
+        is_binary = bool(_parameters(item).get("binary_data", is_binary))
+    return request, Form(is_binary)
+
+
+def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
+    """Write an inference response whose contents are raw float32.
+
+    Returns:
+        The body, and how many of its bytes are JSON; None for all.
+    """
+    tensor, contents = response.outputs[0], response.raw_output_contents[0]
+    output: dict[str, Any] = {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "shape": list(tensor.shape),
+    }
+    head = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id:
+        head["id"] = response.id
+    if form.is_binary:
+        output["parameters"] = {"binary_data_size": len(contents)}
+        data = json.dumps({**head, "outputs": [output]}).encode()
+        return data + contents, len(data)
+    output["data"] = np.frombuffer(contents, "<f4").tolist()
+    return json.dumps({**head, "outputs": [output]}).encode(), None
+
+
+def read_index(body: bytes) -> bool:
+    """Read a question for the repository's index: whether only models that are ready are asked for.
+
+    Raises:
+        InvalidRequest: no JSON, or another kind of it.
+    """
+    ready = _object(_json(body), "the body").get("ready", False)
+    if not isinstance(ready, bool):
+        raise InvalidRequest("expected ready as a boolean")
+    return ready
+
+
+def as_json(message: Any) -> Any:
+    """Turn a message into what JSON can hold, zeros included, as HTTP clients expect them."""
+    fields: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            fields[field.name] = {key: as_json(entry) for key, entry in value.items()}
+        elif field.is_repeated:
+            is_message = field.message_type is not None
+            fields[field.name] = [as_json(item) if is_message else item for item in value]
+        elif field.message_type is not None:
+            if message.HasField(field.name):
+                fields[field.name] = as_json(value)
+        elif field.enum_type is not None:
+            fields[field.name] = field.enum_type.values_by_number[value].name
+        elif field.containing_oneof is None or message.HasField(field.name):
+            fields[field.name] = value
+    return fields
+
+
+def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryview:
+    """Add an input tensor; return the bytes behind its own."""
+    shape = item.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise InvalidRequest("expected shape as a list of integers")
+    if not all(-(2**63) <= size < 2**63 for size in shape):
+        raise InvalidRequest("expected sizes in shape that fit 64 bits")
+    name, datatype = (
+        _text(item.get("name", ""), "name"),
+        _text(item.get("datatype", ""), "datatype"),
+    )
+    tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
+    parameters = dict(_parameters(item))
+    size = parameters.pop("binary_data_size", None)
+    _set_parameters(tensor, {"parameters": parameters})
+    if size is None:
+        if "data" not in item:
+            raise InvalidRequest("expected data, or the parameter binary_data_size")
+        request.raw_input_contents.append(_pixels(item["data"]))
+        return rest
+    if type(size) is not int or not 0 <= size <= len(rest):
+        raise InvalidRequest(
+            f"expected binary_data_size from 0 to {len(rest)}, the bytes that are left, "
+            f"got {shown(str(size))}"
+        )
+    request.raw_input_contents.append(bytes(rest[:size]))
+    return rest[size:]
+
+
+def _pixels(data: Any) -> bytes:
+    """Flatten a list of pixels, or lists of such lists."""
+    for _ in range(_MAX_DEPTH - 1):
+        if not isinstance(data, list) or not data or not isinstance(data[0], list):
+            break
+        try:
+            data = [pixel for row in data for pixel in row]
+        except TypeError:
+            raise InvalidRequest("expected data as lists of one depth") from None
+    if not isinstance(data, list):
+        raise InvalidRequest("expected data as a list of integers")
+    try:
+        return bytes(data)
+    except (TypeError, ValueError):
+        raise InvalidRequest("expected data as integers from 0 to 255") from None
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as err:  # UnicodeDecodeError is a ValueError
+        reason = " ".join(str(err).split())[:80]
+        raise InvalidRequest(f"expected JSON: {reason}") from err
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"expected {name} as an object")
+    return value
+
+
+def _objects(head: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    items = head.get(name, [])
+    if not isinstance(items, list):
+        raise InvalidRequest(f"expected {name} as a list of objects")
+    return [_object(item, f"each of {name}") for item in items]
+
+
+def _parameters(item: dict[str, Any]) -> dict[str, Any]:
+    return _object(item.get("parameters", {}), "parameters")
+
+
+def _set_parameters(message: Any, item: dict[str, Any]) -> None:
+    for name, value in _parameters(item).items():
+        parameter = message.parameters[_text(name, "parameters")]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, int) and -(2**63) <= value < 2**63:
+            parameter.int64_param = value
+        elif isinstance(value, float):
+            parameter.double_param = value
+        elif isinstance(value, str):
+            parameter.string_param = _text(value, "parameters")
+        else:
+            raise InvalidRequest(f"expected the parameter {shown(name)} as text, number or boolean")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.isprintable():  # half of a surrogate pair is not
+        raise InvalidRequest(f"expected {name} as printable text")
+    return value

@@ -1,0 +1,145 @@
+"""The ASGI application: which path goes where, who may ask, and what errors look like."""
+
+import logging
+from concurrent.futures import Executor
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.classifier import Classifier
+from serving.errors import DigitsError, Unauthenticated
+from serving.protocols.oip.methods import Queries
+from serving.protocols.status import STATUS as GRPC_STATUS
+from serving.telemetry.metrics import Metrics
+from serving.transports.auth import TokenCheck
+from serving.transports.http.bodies import Bodies
+from serving.transports.http.calls import Calls
+from serving.transports.http.digits import Digits
+from serving.transports.http.inference import Inference
+from serving.transports.http.openapi import openapi_document
+from serving.transports.http.page import page_routes
+from serving.transports.http.problems import STATUS, problem, problem_document
+
+_log = logging.getLogger(__name__)
+
+BODY_BUDGET_BYTES = 64 << 20
+"""Bodies of all requests in progress."""
+_GUARDED = ("/v2", "/v1")
+"""What needs a token, where tokens are asked for; health, the page and its files do not."""
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+_METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits"}
+"""What the calls of a path are counted under."""
+
+
+def make_app(
+    classifier: Classifier, queries: Queries, check: TokenCheck | None, pictures: Executor
+) -> ASGIApp:
+    """Put the application together.
+
+    Args:
+        classifier: what runs.
+        queries: answers what clients ask about the server and its model.
+        check: compares tokens; None where none is asked for.
+        pictures: decodes pictures.
+    """
+    calls, bodies = Calls(classifier.batcher), Bodies(BODY_BUDGET_BYTES)
+    document = openapi_document(classifier)
+    app = Starlette(
+        routes=[
+            *Inference(classifier, queries, calls, bodies).routes(),
+            *Digits(classifier, calls, bodies, pictures).routes(),
+            Route("/openapi.json", lambda _: JSONResponse(document), methods=["GET"]),
+            *page_routes(document),
+        ],
+        exception_handlers={
+            DigitsError: _refuse,
+            HTTPException: _refuse_path,
+            Exception: _fail,
+        },
+    )
+    return Guard(app, check, classifier.metrics)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DigitsError)
+    return problem(error)
+
+
+async def _refuse_path(request: Request, error: Exception) -> Response:
+    """Answer a path or a method that there is not."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    detail = {404: f"no such path: {request.url.path[:80]}", 405: f"not by {request.method}"}
+    headers = dict(error.headers or {})
+    return problem_document(status, detail.get(error.status_code, error.detail), headers)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return problem_document(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
+
+
+class Guard:
+    """Around the application: tokens before anything is read, security headers, counts."""
+
+    def __init__(self, app: ASGIApp, check: TokenCheck | None, metrics: Metrics) -> None:
+        """Let pass to `app` what `check` accepts."""
+        self._app = app
+        self._check = check
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; see the ASGI specification."""
+        if scope["type"] != "http":
+            return
+        path, app = scope["path"], self._app
+        if self._needs_token(path) and not self._has_token(scope):
+            app = problem(Unauthenticated("a valid bearer token is needed"))
+        status = HTTPStatus.INTERNAL_SERVER_ERROR.value
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("a handler failed")
+        finally:
+            self._metrics.count(_method_of(path), _name_of(status))
+
+    def _needs_token(self, path: str) -> bool:
+        return self._check is not None and path.startswith(_GUARDED) and path not in _OPEN
+
+    def _has_token(self, scope: Scope) -> bool:
+        assert self._check is not None
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        return self._check.accepts(sent)
+
+
+_HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+def _method_of(path: str) -> str:
+    if path.startswith("/v2"):
+        return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    return _METHODS.get(path, "other")
+
+
+_NAMES = {status.value: GRPC_STATUS[error].name for error, status in reversed(STATUS.items())}
+
+
+def _name_of(status: int) -> str:
+    """Return the gRPC status that calls with this outcome are counted under."""
+    return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")

@@ -1,0 +1,90 @@
+"""HTTP requests in the batcher: queued on the event loop, their outcomes handed back to it."""
+
+import asyncio
+import math
+import time
+
+from starlette.requests import Request
+
+from serving.batching import request as batching
+from serving.batching.batcher import Batcher
+from serving.batching.request import Answer, Outcome
+from serving.errors import DigitsError, InvalidRequest, Unavailable
+
+TIMEOUT_HEADER = "request-timeout"
+"""Seconds that a caller gives the answer, such as 0.25."""
+_MAX_TIMEOUT_S = 1e6
+
+
+class Calls:
+    """Submits images to a batcher from one event loop."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        """Submit to `batcher`."""
+        self._batcher = batcher
+
+    async def classify(self, pixels: bytes, request: Request, deadline_s: float) -> Answer:
+        """Classify images in a batch with others'.
+
+        Args:
+            pixels: N images, one after the other.
+            request: asks for it, its body read. When its caller leaves, rows that wait never run.
+                Callers of one address share their turns.
+            deadline_s: on the monotonic clock.
+
+        Raises:
+            DigitsError: see `Batcher.put`; or DeadlineExceeded, or ModelError.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Outcome] = loop.create_future()
+        caller = request.client.host if request.client else None
+        rows = batching.Request(pixels, caller=caller, deadline_s=deadline_s)
+
+        def settle(outcome: Outcome) -> None:
+            loop.call_soon_threadsafe(_settle, answered, outcome)
+
+        self._batcher.put(rows, settle)
+        self._batcher.wake()
+        left = loop.create_task(_disconnect(request))
+        try:
+            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+            self._batcher.cancel(rows)  # does nothing to what has its outcome
+        if not answered.done():
+            raise Unavailable("the caller left")
+        outcome = answered.result()
+        if isinstance(outcome, DigitsError):
+            raise outcome
+        return outcome
+
+
+def _settle(answered: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
+    if not answered.done():  # done: the caller left meanwhile
+        answered.set_result(outcome)
+
+
+async def _disconnect(request: Request) -> None:
+    """Wait until the caller leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def deadline_of(request: Request) -> float:
+    """Read until when a caller waits, on the monotonic clock; math.inf where it does not say.
+
+    Raises:
+        InvalidRequest: the header is no number of seconds.
+    """
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return math.inf
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            f"expected {TIMEOUT_HEADER} in seconds, above 0 and up to 1e6, got {text[:40]!r}"
+        )
+    return time.monotonic() + timeout_s

@@ -1,0 +1,172 @@
+"""For people: pictures in, digits out; also images as MNIST has them, as JSON."""
+
+import base64
+import io
+import json
+from asyncio import get_running_loop
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
+
+import numpy as np
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serving.classifier import Classifier, predictions_of
+from serving.errors import DigitsError, InvalidRequest
+from serving.images import Images, as_images
+from serving.pictures.reader import from_picture
+from serving.predictions import Predictions
+from serving.transports.http.bodies import Bodies
+from serving.transports.http.calls import Calls, deadline_of
+
+MAX_BODY_BYTES = 32 << 20
+"""Pictures of one request, such as a phone's of 48 megapixels."""
+MAX_PICTURES = 100
+_JSON_BYTES = 4 << 20
+_FORM = "multipart/form-data"
+_NUM_DECIMALS = 6
+
+
+class Picture(NamedTuple):
+    """A picture of a request."""
+
+    name: str
+    content: bytes
+
+
+class Digits:
+    """Answers /v1/digits."""
+
+    def __init__(
+        self, classifier: Classifier, calls: Calls, bodies: Bodies, pictures: Executor
+    ) -> None:
+        """Classify by `calls`; pictures are decoded on `pictures`, some 7 ms each."""
+        self._classifier = classifier
+        self._calls = calls
+        self._bodies = bodies
+        self._pictures = pictures
+
+    def routes(self) -> list[Route]:
+        """List the paths."""
+        return [Route("/v1/digits", self._answer, methods=["POST"])]
+
+    async def _answer(self, request: Request) -> Response:
+        deadline_s = deadline_of(request)
+        reject_below = _share(request, "reject_below")
+        is_json = _media_type(request) == "application/json"
+        async with self._bodies.read(request, _JSON_BYTES if is_json else MAX_BODY_BYTES) as body:
+            if is_json:
+                read = [("", image[None]) for image in self._json_images(body)]
+            else:
+                read = await self._read(await pictures_of(request, body))
+        images = [image for _, image in read if not isinstance(image, DigitsError)]
+        if _media_type(request) != _FORM and isinstance(read[0][1], DigitsError):
+            raise read[0][1]
+        rows = None
+        if images:
+            pixels = np.concatenate(images).tobytes()
+            answer = await self._calls.classify(pixels, request, deadline_s)
+            rows = predictions_of(answer)
+        with_image = "image" in request.query_params
+        return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
+
+    async def _read(self, pictures: list[Picture]) -> list[tuple[str, Images | DigitsError]]:
+        run = get_running_loop().run_in_executor
+        return [
+            (picture.name, await run(self._pictures, _image_of, picture.content))
+            for picture in pictures
+        ]
+
+    def _json_images(self, body: bytes) -> Images:
+        try:
+            images = json.loads(body)["images"]
+            return as_images(
+                np.asarray(images, np.uint8), self._classifier.batching.max_request_images
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+            raise InvalidRequest(
+                'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of 784 integers '
+                "from 0 to 255"
+            ) from err
+
+
+def _image_of(content: bytes) -> Images | DigitsError:
+    try:
+        return from_picture(io.BytesIO(content))
+    except DigitsError as err:
+        return err
+
+
+async def pictures_of(request: Request, body: bytes) -> list[Picture]:
+    """Take the pictures out of a body: the files of a form, or the body itself.
+
+    Raises:
+        InvalidRequest: a form that is malformed, or has no file or too many; or an empty body.
+    """
+    if _media_type(request) != _FORM:
+        if not body:
+            raise InvalidRequest("expected a picture, got an empty body")
+        return [Picture("", body)]
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _FormParser(request.headers, whole(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as err:
+        reason = " ".join(str(err).split())[:80]
+        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not files:
+        raise InvalidRequest("expected a form with at least 1 file, got none")
+    return [Picture(file.filename or "", await file.read()) for file in files]
+
+
+class _FormParser(MultiPartParser):
+    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing goes to a disk
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _share(request: Request, name: str) -> float:
+    text = request.query_params.get(name, "0")
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise InvalidRequest(f"expected {name} from 0 to 1, got {text[:40]!r}")
+    return share
+
+
+def _report(
+    read: list[tuple[str, Images | DigitsError]],
+    rows: Predictions | None,
+    reject_below: float,
+    *,
+    with_image: bool,
+) -> dict[str, Any]:
+    """Say what each picture shows, in their order."""
+    items: list[dict[str, Any]] = []
+    answers = iter([] if rows is None else zip(rows.digits, rows.probabilities, strict=True))
+    for name, image in read:
+        item: dict[str, Any] = {"name": name} if name else {}
+        if isinstance(image, DigitsError):
+            item["error"] = str(image)
+        else:
+            digit, probabilities = next(answers)
+            item["digit"] = int(digit)
+            item["probability"] = round(float(probabilities[digit]), _NUM_DECIMALS)
+            item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
+            item["rejected"] = item["probability"] < reject_below
+            if with_image:
+                item["image"] = base64.b64encode(image.tobytes()).decode()
+        items.append(item)
+    return {"model_version": None if rows is None else rows.model_version, "digits": items}

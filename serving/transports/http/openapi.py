@@ -1,0 +1,214 @@
+"""The OpenAPI document of what people call: /v1, and the Open Inference Protocol's /v2."""
+
+from typing import Any
+
+from commandline import checkout
+from serving.classifier import Classifier
+from serving.transports.http.calls import TIMEOUT_HEADER
+
+_PROBLEMS = {
+    "400": "The request can't be answered as it is; `detail` says what was expected and what came.",
+    "401": "A valid bearer token is needed.",
+    "404": "No such model or version.",
+    "413": "The body, or a picture in it, is larger than what is read.",
+    "429": "Too much waits already: come again after `Retry-After` seconds.",
+    "500": "The model failed on these images.",
+    "503": "Starting, draining or out of reach: come again after `Retry-After` seconds.",
+    "504": "The deadline passed first.",
+}
+
+
+def openapi_document(classifier: Classifier) -> dict[str, Any]:
+    """Describe the paths, bodies and answers (OpenAPI 3.1)."""
+    info = classifier.model_info()
+    name = info.name
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Handwritten digits",
+            "version": checkout.version(),
+            "description": "Pictures in, digits out; and the Open Inference Protocol v2. The same "
+            "model, batches and limits as over gRPC.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {
+            "/v1/digits": {"post": _digits(info.max_request_images)},
+            "/v2": {"get": _query("Say what this server is and what it can do", "ServerMetadata")},
+            "/v2/health/live": {"get": _query("Say whether the server answers at all", "Live")},
+            "/v2/health/ready": {"get": _ready("Say whether the server accepts work")},
+            f"/v2/models/{name}": {"get": _query("Describe the model's tensors", "ModelMetadata")},
+            f"/v2/models/{name}/ready": {"get": _ready("Say whether the model accepts work")},
+            f"/v2/models/{name}/config": {"get": _query("Describe how it is run", "ModelConfig")},
+            f"/v2/models/{name}/stats": {"get": _query("Give its counts and times", "Statistics")},
+            f"/v2/models/{name}/infer": {"post": _infer()},
+        },
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "responses": {
+                code: {
+                    "description": text,
+                    "content": {
+                        "application/problem+json": {
+                            "schema": {"$ref": "#/components/schemas/Problem"}
+                        }
+                    },
+                }
+                for code, text in _PROBLEMS.items()
+            },
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(summary: str, answer: str, *codes: str, **more: Any) -> dict[str, Any]:
+    answered = {"$ref": f"#/components/schemas/{answer}"}
+    return {
+        "summary": summary,
+        "responses": {
+            "200": {
+                "description": "The answer.",
+                "content": {"application/json": {"schema": answered}},
+            },
+            **{code: {"$ref": f"#/components/responses/{code}"} for code in ("401", *codes)},
+        },
+        **more,
+    }
+
+
+def _query(summary: str, answer: str) -> dict[str, Any]:
+    return _operation(summary, answer, "404")
+
+
+def _ready(summary: str) -> dict[str, Any]:
+    operation = _operation(summary, "Ready", "404")
+    operation["responses"]["503"] = {**operation["responses"]["200"], "description": "Not now."}
+    return operation
+
+
+_TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Seconds that the answer may take, such as 0.25.",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+}
+_WORK = ("400", "413", "429", "500", "503", "504")
+
+
+def _digits(max_images: int) -> dict[str, Any]:
+    picture = {"type": "string", "format": "binary"}
+    content = {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Images"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"picture": {"type": "array", "items": picture, "minItems": 1}},
+                "required": ["picture"],
+            }
+        },
+        "application/octet-stream": {"schema": picture},
+        **{f"image/{kind}": {"schema": picture} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
+    }
+    return _operation(
+        "Read one digit from each picture",
+        "Digits",
+        *_WORK,
+        description="One picture as the body, or several as files of a form. JSON holds images as "
+        f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read "
+        "has an `error` instead of a digit.",
+        parameters=[
+            {
+                "name": "reject_below",
+                "in": "query",
+                "description": "A digit less probable than this is marked `rejected`.",
+                "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+            },
+            {
+                "name": "image",
+                "in": "query",
+                "description": "If given, the answer holds what the network sees.",
+                "schema": {"type": "string"},
+            },
+            _TIMEOUT,
+        ],
+        requestBody={"required": True, "content": content},
+    )
+
+
+def _infer() -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/InferRequest"}
+    return _operation(
+        "Classify images as tensors",
+        "InferResponse",
+        "404",
+        *_WORK,
+        description="The binary tensor data extension is supported: the header "
+        "`Inference-Header-Content-Length` counts the JSON, and the images follow as bytes.",
+        parameters=[_TIMEOUT],
+        requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
+    )
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, **more}
+
+
+def _schemas() -> dict[str, Any]:
+    text, integer, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    pixel = {"type": "integer", "minimum": 0, "maximum": 255}
+    row = _array(pixel, minItems=784, maxItems=784)
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    digit = _object(
+        [],
+        name={**text, "description": "The file's name, where it has one."},
+        digit={"type": "integer", "minimum": 0, "maximum": 9},
+        probability=probability,
+        probabilities=_array(probability, minItems=10, maxItems=10),
+        rejected={"type": "boolean"},
+        image={**text, "description": "784 bytes in base64: 28 x 28, 0 = background, 255 = ink."},
+        error=text,
+    )
+    tensor = _object(
+        ["name", "datatype", "shape", "data"],
+        name={"const": "images"},
+        datatype={"const": "UINT8"},
+        shape={"type": "array", "prefixItems": [{**integer, "minimum": 1}, {"const": 784}],
+               "items": False, "minItems": 2},
+        data=_array(pixel, description="Row by row; lists of lists are read, too."),
+    )  # fmt: skip
+    output = _object(
+        ["name", "datatype", "shape"],
+        name=text,
+        datatype=text,
+        shape=_array(integer),
+        data=_array(number),
+    )
+    return {
+        "Images": _object(["images"], images=_array(row, minItems=1)),
+        "Digits": _object(
+            ["model_version", "digits"],
+            model_version={"type": ["string", "null"]},
+            digits=_array(digit, minItems=1),
+        ),
+        "InferRequest": _object(["inputs"], id=text, inputs=_array(tensor, minItems=1, maxItems=1)),
+        "InferResponse": _object(
+            ["model_name", "model_version", "outputs"],
+            model_name=text,
+            model_version=text,
+            id=text,
+            outputs=_array(output),
+        ),
+        "Live": _object(["live"], live={"type": "boolean"}),
+        "Ready": _object(["ready"], ready={"type": "boolean"}),
+        "ServerMetadata": _object(["name", "version", "extensions"]),
+        "ModelMetadata": _object(["name", "versions", "platform", "inputs", "outputs"]),
+        "ModelConfig": _object(["name"]),
+        "Statistics": _object(["model_stats"]),
+        "Problem": _object(
+            ["title", "status", "detail"], type=text, title=text, status=integer, detail=text
+        ),
+    }

@@ -1,0 +1,80 @@
+"""The page to draw on and the page of the API: a few files, no other site."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+_FILES = Path(__file__).parent / "files"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+def page_routes(document: dict[str, Any]) -> list[Route]:
+    """List the paths of the pages and their files.
+
+    Args:
+        document: the OpenAPI document, shown at /docs.
+    """
+    routes = [Route("/docs", lambda _: HTMLResponse(_api_page(document)), methods=["GET"])]
+    for path in sorted(_FILES.iterdir()):
+        name = "/" if path.name == "index.html" else f"/{path.name}"
+        routes.append(Route(name, _file(path), methods=["GET"]))
+    return routes
+
+
+def _file(path: Path) -> Any:
+    content, kind = path.read_bytes(), _TYPES[path.suffix]
+
+    async def handler(request: Request) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return handler
+
+
+def _api_page(document: dict[str, Any]) -> str:
+    """Write the OpenAPI document as one page to read."""
+    parts = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            codes = "".join(
+                f"<li><code>{code}</code> {escape(_description(document, answer))}</li>"
+                for code, answer in operation["responses"].items()
+            )
+            parameters = "".join(
+                f"<li><code>{escape(item['name'])}</code> ({item['in']}) "
+                f"{escape(item['description'])}</li>"
+                for item in operation.get("parameters", [])
+            )
+            bodies = ", ".join(operation.get("requestBody", {}).get("content", {}))
+            parts.append(
+                f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
+                f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
+                + (f"<p>Body: <code>{escape(bodies)}</code></p>" if bodies else "")
+                + (f"<h3>Parameters</h3><ul>{parameters}</ul>" if parameters else "")
+                + f"<h3>Answers</h3><ul>{codes}</ul></section>"
+            )
+    info = document["info"]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(info['title'])}: API</title><link rel=stylesheet href=style.css>"
+        f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{escape(info['description'])}</p>"
+        "<p><a href='/'>Draw a digit</a> · <a href='/openapi.json'>openapi.json</a></p>"
+        + "".join(parts)
+        + "</main></html>"
+    )
+
+
+def _description(document: dict[str, Any], answer: dict[str, Any]) -> str:
+    if reference := answer.get("$ref"):
+        answer = document["components"]["responses"][reference.rpartition("/")[2]]
+    description: str = answer["description"]
+    return description

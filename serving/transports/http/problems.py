@@ -1,0 +1,64 @@
+"""Errors as HTTP: the one table from ours to status codes, and RFC 9457 problem documents."""
+
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeadlineExceeded,
+    DeviceError,
+    DigitsError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+
+STATUS: dict[type[DigitsError], HTTPStatus] = {
+    InvalidRequest: HTTPStatus.BAD_REQUEST,
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ModelNotFound: HTTPStatus.NOT_FOUND,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    ModelError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    # A file that an option names, or an extra that is not installed: the operator's to mend.
+    ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
+    # These end the start of a server; none reaches a caller.
+    CorruptModel: HTTPStatus.INTERNAL_SERVER_ERROR,
+    DeviceError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+_HEADERS: dict[type[DigitsError], dict[str, str]] = {
+    Unauthenticated: {"WWW-Authenticate": "Bearer"},
+    Overloaded: {"Retry-After": "1"},  # whole seconds, and some ten full queues are answered in 0.1
+    Unavailable: {"Retry-After": "1"},
+}
+
+
+def problem(error: DigitsError) -> JSONResponse:
+    """Describe one of our errors: its status, and its text as the detail."""
+    return problem_document(STATUS[type(error)], str(error), _HEADERS.get(type(error)))
+
+
+def problem_document(
+    status: HTTPStatus, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Write a problem document (RFC 9457).
+
+    The member `error` repeats the detail: clients of the Open Inference Protocol read that one.
+    """
+    content = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": detail,
+        "error": detail,
+    }
+    return JSONResponse(content, status.value, headers, "application/problem+json")

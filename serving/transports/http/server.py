@@ -1,0 +1,126 @@
+"""The HTTP port: uvicorn on an event loop and a thread of its own, beside the gRPC transport."""
+
+import asyncio
+import logging
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.classifier import Classifier
+from serving.config import ServerConfig
+from serving.credentials.certificates import server_context
+from serving.protocols.oip.methods import Queries
+from serving.system.address import bind, with_port
+from serving.system.cores import usable_cores
+from serving.transports.auth import token_check
+from serving.transports.http.app import make_app
+
+_log = logging.getLogger(__name__)
+logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each start and stop
+
+MAX_CONNECTIONS = 1024
+_FIRST_REQUEST_S = 10.0
+"""How long a connection may take to send the head of its first request."""
+_KEEP_ALIVE_S = 30
+_BACKLOG = 256
+
+
+class HttpServer:
+    """Answers HTTP from `start` to `stop`."""
+
+    def __init__(
+        self, classifier: Classifier, queries: Queries, config: ServerConfig, *, shared: bool
+    ) -> None:
+        """Bind the port; it answers from `start` on.
+
+        Args:
+            classifier: what runs.
+            queries: answers what clients ask about the server and its model.
+            config: the address, and who may call.
+            shared: whether other processes of ours listen on the port, too.
+
+        Raises:
+            ConfigurationError: the address can't be bound, or a certificate or token can't be used.
+        """
+        assert config.http_port is not None
+        self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
+        app = make_app(classifier, queries, token_check(config.security), self._pictures)
+        context = server_context(config.security, "http/1.1")
+        self._socket = bind(config.http_host, config.http_port, shared=shared)
+        self._socket.listen(_BACKLOG)  # from here on callers wait instead of being refused
+        scheme = "http" if context is None else "https"
+        self.address = with_port(config.http_host, self._socket.getsockname()[1])
+        self.url = f"{scheme}://{self.address}"
+        self._server = uvicorn.Server(_uvicorn_config(app, context))
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what has been received whole, close the port, and return when it is closed."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join()
+        self._socket.close()
+        self._pictures.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._server.serve([self._socket]))
+        except Exception:
+            _log.exception("the HTTP port failed")
+
+
+def _uvicorn_config(app: Any, context: Callable[[], ssl.SSLContext] | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
+        backlog=_BACKLOG,
+        ssl_context_factory=None if context is None else lambda *_: _renewing(context),
+    )
+    config.load()
+    return config
+
+
+def _renewing(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Make a context that answers each handshake with the newest certificate."""
+    first = newest()
+
+    def replace(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = newest()
+
+    first.sni_callback = replace
+    return first
+
+
+class _Protocol(HttpToolsProtocol):
+    """Closes connections that never send a request: uvicorn's own timer starts with an answer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._first = self.loop.call_later(_FIRST_REQUEST_S, transport.abort)
+
+    def on_headers_complete(self) -> None:
+        self._first.cancel()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first.cancel()
+        super().connection_lost(exc)

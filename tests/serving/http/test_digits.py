@@ -1,0 +1,114 @@
+"""Pictures over HTTP: as a body, as files of a form, and images as JSON."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from serving import Classifier
+from serving.images import Images
+from serving.pictures.reader import from_picture
+from tests.serving.http.peer import HttpPeer
+
+
+def picture(image: npt.NDArray[np.uint8], kind: str = "PNG") -> bytes:
+    """Make a picture of an image: dark on white, ten times as large."""
+    file = io.BytesIO()
+    Image.fromarray(255 - image.reshape(28, 28)).resize((280, 280)).save(file, kind)
+    return file.getvalue()
+
+
+def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
+    """Write a form with files; returns it and its content type."""
+    parts = [
+        f'--mark\r\nContent-Disposition: form-data; name="p"; filename="{name}"\r\n\r\n'.encode()
+        + content
+        + b"\r\n"
+        for name, content in files
+    ]
+    return b"".join(parts) + b"--mark--\r\n", "multipart/form-data; boundary=mark"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_picture_is_answered_as_in_process(
+    kind: str, http: HttpPeer, images: Images, classifier: Classifier
+) -> None:
+    content = picture(images[0], kind)
+    reply = http.post("/v1/digits?image", content, Content_Type=f"image/{kind.lower()}")
+    assert reply.status == 200, reply.body
+    answer = reply.json
+    seen = from_picture(io.BytesIO(content))
+    expected = classifier.classify(seen)
+    (digit,) = answer["digits"]
+    assert (answer["model_version"], digit["digit"]) == ("1", expected.digits[0])
+    np.testing.assert_allclose(digit["probabilities"], expected.probabilities[0], atol=1e-5)
+    assert digit["probability"] == max(digit["probabilities"])
+    assert base64.b64decode(digit["image"]) == seen.tobytes()
+
+
+def test_files_of_a_form_are_answered_in_their_order(
+    http: HttpPeer, images: Images, classifier: Classifier
+) -> None:
+    body, kind = form(
+        ("a.png", picture(images[0])), ("b.png", b"no picture"), ("c.png", picture(images[1]))
+    )
+    answers = http.post("/v1/digits", body, Content_Type=kind).json["digits"]
+    assert [answer["name"] for answer in answers] == ["a.png", "b.png", "c.png"]
+    assert "expected a picture" in answers[1]["error"]
+    expected = classifier.classify(
+        np.concatenate([from_picture(io.BytesIO(picture(image))) for image in images[:2]])
+    )
+    assert [answers[0]["digit"], answers[2]["digit"]] == expected.digits.tolist()
+
+
+def test_images_as_json(http: HttpPeer, images: Images, classifier: Classifier) -> None:
+    for shape in ((3, 784), (3, 28, 28)):
+        body = json.dumps({"images": images[:3].reshape(shape).tolist()})
+        reply = http.post("/v1/digits", body, Content_Type="application/json")
+        digits = [answer["digit"] for answer in reply.json["digits"]]
+        assert digits == classifier.classify(images[:3]).digits.tolist()
+
+
+def test_what_is_less_probable_than_asked_is_rejected(http: HttpPeer, images: Images) -> None:
+    for limit, rejected in (("0", False), ("1", True)):
+        reply = http.post(f"/v1/digits?reject_below={limit}", picture(images[0]))
+        assert reply.json["digits"][0]["rejected"] is rejected
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"", "image/png", "empty body"),
+        (b"no picture", "image/png", "expected a picture"),
+        (b"x", "multipart/form-data; boundary=mark", "a form with"),
+        (b"x", "multipart/form-data", "a form with"),
+        (form()[0], form()[1], "at least 1 file"),
+        (form(*[("a", b"x")] * 101)[0], form()[1], "a form with"),
+        (b"{", "application/json", "expected JSON"),
+        (b'{"images": [[1, 2]]}', "application/json", "expected images of shape"),
+        (b'{"images": [[999]]}', "application/json", "expected JSON such as"),
+        (b'{"images": [["x"]]}', "application/json", "expected JSON such as"),
+        (b'{"images": []}', "application/json", "expected"),
+        (b"[" * 100_000, "application/json", "expected JSON"),
+    ],
+)
+def test_bad_bodies_are_400(body: bytes, kind: str, words: str, http: HttpPeer) -> None:
+    reply = http.post("/v1/digits", body, Content_Type=kind)
+    assert reply.status == 400, reply.body
+    assert words in reply.json["detail"]
+
+
+@pytest.mark.parametrize("query", ["reject_below=2", "reject_below=x", "reject_below=nan"])
+def test_bad_queries_are_400(query: str, http: HttpPeer, images: Images) -> None:
+    assert http.post(f"/v1/digits?{query}", picture(images[0])).status == 400
+
+
+def test_blank_picture_says_so(http: HttpPeer) -> None:
+    file = io.BytesIO()
+    Image.new("L", (100, 100), 255).save(file, "PNG")
+    reply = http.post("/v1/digits", file.getvalue())
+    assert (reply.status, reply.json["detail"]) == (400, "no ink found: the picture is blank")

@@ -1,0 +1,222 @@
+"""Every status of the table, each over a real socket; and what strangers may not do."""
+
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serving import Classifier
+from serving.config import BatchingConfig, ServerConfig
+from serving.errors import DigitsError
+from serving.model import repository
+from serving.model.loaded_model import LoadedModel
+from serving.protocols.health import Health
+from serving.protocols.oip.methods import Queries
+from serving.transports.http import bodies
+from serving.transports.http.problems import STATUS
+from serving.transports.http.server import HttpServer
+from tests.serving.http.peer import HttpPeer
+from tests.support.fakes import GatedModel, images_of
+from tests.support.servers import running_server
+
+TOKEN = "token-0123456789abcdef"
+JSON = {"Content_Type": "application/json"}
+
+
+def body_of(*values: int) -> bytes:
+    return json.dumps({"images": images_of(*values).tolist()}).encode()
+
+
+class Gated:
+    """An HTTP port around an engine whose gate the test opens."""
+
+    def __init__(self, engine: GatedModel, classifier: Classifier, server: HttpServer) -> None:
+        self.engine = engine
+        self.classifier = classifier
+        self.peer = HttpPeer(server.url)
+        self.statuses: dict[str, int] = {}
+        self._threads: list[threading.Thread] = []
+
+    def send(self, name: str, *values: int, **headers: str) -> None:
+        """Ask in the background."""
+
+        def ask() -> None:
+            reply = self.peer.post("/v1/digits", body_of(*values), **JSON, **headers)
+            self.statuses[name] = reply.status
+
+        self._threads.append(threading.Thread(target=ask))
+        self._threads[-1].start()
+
+    def finish(self) -> dict[str, int]:
+        self.engine.open(1000)
+        for thread in self._threads:
+            thread.join()
+        return self.statuses
+
+
+@pytest.fixture
+def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+    engine = GatedModel(poison=frozenset({13}))
+    model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
+    batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
+    with Classifier(model, batching) as classifier:
+        queries = Queries(classifier, Health(("",)))
+        server = HttpServer(classifier, queries, ServerConfig(http_port=0), shared=False)
+        server.start()
+        gated = Gated(engine, classifier, server)
+        try:
+            yield gated
+        finally:
+            gated.finish()
+            server.stop()
+
+
+def test_table_has_every_error() -> None:
+    def subclasses(error: type[DigitsError]) -> set[type[DigitsError]]:
+        below = {leaf for child in error.__subclasses__() for leaf in subclasses(child)}
+        return below | ({error} if not error.__subclasses__() or error in STATUS else set())
+
+    assert subclasses(DigitsError) == set(STATUS)
+
+
+def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
+    gated.send("first", 1)
+    gated.engine.wait_until_running()
+    gated.send("waits", *range(8))
+    while gated.classifier.batcher.num_waiting < 8:
+        pass
+    reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
+    assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+    assert gated.finish() == {"first": 200, "waits": 200}
+
+
+def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:
+    gated.send("first", 1)
+    gated.engine.wait_until_running()
+    gated.send("hasty", 42, Request_Timeout="0.05")
+    while gated.classifier.batcher.num_waiting < 1:
+        pass
+    threading.Event().wait(0.1)
+    assert gated.finish() == {"first": 200, "hasty": 504}
+    assert gated.engine.ran == [[1]]
+
+
+def test_caller_that_leaves_is_never_run(gated: Gated) -> None:
+    gated.send("first", 1)
+    gated.engine.wait_until_running()
+    head = f"POST /v1/digits HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body_of(42))}\r\n"
+    place = gated.peer.url.removeprefix("http://").split(":")
+    with socket.create_connection((place[0], int(place[1]))) as caller:
+        caller.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body_of(42))
+        while gated.classifier.batcher.num_waiting < 1:
+            pass
+    while gated.classifier.batcher.num_waiting:
+        pass
+    gated.finish()
+    assert gated.engine.ran == [[1]]
+
+
+def test_guilty_images_are_500_without_the_reason(gated: Gated) -> None:
+    gated.send("guilty", 13)
+    assert gated.finish() == {"guilty": 500}
+
+
+def test_draining_is_503(gated: Gated) -> None:
+    gated.classifier.batcher.drain(0)
+    reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert gated.peer.get("/v2/health/ready").status == 503
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "inf"])
+def test_bad_timeouts_are_400(timeout: str, http: HttpPeer) -> None:
+    reply = http.post("/v1/digits", body_of(1), **JSON, Request_Timeout=timeout)
+    assert (reply.status, "request-timeout" in reply.json["detail"]) == (400, True)
+
+
+def test_unknown_paths_are_404_and_methods_405(http: HttpPeer) -> None:
+    assert http.get("/nothing").status == 404
+    assert http.post("/v2/models/letters/infer", b"{}").status == 404
+    assert http.post("/v2/models/digits/versions/9/infer", b"{}").status == 404
+    reply = http.get("/v1/digits")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/v1/digits", "/v2/models/digits/infer"])
+def test_long_bodies_are_413_before_they_are_sent(path: str, http: HttpPeer) -> None:
+    host, port = http.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        caller.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\n\r\n".encode()
+        )
+        assert caller.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_long_bodies_without_a_length_are_413(http: HttpPeer) -> None:
+    chunks = (bytes(1 << 20) for _ in range(40))
+    try:
+        status = http.post("/v1/digits", chunks).status
+    except (BrokenPipeError, ConnectionResetError):  # refused while it still sends
+        status = 413
+    assert status == 413
+    assert http.get("/v2/health/ready").status == 200
+
+
+def test_decompression_bomb_is_413(http: HttpPeer) -> None:
+    file = io.BytesIO()
+    Image.new("1", (20_000, 5_000)).save(file, "PNG")  # a few kilobytes
+    reply = http.post("/v1/digits", file.getvalue())
+    assert (reply.status, "pixels" in reply.json["detail"]) == (413, True)
+
+
+def test_compressed_bodies_are_refused(http: HttpPeer) -> None:
+    reply = http.post("/v1/digits", b"x", Content_Encoding="gzip")
+    assert (reply.status, "not compressed" in reply.json["detail"]) == (400, True)
+
+
+def test_slow_body_ends(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.2)
+    host, port = gated.peer.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as caller:
+        caller.sendall(b"POST /v1/digits HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx")
+        assert caller.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_tokens_guard_all_but_health_and_the_page(models: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    options = ("--http-port", "0", "--token-file", str(tokens))
+    with running_server(models, *options) as server:
+        peer = HttpPeer(server.facts["http"])
+        for path in ("/v2/models/digits/infer", "/v1/digits", "/v1/anything"):
+            reply = peer.post(path, b"{}")
+            assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
+        for path in ("/v2", "/v2/models/digits", "/v2/models/digits/config"):
+            assert peer.get(path).status == 401
+            assert peer.get(path, Authorization="Bearer wrong").status == 401
+            assert peer.get(path, Authorization=f"Bearer {TOKEN}").status == 200
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/openapi.json", "/draw.js"):
+            assert peer.get(path).status == 200
+
+
+def test_answers_carry_the_security_headers(http: HttpPeer) -> None:
+    for path in ("/", "/docs", "/v2", "/nothing"):
+        policy = http.get(path).headers["content-security-policy"]
+        assert policy.startswith("default-src 'self'")
+
+
+def test_calls_are_counted(models: Path) -> None:
+    with running_server(models, "--http-port", "0") as server:
+        peer = HttpPeer(server.facts["http"])
+        peer.post("/v1/digits", body_of(1), **JSON)
+        peer.post("/v1/digits", b"")
+        page = HttpPeer(f"http://{server.facts['metrics']}").get("/metrics").body.decode()
+    assert 'method="HttpDigits",status="OK"} 1' in page.replace("code=", "status=")
+    assert 'method="HttpDigits",status="INVALID_ARGUMENT"} 1' in page.replace("code=", "status=")
