@@ -61,7 +61,7 @@ test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile b
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py
 
-test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer and grpc-js (a minute, installs them apart)
+test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, grpc-js, curl, nghttp (a minute; installs its own)
 	$(RUN) -m pytest -q -m interop tests/interop
 
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)

@@ -1,0 +1,74 @@
+"""curl and nghttp, which know HTTP/2 and nothing of gRPC, against our server."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving import Classifier
+from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.protocols.plan import frame
+from tests.support.raw import CLASSIFY
+from tests.support.servers import RunningServer
+
+pytestmark = pytest.mark.interop
+
+GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+NUM_IMAGES = 300
+
+
+@pytest.fixture(scope="session")
+def request_file(tmp_path_factory: pytest.TempPathFactory, images: Images) -> Path:
+    """A framed ClassifyRequest, larger than a DATA frame and HTTP/2's first window."""
+    path = tmp_path_factory.mktemp("request") / "body"
+    path.write_bytes(frame(encode_request(images[:NUM_IMAGES].tobytes())))
+    return path
+
+
+def output_of(program: str, *arguments: str | Path) -> bytes:
+    """Run a program to its end; return what it printed."""
+    if shutil.which(program) is None:
+        pytest.skip("needs curl and nghttp: apt-get install curl nghttp2-client")
+    result = subprocess.run([program, *arguments], capture_output=True, timeout=30)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_curl_gets_an_answer_and_its_trailers(
+    server: RunningServer,
+    request_file: Path,
+    tmp_path: Path,
+    classifier: Classifier,
+    images: Images,
+) -> None:
+    body = tmp_path / "answer"
+    url = f"http://{server.address}{CLASSIFY}"
+    head = output_of("curl", "-sS", "--http2-prior-knowledge", "-D", "-", "-o", body,
+                     "--data-binary", f"@{request_file}", *GRPC, url).decode()  # fmt: skip
+    assert head.startswith("HTTP/2 200")
+    assert "grpc-status: 0" in head.lower()
+    answer = digits_pb2.ClassifyResponse.FromString(body.read_bytes()[5:])
+    assert list(answer.digits) == classifier.classify(images[:NUM_IMAGES]).digits.tolist()
+
+
+def test_nghttp_gets_an_answer_and_its_trailers(server: RunningServer, request_file: Path) -> None:
+    url = f"http://{server.address}{CLASSIFY}"
+    log = output_of("nghttp", "-nv", "--no-push", "-d", request_file, *GRPC, url).decode()
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    assert ":status: 200" in log
+    assert "grpc-status: 0" in log
+
+
+def test_curl_is_refused_in_words_it_understands(server: RunningServer) -> None:
+    if server.facts["transport"] != "h2":
+        pytest.skip("gRPC's core leaves such requests without an answer")
+    url = f"http://{server.address}{CLASSIFY}"
+    status = ("-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}")
+    assert output_of("curl", *status, "--http2-prior-knowledge", url) == b"405 2"
+    asked = (*status, "--http2-prior-knowledge", "-d", "{}", url)
+    assert output_of("curl", *asked) == b"415 2"
+    assert output_of("curl", *status, "--http1.1", url) == b"505 1.1"
