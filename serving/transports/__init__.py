@@ -1,7 +1,7 @@
-"""What carries calls to the methods: `h2`, our own, and `grpcio`, the reference beside it.
+"""The gRPC transports: `h2`, our own, and `grpcio`, the reference.
 
-`auto` is h2 wherever its package is installed: it answers several times as many calls, and
-withstands what grpcio does not (SECURITY.md). A transport is imported when it is opened.
+`auto` is h2 if its package is installed: it answers several times as many calls, and withstands
+abuse that grpcio does not (SECURITY.md). A transport is imported when it is opened.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Transport(Protocol):
     """A server on one address, used from the event loop on which it was opened."""
 
     async def start(self) -> str:
-        """Bind and begin to answer; returns the address.
+        """Bind the port and start to answer; returns the address.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -37,14 +37,14 @@ class Transport(Protocol):
         """Classify one image the way every request goes; raises DigitsError."""
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new calls as Unavailable, and answer those that were accepted.
+        """Refuse new calls as Unavailable, and answer the accepted ones.
 
         Returns:
             False if `timeout_s` seconds passed first.
         """
 
     async def stop(self, grace_s: float) -> None:
-        """Close the port; calls that are left have `grace_s` seconds to end."""
+        """Close the port; remaining calls have `grace_s` seconds to end."""
 
 
 Open = Callable[[Classifier, Sequence[Method], ServerConfig], Transport]
@@ -73,8 +73,8 @@ def open_transport(
     Args:
         name: "h2" or "grpcio".
         classifier: what runs the images.
-        methods: what is answered.
-        config: where, and for whom.
+        methods: the methods to serve.
+        config: address, TLS, tokens and the like.
 
     Raises:
         ConfigurationError: a certificate or a token can't be used.
@@ -83,10 +83,10 @@ def open_transport(
 
 
 def choose_transport(name: TransportName) -> TransportName:
-    """Return the name of a transport: the one asked for, or what "auto" is here.
+    """Return the name of the transport to open; resolves "auto".
 
     Raises:
-        ConfigurationError: h2 is asked for and its package is not installed.
+        ConfigurationError: h2 was requested and its package is not installed.
     """
     has_h2 = find_spec("ngh2") is not None
     if name == "auto":

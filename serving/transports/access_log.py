@@ -1,6 +1,6 @@
-"""Access lines for a share of the calls, and the ids that join them to other services' logs.
+"""Access lines for a share of the calls, with ids that link them to other services' logs.
 
-Only where it is asked for: without it no call pays for it.
+Only with `--access-log`: without it there is no cost for a call.
 """
 
 import logging
@@ -17,27 +17,27 @@ from serving.telemetry.logs import ACCESS
 _log = logging.getLogger(ACCESS)
 
 REQUEST_ID = "x-request-id"
-"""The header that brings a call's id, and the trailer that takes it back."""
+"""The header with a call's id, and the trailer that returns it."""
 STATUS_NAMES: Mapping[int, str] = {status.value[0]: status.name for status in grpc.StatusCode}
 
 _MAX_LINES_PER_S = 100
-"""More calls than these fail in a second only when it is known by other means."""
+"""If more calls than these fail in a second, the metrics show it."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
 
 
 class LoggedCall:
-    """A call in progress: what its line will say."""
+    """A call in progress, and the fields of its line."""
 
     __slots__ = ("begun_s", "ids", "method", "peer")
 
     def __init__(self, method: str, peer: str, metadata: Mapping[str, str]) -> None:
-        """Begin now.
+        """Start the call's clock.
 
         Args:
             method: the path, such as "/digits.v1.DigitClassifier/Classify".
-            peer: who calls, as gRPC writes addresses: "ipv4:127.0.0.1:50051".
+            peer: the caller's address as gRPC writes it: "ipv4:127.0.0.1:50051".
             metadata: the call's headers; malformed ids in them are ignored.
         """
         self.method = method
@@ -49,7 +49,7 @@ class LoggedCall:
 
 
 class AccessLog:
-    """Logs a share of the calls that succeed and all that fail; for one thread."""
+    """Logs a share of the calls that succeed and all that fail; used by one thread."""
 
     def __init__(self, share: float) -> None:
         """Log `share` of the calls that succeed, 0 to 1."""
@@ -58,7 +58,7 @@ class AccessLog:
         self._num_lines = 0
 
     def end(self, call: LoggedCall, status: str) -> None:
-        """Log a call that has ended, if it is among those that get a line.
+        """Log a call that has ended, if it failed or is in the share.
 
         Args:
             call: the call.

@@ -17,10 +17,10 @@ _Digests = tuple[bytes, ...]
 
 
 class TokenCheck:
-    """Compares tokens with those that are valid now."""
+    """Compares tokens with the valid ones."""
 
     def __init__(self, digests: Callable[[], _Digests]) -> None:
-        """Accept the tokens whose digests are given; another tuple means that they have changed."""
+        """Accept the tokens with these digests; a new tuple means that they have changed."""
         self.digests = digests
 
     def accepts(self, values: Sequence[bytes]) -> bool:
@@ -33,7 +33,7 @@ class TokenCheck:
 
 
 def token_check(config: SecurityConfig) -> TokenCheck | None:
-    """Return what checks tokens; None if no token is asked for.
+    """Return the check of tokens; None if none are configured.
 
     Raises:
         ConfigurationError: the file can't be read, or holds no token or a bad one.

@@ -1,4 +1,4 @@
-"""The calls in progress on an event loop: carried to the batcher, and their outcomes back."""
+"""Calls in progress on an event loop: to the batcher, and their outcomes back to the loop."""
 
 import asyncio
 import math
@@ -23,11 +23,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 
 _QUIET_PASSES = 6
-"""Passes of the loop without a new call after which it counts as quiet: a call takes a few passes
-to come in. With 4, 6 and 10: runs of 13, 21 and 22, 7,010, 7,370 and 7,340 calls/s (h2load, 8 x 8,
-one core)."""
+"""Passes of the loop without a new call after which it is quiet: a call takes a few passes to
+arrive. With 4, 6 and 10: runs of 13, 21 and 22 images, 7,010, 7,370 and 7,340 calls/s (h2load, 8 x
+8, one core)."""
 _LONGEST_WAIT_S = 0.01
-"""After which a runner is woken even if calls come without a pause."""
+"""A runner is woken after this time even if calls arrive without a pause."""
 
 
 async def abort(context: Context, status: Status) -> NoReturn:
@@ -39,10 +39,10 @@ async def abort(context: Context, status: Status) -> NoReturn:
 class Calls:
     """Submits to a batcher from one event loop.
 
-    grpc.aio hands over calls one at a time, and a runner that is woken for the first would compete
-    with the loop for the interpreter, and run batches of one: so the loop takes in what has arrived
-    before it wakes anyone. Outcomes come from the runners' threads; they are posted to the loop
-    together, with one wake-up for as many as are ready: waking a loop costs more than an outcome.
+    grpc.aio hands over calls one at a time. A runner that is woken for the first would compete with
+    the loop for the GIL and run batches of one, so the loop takes in all arrived calls before it
+    wakes one. Outcomes come from the runners' threads and are posted to the loop together, with one
+    wake-up for all that are ready: waking a loop costs more than delivering an outcome.
     """
 
     def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
@@ -58,9 +58,9 @@ class Calls:
         self.num_begun = self.num_active = 0
 
     def guarded(self, handler: Handler, method: str = "other") -> Handler:
-        """Wrap a handler: count its calls, and let whatever it raises leave as one status.
+        """Wrap a handler: count its calls, and turn what it raises into a status.
 
-        The texts of our own errors are shown; any other exception is logged here and leaves as
+        The caller gets the texts of our own errors; any other exception is logged here and becomes
         INTERNAL without its text.
 
         Args:
@@ -76,7 +76,7 @@ class Calls:
             try:
                 return await handler(request, context)
             except asyncio.CancelledError:  # the caller left, or the server stops
-                # Escaping, it leaves a caller that is still there without a status (grpc #29248).
+                # If it escaped, a caller that is still there would get no status (grpc #29248).
                 error, status = Unavailable("the call was cut off"), "CANCELLED"
             except Exception as err:
                 error = error_of(err)
@@ -92,20 +92,20 @@ class Calls:
         return guarded_handler
 
     def hold_refused(self) -> None:
-        """Keep calls that are refused as Unavailable until `release`.
+        """Hold calls that are refused as Unavailable until `release`.
 
-        Callers that come again at once would never leave a moment without new calls otherwise, and
-        those that a stop finds pending in gRPC's core are answered CANCELLED (grpc #41785).
+        Otherwise callers that retry at once would leave no moment without new calls, and calls that
+        are pending in gRPC's core at a stop are answered CANCELLED (grpc #41785).
         """
         self._is_released = asyncio.Event()
 
     def release(self) -> None:
-        """Let the held calls have their status."""
+        """Send the held calls their status."""
         if self._is_released is not None:
             self._is_released.set()
 
     def unary(self, method: ImagesUnary) -> Handler:
-        """Make the guarded handler of a method of images: read, queue, wait, write."""
+        """Make the guarded handler of a method of images: decode, queue, wait, encode."""
 
         async def handler(request: bytes, context: Context) -> bytes:
             received_s = time.monotonic()
@@ -156,7 +156,7 @@ class Calls:
             raise
 
     def cancel(self, call: "AsyncCall") -> None:
-        """Forget a call that nobody waits for any more."""
+        """Forget a call whose caller has left."""
         self._batcher.cancel(call.request)
 
     def post(self, call: "AsyncCall", outcome: Outcome) -> None:
@@ -167,7 +167,7 @@ class Calls:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._is_woken = False  # before the first pop: what is posted from here on wakes again
+        self._is_woken = False  # before the first pop: later posts wake again
         while self._outcomes:
             call, outcome = self._outcomes.popleft()
             call.outcome = outcome
@@ -176,16 +176,16 @@ class Calls:
 
 
 class Caller(NamedTuple):
-    """Who calls, and until when."""
+    """A caller and its deadline."""
 
     peer: str
-    """The connection: calls of one take turns with those of the others."""
+    """The connection: connections take turns."""
     deadline_s: float
     """On the monotonic clock; math.inf if there is none."""
 
     @classmethod
     def of(cls, context: Context) -> Self:
-        """Ask the context; on a stream once, since it costs more than many a message."""
+        """Read them from the context; once for a stream, since it costs more than a message."""
         remaining_s = context.time_remaining()
         return cls(
             context.peer(), math.inf if remaining_s is None else time.monotonic() + remaining_s
@@ -198,7 +198,7 @@ class AsyncCall:
     __slots__ = ("outcome", "plan", "request", "waiter")
 
     def __init__(self, pixels: bytes | memoryview, plan: Plan, caller: Caller) -> None:
-        """Wrap a question; the deadline is the caller's, or the question's if that is sooner."""
+        """Wrap images; the deadline is the caller's, or the request's own if that is sooner."""
         peer, deadline_s = caller
         if plan.timeout_s is not None:
             deadline_s = min(deadline_s, time.monotonic() + plan.timeout_s)
@@ -206,10 +206,10 @@ class AsyncCall:
         self.plan = plan
         self.outcome: Outcome | None = None
         self.waiter: asyncio.Future[None] | None = None
-        """Done once there is an outcome, for whoever waits."""
+        """Done once there is an outcome."""
 
     def result(self) -> Answer:
-        """Give the answer of a call that is settled; raises DigitsError if it was rejected."""
+        """Return the answer of a settled call; raises DigitsError if it was rejected."""
         if isinstance(self.outcome, DigitsError):
             raise self.outcome
         assert self.outcome is not None, "not settled"

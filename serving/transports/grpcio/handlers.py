@@ -20,15 +20,15 @@ class Handlers(grpc.GenericRpcHandler):
     """Finds a call's handler by its path."""
 
     def __init__(self, methods: Iterable[Method], calls: Calls, metrics: Metrics) -> None:
-        """Answer `methods` through `calls`; what is none of them is counted in `metrics`."""
+        """Serve `methods` through `calls`; count unknown methods in `metrics`."""
         self._handlers = {method.path: _handler(method, calls) for method in methods}
-        # A stream's handler ends any kind of call without waiting for its request.
+        # A stream's handler can end any kind of call without waiting for its request.
         self._unknown: Any = grpc.stream_stream_rpc_method_handler(
             partial(_refuse_unknown, metrics)
         )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of a call: UNIMPLEMENTED as from gRPC itself, but counted."""
+        """Return the handler of a call; an unknown method gets UNIMPLEMENTED and is counted."""
         return self._handlers.get(handler_call_details.method, self._unknown)
 
 
@@ -52,7 +52,7 @@ def _handler(method: Method, calls: Calls) -> Any:
 
 
 async def _refuse_unknown(metrics: Metrics, _: object, context: Context) -> None:
-    metrics.count("other", UNKNOWN_METHOD.code.name)  # a caller's names must not become labels
+    metrics.count("other", UNKNOWN_METHOD.code.name)  # names from callers must not become labels
     await abort(context, UNKNOWN_METHOD)
 
 
@@ -61,7 +61,7 @@ async def _answer(method: Unary, request: bytes, context: Context) -> bytes:
 
 
 async def _answer_images(method: ImagesStream, calls: Calls, _: object, context: Context) -> None:
-    """Answer requests in their order."""
+    """Answer a stream's requests in order."""
     caller = Caller.of(context)
 
     def begin(request: bytes) -> Begun:

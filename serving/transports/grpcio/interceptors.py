@@ -1,4 +1,4 @@
-"""What stands before the handlers where it is asked for: access lines, tokens."""
+"""Optional layers before the handlers: access lines and tokens."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 def interceptors(
     config: ServerConfig, methods: Sequence[Method], calls: Calls
 ) -> list[grpc.aio.ServerInterceptor]:
-    """Return what is asked for, outermost first: what is not costs nothing.
+    """Return the configured interceptors, outermost first.
 
     Raises:
         ConfigurationError: the tokens can't be used.
@@ -54,9 +54,9 @@ class _Access(grpc.aio.ServerInterceptor):
     def _wrapped(self, handler: Handler, method: str, metadata: dict[str, str]) -> Handler:
         async def logged_handler(request: Any, context: Context) -> Any:
             call = LoggedCall(method, context.peer(), metadata)
-            request_fields.set(call.ids)  # of this call's task
+            request_fields.set(call.ids)  # in the context of this call's task
             context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
-            status = "CANCELLED"  # a status that finds no caller raises some other error
+            status = "CANCELLED"  # a status without a caller raises another error
             try:
                 response = await handler(request, context)
                 status = "OK"
@@ -71,12 +71,12 @@ class _Access(grpc.aio.ServerInterceptor):
 
 
 class _Tokens(grpc.aio.ServerInterceptor):
-    """Refuses calls without one of the tokens before anything is read of them."""
+    """Refuses calls without a valid token before their message is read."""
 
     def __init__(self, check: TokenCheck, methods: Sequence[Method], calls: Calls) -> None:
         self._check = check
         self._open_paths = {method.path for method in methods if method.is_open}
-        # A stream's handler ends any kind of call without waiting for its request.
+        # A stream's handler can end any kind of call without waiting for its request.
         self._refused: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
             calls.guarded(_refuse, "unauthenticated")
         )
@@ -84,7 +84,7 @@ class _Tokens(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Let a call pass, or answer it UNAUTHENTICATED; unknown methods, too."""
+        """Let a call pass, or answer it UNAUTHENTICATED, even if its method is unknown."""
         details: Any = handler_call_details
         if details.method in self._open_paths or self._check.accepts(
             [value if isinstance(value, bytes) else value.encode()

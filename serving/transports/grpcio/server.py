@@ -20,19 +20,19 @@ from serving.transports.grpcio.handlers import Handlers
 from serving.transports.grpcio.interceptors import interceptors
 
 _QUIET_S = 0.1
-"""How long no call may begin before a drain counts as over."""
+"""Seconds without a new call after which a drain is over."""
 _QUIESCE_TIMEOUT_S = 5.0
-"""How long a drain looks for such a moment."""
+"""How long a drain waits for such a moment."""
 _GOODBYE_S = 0.02
-"""How long callers get to learn that the port closes, before those held are refused."""
+"""How long callers have to learn that the port closes, before the held calls are refused."""
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
 
 _MAX_PENDING_CALLS = 65_536
-"""Calls that wait for the event loop to pick them up."""
+"""Calls that wait in gRPC's core for the event loop."""
 
 _READ_AHEAD_BYTES = 1 << 20
-"""HTTP/2's window of a stream, some 1,300 images."""
+"""HTTP/2's window for each stream, some 1,300 images."""
 
 
 class GrpcioServer:
@@ -58,7 +58,7 @@ class GrpcioServer:
         self._server.add_generic_rpc_handlers((handlers,))
 
     async def start(self) -> str:
-        """Bind and begin to answer; returns the address, with the port that the kernel chose.
+        """Bind the port and start to answer; returns the address with its port.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -68,7 +68,7 @@ class GrpcioServer:
             self._bind(host)
             await self._server.start()
             return host
-        if self._config.workers == 1:  # else the supervisor holds the port
+        if self._config.workers == 1:  # else the supervisor has reserved the port
             check_free(host, port)
         port = self._bind(with_port(host, port))
         await self._server.start()
@@ -90,10 +90,10 @@ class GrpcioServer:
         return self._batcher.num_waiting
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new calls as Unavailable, while the port still listens, and answer the others.
+        """Refuse new calls as Unavailable while the port still listens, and answer accepted ones.
 
-        Calls that a stop finds pending are answered CANCELLED (grpc #41785), so this ends in a
-        moment when no call begins.
+        Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
+        moment without new calls.
 
         Returns:
             False if `timeout_s` seconds passed first.
@@ -110,7 +110,7 @@ class GrpcioServer:
         return True
 
     async def stop(self, grace_s: float) -> None:
-        """Close the port; calls that are held or pending have `grace_s` seconds to end."""
+        """Close the port; held and pending calls have `grace_s` seconds to end."""
         stopping = asyncio.create_task(self._server.stop(grace_s))
         await asyncio.sleep(_GOODBYE_S)
         self.calls.release()
@@ -130,28 +130,28 @@ class GrpcioServer:
 
 
 def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
-    """Every limit of the transport, set rather than inherited."""
+    """Return every limit of the transport; none is left to gRPC's default."""
     return [
-        # Twice the largest request: one that is a little too large is read, and told by how much.
+        # Twice the largest request: one that is a little too large gets a precise error.
         ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
         ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
-        # Past these (1,000 and 3,000 by default) core answers calls that the loop has yet to take
-        # with CANCELLED, at random (grpc #34782). Our queue refuses with a status that tells.
+        # Past these (1,000 and 3,000 by default) core answers waiting calls with CANCELLED, at
+        # random (grpc #34782). Our queue refuses with a meaningful status.
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.max_allowed_incoming_connections", 4096),
-        ("grpc.server_handshake_timeout_ms", 10_000),  # 120 s by default, a free seat for idlers
-        # Clients ping while calls wait, to find out when this server is gone; below this interval a
-        # connection is closed (5 minutes by default). Ours ping every 10 s.
+        ("grpc.server_handshake_timeout_ms", 10_000),  # the default of 120 s helps idle attackers
+        # Clients ping while calls wait, to notice when the server is gone; pings closer than this
+        # end the connection (5 minutes by default). Our clients ping every 10 s.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Workers share the port; else a second server would share it in silence.
+        # Only workers share the port: without this, any second server could silently share it.
         ("grpc.so_reuseport", int(workers > 1)),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
-        # What a caller may send ahead. Core's own estimate of it grows while the loop is busy:
-        # streams that nobody reads held 22 to 80 MiB each, now 15; on loopback the rates are the
-        # same. A connection takes in a MiB per round trip.
+        # How much a caller may send ahead. Core's own estimate grows while the loop is busy: unread
+        # streams held 22 to 80 MiB each, now 15, at the same rates on loopback. A stream gets at
+        # most a MiB per round trip.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
     ]

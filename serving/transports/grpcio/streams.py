@@ -1,8 +1,8 @@
 """A bidirectional stream: answers in the order of the requests, a bounded number in flight.
 
-When the caller stops reading its answers, the window fills and its requests are no longer read, so
-HTTP/2's flow control stops it. A full queue has the same effect: a stream slows down, and is never
-rejected half-way.
+If the caller stops reading its answers, the window fills and its requests are no longer read, so
+HTTP/2's flow control stops it. A full queue has the same effect: a stream slows down and is never
+rejected in the middle.
 """
 
 import asyncio
@@ -18,41 +18,41 @@ from serving.transports.grpcio.calls import AsyncCall, Calls, Context
 _WINDOW = 64
 """The most requests of one stream that are in flight."""
 _WINDOW_BYTES = 4 << 20
-"""The most that they hold together, one of any size apart: bounds what a stream costs whose caller
-sends the largest requests and reads nothing."""
+"""The most bytes that they have together, except for a single larger one: bounds a stream whose
+caller sends the largest requests and reads nothing."""
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
 
 Begun = tuple[AsyncCall | None, Callable[[], bytes]]
-"""A request of a stream: its call, or None if it was refused; and what encodes its response, once
-the call is settled."""
+"""A request of a stream: its call, or None if it was refused; and a function that encodes its
+response once the call is settled."""
 
 
 async def answer_stream(calls: Calls, context: Context, begin: Callable[[bytes], Begun]) -> None:
     """Answer each request of a stream.
 
     Args:
-        calls: what carries the calls.
+        calls: submits the calls.
         context: where requests are read and responses are written.
         begin: decodes a message.
 
     Raises:
-        Exception: what `begin` or a response raised; the earlier requests were answered.
+        Exception: `begin` or a response raised it; the earlier requests were answered.
     """
     window = _Window()
 
     async def read() -> None:
-        """Begin what the caller sends; end the window, with what went wrong if anything did."""
+        """Begin the caller's requests; end the window at the end, or with an error."""
         error: Exception | None = None
         try:
             while (data := await context.read()) is not grpc.aio.EOF:
-                await window.wait_for_room(len(data))  # first: what was submitted is never left out
+                await window.wait_for_room(len(data))  # first: what is submitted must fit in
                 call, respond = begin(data)
                 if call is not None:
                     await _submit(calls, call)
                 window.put(call, respond, len(data))
-        except Exception as err:  # else the stream would wait for an end that never comes
+        except Exception as err:  # else the writer would wait for ever
             error = err
         window.end(error)
 
@@ -74,7 +74,7 @@ _Entry = tuple[AsyncCall | None, Callable[[], bytes], int]
 
 
 class _Window:
-    """The requests in flight, in their order: one task puts them in, another one takes them out."""
+    """The requests in flight, in order: one task puts them in, another takes them out."""
 
     def __init__(self) -> None:
         self._entries: deque[_Entry] = deque()
@@ -86,7 +86,7 @@ class _Window:
         self._ready: asyncio.Future[None] | None = None
 
     async def wait_for_room(self, num_bytes: int) -> None:
-        """Wait until a request fits in; alone, one of any size does."""
+        """Wait until a request fits in; an empty window takes one of any size."""
         while self._num_requests and (
             self._num_requests == _WINDOW or self._num_bytes + num_bytes > _WINDOW_BYTES
         ):
@@ -95,30 +95,30 @@ class _Window:
             self._room = None
 
     def put(self, call: AsyncCall | None, respond: Callable[[], bytes], num_bytes: int) -> None:
-        """Add a request; `release` gives its room back."""
+        """Add a request; `release` frees its room."""
         self._entries.append((call, respond, num_bytes))
         self._num_requests += 1
         self._num_bytes += num_bytes
         if call is None or call.outcome is not None:
             self._wake_writer()
         elif self._ready is not None:
-            # There is nothing to write before its outcome: whoever waits is woken by that, once.
+            # There is nothing to write before its outcome, which wakes the writer.
             call.waiter, self._ready = self._ready, None
 
     def end(self, error: Exception | None) -> None:
-        """Tell that no more will come, and why if that is an error."""
+        """Mark the end of the requests, with an error if there was one."""
         self._is_ended, self._error = True, error
         self._wake_writer()
 
     def release(self, num_bytes: int) -> None:
-        """Give the room of an answered request back."""
+        """Free the room of an answered request."""
         self._num_requests -= 1
         self._num_bytes -= num_bytes
         if self._room is not None and not self._room.done():  # done: cancelled meanwhile
             self._room.set_result(None)
 
     def unanswered(self) -> Iterator[AsyncCall]:
-        """Give the calls that were put in and not taken out."""
+        """Yield the calls that were put in and not taken out."""
         return (call for call, _, _ in self._entries if call is not None)
 
     def _wake_writer(self) -> None:
@@ -126,7 +126,7 @@ class _Window:
             self._ready.set_result(None)
 
     def __aiter__(self) -> Self:
-        """Take the requests out; raises what the window was ended with."""
+        """Take the requests out; raises the error that the window was ended with."""
         return self
 
     async def __anext__(self) -> _Entry:
@@ -142,7 +142,7 @@ class _Window:
 
 
 async def _submit(calls: Calls, call: AsyncCall) -> None:
-    """Submit a call as soon as the queue has room; one that can't be submitted is settled."""
+    """Submit a call once the queue has room; settle one that can't be submitted."""
     while True:
         try:
             calls.submit(call)

@@ -1,4 +1,4 @@
-"""The ASGI application: which path goes where, who may ask, and what errors look like."""
+"""The ASGI application: routes, tokens, and errors as problem documents."""
 
 import logging
 from concurrent.futures import Executor
@@ -28,23 +28,23 @@ from serving.transports.http.problems import STATUS, problem, problem_document
 _log = logging.getLogger(__name__)
 
 BODY_BUDGET_BYTES = 64 << 20
-"""Bodies of all requests in progress."""
+"""For the bodies of all requests in progress."""
 _GUARDED = ("/v2", "/v1")
-"""What needs a token, where tokens are asked for; health, the page and its files do not."""
+"""Paths that need a token, if tokens are configured; health, the page and its files do not."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 _METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits"}
-"""What the calls of a path are counted under."""
+"""The name under which the calls of a path are counted."""
 
 
 def make_app(
     classifier: Classifier, queries: Queries, check: TokenCheck | None, pictures: Executor
 ) -> ASGIApp:
-    """Put the application together.
+    """Build the application.
 
     Args:
-        classifier: what runs.
-        queries: answers what clients ask about the server and its model.
-        check: compares tokens; None where none is asked for.
+        classifier: runs the images.
+        queries: answers queries about the server and its model.
+        check: compares tokens; None if none are configured.
         pictures: decodes pictures.
     """
     calls, bodies = Calls(classifier.batcher), Bodies(BODY_BUDGET_BYTES)
@@ -71,7 +71,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:
-    """Answer a path or a method that there is not."""
+    """Answer an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     detail = {404: f"no such path: {request.url.path[:80]}", 405: f"not by {request.method}"}
@@ -84,10 +84,10 @@ async def _fail(request: Request, error: Exception) -> Response:
 
 
 class Guard:
-    """Around the application: tokens before anything is read, security headers, counts."""
+    """Wraps the application: tokens before the body is read, security headers, counts."""
 
     def __init__(self, app: ASGIApp, check: TokenCheck | None, metrics: Metrics) -> None:
-        """Let pass to `app` what `check` accepts."""
+        """Pass to `app` what `check` accepts."""
         self._app = app
         self._check = check
         self._metrics = metrics
@@ -141,5 +141,5 @@ _NAMES = {status.value: GRPC_STATUS[error].name for error, status in reversed(ST
 
 
 def _name_of(status: int) -> str:
-    """Return the gRPC status that calls with this outcome are counted under."""
+    """Return the gRPC status under which calls with this outcome are counted."""
     return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")

@@ -1,4 +1,4 @@
-"""Bodies of requests: refused by their length before they are read, and bounded all together."""
+"""Bodies of requests: checked by their length before they are read, within one budget for all."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,18 +24,18 @@ class Bodies:
         """Read a whole body, whose share of the budget is held until the block ends.
 
         Args:
-            request: whose body.
+            request: the request.
             max_bytes: the longest body that is accepted.
 
         Raises:
-            TooLarge: longer than `max_bytes`; refused by its Content-Length where it has one.
-            Overloaded: the bodies in progress leave no room for it.
+            TooLarge: longer than `max_bytes`; known from its Content-Length if it has one.
+            Overloaded: the bodies in progress use up the budget.
             InvalidRequest: it is compressed, took too long, or its caller left.
         """
         if encoding := request.headers.get("content-encoding", "").replace("identity", ""):
             raise InvalidRequest(f"expected a body that is not compressed, got {encoding[:40]!r}")
         declared = request.headers.get("content-length", "0")
-        if int(declared) > max_bytes:  # the parser lets digits through only
+        if int(declared) > max_bytes:  # digits only: the parser has checked that
             raise TooLarge(f"expected a body of at most {max_bytes} bytes, got {declared}")
         taken = 0
         parts: list[bytes] = []

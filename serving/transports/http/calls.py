@@ -1,4 +1,4 @@
-"""HTTP requests in the batcher: queued on the event loop, their outcomes handed back to it."""
+"""HTTP requests to the batcher, and their outcomes back to the event loop."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from serving.batching.request import Answer, Outcome
 from serving.errors import DigitsError, InvalidRequest, Unavailable
 
 TIMEOUT_HEADER = "request-timeout"
-"""Seconds that a caller gives the answer, such as 0.25."""
+"""The caller's timeout in seconds, such as 0.25."""
 _MAX_TIMEOUT_S = 1e6
 
 
@@ -24,11 +24,11 @@ class Calls:
         self._batcher = batcher
 
     async def classify(self, pixels: bytes, request: Request, deadline_s: float) -> Answer:
-        """Classify images in a batch with others'.
+        """Classify images, in batches with other requests.
 
         Args:
             pixels: N images, one after the other.
-            request: asks for it, its body read. When its caller leaves, rows that wait never run.
+            request: the request, its body read. If its caller leaves, waiting rows never run.
                 Callers of one address share their turns.
             deadline_s: on the monotonic clock.
 
@@ -50,7 +50,7 @@ class Calls:
             await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
             left.cancel()
-            self._batcher.cancel(rows)  # does nothing to what has its outcome
+            self._batcher.cancel(rows)  # does nothing if there is an outcome
         if not answered.done():
             raise Unavailable("the caller left")
         outcome = answered.result()
@@ -71,10 +71,10 @@ async def _disconnect(request: Request) -> None:
 
 
 def deadline_of(request: Request) -> float:
-    """Read until when a caller waits, on the monotonic clock; math.inf where it does not say.
+    """Return a caller's deadline on the monotonic clock; math.inf if it names none.
 
     Raises:
-        InvalidRequest: the header is no number of seconds.
+        InvalidRequest: the header is not a number of seconds.
     """
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:

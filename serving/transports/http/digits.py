@@ -1,4 +1,4 @@
-"""For people: pictures in, digits out; also images as MNIST has them, as JSON."""
+"""/v1/digits: pictures in, digits out; also images as MNIST has them, as JSON."""
 
 import base64
 import io
@@ -44,14 +44,14 @@ class Digits:
     def __init__(
         self, classifier: Classifier, calls: Calls, bodies: Bodies, pictures: Executor
     ) -> None:
-        """Classify by `calls`; pictures are decoded on `pictures`, some 7 ms each."""
+        """Classify through `calls`; decode pictures on `pictures`, some 7 ms each."""
         self._classifier = classifier
         self._calls = calls
         self._bodies = bodies
         self._pictures = pictures
 
     def routes(self) -> list[Route]:
-        """List the paths."""
+        """Return the routes."""
         return [Route("/v1/digits", self._answer, methods=["POST"])]
 
     async def _answer(self, request: Request) -> Response:
@@ -102,10 +102,10 @@ def _image_of(content: bytes) -> Images | DigitsError:
 
 
 async def pictures_of(request: Request, body: bytes) -> list[Picture]:
-    """Take the pictures out of a body: the files of a form, or the body itself.
+    """Return the pictures of a body: the files of a form, or the body itself.
 
     Raises:
-        InvalidRequest: a form that is malformed, or has no file or too many; or an empty body.
+        InvalidRequest: the form is malformed, has no file or too many, or the body is empty.
     """
     if _media_type(request) != _FORM:
         if not body:
@@ -128,7 +128,7 @@ async def pictures_of(request: Request, body: bytes) -> list[Picture]:
 
 
 class _FormParser(MultiPartParser):
-    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing goes to a disk
+    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing is written to a disk
 
 
 def _media_type(request: Request) -> str:
@@ -153,7 +153,7 @@ def _report(
     *,
     with_image: bool,
 ) -> dict[str, Any]:
-    """Say what each picture shows, in their order."""
+    """Return the result for each picture, in order."""
     items: list[dict[str, Any]] = []
     answers = iter([] if rows is None else zip(rows.digits, rows.probabilities, strict=True))
     for name, image in read:

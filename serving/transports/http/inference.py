@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over HTTP: what tritonclient.http and KServe's clients call."""
+"""The Open Inference Protocol v2 over HTTP, for tritonclient.http and KServe's clients."""
 
 import math
 import time
@@ -18,8 +18,8 @@ from serving.transports.http.calls import Calls, deadline_of
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _JSON_BYTES = 4 << 20
-"""Of a body's JSON: its numbers are read while no other thread of Python runs, some 50 ms for this
-many. Larger requests send their images as bytes."""
+"""The longest JSON: parsing it holds the GIL, some 50 ms for this many bytes. Larger requests send
+their images as bytes."""
 
 
 class Inference:
@@ -28,14 +28,14 @@ class Inference:
     def __init__(
         self, classifier: Classifier, queries: Queries, calls: Calls, bodies: Bodies
     ) -> None:
-        """Serve what `classifier` runs; `queries` says what is asked about it."""
+        """Serve `classifier`; `queries` answers queries about it."""
         self._classifier = classifier
         self._queries = queries
         self._calls = calls
         self._bodies = bodies
 
     def routes(self) -> list[Route]:
-        """List the paths, with and without a version."""
+        """Return the routes, with and without a version."""
         routes = [
             _get("/v2", self._query("ServerMetadata")),
             _get("/v2/health/live", self._query("ServerLive")),
@@ -56,7 +56,7 @@ class Inference:
     def _query(
         self, name: str, *, ready: str | None = None, inner: str | None = None
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Answer a query by the method of this name; one that asks `ready` by its status alone."""
+        """Answer a query by the method of this name; readiness by the status alone."""
         answer = self._queries.answers[name]
 
         async def handler(request: Request) -> Response:
@@ -82,7 +82,7 @@ class Inference:
         try:
             return await self._answer(request, received_s)
         except DigitsError as err:
-            if not isinstance(err, ModelNotFound):  # that was for another model
+            if not isinstance(err, ModelNotFound):  # it was for another model
                 version = self._classifier.model_info().version
                 self._queries.statistics.count_failure(version, time.monotonic() - received_s)
             raise

@@ -1,4 +1,4 @@
-"""The OpenAPI document of what people call: /v1, and the Open Inference Protocol's /v2."""
+"""The OpenAPI document of /v1 and of the Open Inference Protocol's /v2."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The page to draw on and the page of the API: a few files, no other site."""
+"""The page to draw on and the page of the API: a few files, which load nothing from other sites."""
 
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ _TYPES = {
 
 
 def page_routes(document: dict[str, Any]) -> list[Route]:
-    """List the paths of the pages and their files.
+    """Return the routes of the pages and their files.
 
     Args:
         document: the OpenAPI document, shown at /docs.
@@ -40,7 +40,7 @@ def _file(path: Path) -> Any:
 
 
 def _api_page(document: dict[str, Any]) -> str:
-    """Write the OpenAPI document as one page to read."""
+    """Write the OpenAPI document as one readable page."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

@@ -1,4 +1,4 @@
-"""Errors as HTTP: the one table from ours to status codes, and RFC 9457 problem documents."""
+"""Errors over HTTP: the table from our errors to status codes, and RFC 9457 problem documents."""
 
 from http import HTTPStatus
 
@@ -28,7 +28,7 @@ STATUS: dict[type[DigitsError], HTTPStatus] = {
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
     ModelError: HTTPStatus.INTERNAL_SERVER_ERROR,
-    # A file that an option names, or an extra that is not installed: the operator's to mend.
+    # A file that an option names, or an extra that is not installed: the operator has to act.
     ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
     # These end the start of a server; none reaches a caller.
     CorruptModel: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -43,7 +43,7 @@ _HEADERS: dict[type[DigitsError], dict[str, str]] = {
 
 
 def problem(error: DigitsError) -> JSONResponse:
-    """Describe one of our errors: its status, and its text as the detail."""
+    """Return the problem document of one of our errors, with its text as the detail."""
     return problem_document(STATUS[type(error)], str(error), _HEADERS.get(type(error)))
 
 
@@ -52,7 +52,7 @@ def problem_document(
 ) -> JSONResponse:
     """Write a problem document (RFC 9457).
 
-    The member `error` repeats the detail: clients of the Open Inference Protocol read that one.
+    The member `error` repeats the detail, for clients of the Open Inference Protocol.
     """
     content = {
         "type": "about:blank",

@@ -1,4 +1,4 @@
-"""The HTTP port: uvicorn on an event loop and a thread of its own, beside the gRPC transport."""
+"""The HTTP port: uvicorn with its own event loop and thread, beside the gRPC transport."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each 
 
 MAX_CONNECTIONS = 1024
 _FIRST_REQUEST_S = 10.0
-"""How long a connection may take to send the head of its first request."""
+"""Seconds for a connection to send the headers of its first request."""
 _KEEP_ALIVE_S = 30
 _BACKLOG = 256
 
@@ -36,13 +36,13 @@ class HttpServer:
     def __init__(
         self, classifier: Classifier, queries: Queries, config: ServerConfig, *, shared: bool
     ) -> None:
-        """Bind the port; it answers from `start` on.
+        """Bind the port; `start` begins to answer.
 
         Args:
-            classifier: what runs.
-            queries: answers what clients ask about the server and its model.
-            config: the address, and who may call.
-            shared: whether other processes of ours listen on the port, too.
+            classifier: runs the images.
+            queries: answers queries about the server and its model.
+            config: address, TLS and tokens.
+            shared: whether other worker processes listen on the port too.
 
         Raises:
             ConfigurationError: the address can't be bound, or a certificate or token can't be used.
@@ -60,11 +60,11 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer what has been received whole, close the port, and return when it is closed."""
+        """Answer the complete requests, close the port, and return when it is closed."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()
@@ -100,7 +100,7 @@ def _uvicorn_config(app: Any, context: Callable[[], ssl.SSLContext] | None) -> u
 
 
 def _renewing(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Make a context that answers each handshake with the newest certificate."""
+    """Return a context that uses the newest certificate for each handshake."""
     first = newest()
 
     def replace(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -111,7 +111,7 @@ def _renewing(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Closes connections that never send a request: uvicorn's own timer starts with an answer."""
+    """Closes connections that never send a request; uvicorn's own timer starts after an answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
