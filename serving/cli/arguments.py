@@ -1,11 +1,11 @@
 """The commands of `python -m serving`, their options and their help texts."""
 
 import argparse
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from commandline.parser import Parser
+from serving.cli import values
 from serving.config import (
     BatchingConfig,
     Device,
@@ -87,10 +87,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="address of /metrics, /healthz and /readyz, without TLS and tokens",
     )
-    add("--metrics-port", type=_port_or_off, default=config.metrics_port, metavar="PORT",
+    add("--metrics-port", type=values.port_or_off, default=config.metrics_port, metavar="PORT",
         help="TCP port of these; 0 lets the kernel choose; off disables them")  # fmt: skip
     add("--http-host", default=config.http_host, metavar="HOST", help="address of HTTP")
-    add("--http-port", type=_port_or_off, default="auto", metavar="PORT",
+    add("--http-port", type=values.port_or_off, default="auto", metavar="PORT",
         help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
         "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
     add("--transport", choices=get_args(TransportName), default=config.transport,
@@ -131,35 +131,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="format of the log lines on stderr and of the ready line on stdout")  # fmt: skip
 
 
-def _port_or_off(text: str) -> int | Literal["auto"] | None:
-    if text == "off":
-        return None
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a port or off, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) <= 1e6:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
-
-
-def _probability(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
-
-
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
         help="picture of one digit, any size, dark on light or the reverse: PNG, JPEG, WebP, GIF, "
         "TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=_probability, default=0.0, metavar="P",
+    parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_source(parser)
@@ -181,7 +157,7 @@ def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--target", default=f"127.0.0.1:{ServerConfig().port}", metavar="HOST:PORT",
         help="the server")  # fmt: skip
-    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="time limit")
+    add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
         help="name that the certificate must have (default: the target's)")  # fmt: skip
     _add_access(parser)

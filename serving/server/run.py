@@ -38,17 +38,16 @@ def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> b
 
 
 def warn_if_exposed(config: ServerConfig) -> None:
-    """Log a warning if other machines can reach the port without TLS or without tokens."""
+    """Log a warning if other machines can reach a port without TLS or without tokens."""
     security = config.security
     missing = [] if security.has_tls else ["TLS"]
     if not security.has_tokens and security.tls_client_ca is None:
         missing.append("tokens")
-    if missing and not _is_local(config.host):
-        _log.warning(
-            "other machines can reach %s without %s: see SECURITY.md",
-            config.host,
-            " and ".join(missing),
-        )
+    hosts = {config.host} if config.http_port is None else {config.host, config.http_host}
+    for host in sorted(hosts):
+        if missing and not _is_local(host):
+            text = "other machines can reach %s without %s: see SECURITY.md"
+            _log.warning(text, host, " and ".join(missing))
 
 
 def _is_local(host: str) -> bool:

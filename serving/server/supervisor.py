@@ -7,27 +7,25 @@ import asyncio
 import logging
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
 from serving.server.backoff import Backoff
 from serving.server.port import reserved_port
 from serving.server.ready_line import announce
-from serving.server.worker import Arguments, Worker
+from serving.server.worker import Arguments
+from serving.server.workers import Workers
 from serving.system import signals
 from serving.system.address import with_port
 from serving.telemetry.exporter import Exporter, exporting
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, total
 
 _log = logging.getLogger(__name__)
 
 _MAX_OUTAGE_S = 60.0
 """How long no worker may be ready, once all were, before failing starts end the server."""
-_REPORT_TIMEOUT_S = 1.0
-"""How long the metrics page waits for a worker that may hang; then its last report is used."""
 _OVERDUE_S = 5.0
 """How long past `drain_s` the supervisor waits for a worker to end itself."""
 
@@ -43,20 +41,15 @@ async def supervise(
     Raises:
         DigitsError: the workers can't start, or keep dying until none is left.
     """
-    with (
-        exporting(config) as exporter,
-        reserved_port(config.host, config.port) as port,
-        _reserved_http_port(config) as http_port,
-    ):
+    with ExitStack() as stack:
+        exporter = stack.enter_context(exporting(config))
+        port = stack.enter_context(reserved_port(config.host, config.port))
+        http_port = config.http_port
+        if http_port is not None:
+            http_port = stack.enter_context(reserved_port(config.http_host, http_port))
         config = replace(config, port=port, http_port=http_port)
         arguments = (model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(arguments, config, exporter).run()
-
-
-def _reserved_http_port(config: ServerConfig) -> AbstractContextManager[int | None]:
-    if config.http_port is None:
-        return nullcontext()
-    return reserved_port(config.http_host, config.http_port)
 
 
 class Supervisor:
@@ -66,13 +59,8 @@ class Supervisor:
         self, arguments: Arguments, config: ServerConfig, exporter: Exporter | None
     ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
-        self._arguments = arguments
+        self._workers = Workers(arguments)
         self._config = config
-        self._workers: dict[int, Worker] = {}
-        """The workers that are alive, by place."""
-        self._dead = Counts()
-        """The counts of the workers that died."""
-        self._last: Report | None = None
         self._all_ready = asyncio.Event()
         self._exporter = exporter
         self._is_draining = False
@@ -84,7 +72,7 @@ class Supervisor:
         """Run the workers until SIGTERM or SIGINT, then drain; see `supervise`."""
         signals.install()
         stops = signals.queue_stops()
-        signals.on_hang_up(lambda: self._signal_all(signal.SIGHUP))
+        signals.on_hang_up(lambda: self._workers.signal(signal.SIGHUP))
         stopped = asyncio.create_task(stops.get())
         serving = asyncio.create_task(self._serve())
         try:
@@ -94,7 +82,7 @@ class Supervisor:
             serving.cancel()
             return await self._drain(stops)
         finally:
-            self._signal_all(signal.SIGKILL)
+            self._workers.signal(signal.SIGKILL)
 
     async def _serve(self) -> None:
         """Keep a worker in every place until cancelled; the first failure ends all."""
@@ -112,21 +100,13 @@ class Supervisor:
         config, metrics_address = self._config, "off"
         if self._exporter is not None:
             loop = asyncio.get_running_loop()
-            self._exporter.serve(
-                lambda: asyncio.run_coroutine_threadsafe(self._report(), loop).result(
-                    2 * _REPORT_TIMEOUT_S  # the loop may have ended
-                ),
-                self._is_serving,
-            )
+            self._exporter.serve(partial(self._workers.report_from_thread, loop), self._is_serving)
             metrics_address = self._exporter.address
-        info, address = (await self._report()).info, with_port(config.host, config.port)
+        info, address = (await self._workers.report()).info, with_port(config.host, config.port)
         announce(info, address, metrics_address, config.log_format, workers=config.workers)
 
     def _is_serving(self) -> bool:
-        """Return whether at least one worker has the port, and all that have it are well."""
-        states = [worker.is_serving for worker in list(self._workers.values())]
-        listening = [state for state in states if state is not None]
-        return bool(listening) and all(listening) and not self._is_draining
+        return self._workers.is_serving and not self._is_draining
 
     async def _keep(self, place: int) -> None:
         """Keep a worker running in one place.
@@ -137,10 +117,12 @@ class Supervisor:
         """
         backoff = Backoff()
         while True:
-            worker = self._workers[place] = Worker(self._arguments)
+            worker = self._workers.start(place)
             worker.on_ready = self._count_ready
             exit_code = await asyncio.shield(worker.ended)
-            self._collect_counts(place)
+            self._workers.remove(place)
+            if worker.report is not None and not self._workers.num_ready:
+                self._outage_since_s = time.monotonic()
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
@@ -150,56 +132,28 @@ class Supervisor:
                     f"worker {place} died {backoff.num_deaths} times in a row ({reason}), "
                     "and no other one serves"
                 )
-            self._dead.restarts += 1
+            self._workers.dead.restarts += 1
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
     def _count_ready(self) -> None:
         if self._all_ready.is_set():
-            _log.info("worker restarted, %d serving", len(self._reports()))
-        elif len(self._reports()) == self._config.workers:
+            _log.info("worker restarted, %d serving", self._workers.num_ready)
+        elif self._workers.num_ready == self._config.workers:
             self._all_ready.set()
-
-    def _collect_counts(self, place: int) -> None:
-        """Add the counts of a dead worker to those of the dead."""
-        if report := self._workers.pop(place).report:
-            self._dead += report.counts
-            self._last = report
-            if not self._reports():
-                self._outage_since_s = time.monotonic()
 
     def _is_hopeless(self, backoff: Backoff) -> bool:
         """Return whether to give up: none is ready, and they crash or fail to start for long."""
-        if self._reports():
+        if self._workers.num_ready:
             return False
         outage_s = time.monotonic() - self._outage_since_s
         return backoff.is_crash_loop or (backoff.is_death_loop and outage_s >= _MAX_OUTAGE_S)
 
-    def _reports(self) -> list[Report]:
-        return [worker.report for worker in self._workers.values() if worker.report]
-
-    async def _report(self) -> Report:
-        """Add up the reports of all workers; without any, use the last report there was."""
-        asked = [asyncio.create_task(worker.refresh()) for worker in self._workers.values()]
-        if asked:
-            await asyncio.wait(asked, timeout=_REPORT_TIMEOUT_S)
-        reports = self._reports()
-        if not reports:
-            assert self._last is not None, "no worker has been ready yet"
-            reports = [self._last.ended()]
-        return total(reports, self._dead)
-
-    def _signal_all(self, number: int) -> None:
-        """Send a signal to all workers; one that is starting keeps a SIGHUP."""
-        for worker in self._workers.values():
-            worker.signal(number)
-
     async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
         """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
-        alive = list(self._workers.values())
-        self._signal_all(signal.SIGTERM)
-        ended = asyncio.gather(*(worker.ended for worker in alive))
+        ended = asyncio.gather(*(worker.ended for worker in self._workers.alive))
+        self._workers.signal(signal.SIGTERM)
         forced = asyncio.create_task(stops.get())
         timeout_s = self._config.drain_s + _OVERDUE_S
         await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -303,9 +303,12 @@ def test_public_address_without_protection_is_warned_about(
         for host in ("127.0.0.1", "::1", "localhost", "127.0.0.9", "unix:/run/digits"):
             warn_if_exposed(ServerConfig(host=host))
         warn_if_exposed(ServerConfig(host="0.0.0.0", security=mtls))
+        warn_if_exposed(ServerConfig(http_host="0.0.0.0"))  # HTTP is off
     assert not caplog.messages
     with caplog.at_level(logging.WARNING):
         warn_if_exposed(ServerConfig(host="0.0.0.0"))
         warn_if_exposed(ServerConfig(host="::", security=tls))
+        warn_if_exposed(ServerConfig(http_host="0.0.0.0", http_port=0))
     assert "without TLS and tokens" in caplog.messages[0]
     assert "without tokens" in caplog.messages[1]
+    assert "0.0.0.0 without TLS and tokens" in caplog.messages[2]
