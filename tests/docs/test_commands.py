@@ -1,0 +1,61 @@
+"""Commands on the pages: their options and targets exist."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import benchmarks.arguments
+import serving.cli.arguments
+import training.cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+PARSERS: dict[str, Callable[[], object]] = {
+    "serving": serving.cli.arguments.parser,
+    "training": training.cli.parser,
+    "benchmarks": benchmarks.arguments.parser,
+}
+_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?python -m (\w+) "
+_COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([^`]*)`"))
+"""In a block, and in a span of code, which may go on in the next line."""
+_TARGET = re.compile(r"(?m)(?:^ {4}|`)make ((?:[a-z-]+ ?)+)")
+
+
+def command_lines() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        for pattern in _COMMANDS:
+            for program, arguments in pattern.findall(text):
+                if program in PARSERS:
+                    found.append((program, " ".join(arguments.split())))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("program", "arguments"), command_lines())
+def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments: str) -> None:
+    command = re.split(r"\s+#|\s[<>|]\s", arguments)[0].replace(
+        "checkout:../old", f"checkout:{ROOT}"
+    )
+    words = shlex.split(command)
+    if len(words) > 1:  # a command's name alone is not a whole command
+        PARSERS[program]().parse_args(words)  # type: ignore[attr-defined]  # else exits
+
+
+def test_commands_are_found() -> None:
+    assert len(command_lines()) > 20
+
+
+def test_targets_on_a_page_are_those_of_the_makefile() -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):.*##", (ROOT / "Makefile").read_text()))
+    named = {
+        target
+        for page in PAGES
+        for targets in _TARGET.findall(page.read_text("utf-8"))
+        for target in targets.split()
+    }
+    assert len(named) > 10
+    assert named <= targets
