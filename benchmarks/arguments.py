@@ -85,7 +85,7 @@ def _add_run(commands: Any) -> None:
     add("--share-cores", action="store_true",
         help="targets and generator on all cores, instead of half of them each")  # fmt: skip
     add("--models", type=Path, metavar="DIR",
-        help="model repository (models, or the model in the box where that has none)")  # fmt: skip
+        help="model repository (default: models, else the bundled one)")  # fmt: skip
     add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
         help="what training wrote, for the Keras targets")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")

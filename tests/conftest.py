@@ -74,7 +74,7 @@ def classifier(models: Path) -> Iterator[Classifier]:
 
 @pytest.fixture(scope="session")
 def no_gpu() -> None:
-    """Skip where a GPU works: what is tested is how its absence is told."""
+    """Skip where a GPU works: the test is about its absence."""
     if gpu_works():
         pytest.skip("a GPU works here")
 

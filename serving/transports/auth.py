@@ -1,7 +1,7 @@
 """Bearer tokens: `authorization: Bearer <token>` on every call but health's.
 
 Kept and compared as SHA-256 digests, in constant time, so that neither memory dumps nor response
-times tell a token. A digest without a salt is enough: tokens are long and random, not chosen.
+times reveal a token. A digest without a salt is enough: tokens are long and random, not chosen.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class TokenCheck:
             return False
         digest = _digest(_bearer_token(values[0]))
         matches = [hmac.compare_digest(digest, known) for known in self.digests()]
-        return any(matches)  # each was compared: how long it takes doesn't tell which is right
+        return any(matches)  # all were compared: the time doesn't reveal which is right
 
 
 def token_check(config: SecurityConfig) -> TokenCheck | None:

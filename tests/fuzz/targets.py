@@ -52,7 +52,7 @@ def infer(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """The manifest parser: what it lets through can be told to clients and computed with."""
+    """The manifest parser: what it accepts can be sent to clients and computed with."""
     try:
         found = parse_manifest(data)
     except CorruptModel as err:

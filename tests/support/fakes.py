@@ -92,7 +92,7 @@ class RecordingRequest(Request):
 
 
 class FakeClock:
-    """A monotonic clock in seconds that moves only when told to."""
+    """A monotonic clock in seconds that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

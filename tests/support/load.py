@@ -42,7 +42,7 @@ class ClosedLoop:
         self._thread = threading.Thread(target=self._send)
 
     def wait_for(self, number: int) -> None:
-        """Wait until so many more calls have ended."""
+        """Wait until this many more calls have ended."""
         with self._noted:
             wanted = len(self.calls) + number
             assert self._noted.wait_for(lambda: len(self.calls) >= wanted, TIMEOUT_S)

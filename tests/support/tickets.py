@@ -1,4 +1,4 @@
-"""Images that carry a number, so that a ledger on each side tells of every single one."""
+"""Images that carry a number, so that a ledger on each side accounts for every one."""
 
 import numpy as np
 

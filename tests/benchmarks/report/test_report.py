@@ -238,7 +238,7 @@ def test_two_runs_agree_on_ratios_despite_drift() -> None:
     rows = comparison.compare(three_rounds(), three_rounds(1.01, drift=(0.5, 0.6, 0.55)))
     judged = {row.cell: row.agrees for row in rows if row.ratios}
     assert len(judged) == 3
-    assert not any(judged.values())  # no noise but drift: 1 % is told apart
+    assert not any(judged.values())  # no noise but drift: 1 % is a difference
     same = comparison.compare(three_rounds(), three_rounds(drift=(0.5, 0.6, 0.55)))
     assert all(row.agrees for row in same if row.ratios and not row.cell.is_latency)
     assert all(row.change.low <= 0.6 <= row.change.high for row in same)

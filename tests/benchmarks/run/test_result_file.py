@@ -1,4 +1,4 @@
-"""Results: kept whole, telling nothing of whose machine it was."""
+"""Results: kept whole, without a trace of whose machine it was."""
 
 import json
 import os

@@ -113,7 +113,7 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
     before = everything_in(image.root)
     with running(image) as server, Client(server.address) as client:
         assert len(client.classify(images[:3])) == 3
-        assert client.model_info().test_accuracy > 0.99, "not the model in the box"
+        assert client.model_info().test_accuracy > 0.99, "not the bundled model"
         health = [*image.entry_point[:-1], "health", "--target", server.address]
         assert subprocess.run(health, cwd=image.folder, env=image.environment).returncode == 0
         assert server.stop(signal.SIGTERM) == 0

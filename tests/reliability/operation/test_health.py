@@ -1,4 +1,4 @@
-"""Health tells the truth: it follows what the engine really does."""
+"""Health is true: it follows what the engine really does."""
 
 import signal
 from typing import Any
@@ -72,7 +72,7 @@ def test_server_that_is_merely_busy_stays_serving(transport: str) -> None:
                 grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
             }  # fmt: skip
         server.process.send_signal(signal.SIGTERM)
-        # The first change that the watcher is told of is the drain.
+        # The first change that the watcher gets is the drain.
         assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.process.wait(TIMEOUT_S) == 0
 

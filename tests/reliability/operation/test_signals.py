@@ -23,7 +23,7 @@ NUM_MOMENTS = 10
 
 @contextmanager
 def starting_server(models: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A server in a process group of its own that has just begun to heed signals."""
+    """A server in its own process group that has just begun to handle signals."""
     process = subprocess.Popen(
         serve_command(models, *options),
         stdout=subprocess.PIPE,

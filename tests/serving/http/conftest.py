@@ -1,4 +1,4 @@
-"""A server with an HTTP port, shared by this folder's tests: around the model in the box."""
+"""A server with an HTTP port, shared by this folder's tests: with the bundled model."""
 
 from collections.abc import Iterator
 from pathlib import Path

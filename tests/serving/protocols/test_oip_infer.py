@@ -159,8 +159,8 @@ def test_unknown_model_or_version_is_not_found(
     named = {name.removeprefix("model_"): value for name, value in fields.items()}
     question = {"name": "digits", **named}
     for method in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
-        code, told = status_of(lambda method=method: peer.call(method, **question))  # type: ignore[misc]
-        assert (code, told) == (grpc.StatusCode.NOT_FOUND, text)
+        code, details = status_of(lambda method=method: peer.call(method, **question))  # type: ignore[misc]
+        assert (code, details) == (grpc.StatusCode.NOT_FOUND, text)
     assert not peer.call("ModelReady", **question).ready
 
 

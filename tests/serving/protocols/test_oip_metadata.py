@@ -1,4 +1,4 @@
-"""What the inference protocol tells of the server, its model and its work."""
+"""Metadata, configuration and statistics over the inference protocol."""
 
 import subprocess
 import sys

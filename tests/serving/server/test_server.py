@@ -111,13 +111,13 @@ def test_signal_drains_under_load_and_loses_nothing(
             health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S
         )
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        told = pool.submit(next, watch)
+        state = pool.submit(next, watch)
         call: Any = channel.unary_unary(CLASSIFY)
         data = encode_request(images[:64].tobytes())
         futures = [call.future(data, timeout=TIMEOUT_S) for _ in range(200)]
         futures[0].result()
         assert server.stop(number) == 0
-        assert told.result().status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert state.result().status == health_pb2.HealthCheckResponse.NOT_SERVING
     for future in futures:
         if future.code() is grpc.StatusCode.OK:
             answered += 1
