@@ -25,8 +25,15 @@ from serving.protocols.plan import Plan, frame
 from serving.transports.h2 import http2, status
 from serving.transports.h2.connection import RESPONSE, Connection
 from serving.transports.h2.heads import Head, Heads, HttpError
+from serving.transports.h2.http2 import (
+    ConnectionClosed,
+    DataReceived,
+    RequestReceived,
+    StreamClosed,
+    TrailersReceived,
+)
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.queue import Queue
+from serving.transports.h2.queue import Entry, Queue
 from serving.transports.h2.status import Status
 from serving.transports.h2.streams import AnswerStream, ReplyStream
 from serving.transports.h2.unary import Body
@@ -89,7 +96,6 @@ class Calls:
         """The largest request that the loop runs itself; 0 where a run takes long."""
         self.refusal: DigitsError | None = None
         """Why new calls are refused, once the server drains."""
-        self._num_rejected: dict[Head, int] = {}
         self.num_held = 0
         """Bytes of messages that can't be used yet."""
         self.stalled: dict[AnswerStream, None] = {}
@@ -111,64 +117,82 @@ class Calls:
         Returns:
             False if the connection is over.
         """
-        calls, offer, inline_images = connection.calls, self.queue.offer, self.max_inline_images
+        calls, inline_images = connection.calls, self.max_inline_images
+        known, head = connection.headers, connection.head
         num_unread = connection.http2.queued_body_size()
         is_open = self.refusal is None and num_unread <= self.limits.max_unread_bytes
         consume = connection.http2.acknowledge_received_data
+        entries: list[Entry] = []
+        rejected: list[int] = []
+        num_rows, room, measured = 0, 0.0, None
         event: Any  # its kind says what it has, and comparing kinds is the fastest way to ask
         for event in connection.http2.events():
             kind = event.__class__
-            if kind is http2.RequestReceived:
+            if kind is RequestReceived:
                 headers = event.headers
-                if headers != connection.headers:
-                    connection.headers, connection.head = headers, self._heads.get(headers)
-                    connection.trusted |= connection.head.trusted
-                head: Head = connection.head
+                if headers != known:
+                    known, head = headers, self._heads.get(headers)
+                    connection.headers, connection.head = known, head
+                    connection.trusted |= head.trusted
                 if is_open and head.is_plain and not event.end_stream:
                     calls[event.stream_id] = head
                 else:
                     self._open(connection, event.stream_id, head, now_s, ended=event.end_stream)
-            elif kind is http2.DataReceived:
+            elif kind is DataReceived:
                 stream_id, data = event.stream_id, event.data
                 call = calls.get(stream_id)
-                if isinstance(call, Head) and event.end_stream:
-                    consume(len(data), stream_id)
-                    num_images = len(data) // IMAGE_BYTES
-                    size = num_images * IMAGE_BYTES
-                    plan = call.layouts.get(data[: len(data) - size])
-                    if plan is None or plan.num_rows != num_images or num_images > inline_images:
-                        Body(self, connection, stream_id, call).receive(data, now_s, ended=True)
-                    else:
-                        late_s = now_s + call.timeout_s
-                        pixels = data[-size:]
-                        if not offer((connection, stream_id, pixels, plan, now_s, late_s, None)):
-                            self.reject(connection, stream_id, call)
-                elif call is not None:
-                    if len(data) < _TINY_BYTES and not event.end_stream:
-                        connection.num_tiny += 1
-                        if connection.num_tiny > _MAX_TINY_FRAMES:
-                            raise http2.Error("too many tiny frames")
-                    elif connection.num_tiny:
-                        connection.num_tiny -= 1
-                    if isinstance(call, Head):
-                        call = calls[stream_id] = Body(self, connection, stream_id, call)
-                    call.receive(data, now_s, ended=event.end_stream)
-                elif data:
-                    connection.consume(stream_id, len(data))
-            elif kind is http2.StreamClosed:
+                if call.__class__ is not Head or not event.end_stream:
+                    self._receive_part(connection, event, now_s)
+                    continue
+                consume(len(data), stream_id)
+                num_images = len(data) // IMAGE_BYTES
+                size = num_images * IMAGE_BYTES
+                plan = call.layouts.get(data[: len(data) - size])
+                if plan is None or plan.num_rows != num_images or num_images > inline_images:
+                    Body(self, connection, stream_id, call).receive(data, now_s, ended=True)
+                    continue
+                if call is not measured:
+                    measured, late_s = call, now_s + call.timeout_s
+                    room = self.queue.room(call.timeout_s) - num_rows
+                if num_images > room:
+                    rejected.append(stream_id)
+                    continue
+                room -= num_images
+                num_rows += num_images
+                entries.append((connection, stream_id, data[-size:], plan, now_s, late_s, None))
+            elif kind is StreamClosed:
                 if event.stream_id in calls:
                     self._cancel(connection, event.stream_id, now_s)
-            elif kind is http2.TrailersReceived:
+            elif kind is TrailersReceived:
                 call = calls.get(event.stream_id)
                 if isinstance(call, Head):
                     call = Body(self, connection, event.stream_id, call)
                 if call is not None:
                     call.receive(b"", now_s, ended=True)
-            elif kind is http2.ConnectionClosed:
+            elif kind is ConnectionClosed:
                 return False
-        if self._num_rejected:
-            self.count_rejected()
+        if entries:
+            self.queue.put_all(connection, entries, num_rows)
+        if rejected:
+            self._reject(connection, rejected)
         return True
+
+    def _receive_part(self, connection: Connection, event: Any, now_s: float) -> None:
+        """Take data that is no whole message of images."""
+        stream_id, data = event.stream_id, event.data
+        call = connection.calls.get(stream_id)
+        if call is None:
+            connection.consume(stream_id, len(data))
+            return
+        if len(data) < _TINY_BYTES and not event.end_stream:
+            connection.num_tiny += 1
+            if connection.num_tiny > _MAX_TINY_FRAMES:
+                raise http2.Error("too many tiny frames")
+        elif connection.num_tiny:
+            connection.num_tiny -= 1
+        if isinstance(call, Head):
+            call = connection.calls[stream_id] = Body(self, connection, stream_id, call)
+        call.receive(data, now_s, ended=event.end_stream)
 
     def _open(
         self, connection: Connection, stream_id: int, head: Head, now_s: float, *, ended: bool
@@ -215,22 +239,30 @@ class Calls:
         head.note_failure(error)
         self.refuse(connection, stream_id, head, Status.of(error))
 
-    def reject(self, connection: Connection, stream_id: int, head: Head) -> None:
-        """Refuse a call that was read and would wait in vain: cheaply, for there may be many."""
-        del connection.calls[stream_id]
-        try:
-            connection.http2.send_response(stream_id, _NO_ROOM, end_stream=True)
-        except http2.Error:
-            pass
-        self._num_rejected[head] = self._num_rejected.get(head, 0) + 1
+    def submit(self, entry: Entry) -> None:
+        """Have a call wait for a run, or refuse it."""
+        connection, stream_id, _, plan, arrived_s, late_s, _ = entry
+        if plan.num_rows <= self.queue.room(late_s - arrived_s):
+            self.queue.put(entry)
+        else:
+            self._reject(connection, [stream_id])
 
-    def count_rejected(self) -> None:
-        """Count what was rejected in this round."""
-        for head, times in self._num_rejected.items():
+    def _reject(self, connection: Connection, stream_ids: list[int]) -> None:
+        """Refuse calls that would wait in vain: cheaply, for there may be many."""
+        respond, take = connection.http2.send_response, connection.calls.pop
+        num_rejected: dict[Any, int] = {}
+        for stream_id in stream_ids:
+            head = take(stream_id, None)
+            num_rejected[head] = num_rejected.get(head, 0) + 1
+            try:
+                respond(stream_id, _NO_ROOM, end_stream=True)
+            except http2.Error:
+                pass  # the caller has left
+        num_rejected.pop(None, None)
+        for head, times in num_rejected.items():
             for _ in range(times):
                 head.note_failure(_OVERLOADED)
             self.metrics.count(head.name, _REFUSED, times)
-        self._num_rejected.clear()
 
     def hold(self, call: Call, num_bytes: int) -> None:
         """Note what a call holds of messages that it can't use yet; refuse the largest if needed.

@@ -44,7 +44,9 @@ class LocalCaller:
         try:
             if not calls.max_inline_images:
                 calls.large_request(image, plan, self, math.inf, self._finish_run)
-            elif not calls.queue.offer(entry):
+            elif calls.queue.room(math.inf) >= 1:
+                calls.queue.put(entry)
+            else:
                 raise Overloaded
         except DigitsError as err:
             self._finish_run(err)

@@ -244,6 +244,7 @@ class Loop:
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
                 self._connections.watch(connection)
+        self._runs.count()  # now that the answers are on their way
 
     # Time
 

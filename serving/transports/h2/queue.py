@@ -36,28 +36,16 @@ class Queue:
         self._ring: deque[Connection] = deque()
         self._gave_up_s = -_GIVE_UP_MEMORY_S
 
-    def offer(self, entry: Entry) -> bool:
-        """Let a call wait, unless it would wait in vain, or there is no room.
+    def room(self, timeout_s: float) -> float:
+        """Return how many more images may wait, of calls that have so much time.
 
-        One that the next run may take gets its chance, whatever runs before took.
-
-        Returns:
-            False if it is refused.
+        What the next run may take gets its chance, whatever the runs before it took.
         """
-        num_rows = self.num_rows + entry[3].num_rows
-        if num_rows > self._capacity or (
-            num_rows > self.run_rows
-            and num_rows * self.row_s > (entry[5] - entry[4]) * _SHARE_OF_PATIENCE
-        ):
-            return False
-        waiting = entry[0].waiting  # as `put`, without a call
-        if not waiting:
-            if not self._ring:
-                self.oldest_s = entry[4]
-            self._ring.append(entry[0])
-        waiting.append(entry)
-        self.num_rows = num_rows
-        return True
+        max_rows: float = self._capacity
+        if self.row_s:
+            patience = timeout_s * _SHARE_OF_PATIENCE / self.row_s
+            max_rows = min(max_rows, max(self.run_rows, patience))
+        return max_rows - self.num_rows
 
     @property
     def has_room(self) -> bool:
@@ -66,13 +54,16 @@ class Queue:
 
     def put(self, entry: Entry) -> None:
         """Let a call wait."""
-        waiting = entry[0].waiting
-        if not waiting:
+        self.put_all(entry[0], [entry], entry[3].num_rows)
+
+    def put_all(self, connection: Any, entries: list[Entry], num_rows: int) -> None:
+        """Let calls of one connection wait, which have so many images in all."""
+        if not connection.waiting:
             if not self._ring:
-                self.oldest_s = entry[4]
-            self._ring.append(entry[0])
-        waiting.append(entry)
-        self.num_rows += entry[3].num_rows
+                self.oldest_s = entries[0][4]
+            self._ring.append(connection)
+        connection.waiting += entries
+        self.num_rows += num_rows
 
     def note_cancelled(self, now_s: float) -> None:
         """Remember that a caller gave up."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from operator import itemgetter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from serving.transports.h2.streams import AnswerStream
 _INLINE_IMAGES = 128
 """Images of one request that are worth a run of their own, which a runner thread may make on
 another core: more are hardly cheaper each."""
-_pixels_of = itemgetter(2)
 _log = logging.getLogger(__name__)
 
 _FAILED = ModelError()
@@ -39,6 +38,8 @@ class Runs:
         self._queue = queue
         self._calls = calls
         self._observe = classifier.metrics.observe_run
+        self._answered: list[tuple[list[Entry], bytes, bytes, float, float]] = []
+        """Batches that are not counted yet: digits, probabilities, and when their run was."""
         self._adopt(classifier.served)
 
     def _adopt(self, model: LoadedModel) -> None:
@@ -56,9 +57,8 @@ class Runs:
             self._adopt(self._classifier.served)
 
     def run_next(self, now_s: float) -> None:
-        """Run the next batch, if any call of it is still wanted."""
-        if self._classifier.served is not self._model:
-            self._adopt(self._classifier.served)
+        """Run the next batch, if any call of it is still wanted; `count` when its answers left."""
+        self.refresh()
         queue = self._queue
         batch, late = queue.take(queue.run_rows, now_s)
         for entry in late:
@@ -73,22 +73,23 @@ class Runs:
                 if entry[1] in entry[0].calls:
                     self._end(entry, _FAILED)
             return
-        if queue.num_rows:  # it was full: an image of a small run costs more
+        if num_images >= queue.run_rows // 2:  # an image of a small run costs more
             queue.row_s += ((time.monotonic() - now_s) / num_images - queue.row_s) / 8
 
     def _run(self, batch: list[Entry]) -> int:
         """Run and answer a batch; returns its number of images."""
         started_s = time.monotonic()
-        pixels = list(map(_pixels_of, batch))
-        joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
+        joined = batch[0][2] if len(batch) == 1 else b"".join([entry[2] for entry in batch])
         images = np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_BYTES)
         try:
             probabilities = self._engine_run(images)
         except Exception as err:  # whatever it is, it ends these calls and never the loop
             self._find_guilty(batch, err)
         else:
-            digits = bytes(probabilities.argmax(axis=1).tolist())
-            self._answer(batch, digits, probabilities.tobytes(), started_s)
+            finished_s = time.monotonic()
+            digits, rows = bytes(probabilities.argmax(axis=1).tolist()), probabilities.tobytes()
+            self._answered.append((batch, digits, rows, started_s, finished_s))
+            self._answer(batch, digits, rows)
         return len(images)
 
     def _find_guilty(self, batch: list[Entry], error: Exception) -> None:
@@ -101,25 +102,19 @@ class Runs:
         _log.error("a run of %d images failed", batch[0][3].num_rows, exc_info=error)
         self._end(batch[0], _FAILED)
 
-    def _answer(self, batch: list[Entry], digits: bytes, rows: bytes, started_s: float) -> None:
+    def _answer(self, batch: list[Entry], digits: bytes, rows: bytes) -> None:
         """Send each call its rows: cut from one buffer where a call is one image."""
-        finished_s = time.monotonic()
         streams: set[AnswerStream] = set()
-        groups: list[tuple[Plan, float, int]] = []  # the first is none
         starts: tuple[bytes, ...] = ()
         tail = b""
-        last, last_arrived_s, num_alike, num_rows, at = batch[0][3], -1.0, 0, 0, 0
-        for connection, stream_id, _, plan, arrived_s, _, slot in batch:
-            if plan is not last or arrived_s != last_arrived_s:
-                groups.append((last, last_arrived_s, num_alike))
-                last, last_arrived_s, num_alike = plan, arrived_s, 0
-                num_rows = plan.num_rows
-                if num_rows == 1:
-                    starts, tail = plan.one_image_parts(self._version)
-            num_alike += 1
-            end = at + num_rows
+        last, at = None, 0
+        for connection, stream_id, _, plan, _, _, slot in batch:
+            end = at + plan.num_rows
             some = rows[at * ROW_BYTES : end * ROW_BYTES]
-            if num_rows == 1:
+            if plan.num_rows == 1:
+                if plan is not last:
+                    last = plan
+                    starts, tail = plan.one_image_parts(self._version)
                 response = starts[digits[at]] + some + tail
             else:
                 response = frame(plan.write(digits[at:end], some, self._version))
@@ -140,15 +135,19 @@ class Runs:
                 self._calls.touch(connection)
         for stream in streams:
             stream.flush()
-        groups.append((last, last_arrived_s, num_alike))
-        counted = []
-        for plan, arrived_s, times in groups[1:]:
-            counted.append((arrived_s, plan.method, times))
-            if plan.statistics is not None:
-                answered = Answered(times, times * plan.num_rows, arrived_s, plan.decode_s)
-                run = Run(len(digits), started_s, finished_s)
-                plan.statistics.count_success(self._version, answered, run)
-        self._observe(started_s, finished_s, counted, digits, rows)
+
+    def count(self) -> None:
+        """Count what was answered."""
+        while self._answered:
+            batch, digits, rows, started_s, finished_s = self._answered.pop()
+            counted = []
+            for plan, arrived_s, times in _alike(batch):
+                counted.append((arrived_s, plan.method, times))
+                if plan.statistics is not None:
+                    answered = Answered(times, times * plan.num_rows, arrived_s, plan.decode_s)
+                    run = Run(len(digits), started_s, finished_s)
+                    plan.statistics.count_success(self._version, answered, run)
+            self._observe(started_s, finished_s, counted, digits, rows)
 
     def _end(self, entry: Entry, error: DigitsError) -> None:
         """End a call without an answer."""
@@ -158,3 +157,16 @@ class Runs:
         else:
             slot.stream.fail(slot, error)
             slot.stream.flush()
+
+
+def _alike(batch: list[Entry]) -> Iterator[tuple[Plan, float, int]]:
+    """Give the plan, the arrival and the number of calls that follow one another and share both."""
+    times = 0
+    _, _, _, plan, arrived_s, _, _ = batch[0]
+    for entry in batch:
+        if entry[3] is not plan or entry[4] != arrived_s:
+            yield plan, arrived_s, times
+            times = 0
+            _, _, _, plan, arrived_s, _, _ = entry
+        times += 1
+    yield plan, arrived_s, times

@@ -87,10 +87,7 @@ class Body:
             )
             return
         connection.calls[self._stream_id] = self._head
-        if not calls.queue.offer(
-            (connection, self._stream_id, pixels, plan, now_s, deadline_s, None)
-        ):
-            calls.reject(connection, self._stream_id, self._head)
+        calls.submit((connection, self._stream_id, pixels, plan, now_s, deadline_s, None))
 
     def _finish_run(self, outcome: bytes | DigitsError) -> None:
         connection, stream_id = self._connection, self._stream_id

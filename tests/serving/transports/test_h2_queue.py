@@ -40,14 +40,6 @@ class FilledQueue:
             entry: Any = (connection, stream_id, b"", plan, arrived_s, deadline_s, None)
             self.queue.put(entry)
 
-    def offer(self, num_images: int, timeout_s: float) -> bool:
-        """Offer a call of a connection of its own; whether it may wait. Its caller leaves then."""
-        plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
-        entry: Any = (FakeConnection(), 1, b"", plan, 5.0, 5.0 + timeout_s, None)
-        is_taken = self.queue.offer(entry)
-        self.forget(entry[0])
-        return is_taken
-
     def forget(self, connection: Any) -> None:
         self.queue.forget(connection)
 
@@ -187,19 +179,6 @@ def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) 
     assert filled.queue.oldest_s == 3.0
 
 
-def test_call_that_was_offered_waits_like_one_that_was_put(filled: FilledQueue) -> None:
-    connection = FakeConnection()
-    plan = Plan("Classify", 1, lambda digits, rows, version: b"")
-    for stream_id, arrived_s in ((1, 7.0), (3, 8.0)):
-        connection.calls[stream_id] = object()
-        entry: Any = (connection, stream_id, b"", plan, arrived_s, math.inf, None)
-        assert filled.queue.offer(entry)
-    assert filled.queue.oldest_s == 7.0
-    assert filled.queue.num_rows == 2
-    assert filled.take(8) == [1, 3]
-    assert is_empty(filled)
-
-
 def test_connection_that_comes_again_takes_its_turn_once(filled: FilledQueue) -> None:
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1)
@@ -263,11 +242,9 @@ def test_call_is_refused_that_does_not_fit() -> None:
     filled = FilledQueue(capacity=10)
     connection = FakeConnection()
     filled.put(connection, 1, num_images=7)
-    assert filled.offer(3, math.inf)
-    assert not filled.offer(4, math.inf)
+    assert filled.queue.room(math.inf) == 3
     filled.take(8)
-    assert filled.offer(10, math.inf)
-    assert not filled.offer(11, math.inf)
+    assert filled.queue.room(math.inf) == 10
 
 
 def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue) -> None:
@@ -275,18 +252,15 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue
     filled.queue.run_rows = 4
     filled.queue.row_s = 0.125
     filled.put(connection, *range(4))
-    assert filled.offer(3, 4.0)  # 0.875 s, less than a quarter of its time
-    assert filled.offer(4, 4.0)
-    assert not filled.offer(5, 4.0)
-    assert filled.offer(5, math.inf)
+    assert filled.queue.room(4.0) == 4  # then the wait is 1 s, a quarter of its time
+    assert filled.queue.room(math.inf) == 996
 
 
 def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -> None:
     filled.queue.run_rows = 4
     filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
     filled.put(FakeConnection(), 1, 2, 3)
-    assert filled.offer(1, 0.1)
-    assert not filled.offer(2, 0.1)
+    assert filled.queue.room(0.1) == 1
 
 
 # Connections that close
