@@ -7,10 +7,10 @@ updating the other watchers once one leaves (grpc #43403).
 import threading
 from collections.abc import Callable
 
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from serving.errors import InvalidRequest, ModelNotFound
+from serving.errors import ModelNotFound
+from serving.protocols.messages import parse
 from serving.protocols.method import Method, Unary, Watch
 
 SERVICE = "grpc.health.v1.Health"
@@ -68,8 +68,5 @@ class Health:
 
 
 def _service_in(request: bytes) -> str:
-    try:
-        service: str = health_pb2.HealthCheckRequest.FromString(request).service
-    except DecodeError as err:
-        raise InvalidRequest("expected a HealthCheckRequest") from err
+    service: str = parse(health_pb2.HealthCheckRequest, request).service
     return service

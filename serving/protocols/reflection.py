@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.errors import InvalidRequest
 from serving.protocols import health
 from serving.protocols.digits_v1 import methods as digits_v1
+from serving.protocols.messages import parse
 from serving.protocols.method import Method, Replies
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
@@ -29,10 +28,7 @@ def reflection_methods() -> list[Method]:
     servicer = reflection.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
 
     def replies(request: bytes) -> Iterable[bytes]:
-        try:
-            message = reflection_pb2.ServerReflectionRequest.FromString(request)
-        except DecodeError as err:
-            raise InvalidRequest("expected a ServerReflectionRequest") from err
+        message = parse(reflection_pb2.ServerReflectionRequest, request)
         for response in servicer.ServerReflectionInfo(iter((message,)), None):
             yield response.SerializeToString()
 

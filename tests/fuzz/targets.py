@@ -11,8 +11,9 @@ from serving.images import IMAGE_BYTES
 from serving.model.repository import parse_manifest
 from serving.pictures import decoder, normalizer
 from serving.protocols.digits_v1 import wire
+from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
-from serving.protocols.oip.inference_pb import ModelInferRequest, parse
+from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 MAX_IMAGES = 4

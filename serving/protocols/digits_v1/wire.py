@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
-from serving.errors import InvalidRequest
 from serving.images import check_bytes
 from serving.predictions import Predictions
+from serving.protocols.messages import parse
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
@@ -39,12 +38,7 @@ def decode_request(data: bytes, max_images: int) -> memoryview:
     """
     pixels = _sole_field(data)
     if pixels is None:
-        try:
-            pixels = memoryview(digits_pb2.ClassifyRequest.FromString(data).images)
-        except DecodeError as err:
-            raise InvalidRequest(
-                f"expected a digits.v1.ClassifyRequest, got {len(data)} bytes that are none"
-            ) from err
+        pixels = memoryview(parse(digits_pb2.ClassifyRequest, data).images)
     check_bytes(len(pixels), max_images)
     return pixels
 

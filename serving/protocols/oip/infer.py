@@ -13,9 +13,10 @@ from google.protobuf.message import DecodeError
 from serving.classifier import Classifier
 from serving.errors import DigitsError, InvalidRequest, ModelNotFound, Unavailable
 from serving.protocols.digits_v1 import wire
+from serving.protocols.messages import parse
 from serving.protocols.oip import metadata, tensors
 from serving.protocols.oip.cost import check_cost
-from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse, parse
+from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.statistics import Statistics
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.plan import Layouts, Plan

@@ -10,9 +10,6 @@ import pkgutil
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
-
-from serving.errors import InvalidRequest
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
@@ -53,16 +50,3 @@ ServerMetadataRequest = _message("ServerMetadataRequest")
 ServerMetadataResponse = _message("ServerMetadataResponse")
 ServerReadyRequest = _message("ServerReadyRequest")
 ServerReadyResponse = _message("ServerReadyResponse")
-
-
-def parse(message_class: Any, data: bytes) -> Any:
-    """Parse a message of one of the classes above.
-
-    Raises:
-        InvalidRequest: malformed.
-    """
-    try:
-        return message_class.FromString(data)
-    except DecodeError as err:
-        name = message_class.DESCRIPTOR.full_name
-        raise InvalidRequest(f"expected an {name}, got {len(data)} bytes that are none") from err

@@ -6,10 +6,10 @@ from typing import Any
 from serving.classifier import Classifier
 from serving.errors import ModelNotFound
 from serving.protocols.health import Health
+from serving.protocols.messages import parse
 from serving.protocols.method import ImagesStream, ImagesUnary, Method, Unary
 from serving.protocols.oip import inference_pb, metadata
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.inference_pb import parse
 from serving.protocols.oip.statistics import Statistics
 
 SERVICE = inference_pb.SERVICE

@@ -1,0 +1,27 @@
+"""Protobuf messages from a caller's bytes."""
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest
+
+
+def parse(message_class: Any, data: bytes) -> Any:
+    """Parse a message.
+
+    Args:
+        message_class: a class that protobuf made.
+        data: its wire format.
+
+    Raises:
+        InvalidRequest: malformed; the text names the message that was expected.
+    """
+    try:
+        return message_class.FromString(data)
+    except DecodeError as err:
+        name = message_class.DESCRIPTOR.full_name
+        article = "an" if name[0] in "aeiou" else "a"
+        raise InvalidRequest(
+            f"expected {article} {name}, got {len(data)} bytes that are none"
+        ) from err
