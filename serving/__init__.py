@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from serving.model.info import ModelInfo
     from serving.pictures.reader import from_picture
     from serving.predictions import Prediction, Predictions
+    from serving.signature import Signature
 
     __version__: str
 
@@ -55,6 +56,7 @@ __all__ = [
     "Predictions",
     "RequestError",
     "ServingError",
+    "Signature",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
@@ -69,6 +71,7 @@ _HOMES = {
     "ModelInfo": "serving.model.info",
     "Prediction": "serving.predictions",
     "Predictions": "serving.predictions",
+    "Signature": "serving.signature",
     "from_picture": "serving.pictures.reader",
 }
 """The module of each public name that is no error."""

@@ -15,12 +15,12 @@ from serving.batching.batcher import Batcher
 from serving.batching.parallel_run import ENOUGH_IMAGES, run_shared
 from serving.batching.request import Answer
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
-from serving.errors import Unavailable
+from serving.errors import CorruptModel, Unavailable
 from serving.images import as_images
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.repository import PRETRAINED
-from serving.predictions import NUM_CLASSES, Predictions
+from serving.predictions import Predictions
 from serving.system.cores import usable_cores
 from serving.telemetry.metrics import Metrics
 
@@ -49,6 +49,8 @@ class Classifier:
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self.served = model
+        self.signature = model.signature
+        """The shape of the images, and the classes: the same for every version that it adopts."""
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
         self._cores = cores
         self._served_name = served_name
@@ -145,7 +147,16 @@ class Classifier:
         return self.served.version
 
     def adopt(self, model: LoadedModel) -> None:
-        """Run new requests on another version; those accepted before finish on theirs."""
+        """Run new requests on another version; those accepted before finish on theirs.
+
+        Raises:
+            CorruptModel: it has another signature, which callers and what they wait for don't know.
+        """
+        if model.signature != self.signature:
+            raise CorruptModel(
+                f"version {model.version} has another signature ({model.signature}) than what is "
+                f"served ({self.signature}): a restart would serve it"
+            )
         self.served = model
         self.batcher.swap(model)
 
@@ -161,14 +172,16 @@ class Classifier:
             max_request_images=self.batching.max_request_images,
             max_batch_size=self.batching.max_batch_size,
             test_accuracy=model.manifest.test_accuracy,
+            signature=self.signature,
         )
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images on this thread; the other cores help where there are many.
 
         Args:
-            images: (N, 784) or (N, 28, 28) uint8, 0 = background, 255 = ink; N >= 1. No upper
-                limit but memory: `max_request_images` binds requests that come over the network.
+            images: (N, pixels) or (N, *input_shape) uint8, N >= 1: of digits (N, 784) or
+                (N, 28, 28), 0 = background, 255 = ink. No upper limit but memory:
+                `max_request_images` binds requests that come over the network.
 
         Returns:
             N predictions, in the order of the images.
@@ -193,7 +206,7 @@ class Classifier:
             is_cancelled.set()
 
     def _classify(self, images: npt.ArrayLike, is_cancelled: Callable[[], bool]) -> Predictions:
-        checked = as_images(images)
+        checked = as_images(images, self.signature)
         if self._is_closed:
             raise Unavailable("the classifier is closed")
         model = self.served
@@ -202,7 +215,7 @@ class Classifier:
             probabilities = model.run(checked)
         else:
             probabilities = run_shared(model, checked, max_batch_size, self._cores, is_cancelled)
-        return Predictions.of(probabilities, model.version)
+        return Predictions.of(probabilities, model.version, self.signature.labels)
 
     def close(self) -> None:
         """Refuse later calls; those that run finish. May be called again."""
@@ -222,8 +235,6 @@ def _never() -> bool:
 
 def predictions_of(answer: Answer) -> Predictions:
     """View an answer's bytes as arrays, without copying."""
-    return Predictions(
-        np.frombuffer(answer.digits, np.uint8),
-        np.frombuffer(answer.probabilities, "<f4").reshape(-1, NUM_CLASSES),
-        answer.batch.model.version,
-    )
+    rows = np.frombuffer(answer.probabilities, "<f4").reshape(len(answer.digits), -1)
+    model = answer.batch.model
+    return Predictions.of(rows, model.version, model.signature.labels)

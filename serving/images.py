@@ -1,4 +1,4 @@
-"""Images as MNIST has them: 784 bytes, row-major 28 x 28, 0 = background, 255 = ink."""
+"""Images: bytes, row-major; those of digits are as MNIST has them, 28 x 28, 0 = background."""
 
 from typing import Any
 
@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
-
-HEIGHT = WIDTH = 28
-IMAGE_BYTES = HEIGHT * WIDTH
+from serving.signature import Signature
 
 _MAX_SHOWN_CHARACTERS = 80
 """Texts that come from a caller's objects are cut to this length in errors."""
@@ -16,32 +14,45 @@ _MAX_SHOWN_CHARACTERS = 80
 Images = npt.NDArray[np.uint8]
 
 
-def as_images(array: npt.ArrayLike, max_images: int | None = None) -> Images:
+def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None = None) -> Images:
     """Check an array of images and flatten it, without copying where the memory allows.
 
     Args:
-        array: (N, 784) or (N, 28, 28) uint8, N >= 1.
+        array: (N, pixels) or (N, *input_shape) uint8, N >= 1.
+        signature: what the model takes.
         max_images: the largest N accepted; None for no limit.
 
     Returns:
-        (N, 784) uint8, C-contiguous.
+        (N, pixels) uint8, C-contiguous.
 
     Raises:
         InvalidRequest: not an array, wrong dtype or shape, no images, or more than max_images.
-            Floats are refused because they may be 0..1 or 0..255.
+    """
+    images = as_pixels(array)
+    size, shape = signature.image_bytes, signature.input_shape
+    if images.shape[1:] != (size,):
+        if images.shape[1:] != shape:
+            sizes = ", ".join(map(str, shape))
+            also = f" or (N, {sizes})" if len(shape) > 1 else ""
+            raise InvalidRequest(f"expected images of shape (N, {size}){also}, got {images.shape}")
+        images = images.reshape(len(images), size)
+    check_count(len(images), max_images)
+    return np.ascontiguousarray(images)
+
+
+def as_pixels(array: npt.ArrayLike) -> Images:
+    """Check what holds of the images of every model: they are an array of uint8.
+
+    Raises:
+        InvalidRequest: not an array, or another dtype. Floats are refused because they may be 0..1
+            or 0..255.
     """
     images = _as_array(array)
     if images.dtype != np.uint8:
         raise InvalidRequest(
-            "expected uint8 pixels (0 = background, 255 = ink), "
-            f"got {str(images.dtype)[:_MAX_SHOWN_CHARACTERS]}"
+            f"expected uint8 pixels from 0 to 255, got {str(images.dtype)[:_MAX_SHOWN_CHARACTERS]}"
         )
-    if images.shape[1:] not in ((IMAGE_BYTES,), (HEIGHT, WIDTH)):
-        raise InvalidRequest(
-            f"expected images of shape (N, 784) or (N, 28, 28), got {images.shape}"
-        )
-    check_count(len(images), max_images)
-    return np.ascontiguousarray(images.reshape(len(images), IMAGE_BYTES))
+    return images
 
 
 def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -61,32 +72,25 @@ def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
     return images
 
 
-def from_bytes(data: bytes | memoryview, max_images: int | None = None) -> Images:
-    """View N x 784 bytes as images, without copying.
-
-    Args:
-        data: N x 784 bytes, N >= 1.
-        max_images: the largest N accepted; None for no limit.
-
-    Returns:
-        (N, 784) uint8, read-only.
+def from_bytes(data: bytes, image_bytes: int) -> Images:
+    """View N x image_bytes bytes as (N, image_bytes) uint8 images, without copying.
 
     Raises:
-        InvalidRequest: empty, not a multiple of 784 bytes, or more than max_images.
+        InvalidRequest: empty, or not a multiple of image_bytes.
     """
-    check_bytes(len(data), max_images)
-    return np.frombuffer(data, np.uint8).reshape(-1, IMAGE_BYTES)
+    check_bytes(len(data), image_bytes, None)
+    return np.frombuffer(data, np.uint8).reshape(-1, image_bytes)
 
 
-def check_bytes(num_bytes: int, max_images: int | None) -> None:
+def check_bytes(num_bytes: int, image_bytes: int, max_images: int | None) -> None:
     """Check that a number of bytes is that of 1 to max_images images (None for no limit).
 
     Raises:
         InvalidRequest: it is not; the text says what was expected and what came.
     """
-    num_images, rest = divmod(num_bytes, IMAGE_BYTES)
+    num_images, rest = divmod(num_bytes, image_bytes)
     if rest:
-        raise InvalidRequest(f"expected N x {IMAGE_BYTES} bytes of images, got {num_bytes}")
+        raise InvalidRequest(f"expected N x {image_bytes} bytes of images, got {num_bytes}")
     check_count(num_images, max_images)
 
 

@@ -1,20 +1,20 @@
 """The answer to a classification: the same object in process and over the network."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self, overload
+from typing import NamedTuple, Self, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-NUM_CLASSES = 10
-ROW_BYTES = 4 * NUM_CLASSES
-"""Bytes of one image's probabilities on the wire: ten little-endian float32."""
-
-Digits = npt.NDArray[np.uint8]
+Digits = npt.NDArray[np.unsignedinteger]
 Probabilities = npt.NDArray[np.float32]
+ClassNumbers: TypeAlias = "bytes | bytearray | array[int]"
+"""Digits inside the server: bytes where these hold every class, else C's unsigned ints."""
 
-
+_BYTE_CLASSES = 256
+"""The most classes whose numbers fit into a byte."""
 _MAX_PRINTED = 8
 """Predictions that `repr` prints."""
 
@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
     """The answer for one image, in Python's own types, which `json.dumps` accepts."""
 
     digit: int
-    """0 to 9."""
+    """The number of its most probable class: of digits 0 to 9."""
     probability: float
     """The probability of that digit, 0 to 1."""
 
@@ -33,16 +33,28 @@ class Predictions:
     """The answers for N images, in the order of the images: a sequence of `Prediction`."""
 
     digits: Digits
-    """(N,) uint8, 0 to 9: the most probable class of each image."""
+    """(N,): the number of the most probable class of each image, from 0. uint8 for up to 256
+    classes, which digits are, else the smallest unsigned type that holds them."""
     probabilities: Probabilities
-    """(N, 10) float32; each row sums to 1."""
+    """(N, classes) float32, of digits (N, 10); each row sums to 1."""
     model_version: str
     """The version that answered, such as "3"."""
+    class_labels: tuple[str, ...] = ()
+    """What each class is called; none: its number."""
 
     @classmethod
-    def of(cls, probabilities: Probabilities, model_version: str) -> Self:
-        """Make predictions from (N, 10) float32 probabilities; a tie goes to the lower digit."""
-        return cls(probabilities.argmax(axis=1).astype(np.uint8), probabilities, model_version)
+    def of(
+        cls, probabilities: Probabilities, model_version: str, class_labels: tuple[str, ...] = ()
+    ) -> Self:
+        """Make predictions from (N, classes) float32; a tie goes to the lower digit."""
+        digits = probabilities.argmax(axis=1).astype(digit_type(probabilities.shape[1]))
+        return cls(digits, probabilities, model_version, class_labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """What the class of each image is called: "7" for the digit 7."""
+        names = self.class_labels
+        return [names[digit] if names else str(digit) for digit in self.digits.tolist()]
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Predictions]") -> Self:
@@ -51,6 +63,7 @@ class Predictions:
             np.concatenate([part.digits for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
             parts[-1].model_version,
+            parts[-1].class_labels,
         )
 
     def to_dicts(self) -> list[dict[str, int | float]]:
@@ -66,7 +79,10 @@ class Predictions:
     def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | slice) -> "Prediction | Self":
         if isinstance(index, slice):
-            return type(self)(self.digits[index], self.probabilities[index], self.model_version)
+            return type(self)(
+                self.digits[index], self.probabilities[index],
+                self.model_version, self.class_labels,
+            )  # fmt: skip
         digit = int(self.digits[index])
         return Prediction(digit, float(self.probabilities[index, digit]))
 
@@ -76,7 +92,20 @@ class Predictions:
         return map(Prediction, digits, certain)
 
     def __repr__(self) -> str:
-        first = [f"{digit} ({probability:.1%})" for digit, probability in self[:_MAX_PRINTED]]
-        num_left = len(self) - len(first)
+        first = self[:_MAX_PRINTED]
+        pairs = zip(first.labels, first, strict=True)
+        texts = [f"{label} ({each.probability:.1%})" for label, each in pairs]
+        num_left = len(self) - len(texts)
         more = [f"... {num_left} more"] if num_left else []
-        return f"<Predictions of version {self.model_version}: {', '.join(first + more)}>"
+        return f"<Predictions of version {self.model_version}: {', '.join(texts + more)}>"
+
+
+def digit_type(num_classes: int) -> npt.DTypeLike:
+    """Return the smallest unsigned type that holds the number of every class."""
+    return np.uint8 if num_classes <= _BYTE_CLASSES else np.min_scalar_type(num_classes - 1)
+
+
+def class_numbers(probabilities: Probabilities) -> ClassNumbers:
+    """Return the number of the most probable class of each row, fit for a response."""
+    numbers = probabilities.argmax(axis=1).tolist()
+    return bytes(numbers) if probabilities.shape[1] <= _BYTE_CLASSES else array("I", numbers)

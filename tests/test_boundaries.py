@@ -116,7 +116,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 ROOMS = {
     "serving": """
-        errors predictions images config system credentials model.info pictures
+        errors signature predictions images config system credentials model.info pictures
         telemetry.metrics telemetry model batching classifier protocols transports client server
         cli __main__ __init__
     """,
@@ -213,6 +213,7 @@ def test_public_names_are_these() -> None:
         "ModelInfo",
         "Prediction",
         "Predictions",
+        "Signature",
         "from_picture",
     }
     for name in serving.__all__:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.targets.echo_server import answer_of
-from serving.images import IMAGE_BYTES
 from serving.model.loaded_model import load_model
 from serving.protocols.digits_v1 import wire
+from serving.signature import DIGITS
 from serving.transports.h2 import http2
 from serving.transports.h2.limits import Limits
 
@@ -113,11 +113,11 @@ def _classify(models: Path, precision: str) -> Answer:
     model = load_model(models / "digits", None, "cpu", precision)  # type: ignore[arg-type]
 
     def classify(messages: list[bytes]) -> list[bytes]:
-        pixels = [wire.decode_request(each, max_images=len(each)) for each in messages]
-        images = np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, IMAGE_BYTES)
+        pixels = [wire.decode_request(each, DIGITS.image_bytes, len(each)) for each in messages]
+        images = np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, DIGITS.image_bytes)
         rows = model.run(images)
         digits = rows.argmax(axis=1).astype(np.uint8)
-        ends = accumulate((len(each) // IMAGE_BYTES for each in pixels), initial=0)
+        ends = accumulate((len(each) // DIGITS.image_bytes for each in pixels), initial=0)
         return [
             wire.encode_response(digits[a:b].tobytes(), rows[a:b].tobytes(), model.version)
             for a, b in pairwise(ends)

@@ -6,16 +6,15 @@ python -m benchmarks.targets.echo_server
 import asyncio
 from functools import cache
 
-from serving.images import IMAGE_BYTES
-from serving.predictions import ROW_BYTES
 from serving.protocols.digits_v1 import wire
+from serving.signature import DIGITS
 
 
 @cache
 def answer_of(message_bytes: int) -> bytes:
     """Return an answer as large as a classification's to a request of this length."""
-    num_images = message_bytes // IMAGE_BYTES
-    return wire.encode_response(bytes(num_images), bytes(num_images * ROW_BYTES), "1")
+    num_images = message_bytes // DIGITS.image_bytes
+    return wire.encode_response(bytes(num_images), bytes(num_images * DIGITS.row_bytes), "1")
 
 
 async def _serve() -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.load.network import Encode
-from serving.images import IMAGE_BYTES, Images
-from serving.predictions import NUM_CLASSES
+from serving.images import Images
 from serving.protocols.digits_v1 import wire
 from serving.protocols.oip import inference_pb
+from serving.signature import DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def encode_digits(images: Images) -> bytes:
 def encode_infer(images: Images) -> bytes:
     """Make a ModelInferRequest of (N, 784) uint8, as the protocol's raw bytes."""
     request = inference_pb.ModelInferRequest(model_name="digits")
-    request.inputs.add(name="images", datatype="UINT8", shape=[len(images), IMAGE_BYTES])
+    request.inputs.add(name="images", datatype="UINT8", shape=[len(images), DIGITS.image_bytes])
     request.raw_input_contents.append(images.tobytes())
     return bytes(request.SerializeToString())
 
@@ -48,7 +48,7 @@ def _decode_digits(answer: bytes) -> list[int]:
 
 def _decode_infer(answer: bytes) -> list[int]:
     (raw,) = inference_pb.ModelInferResponse.FromString(answer).raw_output_contents
-    return list(np.frombuffer(raw, "<f4").reshape(-1, NUM_CLASSES).argmax(1).tolist())
+    return list(np.frombuffer(raw, "<f4").reshape(-1, DIGITS.num_classes).argmax(1).tolist())
 
 
 def _decode_stream_infer(answer: bytes) -> list[int]:

@@ -27,6 +27,7 @@ from serving.batching.parallel_run import ENOUGH_IMAGES
 from serving.batching.request import Batch, Model, Observe, OnOutcome, Request
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
+from serving.predictions import class_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class Batcher:
         """Run a batch: each of its requests that is whole then gets its outcome."""
         try:
             probabilities = batch.model.run(batch.images())
-            digits, rows = bytes(probabilities.argmax(axis=1).tolist()), probabilities.tobytes()
+            digits, rows = class_numbers(probabilities), probabilities.tobytes()
         except BaseException as err:  # whatever it is, it ends these requests, never this thread
             self._find_guilty(batch, err)
             return

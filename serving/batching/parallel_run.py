@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.batching.request import Model
 from serving.images import Images
-from serving.predictions import NUM_CLASSES, Probabilities
+from serving.predictions import Probabilities
 
 ENOUGH_IMAGES = 128
 """Images that are worth a run of their own where another core can make it: in larger runs they are
@@ -30,7 +30,7 @@ def run_shared(
 
     Args:
         model: what runs; safe to call from many threads.
-        images: (N, 784) uint8.
+        images: (N, pixels) uint8.
         max_batch_size: the most images in one run.
         num_threads: the most runs at once.
         is_cancelled: once it says True, no further run begins, and the answer is not whole.
@@ -43,7 +43,7 @@ def run_shared(
     """
     num_parts = min(num_threads, -(-len(images) // ENOUGH_IMAGES))
     step = min(-(-len(images) // num_parts), max_batch_size)
-    probabilities = np.empty((len(images), NUM_CLASSES), np.float32)
+    probabilities = np.empty((len(images), model.signature.num_classes), np.float32)
     starts = range(0, len(images), step)
     todo, done = deque(starts), set()
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from array import array
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from serving.errors import DigitsError
-from serving.images import IMAGE_BYTES, Images
-from serving.predictions import ROW_BYTES, Probabilities
+from serving.images import Images
+from serving.predictions import ClassNumbers, Probabilities
+from serving.signature import Signature
 
 if TYPE_CHECKING:
     from serving.batching.fair_queue import Backlog
@@ -25,8 +27,12 @@ class Model(Protocol):
     def version(self) -> str:
         """The version named in every answer."""
 
+    @property
+    def signature(self) -> Signature:
+        """The shape of its images, and its classes."""
+
     def run(self, images: Images) -> Probabilities:
-        """Classify (N, 784) uint8 images into (N, 10) float32 probabilities."""
+        """Classify (N, pixels) uint8 images into (N, classes) float32 probabilities."""
 
 
 class Request:
@@ -36,17 +42,19 @@ class Request:
                  "num_rows", "on_outcome", "pixels", "rows_taken", "settled")  # fmt: skip
 
     def __init__(
-        self, pixels: bytes | memoryview, *, caller: Hashable = None, deadline_s: float = math.inf
-    ) -> None:
+        self, pixels: bytes | memoryview, num_rows: int, *,
+        caller: Hashable = None, deadline_s: float = math.inf,
+    ) -> None:  # fmt: skip
         """Wrap images.
 
         Args:
-            pixels: N x 784 bytes.
+            pixels: the bytes of all images.
+            num_rows: how many images.
             caller: whose turn it takes; callers take turns.
             deadline_s: on the batcher's clock.
         """
         self.pixels = pixels
-        self.num_rows = self._rows_left = len(pixels) // IMAGE_BYTES
+        self.num_rows = self._rows_left = num_rows
         self.caller = caller
         self.deadline_s = deadline_s
         self.arrived_s = 0.0
@@ -62,10 +70,11 @@ class Request:
         """Return the pixels of some rows."""
         if num == self.num_rows:
             return self.pixels
-        return memoryview(self.pixels)[first * IMAGE_BYTES : (first + num) * IMAGE_BYTES]
+        image_bytes = len(self.pixels) // self.num_rows
+        return memoryview(self.pixels)[first * image_bytes : (first + num) * image_bytes]
 
     def finish(
-        self, first: int, digits: bytes, probabilities: bytes, batch: "Batch"
+        self, first: int, digits: ClassNumbers, probabilities: bytes, batch: "Batch"
     ) -> "Answer | None":
         """Take the outcome of the rows from `first` on; called under the batcher's lock.
 
@@ -76,13 +85,13 @@ class Request:
         if len(digits) == self.num_rows:
             answer = Answer(digits, probabilities, batch, self.arrived_s)
         else:
+            end, row_bytes = first + len(digits), len(probabilities) // len(digits)
             answer = self._answer = self._answer or Answer(
-                bytearray(self.num_rows), bytearray(self.num_rows * ROW_BYTES), batch,
+                _zeros(self.num_rows, digits), bytearray(self.num_rows * row_bytes), batch,
                 self.arrived_s,
             )  # fmt: skip
-            end = first + len(digits)
             memoryview(answer.digits)[first:end] = digits
-            memoryview(answer.probabilities)[first * ROW_BYTES : end * ROW_BYTES] = probabilities
+            memoryview(answer.probabilities)[first * row_bytes : end * row_bytes] = probabilities
             answer.batch = batch
         if self._rows_left:
             return None
@@ -112,14 +121,19 @@ def _ignore(outcome: "Outcome") -> None:
     pass
 
 
+def _zeros(number: int, like: ClassNumbers) -> "bytearray | array[int]":
+    """Make room for some class numbers of the same kind."""
+    return array("I", [0]) * number if isinstance(like, array) else bytearray(number)
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """The answer to one request, as bytes that can go on the wire as they are."""
 
-    digits: bytes | bytearray
-    """One byte an image, 0 to 9."""
+    digits: ClassNumbers
+    """One for each image, from 0."""
     probabilities: bytes | bytearray
-    """N x 10 little-endian float32."""
+    """N x classes little-endian float32."""
     batch: "Batch"
     """The (last) run that this came from: its model and its timings."""
     arrived_s: float
@@ -144,10 +158,10 @@ class Batch:
     finished_s: float = 0.0
 
     def images(self) -> Images:
-        """Put the rows together: (num_rows, 784) uint8, read-only."""
+        """Put the rows together: (num_rows, pixels) uint8, read-only."""
         pixels = [request.rows(first, rows) for request, first, rows in self.pieces]
         joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
-        return np.frombuffer(joined, np.uint8).reshape(self.num_rows, IMAGE_BYTES)
+        return np.frombuffer(joined, np.uint8).reshape(self.num_rows, -1)
 
     def halves(self) -> list["Batch"]:
         """Split a failed batch in two, without the requests that are settled.
@@ -163,23 +177,23 @@ class Batch:
             if middle
         ]
 
-    def finish(self, digits: bytes, probabilities: bytes) -> list[tuple[Request, Answer]]:
+    def finish(self, digits: ClassNumbers, probabilities: bytes) -> list[tuple[Request, Answer]]:
         """Hand the rows of the finished run to their requests.
 
         Args:
-            digits: one byte a row, 0 to 9.
-            probabilities: ten little-endian float32 a row.
+            digits: one class number a row.
+            probabilities: little-endian float32, one for each class and row.
 
         Returns:
             The answers that are now whole; whoever called `deliver`s them.
         """
         answered = []
-        row = 0
+        row, row_bytes = 0, len(probabilities) // len(digits)
         for request, first, rows in self.pieces:
             if not request.settled:
                 end = row + rows
-                row_bytes = probabilities[row * ROW_BYTES : end * ROW_BYTES]
-                answer = request.finish(first, digits[row:end], row_bytes, self)
+                some = probabilities[row * row_bytes : end * row_bytes]
+                answer = request.finish(first, digits[row:end], some, self)
                 if answer is not None:
                     answered.append((request, answer))
             row += rows
@@ -189,5 +203,7 @@ class Batch:
         return answered
 
 
-Observe = Callable[[float, float, Sequence[tuple[float, str | None, int]], bytes, bytes], None]
+Observe = Callable[
+    [float, float, Sequence[tuple[float, str | None, int]], ClassNumbers, bytes], None
+]
 """Takes note of a run that succeeded: see `Metrics.observe_run`."""

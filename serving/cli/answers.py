@@ -17,6 +17,8 @@ class Answer:
 
     picture: str
     digit: int | None = None
+    label: str = ""
+    """What that class is called: the digit itself, of digits."""
     probabilities: tuple[float, ...] = ()
     rejected: bool = False
     """Whether the digit is less probable than `--reject-below`."""
@@ -29,6 +31,7 @@ def answer(picture: str, predictions: Predictions, reject_below: float) -> Answe
     return Answer(
         picture=picture,
         digit=digit,
+        label=predictions.labels[0],
         probabilities=tuple(float(p) for p in probabilities),
         rejected=bool(probabilities[digit] < reject_below),
     )
@@ -55,7 +58,7 @@ class Report:
             reconfigure(errors="backslashreplace")
         if kind == "csv":
             csv.writer(sys.stdout, lineterminator="\n").writerow(
-                ["picture", "digit", "probability", "rejected", "error"]
+                ["picture", "digit", "probability", "rejected", "error", "label"]
             )
 
     def add(self, answer: Answer) -> None:
@@ -123,8 +126,9 @@ def _print_text(answer: Answer) -> None:
         return
     assert answer.digit is not None
     certainty = f"{answer.probabilities[answer.digit] * 100:.1f} %"
-    digit = f"? (perhaps {answer.digit}, " if answer.rejected else f"{answer.digit} ("
-    print(f"{picture}: {digit}{certainty})")
+    label = escape(answer.label)
+    answered = f"? (perhaps {label}, " if answer.rejected else f"{label} ("
+    print(f"{picture}: {answered}{certainty})")
 
 
 def _print_json(answer: Answer) -> None:
@@ -133,14 +137,15 @@ def _print_json(answer: Answer) -> None:
         line["error"] = answer.error
     else:
         line["digit"] = answer.digit
+        line["label"] = answer.label
         line["probabilities"] = [round(p, 6) for p in answer.probabilities]
         line["rejected"] = answer.rejected
     print(json.dumps(line))
 
 
 def _print_csv(answer: Answer) -> None:
-    row: list[object] = [escape(answer.picture), "", "", "", answer.error]
+    row: list[object] = [escape(answer.picture), "", "", "", answer.error, ""]
     if answer.digit is not None:
         probability = round(answer.probabilities[answer.digit], 6)
-        row[1:] = [answer.digit, probability, str(answer.rejected).lower(), ""]
+        row[1:] = [answer.digit, probability, str(answer.rejected).lower(), "", answer.label]
     csv.writer(sys.stdout, lineterminator="\n").writerow(row)

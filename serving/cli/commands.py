@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from commandline import extras
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.errors import ConfigurationError, Unavailable
+from serving.errors import ConfigurationError, InvalidRequest, Unavailable
 from serving.system import signals
 from serving.system.address import check_free
 from serving.system.files import require_descriptors, reserve_standard_files
@@ -22,6 +22,8 @@ from serving.telemetry import logs
 if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import Client
+    from serving.images import Images
+    from serving.predictions import Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -87,18 +89,29 @@ def _classify(options: argparse.Namespace) -> int:
                 is_good = False
                 report.add(Answer(picture=picture, error=image))
             else:
-                report.add(answer(picture, classifier.classify(image), options.reject_below))
+                report.add(answer(picture, _predictions(classifier, image), options.reject_below))
     return 0 if is_good else 1
+
+
+def _predictions(classifier: "Classifier | Client", image: "Images") -> "Predictions":
+    try:
+        return classifier.classify(image)
+    except InvalidRequest as err:
+        raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
 
 def _info(options: argparse.Namespace) -> int:
     with _open(options) as classifier:
-        info = asdict(classifier.model_info())
+        info = classifier.model_info()
+    facts = asdict(info) | {"signature": info.signature.document()}
     if options.json:
-        print(json.dumps(info))
+        print(json.dumps(facts))
         return 0
-    for name, value in info.items():
-        print(f"{name.replace('_', ' '):<20}{value}")
+    facts["signature"] = info.signature
+    if info.signature.labels:
+        facts["labels"] = ", ".join(info.signature.labels)
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}")
     return 0
 
 

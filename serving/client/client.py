@@ -20,13 +20,14 @@ from google.protobuf.message import DecodeError
 from serving.client.channel import Access
 from serving.client.retries import Attempts
 from serving.errors import DeadlineExceeded, Unavailable
-from serving.images import Images, as_images
+from serving.images import Images, as_images, as_pixels
 from serving.model.info import ModelInfo
-from serving.predictions import NUM_CLASSES, Predictions
+from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.signature import DIGITS, Signature
 
-_CHUNK_IMAGES = 256
+_CHUNK_BYTES = 256 * DIGITS.image_bytes
 """Images in one message of a large request: enough to make the cost of a call small, few enough
 that the server works on one message while the next travels."""
 _WINDOW = 8
@@ -87,7 +88,8 @@ class _Connection:
         }  # fmt: skip
         self._is_known = False  # whether there ever was an answer
         self._is_closed = threading.Event()
-        self._chunk_images: int | None = None
+        self._model: ModelInfo | None = None
+        """What the server serves, once it has been asked."""
         self._lock = threading.Lock()  # held while connecting
         self._channel: Any = None
         self._stubs: dict[str, Any] = {}
@@ -107,19 +109,16 @@ class _Connection:
         if self._is_closed.is_set():
             raise Unavailable(f"{self._target}: the client is closed")
 
-    def _predictions(self, data: bytes, num_images: int) -> Predictions:
+    def _predictions(self, data: bytes, num_images: int, signature: Signature) -> Predictions:
         """Decode an answer and check it: a server may be broken, or be another program."""
         try:
-            predictions = wire.decode_response(data)
+            predictions = wire.decode_response(data, signature.labels)
         except (DecodeError, ValueError, OverflowError) as err:
             raise self._malformed("no ClassifyResponse") from err
-        if len(predictions) != num_images:
-            raise self._malformed(f"{len(predictions)} digits for {num_images} images")
-        num_classes = predictions.probabilities.shape[1]
-        if num_classes != NUM_CLASSES:
-            raise self._malformed(f"{num_classes} probabilities for each image")
-        if predictions.digits.max() >= num_classes:
-            raise self._malformed(f"the digit {predictions.digits.max()}")
+        expected, found = (num_images, signature.num_classes), predictions.probabilities.shape
+        if found != expected:
+            self._model = None  # another one may be served now: the next call asks
+            raise self._malformed(f"probabilities of shape {found}, not {expected}")
         low, high = predictions.probabilities.min(), predictions.probabilities.max()
         if not (low >= 0 and high <= _MOST_PROBABLE):  # also refuses NaN
             raise self._malformed(f"probabilities from {low:g} to {high:g}")
@@ -132,7 +131,20 @@ class _Connection:
             raise self._malformed("no GetModelResponse") from err
         if response.max_request_images < 1:
             raise self._malformed(f"max_request_images {response.max_request_images}")
-        return ModelInfo(**{each.name: getattr(response, each.name) for each in fields(ModelInfo)})
+        info = {each.name: getattr(response, each.name) for each in fields(ModelInfo)}
+        info["test_accuracy"] = response.test_accuracy or None
+        try:
+            info["signature"] = wire.signature_of(response)
+        except ValueError as err:
+            raise self._malformed(f"a model of {err}") from err
+        return ModelInfo(**info)
+
+    def _chunks(self, images: Images, info: ModelInfo) -> Iterator[Images]:
+        """Split images into those of each message."""
+        largest = max(info.signature.image_bytes, info.signature.row_bytes)
+        size = min(info.max_request_images, max(1, _CHUNK_BYTES // largest))
+        for first in range(0, len(images), size):
+            yield images[first : first + size]
 
     def _malformed(self, what: str) -> Unavailable:
         return Unavailable(f"{self._target}: the server is broken: it answered {what}")
@@ -155,7 +167,8 @@ class Client(_Connection):
             Unavailable: no server answers.
             DeadlineExceeded: no answer within the timeout.
         """
-        return self._model_info(self._call(_GET_MODEL, self._attempts()))
+        model = self._model = self._model_info(self._call(_GET_MODEL, self._attempts()))
+        return model
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready.
@@ -173,8 +186,11 @@ class Client(_Connection):
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; more than 256 travel in several pipelined messages.
 
+        The first call asks what is served before: the shape of the images, and the classes.
+
         Args:
-            images: (N, 784) or (N, 28, 28) uint8, 0 = background, 255 = ink; N >= 1.
+            images: (N, pixels) or (N, *input_shape) uint8, N >= 1: of digits (N, 784) or
+                (N, 28, 28), 0 = background, 255 = ink.
 
         Returns:
             N predictions, in the order of the images.
@@ -186,20 +202,20 @@ class Client(_Connection):
             DeadlineExceeded: no answer within the timeout.
             ModelError: the run failed.
         """
-        checked = as_images(images)
-        attempts = self._attempts()
-        if len(checked) > 1 and self._chunk_images is None:
-            info = self._model_info(self._call(_GET_MODEL, attempts))
-            self._chunk_images = min(_CHUNK_IMAGES, info.max_request_images)
+        attempts, model = self._attempts(), self._model
+        if model is None:
+            as_pixels(images)  # what no model takes is refused unasked
+            model = self._model = self._model_info(self._call(_GET_MODEL, attempts))
+        checked = as_images(images, model.signature)
         sent: deque[tuple[Images, Any]] = deque()
         parts = []
         try:
-            for chunk in _chunks(checked, self._chunk_images or 1):
+            for chunk in self._chunks(checked, model):
                 if len(sent) == _WINDOW:
-                    parts.append(self._part(*sent.popleft(), attempts))
+                    parts.append(self._part(*sent.popleft(), model, attempts))
                 sent.append((chunk, self._send(_CLASSIFY, _message(chunk), attempts)))
             while sent:
-                parts.append(self._part(*sent.popleft(), attempts))
+                parts.append(self._part(*sent.popleft(), model, attempts))
         finally:
             for _, call in sent:
                 call.cancel()
@@ -217,9 +233,9 @@ class Client(_Connection):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _part(self, chunk: Images, call: Any, attempts: Attempts) -> Predictions:
+    def _part(self, chunk: Images, call: Any, model: ModelInfo, attempts: Attempts) -> Predictions:
         data = self._finish(call, _CLASSIFY, _message(chunk), attempts.of_one_message())
-        return self._predictions(data, len(chunk))
+        return self._predictions(data, len(chunk), model.signature)
 
     def _call(self, path: str, attempts: Attempts) -> bytes:
         return self._finish(self._send(path, b"", attempts), path, b"", attempts)
@@ -283,7 +299,9 @@ class AsyncClient(_Connection):
 
     async def model_info(self) -> ModelInfo:
         """Return what the server serves; see `Client.model_info`."""
-        return self._model_info(await self._call(_GET_MODEL, b"", self._attempts()))
+        data = await self._call(_GET_MODEL, b"", self._attempts())
+        model = self._model = self._model_info(data)
+        return model
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready; see `Client.wait_ready`."""
@@ -296,20 +314,21 @@ class AsyncClient(_Connection):
 
     async def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; see `Client.classify`."""
-        checked = as_images(images)
-        attempts = self._attempts()
+        attempts, model = self._attempts(), self._model
+        if model is None:
+            as_pixels(images)
+            data = await self._call(_GET_MODEL, b"", attempts)
+            model = self._model = self._model_info(data)
+        checked = as_images(images, model.signature)
         if len(checked) == 1:
-            return await self._part(checked, attempts)
-        if self._chunk_images is None:
-            info = self._model_info(await self._call(_GET_MODEL, b"", attempts))
-            self._chunk_images = min(_CHUNK_IMAGES, info.max_request_images)
+            return await self._part(checked, model, attempts)
         tasks: deque[asyncio.Task[Predictions]] = deque()
         parts = []
         try:
-            for chunk in _chunks(checked, self._chunk_images):
+            for chunk in self._chunks(checked, model):
                 if len(tasks) == _WINDOW:
                     parts.append(await tasks.popleft())
-                part = self._part(chunk, attempts.of_one_message())
+                part = self._part(chunk, model, attempts.of_one_message())
                 tasks.append(asyncio.create_task(part))
             while tasks:
                 parts.append(await tasks.popleft())
@@ -331,9 +350,9 @@ class AsyncClient(_Connection):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    async def _part(self, chunk: Images, attempts: Attempts) -> Predictions:
+    async def _part(self, chunk: Images, model: ModelInfo, attempts: Attempts) -> Predictions:
         data = await self._call(_CLASSIFY, _message(chunk), attempts)
-        return self._predictions(data, len(chunk))
+        return self._predictions(data, len(chunk), model.signature)
 
     async def _call(self, path: str, message: bytes, attempts: Attempts) -> bytes:
         """Make a call, and retry it where that can help."""
@@ -375,11 +394,6 @@ class AsyncClient(_Connection):
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _chunks(images: Images, chunk_images: int) -> Iterator[Images]:
-    for first in range(0, len(images), chunk_images):
-        yield images[first : first + chunk_images]
 
 
 def _message(images: Images) -> bytes:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from serving.errors import ModelError
-from serving.images import IMAGE_BYTES, Images
-from serving.predictions import NUM_CLASSES, Probabilities
+from serving.images import Images
+from serving.predictions import Probabilities
 
 GOLDEN_TOLERANCE = 1e-3
 """How far a probability may lie from the manifest's: other processors add in another order."""
@@ -34,17 +34,18 @@ def check(
 
     Args:
         run: the model; see `Engine.run`.
-        golden: (N, 784) uint8, N >= 1.
-        expected: (N, 10) float32, what the manifest promises for them.
+        golden: (N, pixels) uint8, N >= 1.
+        expected: (N, classes) float32, what the manifest promises for them.
         max_batch_size: the largest batch.
 
     Raises:
         Unfit: a run failed, or an answer is wrong.
     """
     generator = np.random.default_rng(0)
-    noise = generator.integers(0, 256, (_NUM_NOISE, IMAGE_BYTES), np.uint8)
+    noise = generator.integers(0, 256, (_NUM_NOISE, golden.shape[1]), np.uint8)
     probes = np.concatenate([golden, noise])
-    alone = np.concatenate([_answers(run, probe[None]) for probe in probes])
+    num_classes = expected.shape[1]
+    alone = np.concatenate([_answers(run, probe[None], num_classes) for probe in probes])
     difference = np.abs(alone[: len(golden)] - expected).max()
     if difference > GOLDEN_TOLERANCE:
         raise Unfit(
@@ -53,7 +54,7 @@ def check(
         )
     for size in _sizes(max_batch_size):
         rows = generator.integers(0, len(probes), size)
-        difference = np.abs(_answers(run, probes[rows]) - alone[rows]).max()
+        difference = np.abs(_answers(run, probes[rows], num_classes) - alone[rows]).max()
         if difference > _NEIGHBOUR_TOLERANCE:
             raise Unfit(
                 f"answers depending on the batch: of {size} images, a probability is off by "
@@ -67,12 +68,14 @@ def _sizes(max_batch_size: int) -> list[int]:
     return sorted({*full, *(size - 1 for size in full if size > 1)})
 
 
-def _answers(run: Callable[[Images], Probabilities], images: Images) -> Probabilities:
+def _answers(
+    run: Callable[[Images], Probabilities], images: Images, num_classes: int
+) -> Probabilities:
     try:
         probabilities = run(images)
     except ModelError as err:
         raise Unfit(f"fails on {len(images)} of its golden samples") from err
-    if probabilities.shape != (len(images), NUM_CLASSES):
+    if probabilities.shape != (len(images), num_classes):
         raise Unfit(f"answers {len(images)} images with shape {probabilities.shape}")
     if not np.isfinite(probabilities).all():
         raise Unfit(f"answers {len(images)} images with numbers that are not finite")

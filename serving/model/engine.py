@@ -13,9 +13,10 @@ import numpy as np
 
 from serving.config import Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, ModelError
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.model.onnx_runtime import INPUT, OUTPUT, check_signature, new_session, onnxruntime
 from serving.predictions import Probabilities
+from serving.signature import Signature
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ class Engine(Protocol):
         """Classify one batch on this engine's device.
 
         Args:
-            images: (N, 784) uint8, row-major 28 x 28, 0 = background; N >= 1.
+            images: (N, pixels) uint8, each row-major; N >= 1.
 
         Returns:
-            (N, 10) float32; each row sums to 1.
+            (N, classes) float32; each row sums to 1.
 
         Raises:
             ModelError: the run failed.
@@ -65,13 +66,18 @@ class OnnxEngine:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, model: bytes, run_options: onnxruntime.RunOptions | None = None) -> Self:
+    def open(
+        cls,
+        model: bytes,
+        signature: Signature,
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> Self:
         """Build a session and its engine; see `open_engine`."""
         try:
             session = new_session(model, cls.provider)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
-        check_signature(session)
+        check_signature(session, signature)
         return cls(session, run_options)
 
     def run(self, images: Images) -> Probabilities:
@@ -97,14 +103,19 @@ class CudaEngine(OnnxEngine):
     max_concurrent_runs: int | None = 1  # more would only make its batches smaller
 
     @classmethod
-    def open(cls, model: bytes, run_options: onnxruntime.RunOptions | None = None) -> Self:
+    def open(
+        cls,
+        model: bytes,
+        signature: Signature,
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> Self:
         """Build a session and its engine, and run it once: what the card can't do shows then."""
         try:
             onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
             session = new_session(model, cls.provider, ("session.disable_cpu_ep_fallback", "1"))
-            check_signature(session)
+            check_signature(session, signature)
             engine = cls(session, run_options)
-            engine.run(np.zeros((1, IMAGE_BYTES), np.uint8))
+            engine.run(np.zeros((1, signature.image_bytes), np.uint8))
         except CorruptModel:
             raise
         except Exception as err:  # no driver, no memory left, or a kernel that the card can't run
@@ -117,7 +128,7 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(
                 "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"
             )
-        padded = np.zeros((1 << (len(images) - 1).bit_length(), IMAGE_BYTES), np.uint8)
+        padded = np.zeros((1 << (len(images) - 1).bit_length(), images.shape[1]), np.uint8)
         padded[: len(images)] = images
         return super().run(padded)[: len(images)]
 
@@ -128,6 +139,7 @@ ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
 
 def open_engine(
     model: bytes,
+    signature: Signature,
     device: Device = "auto",
     precision: Precision = "fp32",
     run_options: onnxruntime.RunOptions | None = None,
@@ -136,12 +148,13 @@ def open_engine(
 
     Args:
         model: the content of an ONNX file; weights kept in other files are refused.
+        signature: what its manifest says that it takes and gives.
         device: "auto", "cpu" or "cuda".
         precision: what the model is in; "auto" takes only a device that has it.
         run_options: of all its runs: `terminate` ends those that go on, and all later ones.
 
     Raises:
-        CorruptModel: ONNX Runtime can't load it, or it is not images -> probabilities.
+        CorruptModel: ONNX Runtime can't load it, or it has another signature.
         DeviceError: the device asked for can't be used; never falls back in silence.
         ConfigurationError: the device doesn't run this precision.
     """
@@ -159,10 +172,10 @@ def open_engine(
         )
     for engine in engines[:-1]:
         try:
-            return engine.open(model, run_options)
+            return engine.open(model, signature, run_options)
         except DeviceError as err:
             _log.warning("serving on the %s: %s", engines[-1].device.upper(), err)
-    return engines[-1].open(model, run_options)
+    return engines[-1].open(model, signature, run_options)
 
 
 def _cuda_reason(err: BaseException) -> str:

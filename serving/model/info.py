@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from serving.signature import DIGITS, Signature
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
@@ -19,5 +21,8 @@ class ModelInfo:
     """The most images in one message; clients split what is larger."""
     max_batch_size: int
     """The most images in one run."""
-    test_accuracy: float
-    """Share of the 10,000 MNIST test images answered correctly, 0 to 1."""
+    test_accuracy: float | None
+    """Share of the test images answered correctly, 0 to 1: of digits, MNIST's 10,000. None where it
+    is unknown."""
+    signature: Signature = DIGITS
+    """The shape of its images, and its classes."""

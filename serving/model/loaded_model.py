@@ -13,11 +13,12 @@ import numpy as np
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import CorruptModel, ModelNotFound
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.model import acceptance, repository
 from serving.model.fork_safety import native_run
 from serving.model.repository import Manifest
 from serving.predictions import Probabilities
+from serving.signature import Signature
 
 if TYPE_CHECKING:
     from serving.model.engine import Engine  # loads ONNX Runtime, which a supervisor doesn't need
@@ -48,6 +49,11 @@ class LoadedModel:
     def version(self) -> str:
         """The version named in every answer, such as "3"."""
         return self.manifest.version
+
+    @property
+    def signature(self) -> Signature:
+        """The shape of its images, and its classes."""
+        return self.manifest.signature
 
     @property
     def device(self) -> Device:
@@ -109,7 +115,8 @@ def _load_version(
 
     def build() -> LoadedModel:
         file = repository.load(model_dir, version, precision)
-        engine = open_engine(file.onnx, device, precision, run_options)
+        signature = file.manifest.signature
+        engine = open_engine(file.onnx, signature, device, precision, run_options)
         return LoadedModel(engine, file.manifest, precision)
 
     def check() -> int:
@@ -135,7 +142,7 @@ def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
     for size in (1, 32, 128, 256, 512, max_batch_size):
         if size > max_batch_size or size <= quick:
             continue
-        images = np.zeros((size, IMAGE_BYTES), np.uint8)
+        images = np.zeros((size, model.signature.image_bytes), np.uint8)
         if min(_seconds(model, images) for _ in range(5)) > _QUICK_S:
             break
         quick = size

@@ -12,8 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from serving.errors import CorruptModel, DeviceError
-from serving.images import IMAGE_BYTES
-from serving.predictions import NUM_CLASSES
+from serving.signature import Signature
 
 __all__ = ["INPUT", "OUTPUT", "check_signature", "new_session", "onnxruntime"]
 
@@ -43,19 +42,21 @@ def new_session(
     return session
 
 
-def check_signature(session: onnxruntime.InferenceSession) -> None:
-    """Refuse a model that is not images -> probabilities.
+def check_signature(session: onnxruntime.InferenceSession, signature: Signature) -> None:
+    """Refuse a model that is not images -> probabilities, each of the sizes in its manifest.
 
     Raises:
         CorruptModel: its inputs or outputs are others.
     """
     found = [
-        (node.name, node.type, node.shape[1:])
+        f"{node.name} {node.type} {['N', *node.shape[1:]]}"
         for node in (*session.get_inputs(), *session.get_outputs())
     ]
     expected = [
-        (INPUT, "tensor(uint8)", [IMAGE_BYTES]),
-        (OUTPUT, "tensor(float)", [NUM_CLASSES]),
+        f"{INPUT} tensor(uint8) {['N', signature.image_bytes]}",
+        f"{OUTPUT} tensor(float) {['N', signature.num_classes]}",
     ]
     if found != expected:
-        raise CorruptModel(f"expected a model {expected}, got {found}")
+        raise CorruptModel(
+            f"the manifest says {' -> '.join(expected)}, the graph is {' -> '.join(found)}"
+        )

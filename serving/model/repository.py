@@ -22,7 +22,8 @@ from serving import images
 from serving.config import Precision
 from serving.errors import ConfigurationError, CorruptModel, InvalidRequest, ModelNotFound
 from serving.images import Images
-from serving.predictions import NUM_CLASSES, Probabilities
+from serving.predictions import Probabilities
+from serving.signature import DIGITS, Signature
 from serving.system.files import read_regular
 
 PRETRAINED = Path(__file__).parent.with_name("pretrained")
@@ -32,8 +33,8 @@ MANIFEST = "manifest.json"
 _FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_MAX_MANIFEST_BYTES = 512 << 10
-"""Ten times what the exporter writes."""
+_MAX_MANIFEST_BYTES = 8 << 20
+"""What samples take of a thousand classes, ten times over; of digits 50 KB."""
 _MAX_MODEL_BYTES = 256 << 20
 """Its bytes are kept in memory while it is built."""
 _MAX_TEXT = 100
@@ -47,18 +48,16 @@ class Manifest:
 
     name: str
     version: str
-    recipe: str
-    parameters: int
-    validation_accuracy: float
-    """Share of the validation images answered correctly, 0 to 1."""
-    test_accuracy: float
-    """Share of the 10,000 MNIST test images answered correctly, 0 to 1."""
+    test_accuracy: float | None
+    """Share of the test images answered correctly, 0 to 1; None where it is unknown."""
     digests: dict[str, str]
     """File name to SHA-256, in hexadecimal."""
     golden_images: Images
-    """(N, 784) uint8: samples to check a loaded model with."""
+    """(N, pixels) uint8: samples to check a loaded model with."""
     golden_probabilities: dict[Precision, Probabilities]
-    """(N, 10) float32: what each exported variant answered to them."""
+    """(N, classes) float32: what each exported variant answered to them."""
+    signature: Signature = DIGITS
+    """The shape of its images, and its classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -172,14 +171,14 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
     if document["format"] != 1:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
     golden = document["golden"]
-    golden_images = images.from_bytes(base64.b64decode(golden["images"], validate=True))
+    signature = Signature.of(document["signature"]) if "signature" in document else DIGITS
+    pixels = base64.b64decode(golden["images"], validate=True)
+    golden_images = images.from_bytes(pixels, signature.image_bytes)
+    shape = len(golden_images), signature.num_classes
     return Manifest(
         name=_text(document, "name"),
         version=_text(document, "version"),
-        recipe=_text(document, "recipe"),
-        parameters=int(document["parameters"]),
-        validation_accuracy=_share(document["accuracy"], "validation"),
-        test_accuracy=_share(document["accuracy"], "test"),
+        test_accuracy=_accuracy(document["accuracy"]["test"]),
         digests={
             name: _digest(document["files"], name)
             for name in _FILES.values()
@@ -187,10 +186,11 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         },
         golden_images=golden_images,
         golden_probabilities={
-            precision: _probabilities(golden[_GOLDEN[precision]], len(golden_images))
+            precision: _probabilities(golden[_GOLDEN[precision]], shape)
             for precision, file_name in _FILES.items()
             if file_name in document["files"]
         },
+        signature=signature,
     )
 
 
@@ -201,10 +201,9 @@ def _text(document: dict[str, Any], name: str) -> str:
     return text  # nor a lone surrogate, which no answer could carry: it isn't printable
 
 
-def _share(document: dict[str, Any], name: str) -> float:
-    share = float(document[name])
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} accuracy must be from 0 to 1")
+def _accuracy(share: float | None) -> float | None:
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError("the accuracy must be from 0 to 1")
     return share
 
 
@@ -215,10 +214,10 @@ def _digest(document: dict[str, Any], name: str) -> str:
     return digest
 
 
-def _probabilities(rows: list[list[float]], num_images: int) -> Probabilities:
+def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
     exact = np.array(rows, np.float64)  # what float32 can't hold is seen, not warned about
-    if exact.shape != (num_images, NUM_CLASSES):
-        raise ValueError(f"golden probabilities have shape {exact.shape}")
+    if exact.shape != shape:
+        raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
     if not ((exact >= 0) & (exact <= 1)).all():
         raise ValueError("golden probabilities are not all from 0 to 1")
     probabilities: Probabilities = exact.astype(np.float32)

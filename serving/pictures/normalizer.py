@@ -16,10 +16,11 @@ from PIL import Image
 from scipy import ndimage
 
 from serving.errors import InvalidRequest
-from serving.images import HEIGHT, WIDTH
 from serving.pictures.parts import Levels, bounding_box
 from serving.pictures.segments import find_digit
+from serving.signature import DIGITS
 
+HEIGHT, WIDTH = DIGITS.input_shape
 BOX = 20
 """Pixels of the digit's longer side in an image."""
 PEN_WIDTHS = (2.0, 3.0)

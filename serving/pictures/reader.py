@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from serving.errors import ConfigurationError
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 
 
 def from_picture(source: str | Path | BinaryIO) -> Images:
@@ -28,4 +28,4 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
         raise ConfigurationError(
             "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
         ) from err
-    return normalizer.to_image(decoder.read_grey(source)).reshape(1, IMAGE_BYTES)
+    return normalizer.to_image(decoder.read_grey(source)).reshape(1, -1)

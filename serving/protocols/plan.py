@@ -1,16 +1,17 @@
 """How a call's images become its response, and what that is for the calls of one image."""
 
 import struct
+from array import array
 from collections.abc import Callable
 
 from serving.batching.request import Answer
-from serving.predictions import NUM_CLASSES, ROW_BYTES
+from serving.predictions import ClassNumbers
 from serving.protocols.oip.statistics import Answered, Run, Statistics
 
-Write = Callable[[bytes | bytearray, bytes | bytearray, str], bytes]
-"""Encodes a response: N digits of one byte, N x 10 little-endian float32, the version."""
+Write = Callable[[ClassNumbers, bytes | bytearray, str], bytes]
+"""Encodes a response: N class numbers, N rows of little-endian float32, the version."""
 
-_MARK = bytes(range(200, 200 + ROW_BYTES))
+_MARK = bytes(range(200, 240))
 """Probabilities that no other part of a response looks like."""
 
 
@@ -44,17 +45,25 @@ class Plan:
         self._starts: tuple[bytes, ...] = ()
         self._tail = b""
 
-    def one_image_parts(self, version: str) -> tuple[tuple[bytes, ...], bytes]:
-        """Return what precedes an image's probabilities, for each digit, and what follows them.
+    def one_image_parts(self, version: str, num_classes: int) -> tuple[tuple[bytes, ...], bytes]:
+        """Return what precedes an image's probabilities, for each class, and what follows them.
 
         A framed response is `starts[digit] + probabilities + tail`.
         """
         if version != self._version:
-            wholes = [frame(self.write(bytes((d,)), _MARK, version)) for d in range(NUM_CLASSES)]
-            self._starts = tuple(whole[: whole.index(_MARK)] for whole in wholes)
-            self._tail = wholes[0][len(self._starts[0]) + ROW_BYTES :]
+            first, self._tail = self._parts(0, version, num_classes)
+            if first == self._parts(num_classes - 1, version, num_classes)[0]:  # they name no class
+                self._starts = (first,) * num_classes
+            else:
+                digits = range(num_classes)
+                self._starts = tuple(self._parts(d, version, num_classes)[0] for d in digits)
             self._version = version
         return self._starts, self._tail
+
+    def _parts(self, digit: int, version: str, num_classes: int) -> tuple[bytes, bytes]:
+        mark = (_MARK * (num_classes // 10 + 1))[: 4 * num_classes]
+        start, _, tail = frame(self.write(array("I", (digit,)), mark, version)).partition(mark)
+        return start, tail
 
     def respond(self, answer: Answer) -> bytes:
         """Encode the answer to a call that went through the batcher, and count it."""
@@ -70,17 +79,18 @@ class Plan:
 class Layouts(dict[bytes, Plan]):
     """How framed messages begin of which all is known but their images; these follow, to the end.
 
-    What begins so need not be read: its number of images is that of the whole 784 bytes in it.
+    What begins so need not be read: its number of images is that of all whole images' bytes in it.
     """
 
     _MAX_HEAD_BYTES = 512
-    """Shorter than an image, so that the number of images is clear."""
+    """Longer ones are not kept, nor those as long as an image: how many images follow would not
+    be clear."""
     _MAX_KEPT = 256
 
     def learn(self, message: bytes, num_image_bytes: int, plan: Plan) -> None:
         """Answer messages that differ from this one in their last bytes only by the same plan."""
-        head = frame(message)[: -num_image_bytes or None]
-        if len(head) <= self._MAX_HEAD_BYTES:
+        head = frame(message)[:-num_image_bytes]
+        if len(head) < min(self._MAX_HEAD_BYTES, num_image_bytes // plan.num_rows):
             if len(self) >= self._MAX_KEPT:
                 self.clear()
             self[head] = plan

@@ -121,15 +121,15 @@ class Reloader:
             model = load_model(
                 self._model_dir, version, served.device, served.precision, max_batch_size
             )
+            if self._ended:
+                return False
+            self._classifier.adopt(model)
         except DigitsError as err:
             self._refused[version] = fingerprint
             _log.warning("refused version %s, version %s stays in service: %s", version,
                          served.version, err)  # fmt: skip
             self._classifier.metrics.count_reload("failed")
             return False
-        if self._ended:
-            return False
-        self._classifier.adopt(model)
         self._classifier.metrics.count_reload("adopted")
         _log.info("version %s replaced version %s", version, served.version)
         return True

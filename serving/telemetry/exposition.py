@@ -38,7 +38,7 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         yield from _model(self._report)
-        yield from _calls(self._report.counts)
+        yield from _calls(self._report)
         yield from _now(self._report)
         yield from _distributions(self._report.counts)
         yield from _process(self._report)
@@ -51,7 +51,8 @@ def _model(report: Report) -> Iterator[Metric]:
     yield model
 
 
-def _calls(counts: Counts) -> Iterator[Metric]:
+def _calls(report: Report) -> Iterator[Metric]:
+    counts = report.counts
     calls = CounterMetricFamily(
         "digits_requests", "Calls that have ended.", labels=("method", "status")
     )
@@ -71,8 +72,8 @@ def _calls(counts: Counts) -> Iterator[Metric]:
     answers = CounterMetricFamily(
         "digits_answers", "Images run, by their digit.", labels=("digit",)
     )
-    for digit, number in enumerate(counts.digits):
-        answers.add_metric((str(digit),), number)
+    for digit in range(report.info.signature.num_classes):
+        answers.add_metric((str(digit),), counts.digits[digit])
     yield answers
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel, InvalidRequest
-from serving.images import IMAGE_BYTES
 from serving.model.repository import parse_manifest
 from serving.pictures import decoder, normalizer
 from serving.protocols.digits_v1 import wire
@@ -15,6 +14,7 @@ from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.signature import DIGITS
 
 MAX_IMAGES = 4
 
@@ -25,10 +25,10 @@ def request(data: bytes) -> None:
         reference = digits_pb2.ClassifyRequest.FromString(data).images
     except DecodeError:
         reference = b""  # refused, like no images
-    num_images, rest = divmod(len(reference), IMAGE_BYTES)
+    num_images, rest = divmod(len(reference), DIGITS.image_bytes)
     is_good = 1 <= num_images <= MAX_IMAGES and not rest
     try:
-        pixels = wire.decode_request(data, MAX_IMAGES)
+        pixels = wire.decode_request(data, DIGITS.image_bytes, MAX_IMAGES)
     except InvalidRequest as err:
         assert not is_good, err
         assert str(err).isprintable()
@@ -41,12 +41,12 @@ def infer(data: bytes) -> None:
     """ModelInfer's parser and checks."""
     try:
         message = parse(ModelInferRequest, data)
-        inference = tensors.decode(message, MAX_IMAGES)
+        inference = tensors.decode(message, DIGITS.image_bytes, MAX_IMAGES)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000
         return
-    num_images, rest = divmod(len(inference.pixels), IMAGE_BYTES)
+    num_images, rest = divmod(len(inference.pixels), DIGITS.image_bytes)
     assert not rest
     assert 1 <= num_images <= MAX_IMAGES
     assert inference.timeout_s is None or 0 < inference.timeout_s < math.inf
@@ -60,10 +60,11 @@ def manifest(data: bytes) -> None:
         assert str(err).isprintable()
         return
     digits_pb2.GetModelResponse(
-        name=found.name, version=found.version, test_accuracy=found.test_accuracy
-    )
+        name=found.name, version=found.version, test_accuracy=found.test_accuracy,
+        signature=found.signature.document(),
+    )  # fmt: skip
     for probabilities in found.golden_probabilities.values():
-        assert probabilities.shape == (len(found.golden_images), 10)
+        assert probabilities.shape == (len(found.golden_images), found.signature.num_classes)
 
 
 def picture(data: bytes) -> None:

@@ -48,8 +48,9 @@ def test_predictions_have_the_promised_shapes_and_dtypes(
     predictions = classifier.classify(images[:3])
     assert len(predictions) == 3
     assert predictions.digits.shape == (3,)
-    assert predictions.digits.dtype == np.uint8
-    assert predictions.probabilities.shape == (3, 10)
+    num_classes = classifier.signature.num_classes
+    assert predictions.digits.dtype == (np.uint8 if num_classes <= 256 else np.uint16)
+    assert predictions.probabilities.shape == (3, num_classes)
     assert predictions.probabilities.dtype == np.float32
     np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
     assert predictions.model_version == "1"
@@ -76,7 +77,7 @@ def test_more_images_than_a_request_may_hold_are_answered_in_order(
 
 def test_pictures_and_rows_are_the_same_images(classifier: Classifier, images: Images) -> None:
     rows = classifier.classify(images[:5])
-    pictures = classifier.classify(images[:5].reshape(5, 28, 28))
+    pictures = classifier.classify(images[:5].reshape(5, *classifier.signature.input_shape))
     np.testing.assert_array_equal(rows.probabilities, pictures.probabilities)
 
 

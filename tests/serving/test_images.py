@@ -2,19 +2,39 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.images import as_images, from_bytes
+from serving.images import as_images, check_bytes, from_bytes
+from serving.signature import DIGITS, Signature
 
 
 def test_rows_and_pictures_become_rows() -> None:
     rows = np.arange(2 * 784).astype(np.uint8).reshape(2, 784)
-    np.testing.assert_array_equal(as_images(rows), rows)
-    np.testing.assert_array_equal(as_images(rows.reshape(2, 28, 28)), rows)
-    assert np.shares_memory(as_images(rows), rows)
+    for shape in ((2, 784), (2, 28, 28)):
+        images = as_images(rows.reshape(shape), DIGITS)
+        np.testing.assert_array_equal(images, rows)
+        assert np.shares_memory(images, rows)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((32, 32), "(N, 1024) or (N, 32, 32)"),
+        ((8, 8, 3), "(N, 192) or (N, 8, 8, 3)"),
+        ((17,), "(N, 17)"),
+    ],
+)
+def test_images_have_the_shape_of_the_model(shape: tuple[int, ...], expected: str) -> None:
+    signature = Signature(shape, 5)
+    images = np.zeros((3, *shape), np.uint8)
+    assert as_images(images, signature).shape == (3, signature.image_bytes)
+    for bad in (np.zeros((3, 784), np.uint8), images[0], images[..., :-1]):
+        with pytest.raises(InvalidRequest) as caught:
+            as_images(bad, signature)
+        assert str(caught.value) == f"expected images of shape {expected}, got {bad.shape}"
 
 
 def test_strided_images_become_contiguous() -> None:
     strided = np.arange(4 * 784).astype(np.uint8).reshape(4, 784)[::2]
-    images = as_images(strided)
+    images = as_images(strided, DIGITS)
     assert images.flags.c_contiguous
     np.testing.assert_array_equal(images, strided)
 
@@ -56,7 +76,7 @@ RECURSIVE.append(RECURSIVE)
 )
 def test_what_is_no_array_of_images_is_refused_in_one_line(bad: object) -> None:
     with pytest.raises(InvalidRequest, match="expected") as caught:
-        as_images(bad)  # type: ignore[arg-type]
+        as_images(bad, DIGITS)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 
@@ -79,14 +99,14 @@ BASE = np.arange(3 * 784).astype(np.uint8).reshape(3, 784)
     ],
 )
 def test_any_layout_of_pixels_becomes_contiguous_rows(images: np.ndarray) -> None:
-    rows = as_images(images)
+    rows = as_images(images, DIGITS)
     np.testing.assert_array_equal(rows, np.asarray(images).reshape(len(images), 784))
     assert rows.data.cast("B").nbytes == len(images) * 784
 
 
 def test_bytes_are_viewed_without_a_copy() -> None:
     data = bytes(range(196)) * 8
-    images = from_bytes(data)
+    images = from_bytes(data, 784)
     assert images.shape == (2, 784)
     assert images.tobytes() == data
     assert not images.flags.writeable
@@ -98,9 +118,9 @@ def test_bytes_are_viewed_without_a_copy() -> None:
 )
 def test_wrong_number_of_bytes_is_refused(num_bytes: int, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        from_bytes(bytes(num_bytes), max_images=2)
+        check_bytes(num_bytes, 784, max_images=2)
 
 
 def test_too_many_images_are_refused_with_the_limit() -> None:
     with pytest.raises(InvalidRequest, match="at most 2 images in a request, got 3"):
-        as_images(np.zeros((3, 784), np.uint8), max_images=2)
+        as_images(np.zeros((3, 784), np.uint8), DIGITS, max_images=2)

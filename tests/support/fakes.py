@@ -6,8 +6,9 @@ import numpy as np
 
 from serving.batching.request import Answer, Outcome, Request
 from serving.config import Device
-from serving.images import IMAGE_BYTES, Images
-from serving.predictions import NUM_CLASSES, Probabilities
+from serving.images import Images
+from serving.predictions import Probabilities
+from serving.signature import DIGITS
 
 TIMEOUT_S = 10.0
 """How long a test waits for what must happen; only a failure takes that long."""
@@ -15,19 +16,20 @@ TIMEOUT_S = 10.0
 
 def images_of(*values: int) -> Images:
     """(N, 784) uint8, each image filled with one value: the fakes answer `value % 10`."""
-    return np.repeat(np.array(values, np.uint8)[:, None], IMAGE_BYTES, axis=1)
+    return np.repeat(np.array(values, np.uint8)[:, None], DIGITS.image_bytes, axis=1)
 
 
 def probabilities_of(images: Images) -> Probabilities:
     """What the fakes answer: 0.91 for the image's first pixel modulo 10, 0.01 for the others."""
-    probabilities = np.full((len(images), NUM_CLASSES), 0.01, np.float32)
-    probabilities[np.arange(len(images)), images[:, 0] % NUM_CLASSES] = 0.91
+    probabilities = np.full((len(images), DIGITS.num_classes), 0.01, np.float32)
+    probabilities[np.arange(len(images)), images[:, 0] % DIGITS.num_classes] = 0.91
     return probabilities
 
 
 class FakeModel:
     """Answers at once, remembers what it ran, and fails on the values in `poison`."""
 
+    signature = DIGITS
     device: Device = "cpu"
     max_concurrent_runs: int | None = None
 
@@ -71,7 +73,7 @@ class RecordingRequest(Request):
     __slots__ = ("_done", "outcome", "values")
 
     def __init__(self, images: Images, **options: object) -> None:
-        super().__init__(images.tobytes(), **options)  # type: ignore[arg-type]
+        super().__init__(images.tobytes(), len(images), **options)  # type: ignore[arg-type]
         self.values: list[int] = images[:, 0].tolist()
         self.outcome: Outcome | None = None
         self._done = threading.Event()

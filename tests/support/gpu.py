@@ -5,6 +5,7 @@ from functools import cache
 from serving.errors import DeviceError
 from serving.model.engine import open_engine
 from serving.model.repository import PRETRAINED
+from serving.signature import DIGITS
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
 """The reasons for a DeviceError: an ONNX Runtime without CUDA, or with it and no usable GPU."""
@@ -13,7 +14,7 @@ NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUD
 @cache
 def gpu_works() -> bool:
     try:
-        open_engine((PRETRAINED / "digits" / "1" / "model.onnx").read_bytes(), "cuda")
+        open_engine((PRETRAINED / "digits" / "1" / "model.onnx").read_bytes(), DIGITS, "cuda")
     except DeviceError:
         return False
     return True

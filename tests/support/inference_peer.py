@@ -55,10 +55,15 @@ class Peer:
         return stub(requests, timeout=TIMEOUT_S)
 
 
+NAMES = {784: "digits", 1024: "letters", 64: "glyphs"}
+"""The model that takes images of so many pixels."""
+
+
 def raw_request(images: Images, **fields: Any) -> Any:
     """A good request with its tensor as raw bytes; `fields` are added or changed."""
     tensor = {"name": "images", "datatype": "UINT8", "shape": images.shape}
-    good = {"model_name": "digits", "inputs": [tensor], "raw_input_contents": [images.tobytes()]}
+    good = {"model_name": NAMES[images.shape[1]], "inputs": [tensor],
+            "raw_input_contents": [images.tobytes()]}  # fmt: skip
     return inference_pb.ModelInferRequest(**{**good, **fields})
 
 

@@ -128,8 +128,7 @@ def _ledger(engine: PacedEngine) -> dict[str, Any]:
 def _manifest() -> Manifest:
     golden = images_of(1, 2, 3)
     return Manifest(
-        name="digits", version="1", recipe="paced", parameters=0,
-        validation_accuracy=1.0, test_accuracy=1.0, digests={},
+        name="digits", version="1", test_accuracy=1.0, digests={},
         golden_images=golden, golden_probabilities={"fp32": probabilities_of(golden)},
     )  # fmt: skip
 

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from serving.signature import DIGITS
+
 
 def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
     """Publish a version with these bytes, its manifest otherwise that of version 1."""
@@ -103,6 +105,11 @@ def _with_manifest(change: Callable[[Any], None]) -> Callable[[Path, str], None]
         edit_manifest(model_dir, version, change)
 
     return publish_changed
+
+
+def _with_signature(**changed: object) -> Callable[[Path, str], None]:
+    signature = DIGITS.document() | changed
+    return _with_manifest(lambda manifest: manifest.update(signature=signature))
 
 
 def _keep_one_sample(manifest: Any) -> None:
@@ -209,8 +216,11 @@ BAD: dict[str, Callable[[Path, str], None]] = {
     "no name": _with_manifest(lambda manifest: manifest.pop("name")),
     "name of 1 MB": _with_manifest(lambda manifest: manifest.update(name="d" * 1_000_000)),
     "long name": _with_manifest(lambda manifest: manifest.update(name="d" * 1000)),
-    "recipe of 100 kB": _with_manifest(lambda manifest: manifest.update(recipe="d" * 100_000)),
-    "manifest of 1 MB": _with_manifest(lambda manifest: manifest.update(note="d" * 1_000_000)),
+    "manifest of 10 MB": _with_manifest(lambda manifest: manifest.update(note="d" * 10_000_000)),
+    "no signature": _with_manifest(lambda manifest: manifest.update(signature=None)),
+    "pixels of floats": _with_signature(dtype="float32"),
+    "another shape": _with_signature(input_shape=[32, 32]),
+    "other classes": _with_signature(classes=26),
     "one row for every batch": _one_row,
     "rows that depend on their neighbours": _neighbours,
 }

@@ -72,16 +72,20 @@ def started(command: list[str]) -> Iterator[RunningServer]:
         process.stderr.close()
 
 
+MODEL_INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString()
+
+
 @contextmanager
 def fake_server(
     classify: Handler,
-    model_info: bytes = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString(),
+    model_info: bytes | Handler = MODEL_INFO,
 ) -> Iterator[str]:
     """A server that answers Classify in any way a test likes."""
+    get_model = (lambda *_: model_info) if isinstance(model_info, bytes) else model_info
     unary = grpc.unary_unary_rpc_method_handler
     handlers = grpc.method_handlers_generic_handler(
         "digits.v1.DigitClassifier",
-        {"Classify": unary(classify), "GetModel": unary(lambda request, context: model_info)},
+        {"Classify": unary(classify), "GetModel": unary(get_model)},
     )
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((handlers,))

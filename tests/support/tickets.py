@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
+from serving.signature import DIGITS
 
 _AT = slice(8, 16)
 """Where the ticket lies; the first pixel stays free: the fake engines answer it modulo ten."""
@@ -10,7 +11,7 @@ _AT = slice(8, 16)
 
 def image_with(ticket: int) -> Images:
     """(1, 784) uint8 whose right answer is `ticket % 10`."""
-    image = np.zeros((1, IMAGE_BYTES), np.uint8)
+    image = np.zeros((1, DIGITS.image_bytes), np.uint8)
     image[0, 0] = ticket % 10
     image[0, _AT] = np.frombuffer(ticket.to_bytes(8, "little"), np.uint8)
     return image

@@ -11,35 +11,37 @@ from functools import lru_cache
 import numpy as np
 
 from serving.images import check_bytes
-from serving.predictions import Predictions
+from serving.predictions import Digits, Predictions, digit_type
 from serving.protocols.messages import parse
 from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.signature import DIGITS, Signature
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
 
 
 def encode_request(pixels: bytes | memoryview) -> bytes:
-    """Encode N x 784 bytes as a ClassifyRequest."""
+    """Encode the bytes of N images as a ClassifyRequest."""
     return b"".join((_FIELD_1, varint(len(pixels)), pixels))
 
 
-def decode_request(data: bytes, max_images: int) -> memoryview:
+def decode_request(data: bytes, image_bytes: int, max_images: int) -> memoryview:
     """Decode a ClassifyRequest and check how many images it holds.
 
     Args:
         data: the message.
+        image_bytes: the size of an image.
         max_images: the most images allowed.
 
     Returns:
-        N x 784 bytes, without a copy where the layout is the usual one.
+        N x image_bytes bytes, without a copy where the layout is the usual one.
 
     Raises:
-        InvalidRequest: malformed, not a multiple of 784 bytes, empty, or too many.
+        InvalidRequest: malformed, not a multiple of image_bytes, empty, or too many.
     """
     pixels = _sole_field(data)
     if pixels is None:
         pixels = memoryview(parse(digits_pb2.ClassifyRequest, data).images)
-    check_bytes(len(pixels), max_images)
+    check_bytes(len(pixels), image_bytes, max_images)
     return pixels
 
 
@@ -70,8 +72,12 @@ def _text(version: str) -> bytes:
     return b"".join((_FIELD_3, varint(len(version.encode())), version.encode()))
 
 
-def decode_response(data: bytes) -> Predictions:
+def decode_response(data: bytes, class_labels: tuple[str, ...] = ()) -> Predictions:
     """Decode a ClassifyResponse.
+
+    Args:
+        data: the message.
+        class_labels: see `Predictions`; the message says nothing of them.
 
     Raises:
         DecodeError: malformed.
@@ -81,18 +87,30 @@ def decode_response(data: bytes) -> Predictions:
     probabilities, at = _field(data, at, _FIELD_2)
     version, at = _field(data, at, _FIELD_3)
     if at == len(data) and bytes(digits).isascii():  # one byte a digit
-        return Predictions(
-            np.frombuffer(digits, np.uint8),
-            np.frombuffer(probabilities, "<f4").reshape(len(digits), -1),
-            str(version, "utf-8"),
-        )
-    response = digits_pb2.ClassifyResponse.FromString(data)
-    largest = max(response.digits, default=0)
-    return Predictions(
-        np.array(response.digits, np.min_scalar_type(largest)),
-        np.array(response.probabilities, np.float32).reshape(len(response.digits), -1),
-        response.model_version,
-    )
+        numbers: Digits = np.frombuffer(digits, np.uint8)
+        text = str(version, "utf-8")
+        rows = np.frombuffer(probabilities, "<f4").reshape(len(digits), -1)
+    else:
+        response = digits_pb2.ClassifyResponse.FromString(data)
+        numbers, text = np.array(response.digits, np.uint32), response.model_version
+        rows = np.array(response.probabilities, np.float32).reshape(len(numbers), -1)
+    if numbers.max() >= rows.shape[1]:
+        raise ValueError(f"the digit {numbers.max()}")
+    numbers = numbers.astype(digit_type(rows.shape[1]), copy=False)
+    return Predictions(numbers, rows, text, class_labels)
+
+
+def signature_of(response: digits_pb2.GetModelResponse) -> Signature:
+    """Read what the model takes and gives; servers that do not say serve digits.
+
+    Raises:
+        ValueError: it is not a signature.
+    """
+    if not response.HasField("signature"):
+        return DIGITS
+    sent = response.signature
+    names = ("input_shape", "dtype", "classes", "labels")
+    return Signature.of({name: getattr(sent, name) for name in names})
 
 
 def _sole_field(data: bytes) -> memoryview | None:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from serving.classifier import Classifier
 from serving.errors import DigitsError, InvalidRequest, ModelNotFound, Unavailable
+from serving.predictions import ClassNumbers
 from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse
 from serving.protocols.oip import metadata, tensors
@@ -60,10 +61,10 @@ class Infer:
     def _decode(self, request: Any) -> Inference:
         info = self._classifier.model_info()
         metadata.check_model(request.model_name, request.model_version, info)
-        return tensors.decode(request, info.max_request_images)
+        return tensors.decode(request, info.signature.image_bytes, info.max_request_images)
 
     def _write(
-        self, inference: Inference, digits: bytes | bytearray, rows: bytes | bytearray, version: str
+        self, inference: Inference, digits: ClassNumbers, rows: bytes | bytearray, version: str
     ) -> bytes:
         name = self._classifier.model_info().name
         response = tensors.encode(inference, rows, name, version)
@@ -99,7 +100,7 @@ class _RawWriter:
         self._version: str | None = None
         self._head = b""
 
-    def write(self, digits: bytes | bytearray, rows: bytes | bytearray, version: str) -> bytes:
+    def write(self, digits: ClassNumbers, rows: bytes | bytearray, version: str) -> bytes:
         """See `Write`."""
         if version != self._version:
             self._head = self._write(digits, rows, version)[: -len(rows)]

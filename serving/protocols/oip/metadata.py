@@ -6,9 +6,7 @@ from typing import Any
 from commandline import checkout
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
-from serving.images import IMAGE_BYTES
 from serving.model.info import ModelInfo
-from serving.predictions import NUM_CLASSES
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.tensors import INPUT, OUTPUT, shown
 
@@ -40,24 +38,26 @@ def server_metadata() -> Any:
 
 def model_metadata(info: ModelInfo) -> Any:
     """Build the ModelMetadataResponse; its shapes include the batch axis."""
+    signature = info.signature
     return inference_pb.ModelMetadataResponse(
         name=info.name,
         versions=[info.version],
         platform=_PLATFORM,
-        inputs=[{"name": INPUT, "datatype": "UINT8", "shape": [-1, IMAGE_BYTES]}],
-        outputs=[{"name": OUTPUT, "datatype": "FP32", "shape": [-1, NUM_CLASSES]}],
+        inputs=[{"name": INPUT, "datatype": "UINT8", "shape": [-1, signature.image_bytes]}],
+        outputs=[{"name": OUTPUT, "datatype": "FP32", "shape": [-1, signature.num_classes]}],
     )
 
 
 def model_config(info: ModelInfo, batching: BatchingConfig) -> Any:
     """Build the ModelConfigResponse; its shapes leave the batch axis out."""
+    signature = info.signature
     config = {
         "name": info.name,
         "platform": _PLATFORM,
         "backend": _BACKEND,
         "max_batch_size": info.max_batch_size,
-        "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [IMAGE_BYTES]}],
-        "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [NUM_CLASSES]}],
+        "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [signature.image_bytes]}],
+        "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [signature.num_classes]}],
         "dynamic_batching": {
             "max_queue_delay_microseconds": round(batching.max_queue_delay_s * 1e6)
         },

@@ -1,7 +1,8 @@
 """ModelInfer's messages to pixels, and an answer back to them.
 
-One input, `images` UINT8 [N, 784], and one output, `probabilities` FP32 [N, 10]. Whatever differs
-is refused with what was expected and what came: nothing is guessed, converted or ignored.
+One input, `images` UINT8 [N, pixels], and one output, `probabilities` FP32 [N, classes]; of digits
+[N, 784] and [N, 10]. Whatever differs is refused with what was expected and what came: nothing is
+guessed, converted or ignored.
 """
 
 from typing import Any, NamedTuple
@@ -9,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest
-from serving.images import IMAGE_BYTES, check_count
-from serving.predictions import NUM_CLASSES, ROW_BYTES
+from serving.images import check_count
 from serving.protocols.oip import inference_pb
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -27,7 +27,9 @@ class Inference(NamedTuple):
     """What a ModelInferRequest asks for."""
 
     pixels: bytes
-    """N x 784 bytes, N >= 1."""
+    """Of N images, N >= 1."""
+    num_images: int
+    """N."""
     timeout_s: float | None
     """How long it may wait; None leaves that to the deadline of the call."""
     id: str
@@ -35,14 +37,14 @@ class Inference(NamedTuple):
     is_raw: bool
     """Whether tensors travel as raw bytes, in both directions; else as typed contents."""
 
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.pixels) // IMAGE_BYTES
 
-
-def decode(request: Any, max_images: int) -> Inference:
+def decode(request: Any, image_bytes: int, max_images: int) -> Inference:
     """Read and check a ModelInferRequest whose model is known to be ours.
+
+    Args:
+        request: the message.
+        image_bytes: the size of an image.
+        max_images: the most images allowed.
 
     Raises:
         InvalidRequest: the text says what was expected and what came.
@@ -54,18 +56,18 @@ def decode(request: Any, max_images: int) -> Inference:
     if len(request.inputs) != 1:
         raise InvalidRequest(f"expected 1 input, {INPUT!r}, got {len(request.inputs)}")
     tensor = request.inputs[0]
-    num_images = _check_input(tensor, max_images)
+    num_images = _check_input(tensor, image_bytes, max_images)
     for output in request.outputs:
         _check_name("output", output.name, OUTPUT)
         _check_parameters(output)
     is_raw = len(request.raw_input_contents) > 0
     pixels = _raw_pixels(request) if is_raw else _typed_pixels(tensor.contents)
-    if len(pixels) != num_images * IMAGE_BYTES:
+    if len(pixels) != num_images * image_bytes:
         raise InvalidRequest(
-            f"expected {num_images * IMAGE_BYTES} {'bytes' if is_raw else 'uint_contents'} "
-            f"for shape [{num_images}, {IMAGE_BYTES}], got {len(pixels)}"
+            f"expected {num_images * image_bytes} {'bytes' if is_raw else 'uint_contents'} "
+            f"for shape [{num_images}, {image_bytes}], got {len(pixels)}"
         )
-    return Inference(pixels, _timeout_s(request.parameters), request.id, is_raw)
+    return Inference(pixels, num_images, _timeout_s(request.parameters), request.id, is_raw)
 
 
 def encode(
@@ -75,7 +77,7 @@ def encode(
     response = inference_pb.ModelInferResponse(
         model_name=model_name, model_version=version, id=inference.id
     )
-    shape = (len(probabilities) // ROW_BYTES, NUM_CLASSES)
+    shape = (inference.num_images, len(probabilities) // 4 // inference.num_images)
     output = response.outputs.add(name=OUTPUT, datatype="FP32", shape=shape)
     if inference.is_raw:
         response.raw_output_contents.append(bytes(probabilities))
@@ -91,17 +93,15 @@ def shown(text: str) -> str:
     return f"{text[:_MAX_SHOWN_CHARACTERS]!r}..."
 
 
-def _check_input(tensor: Any, max_images: int) -> int:
+def _check_input(tensor: Any, image_bytes: int, max_images: int) -> int:
     """Check all but the contents; return the number of images."""
     _check_name("input", tensor.name, INPUT)
     if tensor.datatype != "UINT8":
-        raise InvalidRequest(
-            f"expected datatype 'UINT8' (0 = background, 255 = ink), got {shown(tensor.datatype)}"
-        )
+        raise InvalidRequest(f"expected datatype 'UINT8', got {shown(tensor.datatype)}")
     shape = tensor.shape
-    if len(shape) != 2 or shape[0] < 0 or shape[1] != IMAGE_BYTES:
+    if len(shape) != 2 or shape[0] < 0 or shape[1] != image_bytes:
         sizes = str(list(shape[:8]))[:_MAX_SHOWN_CHARACTERS]
-        raise InvalidRequest(f"expected shape [N, {IMAGE_BYTES}], got {sizes}")
+        raise InvalidRequest(f"expected shape [N, {image_bytes}], got {sizes}")
     _check_parameters(tensor)
     num_images: int = shape[0]
     check_count(num_images, max_images)

@@ -202,7 +202,7 @@ class AsyncCall:
         peer, deadline_s = caller
         if plan.timeout_s is not None:
             deadline_s = min(deadline_s, time.monotonic() + plan.timeout_s)
-        self.request = Request(pixels, caller=peer, deadline_s=deadline_s)
+        self.request = Request(pixels, plan.num_rows, caller=peer, deadline_s=deadline_s)
         self.plan = plan
         self.outcome: Outcome | None = None
         self.waiter: asyncio.Future[None] | None = None

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import grpc
 
 from serving.classifier import Classifier, predictions_of
-from serving.config import ServerConfig
+from serving.config import BatchingConfig, ServerConfig
 from serving.credentials.certificates import server_credentials
-from serving.images import IMAGE_BYTES
-from serving.predictions import ROW_BYTES, Predictions
+from serving.predictions import Predictions
 from serving.protocols.method import Method
 from serving.protocols.plan import Plan
+from serving.signature import Signature
 from serving.system.address import check_free, with_port
 from serving.transports.grpcio.calls import AsyncCall, Caller, Calls
 from serving.transports.grpcio.handlers import Handlers
@@ -27,6 +27,8 @@ _GOODBYE_S = 0.02
 """How long callers have to learn that the port closes, before the held calls are refused."""
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images or answers of a message."""
+_DIGIT_BYTES = 5
+"""The longest that a class number takes in an answer."""
 
 _MAX_PENDING_CALLS = 65_536
 """Calls that wait in gRPC's core for the event loop."""
@@ -52,7 +54,7 @@ class GrpcioServer:
         self._credentials = server_credentials(config.security)
         self._server = grpc.aio.server(
             interceptors=interceptors(config, methods, self.calls),
-            options=_options(classifier.batching.max_request_images, config.workers),
+            options=_options(classifier.batching, classifier.signature, config.workers),
         )
         handlers = Handlers(methods, self.calls, classifier.metrics)
         self._server.add_generic_rpc_handlers((handlers,))
@@ -129,12 +131,14 @@ class GrpcioServer:
         return predictions_of(call.result())
 
 
-def _options(max_request_images: int, workers: int) -> list[tuple[str, int]]:
+def _options(batching: BatchingConfig, signature: Signature, workers: int) -> list[tuple[str, int]]:
     """Return every limit of the transport; none is left to gRPC's default."""
+    max_images = batching.max_request_images
+    row_bytes = signature.row_bytes + _DIGIT_BYTES
     return [
         # Twice the largest request: one that is a little too large gets a precise error.
-        ("grpc.max_receive_message_length", 2 * max_request_images * IMAGE_BYTES + _SPARE_BYTES),
-        ("grpc.max_send_message_length", max_request_images * (ROW_BYTES + 1) + _SPARE_BYTES),
+        ("grpc.max_receive_message_length", 2 * max_images * signature.image_bytes + _SPARE_BYTES),
+        ("grpc.max_send_message_length", max_images * row_bytes + _SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
         # Past these (1,000 and 3,000 by default) core answers waiting calls with CANCELLED, at
         # random (grpc #34782). Our queue refuses with a meaningful status.

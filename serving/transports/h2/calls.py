@@ -19,7 +19,6 @@ import grpc
 from serving.batching.request import Outcome, Request
 from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded
-from serving.images import IMAGE_BYTES
 from serving.protocols.method import ImagesStream, ImagesUnary, Replies
 from serving.protocols.plan import Plan, frame
 from serving.transports.h2 import http2, status
@@ -90,6 +89,7 @@ class Calls:
         self.batcher = classifier.batcher
         self.metrics = classifier.metrics
         self.limits = limits
+        self.image_bytes = classifier.signature.image_bytes
         self.touch = touch
         self.post = post
         self.max_inline_images = 0
@@ -119,6 +119,7 @@ class Calls:
         """
         calls, inline_images = connection.calls, self.max_inline_images
         known, head = connection.headers, connection.head
+        image_bytes = self.image_bytes
         num_unread = connection.http2.queued_body_size()
         is_open = self.refusal is None and num_unread <= self.limits.max_unread_bytes
         consume = connection.http2.acknowledge_received_data
@@ -145,8 +146,8 @@ class Calls:
                     self._receive_part(connection, event, now_s)
                     continue
                 consume(len(data), stream_id)
-                num_images = len(data) // IMAGE_BYTES
-                size = num_images * IMAGE_BYTES
+                num_images = len(data) // image_bytes
+                size = num_images * image_bytes
                 plan = call.layouts.get(data[: len(data) - size])
                 if plan is None or plan.num_rows != num_images or num_images > inline_images:
                     Body(self, connection, stream_id, call).receive(data, now_s, ended=True)
@@ -296,7 +297,7 @@ class Calls:
         """Have a runner thread take images.
 
         Args:
-            pixels: N x 784 bytes.
+            pixels: the bytes of N images.
             plan: how they are answered.
             caller: whose turn it takes.
             deadline_s: in monotonic seconds.
@@ -309,7 +310,7 @@ class Calls:
             response = outcome if isinstance(outcome, DigitsError) else frame(plan.respond(outcome))
             self.post(partial(finish, response))
 
-        request = Request(pixels, caller=caller, deadline_s=deadline_s)
+        request = Request(pixels, plan.num_rows, caller=caller, deadline_s=deadline_s)
         self.batcher.put(request, take_outcome)
         self.batcher.wake()
         return request

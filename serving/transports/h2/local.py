@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving.errors import DigitsError, Overloaded
-from serving.predictions import NUM_CLASSES, Predictions
+from serving.predictions import ClassNumbers, Predictions
 from serving.protocols.plan import Plan
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LocalCaller:
         except DigitsError as err:
             self._finish_run(err)
 
-    def _write(self, digits: bytes | bytearray, rows: bytes | bytearray, version: str) -> bytes:
+    def _write(self, digits: ClassNumbers, rows: bytes | bytearray, version: str) -> bytes:
         self._version = version
         return bytes(rows)
 
@@ -71,7 +71,7 @@ class LocalCaller:
         if self.answer.done():  # nobody waits any more
             return
         if isinstance(self.response, bytes):
-            rows = np.frombuffer(self.response, "<f4", offset=5).reshape(1, NUM_CLASSES)
+            rows = np.frombuffer(self.response, "<f4", offset=5).reshape(1, -1)
             self.answer.set_result(Predictions.of(rows, self._version))
         elif self.response is not None:
             self.answer.set_exception(self.response)

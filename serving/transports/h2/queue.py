@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from serving.transports.h2.connection import Connection
 
 Entry = tuple[Any, int, bytes | memoryview, "Plan", float, float, Any]
-"""A call's images: connection, stream, N x 784 bytes, plan, arrival and deadline in monotonic
+"""A call's images: connection, stream, their bytes, plan, arrival and deadline in monotonic
 seconds, and its `Slot` among a stream's answers, None for a unary call."""
 
 _TURN_ROWS = 16

@@ -8,9 +8,8 @@ import numpy as np
 
 from serving.classifier import Classifier
 from serving.errors import DeadlineExceeded, DigitsError, ModelError
-from serving.images import IMAGE_BYTES
 from serving.model.loaded_model import LoadedModel
-from serving.predictions import ROW_BYTES
+from serving.predictions import ClassNumbers, class_numbers
 from serving.protocols.oip.statistics import Answered, Run
 from serving.protocols.plan import Plan, frame
 from serving.transports.h2 import http2
@@ -38,7 +37,10 @@ class Runs:
         self._queue = queue
         self._calls = calls
         self._observe = classifier.metrics.observe_run
-        self._answered: list[tuple[list[Entry], bytes, bytes, float, float]] = []
+        self._image_bytes = classifier.signature.image_bytes
+        self._row_bytes = classifier.signature.row_bytes
+        self._num_classes = classifier.signature.num_classes
+        self._answered: list[tuple[list[Entry], ClassNumbers, bytes, float, float]] = []
         """Batches that are not counted yet: digits, probabilities, and when their run was."""
         self._adopt(classifier.served)
 
@@ -80,14 +82,14 @@ class Runs:
         """Run and answer a batch; returns its number of images."""
         started_s = time.monotonic()
         joined = batch[0][2] if len(batch) == 1 else b"".join([entry[2] for entry in batch])
-        images = np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_BYTES)
+        images = np.frombuffer(joined, np.uint8).reshape(-1, self._image_bytes)
         try:
             probabilities = self._engine_run(images)
         except Exception as err:  # whatever it is, it ends these calls and never the loop
             self._find_guilty(batch, err)
         else:
             finished_s = time.monotonic()
-            digits, rows = bytes(probabilities.argmax(axis=1).tolist()), probabilities.tobytes()
+            digits, rows = class_numbers(probabilities), probabilities.tobytes()
             self._answered.append((batch, digits, rows, started_s, finished_s))
             self._answer(batch, digits, rows)
         return len(images)
@@ -102,19 +104,20 @@ class Runs:
         _log.error("a run of %d images failed", batch[0][3].num_rows, exc_info=error)
         self._end(batch[0], _FAILED)
 
-    def _answer(self, batch: list[Entry], digits: bytes, rows: bytes) -> None:
+    def _answer(self, batch: list[Entry], digits: ClassNumbers, rows: bytes) -> None:
         """Send each call its rows: cut from one buffer where a call is one image."""
+        row_bytes = self._row_bytes
         streams: set[AnswerStream] = set()
         starts: tuple[bytes, ...] = ()
         tail = b""
         last, at = None, 0
         for connection, stream_id, _, plan, _, _, slot in batch:
             end = at + plan.num_rows
-            some = rows[at * ROW_BYTES : end * ROW_BYTES]
+            some = rows[at * row_bytes : end * row_bytes]
             if plan.num_rows == 1:
                 if plan is not last:
                     last = plan
-                    starts, tail = plan.one_image_parts(self._version)
+                    starts, tail = plan.one_image_parts(self._version, self._num_classes)
                 response = starts[digits[at]] + some + tail
             else:
                 response = frame(plan.write(digits[at:end], some, self._version))

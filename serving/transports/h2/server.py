@@ -8,7 +8,6 @@ from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.errors import Unavailable
-from serving.images import IMAGE_BYTES
 from serving.predictions import Predictions
 from serving.protocols.method import Method
 from serving.system.cores import may_poll
@@ -45,7 +44,8 @@ class H2Server:
         self._tls = server_context(config.security, "h2")
         self._limits = limits or Limits(
             # Twice the largest request: one that is a little too large is read, and told so.
-            max_message_bytes=2 * batching.max_request_images * IMAGE_BYTES + _SPARE_BYTES,
+            max_message_bytes=2 * batching.max_request_images * classifier.signature.image_bytes
+            + _SPARE_BYTES,
             age_s=config.max_connection_age_s,
         )
         self._queue = Queue(batching.queue_capacity)

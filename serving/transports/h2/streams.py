@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from serving.batching.request import Request
 from serving.errors import DigitsError, Overloaded
-from serving.images import IMAGE_BYTES
 from serving.protocols.method import ImagesStream, Replies, Watch
 from serving.protocols.plan import Plan, frame
 from serving.protocols.status import error_of
@@ -127,8 +126,8 @@ class AnswerStream(Stream):
         self._ended = ended
         room = self._calls.queue.has_room and len(self._slots) < _WINDOW
         if room and not self._data and self._error is None:
-            num_images = len(data) // IMAGE_BYTES
-            size = num_images * IMAGE_BYTES
+            num_images = len(data) // self._calls.image_bytes
+            size = num_images * self._calls.image_bytes
             plan = self._head.layouts.get(data[: len(data) - size])
             if (
                 plan is not None

@@ -23,11 +23,14 @@ class Calls:
         """Submit to `batcher`."""
         self._batcher = batcher
 
-    async def classify(self, pixels: bytes, request: Request, deadline_s: float) -> Answer:
+    async def classify(
+        self, pixels: bytes, num_images: int, request: Request, deadline_s: float
+    ) -> Answer:
         """Classify images, in batches with other requests.
 
         Args:
-            pixels: N images, one after the other.
+            pixels: the bytes of all images, one after the other.
+            num_images: how many.
             request: the request, its body read. If its caller leaves, waiting rows never run.
                 Callers of one address share their turns.
             deadline_s: on the monotonic clock.
@@ -38,7 +41,7 @@ class Calls:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Outcome] = loop.create_future()
         caller = request.client.host if request.client else None
-        rows = batching.Request(pixels, caller=caller, deadline_s=deadline_s)
+        rows = batching.Request(pixels, num_images, caller=caller, deadline_s=deadline_s)
 
         def settle(outcome: Outcome) -> None:
             loop.call_soon_threadsafe(_settle, answered, outcome)

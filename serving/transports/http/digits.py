@@ -68,8 +68,10 @@ class Digits:
             raise read[0][1]
         rows = None
         if images:
-            pixels = np.concatenate(images).tobytes()
-            answer = await self._calls.classify(pixels, request, deadline_s)
+            checked = as_images(np.concatenate(images), self._classifier.signature)
+            answer = await self._calls.classify(
+                checked.tobytes(), len(checked), request, deadline_s
+            )
             rows = predictions_of(answer)
         with_image = "image" in request.query_params
         return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
@@ -82,15 +84,14 @@ class Digits:
         ]
 
     def _json_images(self, body: bytes) -> Images:
+        signature, limit = self._classifier.signature, self._classifier.batching.max_request_images
         try:
-            images = json.loads(body)["images"]
-            return as_images(
-                np.asarray(images, np.uint8), self._classifier.batching.max_request_images
-            )
+            images = np.asarray(json.loads(body)["images"], np.uint8)
+            return as_images(images, signature, limit)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
             raise InvalidRequest(
-                'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of 784 integers '
-                "from 0 to 255"
+                'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
+                f"{signature.image_bytes} integers from 0 to 255"
             ) from err
 
 
@@ -155,14 +156,17 @@ def _report(
 ) -> dict[str, Any]:
     """Return the result for each picture, in order."""
     items: list[dict[str, Any]] = []
-    answers = iter([] if rows is None else zip(rows.digits, rows.probabilities, strict=True))
+    answers = iter(
+        [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
+    )
     for name, image in read:
         item: dict[str, Any] = {"name": name} if name else {}
         if isinstance(image, DigitsError):
             item["error"] = str(image)
         else:
-            digit, probabilities = next(answers)
+            digit, label, probabilities = next(answers)
             item["digit"] = int(digit)
+            item["label"] = label
             item["probability"] = round(float(probabilities[digit]), _NUM_DECIMALS)
             item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
             item["rejected"] = item["probability"] < reject_below

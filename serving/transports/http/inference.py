@@ -92,14 +92,17 @@ class Inference:
         info = self._classifier.model_info()
         name, version = request.path_params["name"], request.path_params.get("version", "")
         metadata.check_model(name, version, info)
-        json_bytes = _json_bytes(request)
-        num_pixel_bytes = 0 if json_bytes is None else info.max_request_images * 784
+        json_bytes, image_bytes = _json_bytes(request), info.signature.image_bytes
+        num_pixel_bytes = 0 if json_bytes is None else info.max_request_images * image_bytes
         async with self._bodies.read(request, _JSON_BYTES + num_pixel_bytes) as body:
             message, form = rest.read_infer(body, json_bytes, name, version)
             del body
-            inference = tensors.decode(message, info.max_request_images)
+            inference = tensors.decode(message, image_bytes, info.max_request_images)
             answer = await self._calls.classify(
-                inference.pixels, request, min(deadline_s, _after(inference.timeout_s))
+                inference.pixels,
+                inference.num_images,
+                request,
+                min(deadline_s, _after(inference.timeout_s)),
             )
         batch, version = answer.batch, answer.batch.model.version
         response = tensors.encode(inference, answer.probabilities, name, version)

@@ -4,6 +4,7 @@ from typing import Any
 
 from commandline import checkout
 from serving.classifier import Classifier
+from serving.signature import Signature
 from serving.transports.http.calls import TIMEOUT_HEADER
 
 _PROBLEMS = {
@@ -43,7 +44,7 @@ def openapi_document(classifier: Classifier) -> dict[str, Any]:
             f"/v2/models/{name}/infer": {"post": _infer()},
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(info.signature),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
                 code: {
@@ -157,26 +158,28 @@ def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "array", "items": items, **more}
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(signature: Signature) -> dict[str, Any]:
+    size, num_classes = signature.image_bytes, signature.num_classes
     text, integer, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
-    row = _array(pixel, minItems=784, maxItems=784)
+    row = _array(pixel, minItems=size, maxItems=size)
     probability = {"type": "number", "minimum": 0, "maximum": 1}
     digit = _object(
         [],
         name={**text, "description": "The file's name, where it has one."},
-        digit={"type": "integer", "minimum": 0, "maximum": 9},
+        digit={"type": "integer", "minimum": 0, "maximum": num_classes - 1},
+        label={**text, "description": "What that class is called: the digit, of digits."},
         probability=probability,
-        probabilities=_array(probability, minItems=10, maxItems=10),
+        probabilities=_array(probability, minItems=num_classes, maxItems=num_classes),
         rejected={"type": "boolean"},
-        image={**text, "description": "784 bytes in base64: 28 x 28, 0 = background, 255 = ink."},
+        image={**text, "description": f"{size} bytes in base64: what the network sees."},
         error=text,
     )
     tensor = _object(
         ["name", "datatype", "shape", "data"],
         name={"const": "images"},
         datatype={"const": "UINT8"},
-        shape={"type": "array", "prefixItems": [{**integer, "minimum": 1}, {"const": 784}],
+        shape={"type": "array", "prefixItems": [{**integer, "minimum": 1}, {"const": size}],
                "items": False, "minItems": 2},
         data=_array(pixel, description="Row by row; lists of lists are read, too."),
     )  # fmt: skip

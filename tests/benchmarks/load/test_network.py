@@ -21,10 +21,10 @@ from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Trace, arrivals
 from benchmarks.targets.methods import encode_digits, encode_infer
 from benchmarks.targets.servers import batch_sizes_of
 from serving.images import Images
-from serving.predictions import ROW_BYTES
 from serving.protocols.digits_v1 import wire
 from serving.protocols.digits_v1.wire import encode_response
 from serving.protocols.oip import inference_pb
+from serving.signature import DIGITS
 from tests.benchmarks.patience import SHORT_S, until_answered
 from tests.support.servers import RunningServer, fake_server, running_server
 
@@ -144,7 +144,7 @@ def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
     def first_only(message: bytes, context: grpc.ServicerContext) -> bytes:
         if next(numbers):
             is_measured.wait()
-        return encode_response(bytes(1), bytes(ROW_BYTES), "1")
+        return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(first_only) as address:
         question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
@@ -177,7 +177,7 @@ def test_answers_that_turn_bad_are_errors(images: Images) -> None:
     def every_other(message: bytes, context: grpc.ServicerContext) -> bytes:
         if next(numbers) % 2:
             context.abort(grpc.StatusCode.INTERNAL, "no")
-        return encode_response(bytes(1), bytes(ROW_BYTES), "1")
+        return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(every_other) as address:
         question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))

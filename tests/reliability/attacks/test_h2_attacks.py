@@ -24,9 +24,9 @@ from hyperframe.frame import (
 )
 
 import serving
-from serving.images import IMAGE_BYTES
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
+from serving.signature import DIGITS
 from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers
 from tests.support.polite import polite_caller
 from tests.support.processes import Footprint, wait_until
@@ -45,7 +45,7 @@ CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-REQUEST = message(encode_request(bytes(IMAGE_BYTES)))
+REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
 WHOLE = DataFrame(1, REQUEST, flags=["END_STREAM"])
 MIB = 1 << 20
 
@@ -485,7 +485,7 @@ def test_out_of_descriptors_those_that_are_there_are_served() -> None:
 
 def test_readers_that_stop_are_bounded(victim: RunningServer) -> None:
     """Large answers, to unary calls and on streams, which nobody takes."""
-    request = message(encode_request(bytes(128 * IMAGE_BYTES)))
+    request = message(encode_request(bytes(128 * DIGITS.image_bytes)))
     frames = [DataFrame(1, request[at : at + 16_384]) for at in range(0, len(request), 16_384)]
     end = DataFrame(1, b"", flags=["END_STREAM"])
     with beside(victim, due_s=0.5), ExitStack() as stack:

@@ -10,8 +10,8 @@ from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, Window
 
 import serving
 from serving import Classifier
-from serving.images import IMAGE_BYTES
 from serving.protocols.digits_v1.wire import encode_request
+from serving.signature import DIGITS
 from serving.transports.h2.limits import Limits
 from tests.support.h2_connection import Connection, message, request_headers
 from tests.support.h2_server import h2_server
@@ -19,7 +19,7 @@ from tests.support.h2_server import h2_server
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
 TIMEOUT_S = 10.0
 NUM_CONVERSATIONS = int(os.environ.get("FUZZ_CONVERSATIONS", "2000"))
-REQUEST = message(encode_request(bytes(IMAGE_BYTES)))
+REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
 PATHS = (
     "/digits.v1.DigitClassifier/Classify", "/digits.v1.DigitClassifier/ClassifyStream",
     "/digits.v1.DigitClassifier/GetModel", "/grpc.health.v1.Health/Watch",

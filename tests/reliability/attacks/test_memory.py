@@ -10,15 +10,16 @@ import grpc
 import pytest
 
 from serving import Client
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
+from serving.signature import DIGITS
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint
 from tests.support.raw import CLASSIFY, TIMEOUT_S
 from tests.support.servers import RunningServer, running_server
 
 MIB = 1 << 20
-LARGE = encode_request(bytes(20_000 * IMAGE_BYTES))
+LARGE = encode_request(bytes(20_000 * DIGITS.image_bytes))
 """15.7 MB, more than twice the largest request; a few kilobytes as gzip."""
 
 

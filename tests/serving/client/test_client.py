@@ -35,13 +35,15 @@ def test_client_answers_as_the_classifier_does(
     np.testing.assert_array_equal(far.probabilities, near.probabilities)
     np.testing.assert_array_equal(far.digits, near.digits)
     assert far.digits.dtype == near.digits.dtype
+    assert far.labels == near.labels
     assert far.model_version == near.model_version
 
 
 def test_client_and_classifier_refuse_the_same_images(
     client: Client, classifier: Classifier
 ) -> None:
-    for bad in (np.zeros((1, 784)), np.zeros((1, 9), np.uint8), np.zeros((0, 784), np.uint8)):
+    size = classifier.signature.image_bytes
+    for bad in (np.zeros((1, size)), np.zeros((1, 9), np.uint8), np.zeros((0, size), np.uint8)):
         texts = []
         for either in (client, classifier):
             with pytest.raises(InvalidRequest) as caught:
@@ -72,7 +74,7 @@ def test_async_client_keeps_thousands_of_calls_in_flight(
 ) -> None:
     async def classify_all() -> list[int]:
         async with AsyncClient(server.address, timeout_s=60) as client:
-            assert (await client.model_info()).name == "digits"
+            assert (await client.model_info()).name == classifier.model_info().name
             answers = await asyncio.gather(
                 *(client.classify(images[n % 500][None]) for n in range(3000))
             )

@@ -22,6 +22,7 @@ from serving.errors import DeviceError, ModelError
 from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session
+from serving.signature import DIGITS
 from tests.support.gpu import NO_GPU
 from tests.support.servers import running_server
 
@@ -41,7 +42,7 @@ def engine(onnx_bytes: bytes) -> CudaEngine:
 
 @pytest.fixture(scope="module")
 def reference(onnx_bytes: bytes) -> OnnxEngine:
-    return OnnxEngine.open(onnx_bytes)
+    return OnnxEngine.open(onnx_bytes, DIGITS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,9 +124,9 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
     onnx_bytes: bytes, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(DeviceError, match="ONNX Runtime chose CPUExecutionProvider"):
-        open_engine(onnx_bytes, "cuda")
+        open_engine(onnx_bytes, DIGITS, "cuda")
     with caplog.at_level(logging.WARNING):
-        engine = open_engine(onnx_bytes, "auto")
+        engine = open_engine(onnx_bytes, DIGITS, "auto")
     assert "serving on the CPU: CUDA can't be used" in caplog.text
     assert engine.device == "cpu"
     assert len(engine.run(images[:3])) == 3
@@ -138,7 +139,7 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*digit-serving\[serve-gpu\]"):
-        open_engine(onnx_bytes, "cuda")
+        open_engine(onnx_bytes, DIGITS, "cuda")
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_driver")
 def test_missing_driver_is_the_reason_given(onnx_bytes: bytes) -> None:
     with pytest.raises(DeviceError) as caught:
-        open_engine(onnx_bytes, "cuda")
+        open_engine(onnx_bytes, DIGITS, "cuda")
     assert str(caught.value) == (
         "CUDA can't be used: CUDA failure 35: "
         "CUDA driver version is insufficient for CUDA runtime version"

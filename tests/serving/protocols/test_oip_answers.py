@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.statistics import Statistics
 from serving.protocols.plan import frame
+from serving.signature import DIGITS
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
 
 UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited
@@ -23,7 +24,7 @@ def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> No
     for num_images in (1, 2, 64):
         data = raw_request(images[:num_images]).SerializeToString()
         _, plan = method.read(data)
-        known = method.layouts[frame(data)[: -num_images * IMAGE_BYTES]]
+        known = method.layouts[frame(data)[: -num_images * DIGITS.image_bytes]]
         assert known.num_rows == plan.num_rows == num_images
         answer = (bytes(num_images), bytes(range(40)) * num_images, "7")
         assert known.write(*answer) == plan.write(*answer)
@@ -72,5 +73,6 @@ def test_repeated_requests_are_answered_as_the_first_was(
     expected = classifier.classify(images[:20]).probabilities
     for image, row in zip(images[:20], expected, strict=True):
         response = peer.infer(raw_request(image[None]))
-        assert (response.model_name, response.model_version) == ("digits", "1")
+        assert response.model_name == classifier.model_info().name
+        assert response.model_version == "1"
         np.testing.assert_allclose(probabilities_in(response), row[None], atol=1e-6)

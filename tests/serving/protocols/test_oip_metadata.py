@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving import Classifier
 from serving.images import Images
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
 from tests.support.servers import RunningServer
@@ -20,27 +21,28 @@ def test_server_and_model_are_live_and_ready(peer: Peer) -> None:
     assert peer.call("ModelReady", name="digits", version="1").ready
 
 
-def test_metadata_describes_tensors_with_the_batch_axis(peer: Peer) -> None:
-    metadata = peer.call("ModelMetadata", name="digits")
-    assert (metadata.name, list(metadata.versions)) == ("digits", ["1"])
+def test_metadata_describes_tensors_with_the_batch_axis(peer: Peer, classifier: Classifier) -> None:
+    info = classifier.model_info()
+    metadata = peer.call("ModelMetadata", name=info.name)
+    assert (metadata.name, list(metadata.versions)) == (info.name, ["1"])
     assert metadata.platform == "onnxruntime_onnx"
     tensors = [*metadata.inputs, *metadata.outputs]
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in tensors] == [
-        ("images", "UINT8", [-1, 784]),
-        ("probabilities", "FP32", [-1, 10]),
+        ("images", "UINT8", [-1, info.signature.image_bytes]),
+        ("probabilities", "FP32", [-1, info.signature.num_classes]),
     ]
 
 
-def test_config_describes_tensors_without_the_batch_axis(peer: Peer) -> None:
-    config = peer.call("ModelConfig", name="digits").config
-    assert (config.name, config.platform, config.max_batch_size) == (
-        "digits",
-        "onnxruntime_onnx",
-        512,
-    )
+def test_config_describes_tensors_without_the_batch_axis(
+    peer: Peer, classifier: Classifier
+) -> None:
+    info = classifier.model_info()
+    config = peer.call("ModelConfig", name=info.name).config
+    found = config.name, config.platform, config.max_batch_size
+    assert found == (info.name, "onnxruntime_onnx", 512)
     assert [(tensor.name, list(tensor.dims)) for tensor in (*config.input, *config.output)] == [
-        ("images", [784]),
-        ("probabilities", [10]),
+        ("images", [info.signature.image_bytes]),
+        ("probabilities", [info.signature.num_classes]),
     ]
     assert config.HasField("dynamic_batching")
     assert config.parameters["max_request_images"].string_value == "4096"

@@ -27,7 +27,7 @@ def test_stream_is_answered_in_order_and_errors_do_not_end_it(
 ) -> None:
     requests = [raw_request(images[i : i + 1 + i % 7], id=str(i)) for i in range(300)]
     requests[50].inputs[0].datatype = "FP32"
-    requests[51].model_name = "letters"
+    requests[51].model_name = "nobody"
     requests[299].raw_input_contents[0] = b""
     messages = [request.SerializeToString() for request in requests]
     messages[100] = b"\xff"
@@ -36,7 +36,7 @@ def test_stream_is_answered_in_order_and_errors_do_not_end_it(
     errors = {i: r.error_message for i, r in enumerate(responses) if r.error_message}
     assert errors.keys() == {50, 51, 100, 299}
     assert "'UINT8'" in errors[50]
-    assert "'letters'" in errors[51]
+    assert "'nobody'" in errors[51]
     assert "expected an inference.ModelInferRequest" in errors[100]
     for i, response in enumerate(responses):
         assert response.infer_response.id == ("" if i == 100 else str(i))

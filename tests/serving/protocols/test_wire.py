@@ -9,26 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
-from serving.images import IMAGE_BYTES
 from serving.predictions import Probabilities
 from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
+from serving.signature import DIGITS
 
 
 @given(num_images=st.integers(1, 50), value=st.integers(0, 255))
 def test_request_is_read_as_protobuf_reads_it(num_images: int, value: int) -> None:
-    pixels = bytes([value]) * (num_images * IMAGE_BYTES)
+    pixels = bytes([value]) * (num_images * DIGITS.image_bytes)
     data = wire.encode_request(pixels)
     assert data == ClassifyRequest(images=pixels).SerializeToString()
-    assert wire.decode_request(data, max_images=50) == pixels
+    assert wire.decode_request(data, DIGITS.image_bytes, max_images=50) == pixels
 
 
 @pytest.mark.parametrize("num_images", [1, 20, 21, 2675])  # lengths of two bytes to four
 def test_usual_request_is_read_without_a_copy(num_images: int) -> None:
-    data = wire.encode_request(bytes(num_images * IMAGE_BYTES))
-    pixels = wire.decode_request(data, max_images=num_images)
+    data = wire.encode_request(bytes(num_images * DIGITS.image_bytes))
+    pixels = wire.decode_request(data, DIGITS.image_bytes, num_images)
     assert pixels.obj is data
-    assert len(pixels) == num_images * IMAGE_BYTES
+    assert len(pixels) == num_images * DIGITS.image_bytes
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three
@@ -42,16 +42,16 @@ def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
 
 
 def test_one_image_request_is_exactly_these_bytes() -> None:
-    assert wire.encode_request(bytes(IMAGE_BYTES)) == b"\x0a\x90\x06" + bytes(IMAGE_BYTES)
+    assert wire.encode_request(bytes(784)) == b"\x0a\x90\x06" + bytes(784)
 
 
 def test_unusual_layouts_are_read_by_the_protobuf_library() -> None:
     pixels = bytes(range(196)) * 4
     overlong = b"\x0a\x90\x86\x80\x00" + pixels  # a length in more bytes than it needs
-    twice = wire.encode_request(bytes(IMAGE_BYTES)) + wire.encode_request(pixels)  # the last wins
+    twice = wire.encode_request(bytes(784)) + wire.encode_request(pixels)  # the last wins
     unknown_field = b"\x98\x06\x01" + wire.encode_request(pixels)
     for data in (overlong, twice, unknown_field):
-        assert wire.decode_request(data, max_images=1) == pixels
+        assert wire.decode_request(data, DIGITS.image_bytes, max_images=1) == pixels
 
 
 @given(st.binary(max_size=2000))
@@ -60,13 +60,13 @@ def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data: byt
         expected = ClassifyRequest.FromString(data).images
     except DecodeError:
         with pytest.raises(InvalidRequest):
-            wire.decode_request(data, max_images=10)
+            wire.decode_request(data, DIGITS.image_bytes, max_images=10)
         return
-    if expected and len(expected) % IMAGE_BYTES == 0:
-        assert wire.decode_request(data, max_images=10) == expected
+    if expected and len(expected) % DIGITS.image_bytes == 0:
+        assert wire.decode_request(data, DIGITS.image_bytes, max_images=10) == expected
     else:
         with pytest.raises(InvalidRequest):
-            wire.decode_request(data, max_images=10)
+            wire.decode_request(data, DIGITS.image_bytes, max_images=10)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data: byt
 )
 def test_wrong_size_names_expected_and_got(num_bytes: int, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        wire.decode_request(wire.encode_request(bytes(num_bytes)), max_images=2)
+        wire.decode_request(wire.encode_request(bytes(num_bytes)), DIGITS.image_bytes, max_images=2)
 
 
 @given(num_images=st.integers(1, 300), version=st.integers(1, 10**9))

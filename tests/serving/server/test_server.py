@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier, Client
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
@@ -48,10 +48,8 @@ def test_served_answers_equal_the_in_process_answers_bit_for_bit(
 
 
 def test_served_accuracy_is_the_manifests_to_the_image(client: Client, mnist_sample: Mnist) -> None:
-    right = int(
-        (client.classify(mnist_sample.test_images).digits == mnist_sample.test_labels).sum()
-    )
-    assert right == round(client.model_info().test_accuracy * len(mnist_sample.test_labels))
+    is_right = client.classify(mnist_sample.test_images).digits == mnist_sample.test_labels
+    assert is_right.mean() == pytest.approx(client.model_info().test_accuracy, abs=1e-9)
 
 
 def test_get_model_tells_what_is_served(client: Client, transport: str) -> None:
@@ -59,7 +57,7 @@ def test_get_model_tells_what_is_served(client: Client, transport: str) -> None:
     assert (info.name, info.version, info.device) == ("digits", "1", "cpu")
     assert (info.precision, info.transport) == ("fp32", transport)
     assert (info.max_request_images, info.max_batch_size) == (4096, 512)
-    assert 0.8 < info.test_accuracy < 1
+    assert 0.8 < (info.test_accuracy or 0) < 1
 
 
 def test_generated_stub_works_as_any_client_would_use_it(
@@ -77,7 +75,7 @@ def test_generated_stub_works_as_any_client_would_use_it(
 def test_largest_request_is_split_and_answered_whole_and_in_order(
     raw: Raw, classifier: Classifier, images: Images
 ) -> None:
-    many = np.resize(images, (4096, IMAGE_BYTES))
+    many = np.resize(images, (4096, images.shape[1]))
     response = raw.classify(encode_request(many.tobytes()))
     assert list(response.digits) == classifier.classify(many).digits.tolist()
 

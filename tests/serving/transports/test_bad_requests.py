@@ -8,8 +8,9 @@ import grpc
 import pytest
 
 from serving import Classifier
-from serving.images import IMAGE_BYTES, Images
+from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
+from serving.signature import DIGITS
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.support.servers import RunningServer
 
@@ -37,14 +38,14 @@ def test_zero_images_are_refused(raw: Raw) -> None:
 def test_more_images_than_a_request_may_hold_are_refused_with_the_limit(
     raw: Raw, num_images: int
 ) -> None:
-    data = encode_request(bytes(num_images * IMAGE_BYTES))
+    data = encode_request(bytes(num_images * DIGITS.image_bytes))
     code, text = status_of(lambda: raw.classify(data))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert text == f"expected at most 4096 images in a request, got {num_images}"
 
 
 def test_message_over_the_size_limit_is_refused(raw: Raw) -> None:
-    data = encode_request(bytes(10_000 * IMAGE_BYTES))
+    data = encode_request(bytes(10_000 * DIGITS.image_bytes))
     assert status_of(lambda: raw.classify(data))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -100,7 +101,7 @@ def test_unknown_method_is_unimplemented(raw: Raw) -> None:
 
 
 def test_gzip_bomb_is_never_inflated(server: RunningServer) -> None:
-    bomb = encode_request(bytes(10_000 * IMAGE_BYTES))  # zeros: a few kilobytes as gzip
+    bomb = encode_request(bytes(10_000 * DIGITS.image_bytes))  # zeros: a few kilobytes as gzip
     with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
         call: Any = channel.unary_unary(CLASSIFY)
         code, _ = status_of(lambda: call(bomb, timeout=TIMEOUT_S))

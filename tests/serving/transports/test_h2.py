@@ -22,9 +22,9 @@ from hyperframe.frame import (
 )
 
 import serving
-from serving.images import IMAGE_BYTES
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.signature import DIGITS
 from tests.support.h2_connection import (
     PREFACE,
     Connection,
@@ -38,7 +38,7 @@ from tests.support.servers import RunningServer, running_server
 MODELS = Path(serving.__file__).parent / "pretrained"
 TIMEOUT_S = 20.0
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
-MAX_MESSAGE_BYTES = 2 * 4096 * IMAGE_BYTES + 4096
+MAX_MESSAGE_BYTES = 2 * 4096 * DIGITS.image_bytes + 4096
 OK, INVALID, EXHAUSTED, UNIMPLEMENTED = (
     code.value[0]
     for code in (
@@ -50,7 +50,7 @@ OK, INVALID, EXHAUSTED, UNIMPLEMENTED = (
 )
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
-PIXELS = np.random.default_rng(7).integers(0, 256, (4096, IMAGE_BYTES), np.uint8)
+PIXELS = np.random.default_rng(7).integers(0, 256, (4096, DIGITS.image_bytes), np.uint8)
 REQUEST = message(encode_request(PIXELS[:1].tobytes()))
 
 

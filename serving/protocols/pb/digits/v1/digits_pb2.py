@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+serving/protocols/pb/digits/v1/digits.proto\x12\tdigits.v1\"!\n\x0f\x43lassifyRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\"P\n\x10\x43lassifyResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\x11\n\x0fGetModelRequest\"\xb2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x11\n\ttransport\x18\x05 \x01(\t\x12\x1a\n\x12max_request_images\x18\x06 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x15\n\rtest_accuracy\x18\x08 \x01(\x01\x32\xea\x01\n\x0f\x44igitClassifier\x12\x43\n\x08\x43lassify\x12\x1a.digits.v1.ClassifyRequest\x1a\x1b.digits.v1.ClassifyResponse\x12M\n\x0e\x43lassifyStream\x12\x1a.digits.v1.ClassifyRequest\x1a\x1b.digits.v1.ClassifyResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.digits.v1.GetModelRequest\x1a\x1b.digits.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+serving/protocols/pb/digits/v1/digits.proto\x12\tdigits.v1\"!\n\x0f\x43lassifyRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\"P\n\x10\x43lassifyResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\x11\n\x0fGetModelRequest\"\xdb\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x11\n\ttransport\x18\x05 \x01(\t\x12\x1a\n\x12max_request_images\x18\x06 \x01(\r\x12\x16\n\x0emax_batch_size\x18\x07 \x01(\r\x12\x15\n\rtest_accuracy\x18\x08 \x01(\x01\x12\'\n\tsignature\x18\t \x01(\x0b\x32\x14.digits.v1.Signature\"P\n\tSignature\x12\x13\n\x0binput_shape\x18\x01 \x03(\r\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\r\x12\x0e\n\x06labels\x18\x04 \x03(\t2\xea\x01\n\x0f\x44igitClassifier\x12\x43\n\x08\x43lassify\x12\x1a.digits.v1.ClassifyRequest\x1a\x1b.digits.v1.ClassifyResponse\x12M\n\x0e\x43lassifyStream\x12\x1a.digits.v1.ClassifyRequest\x1a\x1b.digits.v1.ClassifyResponse(\x01\x30\x01\x12\x43\n\x08GetModel\x12\x1a.digits.v1.GetModelRequest\x1a\x1b.digits.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=175
   _globals['_GETMODELREQUEST']._serialized_end=192
   _globals['_GETMODELRESPONSE']._serialized_start=195
-  _globals['_GETMODELRESPONSE']._serialized_end=373
-  _globals['_DIGITCLASSIFIER']._serialized_start=376
-  _globals['_DIGITCLASSIFIER']._serialized_end=610
+  _globals['_GETMODELRESPONSE']._serialized_end=414
+  _globals['_SIGNATURE']._serialized_start=416
+  _globals['_SIGNATURE']._serialized_end=496
+  _globals['_DIGITCLASSIFIER']._serialized_start=499
+  _globals['_DIGITCLASSIFIER']._serialized_end=733
 # @@protoc_insertion_point(module_scope)

@@ -1,8 +1,8 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -27,7 +27,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "device", "precision", "transport", "max_request_images", "max_batch_size", "test_accuracy")
+    __slots__ = ("name", "version", "device", "precision", "transport", "max_request_images", "max_batch_size", "test_accuracy", "signature")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class GetModelResponse(_message.Message):
     MAX_REQUEST_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     device: str
@@ -44,4 +45,17 @@ class GetModelResponse(_message.Message):
     max_request_images: int
     max_batch_size: int
     test_accuracy: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., transport: _Optional[str] = ..., max_request_images: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., test_accuracy: _Optional[float] = ...) -> None: ...
+    signature: Signature
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., transport: _Optional[str] = ..., max_request_images: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., test_accuracy: _Optional[float] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+
+class Signature(_message.Message):
+    __slots__ = ("input_shape", "dtype", "classes", "labels")
+    INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    input_shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    classes: int
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, input_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., classes: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...

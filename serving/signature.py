@@ -1,0 +1,75 @@
+"""What a model takes and gives: the shape of its images, and its classes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+_MAX_LABEL = 100
+"""Characters of a label: it goes to every client, and into lines of text."""
+_PIXELS = "uint8"
+"""The one type of pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The shape of one image, and the classes that it may be of; pixels are uint8.
+
+    Raises:
+        ValueError: a size is not at least 1, or the labels are not one short text for each class.
+    """
+
+    input_shape: tuple[int, ...]
+    """Of one image, such as (28, 28); on the wire its bytes are row-major."""
+    num_classes: int
+    """Probabilities of one image."""
+    labels: tuple[str, ...] = ()
+    """What each class is called, in their order; none where that is its number, from 0."""
+    image_bytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of one image: 784 for 28 x 28."""
+    row_bytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of one image's probabilities, as float32."""
+
+    def __post_init__(self) -> None:
+        sizes = (*self.input_shape, self.num_classes)
+        if len(sizes) < 2 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"sizes of at least 1 expected, got {sizes}")
+        if self.labels and len(self.labels) != self.num_classes:
+            raise ValueError(f"{self.num_classes} labels expected, got {len(self.labels)}")
+        if not all(map(_is_label, self.labels)):
+            raise ValueError(f"a label must be 1 to {_MAX_LABEL} printable characters")
+        if self.labels == tuple(map(str, range(self.num_classes))):
+            object.__setattr__(self, "labels", ())
+        object.__setattr__(self, "image_bytes", math.prod(self.input_shape))
+        object.__setattr__(self, "row_bytes", 4 * self.num_classes)
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Read a manifest's `signature`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or wrong.
+        """
+        if document["dtype"] != _PIXELS:
+            raise ValueError(f"dtype {_PIXELS} expected, got {document['dtype']!r}")
+        labels = tuple(document.get("labels") or ())
+        return cls(tuple(document["input_shape"]), document["classes"], labels)
+
+    def document(self) -> dict[str, Any]:
+        """Write it as in a manifest."""
+        labels = {"labels": list(self.labels)} if self.labels else {}
+        shape = list(self.input_shape)
+        return {"input_shape": shape, "dtype": _PIXELS, "classes": self.num_classes, **labels}
+
+    def __str__(self) -> str:
+        """Such as "28 x 28 uint8 -> 10 classes"."""
+        shape = " x ".join(map(str, self.input_shape))
+        return f"{shape} {_PIXELS} -> {self.num_classes} classes"
+
+
+def _is_label(label: object) -> bool:
+    return isinstance(label, str) and 0 < len(label) <= _MAX_LABEL and label.isprintable()
+
+
+DIGITS = Signature((28, 28), 10)
+"""Of the digits, and of manifests and servers that do not name one."""
