@@ -1,12 +1,14 @@
 """Fixtures of the server's tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from serving import Client
+from tests.serving.model import templates
 from tests.support.inference_peer import Peer
 from tests.support.raw import Raw
 from tests.support.servers import RunningServer
@@ -21,6 +23,15 @@ def peer(server: RunningServer) -> Iterator[Peer]:
 @pytest.fixture
 def raw(server: RunningServer) -> Raw:
     return Raw(server.address)
+
+
+@pytest.fixture(scope="session")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of models that are not digits'. Shared: copy it before you change it."""
+    folder = tmp_path_factory.mktemp("others")
+    templates.publish(folder, "letters", templates.LETTERS)
+    templates.publish(folder, "glyphs", templates.GLYPHS)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,107 @@
+"""What a client learns of the model: from servers of today, of before, and broken ones."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import AsyncClient, Client, Predictions
+from serving.errors import InvalidRequest, Unavailable
+from serving.images import Images
+from serving.protocols.digits_v1 import wire
+from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.signature import DIGITS, Signature
+from tests.support.servers import fake_server
+
+PETS = Signature((28, 28), 3, ("cat", "dog", "fish"))
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def images(request: pytest.FixtureRequest) -> Images:
+    return np.zeros((request.param, 784), np.uint8)
+
+
+def info(signature: dict[str, Any] | None) -> bytes:
+    response = digits_pb2.GetModelResponse(max_request_images=4096, signature=signature)
+    return response.SerializeToString()
+
+
+def answering(num_classes: int) -> Any:
+    """Answers the last class to each image."""
+
+    def classify(request: bytes, context: grpc.ServicerContext) -> bytes:
+        num_images = len(digits_pb2.ClassifyRequest.FromString(request).images) // 784
+        rows = np.zeros((num_images, num_classes), np.float32)
+        rows[:, -1] = 1
+        return wire.encode_response([num_classes - 1] * num_images, rows.tobytes(), "1")
+
+    return classify
+
+
+def classify(client_class: type[Client | AsyncClient], address: str, images: Images) -> Predictions:
+    """Ask once, with a new client."""
+
+    async def ask() -> Predictions:
+        async with AsyncClient(address) as client:
+            return await client.classify(images)
+
+    if client_class is AsyncClient:
+        return asyncio.run(ask())
+    with Client(address) as client:
+        return client.classify(images)
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_classes_and_labels_are_those_of_the_server(
+    client_class: type[Client | AsyncClient], images: Images
+) -> None:
+    with fake_server(answering(3), info(PETS.document())) as address:
+        answer = classify(client_class, address, images)
+    assert answer.labels == ["fish"] * len(images)
+    assert answer.probabilities.shape == (len(images), 3)
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_server_that_does_not_say_serves_digits(
+    client_class: type[Client | AsyncClient], images: Images
+) -> None:
+    with fake_server(answering(10), info(None)) as address:
+        assert classify(client_class, address, images).labels == ["9"] * len(images)
+        with Client(address) as client:
+            assert client.model_info().signature == DIGITS
+        with pytest.raises(InvalidRequest, match=r"expected images of shape \(N, 784\)"):
+            classify(client_class, address, np.zeros((1, 1024), np.uint8))
+
+
+def test_another_model_at_the_same_address_is_an_error_and_then_known(images: Images) -> None:
+    """As after a restart: the answer that shows it can't be relied on, nor what was learned."""
+    served = [answering(10)]
+    infos = [info(None)]
+
+    with (
+        fake_server(lambda *call: served[-1](*call), lambda *_: infos[-1]) as address,
+        Client(address) as client,
+    ):
+        assert client.classify(images).labels == ["9"] * len(images)
+        served.append(answering(3))
+        infos.append(info(PETS.document()))
+        with pytest.raises(Unavailable, match="the server is broken: it answered probabilities of"):
+            client.classify(images)
+        assert client.classify(images).labels == ["fish"] * len(images)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"classes": 0}, {"input_shape": []}, {"labels": ["one"]}, {"dtype": "float32"}],
+    ids=str,
+)
+def test_signature_that_is_none_is_a_broken_server(images: Images, broken: dict[str, Any]) -> None:
+    signature = PETS.document() | broken
+    with (
+        fake_server(answering(3), info(signature)) as address,
+        pytest.raises(Unavailable, match=f"{address}: the server is broken: it answered"),
+        Client(address) as client,
+    ):
+        client.classify(images)

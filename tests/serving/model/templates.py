@@ -1,0 +1,125 @@
+"""Models of any signature: the class whose template differs from the image in the fewest pixels.
+
+A stand-in for what people train themselves: published as the exporter does it, fp32 and int8.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.images import Images
+from serving.model.onnx_runtime import onnxruntime
+from serving.signature import Signature
+
+LETTERS = Signature((32, 32), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
+GLYPHS = Signature((8, 8), 300)
+"""Images smaller than the head of a message, and classes whose numbers need two bytes."""
+
+_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_GOLDEN = {"fp32": "probabilities", "int8": "int8_probabilities"}
+_SHARPNESS = 20.0
+"""The logit of an image that differs from a template in every pixel, negated."""
+_NOISE = 0.1
+"""Share of the pixels of an image that differ from its template's."""
+
+
+def images_of(signature: Signature, num_images: int) -> tuple[Images, npt.NDArray[np.int64]]:
+    """Noisy templates, (N, pixels) uint8, and the class of each."""
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, signature.num_classes, num_images)
+    flips = generator.random((num_images, signature.image_bytes)) < _NOISE
+    return (_templates(signature)[labels] ^ flips).astype(np.uint8) * 255, labels
+
+
+def publish(models: Path, name: str, signature: Signature, version: str = "1") -> None:
+    """Publish a version, its manifest with the signature."""
+    graphs = {"fp32": _fp32(signature), "int8": _int8(signature)}
+    golden = images_of(signature, 20)[0]
+    manifest = {
+        "format": 1, "name": name, "version": version, "recipe": None, "parameters": 0,
+        "accuracy": {"validation": None, "test": None}, "signature": signature.document(),
+        "files": {_FILES[p]: hashlib.sha256(graph).hexdigest() for p, graph in graphs.items()},
+        "golden": {"images": base64.b64encode(golden.tobytes()).decode()}
+        | {_GOLDEN[p]: _answers(graph, golden) for p, graph in graphs.items()},
+    }  # fmt: skip
+    folder = models / name / version
+    folder.mkdir(parents=True)
+    for precision, graph in graphs.items():
+        (folder / _FILES[precision]).write_bytes(graph)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _answers(graph: bytes, images: Images) -> list[list[float]]:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    answers: list[list[float]] = session.run(None, {"images": images})[0].tolist()
+    return answers
+
+
+def _templates(signature: Signature) -> npt.NDArray[np.bool_]:
+    shape = (signature.num_classes, signature.image_bytes)
+    return np.random.default_rng(0).random(shape) < 0.5
+
+
+def _weights(signature: Signature) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Kernel and bias: for pixels 0 and 1 the logits are the negated share that differs."""
+    templates = _templates(signature).T.astype(np.float32)
+    gain = np.float32(_SHARPNESS / signature.image_bytes)
+    return (2 * templates - 1) * gain, -templates.sum(axis=0) * gain
+
+
+def _fp32(signature: Signature) -> bytes:
+    kernel, bias = _weights(signature)
+    node = helper.make_node
+    return _model(
+        signature,
+        [
+            node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+            node("Mul", ["levels", "step"], ["pixels"]),
+            node("MatMul", ["pixels", "kernel"], ["sums"]),
+            node("Add", ["sums", "bias"], ["logits"]),
+        ],
+        {"step": np.float32(1 / 255), "kernel": kernel, "bias": bias},
+    )
+
+
+def _int8(signature: Signature) -> bytes:
+    kernel, bias = _weights(signature)
+    scale = np.abs(kernel).max() / 127
+    node = helper.make_node
+    return _model(
+        signature,
+        [
+            node("DequantizeLinear", ["images", "step", "none"], ["pixels"]),
+            node("DequantizeLinear", ["kernel", "scale"], ["weights"]),
+            node("MatMul", ["pixels", "weights"], ["sums"]),
+            node("QuantizeLinear", ["sums", "level", "middle"], ["coarse"]),
+            node("DequantizeLinear", ["coarse", "level", "middle"], ["rounded"]),
+            node("Add", ["rounded", "bias"], ["logits"]),
+        ],
+        {
+            "step": np.float32(1 / 255), "none": np.uint8(0), "scale": np.float32(scale),
+            "kernel": np.round(kernel / scale).astype(np.int8), "bias": bias,
+            "level": np.float32(2 * _SHARPNESS / 255), "middle": np.uint8(128),
+        },
+    )  # fmt: skip
+
+
+def _model(signature: Signature, nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)],
+        "templates",
+        [value("images", TensorProto.UINT8, ["N", signature.image_bytes])],
+        [value("probabilities", TensorProto.FLOAT, ["N", signature.num_classes])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
