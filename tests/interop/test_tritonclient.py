@@ -15,13 +15,13 @@ import pytest
 
 from serving import Classifier
 from serving.images import Images
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, running_server
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
-    "tritonclient[grpc]==2.73.0",
+    "tritonclient[grpc,http]==2.73.0",
     "perf-analyzer==2.60.0",
     "grpcio>=1.81.1",
     "grpcio-health-checking==1.81.1",
@@ -77,6 +77,12 @@ def samples(
 
 def test_tritonclient_works_unchanged(venv: Venv, server: RunningServer, samples: Path) -> None:
     venv.run("python", "-m", "tests.interop.triton_calls", server.address, samples)
+
+
+def test_tritonclient_works_unchanged_over_http(venv: Venv, models: Path, samples: Path) -> None:
+    with running_server(models, "--http-port", "0") as server:
+        address = server.facts["http"].removeprefix("http://")
+        venv.run("python", "-m", "tests.interop.triton_http_calls", address, samples)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
