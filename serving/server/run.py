@@ -46,8 +46,8 @@ def warn_if_exposed(config: ServerConfig) -> None:
     hosts = {config.host} if config.http_port is None else {config.host, config.http_host}
     for host in sorted(hosts):
         if missing and not _is_local(host):
-            text = "other machines can reach %s without %s: see SECURITY.md"
-            _log.warning(text, host, " and ".join(missing))
+            lacking = " and ".join(missing)
+            _log.warning("other machines can reach %s without %s: see SECURITY.md", host, lacking)
 
 
 def _is_local(host: str) -> bool:
