@@ -1,4 +1,4 @@
-"""The classifier that services embed: one model, loaded, checked and batched, in this process."""
+"""The classifier that services embed: one model, loaded and checked, in this process."""
 
 import asyncio
 import threading
@@ -38,19 +38,19 @@ class Classifier:
         num_processes: int = 1,
         served_name: str | None = None,
     ) -> None:
-        """Serve a loaded model; `Classifier.load` is the usual way.
+        """Serve a loaded model; most callers use `Classifier.load`.
 
         Args:
-            model: what runs.
+            model: the model to run.
             batching: sizes and limits.
             num_processes: how many classifiers share this machine's cores.
-            served_name: the name to serve it under, if not its own.
+            served_name: the model's name for callers, if not its own.
         """
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self.served = model
         self.signature = model.signature
-        """The shape of the images, and the classes: the same for every version that it adopts."""
+        """The shape of the images, and the classes: equal for every version that it adopts."""
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
         self._cores = cores
         self._served_name = served_name
@@ -87,7 +87,7 @@ class Classifier:
             CorruptModel: the version is damaged, differs from its manifest, answers its golden
                 samples wrongly, or is not ready after 60 s. With version None: every version is.
             DeviceError: the device can't be used on this machine.
-            ConfigurationError: the version has no int8 variant, int8 was asked for on CUDA, or the
+            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
                 directory can't be read.
         """
         model_dir = Path(model_dir).absolute()
@@ -101,10 +101,10 @@ class Classifier:
     def open(
         cls, config: ModelConfig, batching: BatchingConfig | None = None, num_processes: int = 1
     ) -> Self:
-        """Do what `load` does, for a server's configuration.
+        """Load the model of a server's configuration; see `load`.
 
         Args:
-            config: which model.
+            config: the model and its device.
             batching: sizes and limits.
             num_processes: how many classifiers share this machine's cores.
         """
@@ -128,7 +128,7 @@ class Classifier:
 
         Raises:
             DeviceError: the device can't be used on this machine.
-            ConfigurationError: int8 was asked for on CUDA.
+            ConfigurationError: int8 was requested on CUDA.
             CorruptModel: the installed files are damaged.
         """
         classifier = cls.load(PRETRAINED / "digits", device=device, precision=precision)
@@ -136,21 +136,21 @@ class Classifier:
         return classifier
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
-        """Pickle what was loaded, not the model itself: whoever unpickles it loads it again."""
+        """Pickle path, version and settings; unpickling loads the model again."""
         if self._reopen is None:
             raise TypeError("only a Classifier from load() or pretrained() can be pickled")
         return self._reopen, ()
 
     @property
     def version(self) -> str:
-        """The name of the version that new requests run on, such as "3"."""
+        """The version that new requests run on, such as "3"."""
         return self.served.version
 
     def adopt(self, model: LoadedModel) -> None:
-        """Run new requests on another version; those accepted before finish on theirs.
+        """Run new requests on another version; earlier ones finish on theirs.
 
         Raises:
-            CorruptModel: it has another signature, which callers and what they wait for don't know.
+            CorruptModel: it has another signature, which callers do not expect.
         """
         if model.signature != self.signature:
             raise CorruptModel(
@@ -176,12 +176,12 @@ class Classifier:
         )
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images on this thread; the other cores help where there are many.
+        """Classify N images on this thread; past 128 images the other cores help.
 
         Args:
-            images: (N, pixels) or (N, *input_shape) uint8, N >= 1: of digits (N, 784) or
-                (N, 28, 28), 0 = background, 255 = ink. No upper limit but memory:
-                `max_request_images` binds requests that come over the network.
+            images: (N, pixels) or (N, *input_shape) uint8, N >= 1; for digits (N, 784) or
+                (N, 28, 28), 0 = background, 255 = ink. There is no upper limit except memory:
+                `max_request_images` applies to requests over the network.
 
         Returns:
             N predictions, in the order of the images.
@@ -197,7 +197,7 @@ class Classifier:
     async def classify_async(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images on a thread of the event loop's executor; see `classify`.
 
-        Cancelled, it begins no further run.
+        After a cancellation no further run begins.
         """
         is_cancelled = threading.Event()
         try:
@@ -218,7 +218,7 @@ class Classifier:
         return Predictions.of(probabilities, model.version, self.signature.labels)
 
     def close(self) -> None:
-        """Refuse later calls; those that run finish. May be called again."""
+        """Refuse later calls; calls in progress finish. May be called again."""
         self._is_closed = True
         self.batcher.close()
 
@@ -234,7 +234,7 @@ def _never() -> bool:
 
 
 def predictions_of(answer: Answer) -> Predictions:
-    """View an answer's bytes as arrays, without copying."""
+    """Return an answer's bytes as arrays, without copying."""
     rows = np.frombuffer(answer.probabilities, "<f4").reshape(len(answer.digits), -1)
     model = answer.batch.model
     return Predictions.of(rows, model.version, model.signature.labels)

@@ -1,7 +1,7 @@
-"""The check that a model passes before it serves: right answers, whatever the batch.
+"""The check of a model before it serves: correct answers in every batch.
 
-A model may answer its golden samples correctly and still be unfit to serve: one that answers one
-row whatever the batch, or whose rows depend on their neighbours, fails in other people's batches.
+A model can answer its golden samples correctly and still be unfit: one that answers one row for any
+batch, or whose rows depend on their neighbours, gives wrong answers once requests are batched.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from serving.images import Images
 from serving.predictions import Probabilities
 
 GOLDEN_TOLERANCE = 1e-3
-"""How far a probability may lie from the manifest's: other processors add in another order."""
+"""Largest difference of a probability from the manifest's: processors add in different orders."""
 _NEIGHBOUR_TOLERANCE = 1e-2
-"""How far a row's probability may lie from what it is alone: the noise among the probes is near no
-digit, so that rounding shows more than on golden samples."""
+"""Largest difference of a row's probability from the one it has alone: noise is near no class, so
+rounding has more effect than on golden samples."""
 _NUM_NOISE = 16
 
 
 class Unfit(Exception):
-    """The model may not serve; the text continues a line that begins with its version."""
+    """The model is unfit to serve; the text completes a line that begins with its version."""
 
 
 def check(
@@ -30,12 +30,12 @@ def check(
     expected: Probabilities,
     max_batch_size: int,
 ) -> None:
-    """Run golden samples, and noise beside them, alone and mixed in batches of every size.
+    """Run golden samples and noise, alone and mixed in batches of every size.
 
     Args:
         run: the model; see `Engine.run`.
         golden: (N, pixels) uint8, N >= 1.
-        expected: (N, classes) float32, what the manifest promises for them.
+        expected: (N, classes) float32, the manifest's probabilities for them.
         max_batch_size: the largest batch.
 
     Raises:
@@ -63,7 +63,7 @@ def check(
 
 
 def _sizes(max_batch_size: int) -> list[int]:
-    """Every power of two, which a GPU runs as it is, and one less, which is padded to it."""
+    """Return every power of two, which a GPU runs unpadded, and one less, which is padded."""
     full = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
     return sorted({*full, *(size - 1 for size in full if size > 1)})
 

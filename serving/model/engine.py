@@ -1,7 +1,7 @@
 """Runs the model on one device: ONNX Runtime behind a Protocol of one method.
 
-A device is a class of engine and its row in ENGINES; nothing else in serving knows one by name,
-but the setting's choices in config.py.
+A device is an engine class and its row in ENGINES; elsewhere in serving, only the setting in
+config.py names devices.
 """
 
 import logging
@@ -26,11 +26,11 @@ class Engine(Protocol):
 
     @property
     def device(self) -> Device:
-        """Where the runs happen; never "auto"."""
+        """The device of the runs; never "auto"."""
 
     @property
     def max_concurrent_runs(self) -> int | None:
-        """How many runs pay at once; None for one a core."""
+        """How many concurrent runs are useful; None for one on each core."""
 
     def run(self, images: Images) -> Probabilities:
         """Classify one batch on this engine's device.
@@ -92,9 +92,9 @@ class OnnxEngine:
 class CudaEngine(OnnxEngine):
     """An ONNX Runtime session on a GPU.
 
-    A batch is padded to the next power of two, so that the device sees few shapes. Nobody has
-    run this on a GPU yet, so what needs a measurement to earn its lines (buffers that stay on the
-    device, page-locked memory, CUDA graphs) is not here.
+    A batch is padded to the next power of two, so that the device sees few shapes. This has
+    not been run on a GPU, so optimisations that need a measurement (buffers that stay on the
+    device, page-locked memory, CUDA graphs) are left out.
     """
 
     device: Device = "cuda"
@@ -109,7 +109,7 @@ class CudaEngine(OnnxEngine):
         signature: Signature,
         run_options: onnxruntime.RunOptions | None = None,
     ) -> Self:
-        """Build a session and its engine, and run it once: what the card can't do shows then."""
+        """Build a session and its engine, and run it once: a run shows what the card can't do."""
         try:
             onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
             session = new_session(model, cls.provider, ("session.disable_cpu_ep_fallback", "1"))
@@ -134,7 +134,7 @@ class CudaEngine(OnnxEngine):
 
 
 ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
-"""One for each device; "auto" takes the first that works."""
+"""The engine of each device; "auto" takes the first that works."""
 
 
 def open_engine(
@@ -144,18 +144,18 @@ def open_engine(
     precision: Precision = "fp32",
     run_options: onnxruntime.RunOptions | None = None,
 ) -> Engine:
-    """Build an engine on the device asked for; "auto" takes CUDA where it works, else the CPU.
+    """Build an engine on the requested device; "auto" takes CUDA if it works, else the CPU.
 
     Args:
         model: the content of an ONNX file; weights kept in other files are refused.
-        signature: what its manifest says that it takes and gives.
+        signature: the signature in its manifest.
         device: "auto", "cpu" or "cuda".
-        precision: what the model is in; "auto" takes only a device that has it.
-        run_options: of all its runs: `terminate` ends those that go on, and all later ones.
+        precision: the model's; "auto" takes only a device that supports it.
+        run_options: for all its runs; `terminate` ends the current and all later ones.
 
     Raises:
         CorruptModel: ONNX Runtime can't load it, or it has another signature.
-        DeviceError: the device asked for can't be used; never falls back in silence.
+        DeviceError: the requested device can't be used; there is no silent fallback.
         ConfigurationError: the device doesn't run this precision.
     """
     able = [engine for engine in ENGINES if precision in engine.precisions]
@@ -179,7 +179,7 @@ def open_engine(
 
 
 def _cuda_reason(err: BaseException) -> str:
-    """Return what CUDA says, without ONNX Runtime's C++ signatures around it."""
+    """Return CUDA's own message, without ONNX Runtime's C++ signatures around it."""
     found = re.search(r"\w+ failure \d+: [^;\n]*", str(err))
     return found[0].strip() if found else _first_line(err)
 

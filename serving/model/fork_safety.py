@@ -1,8 +1,8 @@
-"""Who is inside ONNX Runtime, so that no thread is while the process forks or exits.
+"""Keeps threads out of ONNX Runtime while the process forks or exits.
 
 A lock of the runtime that another thread holds at a fork stays locked in the child. A daemon thread
-that comes back from the runtime while the interpreter shuts down is ended by it, and the C++ frames
-of that thread then abort the process ("terminate called without an active exception").
+that returns from the runtime while the interpreter shuts down is ended by it, and the C++ frames of
+that thread then abort the process ("terminate called without an active exception").
 """
 
 import atexit
@@ -15,9 +15,10 @@ _PATIENCE_S = 5.0
 """How long a fork or an exit waits for runs that may hang."""
 
 _locks: dict[int, RLock] = {}
-"""Each thread's lock, held during its runs: an RLock, which a thread can't lock itself out of."""
+"""Each thread's lock, held during its runs. An RLock, so that a thread can't deadlock on its
+own."""
 _newcomers = RLock()
-"""Held to add a thread."""
+"""Held while a thread is added."""
 _held: list[RLock] = []
 
 

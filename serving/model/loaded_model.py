@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BUILD_LIMIT_S = 60.0
-"""How long reading and building may take; CUDA's libraries may have to be read from a slow disk."""
+"""Limit for reading and building; CUDA's libraries may come from a slow disk."""
 _CHECK_LIMIT_S = 10.0
-"""How long its golden samples may take, in batches of every size: usually some milliseconds."""
+"""Limit for the golden samples, in batches of every size: usually some milliseconds."""
 _QUICK_S = 0.002
-"""How long a run may keep a thread that reads from all callers."""
+"""The longest run on the thread that reads from all callers."""
 
 _Result = TypeVar("_Result")
 
@@ -43,7 +43,7 @@ class LoadedModel:
     manifest: Manifest
     precision: Precision
     quick_images: int = 0
-    """The most images of a run that ends soon enough for a thread that others wait for."""
+    """The most images of a run that is quick enough for the thread that reads from all callers."""
 
     @property
     def version(self) -> str:
@@ -57,13 +57,13 @@ class LoadedModel:
 
     @property
     def device(self) -> Device:
-        """Where it runs: "cpu" or "cuda"."""
+        """The device that it runs on: "cpu" or "cuda"."""
         return self.engine.device
 
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
-        # On one line, the lock is released whatever raises wherever: a trace function (debuggers,
-        # coverage, tests) runs between lines.
+        # On one line, so that the lock is released even if a trace function raises (debuggers,
+        # coverage, tests): these run between lines.
         with native_run(): return self.engine.run(images)  # noqa: E701  # fmt: skip
 
 
@@ -74,24 +74,24 @@ def load_model(
     precision: Precision = "fp32",
     max_batch_size: int = BatchingConfig().max_batch_size,
 ) -> LoadedModel:
-    """Read, verify, build and check one version; runs of every size have then been made once.
+    """Read, verify, build and check one version; this warms up every batch size.
 
-    Takes no longer than its limits: what hangs is left behind on a daemon thread.
+    Never takes longer than its limits: a step that hangs is left behind on a daemon thread.
 
     Args:
         model_dir: the model's directory, such as models/digits.
-        version: which one; None for the newest good one: a corrupt version is skipped with a
+        version: the version; None for the newest good one. A corrupt version is skipped with a
             warning.
         device: "auto", "cpu" or "cuda".
-        precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" is for it.
-        max_batch_size: the most images that it will run at once.
+        precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" means for it.
+        max_batch_size: the most images in one run.
 
     Raises:
         ModelNotFound: no such version.
-        CorruptModel: the version asked for, or every version, is damaged, answers wrongly, or
+        CorruptModel: the requested version, or every version, is damaged, answers wrongly, or
             takes too long.
         DeviceError: the device can't be used.
-        ConfigurationError: the version has no such variant, or int8 was asked for on CUDA.
+        ConfigurationError: the version has no such variant, or int8 was requested on CUDA.
     """
     if version is not None:
         return _load_version(model_dir, version, device, precision, max_batch_size)
@@ -129,7 +129,7 @@ def _load_version(
         model = _within(_BUILD_LIMIT_S, build)
         quick_images = _within(_CHECK_LIMIT_S, check)
     except BaseException as err:
-        run_options.terminate = True  # ends a run that goes on
+        run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
         raise
@@ -137,7 +137,7 @@ def _load_version(
 
 
 def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
-    """Measure how many images a run takes within `_QUICK_S`; 0 if that is none."""
+    """Measure how many images can be run within `_QUICK_S`; 0 if not even one."""
     quick = 0
     for size in (1, 32, 128, 256, 512, max_batch_size):
         if size > max_batch_size or size <= quick:
@@ -156,7 +156,7 @@ def _seconds(model: LoadedModel, images: Images) -> float:
 
 
 def _within(limit_s: float, work: Callable[[], _Result]) -> _Result:
-    """Do something on a thread of its own: nothing stops a file or a graph that hangs.
+    """Do some work on a thread of its own, since a file or a graph that hangs can't be stopped.
 
     Raises:
         TimeoutError: it takes longer; the thread is left behind.

@@ -1,8 +1,7 @@
-"""ONNX Runtime as we use it: everything that needs it imports it from here.
+"""ONNX Runtime without its telemetry; all of serving imports it from here.
 
-Without its telemetry: since 1.29 its wheels look up the maker's host, connect to it and write a
-device id to ~/.cache. `disable_telemetry_events()` comes too late: this variable counts only before
-the first import.
+Since 1.29 its wheels look up a host of the vendor, connect to it and write a device id to ~/.cache.
+`disable_telemetry_events()` is too late: the variable works only before the first import.
 """
 
 import os
@@ -22,17 +21,17 @@ INPUT, OUTPUT = "images", "probabilities"
 def new_session(
     model: bytes, provider: str, *config: tuple[str, str]
 ) -> onnxruntime.InferenceSession:
-    """Build a session on one provider; raises what ONNX Runtime says of the model or the device.
+    """Build a session on one provider; ONNX Runtime's own errors pass through.
 
     Raises:
-        DeviceError: ONNX Runtime took another.
+        DeviceError: ONNX Runtime chose another provider.
     """
     options = onnxruntime.SessionOptions()
     for key, value in config:
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised, and logged by us
+    options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
     session = onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
     # A provider that can't load is replaced by the CPU with only a log line (onnxruntime #23372).
@@ -43,10 +42,10 @@ def new_session(
 
 
 def check_signature(session: onnxruntime.InferenceSession, signature: Signature) -> None:
-    """Refuse a model that is not images -> probabilities, each of the sizes in its manifest.
+    """Check that a model is images -> probabilities, with the sizes in its manifest.
 
     Raises:
-        CorruptModel: its inputs or outputs are others.
+        CorruptModel: it has other inputs or outputs.
     """
     found = [
         f"{node.name} {node.type} {['N', *node.shape[1:]]}"

@@ -2,8 +2,8 @@
 
     <model_dir>/<version>/manifest.json, model.onnx, ...      version = 1, 2, 3 ...
 
-The bytes that were hashed are the bytes that are returned: a file that changes in between can't
-slip through.
+The bytes that were hashed are the bytes that are returned, so a file that changes in between has no
+effect.
 """
 
 import base64
@@ -27,7 +27,7 @@ from serving.signature import DIGITS, Signature
 from serving.system.files import read_regular
 
 PRETRAINED = Path(__file__).parent.with_name("pretrained")
-"""The repository in the box: a model that is installed with the package."""
+"""The bundled repository: a model that is installed with the package."""
 
 MANIFEST = "manifest.json"
 _FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
@@ -36,26 +36,26 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MAX_MANIFEST_BYTES = 8 << 20
 """What samples take of a thousand classes, ten times over; of digits 50 KB."""
 _MAX_MODEL_BYTES = 256 << 20
-"""Its bytes are kept in memory while it is built."""
+"""The file is in memory while the session is built."""
 _MAX_TEXT = 100
-"""Characters of a name: it goes into every answer to GetModel, and into log lines."""
+"""Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Manifest:
-    """What the exporter says of a version."""
+    """The exporter's description of a version."""
 
     name: str
     version: str
     test_accuracy: float | None
-    """Share of the test images answered correctly, 0 to 1; None where it is unknown."""
+    """Share of the test images answered correctly, 0 to 1; None if unknown."""
     digests: dict[str, str]
     """File name to SHA-256, in hexadecimal."""
     golden_images: Images
-    """(N, pixels) uint8: samples to check a loaded model with."""
+    """(N, pixels) uint8: samples to check a loaded model."""
     golden_probabilities: dict[Precision, Probabilities]
-    """(N, classes) float32: what each exported variant answered to them."""
+    """(N, classes) float32: the answers of each exported variant to them."""
     signature: Signature = DIGITS
     """The shape of its images, and its classes."""
 
@@ -73,7 +73,8 @@ def versions(model_dir: Path) -> list[str]:
     """List a model's versions, newest first.
 
     Raises:
-        ModelNotFound: the directory doesn't exist or holds no version; names what to run.
+        ModelNotFound: the directory doesn't exist or has no version; the text has the command to
+            run.
         ConfigurationError: the directory can't be read.
     """
     try:
@@ -89,7 +90,7 @@ def versions(model_dir: Path) -> list[str]:
 
 
 def find_root(model: str, root: Path) -> Path:
-    """Choose a repository: the usual one if it holds the model, else the one in the box if it does.
+    """Return the usual repository if it has the model, else the bundled one if that has it.
 
     Args:
         model: the model's name.
@@ -113,7 +114,7 @@ def load(model_dir: Path, version: str, precision: Precision = "fp32") -> ModelF
         precision: which variant of the version.
 
     Raises:
-        ModelNotFound: no such version; anything but a number is refused unread.
+        ModelNotFound: no such version; anything but a number is refused without reading.
         ConfigurationError: the version has no such variant.
         CorruptModel: a file is missing or unreadable, or differs from the manifest.
     """
@@ -136,13 +137,13 @@ def load_manifest(version_dir: Path) -> Manifest:
     """Read and check a version's manifest.
 
     Raises:
-        CorruptModel: it is missing, unreadable, malformed, or of another version or model.
+        CorruptModel: it is missing, unreadable, malformed, or belongs to another version or model.
     """
     manifest = parse_manifest(_read(version_dir / MANIFEST, _MAX_MANIFEST_BYTES))
     if manifest.version != version_dir.name:
         raise CorruptModel(f"{version_dir.name}/{MANIFEST} is that of version {manifest.version}")
     model_dir = version_dir.absolute().parent
-    if manifest.name not in (model_dir.name, model_dir.resolve().name):  # or a link to it
+    if manifest.name not in (model_dir.name, model_dir.resolve().name):  # or a symbolic link to it
         raise CorruptModel(
             f"{version_dir.name}/{MANIFEST} is that of model {manifest.name!r}, "
             f"expected {model_dir.name!r}"
@@ -154,7 +155,8 @@ def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest's JSON.
 
     Raises:
-        CorruptModel: too large, not JSON, a field missing or of the wrong type, another format.
+        CorruptModel: too large, not JSON, another format, or a field is missing or of the wrong
+            type.
     """
     if len(data) > _MAX_MANIFEST_BYTES:
         raise CorruptModel(f"{MANIFEST}: {len(data)} bytes, at most {_MAX_MANIFEST_BYTES} expected")
@@ -198,7 +200,7 @@ def _text(document: dict[str, Any], name: str) -> str:
     text = document[name]
     if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEXT or not text.isprintable():
         raise ValueError(f"{name} must be 1 to {_MAX_TEXT} printable characters")
-    return text  # nor a lone surrogate, which no answer could carry: it isn't printable
+    return text  # a lone surrogate, which no message can encode, isn't printable either
 
 
 def _accuracy(share: float | None) -> float | None:
@@ -215,7 +217,9 @@ def _digest(document: dict[str, Any], name: str) -> str:
 
 
 def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
-    exact = np.array(rows, np.float64)  # what float32 can't hold is seen, not warned about
+    exact = np.array(
+        rows, np.float64
+    )  # float64 first: a value beyond float32 is refused instead of a warning
     if exact.shape != shape:
         raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
     if not ((exact >= 0) & (exact <= 1)).all():

@@ -1,7 +1,7 @@
 """grpc.health.v1: NOT_SERVING until the server is ready, and again once it drains.
 
-Our own few lines around the packaged messages: the packaged servicer starts out SERVING, and stops
-updating the other watchers once one leaves (grpc #43403).
+Not the packaged servicer: it starts as SERVING, and stops updating the other watchers once one
+leaves (grpc #43403). Its messages are used.
 """
 
 import threading
@@ -21,7 +21,7 @@ class Health:
     """One state for the whole server and every service in it; safe to use from any thread."""
 
     def __init__(self, services: tuple[str, ...]) -> None:
-        """Start NOT_SERVING; "" (the server as a whole) and `services` are known names."""
+        """Start as NOT_SERVING; known names are "", the server as a whole, and `services`."""
         self._services = frozenset(("", *services))
         self._lock = threading.Lock()
         self._watchers: dict[object, tuple[str, Callable[[bytes], None]]] = {}
@@ -35,7 +35,7 @@ class Health:
                 send(self._response(service))
 
     def methods(self) -> list[Method]:
-        """Describe Check and Watch: what probes ask, which have no token."""
+        """Return the methods Check and Watch, which probes call without a token."""
         return [
             Unary(path=f"/{SERVICE}/Check", name="Check", answer=self._check, is_open=True),
             Watch(path=f"/{SERVICE}/Watch", name="Watch", subscribe=self._watch, is_open=True),
@@ -48,7 +48,7 @@ class Health:
         return self._response(service)
 
     def _watch(self, request: bytes, send: Callable[[bytes], None]) -> Callable[[], None]:
-        """Send the state now and at every change; SERVICE_UNKNOWN for an unknown service."""
+        """Send the state now and after every change; SERVICE_UNKNOWN for an unknown service."""
         service, key = _service_in(request), object()
         with self._lock:
             self._watchers[key] = (service, send)

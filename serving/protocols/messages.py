@@ -1,4 +1,4 @@
-"""Protobuf messages from a caller's bytes."""
+"""Parsing of protobuf messages from a caller's bytes."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ def parse(message_class: Any, data: bytes) -> Any:
     """Parse a message.
 
     Args:
-        message_class: a class that protobuf made.
+        message_class: a generated class.
         data: its wire format.
 
     Raises:
-        InvalidRequest: malformed; the text names the message that was expected.
+        InvalidRequest: malformed; the text names the expected message.
     """
     try:
         return message_class.FromString(data)

@@ -1,4 +1,4 @@
-"""What a server offers, from bytes to bytes: the same for every transport."""
+"""The methods of a server, from bytes to bytes: the same for every transport."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -7,19 +7,20 @@ from serving.errors import DigitsError
 from serving.protocols.plan import Layouts, Plan
 
 Read = Callable[[bytes], tuple[bytes | memoryview, Plan]]
-"""Decodes and checks a request: N x 784 bytes, and how they are answered; raises DigitsError."""
+"""Decodes and checks a request: the bytes of N images, and the plan of the answer; raises
+DigitsError."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Method:
-    """What all kinds of methods have."""
+    """The common part of all kinds of methods."""
 
     path: str
     """Its path on the wire, such as "/digits.v1.DigitClassifier/Classify"."""
     name: str
-    """What its calls are counted under, such as "Classify"."""
+    """Its name in the metrics, such as "Classify"."""
     is_open: bool = False
-    """Whether it is answered without a token."""
+    """Whether it needs no token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,12 +38,12 @@ class ImagesUnary(Method):
     read: Read
     layouts: Layouts = field(default_factory=Layouts)
     note_failure: Callable[[DigitsError, float], None] = lambda error, duration_s: None
-    """Takes note of a request that was read and ends with an error, after so many seconds."""
+    """Counts a request that was read and ends with an error; takes its duration in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImagesStream(ImagesUnary):
-    """Messages of images, answered in their order."""
+    """A stream of messages of images, answered in order."""
 
     error_message: Callable[[bytes, DigitsError], bytes | None] = lambda request, error: None
     """Encodes the answer to a request that is refused; None ends the stream with the error."""
@@ -50,7 +51,7 @@ class ImagesStream(ImagesUnary):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Replies(Method):
-    """Messages, each answered at once by any number of messages."""
+    """A stream of messages, each answered at once by any number of messages."""
 
     replies: Callable[[bytes], Iterable[bytes]]
     """Raises DigitsError."""
@@ -58,10 +59,9 @@ class Replies(Method):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Watch(Method):
-    """One message, answered by messages for as long as the caller stays."""
+    """One message, answered by a stream of messages until the caller leaves."""
 
     subscribe: Callable[[bytes, Callable[[bytes], None]], Callable[[], None]]
-    """Takes the request and what sends an answer from any thread; returns what ends it.
-
-    Raises DigitsError.
+    """Takes the request and a function that sends an answer from any thread; returns a function
+    that ends the subscription. Raises DigitsError.
     """

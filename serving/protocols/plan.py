@@ -1,4 +1,4 @@
-"""How a call's images become its response, and what that is for the calls of one image."""
+"""The plan of an answer: from a call's rows to its response, with parts encoded once."""
 
 import struct
 from array import array
@@ -12,11 +12,11 @@ Write = Callable[[ClassNumbers, bytes | bytearray, str], bytes]
 """Encodes a response: N class numbers, N rows of little-endian float32, the version."""
 
 _MARK = bytes(range(200, 240))
-"""Probabilities that no other part of a response looks like."""
+"""Probabilities whose bytes occur nowhere else in a response."""
 
 
 class Plan:
-    """What a call asks for beside its images; calls of the same layout share one."""
+    """What is known of a call besides its images; calls of the same layout share one."""
 
     __slots__ = ("_starts", "_tail", "_version", "decode_s", "method", "num_rows", "statistics",
                  "timeout_s", "write")  # fmt: skip
@@ -28,12 +28,12 @@ class Plan:
         """Describe a call.
 
         Args:
-            method: the name to count the call under; None where somebody else counts it.
-            num_rows: its images.
+            method: the name in the metrics; None if the call is counted elsewhere.
+            num_rows: the number of its images.
             write: encodes the response.
-            timeout_s: how long it may wait; None leaves that to the deadline of the call.
-            statistics: counts the answer, too.
-            decode_s: how long it took to read the request.
+            timeout_s: the request's own timeout; None if only the deadline of the call counts.
+            statistics: also counts the answer.
+            decode_s: how long decoding the request took.
         """
         self.method = method
         self.num_rows = num_rows
@@ -46,7 +46,7 @@ class Plan:
         self._tail = b""
 
     def one_image_parts(self, version: str, num_classes: int) -> tuple[tuple[bytes, ...], bytes]:
-        """Return what precedes an image's probabilities, for each class, and what follows them.
+        """Return the bytes before an image's probabilities, for each class, and those after them.
 
         A framed response is `starts[digit] + probabilities + tail`.
         """
@@ -77,18 +77,18 @@ class Plan:
 
 
 class Layouts(dict[bytes, Plan]):
-    """How framed messages begin of which all is known but their images; these follow, to the end.
+    """Prefixes of framed messages after which only images follow, with the plan of each.
 
-    What begins so need not be read: its number of images is that of all whole images' bytes in it.
+    A message with such a prefix need not be parsed: the rest of it is whole images.
     """
 
     _MAX_HEAD_BYTES = 512
-    """Longer ones are not kept, nor those as long as an image: how many images follow would not
+    """Longer prefixes are not kept, nor those as long as an image: the number of images would not
     be clear."""
     _MAX_KEPT = 256
 
     def learn(self, message: bytes, num_image_bytes: int, plan: Plan) -> None:
-        """Answer messages that differ from this one in their last bytes only by the same plan."""
+        """Remember the prefix of a message: later ones with it are answered by the same plan."""
         head = frame(message)[:-num_image_bytes]
         if len(head) < min(self._MAX_HEAD_BYTES, num_image_bytes // plan.num_rows):
             if len(self) >= self._MAX_KEPT:
@@ -97,5 +97,5 @@ class Layouts(dict[bytes, Plan]):
 
 
 def frame(message: bytes) -> bytes:
-    """Put gRPC's prefix before a message: not compressed, and its length."""
+    """Put gRPC's prefix before a message: the flag for no compression, and the length."""
     return struct.pack(">BI", 0, len(message)) + message

@@ -1,6 +1,6 @@
-"""Server reflection: grpcurl and the like learn the services from the server itself.
+"""Server reflection, for grpcurl and similar tools.
 
-Loaded only where it is asked for: it tells everyone who may call what there is to call.
+Loaded only with `--reflection`, since it lists all methods to every caller.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
-"""Version 1 is the same messages under another name, and what newer clients try first."""
+"""Version 1 has the same messages under another name; newer clients try it first."""
 
 _LISTED = (digits_v1.SERVICE, inference_pb.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
 
 
 def reflection_methods() -> list[Method]:
-    """Describe both versions' one method, answered by the packaged servicer."""
+    """Return the method of both versions, answered by the packaged servicer."""
     servicer = reflection.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
 
     def replies(request: bytes) -> Iterable[bytes]:
@@ -39,7 +39,7 @@ def reflection_methods() -> list[Method]:
 
 
 class _Pool:
-    """A pool that finds methods by their full names, too: protobuf's own finds no file for them."""
+    """A pool that also finds methods' files by their full names, as protobuf's does not."""
 
     def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
         self._pool = pool
@@ -57,7 +57,7 @@ class _Pool:
 
 
 def _pool() -> descriptor_pool.DescriptorPool:
-    """Copy every service's file into one pool: inference is in none that others see."""
+    """Copy every service's file into one pool, since `inference` has a private one."""
     pool = descriptor_pool.DescriptorPool()
     for file in (
         digits_pb2.DESCRIPTOR,

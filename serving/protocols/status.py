@@ -1,4 +1,4 @@
-"""The one table between our errors and gRPC's status codes; the server and the client read it."""
+"""The table between our errors and gRPC's status codes, for server and client."""
 
 import logging
 from typing import NamedTuple, Self
@@ -38,27 +38,27 @@ STATUS: dict[type[DigitsError], grpc.StatusCode] = {
 }
 
 RETRY_AFTER_MS = 100
-"""The pause that a rejected caller is asked for: some ten full queues are answered in it."""
+"""The pause that rejected callers are asked for: time to answer some ten full queues."""
 
 
 _INTERNAL = "internal error"
 MODEL_TEXTS = (ModelError.usual_text, _INTERNAL)
-"""What our server says with INTERNAL; gRPC's libraries say it of broken connections, too."""
+"""Our server's texts with INTERNAL, which gRPC's libraries also use for broken connections."""
 
 
 class Status(NamedTuple):
-    """How a call ends that is not OK."""
+    """A status that is not OK."""
 
     code: grpc.StatusCode
     text: str
     metadata: tuple[tuple[str, str], ...] = ()
-    """What its trailers hold besides."""
+    """Further trailers."""
 
     @classmethod
     def of(cls, error: DigitsError) -> Self:
-        """Give the status of one of our errors, with its text.
+        """Return the status of one of our errors, with its text.
 
-        One that was rejected for overload also says when to come back (gRFC A6).
+        That of an overload also says when to retry (gRFC A6).
         """
         pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
         metadata = pushback if isinstance(error, Overloaded) else ()
@@ -69,9 +69,9 @@ UNKNOWN_METHOD = Status(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
 
 
 def error_of(exception: Exception) -> DigitsError:
-    """Return what a caller gets to see of what a handler raised.
+    """Return the error that a caller sees for an exception of a handler.
 
-    Our own errors are shown as they are; any other is logged, and is INTERNAL without its text.
+    Our own errors are passed on; any other exception is logged, and is INTERNAL without its text.
     """
     if isinstance(exception, DigitsError):
         return exception
@@ -80,12 +80,12 @@ def error_of(exception: Exception) -> DigitsError:
 
 
 def error_from(code: grpc.StatusCode, details: str, address: str) -> DigitsError:
-    """Build the error that a status stands for.
+    """Build the error for a status.
 
     Args:
-        code: the status; one of no table entry becomes Unavailable.
-        details: the text that came with it; INTERNAL is a ModelError only with one of ours.
-        address: where it came from.
+        code: the status; one that is not in the table becomes Unavailable.
+        details: its text; INTERNAL is a ModelError only with a text of ours.
+        address: the server's address.
     """
     for error_class, status in STATUS.items():
         if status is code and (error_class is not ModelError or details in MODEL_TEXTS):

@@ -1,4 +1,4 @@
-"""The digits.v1.DigitClassifier service: see `methods` for what this is to a transport."""
+"""The methods of the digits.v1.DigitClassifier service."""
 
 from dataclasses import asdict
 
@@ -12,11 +12,11 @@ SERVICE = "digits.v1.DigitClassifier"
 
 
 def digits_methods(classifier: Classifier, transport: str) -> list[Method]:
-    """Describe the service's methods; GetModel names the `transport`."""
+    """Return the service's methods; GetModel names the `transport`."""
     unary, stream = _Reader("Classify", classifier), _Reader(None, classifier)
 
     def get_model(request: bytes) -> bytes:
-        """Say what is served; the request holds nothing and is not read."""
+        """Encode what is served; the request is empty and is not read."""
         signature = classifier.signature.document()
         info = asdict(classifier.model_info()) | {"transport": transport, "signature": signature}
         return digits_pb2.GetModelResponse(**info).SerializeToString()
@@ -41,7 +41,7 @@ class _Reader:
         one_image = wire.encode_request(bytes(self._image_bytes))
         self._num_bytes = len(one_image)
         self._head = one_image[: -self._image_bytes]
-        """How the hottest request begins: 0A 90 06 where an image is 784 bytes."""
+        """The prefix of the most frequent request: 0A 90 06 if an image is 784 bytes."""
         self._plan = self._plan_of(1)
         self.layouts.learn(one_image, self._image_bytes, self._plan)
 

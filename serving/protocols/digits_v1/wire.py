@@ -1,8 +1,8 @@
-"""The digits.v1 messages as bytes, without a message object for the layouts that peers send.
+"""The digits.v1 messages as bytes, without a message object for the usual layouts.
 
 A field of bytes or of packed numbers is a tag, a length and the raw data, little-endian, so both
-directions are slices (https://protobuf.dev/programming-guides/encoding). Whatever has another
-layout goes through the protobuf library.
+directions are slices (https://protobuf.dev/programming-guides/encoding). Other layouts go through
+the protobuf library.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def decode_request(data: bytes, image_bytes: int, max_images: int) -> memoryview
         max_images: the most images allowed.
 
     Returns:
-        N x image_bytes bytes, without a copy where the layout is the usual one.
+        N x image_bytes bytes, without a copy for the usual layout.
 
     Raises:
         InvalidRequest: malformed, not a multiple of image_bytes, empty, or too many.
@@ -49,7 +49,7 @@ def encode_response(digits: Sequence[int], probabilities: bytes | bytearray, ver
     """Encode a ClassifyResponse.
 
     Args:
-        digits: N class numbers, as bytes where they fit.
+        digits: N class numbers, as bytes if they fit.
         probabilities: N rows of little-endian float32, one for each class.
         version: the model's version.
     """
@@ -61,7 +61,7 @@ def encode_response(digits: Sequence[int], probabilities: bytes | bytearray, ver
 
 
 def _packed(numbers: Sequence[int]) -> bytes | bytearray:
-    """Encode numbers as a packed field; bytes below 128 are one as they are."""
+    """Encode numbers as a packed field; bytes below 128 are encoded already."""
     if isinstance(numbers, bytes | bytearray) and numbers.isascii():
         return numbers
     return b"".join(map(varint, numbers))
@@ -77,11 +77,11 @@ def decode_response(data: bytes, class_labels: tuple[str, ...] = ()) -> Predicti
 
     Args:
         data: the message.
-        class_labels: see `Predictions`; the message says nothing of them.
+        class_labels: see `Predictions`; they are not in the message.
 
     Raises:
         DecodeError: malformed.
-        ValueError: there are no digits, or not as many probabilities for each.
+        ValueError: there are no digits, or the number of probabilities does not fit.
     """
     digits, at = _field(data, 0, _FIELD_1)
     probabilities, at = _field(data, at, _FIELD_2)
@@ -101,7 +101,7 @@ def decode_response(data: bytes, class_labels: tuple[str, ...] = ()) -> Predicti
 
 
 def signature_of(response: digits_pb2.GetModelResponse) -> Signature:
-    """Read what the model takes and gives; servers that do not say serve digits.
+    """Return the signature in a GetModelResponse; servers without one serve digits.
 
     Raises:
         ValueError: it is not a signature.
@@ -114,7 +114,7 @@ def signature_of(response: digits_pb2.GetModelResponse) -> Signature:
 
 
 def _sole_field(data: bytes) -> memoryview | None:
-    """Return field 1 if it is all that the message holds."""
+    """Return field 1 if it is the only field."""
     value, end = _field(data, 0, _FIELD_1)
     return value if end == len(data) else None
 
@@ -123,7 +123,7 @@ def _field(data: bytes, at: int, tag: bytes) -> tuple[memoryview, int]:
     """Read the field `tag` that starts at `at`.
 
     Returns:
-        Its value and where the next field starts; -1 if `tag` is not there or runs past the end.
+        Its value and the start of the next field; -1 if `tag` is not there or runs past the end.
     """
     if at < 0 or data[at : at + 1] != tag:
         return memoryview(b""), -1

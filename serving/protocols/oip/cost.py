@@ -1,7 +1,7 @@
-"""What a ModelInferRequest would cost to parse, found out before it is parsed.
+"""The cost of parsing a ModelInferRequest, estimated before it is parsed.
 
-Protobuf makes an object of each element of a repeated message, so that a few megabytes of outputs
-or parameters take seconds. Images are bytes or packed numbers, which cost next to nothing.
+Protobuf makes an object for each element of a repeated message, so a few megabytes of outputs or
+parameters take seconds. Images are bytes or packed numbers, which cost almost nothing.
 """
 
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from serving.errors import InvalidRequest
 
 _MAX_FIELDS = 64
-"""Fields of one message; clients send a handful."""
+"""The most fields of one message; clients send a handful."""
 _MAX_OTHER_BYTES = 65_536
-"""All but the images: names, shapes, parameters, outputs."""
+"""The most bytes besides the images: names, shapes, parameters, outputs."""
 
 _INPUTS, _RAW_CONTENTS = 5, 7  # of ModelInferRequest
 _CONTENTS = 5  # of InferInputTensor
@@ -21,10 +21,10 @@ _VARINT, _DELIMITED = 0, 2
 
 
 def check_cost(message: bytes) -> None:
-    """Refuse a ModelInferRequest that is dear to parse; what is malformed is left to the parser.
+    """Refuse a ModelInferRequest that is expensive to parse; leave malformed ones to the parser.
 
     Raises:
-        InvalidRequest: too many fields, or too much beside the images.
+        InvalidRequest: too many fields, or too many bytes besides the images.
     """
     other = 0
     for number, start, end in _fields(message, 0, len(message)):
@@ -50,7 +50,7 @@ def _cost_of_input(message: bytes, start: int, end: int) -> int:
 
 
 def _fields(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Give the number, start and end of each field, up to the first that is malformed.
+    """Yield the number, start and end of each field, up to the first malformed one.
 
     The encoding: https://protobuf.dev/programming-guides/encoding
 
@@ -78,7 +78,7 @@ def _fields(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def _varint(message: bytes, at: int, end: int) -> tuple[int, int]:
-    """Read a number, and return where it ends; far past the end if it is malformed."""
+    """Return a number and where it ends; far past the end if it is malformed."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

@@ -1,7 +1,7 @@
-"""ModelInfer, alone and on a stream, where an error is an answer too; see `tensors` for messages.
+"""ModelInfer, unary and on a stream, where errors are answers; `tensors` has the messages.
 
-A request whose images are its last bytes is read once: from then on its beginning is known, and
-the next one like it needs no message object, nor does its answer.
+A request whose images are its last bytes is parsed once. From then on its prefix is known, and the
+next one like it needs no message object, nor does its answer.
 """
 
 import time
@@ -27,12 +27,12 @@ _RAW_CONTENTS = b"\x3a"
 
 
 class Infer:
-    """Reads ModelInferRequests, and writes their answers."""
+    """Decodes ModelInferRequests and encodes their answers."""
 
     def __init__(
         self, classifier: Classifier, statistics: Statistics, *, is_stream: bool = False
     ) -> None:
-        """Describe what `classifier` serves; a stream wraps each answer once more."""
+        """Serve `classifier`; on a stream each answer has another message around it."""
         self.layouts = Layouts()
         self.statistics = statistics
         self._classifier = classifier
@@ -75,11 +75,11 @@ class Infer:
 
     def note_failure(self, error: DigitsError, duration_s: float) -> None:
         """Count a request that ends with an error."""
-        if not isinstance(error, ModelNotFound):  # that was for another model
+        if not isinstance(error, ModelNotFound):  # it was for another model
             self.statistics.count_failure(self._classifier.model_info().version, duration_s)
 
     def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
-        """Answer a refused request of a stream with its id; a drain ends the stream."""
+        """Encode the answer to a refused request of a stream; a drain ends the stream."""
         if isinstance(error, Unavailable):
             return None
         try:
@@ -93,7 +93,7 @@ class Infer:
 
 
 class _RawWriter:
-    """Writes answers that differ in their last bytes only: the probabilities."""
+    """Encodes answers that differ only in their last bytes, the probabilities."""
 
     def __init__(self, write: Any) -> None:
         self._write = write
@@ -109,9 +109,9 @@ class _RawWriter:
 
 
 def _is_plain(request: Any, inference: Inference, message: bytes) -> bool:
-    """Return whether requests that differ in their images only are all answered alike.
+    """Return whether all requests that differ only in their images have the same plan.
 
-    They are if the message ends with the images, and nothing names an id, a version or a time.
+    They have if the message ends with the images and names no id, version or timeout.
     """
     if request.model_version or request.id or inference.timeout_s is not None:
         return False
@@ -119,7 +119,7 @@ def _is_plain(request: Any, inference: Inference, message: bytes) -> bool:
     end = _RAW_CONTENTS + wire.varint(size) + inference.pixels
     if not inference.is_raw or not message.endswith(end):
         return False
-    # What comes before the tag must be whole fields, or the tag would be part of another one.
+    # The bytes before the tag must be whole fields, or the tag would be part of another one.
     try:
         head = ModelInferRequest.FromString(message[: -len(end)])
         return not head.raw_input_contents

@@ -1,9 +1,9 @@
-"""The messages of the Open Inference Protocol, in a descriptor pool of their own.
+"""The messages of the Open Inference Protocol, in a private descriptor pool.
 
 Every client of the protocol (tritonclient, kserve, mlserver) registers the names of `package
-inference` in protobuf's default pool, which takes each name once per process. So that a service may
-embed us beside any of them, in either order, there is no generated module here: the classes are
-built from the descriptor set that `make protos` writes, in a pool that nobody else sees.
+inference` in protobuf's default pool, which accepts each name once per process. A generated module
+would conflict with them. So the classes are built from the descriptor set that `make protos`
+writes, in a pool of our own.
 """
 
 import pkgutil
@@ -15,7 +15,7 @@ PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
 
 pool = descriptor_pool.DescriptorPool()
-"""Holds the protocol's one file."""
+"""The pool with the protocol's file."""
 
 
 def _load() -> None:

@@ -1,4 +1,4 @@
-"""What the inference protocol says of the server and of its model."""
+"""The inference protocol's metadata of server and model."""
 
 from functools import cache
 from typing import Any
@@ -8,24 +8,24 @@ from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
 from serving.model.info import ModelInfo
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import INPUT, OUTPUT, shown
+from serving.protocols.oip.tensors import INPUT, OUTPUT, quoted
 
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
-"""Only what works in full: of "schedule_policy" there is the timeout, but no priority."""
+"""Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
 
 
 def check_model(name: str, version: str, info: ModelInfo) -> None:
-    """Refuse what is not the served model; an empty version means the one that is served.
+    """Check that a request is for the served model; an empty version means the one in service.
 
     Raises:
         ModelNotFound: another name, or another version.
     """
     if name != info.name:
-        raise ModelNotFound(f"no model {shown(name)}: this server serves {info.name!r}")
+        raise ModelNotFound(f"no model {quoted(name)}: this server serves {info.name!r}")
     if version not in ("", info.version):
         raise ModelNotFound(
-            f"no version {shown(version)} of {info.name!r}: this server serves {info.version!r}"
+            f"no version {quoted(version)} of {info.name!r}: this server serves {info.version!r}"
         )
 
 
@@ -61,7 +61,7 @@ def model_config(info: ModelInfo, batching: BatchingConfig) -> Any:
         "dynamic_batching": {
             "max_queue_delay_microseconds": round(batching.max_queue_delay_s * 1e6)
         },
-        # The protocol has no field for it: a request may hold more images than a run.
+        # The protocol has no field for this: a request may have more images than a run.
         "parameters": {
             "max_request_images": {"string_value": str(info.max_request_images)},
             "precision": {"string_value": info.precision},
@@ -72,7 +72,7 @@ def model_config(info: ModelInfo, batching: BatchingConfig) -> Any:
 
 
 def repository_index(info: ModelInfo, *, is_ready: bool, only_ready: bool) -> Any:
-    """Build the RepositoryIndexResponse: the one version that is served."""
+    """Build the RepositoryIndexResponse: the version in service."""
     if only_ready and not is_ready:
         return inference_pb.RepositoryIndexResponse()
     state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "not ready"}

@@ -1,4 +1,4 @@
-"""The inference.GRPCInferenceService (Open Inference Protocol v2), but for ModelInfer."""
+"""The methods of inference.GRPCInferenceService (Open Inference Protocol v2)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ SERVICE = inference_pb.SERVICE
 
 
 def inference_methods(classifier: Classifier, queries: "Queries") -> list[Method]:
-    """Describe the service's methods; what is not among them is UNIMPLEMENTED."""
+    """Return the service's methods; all others are UNIMPLEMENTED."""
     infer = Infer(classifier, queries.statistics)
     stream = Infer(classifier, queries.statistics, is_stream=True)
     return [
@@ -35,10 +35,10 @@ def _encoded(answer: Callable[[bytes], Any]) -> Callable[[bytes], bytes]:
 
 
 class Queries:
-    """Answers what clients ask about the server and its model."""
+    """Answers queries about the server and its model."""
 
     def __init__(self, classifier: Classifier, health: Health) -> None:
-        """Speak of what `classifier` serves, and of its health."""
+        """Answer about `classifier` and its health."""
         self.statistics = Statistics()
         """Counts the protocol's requests."""
         self._classifier = classifier
@@ -55,7 +55,7 @@ class Queries:
         }
 
     def model_ready(self, request: bytes) -> Any:
-        """Say whether a model accepts work; one that is not here does not."""
+        """Return whether a model is ready; an unknown one is not."""
         message = parse(inference_pb.ModelReadyRequest, request)
         try:
             self._check_model(message.name, message.version)
@@ -64,19 +64,19 @@ class Queries:
         return inference_pb.ModelReadyResponse(ready=self._health.is_serving)
 
     def model_metadata(self, request: bytes) -> Any:
-        """Describe the tensors."""
+        """Return the tensors' names, types and shapes."""
         message = parse(inference_pb.ModelMetadataRequest, request)
         self._check_model(message.name, message.version)
         return metadata.model_metadata(self._classifier.model_info())
 
     def model_config(self, request: bytes) -> Any:
-        """Describe how the model is run."""
+        """Return the model's configuration."""
         message = parse(inference_pb.ModelConfigRequest, request)
         self._check_model(message.name, message.version)
         return metadata.model_config(self._classifier.model_info(), self._classifier.batching)
 
     def model_statistics(self, request: bytes) -> Any:
-        """Give what was counted; an empty name asks for all models, which is one."""
+        """Return the statistics; an empty name means all models, of which there is one."""
         message = parse(inference_pb.ModelStatisticsRequest, request)
         info = self._classifier.model_info()
         self._check_model(message.name or info.name, message.version)
@@ -84,7 +84,7 @@ class Queries:
         return inference_pb.ModelStatisticsResponse(model_stats=[statistics])
 
     def repository_index(self, request: bytes) -> Any:
-        """List what is served."""
+        """Return the served models."""
         message = parse(inference_pb.RepositoryIndexRequest, request)
         info, is_ready = self._classifier.model_info(), self._health.is_serving
         return metadata.repository_index(info, is_ready=is_ready, only_ready=message.ready)

@@ -11,30 +11,30 @@ import numpy as np
 
 from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import shown
+from serving.protocols.oip.tensors import quoted
 
 _MAX_DEPTH = 4
-"""Lists in lists that are read: [N, height, width, 1]."""
+"""The deepest nesting of lists: [N, height, width, 1]."""
 
 
 class Form(NamedTuple):
-    """How an answer is written."""
+    """The form of an answer."""
 
     is_binary: bool
-    """Whether its tensor follows the JSON as bytes; else it is numbers in the JSON."""
+    """Whether its tensor follows the JSON as bytes, or is numbers in the JSON."""
 
 
 def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[Any, Form]:
-    """Read an inference request.
+    """Decode an inference request.
 
     Args:
         body: the whole body.
         json_bytes: how many of them are JSON; None for all.
-        name: the model's, from the path.
-        version: its version's, from the path; "" leaves the choice to the server.
+        name: the model's name in the path.
+        version: the version in the path; "" for the one in service.
 
     Returns:
-        A ModelInferRequest with raw contents, yet to be checked against the model; and the form of
+        A ModelInferRequest with raw contents, not yet checked against the model, and the form of
         its answer.
 
     Raises:
@@ -60,7 +60,7 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
 
 
 def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
-    """Write an inference response whose contents are raw float32.
+    """Encode an inference response with raw float32 contents.
 
     Returns:
         The body, and how many of its bytes are JSON; None for all.
@@ -83,10 +83,10 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
 
 
 def read_index(body: bytes) -> bool:
-    """Read a question for the repository's index: whether only models that are ready are asked for.
+    """Decode a request for the repository's index: whether it wants only ready models.
 
     Raises:
-        InvalidRequest: no JSON, or another kind of it.
+        InvalidRequest: not JSON, or other JSON.
     """
     ready = _object(_json(body), "the body").get("ready", False)
     if not isinstance(ready, bool):
@@ -95,7 +95,7 @@ def read_index(body: bytes) -> bool:
 
 
 def as_json(message: Any) -> Any:
-    """Turn a message into what JSON can hold, zeros included, as HTTP clients expect them."""
+    """Convert a message to JSON's types, including zeros, which HTTP clients expect."""
     fields: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -137,7 +137,7 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     if type(size) is not int or not 0 <= size <= len(rest):
         raise InvalidRequest(
             f"expected binary_data_size from 0 to {len(rest)}, the bytes that are left, "
-            f"got {shown(str(size))}"
+            f"got {quoted(str(size))}"
         )
     request.raw_input_contents.append(bytes(rest[:size]))
     return rest[size:]
@@ -197,7 +197,9 @@ def _set_parameters(message: Any, item: dict[str, Any]) -> None:
         elif isinstance(value, str):
             parameter.string_param = _text(value, "parameters")
         else:
-            raise InvalidRequest(f"expected the parameter {shown(name)} as text, number or boolean")
+            raise InvalidRequest(
+                f"expected the parameter {quoted(name)} as text, number or boolean"
+            )
 
 
 def _text(value: Any, name: str) -> str:

@@ -1,6 +1,6 @@
 """ModelStatistics: counts and times of the inference protocol's requests since the start.
 
-Answers to digits.v1 are not in it.
+Requests of digits.v1 are not included.
 """
 
 import threading
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 from serving.protocols.oip.inference_pb import ModelStatistics
 
 _REMEMBERED_RUNS = 32
-"""Runs whose other answers may still come; more than there are cores to run at once."""
+"""Runs that are remembered since more of their answers may come; more than concurrent runs."""
 
 
 class Statistics:
-    """Counts per version, so that a reload starts afresh; safe to use from many threads."""
+    """Counts per version, so that a reload starts at zero; safe to use from many threads."""
 
     def __init__(self) -> None:
         self._versions: dict[str, _Version] = defaultdict(_Version)
         self._lock = threading.Lock()
 
     def count_success(self, version: str, answered: "Answered", run: "Run") -> None:
-        """Count requests of one run that were answered."""
+        """Count answered requests of one run."""
         times, output_s = answered.num_calls, time.monotonic() - run.finished_s
         queue_s, run_s = run.started_s - answered.arrived_s, run.finished_s - run.started_s
         with self._lock:
@@ -40,7 +40,7 @@ class Statistics:
                 counts.batches[run.num_rows].add(run_s)
 
     def count_failure(self, version: str, duration_s: float) -> None:
-        """Count a request for our model that ends now with an error."""
+        """Count a request for our model that ended with an error."""
         with self._lock:
             self._versions[version].fail.add(duration_s)
 
@@ -64,15 +64,15 @@ class Statistics:
 
 
 class Answered(NamedTuple):
-    """Requests that were answered alike."""
+    """Requests of one layout that were answered together."""
 
     num_calls: int
     num_images: int
-    """Of all of them."""
+    """The images of all of them."""
     arrived_s: float
-    """When they had been read, in monotonic seconds."""
+    """When they were read, in monotonic seconds."""
     decode_s: float
-    """How long it took to read one of them."""
+    """How long decoding one of them took."""
 
 
 class Run(NamedTuple):
@@ -106,4 +106,4 @@ class _Version:
         self.compute_output = _Duration()
         self.batches: dict[int, _Duration] = defaultdict(_Duration)
         self.runs: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
-        """When the latest runs finished: tells them apart."""
+        """When the latest runs finished, which identifies them."""

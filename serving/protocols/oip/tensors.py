@@ -1,7 +1,7 @@
 """ModelInfer's messages to pixels, and an answer back to them.
 
-One input, `images` UINT8 [N, pixels], and one output, `probabilities` FP32 [N, classes]; of digits
-[N, 784] and [N, 10]. Whatever differs is refused with what was expected and what came: nothing is
+One input, `images` UINT8 [N, pixels], and one output, `probabilities` FP32 [N, classes]; for digits
+[N, 784] and [N, 10]. Anything else is refused with what was expected and what came; nothing is
 guessed, converted or ignored.
 """
 
@@ -16,30 +16,30 @@ from serving.protocols.oip import inference_pb
 INPUT, OUTPUT = "images", "probabilities"
 
 MAX_ID_CHARACTERS = 512
-"""An id comes back in the answer, whose size is limited."""
+"""The longest id: it is part of the answer, whose size is limited."""
 _MAX_SHOWN_CHARACTERS = 80
-"""Texts of a caller's choosing are cut to this in errors, which travel as headers."""
+"""Texts from callers are cut to this length in errors, which travel as headers."""
 _UNSUPPORTED = ("classification", "shared_memory_region")
-"""Tensor parameters that change what is asked for; others are hints and are not read."""
+"""Tensor parameters that change the meaning of a request; others are hints and are not read."""
 
 
 class Inference(NamedTuple):
-    """What a ModelInferRequest asks for."""
+    """The content of a ModelInferRequest."""
 
     pixels: bytes
-    """Of N images, N >= 1."""
+    """The bytes of N images, N >= 1."""
     num_images: int
     """N."""
     timeout_s: float | None
-    """How long it may wait; None leaves that to the deadline of the call."""
+    """The request's own timeout; None if only the deadline of the call counts."""
     id: str
-    """Comes back in the answer."""
+    """The request's id, which the answer repeats."""
     is_raw: bool
-    """Whether tensors travel as raw bytes, in both directions; else as typed contents."""
+    """Whether tensors are raw bytes in both directions, or typed contents."""
 
 
 def decode(request: Any, image_bytes: int, max_images: int) -> Inference:
-    """Read and check a ModelInferRequest whose model is known to be ours.
+    """Decode and check a ModelInferRequest for our model.
 
     Args:
         request: the message.
@@ -73,7 +73,7 @@ def decode(request: Any, image_bytes: int, max_images: int) -> Inference:
 def encode(
     inference: Inference, probabilities: bytes | bytearray, model_name: str, version: str
 ) -> Any:
-    """Build the ModelInferResponse, its tensor in the form that the request's had."""
+    """Build the ModelInferResponse, with the tensor in the request's form."""
     response = inference_pb.ModelInferResponse(
         model_name=model_name, model_version=version, id=inference.id
     )
@@ -86,18 +86,18 @@ def encode(
     return response
 
 
-def shown(text: str) -> str:
-    """Quote a text that a caller chose, for an error."""
+def quoted(text: str) -> str:
+    """Quote a text from a caller for an error, shortened."""
     if len(text) <= _MAX_SHOWN_CHARACTERS:
         return repr(text)
     return f"{text[:_MAX_SHOWN_CHARACTERS]!r}..."
 
 
 def _check_input(tensor: Any, image_bytes: int, max_images: int) -> int:
-    """Check all but the contents; return the number of images."""
+    """Check everything except the contents; return the number of images."""
     _check_name("input", tensor.name, INPUT)
     if tensor.datatype != "UINT8":
-        raise InvalidRequest(f"expected datatype 'UINT8', got {shown(tensor.datatype)}")
+        raise InvalidRequest(f"expected datatype 'UINT8', got {quoted(tensor.datatype)}")
     shape = tensor.shape
     if len(shape) != 2 or shape[0] < 0 or shape[1] != image_bytes:
         sizes = str(list(shape[:8]))[:_MAX_SHOWN_CHARACTERS]
@@ -110,7 +110,7 @@ def _check_input(tensor: Any, image_bytes: int, max_images: int) -> int:
 
 def _check_name(kind: str, name: str, expected: str) -> None:
     if name != expected:
-        raise InvalidRequest(f"expected {kind} {expected!r}, got {shown(name)}")
+        raise InvalidRequest(f"expected {kind} {expected!r}, got {quoted(name)}")
 
 
 def _check_parameters(tensor: Any) -> None:
@@ -141,7 +141,7 @@ def _typed_pixels(contents: Any) -> bytes:
     encoded = np.frombuffer(contents.SerializeToString(), np.uint8)
     start = int((encoded[1:] < 0x80).argmax()) + 2  # past the tag and the length
     packed = encoded[start:]
-    ends = np.flatnonzero(packed < 0x80)[:num_values]  # unknown fields may follow
+    ends = np.flatnonzero(packed < 0x80)[:num_values]  # unknown fields can follow
     sizes = np.diff(ends, prepend=-1)
     last = packed[ends]
     is_long = sizes > 1
@@ -153,7 +153,7 @@ def _typed_pixels(contents: Any) -> bytes:
 
 
 def _timeout_s(parameters: Any) -> float | None:
-    """Read "timeout", in microseconds; 0 and none at all mean that there is none."""
+    """Return the parameter "timeout" in seconds; None if it is missing or 0."""
     if "timeout" not in parameters:
         return None
     timeout = parameters["timeout"]
