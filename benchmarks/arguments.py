@@ -1,6 +1,7 @@
 """The command line's options and their help."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from commandline.parser import Parser
 _T = TypeVar("_T")
 
 RESULTS = Path("benchmarks/results")
+_BENCH = RESULTS / "bench.json"
 
 _EXAMPLES = """\
 examples:
@@ -40,31 +42,43 @@ are reported as not measured.
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser; each command's name is in `command`."""
+    raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
         prog="digits-bench",
         description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=raw,
     )
     top.add_version()
     commands = top.add_subparsers(dest="command", required=True,
                                   metavar="{run,compare,plot,recommend}")  # fmt: skip
-    _add_run(commands)
-    _add_compare(commands)
-    _add_plot(commands)
-    _add_recommend(commands)
-    return top
-
-
-def _add_run(commands: Any) -> None:
-    add = commands.add_parser(
-        "run",
+    _add_run(commands.add_parser(
+        "run", epilog=_TARGETS, formatter_class=raw,
         help="measure, and write a results file with its report",
         description="Measure a suite, or what the options name, and write NAME.json and its "
         "report (NAME.md, NAME.html, pictures) beside it.",
-        epilog=_TARGETS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).add_argument
+    ))  # fmt: skip
+    _add_compare(commands.add_parser(
+        "compare", help="compare two results files of one machine",
+        description="Print for every cell in both files how many times as fast as the first "
+        "target it is in A and in B, whether the two ranges (least to greatest round) overlap, "
+        "and how fast B is by A. Refuses files of unlike machines.",
+    ))  # fmt: skip
+    _add_plot(commands.add_parser(
+        "plot", help="write a results file's report again",
+        description="Write markdown, HTML and pictures beside a results file.",
+    ))  # fmt: skip
+    _add_recommend(commands.add_parser(
+        "recommend",
+        help="name target, device, precision, batch and workers for a rate and an objective",
+        description="Name what kept to the objective at the rate, the cheapest in processor time "
+        "first. Only what was measured counts: nothing is extrapolated.",
+    ))  # fmt: skip
+    return top
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--suite", choices=tuple(SUITES), default="bench", help="what to measure (bench)")
     add("--targets", type=_list(_target), metavar="A,B", help="instead of the suite's; see below")
     add("--scenarios", type=_list(_one_of(SCENARIOS)), metavar="A,B", help=", ".join(SCENARIOS))
@@ -74,7 +88,7 @@ def _add_run(commands: Any) -> None:
     add("--workers", type=_list(_positive(int)), metavar="N,M", help="processes of our server")
     add("--callers", type=_list(_callers), metavar="N,CxM",
         help="ClosedLoop: calls in flight; CxM: M on each of C connections")  # fmt: skip
-    add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
+    add("--batches", type=_list(_BATCH), metavar="N,M", help="images a call, Offline (1 to 4096)")
     add("--rounds", type=_positive(int), metavar="N", help="interleaved rounds")
     add("--seconds", type=_positive(float), metavar="S", help="length of one timed run")
     add("--latency-slo", type=_positive(float), metavar="S", dest="latency_slo_s",
@@ -91,45 +105,27 @@ def _add_run(commands: Any) -> None:
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
 
 
-def _add_compare(commands: Any) -> None:
-    add = commands.add_parser(
-        "compare",
-        help="compare two results files of one machine",
-        description="Print for every cell in both files how many times as fast as the first "
-        "target it is in A and in B, whether the two ranges (least to greatest round) overlap, "
-        "and how fast B is by A. Refuses files of unlike machines.",
-    ).add_argument
-    add("a", type=Path, metavar="A", help="results file")
-    add("b", type=Path, metavar="B", help="results file")
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, metavar="A", help="results file")
+    parser.add_argument("b", type=Path, metavar="B", help="results file")
 
 
-def _add_plot(commands: Any) -> None:
-    add = commands.add_parser(
-        "plot",
-        help="write a results file's report again",
-        description="Write markdown, HTML and pictures beside a results file.",
-    ).add_argument
-    add("results", type=Path, nargs="?", default=RESULTS / "bench.json", metavar="RESULTS",
-        help=f"({RESULTS}/bench.json)")  # fmt: skip
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("results", type=Path, nargs="?", default=_BENCH, metavar="RESULTS", help=f"({_BENCH})")
     add("--readme", type=Path, metavar="FILE", help="write the table into this README instead")
     add("--check", action="store_true",
         help="with --readme: change nothing, fail if it is out of date")  # fmt: skip
 
 
-def _add_recommend(commands: Any) -> None:
-    add = commands.add_parser(
-        "recommend",
-        help="name target, device, precision, batch and workers for a rate and an objective",
-        description="Name what kept to the objective at the rate, the cheapest in processor time "
-        "first. Only what was measured counts: nothing is extrapolated.",
-    ).add_argument
+def _add_recommend(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--rate", type=_positive(float), required=True, metavar="N", help="images a second")
     add("--latency-slo", type=_positive(float), default=0.01, metavar="S", dest="latency_slo_s",
         help="what p99 may not exceed (0.01)")  # fmt: skip
     add("--place", choices=PLACES, default="served", help="where the model runs (served)")
-    add("--batch", type=_batch, metavar="N", help="images in each call of the callers (any)")
-    add("--results", type=Path, default=RESULTS / "bench.json", metavar="FILE",
-        help=f"({RESULTS}/bench.json)")  # fmt: skip
+    add("--batch", type=_BATCH, metavar="N", help="images in each call of the callers (any)")
+    add("--results", type=Path, default=_BENCH, metavar="FILE", help=f"({_BENCH})")
 
 
 def _list(convert: Callable[[str], _T]) -> Callable[[str], list[_T]]:
@@ -147,16 +143,14 @@ def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
 
 def _target(text: str) -> tuple[str, str | Path]:
     """Return a target's name, and its host:port if given by address, or its folder."""
+    if text in CATALOGUE:
+        return text, ""
     name, _, where = (f"oip={text}" if text.startswith("oip://") else text).partition("=")
     kind = next((kind for kind in ("oip://", "checkout:") if where.startswith(kind)), "")
     where = where.removeprefix(kind)
-    if text in CATALOGUE:
-        return text, ""
     if not (name and kind and where) or name in CATALOGUE:
-        names = ", ".join(CATALOGUE)
-        raise argparse.ArgumentTypeError(
-            f"expected {names}, NAME=oip://HOST:PORT or NAME=checkout:DIR, got {text!r}"
-        )
+        expected = f"{', '.join(CATALOGUE)}, NAME=oip://HOST:PORT or NAME=checkout:DIR"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     if kind == "oip://":
         return name, where
     if not Path(where, "serving").is_dir():
@@ -164,27 +158,21 @@ def _target(text: str) -> tuple[str, str | Path]:
     return name, Path(where).absolute()
 
 
-def _positive(kind: type[_T]) -> Callable[[str], _T]:
-    def positive(text: str) -> _T:
-        number: Any = kind(text)  # type: ignore[call-arg]
-        if not number > 0:
-            raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
-        return number  # type: ignore[no-any-return]
+def _positive(kind: Callable[[str], Any], most: float = math.inf) -> Callable[[str], Any]:
+    def positive(text: str) -> Any:
+        if not 0 < (number := kind(text)) <= most:
+            limit = f" and at most {most}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected more than 0{limit}, got {text}")
+        return number
 
     return positive
 
 
+_BATCH = _positive(int, 4096)
+
+
 def _callers(text: str) -> tuple[int, int]:
     """Return how many callers there are, and over how many connections; 0 if not named."""
-    connections, is_product, callers = text.partition("x")
-    if not is_product:
-        return _positive(int)(text), 0
-    number = _positive(int)(connections)
-    return number * _positive(int)(callers), number
-
-
-def _batch(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 4096:
-        raise argparse.ArgumentTypeError(f"expected 1 to 4096 images a call, got {text}")
-    return number
+    connections, is_product, callers = text.rpartition("x")
+    number = _positive(int)(connections) if is_product else 0
+    return (number or 1) * _positive(int)(callers), number

@@ -19,7 +19,7 @@ from benchmarks.run import environment, footprint, result_file, runner
 from benchmarks.run.result_file import Results, UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
-from benchmarks.targets.target import Spec
+from benchmarks.targets.target import Setting, Spec
 from commandline import extras
 from commandline.parser import blame
 from serving.errors import DigitsError
@@ -51,26 +51,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Measure, keep, report."""
+    """Measure, write the results and their report, print the tables."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("run needs Linux: it binds to cores and reads /proc; plot does not")
     extras.require("matplotlib", "packaging", "onnxruntime")
     suite, begin_s = suite_of(options), perf_counter()
-    target_cores, generator_cores = split_cores()
-    if options.share_cores:
-        target_cores = generator_cores = sorted(os.sched_getaffinity(0))
-    suite = replace(suite, rules=replace(suite.rules, num_cores=len(target_cores)))
-    models = options.models or find_root("digits", Path("models"))
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with Generator(generator_cores, options.generator) as generator:
-        setting = runner.setting_of(
-            models, options.artifacts, target_cores, addresses_of(options), checkouts_of(options),
-            generator,
-        )  # fmt: skip
-        cores = {"target": len(target_cores), "generator": len(generator_cores)}
-        results = _empty(suite, options, environment.describe(models, cores))
-        runner.run(suite, setting, results, _Progress())
+    results = _measure(suite, options)
     results.save(output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
     page = _import_page()
@@ -81,18 +69,32 @@ def _run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _empty(suite: Suite, options: argparse.Namespace, machine: dict[str, object]) -> Results:
-    """Make results that say how and where, and what does not change from round to round."""
-    rules = suite.rules
-    return Results(
+def _measure(suite: Suite, options: argparse.Namespace) -> Results:
+    target_cores, generator_cores = split_cores()
+    if options.share_cores:
+        target_cores = generator_cores = sorted(os.sched_getaffinity(0))
+    rules = replace(suite.rules, num_cores=len(target_cores))
+    models = options.models or find_root("digits", Path("models"))
+    images, answers = runner.golden(models)
+    cores = {"target": len(target_cores), "generator": len(generator_cores)}
+    results = Results(
         suite=suite.name,
         date=datetime.now(UTC).date().isoformat(),
-        environment=machine,
+        environment=environment.describe(models, cores),
         settings={"rounds": suite.rounds, "seconds": rules.seconds,
                   "latency_slo_s": rules.latency_slo_s, "arrivals": rules.arrivals},
         install=footprint.install_bytes(),
         training=footprint.trainings(options.artifacts),
     )  # fmt: skip
+    named = dict(options.targets or ())
+    with Generator(generator_cores, options.generator) as generator:
+        setting = Setting(
+            models=models, artifacts=options.artifacts, images=images, answers=answers,
+            cores=target_cores, generator=generator, checkouts=_checkouts(options),
+            addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
+        )  # fmt: skip
+        runner.run(replace(suite, rules=rules), setting, results, _Progress())
+    return results
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
@@ -105,10 +107,8 @@ def suite_of(options: argparse.Namespace) -> Suite:
         extra = [cell for cell in suite.extra if cell.scenario in wanted]
         suite = replace(suite, scenarios=wanted, extra=extra)
     given = {name: value for name, value in vars(options).items() if value}
-    rules = {
-        name: given[name] for name in ("seconds", "latency_slo_s", "arrivals") if name in given
-    }
-    sizes = {name: given[name] for name in ("callers", "batches", "rounds") if name in given}
+    rules = {name: given[name] for name in given.keys() & {"seconds", "latency_slo_s", "arrivals"}}
+    sizes = {name: given[name] for name in given.keys() & {"callers", "batches", "rounds"}}
     return replace(suite, **sizes, rules=replace(suite.rules, **rules))
 
 
@@ -120,20 +120,14 @@ def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
         options.device or dict.fromkeys(spec.device for spec in named),
         options.precision or dict.fromkeys(spec.precision for spec in named),
         options.workers or dict.fromkeys(spec.workers for spec in named),
-        checkouts_of(options),
+        _checkouts(options),
     )
     if not chosen:
         raise UnusableResults("nothing to measure: no target has these settings")
     return chosen
 
 
-def addresses_of(options: argparse.Namespace) -> dict[str, str]:
-    """Return host:port of the targets that were named by an address."""
-    named = options.targets or ()
-    return {name: where for name, where in named if where and isinstance(where, str)}
-
-
-def checkouts_of(options: argparse.Namespace) -> dict[str, Path]:
+def _checkouts(options: argparse.Namespace) -> dict[str, Path]:
     """Return the folders of the targets that are our server in another checkout."""
     return {name: where for name, where in options.targets or () if isinstance(where, Path)}
 

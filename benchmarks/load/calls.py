@@ -5,7 +5,6 @@ offer some 200,000 calls a second.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from struct import pack_into
 from time import perf_counter
@@ -16,38 +15,42 @@ from benchmarks.load.frames import Request
 
 OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
 """Statuses of gRPC, and of calls that ended without one."""
+Ended = dict[int, list[float]]
+"""By status: the latencies in seconds of the calls that ended with it."""
 
 _CHUNK = 32
 """Calls that are sent at once."""
 _CANCEL = (8).to_bytes(4, "big")
-_FIRST_STREAM = 3
-"""Of the calls that count; stream 1 is that of the call in `Calls._ask_once`."""
 _STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
 """In a header block: the name as it is or in Huffman's code, and the value."""
 
 
 class Calls:
-    """A connection and the calls that were sent on it, numbered from 0."""
+    """The calls on one connection; call N is stream 2 N + 1, and call 0 does not count."""
 
-    def __init__(self, request: Request, callers: int = 1, timeout: str = "") -> None:
-        """Connect, and have one call answered, without a deadline.
+    def __init__(
+        self, connection: Connection, request: Request, ended: Ended, callers: int = 1,
+        timeout: str = "",
+    ) -> None:  # fmt: skip
+        """Have one call answered, without a deadline.
 
         Args:
+            connection: a new one, which still blocks.
             request: what to ask.
+            ended: gets the latencies of the calls.
             callers: how many calls `fill` keeps in flight.
             timeout: `grpc-timeout` of the calls, such as "50m"; empty for none.
 
         Raises:
-            OSError: nobody answers there, or the call fails.
+            OSError: the call fails.
         """
-        self.ended: dict[int, list[float]] = defaultdict(list)
-        """Latencies in seconds of the calls that ended with a status."""
+        self.connection = connection
         self.num_open = 0
         """Calls in flight."""
-        self._callers = callers
-        self._start_s: list[float] = []  # of every call
-        self._is_over = bytearray()  # likewise
-        self._num_expired = 0  # calls before this one are past their deadline
+        self._ended, self._callers = ended, callers
+        self._start_s = [0.0]  # of every call
+        self._is_over = bytearray([True])  # likewise
+        self._num_expired = 1  # calls before this one are past their deadline
         self._body = request.body
         self._unsent: tuple[int, int] | None = None  # a call, and how much of its body is sent
         self._is_small = len(self._body) <= frames.MAX_FRAME_BYTES
@@ -55,20 +58,14 @@ class Calls:
         body = frames.pack(frames.DATA, frames.END_STREAM, 0, self._body)
         self._call = _Template(head, body) if self._is_small else _Template(head)
         self._reset = _Template(frames.pack(frames.RESET, 0, 0, _CANCEL))
-        self.connection = Connection(request)
-        try:
-            # Without a header table, right answers have the same trailers each time.
-            self._statuses = {self._ask_once(request): OK}
-        except BaseException:
-            self.close()
-            raise
-        self.connection.start()
+        # Without a header table, right answers have the same trailers each time.
+        self._statuses = {self._ask_once(request): OK}
 
     def _ask_once(self, request: Request) -> bytes:
         """Have a call answered; return its trailers."""
         head = frames.pack(frames.HEADERS, frames.END_HEADERS, 1, request.headers())
         self.connection.send(head)
-        self.connection.open_stream(1)
+        self.connection.stream_windows[1] = self.connection.initial_window
         num_sent, has_message = 0, False
         while True:
             num_sent = self.connection.send_body(1, self._body, num_sent, frames.END_STREAM)
@@ -79,14 +76,10 @@ class Calls:
                         return payload
                     raise ConnectionError(f"{request.address} fails on {request.path}")
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
-
     @property
     def num_calls(self) -> int:
         """How many calls were sent."""
-        return len(self._start_s)
+        return len(self._start_s) - 1
 
     @property
     def room(self) -> int:
@@ -99,30 +92,29 @@ class Calls:
 
     def send(self, start_s: Sequence[float]) -> None:
         """Send a call for each time that a latency counts from; at most as many as `room`."""
-        first = self.num_calls
+        first = len(self._start_s)
         self._start_s += start_s
         self._is_over += bytes(len(start_s))
         self.num_open += len(start_s)
-        self.connection.send(self._call.fill(range(first, self.num_calls)))
+        self.connection.send(self._call.fill(range(first, len(self._start_s))))
         if self._is_small:
             self.connection.window -= len(start_s) * len(self._body)
         else:
             self._unsent = (first, 0)
-            self.connection.open_stream(2 * first + _FIRST_STREAM)
+            self.connection.stream_windows[2 * first + 1] = self.connection.initial_window
             self._send_rest()
 
     def _send_rest(self) -> None:
         """Send what the windows allow of a body that is larger than a frame."""
         if self._unsent and not self.connection.is_full:
             call, begin = self._unsent
-            stream = 2 * call + _FIRST_STREAM
+            stream = 2 * call + 1
             if not self._is_over[call]:
                 begin = self.connection.send_body(stream, self._body, begin, frames.END_STREAM)
+            self._unsent = (call, begin)
             if self._is_over[call] or begin == len(self._body):
                 self._unsent = None
                 del self.connection.stream_windows[stream]
-            else:
-                self._unsent = (call, begin)
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""
@@ -140,7 +132,7 @@ class Calls:
         for kind, flags, stream, payload in received:
             if kind == frames.RESET or (kind == frames.HEADERS and flags & frames.END_STREAM):
                 status = UNKNOWN if kind == frames.RESET else self._status_of(payload)
-                self._end((stream - _FIRST_STREAM) >> 1, status, now_s)
+                self._end(stream >> 1, status, now_s)
         self._send_rest()
 
     def _status_of(self, trailers: bytes) -> int:
@@ -155,12 +147,12 @@ class Calls:
         if not self._is_over[call]:
             self._is_over[call] = True
             self.num_open -= 1
-            self.ended[status].append(now_s - self._start_s[call])
+            self._ended.setdefault(status, []).append(now_s - self._start_s[call])
 
     def give_up(self, before_s: float) -> None:
         """Reset the calls in flight that started before a time: their deadline is exceeded."""
         late, call, now_s = [], self._num_expired, perf_counter()
-        while call < self.num_calls and self._start_s[call] < before_s:
+        while call < len(self._start_s) and self._start_s[call] < before_s:
             if not self._is_over[call]:
                 self._end(call, DEADLINE_EXCEEDED, now_s)
                 late.append(call)
@@ -183,5 +175,5 @@ class _Template:
         """Return the frames of at most _CHUNK calls, one after the other."""
         for row, call in enumerate(calls):
             for at in self._at:
-                pack_into(">I", self._rows, row * self._size + at, 2 * call + _FIRST_STREAM)
+                pack_into(">I", self._rows, row * self._size + at, 2 * call + 1)
         return bytes(memoryview(self._rows)[: len(calls) * self._size])

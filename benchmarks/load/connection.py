@@ -21,20 +21,19 @@ class Connection:
         Raises:
             OSError: nobody answers there.
         """
-        host, _, port = request.address.rpartition(":")
         self.address = request.address
-        self.window = frames.DEFAULT_WINDOW
-        """Bytes that may be sent on the connection."""
+        self.window = self.initial_window = frames.DEFAULT_WINDOW
+        """Bytes that may be sent on the connection, and on each stream at first."""
         self.stream_windows: dict[int, int] = {}
-        """Bytes that may be sent on each of the streams that `open_stream` named."""
+        """Bytes that may be sent on streams, of those that the owner enters here."""
         self.max_streams = frames.MAX_WINDOW
         self.widened = [0]
         """Whose windows are widened by all DATA that comes: the connection, and a long stream."""
-        self._stream_window = frames.DEFAULT_WINDOW
         self._out = memoryview(b"")
         self._rest = b""
         self._num_received = 0  # bytes of DATA since the last WINDOW_UPDATE
         self._has_settings = False
+        host, _, port = request.address.rpartition(":")
         self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -75,21 +74,11 @@ class Connection:
             while self._out:
                 self._out = self._out[self._socket.send(self._out) :]
 
-    def open_stream(self, stream: int) -> None:
-        """Watch the window of a stream whose body `send_body` will send."""
-        self.stream_windows[stream] = self._stream_window
-
     def send_body(self, stream: int, body: bytes, begin: int, flags: int) -> int:
-        """Send a body from `begin` on, as far as the windows allow.
-
-        Args:
-            stream: which; see `open_stream`.
-            body: the whole of it.
-            begin: how much of it has been sent.
-            flags: of its last frame.
+        """Send a body from `begin` on, as far as the windows allow; `flags` go on its last frame.
 
         Returns:
-            How much of it has been sent now.
+            How many bytes of it have been sent now.
         """
         parts = []
         while begin < len(body) and (room := min(self.window, self.stream_windows[stream])) > 0:
@@ -99,8 +88,7 @@ class Connection:
             self.stream_windows[stream] -= len(part)
             last = flags if begin == len(body) else 0
             parts.append(frames.pack(frames.DATA, last, stream, part))
-        if parts:
-            self.send(b"".join(parts))
+        self.send(b"".join(parts))
         return begin
 
     def receive(self) -> list[Frame]:
@@ -146,20 +134,18 @@ class Connection:
             elif stream in self.stream_windows:
                 self.stream_windows[stream] += more
         elif kind == frames.SETTINGS and not flags & frames.ACK:
-            self._set(dict(struct.iter_unpack(">HI", payload)))
+            settings = dict(struct.iter_unpack(">HI", payload))
+            more = settings.get(frames.INITIAL_WINDOW, self.initial_window) - self.initial_window
+            self.initial_window += more
+            for each in self.stream_windows:
+                self.stream_windows[each] += more
+            self.max_streams = settings.get(frames.MAX_STREAMS, self.max_streams)
+            self._has_settings = True
+            self.send(frames.pack(frames.SETTINGS, frames.ACK, 0, b""))
         elif kind == frames.PING and not flags & frames.ACK:
             self.send(frames.pack(frames.PING, frames.ACK, 0, payload))
         elif kind == frames.GOAWAY:
             raise ConnectionError(f"{self.address} ends the connection")
-
-    def _set(self, settings: dict[int, int]) -> None:
-        more = settings.get(frames.INITIAL_WINDOW, self._stream_window) - self._stream_window
-        self._stream_window += more
-        for stream in self.stream_windows:
-            self.stream_windows[stream] += more
-        self.max_streams = settings.get(frames.MAX_STREAMS, self.max_streams)
-        self._has_settings = True
-        self.send(frames.pack(frames.SETTINGS, frames.ACK, 0, b""))
 
 
 def _trusting_context() -> ssl.SSLContext:

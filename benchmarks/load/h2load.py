@@ -63,10 +63,7 @@ def trace_of(rows: npt.NDArray[np.int64], seconds: float, cpu_s: float, output: 
     failed = re.search(r"(\d+) failed, (\d+) errored", output)
     num_failed = sum(map(int, failed.groups())) if failed else 0
     return Trace(
-        generator="h2load",
+        generator="h2load", duration_s=seconds, busy=cpu_s / seconds,
         latencies_s=rows[:, 2].astype(np.float64) / 1e6,
-        duration_s=seconds,
         num_errors=max(num_failed, int((rows[:, 1] != 200).sum())),
-        lag_s=np.empty(0),
-        busy=cpu_s / seconds,
-    )
+    )  # fmt: skip

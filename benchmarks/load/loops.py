@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls
+from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls, Ended
+from benchmarks.load.connection import Connection
 from benchmarks.load.frames import Request
 from benchmarks.load.streams import MessageStream
 from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Seconds, Trace
@@ -32,6 +33,7 @@ _OUTCOMES = {
 """By status of gRPC, of what ended before its deadline."""
 
 _Caller = Calls | MessageStream
+_Selector = selectors.BaseSelector
 
 
 def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
@@ -46,9 +48,11 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
     Raises:
         OSError: the server can't be reached, does not answer rightly, or closes a connection.
     """
-    connect = partial(MessageStream if request.streaming else Calls, request)
+    ended: Ended = {}
+    kind = MessageStream if request.streaming else Calls
+    makers = [partial(kind, request=request, ended=ended, callers=number) for number in in_flight]
     selector = selectors.DefaultSelector()
-    with _connected(selector, connect, in_flight) as callers, _undisturbed(begin_s):
+    with _connected(selector, request, makers) as callers, _undisturbed(begin_s):
         begin_s, cpu_s, ready = perf_counter(), process_time(), callers
         while (now_s := perf_counter()) < begin_s + seconds:
             for caller in ready:
@@ -56,7 +60,7 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
                 _watch(selector, caller)
             ready = list(_select(selector, min(_SELECT_S, begin_s + seconds - now_s)))
         seconds, cpu_s = perf_counter() - begin_s, process_time() - cpu_s
-    return _trace(_joined(callers), seconds, cpu_s / seconds)
+    return _trace(ended, seconds, cpu_s / seconds)
 
 
 def open_loop(
@@ -74,11 +78,12 @@ def open_loop(
     Raises:
         OSError: see `closed`.
     """
+    ended: Ended = {OK: [], DEADLINE_EXCEEDED: []}
     timeout = f"{TIMEOUT_S * 1e3:.0f}m" if deadline is Deadline.SENT else ""
-    connect = partial(Calls, request, timeout=timeout)
+    makers = [partial(Calls, request=request, ended=ended, timeout=timeout)] * connections
     timeout_s = math.inf if deadline is Deadline.NONE else TIMEOUT_S
     selector = selectors.SelectSelector()  # unlike epoll, it waits for microseconds
-    with _connected(selector, connect, range(connections)) as calls, _undisturbed(begin_s):
+    with _connected(selector, request, makers) as calls, _undisturbed(begin_s):
         begin_s, cpu_s = max(begin_s, perf_counter() - 2 * _TICK_S), process_time()
         due_s = (begin_s + offsets_s).tolist()
         lag_s, unsent_s = _offer(selector, calls, due_s, timeout_s)
@@ -86,7 +91,6 @@ def open_loop(
         seconds, cpu_s = end_s - begin_s, process_time() - cpu_s
         for each in calls:
             each.give_up(math.inf)
-    ended = _joined(calls)
     if deadline is Deadline.NONE:
         ended[DEADLINE_EXCEEDED] += [end_s - start_s for start_s in unsent_s]
         return _trace(ended, seconds, cpu_s / seconds, lag_s)
@@ -100,7 +104,7 @@ def open_loop(
 
 
 def _offer(
-    selector: selectors.BaseSelector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
+    selector: _Selector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
 ) -> tuple[list[float], list[float]]:
     """Send each call when it is due, and wait for the answers, or for the last deadline.
 
@@ -136,52 +140,40 @@ def _offer(
     return lag_s, due_s[at:]
 
 
-def _joined(callers: Iterable[_Caller]) -> dict[int, list[float]]:
-    """Join the latencies by status."""
-    ended: dict[int, list[float]] = {OK: [], DEADLINE_EXCEEDED: []}
-    for caller in callers:
-        for status, latencies_s in caller.ended.items():
-            ended.setdefault(status, []).extend(latencies_s)
-    return ended
-
-
 def _trace(
-    ended: Mapping[int, list[float]], seconds: float, busy: float, lag_s: Sequence[float] = (),
+    ended: Ended, seconds: float, busy: float, lag_s: Sequence[float] = (),
     outcomes: Mapping[str, int] | None = None,
 ) -> Trace:  # fmt: skip
-    latencies_s = np.concatenate(list(ended.values()))
+    latencies_s = np.concatenate([[], *ended.values()])
     return Trace(
-        generator="python",
-        latencies_s=latencies_s,
-        duration_s=seconds,
-        num_errors=len(latencies_s) - len(ended[OK]),
-        lag_s=np.array(lag_s),
-        busy=busy,
-        outcomes=outcomes or {},
-    )
+        generator="python", latencies_s=latencies_s, duration_s=seconds, lag_s=np.array(lag_s),
+        num_errors=len(latencies_s) - len(ended.get(OK, [])), busy=busy, outcomes=outcomes or {},
+    )  # fmt: skip
 
 
 @contextmanager
 def _connected(
-    selector: selectors.BaseSelector, connect: Callable[[int], _Caller], numbers: Iterable[int]
+    selector: _Selector, request: Request, makers: Iterable[Callable[[Connection], _Caller]]
 ) -> Iterator[list[Any]]:
-    """Connect callers, and register them with a selector; close all at the end."""
+    """Make callers, each on a connection, and register them; close all at the end."""
     callers: list[Any] = []
     with selector, ExitStack() as stack:
-        for number in numbers:
-            callers.append(stack.enter_context(closing(connect(number))))
-            selector.register(callers[-1].connection, selectors.EVENT_READ, callers[-1])
+        for make in makers:
+            connection = stack.enter_context(closing(Connection(request)))
+            callers.append(make(connection))
+            connection.start()
+            selector.register(connection, selectors.EVENT_READ, callers[-1])
         yield callers
 
 
-def _watch(selector: selectors.BaseSelector, caller: _Caller) -> None:
+def _watch(selector: _Selector, caller: _Caller) -> None:
     """Wait for the socket to take more where it has not taken all."""
     events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_full)
     if selector.get_key(caller.connection).events != events:
         selector.modify(caller.connection, events, caller)
 
 
-def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls | MessageStream]:
+def _select(selector: _Selector, timeout_s: float) -> Iterator[Calls | MessageStream]:
     """Wait for sockets; send and receive what they are ready for, and yield whose they are."""
     for key, mask in selector.select(timeout_s):
         if mask & selectors.EVENT_WRITE:

@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from time import perf_counter
 from typing import Self
 
 from benchmarks.load import cores, h2load, loops
 from benchmarks.load.calls import Calls
+from benchmarks.load.connection import Connection
 from benchmarks.load.frames import Request
 from benchmarks.load.trace import Deadline, Seconds, Trace, merge
 from serving.images import Images
@@ -99,7 +101,8 @@ class NetworkLoad:
         if request.streaming or not self._generator.uses_h2load:
             return self._generator.closed(request, callers, seconds, connections)
         if batch not in self._checked:
-            Calls(request).close()  # raises for a refusal, which h2load takes for an answer
+            with closing(Connection(request)) as connection:
+                Calls(connection, request, {})  # raises for a refusal; for h2load that is a success
             self._checked.add(batch)
         connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
         in_flight = callers // connections

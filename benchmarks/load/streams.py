@@ -8,7 +8,7 @@ from collections import deque
 from time import perf_counter
 
 from benchmarks.load import frames
-from benchmarks.load.calls import OK
+from benchmarks.load.calls import OK, Ended
 from benchmarks.load.connection import Connection
 from benchmarks.load.frames import Request
 
@@ -20,17 +20,22 @@ _INFER, _ERROR_MESSAGE = "/ModelStreamInfer", b"\x0a"
 class MessageStream:
     """A stream on which the same message is sent again and again; its calls are messages."""
 
-    def __init__(self, request: Request, callers: int) -> None:
-        """Connect, and have one message answered; `first_answer` is what came.
+    def __init__(
+        self, connection: Connection, request: Request, ended: Ended, callers: int
+    ) -> None:
+        """Have one message answered; `first_answer` is what came.
 
         Args:
+            connection: a new one, which still blocks.
             request: the method and the message.
+            ended: gets the latencies; each message counts as a call.
             callers: how many messages `fill` keeps in flight.
 
         Raises:
-            OSError: nobody answers there, or not rightly.
+            OSError: it is not answered rightly.
         """
-        self._latencies: list[tuple[float, int]] = []  # in seconds, and how many answers had it
+        self.connection = connection
+        self._latencies_s = ended.setdefault(OK, [])
         self._body = request.body
         self._frames = frames.pack(frames.DATA, 0, _STREAM, self._body)
         self._frame_bytes = len(self._frames)
@@ -39,19 +44,13 @@ class MessageStream:
         self._sent: deque[tuple[float, int]] = deque()  # when, and how many messages, in order
         self._rest = b""  # of an answer that has not arrived whole
         self._free = 1  # messages that may be sent
-        self.connection = Connection(request)
-        self.connection.open_stream(_STREAM)
-        self.connection.widened.append(_STREAM)
-        try:
-            self.first_answer = self._ask_once(request)
-        except BaseException:
-            self.close()
-            raise
+        connection.stream_windows[_STREAM] = connection.initial_window
+        connection.widened.append(_STREAM)
+        self.first_answer = self._ask_once(request)
         self._answer_bytes = frames.PREFIX_BYTES + len(self.first_answer)
         self._prefix = b"\0" + len(self.first_answer).to_bytes(4, "big")
         self._sent.clear()
         self._free = callers
-        self.connection.start()
 
     def _ask_once(self, request: Request) -> bytes:
         head = frames.pack(frames.HEADERS, frames.END_HEADERS, _STREAM, request.headers())
@@ -65,10 +64,6 @@ class MessageStream:
         if request.path.endswith(_INFER) and message.startswith(_ERROR_MESSAGE):
             raise ConnectionError(f"{request.address} fails on {request.path}")
         return message
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
 
     def fill(self, now_s: float) -> None:
         """Send as many messages as may be in flight, and as the windows allow."""
@@ -110,13 +105,8 @@ class MessageStream:
             if num_sent > number:
                 self._sent.appendleft((sent_s, num_sent - number))
             answered = min(num_sent, number)
-            self._latencies.append((now_s - sent_s, answered))
+            self._latencies_s += [now_s - sent_s] * answered
             number -= answered
-
-    @property
-    def ended(self) -> dict[int, list[float]]:
-        """See `Calls.ended`; each message counts as a call."""
-        return {OK: [latency_s for latency_s, number in self._latencies for _ in range(number)]}
 
     def _read(self) -> bytes:
         """Read once; return what it brought of answers."""

@@ -70,13 +70,11 @@ class ThreadLoad:
             thread.join()
         duration_s = perf_counter() - begin_s
         return Trace(
-            generator="threads",
+            generator="threads", duration_s=duration_s, busy=(process_time() - cpu_s) / duration_s,
             latencies_s=np.concatenate([each.latencies_s for each in logs]),
-            duration_s=duration_s,
             num_errors=sum(each.num_errors for each in logs),
             lag_s=np.concatenate([each.lag_s for each in logs]),
-            busy=(process_time() - cpu_s) / duration_s,
-        )
+        )  # fmt: skip
 
 
 class _Log:

@@ -19,9 +19,19 @@ class Deadline(Enum):
     """Whether the callers of an open loop give up after TIMEOUT_S, and reset the stream."""
 
     NONE = "none"
-    SENT = "grpc-timeout"
-    """Yes, and the server can know it from `grpc-timeout`."""
+    SENT = "grpc-timeout"  # yes, and the server can know it from `grpc-timeout`
     UNSENT = "reset only"
+
+
+class Outcome:
+    """How calls with a deadline end; keys of `Trace.outcomes`."""
+
+    DUE = "due"  # all of them
+    SENT = "sent"  # the rest found no room on any connection before their deadline
+    IN_TIME = "in time"  # answered before their deadline, which counts from when they were due
+    REFUSED = "refused"  # ended by RESOURCE_EXHAUSTED or UNAVAILABLE before their deadline
+    LATE = "late"  # sent, and without an answer at their deadline: reset, or expired
+    FAILED = "failed"  # ended otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,7 +47,7 @@ class Trace:
     """How long calls were counted."""
     num_errors: int
     """How many of them failed, or were never answered."""
-    lag_s: Seconds
+    lag_s: Seconds = field(default_factory=lambda: np.empty(0))
     """Open loop only: how much later than intended each call left the generator."""
     busy: float
     """Share of its time that the generator's busiest process computed; 1 is a full core."""
@@ -48,23 +58,6 @@ class Trace:
     def calls_per_s(self) -> float:
         """The achieved rate."""
         return (len(self.latencies_s) - self.num_errors) / self.duration_s
-
-
-class Outcome:
-    """How calls with a deadline end; keys of `Trace.outcomes`."""
-
-    DUE = "due"
-    """All of them."""
-    SENT = "sent"
-    """Those that were sent; the rest found no room on any connection before their deadline."""
-    IN_TIME = "in time"
-    """Answered before their deadline, which counts from when they were due."""
-    REFUSED = "refused"
-    """Ended by RESOURCE_EXHAUSTED or UNAVAILABLE before their deadline."""
-    LATE = "late"
-    """Sent, and without an answer at their deadline: reset by the caller, or expired."""
-    FAILED = "failed"
-    """Ended otherwise."""
 
 
 class Load(Protocol):

@@ -1,6 +1,5 @@
 """Compares two results files of one machine: do their ratios agree, and what changed?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,7 +9,6 @@ from benchmarks.report.table import Table
 from benchmarks.run import environment
 from benchmarks.run.cell import Cell
 from benchmarks.run.result_file import Results, UnusableResults
-from benchmarks.targets.target import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,29 +38,26 @@ def compare(a: Results, b: Results) -> list[Row]:
         raise UnusableResults(f"unlike machines: {'; '.join(unlike)}")
     if a.latency_slo_s != b.latency_slo_s:
         raise UnusableResults(f"unlike objectives: {a.latency_slo_s:g} and {b.latency_slo_s:g} s")
-    in_a, in_b = Figures(a), Figures(b)
-    rows = [_row(cell, in_a.specs[0], in_a, in_b) for cell in in_a.rounds if cell in in_b.rounds]
+    in_a, in_b, rows = Figures(a), Figures(b), []
+    for cell in in_a.rounds:
+        if cell in in_b.rounds:
+            old, new = (list(each.rounds[cell].values()) for each in (in_a, in_b))
+            change = unpaired_ratio(old, new) if cell.is_latency else unpaired_ratio(new, old)
+            ratio_a, ratio_b = in_a.speedup(cell), in_b.speedup(cell, in_a.specs[0])
+            ratios = (ratio_a, ratio_b) if ratio_a and ratio_b else None
+            rows.append(Row(cell=cell, change=change, ratios=ratios))
     if not rows:
         raise UnusableResults("the two have no target and scenario in common")
     return rows
 
 
-def _row(cell: Cell, baseline: Spec, a: Figures, b: Figures) -> Row:
-    old, new = list(a.rounds[cell].values()), list(b.rounds[cell].values())
-    change = unpaired_ratio(old, new) if cell.is_latency else unpaired_ratio(new, old)
-    in_a, in_b = a.speedup(cell, baseline), b.speedup(cell, baseline)
-    ratios = (in_a, in_b) if in_a and in_b and cell.spec != baseline else None
-    return Row(cell=cell, change=change, ratios=ratios)
-
-
-def table(rows: Sequence[Row], baseline: str) -> Table:
+def table(rows: list[Row], baseline: str) -> Table:
     """Lay the comparison out."""
     lines = [["cell", f"× {baseline} in A", "in B", "agree", "B is as fast as A"]]
     for row in rows:
-        ratios = (
-            [*map(str, row.ratios), "yes" if row.agrees else "NO"] if row.ratios else ["1", "1", ""]
-        )
-        lines.append([str(row.cell), *ratios, str(row.change)])
+        ratios = [str(ratio) for ratio in row.ratios or ("1", "1")]
+        verdict = ("yes" if row.agrees else "NO") if row.ratios else ""
+        lines.append([str(row.cell), *ratios, verdict, str(row.change)])
     typical = median(abs(row.change.estimate - 1) for row in rows)
     note = (
         "With the least to the greatest round. The last column includes the machine's drift "

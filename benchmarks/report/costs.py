@@ -1,33 +1,41 @@
 """The tables of what an image, a start, an installation and a training cost, and of what lacks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from typing import Any
 
 from benchmarks.report.figures import Figures
 from benchmarks.report.table import Table, seconds, short
 from benchmarks.run.cell import Cell
 
 
+def by_scenario(figures: Figures) -> Table:
+    """Lay out the processor time of an image, in calls of one, by scenario."""
+    return _costs(figures, "scenario", ("SingleStream", "Server"), lambda cell: cell.scenario)
+
+
 def by_callers(figures: Figures) -> Table:
     """Lay out the processor time of an image by callers."""
-    return _costs(figures, "ClosedLoop", "callers", lambda cell: cell.callers)
+    return _costs(figures, "callers", ("ClosedLoop",), lambda cell: cell.callers)
 
 
 def by_batch(figures: Figures) -> Table:
     """Lay out the processor time of an image by the size of calls."""
-    return _costs(figures, "Offline", "images a call", lambda cell: cell.batch)
+    return _costs(figures, "images a call", ("Offline",), lambda cell: cell.batch)
 
 
-def _costs(figures: Figures, scenario: str, what: str, size: Callable[[Cell], int]) -> Table:
+def _costs(
+    figures: Figures, what: str, scenarios: Sequence[str], column: Callable[[Cell], Any]
+) -> Table:
     costs = {
-        (cell.spec, size(cell)): cost
+        (cell.spec, column(cell)): cost
         for cell in figures.samples
-        if cell.scenario == scenario and (cost := figures.cost_us(cell))
+        if cell.scenario in scenarios and (cost := figures.cost_us(cell))
     }
-    sizes = sorted({size for _, size in costs})
-    rows = [["target", *map(str, sizes)]]
+    columns = sorted({column for _, column in costs})
+    rows = [["target", *map(str, columns)]]
     rows += [
-        [str(spec), *(short(costs.get((spec, each))) for each in sizes)]
+        [str(spec), *(short(costs.get((spec, each))) for each in columns)]
         for spec in dict.fromkeys(spec for spec, _ in costs)
     ]
     return Table(f"Processor time an image, by {what}", "Microseconds of the target's.", rows)

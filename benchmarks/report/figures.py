@@ -1,6 +1,6 @@
 """From samples to figures: one number for each cell and round, by the scenarios' definitions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -41,58 +41,59 @@ class Figures:
         """Return the target's processor time for an image, in microseconds."""
         return cost_us(self.valid(cell))
 
-    def speedup(self, cell: Cell, baseline: Spec) -> Interval | None:
-        """Return how many times as fast a cell is as that of another target, by their rounds."""
+    def speedup(self, cell: Cell, baseline: Spec | None = None) -> Interval | None:
+        """Return how many times as fast a cell is as that of another target, by their rounds.
+
+        Args:
+            cell: which.
+            baseline: the other target; None for the first one.
+
+        Returns:
+            None for the baseline itself, and where the two have no round in common.
+        """
+        baseline = baseline or self.specs[0]
         ours, theirs = self.rounds.get(cell, {}), self.rounds.get(replace(cell, spec=baseline), {})
         rounds = sorted(set(ours) & set(theirs))
-        if not rounds:
+        if not rounds or cell.spec == baseline:
             return None
         values, others = [ours[n] for n in rounds], [theirs[n] for n in rounds]
         return paired_ratio(others, values) if cell.is_latency else paired_ratio(values, others)
 
     def offline(self, spec: Spec) -> dict[int, float]:
         """Return a target's images/s in Offline by images a call, ascending."""
-        cells = sorted(cell for cell in self.rounds if cell.spec == spec)
-        return {
-            cell.batch: median(self.rounds[cell].values())
-            for cell in cells
-            if cell.scenario == "Offline"
-        }
+        cells = sorted(c for c in self.rounds if c.spec == spec and c.scenario == "Offline")
+        return {cell.batch: median(self.rounds[cell].values()) for cell in cells}
 
     def crossover(self, cuda: Spec) -> int | None:
         """Return the measured size from which CUDA leads the CPU in Offline; None if it doesn't."""
         on_cpu, on_cuda = self.offline(replace(cuda, device="cpu")), self.offline(cuda)
         found = None
-        for size in sorted(set(on_cpu) & set(on_cuda), reverse=True):
+        for size in sorted(on_cpu.keys() & on_cuda.keys(), reverse=True):
             if on_cuda[size] <= on_cpu[size]:
                 break
             found = size
         return found
 
 
-def cost_us(samples: Sequence[Sample]) -> float | None:
+def cost_us(samples: Iterable[Sample]) -> float | None:
     """Return the target's processor time for an image, in microseconds: the samples' median."""
     costs = [sample.cpu_us_per_call / sample.batch for sample in samples if sample.cpu_us_per_call]
     return median(costs) if costs else None
 
 
 def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Rounds:
-    by_round: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_round.setdefault(sample.round, []).append(sample)
-    figures = {number: _figure(cell, each, latency_slo_s) for number, each in by_round.items()}
+    figures = {}
+    for number in dict.fromkeys(sample.round for sample in samples):
+        of_round = [sample for sample in samples if sample.round == number]
+        valid = [sample for sample in of_round if not sample.invalid]
+        if cell.scenario == "Server":
+            figures[number] = server_rate(of_round, latency_slo_s)
+        elif valid and cell.is_latency:
+            latency = Histogram.joined(sample.latency for sample in valid)
+            figures[number] = latency.quantile(LATENCY[cell.scenario])
+        elif valid:
+            figures[number] = median(sample.images_per_s for sample in valid)
     return {number: value for number, value in figures.items() if value is not None}
-
-
-def _figure(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> float | None:
-    if cell.scenario == "Server":
-        return server_rate(samples, latency_slo_s)
-    valid = [sample for sample in samples if not sample.invalid]
-    if not valid:
-        return None
-    if cell.is_latency:
-        return Histogram.joined(s.latency for s in valid).quantile(LATENCY[cell.scenario])
-    return median(sample.images_per_s for sample in valid)
 
 
 def server_rate(samples: Sequence[Sample], latency_slo_s: float) -> float | None:

@@ -31,14 +31,13 @@ CAPTIONS = {
         "Share of the model's runs by size, for calls of one image: an idle engine never waits, "
         "a busy one takes what has come meanwhile.",
     ),
-    "cost": ("Processor time", "Of the target alone, for a call of one image."),
 }
 """Heading and caption of each picture, in the order of the page."""
 
 _TABLES = (
     rates.targets, rates.closed_loops, rates.overload, rates.crossovers, rates.composition,
-    costs.by_callers, costs.by_batch, costs.starts, costs.installations, costs.trainings,
-    costs.skips, costs.invalid,
+    costs.by_scenario, costs.by_callers, costs.by_batch, costs.starts, costs.installations,
+    costs.trainings, costs.skips, costs.invalid,
 )  # fmt: skip
 
 

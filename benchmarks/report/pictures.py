@@ -8,10 +8,9 @@ import numpy as np
 from benchmarks.report.axes import Line, draw_lines, milliseconds, new_axes, style
 from benchmarks.report.figures import Figures
 from benchmarks.report.table import seconds, short
-from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.targets.target import Spec
-from reports.drawing import INK, MUTED, draw
+from reports.drawing import INK, draw
 from reports.page import Picture
 
 _QUANTILES = 1 - 10 ** -np.linspace(0, 4, 200)
@@ -21,34 +20,19 @@ _BUCKETS = [str(2**power) for power in range(8)]
 
 def draw_all(figures: Figures) -> dict[str, Picture]:
     """Draw every picture that the results have something for."""
-    drawn = {
-        "knee": knee(figures),
-        "server": server(figures),
-        "latency": latency(figures),
-        "batches": batches(figures),
-        "formed": formed(figures),
-        "cost": cost(figures),
-    }
-    return {name: picture for name, picture in drawn.items() if picture is not None}
-
-
-def _cells(figures: Figures, *scenarios: str) -> list[Cell]:
-    """List the cells of scenarios that have a valid sample, but not of the null target."""
-    return [
-        cell
-        for cell in figures.samples
-        if cell.scenario in scenarios and cell.spec.target != "null" and figures.valid(cell)
-    ]
+    makers = {"knee": knee, "server": server, "latency": latency, "batches": batches,
+              "formed": formed}  # fmt: skip
+    return {name: picture for name, make in makers.items() if (picture := make(figures))}
 
 
 def knee(figures: Figures) -> Picture | None:
     """Throughput against latency in closed loops of more and more callers."""
     points: dict[Spec, list[tuple[int, float, float]]] = {}
-    for cell in _cells(figures, "ClosedLoop"):
-        valid = figures.valid(cell)
-        rate = median(sample.images_per_s for sample in valid)
-        p99_ms = 1e3 * median(sample.latency.quantile(0.99) for sample in valid)
-        points.setdefault(cell.spec, []).append((cell.callers, rate, p99_ms))
+    for cell in figures.rounds:
+        if cell.scenario == "ClosedLoop" and cell.spec.target != "null":
+            p99_s = median(sample.latency.quantile(0.99) for sample in figures.valid(cell))
+            point = (cell.callers, figures.of(cell) or 0, 1e3 * p99_s)
+            points.setdefault(cell.spec, []).append(point)
     lines: dict[Spec, Line] = {}
     for spec, each in points.items():
         if len(each) >= 3:
@@ -98,8 +82,11 @@ def server(figures: Figures) -> Picture | None:
 
 def latency(figures: Figures) -> Picture | None:
     """Latency by percentile, one call at a time, all rounds together."""
-    cells = _cells(figures, "SingleStream")
-    totals = {c.spec: Histogram.joined(s.latency for s in figures.valid(c)) for c in cells}
+    totals = {
+        cell.spec: Histogram.joined(sample.latency for sample in figures.valid(cell))
+        for cell in figures.rounds
+        if cell.scenario == "SingleStream" and cell.spec.target != "null"
+    }
     if not totals:
         return None
     figure, axes = new_axes("percentile of the calls", "latency, one call at a time", log="y")
@@ -165,33 +152,6 @@ def formed(figures: Figures) -> Picture | None:
         for name, shares in rows.items()
     )
     return draw(figure, f"A grid of shares, by size of the run. {'; '.join(commonest)}.")
-
-
-def cost(figures: Figures) -> Picture | None:
-    """The target's processor time for a call of one image, by scenario."""
-    marks = {"SingleStream": ("o", 6), "ClosedLoop": ("s", -13), "Server": ("D", -13)}
-    costs = {  # in order of callers: the last is the busiest
-        (cell.spec, cell.scenario): value
-        for cell in _cells(figures, *marks)
-        if (value := figures.cost_us(cell))
-    }
-    specs = list(dict.fromkeys(spec for spec, _ in costs))
-    if not specs:
-        return None
-    figure, axes = new_axes("processor time of the target for a call of one image, µs", "",
-                            log="x", height=0.34 * len(specs) + 1.3)  # fmt: skip
-    for (spec, scenario), value in costs.items():
-        (mark, above), row = marks[scenario], specs.index(spec)
-        axes.plot(value, row, mark, color=style(spec)["color"])
-        axes.annotate(f"{value:.3g}", (value, row), (0, above), textcoords="offset points",
-                      fontsize=9, color=MUTED, ha="center")  # fmt: skip
-    for scenario in dict.fromkeys(scenario for _, scenario in costs):
-        axes.plot([], [], marks[scenario][0], color=MUTED, label=scenario)
-    axes.set_yticks(range(len(specs)), list(map(str, specs)))
-    axes.set_ylim(len(specs) - 0.5, -0.7)
-    axes.legend(frameon=False, labelcolor=INK, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    listed = (f"{spec} {value:.3g} µs in {scenario}" for (spec, scenario), value in costs.items())
-    return draw(figure, f"Dots of processor time for a call of one image: {_listed(listed)}.")
 
 
 def _listed(parts: Iterable[str]) -> str:

@@ -57,11 +57,10 @@ def _heading(cell: Cell, latency_slo_s: float) -> str:
 
 
 def _entry(cell: Cell, figures: Figures) -> str:
-    value, baseline = figures.of(cell), figures.specs[0]
+    value, ratio = figures.of(cell), figures.speedup(cell)
     if value is None:
         return NOT_MEASURED
     text = seconds(value) if cell.is_latency else f"{short(value)}/s"
-    ratio = figures.speedup(cell, baseline) if cell.spec != baseline else None
     return f"{text} ({ratio})" if ratio else text
 
 
@@ -70,12 +69,10 @@ def closed_loops(figures: Figures) -> Table:
     rows = [["target", "in flight", "images/s", f"× {_first(figures)}", "p50", "p99"]]
     for cell in figures.rounds:
         if cell.scenario == "ClosedLoop":
-            first = figures.specs[0]
-            ratio = figures.speedup(cell, first) if cell.spec != first else None
             latencies = [sample.latency for sample in figures.valid(cell)]
             tail = [seconds(median(h.quantile(share) for h in latencies)) for share in (0.5, 0.99)]
-            rate = short(figures.of(cell))
-            rows.append([str(cell.spec), cell.in_flight, rate, str(ratio or NONE), *tail])
+            rate, ratio = short(figures.of(cell)), str(figures.speedup(cell) or NONE)
+            rows.append([str(cell.spec), cell.in_flight, rate, ratio, *tail])
     note = (
         "Calls of one image; C × M: M in flight on each of C connections, or on each of C streams. "
         "Medians of the rounds; ratios with the least to the greatest of them."

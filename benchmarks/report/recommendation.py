@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.report.figures import Figures, cost_us
+from benchmarks.report.figures import cost_us
 from benchmarks.report.table import Table, seconds, short
 from benchmarks.run.result_file import Results, Sample
 from benchmarks.targets.target import Spec
@@ -43,26 +43,19 @@ def choices(
         batch: images in each of the callers' calls; None for any.
     """
     best: dict[tuple[Spec, int], dict[int, Sample]] = {}
-    for cell, samples in Figures(results).samples.items():
-        is_embedded = cell.spec.target in _EMBEDDED
-        if cell.spec.target in _NO_DEPLOYMENT or is_embedded != (place == "embedded"):
-            continue
-        for sample in samples:
-            if not sample.invalid and sample.holds(latency_slo_s) and batch in (None, cell.batch):
-                by_round = best.setdefault((cell.spec, cell.batch), {})
-                known = by_round.setdefault(sample.round, sample)
-                by_round[sample.round] = max(known, sample, key=lambda each: each.images_per_s)
-    return [_choice(*key, list(by_round.values())) for key, by_round in best.items()]
-
-
-def _choice(spec: Spec, batch: int, samples: Sequence[Sample]) -> Choice:
-    return Choice(
-        spec=spec,
-        batch=batch,
-        images_per_s=median(sample.images_per_s for sample in samples),
-        p99_s=median(sample.latency.quantile(0.99) for sample in samples),
-        cost_us=cost_us(samples),
-    )
+    for sample in sorted(results.samples, key=lambda each: each.images_per_s):
+        target, is_asked = sample.spec.target, batch in (None, sample.batch)
+        is_there = target not in _NO_DEPLOYMENT and (target in _EMBEDDED) == (place == "embedded")
+        if is_asked and is_there and not sample.invalid and sample.holds(latency_slo_s):
+            best.setdefault((sample.spec, sample.batch), {})[sample.round] = sample
+    return [
+        Choice(
+            spec=spec, batch=images, cost_us=cost_us(by_round.values()),
+            images_per_s=median(sample.images_per_s for sample in by_round.values()),
+            p99_s=median(sample.latency.quantile(0.99) for sample in by_round.values()),
+        )
+        for (spec, images), by_round in best.items()
+    ]  # fmt: skip
 
 
 def rank(found: list[Choice], rate: float) -> tuple[list[Choice], bool]:

@@ -14,7 +14,6 @@ _PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "ngh2", "uvloop",
     "tensorflow", "keras",
 )  # fmt: skip
-
 _MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")
 """What has to be the same for two files to be compared."""
 
@@ -26,6 +25,8 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         models: the model repository's root.
         cores: how many cores the targets and the generators have.
     """
+    query = ("nvidia-smi", "--format=csv,noheader", "--query-gpu")
+    versions = {name: _version(name) for name in _PACKAGES}
     return {
         "cpu": _cpu(),
         "architecture": platform.machine(),
@@ -33,11 +34,11 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         "cores_for": dict(cores),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "governor": _output("cat", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
-        "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "gpu": _output(*query, "name"),
+        "gpu_driver": _output(*query, "driver_version"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name, version in versions.items() if version},
         "h2load": _output("h2load", "--version"),
         "commit": _commit(),
         "model": _model(models),
@@ -46,11 +47,8 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """List in what two machines differ, in words; empty if they are alike."""
-    return [
-        f"{name} {ours.get(name)!r} and {theirs.get(name)!r}"
-        for name in _MACHINE
-        if ours.get(name) != theirs.get(name)
-    ]
+    pairs = ((name, ours.get(name), theirs.get(name)) for name in _MACHINE)
+    return [f"{name} {our!r} and {their!r}" for name, our, their in pairs if our != their]
 
 
 def _cpu() -> str:
@@ -86,9 +84,9 @@ def _commit() -> str | None:
 def _model(models: Path) -> dict[str, str] | None:
     """Return which model is measured, by its files' digests."""
     files = (models / "digits").glob("[1-9]*/manifest.json")
-    versions = sorted(files, key=lambda file: int(file.parent.name))
-    if not versions:
+    newest = max(files, key=lambda file: int(file.parent.name), default=None)
+    if newest is None:
         return None
-    manifest = json.loads(versions[-1].read_text("utf-8"))
+    manifest = json.loads(newest.read_text("utf-8"))
     digest = hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
     return {"recipe": manifest["recipe"], "version": manifest["version"], "digest": digest[:16]}

@@ -2,54 +2,45 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-EXTRAS = {"client": "", "serve": "serve", "train": "train"}
+_EXTRAS = {"client": "", "serve": "serve", "train": "train"}
 """What people install, and the extra that brings it."""
 
 
 def install_bytes() -> dict[str, int]:
     """Add up the files of each extra's packages, as installed here; leaves out what isn't."""
     sizes = {}
-    for name, extra in EXTRAS.items():
-        found: dict[str, int] = {}
-        try:
-            _add("digit-serving", extra, found)
-        except metadata.PackageNotFoundError:
-            continue
-        sizes[name] = sum(found.values())
+    for name, extra in _EXTRAS.items():
+        with suppress(metadata.PackageNotFoundError):
+            sizes[name] = sum(_sizes("digit-serving", extra, {}).values())
     return sizes
 
 
-def _add(name: str, extra: str, found: dict[str, int]) -> None:
-    """Add a distribution and what it requires, each once."""
+def _sizes(name: str, extra: str, found: dict[str, int]) -> dict[str, int]:
+    """Add a distribution and what it requires, each once, to what was found."""
     from packaging.requirements import Requirement  # of an extra: `--help` works without it
 
     distribution = metadata.distribution(name)
     found.setdefault(name, sum(file.size or 0 for file in distribution.files or ()))
-    for requirement in map(Requirement, distribution.requires or ()):
-        marker = requirement.marker
-        if (marker is None or marker.evaluate({"extra": extra})) and requirement.name not in found:
-            _add(requirement.name, ",".join(requirement.extras), found)
+    for each in map(Requirement, distribution.requires or ()):
+        if each.name not in found and (not each.marker or each.marker.evaluate({"extra": extra})):
+            _sizes(each.name, ",".join(each.extras), found)
+    return found
 
 
 def trainings(artifacts: Path) -> list[Mapping[str, Any]]:
     """Collect the figures that trainings left: of the last one, and of the study."""
     found: list[Mapping[str, Any]] = []
     for path in (artifacts / "metrics.json", Path("training/study/results.json")):
-        try:
+        with suppress(AttributeError, OSError, KeyError, TypeError, ValueError):  # none, or others
             document = json.loads(path.read_text("utf-8"))
             found += [
-                {
-                    "recipe": str(entry["recipe"]),
-                    "seconds": float(entry["train_seconds"]),
-                    "accuracy": float(entry["accuracy"]["test"]),
-                    "device": str(entry.get("device", "unknown")),
-                }
-                for entry in document.get("runs", [document])
-            ]
-        except (AttributeError, OSError, KeyError, TypeError, ValueError):
-            continue  # not trained here, or by another version
+                {"recipe": run["recipe"], "seconds": float(run["train_seconds"]),
+                 "accuracy": float(run["accuracy"]["test"]), "device": run.get("device", "unknown")}
+                for run in document.get("runs", [document])
+            ]  # fmt: skip
     return found

@@ -37,18 +37,18 @@ class Histogram:
         return cls(*np.unique((microseconds >> octave) + _SUB * octave, return_counts=True))
 
     @classmethod
-    def decode(cls, text: str) -> Self:
-        """Read what `encode` wrote."""
-        words = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
-        return cls(*words.reshape(2, -1))
-
-    @classmethod
     def joined(cls, histograms: Iterable["Histogram"]) -> Self:
         """Count together what several histograms count."""
         parts = list(histograms)
         index, place = np.unique(np.concatenate([p.index for p in parts]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([p.count for p in parts]))
         return cls(index, counts.astype(np.int64))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Read what `encode` wrote."""
+        words = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
+        return cls(*words.reshape(2, -1))
 
     def encode(self) -> str:
         """Write as base64 of zlib of uint32: the buckets, then their counts."""
@@ -64,8 +64,7 @@ class Histogram:
     def values_s(self) -> npt.NDArray[np.float64]:
         """The middle of each bucket, in seconds."""
         octave = np.maximum(self.index // _SUB - 1, 0)
-        middle_us = (self.index - _SUB * octave + 0.5) * np.exp2(octave)
-        return np.asarray(middle_us * 1e-6, np.float64)
+        return np.asarray((self.index - _SUB * octave + 0.5) * np.exp2(octave) * 1e-6)
 
     def quantile(self, share: float) -> float:
         """Return the latency in seconds that `share` of the calls did not exceed; 0.99 for p99.
@@ -76,5 +75,4 @@ class Histogram:
         if not self.total:
             return float("nan")
         rank = max(1, int(np.ceil(share * self.total)))
-        place = int(np.searchsorted(np.cumsum(self.count), rank))
-        return float(self.values_s[place])
+        return float(self.values_s[np.searchsorted(np.cumsum(self.count), rank)])

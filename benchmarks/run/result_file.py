@@ -22,16 +22,10 @@ class UnusableResults(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Sample:
-    """One timed run of one target."""
+class Sample(Cell):
+    """One timed run of one target; its callers are those that there were."""
 
-    spec: Spec
-    scenario: str
     round: int
-    callers: int
-    """Calls in flight; 0 in an open loop."""
-    batch: int
-    """Images a call."""
     offered_per_s: float | None
     """Open loop: calls sent a second."""
     generator: str
@@ -52,19 +46,14 @@ class Sample:
     """Runs of the model by upper bound of their size, if known."""
     invalid: str
     """Why this does not measure the target; empty if it does."""
-    connections: int = 0
-    overload: float = 0.0
-    """Both: see `Cell`."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Overload: how many calls ended how, by `benchmarks.load.trace.Outcome`."""
 
     @property
     def cell(self) -> Cell:
         """What this is a sample of; Offline's callers are the target's choice."""
-        return Cell(
-            spec=self.spec, scenario=self.scenario, batch=self.batch, connections=self.connections,
-            callers=0 if self.scenario == "Offline" else self.callers, overload=self.overload,
-        )  # fmt: skip
+        values = {each.name: getattr(self, each.name) for each in fields(Cell)}
+        return Cell(**values | ({"callers": 0} if self.scenario == "Offline" else {}))
 
     @property
     def images_per_s(self) -> float:
@@ -109,7 +98,7 @@ class Results:
     install: Mapping[str, int] = field(default_factory=dict)
     """Bytes that an installation of each extra takes."""
     training: list[Mapping[str, Any]] = field(default_factory=list)
-    """Recipe, seconds and accuracy, for each training that left its figures."""
+    """Recipe, device, seconds and accuracy of each training that left its figures."""
     starts: list[Start] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -121,11 +110,9 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write the file, a line for each sample."""
-        document = {"format": FORMAT} | {
-            each.name: getattr(self, each.name) for each in fields(self)
-        }
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(_lines(document)), "utf-8")
+        path.write_text("{\n" + ",\n".join(_lines({"format": FORMAT} | values)) + "\n}\n", "utf-8")
 
 
 def load(path: Path) -> Results:
@@ -139,7 +126,11 @@ def load(path: Path) -> Results:
         if (found := document.pop("format")) != FORMAT:
             raise UnusableResults(f"{path}: format {FORMAT} expected, got {found!r}")
         for name, kind in (("starts", Start), ("skips", Skip), ("samples", Sample)):
-            document[name] = [_read(kind, each) for each in document[name]]
+            for each in document[name]:
+                each["spec"] = Spec(**each["spec"])
+                if kind is Sample:
+                    each["latency"] = Histogram.decode(each["latency"])
+            document[name] = [kind(**each) for each in document[name]]
         return Results(**document)
     except OSError as err:
         raise UnusableResults(f"{path}: {err.strerror}") from err
@@ -147,33 +138,20 @@ def load(path: Path) -> Results:
         raise UnusableResults(f"{path} is no results file: {type(err).__name__}: {err}") from err
 
 
-def _read(kind: Any, document: dict[str, Any]) -> Any:
-    document["spec"] = Spec(**document["spec"])
-    if kind is Sample:
-        document["latency"] = Histogram.decode(document["latency"])
-    return kind(**document)
-
-
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Write JSON with a line for each field, and for each item of a list."""
-    separator = "{"
+    """Write a line of JSON for each field, and for each item of a list."""
     for name, value in document.items():
-        yield f"{separator}\n{json.dumps(name)}: "
-        separator = ","
+        text = json.dumps(value, default=_plain)
         if isinstance(value, list) and value:
-            yield "[\n" + ",\n".join(json.dumps(_plain(each)) for each in value) + "\n]"
-        else:
-            yield json.dumps(value)
-    yield "\n}\n"
+            text = "[\n" + ",\n".join(json.dumps(each, default=_plain) for each in value) + "\n]"
+        yield f"{json.dumps(name)}: {text}"
 
 
 def _plain(item: Any) -> Any:
-    """Turn an item of a list into what JSON has; floats get five digits in samples."""
+    """Turn what JSON lacks into what it has; floats of samples get five digits."""
+    if isinstance(item, Histogram):
+        return item.encode()
     if not isinstance(item, Sample):
-        return item if isinstance(item, dict) else asdict(item)
-    values = {each.name: getattr(item, each.name) for each in fields(item)}
-    rounded = {
-        name: float(f"{value:.5g}") if isinstance(value, float) else value
-        for name, value in values.items()
-    }
-    return rounded | {"spec": asdict(item.spec), "latency": item.latency.encode()}
+        return asdict(item)
+    values = ((each.name, getattr(item, each.name)) for each in fields(item))
+    return {n: float(f"{v:.5g}") if isinstance(v, float) else v for n, v in values}

@@ -5,12 +5,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.load.network import Generator
 from benchmarks.run import process_usage, scenarios
 from benchmarks.run.result_file import Results, Skip, Start
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+from serving.images import Images
 
 
 def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[str], None]) -> None:
@@ -54,11 +54,14 @@ def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
             yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
 
 
-def setting_of(
-    models: Path, artifacts: Path, cores: list[int], addresses: Mapping[str, str],
-    checkouts: Mapping[str, Path], generator: Generator,
-) -> Setting:  # fmt: skip
-    """Take the images from the model's own golden samples, which are real digits.
+def golden(models: Path) -> tuple[Images, list[int]]:
+    """Take images from the model's own golden samples, which are real digits.
+
+    Args:
+        models: the model repository's root.
+
+    Returns:
+        (4096, 784) uint8, the samples over and over, and the digits that the model sees in each.
 
     Raises:
         DigitsError: there is no model.
@@ -71,8 +74,4 @@ def setting_of(
     manifest = repository.load_manifest(models / "digits" / newest)
     images = manifest.golden_images
     answers = manifest.golden_probabilities["fp32"].argmax(axis=1)
-    return Setting(
-        models=models, artifacts=artifacts, cores=cores, addresses=addresses, checkouts=checkouts,
-        generator=generator, images=np.resize(images, (4096, images.shape[1])),
-        answers=tuple(answers.tolist()),
-    )  # fmt: skip
+    return np.resize(images, (4096, images.shape[1])), answers.tolist()

@@ -9,10 +9,11 @@ python -m benchmarks.targets.bare_server [--models models] [--precision fp32|int
 import argparse
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _PREFIX_BYTES = 5
 _RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _OK = ((b"grpc-status", b"0"),)
 
-Answer = Callable[[list[bytes]], list[bytes]]
+Answer = Callable[[Sequence[bytes]], Sequence[bytes]]
 """Takes the messages that have come, and gives their answers, all without gRPC's prefix."""
 
 
@@ -38,43 +39,37 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
-        self.http2 = http2.open_session(_LIMITS)
+        self._http2 = http2.open_session(_LIMITS)
         self._parts: dict[int, bytes] = {}
 
-    def read(self, buffer: memoryview) -> dict[int, bytes]:
-        """Return the messages that are whole now, by stream.
-
-        Raises:
-            OSError: the peer has left.
-        """
-        num_bytes = self.socket.recv_into(buffer)
-        self.http2.receive_data(buffer[:num_bytes])
+    def read(self, buffer: memoryview) -> dict[int, bytes] | None:
+        """Return the messages that are whole now, by stream; None if the peer has left."""
+        num_bytes = 0
+        with suppress(OSError):
+            num_bytes = self.socket.recv_into(buffer)
+        self._http2.receive_data(buffer[:num_bytes])
         whole = {}
-        for event in self.http2.events():
+        for event in self._http2.events():
+            if isinstance(event, http2.ConnectionClosed):
+                return None
             if isinstance(event, http2.DataReceived):
                 stream = event.stream_id
-                self.http2.acknowledge_received_data(len(event.data), stream)
-                data = self._parts.pop(stream, b"") + event.data
+                self._http2.acknowledge_received_data(len(event.data), stream)
+                self._parts[stream] = self._parts.get(stream, b"") + event.data
                 if event.end_stream:
-                    whole[stream] = data[_PREFIX_BYTES:]
-                else:
-                    self._parts[stream] = data
-            elif isinstance(event, http2.ConnectionClosed):
-                num_bytes = 0
-        if not num_bytes:
-            raise ConnectionError("the peer has left")
-        return whole
+                    whole[stream] = self._parts.pop(stream)[_PREFIX_BYTES:]
+        return whole if num_bytes else None
 
     def answer(self, stream: int, message: bytes) -> None:
         """Answer a call."""
-        self.http2.send_response(stream, _RESPONSE)
-        self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
-        self.http2.send_trailers(stream, _OK)
+        self._http2.send_response(stream, _RESPONSE)
+        self._http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        self._http2.send_trailers(stream, _OK)
 
     def write(self) -> None:
         """Send what HTTP/2 has to say, windows and answers."""
         with suppress(OSError):  # the peer has left, as the next read will find
-            while output := self.http2.data_to_send():
+            while output := self._http2.data_to_send():
                 self.socket.sendall(output)
 
 
@@ -86,36 +81,32 @@ def serve(answer: Answer) -> None:
     selector.register(listener, selectors.EVENT_READ)
     print(f"serving address=127.0.0.1:{listener.getsockname()[1]}", flush=True)
     while True:
-        ready: list[_Connection | None] = [key.data for key, _ in selector.select()]
-        calls: list[tuple[_Connection, int]] = []
-        messages: list[bytes] = []
+        ready: list[Any] = [key.data for key, _ in selector.select()]
+        calls: list[tuple[_Connection, int, bytes]] = []
         for connection in ready:
             if connection is None:
                 sock, _ = listener.accept()
                 selector.register(sock, selectors.EVENT_READ, _Connection(sock))
-                continue
-            try:
-                whole = connection.read(buffer)
-            except OSError:
+            elif (whole := connection.read(buffer)) is None:
                 selector.unregister(connection.socket)
                 connection.socket.close()
-                continue
-            calls += [(connection, stream) for stream in whole]
-            messages += whole.values()
-        if messages:
-            for (connection, stream), message in zip(calls, answer(messages), strict=True):
+            else:
+                calls += [(connection, stream, message) for stream, message in whole.items()]
+        if calls:
+            answers = answer([message for _, _, message in calls])
+            for (connection, stream, _), message in zip(calls, answers, strict=True):
                 connection.answer(stream, message)
-        for each in filter(None, ready):
-            each.write()
+        for connection in filter(None, ready):
+            connection.write()
 
 
-def _classify(models: Path, precision: str) -> Answer:
-    model = load_model(models / "digits", None, "cpu", precision)  # type: ignore[arg-type]
+def _classify(models: Path, precision: Any) -> Answer:
+    model = load_model(models / "digits", None, "cpu", precision)
 
-    def classify(messages: list[bytes]) -> list[bytes]:
+    def classify(messages: Sequence[bytes]) -> list[bytes]:
         pixels = [wire.decode_request(each, DIGITS.image_bytes, len(each)) for each in messages]
-        images = np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, DIGITS.image_bytes)
-        rows = model.run(images)
+        images = np.frombuffer(b"".join(pixels), np.uint8)
+        rows = model.run(images.reshape(-1, DIGITS.image_bytes))
         digits = rows.argmax(axis=1).astype(np.uint8)
         ends = accumulate((len(each) // DIGITS.image_bytes for each in pixels), initial=0)
         return [
@@ -126,8 +117,7 @@ def _classify(models: Path, precision: str) -> Answer:
     return classify
 
 
-def main() -> None:
-    """Serve until killed."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
@@ -136,7 +126,3 @@ def main() -> None:
     if options.echo:
         serve(lambda messages: [answer_of(len(message)) for message in messages])
     serve(_classify(options.models, options.precision))
-
-
-if __name__ == "__main__":
-    main()

@@ -34,27 +34,19 @@ def _ours(about: str) -> Entry:
     return Entry(about=about, on_cuda=True, as_int8=True, in_workers=True)
 
 
-_ABOUT = {
-    "": "our server, {} transport",
-    "-stream": "the same, messages of ClassifyStream",
-    "-infer": "the same, calls of ModelInfer",
-    "-infer-stream": "the same, messages of ModelStreamInfer",
-    "-tls": "the same, over TLS",
-    "-token": "the same, each call with a token",
-}
-
 CATALOGUE = {
     "null": Entry(about="answers at once: prices the harness"),
     "keras": Entry(about="model.predict, in process", on_cuda=True),
     "tf-function": Entry(about="the Keras model as a compiled graph, in process", on_cuda=True),
     "engine": Entry(about="ONNX Runtime, in process", on_cuda=True, as_int8=True),
     "classifier": Entry(about="what services embed, in process", on_cuda=True, as_int8=True),
-    **{f"{ours}{end}": _ours(_ABOUT[end].format(ours)) for ours in OURS for end in VARIANTS},
+    **{f"{ours}{end}": _ours(about.format(ours))
+       for ours in OURS for end, (_, about) in VARIANTS.items()},
     "plain": Entry(about="the grpcio server of a tutorial"),
     "bare": Entry(about="HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
     "echo": Entry(about="HTTP/2 by ngh2 without a model"),
     "echo-grpcio": Entry(about="grpc.aio without a model"),
-}
+}  # fmt: skip
 _ADDRESS = Entry(about="an Open Inference Protocol server")
 _CHECKOUT = _ours("our server in another checkout")
 

@@ -10,14 +10,14 @@ from benchmarks.targets.target import NotMeasured, Setting, Spec
 OURS = ("h2", "grpcio")
 """Our server, by its transport; a target's name may go on with one of VARIANTS."""
 VARIANTS = {
-    "": CLASSIFY,
-    "-stream": CLASSIFY_STREAM,
-    "-infer": MODEL_INFER,
-    "-infer-stream": MODEL_STREAM_INFER,
-    "-tls": CLASSIFY,
-    "-token": CLASSIFY,
+    "": (CLASSIFY, "our server, {} transport"),
+    "-stream": (CLASSIFY_STREAM, "the same, messages of ClassifyStream"),
+    "-infer": (MODEL_INFER, "the same, calls of ModelInfer"),
+    "-infer-stream": (MODEL_STREAM_INFER, "the same, messages of ModelStreamInfer"),
+    "-tls": (CLASSIFY, "the same, over TLS"),
+    "-token": (CLASSIFY, "the same, each call with a token"),
 }
-"""How our server is called, by the end of the target's name."""
+"""By the end of the target's name: how our server is called, and what that is."""
 OTHERS = {
     "plain": "plain_server --models {models}",
     "bare": "bare_server --models {models} --precision {precision}",

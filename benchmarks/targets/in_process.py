@@ -1,11 +1,10 @@
 """Targets in a process of their own, called by its threads: no network between."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -41,22 +40,7 @@ def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 
 def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
-    """Call `model.predict`, the tutorial's way."""
-    model = _keras_model(spec, artifacts)
-    return lambda images: model.predict(images.astype(np.float32) / 255, len(images), verbose=0)
-
-
-def _tf_function(spec: Spec, models: Path, artifacts: Path) -> Call:
-    """Call the Keras model compiled to a graph."""
-    model = _keras_model(spec, artifacts)
-    import tensorflow as tf
-
-    signature = [tf.TensorSpec((None, 784), tf.float32)]
-    compiled = tf.function(lambda images: model(images, training=False), signature)
-    return lambda images: compiled(images.astype(np.float32) / 255).numpy()
-
-
-def _keras_model(spec: Spec, artifacts: Path) -> Any:
+    """Call `model.predict`, the tutorial's way, or the Keras model compiled to a graph."""
     file = artifacts / "model.keras"
     if not file.is_file():
         raise NotMeasured(f"no trained model.keras: run {checkout.run('train')}")
@@ -69,45 +53,38 @@ def _keras_model(spec: Spec, artifacts: Path) -> Any:
         import tensorflow as tf
     except ImportError as err:
         raise NotMeasured("TensorFlow is not installed") from err
-    if spec.device == "cuda" and not tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    if spec.device == "cuda" and not gpus:
         raise NotMeasured("TensorFlow finds no GPU")
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # else it takes all of it
     tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
-    return keras.models.load_model(file, compile=False)
+    model: Any = keras.models.load_model(file, compile=False)
+    if spec.target == "keras":
+        return lambda images: model.predict(images.astype(np.float32) / 255, len(images), verbose=0)
+    signature = [tf.TensorSpec((None, 784), tf.float32)]
+    compiled = tf.function(lambda images: model(images, training=False), signature)
+    return lambda images: compiled(images.astype(np.float32) / 255).numpy()
 
 
 OPENERS = {
-    "null": _null,
-    "engine": _engine,
-    "classifier": _classifier,
-    "keras": _keras,
-    "tf-function": _tf_function,
-}
+    "null": _null, "engine": _engine, "classifier": _classifier, "keras": _keras,
+    "tf-function": _keras,
+}  # fmt: skip
 """By name: functions that return what a target's threads call."""
 
 
-@dataclass(slots=True)
-class _InProcess:
-    """The near end of a target's process: passes loads on to it."""
+class _RemoteLoad:
+    """Passes loads on to the target's process; see `Load`."""
 
-    pool: ProcessPoolExecutor
-    pid: int | None
-    startup_s: float
-    parallel_calls: int
-
-    @property
-    def load(self) -> "_InProcess":
-        return self
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
-        return self.pool.submit(_run, "closed", callers, batch, seconds).result()
+        return self._pool.submit(_run, "closed", callers, batch, seconds).result()
 
     def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
-        return self.pool.submit(_run, "open", offsets_s, batch, deadline).result()
-
-    def batch_sizes(self) -> Mapping[str, int]:
-        return {}
+        return self._pool.submit(_run, "open", offsets_s, batch, deadline).result()
 
 
 @contextmanager
@@ -126,7 +103,9 @@ def open_in_process(spec: Spec, setting: Setting) -> Iterator[Running]:
             raise NotMeasured("its process died while it started") from err
         except DigitsError as err:
             raise NotMeasured(str(err)) from err
-        yield _InProcess(pool, pid, perf_counter() - begin_s, len(setting.cores))
+        startup_s = perf_counter() - begin_s
+        load, num_cores = _RemoteLoad(pool), len(setting.cores)
+        yield Running(load=load, startup_s=startup_s, parallel_calls=num_cores, pid=pid)
 
 
 _load: ThreadLoad

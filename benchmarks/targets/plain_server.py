@@ -20,9 +20,8 @@ class Servicer(digits_pb2_grpc.DigitClassifierServicer):
     def __init__(self, model: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"]
-        )
+        providers = ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
 
     def Classify(  # noqa: N802 - gRPC's name
         self, request: digits_pb2.ClassifyRequest, context: object
@@ -37,8 +36,7 @@ class Servicer(digits_pb2_grpc.DigitClassifierServicer):
         )
 
 
-def main() -> None:
-    """Serve until killed."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("models"))
     models = parser.parse_args().models
@@ -50,7 +48,3 @@ def main() -> None:
     server.start()
     print(f"serving address=127.0.0.1:{port}", flush=True)
     server.wait_for_termination()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,9 +4,9 @@ import os
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -27,22 +27,10 @@ _RIGHT = 0.95
 """Share of the digits that must be the fp32 model's; int8 may well differ in one."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Server:
-    """A server that has answered a first request."""
-
-    load: NetworkLoad
-    pid: int | None = None
-    startup_s: float
-    parallel_calls: int = _PARALLEL_CALLS
-    metrics: str = "off"
-
-    def batch_sizes(self) -> Mapping[str, int]:
-        """Read the counts from the server's metrics."""
-        if self.metrics == "off":
-            return {}
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5) as page:
-            return batch_sizes_of(page.read().decode())
+def _batch_sizes(metrics: str) -> dict[str, int]:
+    """Read the sizes of runs from a server's metrics, which are at host:port."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as page:
+        return batch_sizes_of(page.read().decode())
 
 
 def batch_sizes_of(page: str) -> dict[str, int]:
@@ -64,7 +52,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
     """
     begin_s = perf_counter()
     variant = "" if spec.target in OTHERS else split_name(spec.target)[1]
-    method, cert = VARIANTS[variant], None
+    (method, _), cert = VARIANTS[variant], None
     with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
         command = command_of(spec, variant, setting, Path(folder))
         if variant == "-tls":
@@ -80,11 +68,12 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
             )
             if not spec.target.startswith("echo"):
                 _check(question, method, setting, cert)
-            yield _Server(
+            yield Running(
                 load=NetworkLoad(setting.generator, question, setting.images, method.encode),
-                pid=pid,
                 startup_s=perf_counter() - begin_s,
-                metrics=facts.get("metrics", "off"),
+                parallel_calls=_PARALLEL_CALLS,
+                pid=pid,
+                batch_sizes=partial(_batch_sizes, facts["metrics"]) if "metrics" in facts else dict,
             )
 
 
@@ -95,7 +84,8 @@ def open_address(spec: Spec, setting: Setting) -> Iterator[Running]:
     question = Request(address=address, path=MODEL_INFER.path, message=b"")
     _check(question, MODEL_INFER, setting, None)
     load = NetworkLoad(setting.generator, question, setting.images, MODEL_INFER.encode)
-    yield _Server(load=load, startup_s=perf_counter() - begin_s)
+    startup_s = perf_counter() - begin_s
+    yield Running(load=load, startup_s=startup_s, parallel_calls=_PARALLEL_CALLS)
 
 
 def _check(question: Request, method: Method, setting: Setting, cert: bytes | None) -> None:

@@ -1,9 +1,8 @@
 """What a target is: something that classifies, named by its settings, and opened to be measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from benchmarks.load.network import Generator
 from benchmarks.load.trace import Load
@@ -28,10 +27,9 @@ class Spec:
     """Processes of a server."""
 
     def __str__(self) -> str:
-        precision = self.precision.replace("fp32", "")
-        device = self.device.replace("cpu", "")
         workers = f"x{self.workers}" if self.workers > 1 else ""
-        return " ".join(filter(None, (self.target, precision, device, workers)))
+        words = (self.target, self.precision, self.device, workers)
+        return " ".join(word for word in words if word not in ("fp32", "cpu", ""))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,7 +42,7 @@ class Setting:
     """Holds model.keras, for the Keras targets."""
     images: Images
     """(N, 784) uint8 to classify; real digits, since zeros may cost less."""
-    answers: tuple[int, ...]
+    answers: list[int]
     """The digits that the model sees in the first of them."""
     cores: list[int]
     """Where a target may run."""
@@ -56,24 +54,17 @@ class Setting:
     """What sends requests to those behind an address."""
 
 
-class Running(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Running:
     """A target that has answered a first request rightly."""
 
-    @property
-    def load(self) -> Load:
-        """What sends it requests."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its process; None if it was not started here."""
-
-    @property
-    def startup_s(self) -> float:
-        """From nothing to the first answer."""
-
-    @property
-    def parallel_calls(self) -> int:
-        """How many calls in flight keep it busy when it has plenty to do."""
-
-    def batch_sizes(self) -> Mapping[str, int]:
-        """How many runs there were so far, by upper bound of their size; empty if unknown."""
+    load: Load
+    """What sends it requests."""
+    startup_s: float
+    """From nothing to the first answer."""
+    parallel_calls: int
+    """How many calls in flight keep it busy when it has plenty to do."""
+    pid: int | None = None
+    """Its process; None if it was not started here."""
+    batch_sizes: Callable[[], Mapping[str, int]] = dict
+    """Returns how many runs there were so far, by upper bound of their size; empty if unknown."""

@@ -85,7 +85,7 @@ def test_readme_table_is_the_committed_files() -> None:
         (["run", "--targets", "nope"], "expected null"),
         (["run", "--targets", "old=checkout:/nope"], "no checkout"),
         (["run", "--callers", "0x3"], "more than 0"),
-        (["run", "--batches", "4097"], "1 to 4096"),
+        (["run", "--batches", "4097"], "at most 4096"),
         (["run", "--rounds", "0"], "more than 0"),
         (["run", "--seconds", "x"], "invalid"),
         (["recommend"], "--rate"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.load import h2load
+from benchmarks.load.connection import Connection
 from benchmarks.load.frames import Request
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
@@ -92,9 +94,9 @@ def test_first_answer_on_a_stream_is_right(
     server: RunningServer, images: Images, num_images: int
 ) -> None:
     def ask(path: str) -> bytes:
-        stream = MessageStream(request(server, images[:num_images], path), 1)
-        stream.close()
-        return stream.first_answer
+        question = request(server, images[:num_images], path)
+        with closing(Connection(question)) as connection:
+            return MessageStream(connection, question, {}, 1).first_answer
 
     with grpc.insecure_channel(server.address) as channel:
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)

@@ -3,8 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from benchmarks.run import scenarios
 from benchmarks.run.cell import Cell
 from benchmarks.run.result_file import Sample
 from benchmarks.run.scenarios import Rules
-from benchmarks.targets.target import Spec
+from benchmarks.targets.target import Running, Spec
 
 NULL = Spec(target="null")
 IMAGES = np.zeros((4096, 784), np.uint8)
@@ -31,21 +30,10 @@ def _no_leftover_threads() -> Iterator[None]:
     assert threading.active_count() == before
 
 
-@dataclass
-class Here:
+def here(call: Call, max_callers: int = 4) -> Running:
     """A target in this very process."""
-
-    load: ThreadLoad
-    pid: int | None = field(default_factory=os.getpid)
-    startup_s: float = 0.0
-    parallel_calls: int = 1
-
-    def batch_sizes(self) -> Mapping[str, int]:
-        return {}
-
-
-def here(call: Call, max_callers: int = 4) -> Here:
-    return Here(ThreadLoad(call, IMAGES, max_callers))
+    load = ThreadLoad(call, IMAGES, max_callers)
+    return Running(load=load, startup_s=0.0, parallel_calls=1, pid=os.getpid())
 
 
 @pytest.mark.parametrize("scenario", [n for n in scenarios.NAMES if not n.startswith("Over")])
@@ -175,8 +163,7 @@ def test_overload_that_was_not_offered_is_invalid(busy: float, reason: str) -> N
 
 
 def search(load: Exact, scenario: str = "Server") -> list[Sample]:
-    target = here(lambda images: None)
-    target.load, target.pid = load, None  # type: ignore[assignment]
+    target = Running(load=load, startup_s=0.0, parallel_calls=1)
     rules = Rules(seconds=1.0, arrivals="constant")
     return list(scenarios.run(Cell(spec=NULL, scenario=scenario), target, rules, 0))
 

@@ -14,7 +14,6 @@ from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.cell import Cell
 from benchmarks.run.process_usage import cpu_s, family, memory_bytes
-from benchmarks.run.runner import setting_of
 from benchmarks.run.scenarios import Rules
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
@@ -31,7 +30,11 @@ def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     cores, generator_cores = split_cores()
     nothing_trained = tmp_path_factory.mktemp("artifacts")
     with Generator(generator_cores[:1], "python") as generator:
-        yield setting_of(models, nothing_trained, cores, {}, {}, generator)
+        images, answers = runner.golden(models)
+        yield Setting(
+            models=models, artifacts=nothing_trained, images=images, answers=answers, cores=cores,
+            addresses={}, checkouts={}, generator=generator,
+        )  # fmt: skip
 
 
 def test_options_from_the_environment_are_not_those_of_a_target(
@@ -100,7 +103,7 @@ def test_target_that_cannot_run_is_not_measured(setting: Setting, spec: Spec, re
 
 
 def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models: Path) -> None:
-    wrong = replace(setting, answers=tuple((digit + 1) % 10 for digit in setting.answers))
+    wrong = replace(setting, answers=[(digit + 1) % 10 for digit in setting.answers])
     with pytest.raises(NotMeasured, match="other digits"), open_target(Spec(target="plain"), wrong):
         pass
     with running_server(models, "--device", "cpu") as server:
