@@ -49,6 +49,9 @@ def own_artifacts(artifacts: Path, tmp_path: Path) -> Path:
 def test_manifest_holds_what_training_measured(manifest: dict[str, Any], artifacts: Path) -> None:
     metrics = json.loads((artifacts / "metrics.json").read_text())
     assert (manifest["format"], manifest["name"], manifest["version"]) == (1, "digits", "1")
+    assert manifest["signature"] == {
+        "input_shape": [28, 28], "dtype": "uint8", "classes": 10, "labels": [*"0123456789"],
+    }  # fmt: skip
     assert manifest["accuracy"] == pytest.approx(metrics["accuracy"])
     assert [manifest[key] for key in ("recipe", "seed", "parameters")] == ["seed", 0, 241_650]
     assert set(manifest["libraries"]) == {
