@@ -217,9 +217,7 @@ def _digest(document: dict[str, Any], name: str) -> str:
 
 
 def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
-    exact = np.array(
-        rows, np.float64
-    )  # float64 first: a value beyond float32 is refused instead of a warning
+    exact = np.array(rows, np.float64)  # first: float32 would only warn of what it can't hold
     if exact.shape != shape:
         raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
     if not ((exact >= 0) & (exact <= 1)).all():
