@@ -1,6 +1,6 @@
-"""Read a picture file as grey levels, whatever its format, size, colours, alpha or orientation.
+"""Reads a picture file as grey levels: any format, size, colours, alpha and orientation.
 
-This module needs Pillow at import; reader.from_picture is the way in, and says so if it is missing.
+This module imports Pillow; `reader.from_picture` imports it and reports a missing package.
 """
 
 import io
@@ -17,14 +17,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from serving.errors import InvalidRequest, TooLarge
 
 MAX_PIXELS = 80_000_000
-"""The largest picture decoded: a PNG of this size takes some 700 MB for a moment."""
+"""The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""
 MAX_BYTES = 256 * 2**20
-"""The largest file read."""
+"""The largest file that is read."""
 MAX_SIDE = 256
-"""Pictures are shrunk to this many pixels a side: a digit needs twenty of them."""
+"""Pictures are shrunk to this many pixels a side; a digit needs twenty."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
-"""What is read, where this Pillow can; HEIF (HEIC) with pillow-heif."""
+"""The formats to read if this Pillow can; HEIF (HEIC) with pillow-heif."""
 
 Grey = npt.NDArray[np.float32]
 
@@ -36,7 +36,7 @@ def read_grey(source: str | Path | BinaryIO) -> Grey:
         source: a path, or an open binary file.
 
     Returns:
-        (H, W) float32, 0 to 255, at most MAX_SIDE a side. Which end is the ink is not known yet.
+        (H, W) float32, 0 to 255, at most MAX_SIDE a side; the ink may be dark or light.
 
     Raises:
         InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
@@ -54,27 +54,27 @@ def read_grey(source: str | Path | BinaryIO) -> Grey:
         raise TooLarge(f"expected at most {MAX_PIXELS} pixels: {_line(err)}") from err
     except OSError as err:
         raise InvalidRequest(f"cannot be read: {err.strerror or _line(err)}") from err
-    except Exception as err:  # the decoders raise anything, from TypeError to struct.error
+    except Exception as err:  # decoders raise anything, from TypeError to struct.error
         raise InvalidRequest(f"damaged picture: {_line(err)}") from err
 
 
 @cache
 def formats() -> tuple[str, ...]:
     """List the FORMATS that can be read here."""
-    if find_spec("pillow_heif"):  # by name: no extra brings it
+    if find_spec("pillow_heif"):  # by name: no extra installs it
         import_module("pillow_heif").register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _line(err: Exception) -> str:
-    """Make another library's message one line of ours."""
+    """Shorten another library's message to one line."""
     text = str(err) or type(err).__name__
     return "".join(c if c.isprintable() else " " for c in text)[:200]
 
 
 def _seekable(file: BinaryIO) -> BinaryIO:
-    """Read a pipe to its end; refuse what is too long to be a picture of a digit."""
+    """Read a pipe to its end; refuse one that is too long to be a picture of a digit."""
     if file.seekable():
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -92,10 +92,10 @@ def _decoded(file: BinaryIO) -> Grey:
             raise TooLarge(
                 f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"
             )
-        picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # JPEG: decode fewer pixels to begin with
-        if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion clips at 255
+        picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # JPEG: decodes fewer pixels from the start
+        if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
             return _levels(_upright(_floats(picture)))
-        if picture.mode == "LAB":  # any three channels do for _grey; Pillow converts no LAB
+        if picture.mode == "LAB":  # _grey takes any three channels; Pillow can't convert LAB
             return _grey(_opaque(_upright(Image.merge("RGB", picture.split()).convert("RGBA"))))
         if picture.mode in ("1", "L") and "transparency" not in picture.info:
             return np.asarray(_upright(picture.convert("L")), np.float32)
@@ -103,16 +103,16 @@ def _decoded(file: BinaryIO) -> Grey:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Shrink to at most MAX_SIDE a side by area averaging, and turn as the camera was held."""
+    """Shrink to at most MAX_SIDE a side by area averaging, and apply the camera's orientation."""
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
     return ImageOps.exif_transpose(picture)
 
 
 def _floats(picture: Image.Image) -> Image.Image:
-    """Convert 16 or 32 bits a pixel to mode F; what is no level gets the median level."""
+    """Convert 16 or 32 bits a pixel to mode F; invalid levels become the median."""
     step = max(1, max(picture.size) // (4 * MAX_SIDE))  # floats of all pixels would take 1 GB
     levels = np.asarray(picture)[::step, ::step].astype(np.float32)
-    is_level = np.abs(levels) < 1e30  # neither NaN nor infinite, nor so large that sums overflow
+    is_level = np.abs(levels) < 1e30  # not NaN, infinite, or so large that sums overflow
     if not is_level.all():
         levels[~is_level] = np.median(levels[is_level]) if is_level.any() else 0
     floats = Image.fromarray(levels)
@@ -121,7 +121,7 @@ def _floats(picture: Image.Image) -> Image.Image:
 
 
 def _levels(picture: Image.Image) -> Grey:
-    """Scale to 0 to 255 by the bits that are used: cameras put 10 or 12 bits into 16."""
+    """Scale to 0 to 255 by the used bits: cameras store 10 or 12 bits in 16."""
     levels = np.asarray(picture, np.float64)
     levels = levels - min(0, levels.min())
     top = levels.max()
@@ -131,7 +131,7 @@ def _levels(picture: Image.Image) -> Grey:
 
 
 def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:
-    """Lay RGBA on the white or black that its visible part stands out from: (H, W, 3)."""
+    """Put RGBA on white or black, whichever contrasts with its visible part: (H, W, 3)."""
     levels = np.asarray(picture, np.float32)
     colours, alpha = levels[..., :3], levels[..., 3:] / 255
     if alpha.min() == 1:
@@ -144,7 +144,7 @@ def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:
 def _grey(colours: npt.NDArray[np.float32]) -> Grey:
     """Project (H, W, 3) on the direction in which the colours differ most: (H, W).
 
-    Yellow on white or red on green has next to no contrast in plain luminance.
+    Yellow on white, or red on green, has almost no contrast in luminance.
     """
     flat = colours.reshape(-1, 3)
     axis = np.linalg.eigh(np.cov(flat.T, bias=True)).eigenvectors[:, -1]

@@ -1,11 +1,11 @@
-"""Turn grey levels into an image as MNIST made its own: find the digit, size it, centre it.
+"""Turns grey levels into an image as MNIST's were made: find the digit, scale it, centre it.
 
     grey levels ─▶ ink over paper ─▶ the digit's pixels ─▶ pen width ─▶ 20 x 20 ─▶ 28 x 28
 
 The last two steps are MNIST's: the longer side exactly 20 pixels, antialiased, aspect kept, then
 moved by whole pixels until the centre of mass is at pixel 14 (± 0.5) both ways. The others turn a
 photo into the clean black and white that NIST started from. Each constant was chosen by the
-accuracy on drawn pictures (tests/support/drawing.py), all of them on plateaus.
+accuracy on drawn pictures (tests/support/drawing.py), on a plateau.
 """
 
 from typing import Any
@@ -24,21 +24,21 @@ HEIGHT, WIDTH = DIGITS.input_shape
 BOX = 20
 """Pixels of the digit's longer side in an image."""
 PEN_WIDTHS = (2.0, 3.0)
-"""Pixels; wider and narrower strokes are brought here. Half of MNIST's lie within 2.0 to 2.8."""
+"""Pixels; other strokes are thickened or thinned to these. Half of MNIST's have 2.0 to 2.8."""
 MIN_CONTRAST = 16
-"""Levels of 255 by which ink must stand out of the paper; below, it is taken for grain."""
+"""Levels of 255 by which ink must differ from the paper; less is taken for grain."""
 FINE = 8
 """The pen is adjusted at this many times the final resolution."""
 
 
 def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
-    """Make (H, W) grey levels an image.
+    """Make an image of (H, W) grey levels.
 
     Returns:
         (28, 28) uint8, 0 = background, 255 = ink.
 
     Raises:
-        InvalidRequest: no ink stands out of the paper.
+        InvalidRequest: no ink differs from the paper.
     """
     if grey.shape == (HEIGHT, WIDTH):
         image = np.rint(grey if grey[0, 0] < 128 else 255 - grey)
@@ -58,9 +58,9 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
 
 
 def lift(grey: Levels) -> Levels:
-    """Subtract the paper, its light and shadows: ink is positive, whether it was dark or light.
+    """Subtract the paper with its light and shadows: ink becomes positive, dark or light.
 
-    The paper is a morphological opening of a thumbnail: what is wider than any stroke.
+    The paper is a morphological opening of a thumbnail: everything wider than a stroke.
     """
     thumb = fit(grey, 64)
     reach = max(thumb.shape) // 5
@@ -68,7 +68,7 @@ def lift(grey: Levels) -> Levels:
     mean = ndimage.uniform_filter(thumb, size, mode="nearest")
     if ((thumb - mean) ** 3).sum() < 0:  # ink is the rarer side: the long tail of the distribution
         grey, thumb = -grey, -thumb
-    # Odd reflection prolongs a slope of light; a flat margin would make ink of dark corners.
+    # Odd reflection continues a slope of light; a flat margin would turn dark corners into ink.
     margin = [(2 * reach,) * 2] * 2
     padded = np.pad(thumb, margin, "reflect", reflect_type="odd")
     paper = ndimage.grey_opening(padded, size, mode="nearest")
@@ -76,7 +76,7 @@ def lift(grey: Levels) -> Levels:
 
 
 def otsu(levels: Levels) -> float:
-    """Find the threshold that best parts the levels into two classes (Otsu, 1979)."""
+    """Find the threshold that best separates the levels into two classes (Otsu, 1979)."""
     counts, edges = np.histogram(levels, 256)
     centres = (edges[:-1] + edges[1:]) / 2
     below, sum_below = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
@@ -91,14 +91,14 @@ def adjust_pen(ink: Levels) -> Levels:
     width = 2 * ink.sum() / edge / FINE
     change = np.clip(width, *PEN_WIDTHS) - width
     radius = round(abs(change) * FINE / 2)
-    if change < 0:  # a blot stays, however small
+    if change < 0:  # a blot is kept, however small
         inside = ndimage.distance_transform_edt(padded > padded.max() / 2)
         radius = min(radius, int(inside.max()) - 1)
     return within(padded, radius, np.maximum if change > 0 else np.minimum)
 
 
 def cropped(ink: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Cut the margins off."""
+    """Cut off the margins."""
     return ink[bounding_box(ink > 0.25)]
 
 
@@ -132,7 +132,7 @@ def within(levels: Levels, radius: int, ufunc: np.ufunc) -> Levels:
 
 
 def centred(ink: Levels) -> Levels:
-    """Lay a digit so in 28 x 28 that its centre of mass is within half a pixel of 14, 14."""
+    """Place a digit in 28 x 28 with its centre of mass within half a pixel of 14, 14."""
     image = np.zeros((HEIGHT, WIDTH), np.float32)
     height, width = ink.shape
     y, x = ndimage.center_of_mass(ink)
@@ -143,7 +143,7 @@ def centred(ink: Levels) -> Levels:
 
 
 def is_made_as_mnist(image: Levels) -> bool:
-    """Tell whether a 28 x 28 picture is sized and centred as MNIST's are: then it is left alone."""
+    """Return whether a 28 x 28 picture is scaled and centred as MNIST's are, so needs no change."""
     ink = image > 0
     if not ink.any():
         return False

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 MAX_PARTS = 100
-"""Where there are more, most are grain: time grows with the square of their number."""
+"""If there are more, most are grain; the time grows with the square of their number."""
 
 Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -19,7 +19,7 @@ class Parts:
     """The connected parts of a picture's ink, apart from specks."""
 
     labels: npt.NDArray[np.int32]
-    """(H, W): the part that a pixel belongs to, 1 to N, or 0."""
+    """(H, W): the part of each pixel, 1 to N, or 0."""
     sizes: Numbers
     """(N,) pixels."""
     boxes: Numbers
@@ -37,17 +37,17 @@ class Parts:
 
     @property
     def at_edges(self) -> Mask:
-        """(N, 4): does the part touch the picture's top, left, bottom, right?"""
+        """(N, 4): whether a part touches the picture's top, left, bottom, right."""
         return np.asarray(self.boxes == [0, 0, *self.labels.shape])
 
     def only(self, kept: Mask) -> "Parts":
-        """Leave out the parts that are not kept: (N,)."""
+        """Keep only some parts: (N,) of bool."""
         number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
         return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
 
 
 def find_parts(mask: Mask) -> Parts:
-    """Part a mask into its 8-connected parts, the MAX_PARTS largest; specks are left out."""
+    """Find the 8-connected parts of a mask, at most the MAX_PARTS largest, without specks."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
     kept = sizes >= sizes.max(initial=0) / 200
@@ -60,9 +60,9 @@ def find_parts(mask: Mask) -> Parts:
 
 
 def without_frames(parts: Parts) -> Parts:
-    """Leave out what surrounds a part of some size: the box of a form's field, a circle.
+    """Leave out frames around a part of some size: the box of a form's field, a circle.
 
-    A frame may lie partly outside of the picture.
+    A frame may be partly outside the picture.
     """
     boxes, ends = parts.boxes, parts.at_edges
     sides = np.maximum(parts.heights, parts.widths)
@@ -73,12 +73,12 @@ def without_frames(parts: Parts) -> Parts:
         is_inside = np.asarray((starts & stops).all(1) & ~ends.any(1))
         is_inside[i] = False
         height, width = parts.heights[i], parts.widths[i]
-        share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is no digit in a frame
+        share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is not a digit in a frame
         is_frame[i] = (sides[is_inside] >= share * min(height, width)).any()
     return parts.only(~is_frame)
 
 
 def bounding_box(mask: Mask) -> tuple[slice, slice]:
-    """Return the rows and columns that hold all of a mask, which is not empty."""
+    """Return the rows and columns of a mask's bounding box; the mask is not empty."""
     box: tuple[slice, slice] = ndimage.find_objects(mask.view(np.int8))[0]
     return box

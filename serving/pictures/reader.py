@@ -1,4 +1,4 @@
-"""Read one digit from a picture file: decoded, then normalized to what MNIST's images look like."""
+"""Reads one digit from a picture file: decodes it and normalizes it to an image like MNIST's."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -8,15 +8,15 @@ from serving.images import Images
 
 
 def from_picture(source: str | Path | BinaryIO) -> Images:
-    """Make a picture of one digit an image as MNIST made its own.
+    """Make an image like MNIST's of a picture of one digit.
 
     Args:
-        source: path or open binary file: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF where Pillow reads
-            it, HEIC where pillow-heif is installed; any size, colour or alpha, dark ink on light or
-            the reverse. The digit may have a frame around it.
+        source: path or open binary file: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF if Pillow reads it,
+            HEIC if pillow-heif is installed; any size, colour or alpha, dark ink on light or the
+            reverse. The digit may have a frame around it.
 
     Returns:
-        (1, 784) uint8. A 28 x 28 picture that is sized and centred as MNIST's are passes unchanged.
+        (1, 784) uint8. A 28 x 28 picture that is scaled and centred like MNIST's stays unchanged.
 
     Raises:
         InvalidRequest: not a readable picture, too large, blank, or of several digits.

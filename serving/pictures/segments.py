@@ -1,9 +1,9 @@
-"""Find the digit in ink: apart from specks, ruled lines, frames and what comes in from the edges.
+"""Finds the digit in ink, without specks, ruled lines, frames and ink from the edges.
 
     ink ─▶ connected parts ─▶ without frames ─▶ grouped into digits ─▶ the only one
 
 Each constant was chosen by the accuracy on drawn pictures (tests/support/drawing.py) and by the
-pictures that are refused for several digits, or are not, all of them on plateaus.
+pictures that are refused for several digits or are not, on a plateau.
 """
 
 import numpy as np
@@ -21,13 +21,13 @@ from serving.pictures.parts import (
 )
 
 MIN_GAP = 0.06
-"""Heights of blank between two digits; pieces of a broken digit are closer to each other."""
+"""Blank between two digits, in heights; pieces of a broken digit are closer."""
 MIN_GAP_STACKED = 0.3
-"""The same for parts one above the other, such as the halves of a broken 3."""
+"""The same for parts above each other, such as the halves of a broken 3."""
 MAX_ASPECT = 2.0
-"""Width / height of a digit: 6 of MNIST's 60,000 are wider; of three that touch, many are."""
+"""The largest width / height of a digit: 6 of MNIST's 60,000 are wider, as are three that touch."""
 MAX_DIGITS = 8
-"""More in a row are found only where nothing comes in from the edges."""
+"""More in a row are found only if no ink comes from the edges."""
 
 
 def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
@@ -35,7 +35,7 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
 
     Args:
         ink: (H, W) levels above the paper.
-        lowest: the first level tried; what is above it is ink.
+        lowest: the first level to try; all above it is ink.
         top: the strongest ink.
 
     Returns:
@@ -47,7 +47,7 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     lowest_parts = without_frames(find_parts(ink > lowest))
     for level in np.linspace(lowest, top, 0 if fills_picture(lowest_parts) else 5, endpoint=False):
         parts = without_frames(find_parts(ink > level))
-        # A low level joins the digit to ruled lines and to shadows, which come in from the edges.
+        # A low level connects the digit with ruled lines and shadows, which come from the edges.
         is_out = parts.at_edges.any(1) | (parts.widths > MAX_ASPECT * parts.heights)
         inner = np.where(is_out, 0, parts.sizes)
         if np.sort(inner)[-MAX_DIGITS:].sum() > parts.sizes.sum() / 5:
@@ -56,7 +56,7 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
 
 
 def fills_picture(parts: Parts) -> bool:
-    """Tell whether this is a row of digits that was cut out of its paper without a margin."""
+    """Return whether this is a row of digits that was cut out without a margin."""
     is_large = parts.sizes > parts.sizes.sum() / 10
     heights, ends = parts.heights[is_large], parts.at_edges[is_large]
     is_across = ends[:, 1] & ends[:, 3]
@@ -64,7 +64,7 @@ def fills_picture(parts: Parts) -> bool:
 
 
 def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
-    """Take the main part and what belongs to it; nothing else may look like a digit.
+    """Return the main part and the parts that belong to it; no other may look like a digit.
 
     Raises:
         InvalidRequest: several digits.
@@ -85,13 +85,13 @@ def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
 
 
 def digit_like(ink: Levels, parts: Parts, main: int) -> Numbers:
-    """Select the parts about as high and as strong as the main one, lines at the edges excepted."""
+    """Select the parts about as high and as strong as the main one, except lines at the edges."""
     heights = parts.heights
     strengths = ndimage.mean(ink, parts.labels, np.arange(1, len(heights) + 1))
     ends = parts.at_edges
     is_narrow = parts.widths < 0.3 * heights
     is_line = (ends[:, :2] & ends[:, 2:]).any(1) & is_narrow & (heights > 1.3 * heights[main])
-    if not ends[main].any():  # then parts of a frame that are in the picture are no digits
+    if not ends[main].any():  # then parts of a frame in the picture are not digits
         margin = heights[main] / 10
         is_above = parts.boxes[:, 0] < parts.boxes[main, 0] - margin
         is_below = parts.boxes[:, 2] > parts.boxes[main, 2] + margin
@@ -109,7 +109,7 @@ def digit_like(ink: Levels, parts: Parts, main: int) -> Numbers:
 
 
 def grouped(parts: Parts, large: Numbers) -> Numbers:
-    """Number the digits that large parts belong to: 0, 1, ...; parts with a small gap share one."""
+    """Return the number of each large part's digit: 0, 1, ...; parts with a small gap share one."""
     groups = np.arange(len(large))
     for i, part in enumerate(large[:-1]):
         distances = ndimage.distance_transform_edt(parts.labels != part + 1)
@@ -121,7 +121,7 @@ def grouped(parts: Parts, large: Numbers) -> Numbers:
 
 
 def smallest_gap(parts: Parts, one: int, other: int) -> float:
-    """Compute the blank, in pixels, from which two parts are two digits."""
+    """Return the blank, in pixels, from which two parts are two digits."""
     left, right = parts.boxes[[one, other], 1].max(), parts.boxes[[one, other], 3].min()
     is_stacked = right - left > parts.widths[[one, other]].min() / 2
     share = MIN_GAP_STACKED if is_stacked else MIN_GAP
@@ -129,7 +129,7 @@ def smallest_gap(parts: Parts, one: int, other: int) -> float:
 
 
 def with_neighbours(digit: Mask, parts: Parts) -> Mask:
-    """Add parts that lie close by, such as the bar of a 5, but none from outside the picture."""
+    """Add parts that are close, such as the bar of a 5, but none from outside the picture."""
     own = np.unique(parts.labels[digit]) - 1
     ends = np.asarray(parts.at_edges.any(1))
     others = np.asarray((parts.sizes >= digit.sum() / 50) & (~ends | ends[own].any()))
@@ -143,7 +143,7 @@ def with_neighbours(digit: Mask, parts: Parts) -> Mask:
 
 
 def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
-    """Say how many digits there are and where."""
+    """Describe how many digits there are and where."""
     height, width = parts.labels.shape
     centres = []
     for group in range(groups.max() + 1):
@@ -153,5 +153,5 @@ def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
         centres.append(((left + right) / 2 / width, (top + bottom) / 2 / height))
     if len(centres) > MAX_DIGITS:
         return f"{len(centres)} that look like one"
-    shown = ", ".join(f"{x:.0%} {y:.0%}" for x, y in sorted(centres))
-    return f"{len(centres)}, at {shown} of the width and height"
+    centres_text = ", ".join(f"{x:.0%} {y:.0%}" for x, y in sorted(centres))
+    return f"{len(centres)}, at {centres_text} of the width and height"
