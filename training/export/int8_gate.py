@@ -40,6 +40,10 @@ class Int8:
     speedup: dict[str, float]
     """Time of fp32 over time of int8 on one core, by batch size."""
 
+    def __str__(self) -> str:
+        speedup = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in self.speedup.items())
+        return f"{self.different_digits} answers differ from fp32; faster by batch size: {speedup}"
+
 
 def measure(
     int8: onnxruntime.InferenceSession,

