@@ -181,7 +181,7 @@ class Batcher:
         num_waiting, delay_s = self.num_waiting, self._config.max_queue_delay_s
         if not num_waiting:
             return None
-        if delay_s == 0 or num_waiting >= self.max_batch_size:
+        if num_waiting >= self.max_batch_size:
             return 0.0
         oldest = next(backlog for backlog in self._backlogs if backlog.num_rows)
         return max(0.0, oldest.waiting_since_s + delay_s - self._clock())

@@ -113,9 +113,9 @@ def test_deadline_that_would_pass_during_the_run_is_not_run_while_others_wait(
     batcher: Batcher, model: GatedModel, clock: FakeClock
 ) -> None:
     occupy(batcher, model)
-    clock.advance(8.0)  # a run takes long: 1.0 is what is expected of the next
-    hasty = [submit(batcher, value, deadline_s=9.0) for value in (1, 2, 3)]
-    patient = [submit(batcher, value, deadline_s=99.0) for value in (4, 5, 6)]
+    clock.advance(8.0)  # a run takes long: 1.0 is expected of the next, and twice that is kept
+    hasty = [submit(batcher, value, deadline_s=10.0) for value in (1, 2, 3)]
+    patient = [submit(batcher, value, deadline_s=10.1) for value in (4, 5, 6)]
     model.open(2)
     assert [request.wait().digits for request in patient] == [[4], [5], [6]]
     assert all(isinstance(request.wait().outcome, DeadlineExceeded) for request in hasty)
@@ -127,9 +127,9 @@ def test_deadline_that_is_close_gets_its_chance_when_nobody_else_waits(
 ) -> None:
     occupy(batcher, model)
     clock.advance(8.0)
-    hasty = submit(batcher, 1, deadline_s=9.0)
+    hasty = [submit(batcher, value, deadline_s=9.0) for value in range(4)]  # one run's images
     model.open(2)
-    assert hasty.wait().digits == [1]
+    assert [request.wait().digits for request in hasty] == [[0], [1], [2], [3]]
 
 
 def test_failed_run_fails_only_the_guilty_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +170,14 @@ def test_swap_lets_accepted_requests_finish_on_their_model(
     assert (model.ran, newer.ran) == ([[0], [1]], [[2]])
 
 
+def test_drain_waits_for_a_run_though_nothing_waits(batcher: Batcher, model: GatedModel) -> None:
+    running = occupy(batcher, model)
+    assert not batcher.drain(timeout_s=0.0)
+    model.open()
+    assert batcher.drain(TIMEOUT_S)
+    assert running.digits == [0]
+
+
 def test_drain_refuses_new_requests_and_finishes_the_accepted(
     batcher: Batcher, model: GatedModel
 ) -> None:
@@ -187,9 +195,11 @@ def test_close_rejects_what_waits(batcher: Batcher, model: GatedModel) -> None:
     closing = threading.Thread(target=batcher.close)
     closing.start()
     assert isinstance(waiting.wait().outcome, Unavailable)
+    closing.join(0.05)
+    assert closing.is_alive(), "the run goes on"
     model.open()
     closing.join()
-    assert running.wait().digits == [0]
+    assert running.digits == [0]
 
 
 def test_free_runners_share_what_waits() -> None:
@@ -201,6 +211,21 @@ def test_free_runners_share_what_waits() -> None:
     model.open(2)
     request.wait()
     assert [len(values) for values in model.ran] == [300, 300]
+    batcher.close()
+
+
+def test_runner_that_leaves_images_wakes_another(model: GatedModel) -> None:
+    batcher = Batcher(model, BatchingConfig(max_batch_size=4), num_runners=2)
+    model.open()
+    submit(batcher, 1).wait()  # both runners have started; what comes now wakes one
+    requests = [RecordingRequest(images_of(value)) for value in range(8)]
+    for request in requests:
+        batcher.put(request, request.record)
+    batcher.wake()
+    for _ in range(3):
+        model.wait_until_running()
+    model.open(1000)
+    assert [request.wait().digits[0] for request in requests] == list(range(8))
     batcher.close()
 
 
@@ -269,6 +294,17 @@ def test_drain_ends_when_what_waits_expires(
         assert drained.result()
 
 
+def test_runner_goes_on_after_all_that_waited_has_expired(
+    batcher: Batcher, model: GatedModel, clock: FakeClock
+) -> None:
+    occupy(batcher, model)
+    expired = submit(batcher, 1, deadline_s=1.0)
+    clock.advance(1.0)
+    model.open(2)
+    assert isinstance(expired.wait().outcome, DeadlineExceeded)
+    assert submit(batcher, 2).wait().digits == [2]
+
+
 @pytest.fixture
 def patient_batcher(clock: FakeClock) -> Iterator[Batcher]:
     """A batcher whose requests wait, since the clock stands still."""
@@ -279,6 +315,7 @@ def patient_batcher(clock: FakeClock) -> Iterator[Batcher]:
 
 def test_drain_ends_when_what_waits_is_cancelled(patient_batcher: Batcher) -> None:
     request = submit(patient_batcher, 1)
+    assert not patient_batcher.drain(timeout_s=0.0), "it waits, though nothing runs"
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(patient_batcher.drain, TIMEOUT_S)
         wait_until_draining(patient_batcher)

@@ -124,6 +124,13 @@ def test_call_that_does_not_fit_begins_the_next_batch(filled: FilledQueue) -> No
     assert filled.take(110) == [1003, *range(26, 40)]
 
 
+def test_call_that_fits_exactly_is_taken(filled: FilledQueue) -> None:
+    small, large = FakeConnection(), FakeConnection()
+    filled.put(small, *range(40))
+    filled.put(large, 1001, num_images=100)
+    assert filled.take(116) == [*range(16), 1001]
+
+
 def test_call_that_is_larger_than_a_batch_runs_alone(filled: FilledQueue) -> None:
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1, num_images=9)
@@ -154,7 +161,8 @@ def test_calls_whose_callers_left_take_no_room(filled: FilledQueue) -> None:
 @pytest.mark.parametrize("max_rows", [8, 3])
 def test_late_calls_are_named_and_not_run(filled: FilledQueue, max_rows: int) -> None:
     connection = FakeConnection()
-    filled.put(connection, 1, 3, deadline_s=5.0)
+    filled.put(connection, 1, deadline_s=4.0)
+    filled.put(connection, 3, deadline_s=5.0)
     filled.put(connection, 5, 7, deadline_s=5.1)
     taken = [filled.take_all(max_rows, 5.0), filled.take_all(max_rows, 5.0)]
     assert [run for runs, _ in taken for run in runs] == [5, 7]
@@ -261,6 +269,20 @@ def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -
     filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
     filled.put(FakeConnection(), 1, 2, 3)
     assert filled.queue.room(0.1) == 1
+
+
+@pytest.mark.parametrize(("waiting", "has_room"), [(0, True), (1, True), (4, True), (5, False)])
+def test_streams_may_fill_half_of_it(waiting: int, has_room: bool) -> None:
+    filled = FilledQueue(capacity=10)
+    filled.put(FakeConnection(), *range(waiting))
+    assert filled.queue.has_room is has_room
+
+
+def test_stream_may_add_to_an_empty_queue_however_small_it_is() -> None:
+    filled = FilledQueue(capacity=1)
+    assert filled.queue.has_room
+    filled.put(FakeConnection(), 1)
+    assert not filled.queue.has_room
 
 
 # Connections that close
