@@ -15,6 +15,10 @@ _MARK = bytes(range(200, 240))
 """Probabilities whose bytes occur nowhere else in a response."""
 
 
+_PREFIX = struct.Struct(">BI")
+"""Before each message of gRPC: the flag for no compression, and the length."""
+
+
 class Plan:
     """What is known of a call besides its images; calls of the same layout share one."""
 
@@ -95,7 +99,16 @@ class Layouts(dict[bytes, Plan]):
                 self.clear()
             self[head] = plan
 
+    def find(self, message: bytes, image_bytes: int) -> tuple[memoryview, Plan] | None:
+        """Return the images and the plan of a message whose prefix is known; else None."""
+        num_images = len(message) // image_bytes
+        start = len(message) - num_images * image_bytes
+        plan = self.get(_PREFIX.pack(0, len(message)) + message[:start])
+        if plan is None or plan.num_rows != num_images:
+            return None
+        return memoryview(message)[start:], plan
+
 
 def frame(message: bytes) -> bytes:
-    """Put gRPC's prefix before a message: the flag for no compression, and the length."""
-    return struct.pack(">BI", 0, len(message)) + message
+    """Put gRPC's prefix before a message."""
+    return _PREFIX.pack(0, len(message)) + message

@@ -38,22 +38,14 @@ class _Reader:
         self._name = name
         self._max_images = classifier.batching.max_request_images
         self._image_bytes = classifier.signature.image_bytes
-        one_image = wire.encode_request(bytes(self._image_bytes))
-        self._num_bytes = len(one_image)
-        self._head = one_image[: -self._image_bytes]
-        """The prefix of the most frequent request: 0A 90 06 if an image is 784 bytes."""
-        self._plan = self._plan_of(1)
-        self.layouts.learn(one_image, self._image_bytes, self._plan)
+        self.read(wire.encode_request(bytes(self._image_bytes)))  # the most frequent one
 
     def read(self, message: bytes) -> tuple[bytes | memoryview, Plan]:
         """See `Read`."""
-        if len(message) == self._num_bytes and message.startswith(self._head):
-            return message[-self._image_bytes :], self._plan
+        if (known := self.layouts.find(message, self._image_bytes)) is not None:
+            return known
         pixels = wire.decode_request(message, self._image_bytes, self._max_images)
-        plan = self._plan_of(len(pixels) // self._image_bytes)
+        plan = Plan(self._name, len(pixels) // self._image_bytes, wire.encode_response)
         if message == wire.encode_request(pixels):
             self.layouts.learn(message, len(pixels), plan)
         return pixels, plan
-
-    def _plan_of(self, num_images: int) -> Plan:
-        return Plan(self._name, num_images, wire.encode_response)

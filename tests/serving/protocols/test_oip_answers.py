@@ -28,6 +28,10 @@ def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> No
         assert known.num_rows == plan.num_rows == num_images
         answer = (bytes(num_images), bytes(range(40)) * num_images, "7")
         assert known.write(*answer) == plan.write(*answer)
+        others = raw_request(images[-num_images:]).SerializeToString()
+        pixels, plan = method.read(others)
+        assert plan is known
+        assert bytes(pixels) == images[-num_images:].tobytes()
 
 
 @pytest.mark.parametrize(
