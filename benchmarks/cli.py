@@ -73,7 +73,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> Results:
     target_cores, generator_cores = split_cores()
     if options.share_cores:
         target_cores = generator_cores = sorted(os.sched_getaffinity(0))
-    rules = replace(suite.rules, num_cores=len(target_cores))
+    suite = replace(suite, num_cores=len(target_cores))
     models = options.models or find_root("digits", Path("models"))
     images, answers = runner.golden(models)
     cores = {"target": len(target_cores), "generator": len(generator_cores)}
@@ -81,8 +81,8 @@ def _measure(suite: Suite, options: argparse.Namespace) -> Results:
         suite=suite.name,
         date=datetime.now(UTC).date().isoformat(),
         environment=environment.describe(models, cores),
-        settings={"rounds": suite.rounds, "seconds": rules.seconds,
-                  "latency_slo_s": rules.latency_slo_s, "arrivals": rules.arrivals},
+        settings={"rounds": suite.rounds, "seconds": suite.seconds,
+                  "latency_slo_s": suite.latency_slo_s, "arrivals": suite.arrivals},
         install=footprint.install_bytes(),
         training=footprint.trainings(options.artifacts),
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> Results:
             cores=target_cores, generator=generator, checkouts=_checkouts(options),
             addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
         )  # fmt: skip
-        runner.run(replace(suite, rules=rules), setting, results, _Progress())
+        runner.run(suite, setting, results, _Progress())
     return results
 
 
@@ -106,10 +106,8 @@ def suite_of(options: argparse.Namespace) -> Suite:
         wanted = [name for name in NAMES if name in options.scenarios]
         extra = [cell for cell in suite.extra if cell.scenario in wanted]
         suite = replace(suite, scenarios=wanted, extra=extra)
-    given = {name: value for name, value in vars(options).items() if value}
-    rules = {name: given[name] for name in given.keys() & {"seconds", "latency_slo_s", "arrivals"}}
-    sizes = {name: given[name] for name in given.keys() & {"callers", "batches", "rounds"}}
-    return replace(suite, **sizes, rules=replace(suite.rules, **rules))
+    names = ("rounds", "seconds", "latency_slo_s", "arrivals", "callers", "batches")
+    return replace(suite, **{name: given for name in names if (given := getattr(options, name))})
 
 
 def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:

@@ -52,23 +52,22 @@ class Calls:
         self._is_over = bytearray([True])  # likewise
         self._num_expired = 1  # calls before this one are past their deadline
         self._body = request.body
-        self._unsent: tuple[int, int] | None = None  # a call, and how much of its body is sent
         self._is_small = len(self._body) <= frames.MAX_FRAME_BYTES
         head = frames.pack(frames.HEADERS, frames.END_HEADERS, 0, request.headers(timeout))
         body = frames.pack(frames.DATA, frames.END_STREAM, 0, self._body)
         self._call = _Template(head, body) if self._is_small else _Template(head)
         self._reset = _Template(frames.pack(frames.RESET, 0, 0, _CANCEL))
         # Without a header table, right answers have the same trailers each time.
-        self._statuses = {self._ask_once(request): OK}
+        self._statuses = {self._call_once(request): OK}
 
-    def _ask_once(self, request: Request) -> bytes:
+    def _call_once(self, request: Request) -> bytes:
         """Have a call answered; return its trailers."""
         head = frames.pack(frames.HEADERS, frames.END_HEADERS, 1, request.headers())
         self.connection.send(head)
-        self.connection.stream_windows[1] = self.connection.initial_window
-        num_sent, has_message = 0, False
+        self.connection.watch(1)
+        self.connection.send_body(self._body, frames.END_STREAM)
+        has_message = False
         while True:
-            num_sent = self.connection.send_body(1, self._body, num_sent, frames.END_STREAM)
             for kind, flags, _, payload in self.connection.receive():
                 has_message |= kind == frames.DATA
                 if kind == frames.RESET or flags & frames.END_STREAM:
@@ -84,7 +83,7 @@ class Calls:
     @property
     def room(self) -> int:
         """How many calls can be sent now."""
-        if self.connection.is_full or self._unsent:
+        if self.connection.is_full:
             return 0
         free = self.connection.max_streams - self.num_open
         fits = self.connection.window // len(self._body) if self._is_small else 1
@@ -92,33 +91,19 @@ class Calls:
 
     def send(self, start_s: Sequence[float]) -> None:
         """Send a call for each time that a latency counts from; at most as many as `room`."""
-        first = len(self._start_s)
+        first, connection = len(self._start_s), self.connection
         self._start_s += start_s
         self._is_over += bytes(len(start_s))
         self.num_open += len(start_s)
-        self.connection.send(self._call.fill(range(first, len(self._start_s))))
+        connection.send(self._call.fill(range(first, len(self._start_s))))
         if self._is_small:
-            self.connection.window -= len(start_s) * len(self._body)
+            connection.window -= len(start_s) * len(self._body)
         else:
-            self._unsent = (first, 0)
-            self.connection.stream_windows[2 * first + 1] = self.connection.initial_window
-            self._send_rest()
-
-    def _send_rest(self) -> None:
-        """Send what the windows allow of a body that is larger than a frame."""
-        if self._unsent and not self.connection.is_full:
-            call, begin = self._unsent
-            stream = 2 * call + 1
-            if not self._is_over[call]:
-                begin = self.connection.send_body(stream, self._body, begin, frames.END_STREAM)
-            self._unsent = (call, begin)
-            if self._is_over[call] or begin == len(self._body):
-                self._unsent = None
-                del self.connection.stream_windows[stream]
+            connection.watch(2 * first + 1)
+            connection.send_body(self._body, frames.END_STREAM)
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""
-        self._send_rest()
         while number := min(self._callers - self.num_open, self.room):
             self.send([now_s] * number)
 
@@ -133,7 +118,6 @@ class Calls:
             if kind == frames.RESET or (kind == frames.HEADERS and flags & frames.END_STREAM):
                 status = UNKNOWN if kind == frames.RESET else self._status_of(payload)
                 self._end(stream >> 1, status, now_s)
-        self._send_rest()
 
     def _status_of(self, trailers: bytes) -> int:
         """Read a call's status from its last header block, and keep it: few differ."""

@@ -13,7 +13,11 @@ _TIMEOUT_S = 10.0
 
 
 class Connection:
-    """Keeps windows, settings and pings; its owner sends calls and takes the frames of answers."""
+    """Keeps windows, settings and pings; its owner sends calls and takes the frames of answers.
+
+    It watches the window of one stream, since more than one body is never on its way: small ones
+    are sent whole, in any window.
+    """
 
     def __init__(self, request: Request) -> None:
         """Connect, and wait for the server's settings. The socket blocks until `start`.
@@ -22,14 +26,13 @@ class Connection:
             OSError: nobody answers there.
         """
         self.address = request.address
-        self.window = self.initial_window = frames.DEFAULT_WINDOW
-        """Bytes that may be sent on the connection, and on each stream at first."""
-        self.stream_windows: dict[int, int] = {}
-        """Bytes that may be sent on streams, of those that the owner enters here."""
+        self.window = self.stream_window = self._initial_window = frames.DEFAULT_WINDOW
+        """Bytes that may be sent: on the connection, and on the stream that `watch` named."""
         self.max_streams = frames.MAX_WINDOW
         self.widened = [0]
         """Whose windows are widened by all DATA that comes: the connection, and a long stream."""
-        self._out = memoryview(b"")
+        self._out, self._body = memoryview(b""), memoryview(b"")
+        self._stream = self._flags = 0  # of the body
         self._rest = b""
         self._num_received = 0  # bytes of DATA since the last WINDOW_UPDATE
         self._has_settings = False
@@ -59,40 +62,50 @@ class Connection:
         return self._socket.fileno()
 
     @property
-    def is_full(self) -> bool:
-        """Whether the socket has not taken all that was sent."""
+    def is_blocked(self) -> bool:
+        """Whether the socket has not taken all that it was given."""
         return bool(self._out)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something waits for the socket, or for a window."""
+        return bool(self._out or self._body)
 
     def send(self, data: bytes) -> None:
         """Send, or keep what the socket does not take; `flush` sends that later."""
         self._out = memoryview(bytes(self._out) + data if self._out else data)
         self.flush()
 
+    def watch(self, stream: int) -> None:
+        """Name the stream whose body is sent next."""
+        self._stream, self.stream_window = stream, self._initial_window
+
+    def send_body(self, body: bytes, flags: int) -> None:
+        """Send a body on the watched stream, as the windows allow, with flags on its last frame."""
+        self._body, self._flags = memoryview(body), flags
+        self.flush()
+
     def flush(self) -> None:
-        """Send what was kept, as far as the socket takes it."""
+        """Send what was kept, as far as the socket and the windows allow."""
         with suppress(BlockingIOError, ssl.SSLWantWriteError):
-            while self._out:
+            while self._out or self._cut():
                 self._out = self._out[self._socket.send(self._out) :]
 
-    def send_body(self, stream: int, body: bytes, begin: int, flags: int) -> int:
-        """Send a body from `begin` on, as far as the windows allow; `flags` go on its last frame.
-
-        Returns:
-            How many bytes of it have been sent now.
-        """
-        parts = []
-        while begin < len(body) and (room := min(self.window, self.stream_windows[stream])) > 0:
-            part = body[begin : begin + min(room, frames.MAX_FRAME_BYTES)]
-            begin += len(part)
-            self.window -= len(part)
-            self.stream_windows[stream] -= len(part)
-            last = flags if begin == len(body) else 0
-            parts.append(frames.pack(frames.DATA, last, stream, part))
-        self.send(b"".join(parts))
-        return begin
+    def _cut(self) -> bool:
+        """Make frames of the next part of the body; return whether there were any."""
+        room, parts = min(self.window, self.stream_window, len(self._body)), []
+        for begin in range(0, room, frames.MAX_FRAME_BYTES):
+            part = bytes(self._body[begin : min(begin + frames.MAX_FRAME_BYTES, room)])
+            flags = self._flags if begin + len(part) == len(self._body) else 0
+            parts.append(frames.pack(frames.DATA, flags, self._stream, part))
+        if parts:
+            self._out, self._body = memoryview(b"".join(parts)), self._body[room:]
+            self.window -= room
+            self.stream_window -= room
+        return bool(parts)
 
     def receive(self) -> list[Frame]:
-        """Read once.
+        """Read once, then send what windows had kept.
 
         Returns:
             The frames that are about calls, not the connection's own business.
@@ -103,16 +116,20 @@ class Connection:
         received, self._rest = frames.split(self._rest + self._read())
         of_calls = []
         for each in received:
-            if each[0] >= frames.SETTINGS:
+            kind, flags, stream, payload = each
+            if kind >= frames.SETTINGS:
                 self._take(*each)
                 continue
             of_calls.append(each)
-            if each[0] == frames.DATA:
-                self._num_received += len(each[3])
+            if kind == frames.DATA:
+                self._num_received += len(payload)
+            if stream == self._stream and (kind == frames.RESET or flags & frames.END_STREAM):
+                self._body = self._body[:0]  # it was answered before it was sent whole
         if self._num_received > frames.MAX_WINDOW // 2:
             for stream in self.widened:
                 self.send(frames.widen(stream, self._num_received))
             self._num_received = 0
+        self.flush()
         return of_calls
 
     def _read(self) -> bytes:
@@ -131,14 +148,13 @@ class Connection:
             (more,) = struct.unpack(">I", payload)
             if stream == 0:
                 self.window += more
-            elif stream in self.stream_windows:
-                self.stream_windows[stream] += more
+            elif stream == self._stream:
+                self.stream_window += more
         elif kind == frames.SETTINGS and not flags & frames.ACK:
             settings = dict(struct.iter_unpack(">HI", payload))
-            more = settings.get(frames.INITIAL_WINDOW, self.initial_window) - self.initial_window
-            self.initial_window += more
-            for each in self.stream_windows:
-                self.stream_windows[each] += more
+            more = settings.get(frames.INITIAL_WINDOW, self._initial_window) - self._initial_window
+            self._initial_window += more
+            self.stream_window += more
             self.max_streams = settings.get(frames.MAX_STREAMS, self.max_streams)
             self._has_settings = True
             self.send(frames.pack(frames.SETTINGS, frames.ACK, 0, b""))

@@ -20,7 +20,7 @@ Frame = tuple[int, int, int, bytes]
 _HEADER = struct.Struct(">IBI")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One gRPC call."""
 
@@ -30,12 +30,15 @@ class Request:
     """/package.Service/Method."""
     message: bytes
     """The request message."""
-    streaming: bool = False
-    """Whether the method takes and returns streams: then a call is one message of a stream."""
     tls: bool = False
     """Whether the connections are TLS; the server's certificate is not checked."""
     token: str = ""
     """What `authorization: Bearer` says; empty for no such header."""
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the method takes and returns streams: then a call is one message of a stream."""
+        return "Stream" in self.path
 
     @property
     def body(self) -> bytes:

@@ -49,7 +49,7 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
         OSError: the server can't be reached, does not answer rightly, or closes a connection.
     """
     ended: Ended = {}
-    kind = MessageStream if request.streaming else Calls
+    kind = MessageStream if request.is_streaming else Calls
     makers = [partial(kind, request=request, ended=ended, callers=number) for number in in_flight]
     selector = selectors.DefaultSelector()
     with _connected(selector, request, makers) as callers, _undisturbed(begin_s):
@@ -168,7 +168,7 @@ def _connected(
 
 def _watch(selector: _Selector, caller: _Caller) -> None:
     """Wait for the socket to take more where it has not taken all."""
-    events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_full)
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_blocked)
     if selector.get_key(caller.connection).events != events:
         selector.modify(caller.connection, events, caller)
 

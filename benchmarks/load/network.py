@@ -77,28 +77,28 @@ class NetworkLoad:
     """Calls one method of a server; see `Load`."""
 
     def __init__(
-        self, generator: Generator, question: Request, images: Images, encode: Encode
+        self, generator: Generator, request: Request, images: Images, encode: Encode
     ) -> None:
         """Address a method of a server.
 
         Args:
             generator: what sends.
-            question: where and how to ask; its message is replaced.
+            request: where and how to ask; its message is replaced.
             images: (M, 784) uint8; a call gets the first `batch` of them.
             encode: makes a request message of images.
         """
         self._generator = generator
-        self._question = question
+        self._template = request
         self._images, self._encode = images, encode
         self._checked: set[int] = set()
 
     def _request(self, batch: int) -> Request:
-        return replace(self._question, message=self._encode(self._images[:batch]))
+        return replace(self._template, message=self._encode(self._images[:batch]))
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
         request = self._request(batch)
-        if request.streaming or not self._generator.uses_h2load:
+        if request.is_streaming or not self._generator.uses_h2load:
             return self._generator.closed(request, callers, seconds, connections)
         if batch not in self._checked:
             with closing(Connection(request)) as connection:
@@ -110,6 +110,6 @@ class NetworkLoad:
 
     def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
         """See `Load.open`: always our own loops, since h2load counts from the actual send time."""
-        if self._question.streaming:
+        if self._template.is_streaming:
             raise OSError("streams are measured in closed loops only")
         return self._generator.open(self._request(batch), offsets_s, deadline)

@@ -40,19 +40,18 @@ class MessageStream:
         self._frames = frames.pack(frames.DATA, 0, _STREAM, self._body)
         self._frame_bytes = len(self._frames)
         self._frames *= callers
-        self._num_sent = 0  # bytes of the message that is being sent
         self._sent: deque[tuple[float, int]] = deque()  # when, and how many messages, in order
         self._rest = b""  # of an answer that has not arrived whole
         self._free = 1  # messages that may be sent
-        connection.stream_windows[_STREAM] = connection.initial_window
+        connection.watch(_STREAM)
         connection.widened.append(_STREAM)
-        self.first_answer = self._ask_once(request)
+        self.first_answer = self._call_once(request)
         self._answer_bytes = frames.PREFIX_BYTES + len(self.first_answer)
         self._prefix = b"\0" + len(self.first_answer).to_bytes(4, "big")
         self._sent.clear()
         self._free = callers
 
-    def _ask_once(self, request: Request) -> bytes:
+    def _call_once(self, request: Request) -> bytes:
         head = frames.pack(frames.HEADERS, frames.END_HEADERS, _STREAM, request.headers())
         self.connection.send(head)
         answer, size = b"", frames.PREFIX_BYTES
@@ -69,22 +68,17 @@ class MessageStream:
         """Send as many messages as may be in flight, and as the windows allow."""
         connection, size = self.connection, len(self._body)
         while self._free and not connection.is_full:
-            window = min(connection.window, connection.stream_windows[_STREAM])
-            number = min(self._free, window // size)
-            if number > 0 and not self._num_sent and size <= frames.MAX_FRAME_BYTES:
+            window = min(connection.window, connection.stream_window)
+            number = max(1, min(self._free, window // size))
+            if number * size <= window and size <= frames.MAX_FRAME_BYTES:
                 connection.window -= number * size
-                connection.stream_windows[_STREAM] -= number * size
+                connection.stream_window -= number * size
                 connection.send(self._frames[: number * self._frame_bytes])
-                self._sent.append((now_s, number))
-                self._free -= number
-            elif window > 0:  # a part: the message is longer than a frame, or than the window
-                if not self._num_sent:
-                    self._sent.append((now_s, 1))
-                sent = connection.send_body(_STREAM, self._body, self._num_sent, 0)
-                self._num_sent = sent % size
-                self._free -= sent == size
-            else:
-                return
+            else:  # longer than a frame, or than the window
+                number = 1
+                connection.send_body(self._body, 0)
+            self._sent.append((now_s, number))
+            self._free -= number
 
     def receive(self) -> None:
         """Count the answers that have come.

@@ -20,7 +20,7 @@ COLOURS = {
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
-"""By target; "native" is what h2 replaced, and stands in results of that time."""
+"""By target; "native" is what h2 replaced, in results of that time."""
 _OTHERS = ("#b2182b", "#1b7837", "#542788", "#b35806")
 """For targets by address, in the order of their appearance."""
 _given: dict[str, str] = {}

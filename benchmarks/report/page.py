@@ -1,5 +1,6 @@
 """The report: HTML and markdown beside its results file, and the README's table."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,25 +102,21 @@ def machine(results: Results) -> str:
 
 
 def readme_section(results: Results) -> str:
-    """Return what stands between the README's two markers."""
+    """Return what belongs between the README's two markers, with them."""
     table = rates.targets(Figures(results))
     return f"{BEGIN}\n\n{table.markdown()}\n\n{table.note} {machine(results)}\n\n{END}"
 
 
 def update_readme(readme: Path, results: Results) -> bool:
-    """Put the table into the README.
-
-    Returns:
-        Whether that changed it.
+    """Put the table into the README; return whether that changed it.
 
     Raises:
         UnusableResults: the README lacks the markers.
     """
-    text = readme.read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    old = readme.read_text("utf-8")
+    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    new, num_found = between.subn(lambda _: readme_section(results), old)
+    if not num_found:
         raise UnusableResults(f"{readme} lacks the lines {BEGIN!r} and {END!r}")
-    new = before + readme_section(results) + after
     readme.write_text(new, "utf-8")
-    return new != text
+    return new != old

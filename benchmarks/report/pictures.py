@@ -92,7 +92,7 @@ def latency(figures: Figures) -> Picture | None:
     figure, axes = new_axes("percentile of the calls", "latency, one call at a time", log="y")
     lines: dict[Spec, Line] = {}
     for spec, total in totals.items():
-        # Three calls beyond a point are the least that make it more than an anecdote.
+        # A quantile beyond which fewer than three calls lie says nothing.
         seen = _QUANTILES[: max(1, int(np.searchsorted(_QUANTILES, 1 - 3 / total.total)))]
         lines[spec] = (list(-np.log10(1 - seen)), [1e3 * total.quantile(share) for share in seen])
     axes.set_xticks([-np.log10(1 - share) for share in _NINES], list(_NINES.values()))
@@ -125,7 +125,7 @@ def batches(figures: Figures) -> Picture | None:
 
 
 def formed(figures: Figures) -> Picture | None:
-    """The sizes of the runs that formed, as shares, where several calls of one image meet."""
+    """The sizes of the runs that formed, as shares, where several callers send one image."""
     rows = {}
     for cell, samples in figures.samples.items():
         if cell.scenario == "Server":

@@ -17,15 +17,15 @@ NOT_MEASURED = "not measured"
 
 
 def targets(figures: Figures) -> Table:
-    """Every target's figures, and how many times as fast as the first one it is."""
+    """Lay out every target's figures, and how many times as fast as the first one it is."""
     results, specs = figures.results, figures.specs
     cells = [cell for cell in figures.rounds if _is_headline(cell, figures)]
-    asked = {cell.spec for cell in figures.samples if replace(cell, spec=specs[0]) in cells}
+    comparable = {cell.spec for cell in figures.samples if replace(cell, spec=specs[0]) in cells}
     skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
     rows = [["target", *(_heading(cell, results.latency_slo_s) for cell in cells)]]
     rows += [
         [str(spec), *(_entry(replace(cell, spec=spec), figures) for cell in cells)]
-        for spec in [*(spec for spec in specs if spec in asked), *skipped]
+        for spec in [*(spec for spec in specs if spec in comparable), *skipped]
     ]
     note = (
         f"Medians of {results.settings['rounds']} interleaved rounds; in brackets how many times "
@@ -112,7 +112,7 @@ def _per_s(sample: Sample, outcome: str) -> float:
 
 
 def crossovers(figures: Figures) -> Table:
-    """The batch size from which CUDA is the faster device, for each target asked for on CUDA."""
+    """Lay out the batch size from which CUDA is the faster device, for each target on CUDA."""
     specs = sorted({*figures.specs, *(skip.spec for skip in figures.results.skips)})
     rows = [["target", "CUDA is faster from"]]
     for spec in specs:

@@ -55,7 +55,7 @@ def _cpu() -> str:
     lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines())
     fields = {name.strip(): value.strip() for name, _, value in lines}
     name = fields.get("model name", "unknown")
-    # Virtual machines hide the name: family and model tell generations apart.
+    # Virtual machines hide the name: family and model distinguish generations.
     return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 

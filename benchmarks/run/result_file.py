@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 class UnusableResults(Exception):
-    """A results file can't be read, or can't be used for what was asked."""
+    """A results file can't be read, or can't be used for this command."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

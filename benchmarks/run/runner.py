@@ -17,8 +17,8 @@ def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[st
     """Fill in samples, starts and skips.
 
     Every target stays up to the end, idle while another one is measured, so that a round is short
-    and drift of the machine meets all alike. Every other round goes backwards. A target that fails
-    on the way loses that measurement, not the others'.
+    and drift of the machine affects all alike. Every other round goes backwards. A target that
+    fails on the way loses that measurement, not the others'.
 
     Args:
         suite: what to measure.
@@ -40,7 +40,7 @@ def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[st
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
                 progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {cell}")
                 try:
-                    results.samples += scenarios.run(cell, running[cell.spec], suite.rules, number)
+                    results.samples += scenarios.run(cell, running[cell.spec], suite, number)
                 except (OSError, BrokenProcessPool) as err:
                     reason = f"round {number + 1}, {cell}: {err}"
                     results.skips.append(Skip(spec=cell.spec, reason=reason))

@@ -81,13 +81,13 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
         reached = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS).calls_per_s
         for factor in OVERLOADS:
             offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
-            ask = partial(load.open, offsets_s, 1, DEADLINES[cell.scenario])
+            send = partial(load.open, offsets_s, 1, DEADLINES[cell.scenario])
             offered = replace(cell, callers=0, overload=factor)
-            yield _sample(offered, target, rules, number, ask, factor * reached)
+            yield _sample(offered, target, rules, number, send, factor * reached)
     else:
         cell = replace(cell, callers=cell.callers or target.parallel_calls)
-        ask = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections)
-        yield _sample(cell, target, rules, number, ask)
+        send = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections)
+        yield _sample(cell, target, rules, number, send)
 
 
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
@@ -104,8 +104,8 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
         for attempt in range(_ATTEMPTS):
             seed = 100 * number + 10 * probe + attempt
             offsets_s = arrivals(rules.arrivals, rate, rules.seconds, seed)
-            ask = partial(target.load.open, offsets_s, cell.batch)
-            sample = _sample(cell, target, rules, number, ask, rate)
+            send = partial(target.load.open, offsets_s, cell.batch)
+            sample = _sample(cell, target, rules, number, send, rate)
             yield sample
             num_failed += not sample.invalid
             if sample.holds(rules.latency_slo_s) or num_failed == _FAILURES:
@@ -115,13 +115,13 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
 
 
 def _sample(
-    cell: Cell, target: Running, rules: Rules, number: int, ask: Callable[[], Trace],
+    cell: Cell, target: Running, rules: Rules, number: int, send: Callable[[], Trace],
     offered_per_s: float | None = None,
 ) -> Sample:  # fmt: skip
     """Time one run, and what it cost the target."""
     pid, before = target.pid, target.batch_sizes()
     begin_s, cpu_s = perf_counter(), process_usage.cpu_s(pid) if pid else 0.0
-    trace = ask()
+    trace = send()
     elapsed_s = perf_counter() - begin_s
     used_s = process_usage.cpu_s(pid) - cpu_s if pid else None
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)

@@ -1,11 +1,11 @@
-"""The suites: which targets meet which scenarios, how often, for how long."""
+"""The suites: which targets run which scenarios, how often, for how long."""
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
+from itertools import chain, product
 
 from benchmarks.run.cell import Cell
-from benchmarks.run.scenarios import Rules
+from benchmarks.run.scenarios import DEADLINES, Rules
 from benchmarks.targets.catalogue import entry_of
 from benchmarks.targets.target import Spec
 
@@ -26,7 +26,7 @@ def cells_of(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Suite:
+class Suite(Rules):
     """What to measure; every round measures every cell once."""
 
     name: str
@@ -39,23 +39,19 @@ class Suite:
     extra: Sequence[Cell] = ()
     """Cells beside those of specs x scenarios."""
     rounds: int = 3
-    rules: Rules = field(default_factory=Rules)
 
     def cells(self) -> list[Cell]:
         """List what a round measures: one after the other the targets at the same task.
 
-        What is compared is measured within seconds, so that drift meets all alike.
+        What is compared is measured within seconds, so that drift affects all alike.
         """
         callers = {"ClosedLoop": self.callers, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches, "MultiStream": [MULTI_STREAM_IMAGES]}
         cells = [
-            cell
+            cells_of(self.specs, name, callers.get(name, [(1, 0)]), batches.get(name, [1]))
             for name in self.scenarios
-            for cell in cells_of(
-                self.specs, name, callers.get(name, [(1, 0)]), batches.get(name, [1])
-            )
         ]
-        return list(dict.fromkeys([*cells, *self.extra]))
+        return list(dict.fromkeys([*chain(*cells), *self.extra]))
 
 
 def specs(
@@ -83,35 +79,30 @@ def specs(
 
 _DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")
 _H2 = specs(["h2"], precisions=_PRECISIONS)
-
-BENCH = Suite(
-    name="bench",
-    specs=[*specs(["plain", "grpcio"]), *_H2],
-    scenarios=("SingleStream", "Server", "Offline"),
-    rounds=5,
-)
-"""What `make bench` runs: a few minutes."""
-
 _PARTS = [*specs(["echo", "echo-grpcio"]), *specs(["bare"], precisions=_PRECISIONS)]
 _ENGINES = specs(["engine"], precisions=_PRECISIONS)
+_OFFLINE = ((0, 0),)
 
+# What `make bench` runs: a few minutes.
+BENCH = Suite(
+    name="bench", specs=[*specs(["plain", "grpcio"]), *_H2], rounds=5,
+    scenarios=("SingleStream", "Server", "Offline"),
+)  # fmt: skip
+
+# What a server's cost is made of: transport, runs, the rest; all in one interleaved run.
 SERVING = Suite(
-    name="serving",
-    specs=[*specs(["plain"]), *specs(["grpcio", "h2"], precisions=_PRECISIONS)],
-    scenarios=("SingleStream", "ClosedLoop", "Offline"),
-    callers=((1, 0), (64, 0)),
-    batches=(256, 1024),
+    name="serving", specs=[*specs(["plain"]), *specs(["grpcio", "h2"], precisions=_PRECISIONS)],
+    scenarios=("SingleStream", "ClosedLoop", "Offline"), rounds=7,
+    callers=((1, 0), (64, 0)), batches=(256, 1024),
     extra=[
-        *cells_of(
-            [*_PARTS, *specs(["grpcio-stream", "h2-stream"])], "ClosedLoop", [(1, 0), (64, 0)]
-        ),
-        *cells_of(_PARTS, "Offline", [(0, 0)], [256]),
-        *cells_of(_ENGINES, "Offline", [(0, 0)], [2**power for power in range(10)]),
+        *cells_of([*_PARTS, *specs(["grpcio-stream", "h2-stream"])], "ClosedLoop",
+                  [(1, 0), (64, 0)]),
+        *cells_of(_PARTS, "Offline", _OFFLINE, [256]),
+        *cells_of(_ENGINES, "Offline", _OFFLINE, [2**power for power in range(10)]),
     ],
-    rounds=7,
-)
-"""What a server's cost is made of: transport, runs, the rest; all in one interleaved run."""
+)  # fmt: skip
 
+# What `make bench-full` runs: every scenario, device, precision and worker count; 20 minutes.
 FULL = Suite(
     name="full",
     specs=[
@@ -121,35 +112,25 @@ FULL = Suite(
         *specs(["grpcio", "h2"], _DEVICES, _PRECISIONS, (1, 2)),
     ],
     scenarios=("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"),
-    callers=[(2**power, 0) for power in range(9)],
-    batches=[2**power for power in range(13)],
+    callers=[(2**power, 0) for power in range(9)], batches=[2**power for power in range(13)],
     extra=SERVING.cells(),
-)
-"""What `make bench-full` runs: every scenario, device, precision and worker count; 20 minutes."""
+)  # fmt: skip
 
+# The h2 transport by connections and calls in flight, message size, method, TLS and token.
 TRANSPORT = Suite(
-    name="transport",
-    specs=_H2,
-    scenarios=("ClosedLoop", "Offline"),
-    callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)),
-    batches=(32, 128, 1024),
+    name="transport", specs=_H2, scenarios=("ClosedLoop", "Offline"), rounds=7,
+    callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)), batches=(32, 128, 1024),
     extra=[
         *cells_of(specs(["h2-tls", "h2-token"]), "ClosedLoop", [(64, 8), (256, 8)]),
-        *cells_of(
-            specs(["h2-stream", "h2-infer-stream"]), "ClosedLoop", [(16, 1), (64, 1), (128, 8)]
-        ),
-        *cells_of(specs(["h2", "h2-infer"]), "Offline", [(0, 0)], [1, 8, 64]),
+        *cells_of(specs(["h2-stream", "h2-infer-stream"]), "ClosedLoop",
+                  [(16, 1), (64, 1), (128, 8)]),
+        *cells_of(specs(["h2", "h2-infer"]), "Offline", _OFFLINE, [1, 8, 64]),
     ],
-    rounds=7,
-)
-"""The h2 transport by connections and calls in flight, message size, method, TLS and token."""
+)  # fmt: skip
 
+# What is answered in time of more than can be.
 OVERLOAD = Suite(
-    name="overload",
-    specs=specs(["h2", "grpcio"]),
-    scenarios=("Overload", "OverloadReset"),
-    rules=Rules(seconds=3.0),
+    name="overload", specs=specs(["h2", "grpcio"]), scenarios=tuple(DEADLINES), seconds=3.0
 )
-"""What is answered in time of more than can be."""
 
 SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, OVERLOAD)}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from benchmarks.targets.commands import OURS, VARIANTS
 from benchmarks.targets.in_process import OPENERS, open_in_process
-from benchmarks.targets.servers import open_address, open_server
+from benchmarks.targets.servers import open_server
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What a target is, in a few words, and where it can run."""
 
@@ -31,23 +31,23 @@ class Entry:
 
 
 def _ours(about: str) -> Entry:
-    return Entry(about=about, on_cuda=True, as_int8=True, in_workers=True)
+    return Entry(about, on_cuda=True, as_int8=True, in_workers=True)
 
 
 CATALOGUE = {
-    "null": Entry(about="answers at once: prices the harness"),
-    "keras": Entry(about="model.predict, in process", on_cuda=True),
-    "tf-function": Entry(about="the Keras model as a compiled graph, in process", on_cuda=True),
-    "engine": Entry(about="ONNX Runtime, in process", on_cuda=True, as_int8=True),
-    "classifier": Entry(about="what services embed, in process", on_cuda=True, as_int8=True),
+    "null": Entry("answers at once: prices the harness"),
+    "keras": Entry("model.predict, in process", on_cuda=True),
+    "tf-function": Entry("the Keras model as a compiled graph, in process", on_cuda=True),
+    "engine": Entry("ONNX Runtime, in process", on_cuda=True, as_int8=True),
+    "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))
        for ours in OURS for end, (_, about) in VARIANTS.items()},
-    "plain": Entry(about="the grpcio server of a tutorial"),
-    "bare": Entry(about="HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
-    "echo": Entry(about="HTTP/2 by ngh2 without a model"),
-    "echo-grpcio": Entry(about="grpc.aio without a model"),
+    "plain": Entry("the grpcio server of a tutorial"),
+    "bare": Entry("HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
+    "echo": Entry("HTTP/2 by ngh2 without a model"),
+    "echo-grpcio": Entry("grpc.aio without a model"),
 }  # fmt: skip
-_ADDRESS = Entry(about="an Open Inference Protocol server")
+_ADDRESS = Entry("an Open Inference Protocol server")
 _CHECKOUT = _ours("our server in another checkout")
 
 
@@ -62,8 +62,6 @@ def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]
     Raises:
         NotMeasured: it lacks a setting; the context raises this, too, where it can't run.
     """
-    if spec.target in setting.addresses:
-        return open_address(spec, setting)
     if lack := entry_of(spec.target, setting.checkouts).lack(spec):
         raise NotMeasured(lack)
     return (open_in_process if spec.target in OPENERS else open_server)(spec, setting)

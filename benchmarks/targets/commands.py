@@ -28,10 +28,12 @@ OTHERS = {
 TOKEN = "a-token-of-the-benchmarks"
 
 
-def split_name(target: str) -> tuple[str, str]:
-    """Return the server that a target's name begins with, and its end, one of VARIANTS."""
-    variant = max((each for each in VARIANTS if target.endswith(each)), key=len)
-    return target.removesuffix(variant), variant
+def variant_of(target: str, setting: Setting) -> str:
+    """Return the end of a target's name, one of VARIANTS."""
+    if target in setting.addresses:
+        return "-infer"
+    ends = (end for end in VARIANTS if target.endswith(end) and target not in OTHERS)
+    return max(ends, key=len, default="")
 
 
 def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list[str]:
@@ -41,7 +43,8 @@ def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list
         words = f"benchmarks.targets.{OTHERS[spec.target]}".split()
         settings = {"models": models, "precision": spec.precision}
         return [sys.executable, "-m", *(word.format_map(settings) for word in words)]
-    transport = "auto" if spec.target in setting.checkouts else split_name(spec.target)[0]
+    is_elsewhere = spec.target in setting.checkouts
+    transport = "auto" if is_elsewhere else spec.target.removesuffix(variant)
     options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
     if spec.workers > 1:
         options += ["--workers", str(spec.workers)]

@@ -23,11 +23,6 @@ class Method:
     decode: Callable[[bytes], list[int]]
     """Reads the digits of an answer message."""
 
-    @property
-    def is_streaming(self) -> bool:
-        """Whether a call takes and returns any number of messages."""
-        return "Stream" in self.path
-
 
 def encode_digits(images: Images) -> bytes:
     """Make a ClassifyRequest of (N, 784) uint8."""

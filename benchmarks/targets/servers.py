@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,8 +15,8 @@ import grpc
 from benchmarks.load.cores import on_cores
 from benchmarks.load.frames import Request
 from benchmarks.load.network import NetworkLoad
-from benchmarks.targets.commands import OTHERS, TOKEN, VARIANTS, command_of, split_name
-from benchmarks.targets.methods import MODEL_INFER, Method
+from benchmarks.targets.commands import TOKEN, VARIANTS, command_of, variant_of
+from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline.parser import PREFIX
 
@@ -47,55 +47,43 @@ def batch_sizes_of(page: str) -> dict[str, int]:
 def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
     """Start our server, one of OTHERS, or that of another checkout, on the target's cores.
 
+    A server that was named by its address runs already.
+
     Raises:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    variant = "" if spec.target in OTHERS else split_name(spec.target)[1]
-    (method, _), cert = VARIANTS[variant], None
-    with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
-        command = command_of(spec, variant, setting, Path(folder))
-        if variant == "-tls":
-            cert = Path(folder, "cert.pem").read_bytes()
-        with _process(command, setting.checkouts.get(spec.target), setting.cores) as (pid, facts):
-            question = Request(
-                address=facts["address"],
-                path=method.path,
-                message=b"",
-                streaming=method.is_streaming,
-                tls=bool(cert),
-                token=TOKEN if variant == "-token" else "",
-            )
-            if not spec.target.startswith("echo"):
-                _check(question, method, setting, cert)
-            yield Running(
-                load=NetworkLoad(setting.generator, question, setting.images, method.encode),
-                startup_s=perf_counter() - begin_s,
-                parallel_calls=_PARALLEL_CALLS,
-                pid=pid,
-                batch_sizes=partial(_batch_sizes, facts["metrics"]) if "metrics" in facts else dict,
-            )
+    address, variant = setting.addresses.get(spec.target), variant_of(spec.target, setting)
+    method, _ = VARIANTS[variant]
+    with ExitStack() as stack:
+        pid, facts, cert = None, {"address": address or ""}, None
+        if not address:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-bench-")))
+            command = command_of(spec, variant, setting, folder)
+            checkout = setting.checkouts.get(spec.target)
+            pid, facts = stack.enter_context(_process(command, checkout, setting.cores))
+            cert = (folder / "cert.pem").read_bytes() if variant == "-tls" else None
+        token = TOKEN if variant == "-token" else ""
+        request = Request(facts["address"], method.path, b"", tls=bool(cert), token=token)
+        if not spec.target.startswith("echo"):
+            _check(request, method, setting, cert)
+        yield Running(
+            load=NetworkLoad(setting.generator, request, setting.images, method.encode),
+            startup_s=perf_counter() - begin_s,
+            parallel_calls=_PARALLEL_CALLS,
+            pid=pid,
+            batch_sizes=partial(_batch_sizes, facts["metrics"]) if "metrics" in facts else dict,
+        )
 
 
-@contextmanager
-def open_address(spec: Spec, setting: Setting) -> Iterator[Running]:
-    """Use a server that speaks the Open Inference Protocol and runs already; see `open_server`."""
-    begin_s, address = perf_counter(), setting.addresses[spec.target]
-    question = Request(address=address, path=MODEL_INFER.path, message=b"")
-    _check(question, MODEL_INFER, setting, None)
-    load = NetworkLoad(setting.generator, question, setting.images, MODEL_INFER.encode)
-    startup_s = perf_counter() - begin_s
-    yield Running(load=load, startup_s=startup_s, parallel_calls=_PARALLEL_CALLS)
-
-
-def _check(question: Request, method: Method, setting: Setting, cert: bytes | None) -> None:
+def _check(request: Request, method: Method, setting: Setting, cert: bytes | None) -> None:
     """Call a server with a real client and compare the digits: load generators don't look."""
     message = method.encode(setting.images[: len(setting.answers)])
-    metadata = (("authorization", f"Bearer {question.token}"),) if question.token else None
+    metadata = (("authorization", f"Bearer {request.token}"),) if request.token else None
     channel = (
-        grpc.secure_channel(question.address, grpc.ssl_channel_credentials(cert))
+        grpc.secure_channel(request.address, grpc.ssl_channel_credentials(cert))
         if cert
-        else grpc.insecure_channel(question.address)
+        else grpc.insecure_channel(request.address)
     )
     with channel:
         # A unary call is a stream with one message each way.

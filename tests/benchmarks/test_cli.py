@@ -139,7 +139,7 @@ def test_options_change_the_suite() -> None:
     assert [str(spec) for spec in changed.specs] == [
         "plain", "grpcio", "grpcio int8", "grpcio cuda", "h2", "h2 int8", "h2 cuda",
     ]  # fmt: skip
-    assert (changed.scenarios, changed.rules.latency_slo_s) == (["Server"], 0.02)
+    assert (changed.scenarios, changed.latency_slo_s) == (["Server"], 0.02)
     named = suite("--targets", "h2,peer=oip://h:1", "--workers", "2", "--suite", "full")
     assert [str(spec) for spec in named.specs] == ["h2 x2"]
     old = suite("--targets", f"h2,old=checkout:{ROOT}", "--precision", "fp32,int8")

@@ -39,9 +39,7 @@ NOW = 0.0
 
 def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
     encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
-    return Request(
-        address=server.address, path=path, message=encode(images), streaming="Stream" in path
-    )
+    return Request(address=server.address, path=path, message=encode(images))
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])
@@ -116,7 +114,7 @@ def test_first_answer_on_a_stream_is_right(
     ("path", "reason"), [(STREAM, "ended the stream"), (STREAM_INFER, "fails on")]
 )
 def test_errors_on_a_stream_are_no_load(server: RunningServer, path: str, reason: str) -> None:
-    bad = Request(address=server.address, path=path, message=b"\x0a\x01x", streaming=True)
+    bad = Request(address=server.address, path=path, message=b"\x0a\x01x")
     with pytest.raises(ConnectionError, match=reason):
         closed(bad, [1], NOW, SHORT_S)
 

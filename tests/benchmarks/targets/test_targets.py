@@ -14,7 +14,6 @@ from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.cell import Cell
 from benchmarks.run.process_usage import cpu_s, family, memory_bytes
-from benchmarks.run.scenarios import Rules
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
@@ -117,7 +116,7 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
 def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
     spec = Spec(target="echo")
     cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="null"), spec)]
-    suite = Suite(name="x", extra=cells, rounds=1, rules=Rules(seconds=0.05))
+    suite = Suite(name="x", extra=cells, rounds=1, seconds=0.05)
     kept = results()
 
     def kill_echo(step: str) -> None:
