@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import numpy.typing as npt
 
 from serving.batching.batcher import Batcher
 from serving.batching.parallel_run import ENOUGH_IMAGES, run_shared
-from serving.batching.request import Answer
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import CorruptModel, Unavailable
 from serving.images import as_images
@@ -231,10 +229,3 @@ class Classifier:
 
 def _never() -> bool:
     return False
-
-
-def predictions_of(answer: Answer) -> Predictions:
-    """Return an answer's bytes as arrays, without copying."""
-    rows = np.frombuffer(answer.probabilities, "<f4").reshape(len(answer.digits), -1)
-    model = answer.batch.model
-    return Predictions.of(rows, model.version, model.signature.labels)

@@ -4,11 +4,11 @@ A free runner takes everything queued at once, up to `max_batch_size`, but what 
 can share; what arrives meanwhile forms the next batch. So batches grow with the load and an idle
 server adds no delay.
 
-Lock discipline. `Batcher._lock` guards the backlogs, the requests in them, and the batcher's own
+Lock discipline. `Batcher._lock` guards the queue, the requests in it, and the batcher's own
 fields. It is held for bookkeeping only, never during a run.
 
 - Without the lock: runs, `observe`, and the `on_outcome` of answers, all on the runner's thread. A
-  batch belongs to the runner that took it. `Batch.images` reads the pixels of its requests, which
+  batch belongs to the runner that took it. `Batch.run` reads the pixels of its requests, which
   change only once every row has been run.
 - With the lock: the `on_outcome` of rejected requests, on any thread. So it never calls the
   batcher, and returns at once.
@@ -22,12 +22,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from serving.batching.fair_queue import Backlog
+from serving.batching.batch import Batch, Piece, run_pieces
+from serving.batching.fair_queue import FairQueue
 from serving.batching.parallel_run import ENOUGH_IMAGES
-from serving.batching.request import Batch, Model, Observe, OnOutcome, Request
+from serving.batching.request import Model, OnOutcome, Request
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
-from serving.predictions import class_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Batcher:
         *,
         num_runners: int = 1,
         clock: Callable[[], float] = time.monotonic,
-        observe: Observe = lambda *_: None,
+        observe: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Prepare; the threads start with the first request that is queued.
 
@@ -52,7 +52,7 @@ class Batcher:
             num_runners: runs that go on at once: as many as there are cores, since ONNX Runtime
                 runs outside the GIL.
             clock: seconds, monotonic; deadlines are on it.
-            observe: called after each run that succeeded; see `Observe`.
+            observe: called after each run that succeeded; see `Metrics.observe_run`.
         """
         self._config = config
         self._clock = clock
@@ -60,11 +60,12 @@ class Batcher:
         self._lock = threading.Lock()  # entering it is cheaper than entering a condition
         self._wake = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
-        self._backlogs = [Backlog(model, config.queue_capacity)]
-        """New requests go to the last; the others, of models before it, are emptied first."""
+        self._model = model
+        self._queue = FairQueue(config.queue_capacity)
         self._num_runners = num_runners
         self._num_running = 0
         self._usual_s = 0.0
+        """How long runs take of late."""
         self._refusal: str | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -77,7 +78,7 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         """How many images wait for a run."""
-        return sum([backlog.num_rows for backlog in self._backlogs])
+        return self._queue.num_rows
 
     def put(self, request: Request, on_outcome: OnOutcome) -> None:
         """Queue a request; `wake` has it run where all runners are idle.
@@ -95,7 +96,7 @@ class Batcher:
                 raise Unavailable(self._refusal)
             if len(self._threads) < self._num_runners:
                 self._start_runners()
-            self._backlogs[-1].admit(request, on_outcome, self._clock())
+            self._queue.admit(request, self._model, on_outcome, self._clock())
 
     def wake(self) -> None:
         """Wake a runner thread, if one is idle, to run what waits."""
@@ -108,14 +109,13 @@ class Batcher:
         Nothing happens if it had its outcome already, or was never queued.
         """
         with self._lock:
-            if request.backlog is not None:
-                request.backlog.cancel(request)
-                self._idle.notify_all()
+            self._queue.cancel(request)
+            self._idle.notify_all()
 
     def swap(self, model: Model) -> None:
         """Run new requests on `model`; those accepted before finish on the old one."""
         with self._lock:
-            self._backlogs.append(Backlog(model, self._config.queue_capacity))
+            self._model = model
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait until every accepted one has its outcome.
@@ -134,8 +134,7 @@ class Batcher:
         with self._lock:
             self._refusal = "the classifier is closed"
             self._closed = True
-            for backlog in self._backlogs:
-                backlog.fail_all(Unavailable("the server was stopped"))
+            self._queue.fail_all(Unavailable("the server was stopped"))
             self._wake.notify_all()
             self._idle.notify_all()
         for thread in self._threads:
@@ -144,7 +143,7 @@ class Batcher:
     def _start_runners(self) -> None:
         while len(self._threads) < self._num_runners:
             name = f"runner-{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no more threads to be had: fewer do
@@ -153,28 +152,33 @@ class Batcher:
                 raise Unavailable("the server can't start a thread") from None
             self._threads.append(thread)
 
-    def _serve(self) -> None:
-        while (batch := self._next()) is not None:
-            self._run(batch)
+    def _work(self) -> None:
+        """Run what waits, until the batcher is closed; on a runner's thread."""
+        while pieces := self._next():
+            for batch, error in run_pieces(pieces, self._clock):
+                if error is None:
+                    self._finish(batch)
+                else:
+                    self._fail(batch, error)
             with self._lock:
                 self._num_running -= 1
                 self._idle.notify_all()
 
-    def _next(self) -> Batch | None:
-        """Wait for a batch; None once the batcher is closed."""
+    def _next(self) -> list[Piece]:
+        """Wait for rows to run; none once the batcher is closed."""
         with self._lock:
             while not self._closed:
                 delay_s = self._delay_s()
                 if delay_s != 0:
                     self._wake.wait(delay_s)
-                elif (batch := self._take()) is not None:
+                elif pieces := self._take():
                     self._num_running += 1
                     if self.num_waiting:
                         self._wake.notify()  # the next runner takes the next batch
-                    return batch
+                    return pieces
                 else:  # all that waited has expired
                     self._idle.notify_all()
-            return None
+            return []
 
     def _delay_s(self) -> float | None:
         """Seconds until a batch may start; None while there is nothing to run."""
@@ -183,63 +187,35 @@ class Batcher:
             return None
         if num_waiting >= self.max_batch_size:
             return 0.0
-        oldest = next(backlog for backlog in self._backlogs if backlog.num_rows)
-        return max(0.0, oldest.waiting_since_s + delay_s - self._clock())
+        return max(0.0, self._queue.waiting_since_s + delay_s - self._clock())
 
-    def _take(self) -> Batch | None:
-        """Take a batch of the oldest model that has one; None if all that waited has expired."""
-        max_rows, now_s, margin_s = self._max_rows, self._clock(), self._margin_s
-        while True:
-            batch = self._backlogs[0].take(max_rows, now_s, margin_s)
-            if batch is not None or len(self._backlogs) == 1:
-                return batch
-            self._backlogs.pop(0)
+    def _take(self) -> list[Piece]:
+        """Take the rows of a run; none if all that waited has expired."""
+        max_rows, margin_s = self.max_batch_size, 0.0
+        if self._config.max_queue_delay_s == 0:  # the free runners share what waits
+            share = -(-self.num_waiting // (self._num_runners - self._num_running))
+            max_rows = min(max(share, ENOUGH_IMAGES), max_rows)
+        if self.num_waiting > self.max_batch_size:
+            # Where the queue is longer than its callers' patience, only those whose deadline
+            # passes during the run would be run. Without a queue every request gets its chance.
+            margin_s = 2 * self._usual_s
+        return self._queue.take(max_rows, self._clock(), margin_s)
 
-    @property
-    def _max_rows(self) -> int:
-        """How many images the next run takes: the free runners share what waits."""
-        if self._config.max_queue_delay_s > 0:
-            return self.max_batch_size
-        num_free = self._num_runners - self._num_running
-        return min(max(-(-self.num_waiting // num_free), ENOUGH_IMAGES), self.max_batch_size)
-
-    @property
-    def _margin_s(self) -> float:
-        """How far off a deadline must be to be worth a run.
-
-        A queue whose wait is longer than its callers' patience would else serve only those whose
-        deadline passes during the run. Without a queue every request gets its chance.
-        """
-        is_backed_up = self.num_waiting > self.max_batch_size
-        return 2 * self._usual_s if is_backed_up else 0.0
-
-    def _run(self, batch: Batch) -> None:
-        """Run a batch: each of its requests that is whole then gets its outcome."""
-        try:
-            probabilities = batch.model.run(batch.images())
-            digits, rows = class_numbers(probabilities), probabilities.tobytes()
-        except BaseException as err:  # whatever it is, it ends these requests, never this thread
-            self._find_guilty(batch, err)
-            return
-        batch.finished_s = self._clock()
+    def _finish(self, batch: Batch) -> None:
+        """Give each request that is whole its answer, once it has been observed."""
         with self._lock:
             self._usual_s += (batch.finished_s - batch.started_s - self._usual_s) / 8
-            answered = batch.finish(digits, rows)
+            answered = batch.finish()
         arrivals = [(answer.arrived_s, None, 1) for _, answer in answered]
-        self._observe(batch.started_s, batch.finished_s, arrivals, digits, rows)
+        self._observe(
+            batch.started_s, batch.finished_s, arrivals, batch.digits, batch.probabilities
+        )
         for request, answer in answered:
             request.deliver(answer)
 
-    def _find_guilty(self, batch: Batch, error: BaseException) -> None:
-        """Run the halves of a failed batch, until it is known whose images make runs fail."""
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        """Reject the one request whose images fail."""
+        request, _, num_rows = batch.pieces[0]
+        _log.error("a run of %d images failed", num_rows, exc_info=error)
         with self._lock:
-            halves = batch.halves()
-        for half in halves:
-            self._run(half)
-        if halves or not batch.pieces:
-            return
-        request = batch.pieces[0][0]
-        _log.error("a run of %d images failed", batch.num_rows, exc_info=error)
-        with self._lock:
-            assert request.backlog is not None
-            request.backlog.fail(request, ModelError())
+            self._queue.fail(request, ModelError())

@@ -10,36 +10,38 @@ exactly one outcome: resolved, rejected or cancelled.
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from serving.batching.request import Batch, Model, OnOutcome, Request
+from serving.batching.batch import Piece
+from serving.batching.request import Model, OnOutcome, Request, ignore
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 
 _TURN_ROWS = 16
 """Images that callers of small requests may add to a batch in a turn; larger requests are large."""
 
 
-class Backlog:
-    """The requests that wait for one model."""
+class FairQueue:
+    """Requests that wait for a run."""
 
-    def __init__(self, model: Model, capacity: int) -> None:
+    def __init__(self, capacity: int) -> None:
         """Start empty; `capacity` counts images."""
-        self.model = model
         self.num_rows = 0
+        """Images that wait."""
         self.waiting_since_s = 0.0
+        """When it was last empty."""
         self._capacity = capacity
         self._num_taken = 0
         self._callers: dict[Hashable, OrderedDict[Request, None]] = {}
         self._small: OrderedDict[Hashable, None] = OrderedDict()
         self._large: OrderedDict[Hashable, None] = OrderedDict()
 
-    def admit(self, request: Request, on_outcome: OnOutcome, now_s: float) -> None:
-        """Queue a request.
+    def admit(self, request: Request, model: Model, on_outcome: OnOutcome, now_s: float) -> None:
+        """Queue a request, to be run on `model`.
 
         Raises:
             Overloaded: its rows do not fit; nothing has changed.
         """
         if self.num_rows + request.num_rows > self._capacity:
             raise Overloaded(f"the queue is full ({self.num_rows} of {self._capacity} images)")
-        request.backlog, request.on_outcome = self, on_outcome
+        request.model, request.on_outcome = model, on_outcome
         request.arrived_s = now_s
         if not self.num_rows:
             self.waiting_since_s = now_s
@@ -54,7 +56,7 @@ class Backlog:
     def cancel(self, request: Request) -> None:
         """Settle a request without an outcome, so that its waiting rows never run."""
         if self._settle(request):
-            request.release()
+            request.on_outcome = ignore
 
     def fail(self, request: Request, error: DigitsError) -> None:
         """Reject a request, unless it is settled; its waiting rows never run."""
@@ -67,7 +69,7 @@ class Backlog:
             for request in list(queue):
                 self.fail(request, error)
 
-    def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> Batch | None:
+    def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> list[Piece]:
         """Take up to `max_rows` rows, turn by turn; reject what has expired.
 
         Args:
@@ -76,28 +78,31 @@ class Backlog:
             margin_s: a deadline that is closer than this counts as passed.
 
         Returns:
-            None if nothing is left to run.
+            The rows, none if nothing is left to run.
         """
-        batch, too_late_s = Batch(self.model, started_s=now_s), now_s + margin_s
+        pieces: list[Piece] = []
+        room, too_late_s = max_rows, now_s + margin_s
         self._num_taken += 1
         if self._large:
             half = (max_rows + self._num_taken % 2) // 2  # of one row every other time
-            self._take_turns(self._small, _TURN_ROWS, batch, half, too_late_s)
-        while (self._large or self._small) and batch.num_rows < max_rows:
-            self._take_turns(self._large, max_rows, batch, max_rows, too_late_s)
-            self._take_turns(self._small, _TURN_ROWS, batch, max_rows, too_late_s)
-        return batch if batch.pieces else None
+            room -= self._take_turns(self._small, _TURN_ROWS, pieces, half, too_late_s)
+        while (self._large or self._small) and room:
+            room -= self._take_turns(self._large, max_rows, pieces, room, too_late_s)
+            room -= self._take_turns(self._small, _TURN_ROWS, pieces, room, too_late_s)
+        return pieces
 
     def _take_turns(
-        self, ring: OrderedDict[Hashable, None], turn_rows: int, batch: Batch, max_rows: int,
+        self, ring: OrderedDict[Hashable, None], turn_rows: int, pieces: list[Piece], room: int,
         too_late_s: float,
-    ) -> None:  # fmt: skip
-        while ring and batch.num_rows < max_rows:
+    ) -> int:  # fmt: skip
+        """Take up to `room` rows of a ring's callers; returns how many."""
+        left = room
+        while ring and left:
             caller, _ = ring.popitem(last=False)
-            room = max_rows - batch.num_rows
-            turn = min(turn_rows, room) if ring else room
-            self._take_turn(self._callers[caller], batch, turn, too_late_s)
+            turn = min(turn_rows, left) if ring else left
+            left -= self._take_turn(self._callers[caller], pieces, turn, too_late_s)
             self._place(caller)
+        return room - left
 
     def _place(self, caller: Hashable) -> None:
         """Put a caller into the ring that its next request belongs to, where it is not yet."""
@@ -115,27 +120,29 @@ class Backlog:
             ring.move_to_end(caller, last=False)
 
     def _take_turn(
-        self, queue: OrderedDict[Request, None], batch: Batch, room: int, too_late_s: float
-    ) -> None:
-        while queue and room:
+        self, queue: OrderedDict[Request, None], pieces: list[Piece], room: int, too_late_s: float
+    ) -> int:
+        """Take up to `room` rows of a caller; returns how many."""
+        left = room
+        while queue and left:
             request = next(iter(queue))
             if request.deadline_s <= too_late_s:
                 error = DeadlineExceeded()
                 self.fail(request, error)
                 continue
             first = request.rows_taken
-            rows = min(room, request.num_rows - first)
-            batch.pieces.append((request, first, rows))
-            batch.num_rows += rows
+            rows = min(left, request.num_rows - first)
+            pieces.append((request, first, rows))
             request.rows_taken += rows
             self.num_rows -= rows
-            room -= rows
+            left -= rows
             if request.rows_taken == request.num_rows:
                 del queue[request]
+        return room - left
 
     def _settle(self, request: Request) -> bool:
-        """Drop the rows of a request that wait; False if it was settled before."""
-        if request.settled:
+        """Drop the rows of a request that wait; False if it never waited or was settled before."""
+        if request.model is None or request.settled:
             return False
         request.settled = True
         waiting = request.num_rows - request.rows_taken

@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from serving import Classifier
-from serving.batching.request import Answer, Batch, Request
+from serving.batching.batch import Batch
+from serving.batching.request import Answer, Request
 from serving.config import BatchingConfig
 from serving.errors import (
     ConfigurationError,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from serving.classifier import Classifier, predictions_of
+from serving.classifier import Classifier
 from serving.config import BatchingConfig, ServerConfig
 from serving.credentials.certificates import server_credentials
 from serving.predictions import Predictions
@@ -128,7 +128,7 @@ class GrpcioServer:
         call = AsyncCall(image, plan, Caller("self-test", math.inf))
         self.calls.submit(call)
         await self.calls.settled(call)
-        return predictions_of(call.result())
+        return call.result().predictions()
 
 
 def _options(batching: BatchingConfig, signature: Signature, workers: int) -> list[tuple[str, int]]:

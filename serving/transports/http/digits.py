@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.classifier import Classifier, predictions_of
+from serving.classifier import Classifier
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
 from serving.pictures.reader import from_picture
@@ -72,7 +72,7 @@ class Digits:
             answer = await self._calls.classify(
                 checked.tobytes(), len(checked), request, deadline_s
             )
-            rows = predictions_of(answer)
+            rows = answer.predictions()
         with_image = "image" in request.query_params
         return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
 

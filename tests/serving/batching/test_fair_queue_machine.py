@@ -1,4 +1,4 @@
-"""Any order of submit, cancel, advance, take, finish and fail keeps the promises of the backlog."""
+"""Any order of submit, cancel, advance, take, finish and fail keeps the promises of the queue."""
 
 import math
 
@@ -6,22 +6,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.batching.fair_queue import Backlog
-from serving.batching.request import Answer, Batch
+from serving.batching.batch import Piece, run_pieces
+from serving.batching.fair_queue import FairQueue
+from serving.batching.request import Answer
 from serving.errors import DeadlineExceeded, ModelError, Overloaded
-from tests.support.fakes import FakeModel, RecordingRequest, images_of, probabilities_of
+from tests.support.fakes import FakeModel, RecordingRequest, images_of
 
 CAPACITY, MAX_BATCH = 60, 8
 
 
-class BacklogMachine(RuleBasedStateMachine):
+class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.backlog = Backlog(FakeModel(), CAPACITY)
+        self.model = FakeModel()
+        self.queue = FairQueue(CAPACITY)
         self.now_s = 0.0
         self.accepted: list[RecordingRequest] = []
         self.cancelled: set[RecordingRequest] = set()
-        self.running: list[Batch] = []
+        self.running: list[list[Piece]] = []
         self.next_value = 0
 
     @rule(
@@ -34,12 +36,12 @@ class BacklogMachine(RuleBasedStateMachine):
         request = RecordingRequest(
             images_of(*values), caller=caller, deadline_s=self.now_s + patience_s
         )
-        before = self.backlog.num_rows
+        before = self.queue.num_rows
         try:
-            self.backlog.admit(request, request.record, self.now_s)
+            self.queue.admit(request, self.model, request.record, self.now_s)
         except Overloaded:
             assert before + num_rows > CAPACITY
-            assert self.backlog.num_rows == before
+            assert self.queue.num_rows == before
             return
         self.next_value += num_rows
         self.accepted.append(request)
@@ -48,7 +50,7 @@ class BacklogMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.accepted))
-        self.backlog.cancel(request)
+        self.queue.cancel(request)
         if request.outcome is None:
             self.cancelled.add(request)
 
@@ -58,38 +60,35 @@ class BacklogMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        waiting = self.backlog.num_rows
-        batch = self.backlog.take(MAX_BATCH, self.now_s)
-        if batch is None:
-            assert self.backlog.num_rows == 0
+        waiting = self.queue.num_rows
+        pieces = self.queue.take(MAX_BATCH, self.now_s)
+        if not pieces:
+            assert self.queue.num_rows == 0
             return
-        assert 1 <= batch.num_rows <= MAX_BATCH
-        assert batch.num_rows == MAX_BATCH or self.backlog.num_rows == 0
-        assert self.backlog.num_rows <= waiting - batch.num_rows
-        for request, _, _ in batch.pieces:
+        num_rows = sum(rows for _, _, rows in pieces)
+        assert 1 <= num_rows <= MAX_BATCH
+        assert num_rows == MAX_BATCH or self.queue.num_rows == 0
+        assert self.queue.num_rows <= waiting - num_rows
+        for request, _, _ in pieces:
             assert request.deadline_s > self.now_s
             assert request not in self.cancelled
-        self.running.append(batch)
+        self.running.append(pieces)
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        batch = self._end_one(data)
-        probabilities = probabilities_of(batch.images())
-        digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
-        for request, answer in batch.finish(digits, probabilities.tobytes()):
-            request.deliver(answer)
+    @rule(data=st.data(), poison=st.frozensets(st.integers(0, 250), max_size=3))
+    def run(self, data: st.DataObject, poison: frozenset[int]) -> None:
+        self.model.poison = poison
+        self._run(self.running.pop(data.draw(st.integers(0, len(self.running) - 1))))
+        self.model.poison = frozenset()
 
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def fail(self, data: st.DataObject) -> None:
-        batch = self._end_one(data)
-        for half in batch.halves() or [batch]:
-            for request, _, _ in half.pieces:
-                self.backlog.fail(request, ModelError("planted"))
-
-    def _end_one(self, data: st.DataObject) -> Batch:
-        return self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+    def _run(self, pieces: list[Piece]) -> None:
+        for batch, error in run_pieces(pieces, lambda: self.now_s):
+            if error is not None:
+                ((request, first, rows),) = batch.pieces
+                assert self.model.poison.intersection(request.rows(first, rows))
+                self.queue.fail(request, ModelError("planted"))
+            for request, answer in batch.finish() if error is None else ():
+                request.deliver(answer)
 
     @invariant()
     def counts_the_rows_that_wait(self) -> None:
@@ -98,7 +97,7 @@ class BacklogMachine(RuleBasedStateMachine):
             for request in self.accepted
             if not request.settled
         )
-        assert self.backlog.num_rows == waiting
+        assert self.queue.num_rows == waiting
         assert 0 <= waiting <= CAPACITY
 
     @invariant()
@@ -111,16 +110,13 @@ class BacklogMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let everything end: each accepted request has exactly one outcome or was cancelled."""
-        while (batch := self.backlog.take(MAX_BATCH, self.now_s)) is not None:
-            self.running.append(batch)
-        for batch in self.running:
-            probabilities = probabilities_of(batch.images())
-            digits = probabilities.argmax(axis=1).astype("uint8").tobytes()
-            for request, answer in batch.finish(digits, probabilities.tobytes()):
-                request.deliver(answer)
+        while pieces := self.queue.take(MAX_BATCH, self.now_s):
+            self.running.append(pieces)
+        for pieces in self.running:
+            self._run(pieces)
         for request in self.accepted:
             assert (request.outcome is None) == (request in self.cancelled)
 
 
-TestBacklogMachine = BacklogMachine.TestCase
-TestBacklogMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,95 @@
+"""Runs rows of several requests at once, and finds whose fault it is where that fails."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.batching.request import Answer, Model, Request
+from serving.predictions import ClassNumbers, class_numbers
+
+Piece = tuple[Request, int, int]
+"""A request, the first of its rows that run, and their number."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows of requests for one model, which run at once."""
+
+    model: Model
+    pieces: list[Piece]
+    """In the order of the rows."""
+    started_s: float
+    finished_s: float = 0.0
+    digits: ClassNumbers = b""
+    """The class number of each row, once it has run."""
+    probabilities: bytes = b""
+    """Little-endian float32, one for each row and class, once it has run."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many images have run."""
+        return len(self.digits)
+
+    def run(self) -> None:
+        """Run the rows; raises whatever the model raises."""
+        pixels = [request.rows(first, rows) for request, first, rows in self.pieces]
+        joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
+        images = np.frombuffer(joined, np.uint8).reshape(-1, self.model.signature.image_bytes)
+        probabilities = self.model.run(images)
+        self.digits = class_numbers(probabilities)
+        self.probabilities = probabilities.tobytes()
+
+    def finish(self) -> list[tuple[Request, Answer]]:
+        """Hand the rows to their requests; called under the batcher's lock.
+
+        Returns:
+            The answers that are now whole; the caller `deliver`s them.
+        """
+        answered = []
+        row, row_bytes = 0, len(self.probabilities) // self.num_rows
+        for request, first, rows in self.pieces:
+            if not request.settled:
+                end = row + rows
+                some = self.probabilities[row * row_bytes : end * row_bytes]
+                answer = request.finish(first, self.digits[row:end], some, self)
+                if answer is not None:
+                    answered.append((request, answer))
+            row += rows
+        # Answers hold the batch. If it held their requests, both would wait for the garbage
+        # collector: hundreds of megabytes where requests are large.
+        self.pieces = []
+        return answered
+
+
+def run_pieces(
+    pieces: list[Piece], clock: Callable[[], float]
+) -> Iterator[tuple[Batch, BaseException | None]]:
+    """Run what a runner has taken: at once, unless some was accepted before a swap of models.
+
+    Where a run fails, its halves are run, until it is known whose images make runs fail.
+
+    Yields:
+        Each batch that has run, and None; each request whose images fail, as a batch of its own,
+        and the error.
+    """
+    started_s = clock()
+    models = dict.fromkeys(request.model for request, _, _ in pieces)
+    parts = [[piece for piece in pieces if piece[0].model is model] for model in reversed(models)]
+    while parts:
+        part = parts.pop()
+        model = part[0][0].model
+        assert model is not None, "never queued"
+        batch = Batch(model, part, started_s)
+        try:
+            batch.run()
+        except BaseException as err:  # whatever it is, it ends these requests, never their thread
+            if len(part) == 1:
+                yield batch, err
+                continue
+            waiting = [piece for piece in part if not piece[0].settled]
+            middle = (len(waiting) + 1) // 2
+            parts += [half for half in (waiting[middle:], waiting[:middle]) if half]
+        else:
+            batch.finished_s = clock()
+            yield batch, None
