@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -12,7 +13,7 @@ _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 """Calls take turns among the addresses that answer. `Attempts` retries calls: gRPC's own retries
 end after five attempts, and stop for all calls while more than half of them fail."""
 
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", 16 << 20),
     # A waiting call notices within 15 s that its peer vanished silently.
@@ -30,39 +31,17 @@ _OPTIONS = (
 )
 
 
-def options(target: str) -> list[tuple[str, str | int]]:
-    """Return the options of a channel to a target."""
-    scheme, _, addresses = target.partition(":")
-    if scheme in ("ipv4", "ipv6") and "," in addresses:
-        # The default is all of them, which is not a valid :authority. With TLS every certificate
-        # must have this name.
-        return [*_OPTIONS, ("grpc.default_authority", addresses.partition(",")[0])]
-    return list(_OPTIONS)
-
-
 class Access:
     """The client's token and certificates, and the authorities that it trusts."""
 
     def __init__(
         self,
-        token: str | None = None,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
+        token: str | None,
+        tls_ca: str | Path | None,
+        tls_cert: str | Path | None,
+        tls_key: str | Path | None,
     ) -> None:
-        """Read the files.
-
-        Args:
-            token: sent with every call; in the clear, unless there is TLS.
-            tls_ca: PEM file of the authorities that may have signed the server's certificate;
-                None is plaintext.
-            tls_cert: PEM file of the client's own certificate, for mTLS.
-            tls_key: its key.
-
-        Raises:
-            ConfigurationError: a file can't be read, one of a pair is missing, or the token can't
-                be sent.
-        """
+        """Read the files; see `Connection` for the arguments and what is raised."""
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigurationError("a token must be printable ASCII on one line")
         self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
@@ -73,19 +52,18 @@ class Access:
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
         self._files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
 
-    def channel(self, target: str) -> grpc.Channel:
-        """Open a connection for threads."""
+    def open_channel(self, library: Any, target: str) -> Any:
+        """Open a channel: `grpc`'s, or that of `grpc.aio` for the running event loop."""
+        options = [*_OPTIONS]
+        scheme, _, addresses = target.partition(":")
+        if scheme in ("ipv4", "ipv6") and "," in addresses:
+            # The default is all of them, which is not a valid :authority. With TLS every
+            # certificate must have this name.
+            options.append(("grpc.default_authority", addresses.partition(",")[0]))
         if self._files is None:
-            return grpc.insecure_channel(target, options=options(target))
+            return library.insecure_channel(target, options=options)
         credentials = grpc.ssl_channel_credentials(*self._files)
-        return grpc.secure_channel(target, credentials, options=options(target))
-
-    def aio_channel(self, target: str) -> grpc.aio.Channel:
-        """Open a connection for the running event loop."""
-        if self._files is None:
-            return grpc.aio.insecure_channel(target, options=options(target))
-        credentials = grpc.ssl_channel_credentials(*self._files)
-        return grpc.aio.secure_channel(target, credentials, options=options(target))
+        return library.secure_channel(target, credentials, options=options)
 
 
 def _read(path: str | Path | None) -> bytes | None:

@@ -24,7 +24,7 @@ _PERMANENT = ("andshake", "erification")
 class Attempts:
     """The attempts of one call."""
 
-    def __init__(self, address: str, timeout_s: float, *, first_contact: bool) -> None:
+    def __init__(self, address: str, timeout_s: float, *, first_contact: bool = False) -> None:
         """Start the clock.
 
         Args:
