@@ -32,10 +32,6 @@ class Usage(NamedTuple):
         max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
 
-    def plus(self, other: "Usage") -> "Usage":
-        """Add the usage of another process."""
-        return Usage(*map(sum, zip(self, other, strict=True)))
-
 
 def start_time_s() -> float:
     """Return when this process started, in seconds since 1970; 0 without /proc."""

@@ -37,60 +37,60 @@ class _Collector:
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        yield from _model(self._report)
-        yield from _calls(self._report)
-        yield from _now(self._report)
-        yield from _distributions(self._report.counts)
-        yield from _process(self._report)
+        report, counts = self._report, self._report.counts
+        model = InfoMetricFamily("digits_model", "What is being served.")
+        facts = ("name", "version", "device", "precision", "transport")
+        model.add_metric((), {fact: str(getattr(report.info, fact)) for fact in facts})
+        yield model
+        yield from _counters(counts)
+        yield from _by_label(report)
+        yield from _gauges(report)
+        yield from _histograms(counts)
 
 
-def _model(report: Report) -> Iterator[Metric]:
-    model = InfoMetricFamily("digits_model", "What is being served.")
-    facts = ("name", "version", "device", "precision", "transport")
-    model.add_metric((), {fact: str(getattr(report.info, fact)) for fact in facts})
-    yield model
+def _counters(counts: Counts) -> Iterator[Metric]:
+    for name, text, value in (
+        ("digits_worker_restarts", "Workers that died and were restarted.", counts.restarts),
+        ("digits_images", "Images run.", counts.batch_images.sum),
+        ("process_cpu_seconds", "CPU time.", counts.cpu_s),
+    ):
+        yield CounterMetricFamily(name, text, value)
 
 
-def _calls(report: Report) -> Iterator[Metric]:
+def _by_label(report: Report) -> Iterator[Metric]:
     counts = report.counts
-    calls = CounterMetricFamily(
-        "digits_requests", "Calls that have ended.", labels=("method", "status")
-    )
-    for labels, number in counts.requests.items():
-        calls.add_metric(labels, number)
-    yield calls
-    reloads = CounterMetricFamily(
-        "digits_reloads", "Versions adopted or refused while serving.", labels=("outcome",)
-    )
-    for outcome, number in counts.reloads.items():
-        reloads.add_metric((outcome,), number)
-    yield reloads
-    yield CounterMetricFamily(
-        "digits_worker_restarts", "Workers that died and were restarted.", counts.restarts
-    )
-    yield CounterMetricFamily("digits_images", "Images run.", counts.batch_images.sum)
-    answers = CounterMetricFamily(
-        "digits_answers", "Images run, by their digit.", labels=("digit",)
-    )
-    for digit in range(report.info.signature.num_classes):
-        answers.add_metric((str(digit),), counts.digits[digit])
-    yield answers
+    reloads = {(outcome,): counts.reloads[outcome] for outcome in ("adopted", "failed")}
+    digits = range(report.info.signature.num_classes)
+    answers = {(str(digit),): counts.digits[digit] for digit in digits}
+    for name, text, labels, numbers in (
+        ("digits_requests", "Calls that have ended.", ("method", "status"), counts.requests),
+        ("digits_reloads", "Versions adopted or refused while serving.", ("outcome",), reloads),
+        ("digits_answers", "Images run, by their digit.", ("digit",), answers),
+    ):
+        family = CounterMetricFamily(name, text, labels=labels)
+        for values, number in numbers.items():
+            family.add_metric(values, number)
+        yield family
 
 
-def _now(report: Report) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "digits_queue_images", "Images that wait for a run.", report.num_waiting
-    )
-    yield GaugeMetricFamily(
-        "digits_queue_capacity_images", "The most images that may wait.", report.queue_capacity
-    )
-    yield GaugeMetricFamily("digits_calls_in_flight", "Calls in progress.", report.num_calls)
-    yield GaugeMetricFamily(
-        "digits_serving", "1 if health says SERVING, else 0.", int(report.is_serving)
-    )
+def _gauges(report: Report) -> Iterator[Metric]:
+    """Yield the values of this moment; those of processes are sums over all."""
+    usage = report.usage
+    for name, text, value in (
+        ("digits_queue_images", "Images that wait for a run.", report.num_waiting),
+        ("digits_queue_capacity_images", "The most images that may wait.", report.queue_capacity),
+        ("digits_calls_in_flight", "Calls in progress.", report.num_calls),
+        ("digits_serving", "1 if health says SERVING, else 0.", int(report.is_serving)),
+        ("process_start_time_seconds", "Since 1970.", start_time_s()),
+        ("process_resident_memory_bytes", "Memory in use.", usage.resident_bytes),
+        ("process_virtual_memory_bytes", "Address space in use.", usage.virtual_bytes),
+        ("process_open_fds", "Open file descriptors.", usage.num_files),
+        ("process_max_fds", "How many file descriptors may be open.", usage.max_files),
+    ):
+        yield GaugeMetricFamily(name, text, value)
 
 
-def _distributions(counts: Counts) -> Iterator[Metric]:
+def _histograms(counts: Counts) -> Iterator[Metric]:
     for name, text, histogram in (
         ("digits_batch_images", "Images in a run.", counts.batch_images),
         ("digits_queue_seconds", "From arrival to the last run of a request.", counts.queue_s),
@@ -99,17 +99,3 @@ def _distributions(counts: Counts) -> Iterator[Metric]:
         ("digits_certainty", "The probability of the digit that was answered.", counts.certainty),
     ):
         yield HistogramMetricFamily(name, text, histogram.cumulative(), histogram.sum)
-
-
-def _process(report: Report) -> Iterator[Metric]:
-    """Yield the names that every exporter has: sums over workers and supervisor."""
-    usage = report.usage
-    yield CounterMetricFamily("process_cpu_seconds", "CPU time.", report.counts.cpu_s)
-    yield GaugeMetricFamily("process_start_time_seconds", "Since 1970.", start_time_s())
-    for name, text, value in (
-        ("process_resident_memory_bytes", "Memory in use.", usage.resident_bytes),
-        ("process_virtual_memory_bytes", "Address space in use.", usage.virtual_bytes),
-        ("process_open_fds", "Open file descriptors.", usage.num_files),
-        ("process_max_fds", "How many file descriptors may be open.", usage.max_files),
-    ):
-        yield GaugeMetricFamily(name, text, value)

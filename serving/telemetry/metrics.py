@@ -4,15 +4,13 @@ Timings travel with each run, so nothing is observed per request. A run is put i
 runs are added up at once: when the metrics are read, or when there are enough of them.
 """
 
-import copy
 import threading
 import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -59,11 +57,12 @@ class Histogram:
         names = [*map(str, self.bounds), "+Inf"]
         return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
 
-    def __iadd__(self, other: "Histogram") -> Self:
-        """Add the counts of another histogram with the same bounds."""
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
-        return self
+    def __add__(self, other: "Histogram") -> "Histogram":
+        """Return the counts of both, which have the same bounds."""
+        total = Histogram(self.bounds)
+        total.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        total.sum = self.sum + other.sum
+        return total
 
 
 @dataclass(slots=True)
@@ -72,7 +71,8 @@ class Counts:
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls that have ended, by method and status."""
-    reloads: Counter[str] = field(default_factory=lambda: Counter(adopted=0, failed=0))
+    reloads: Counter[str] = field(default_factory=Counter)
+    """Versions found while serving: "adopted", or "failed" and refused."""
     restarts: int = 0
     """Workers that died and were restarted."""
     cpu_s: float = 0.0
@@ -86,25 +86,10 @@ class Counts:
     run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
 
-    def __iadd__(self, other: "Counts") -> Self:
-        """Add the counts of another process."""
-        self.requests.update(other.requests)
-        self.reloads.update(other.reloads)
-        self.restarts += other.restarts
-        self.cpu_s += other.cpu_s
-        self.digits.update(other.digits)
-        self.certainty += other.certainty
-        self.batch_images += other.batch_images
-        self.queue_s += other.queue_s
-        self.run_s += other.run_s
-        self.request_s += other.request_s
-        return self
-
     def __add__(self, other: "Counts") -> "Counts":
         """Return the sum of two processes' counts; both stay unchanged."""
-        total = copy.deepcopy(self)
-        total += other
-        return total
+        names = [each.name for each in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Metrics:
@@ -186,13 +171,7 @@ class Metrics:
         self.add_up()
         with self._lock:
             self._counts.cpu_s = time.process_time()
-            return copy.deepcopy(self._counts)
-
-    @property
-    def reloads(self) -> dict[str, int]:
-        """The reloads so far, by outcome."""
-        with self._lock:
-            return dict(self._counts.reloads)
+            return self._counts + Counts()
 
     @property
     def num_images(self) -> float:

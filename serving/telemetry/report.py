@@ -36,18 +36,14 @@ class Report(NamedTuple):
 
 def total(reports: list[Report], earlier: Counts) -> Report:
     """Add up the reports of workers, at least one, and the counts of those that died."""
-    counts = earlier
-    for report in reports:
-        counts = counts + report.counts
-    usage = Usage.now()  # the supervisor's
-    for report in reports:
-        usage = usage.plus(report.usage)
+    counts = sum([report.counts for report in reports], earlier)
+    usages = [Usage.now(), *(report.usage for report in reports)]  # the supervisor's, too
     return Report(
         info=reports[0].info,
         num_waiting=sum(report.num_waiting for report in reports),
         queue_capacity=sum(report.queue_capacity for report in reports),
         num_calls=sum(report.num_calls for report in reports),
         is_serving=all(report.is_serving for report in reports),
-        usage=usage,
+        usage=Usage(*map(sum, zip(*usages, strict=True))),
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
     )

@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_newest_version_takes_over(
     assert reloader.reload()
     assert served.model_info().version == served.classify(images[:1]).model_version == "10"
     assert not reloader.reload()
-    assert served.metrics.reloads == {"adopted": 1, "failed": 0}
+    assert served.metrics.snapshot().reloads == Counter(adopted=1, failed=0)
 
 
 @pytest.mark.parametrize("kind", published.BAD)
@@ -74,7 +75,7 @@ def test_bad_version_leaves_the_old_one_serving(
     after = served.classify(images[:20])
     assert after.model_version == "1"
     assert after.probabilities.tobytes() == before.probabilities.tobytes()
-    assert served.metrics.reloads == {"adopted": 0, "failed": 1}
+    assert served.metrics.snapshot().reloads == Counter(adopted=0, failed=1)
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("refused version 2, version 1 stays in service: ")
 
@@ -89,7 +90,7 @@ def test_what_is_no_regular_file_is_refused_unread(
     published.good(model_dir, "3")
     assert reloader.reload()
     assert served.version == "3"
-    assert served.metrics.reloads == {"adopted": 1, "failed": 1}
+    assert served.metrics.snapshot().reloads == Counter(adopted=1, failed=1)
 
 
 def test_endless_model_is_refused_and_its_run_is_ended(
@@ -159,7 +160,7 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
         kept.rename(model_dir)
         for _ in range(3):
             assert not reloader.reload()
-    assert served.metrics.reloads["failed"] == 1
+    assert served.metrics.snapshot().reloads["failed"] == 1
     gone, back = caplog.messages
     assert gone.startswith(f"reload failed, version 1 stays in service: no model in {model_dir}")
     assert back == "the model directory is readable again"
