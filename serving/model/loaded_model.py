@@ -16,7 +16,7 @@ from serving.errors import CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, repository
 from serving.model.fork_safety import native_run
-from serving.model.repository import Manifest
+from serving.model.manifest import Manifest
 from serving.predictions import Probabilities
 from serving.signature import Signature
 
@@ -114,10 +114,9 @@ def _load_version(
     run_options = onnxruntime.RunOptions()
 
     def build() -> LoadedModel:
-        file = repository.load(model_dir, version, precision)
-        signature = file.manifest.signature
-        engine = open_engine(file.onnx, signature, device, precision, run_options)
-        return LoadedModel(engine, file.manifest, precision)
+        manifest, onnx = repository.load(model_dir, version, precision)
+        engine = open_engine(onnx, manifest.signature, device, precision, run_options)
+        return LoadedModel(engine, manifest, precision)
 
     def check() -> int:
         manifest = model.manifest

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel, InvalidRequest
-from serving.model.repository import parse_manifest
+from serving.model.manifest import parse_manifest
 from serving.pictures import decoder, normalizer
 from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse

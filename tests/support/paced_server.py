@@ -24,7 +24,7 @@ from serving import Classifier
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
-from serving.model.repository import Manifest
+from serving.model.manifest import Manifest
 from serving.predictions import Probabilities
 from serving.server.serve import drain_when_signalled
 from serving.server.server import Server

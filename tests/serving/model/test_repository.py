@@ -8,6 +8,7 @@ import pytest
 
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
+from serving.model.manifest import parse_manifest
 from tests.support import published
 
 
@@ -42,7 +43,7 @@ def test_directory_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path) -
 def test_model_may_be_reached_by_a_link_of_another_name(model_dir: Path) -> None:
     link = model_dir.with_name("current")
     link.symlink_to("digits")
-    assert repository.load(link, "1").manifest.name == "digits"
+    assert repository.load(link, "1")[0].name == "digits"
 
 
 def test_no_model_names_the_command_that_makes_one(tmp_path: Path) -> None:
@@ -52,10 +53,10 @@ def test_no_model_names_the_command_that_makes_one(tmp_path: Path) -> None:
 
 
 def test_load_returns_the_verified_bytes(model_dir: Path) -> None:
-    file = repository.load(model_dir, "1")
-    assert file.onnx == (model_dir / "1" / "model.onnx").read_bytes()
-    assert file.manifest.version == "1"
-    assert file.manifest.golden_images.shape[1:] == (784,)
+    manifest, onnx = repository.load(model_dir, "1")
+    assert onnx == (model_dir / "1" / "model.onnx").read_bytes()
+    assert manifest.version == "1"
+    assert manifest.golden_images.shape[1:] == (784,)
 
 
 @pytest.mark.parametrize("version", ["2", "../1", "1/", "01", "", "x" * 10_000, "1\0", "١"])
@@ -163,4 +164,4 @@ def test_malformed_manifest_is_refused(
 )
 def test_manifest_that_is_no_document_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptModel, match="manifest"):
-        repository.parse_manifest(data)
+        parse_manifest(data)
