@@ -92,6 +92,24 @@ def test_elastic_displacement_has_the_deviation_asked_for() -> None:
     assert displacement.std(axis=0) == pytest.approx(2, rel=0.2)  # 500 draws a pixel: sd 3 %
 
 
+def test_elastic_displacement_is_as_smooth_as_asked_for() -> None:
+    elastic = dataclasses.replace(NOTHING, elastic_px=2, elastic_sigma_px=4)
+    displacement = augmentation.fields(1_000, elastic, rng())[:, 0] - np.indices((28, 28))[0]
+    near, far = (
+        np.corrcoef(displacement[:, 14, 10], displacement[:, 14, 10 + px])[0, 1] for px in (4, 12)
+    )
+    # Noise behind a Gaussian of sigma s correlates over d by exp(-d^2 / 4s^2); sd 0.03 here.
+    assert (near, far) == (pytest.approx(0.78, abs=0.1), pytest.approx(0.11, abs=0.1))
+
+
+def test_rotation_keeps_distances() -> None:
+    turned = augmentation.fields(1, dataclasses.replace(NOTHING, rotation_deg=45), rng())[0]
+    corners = turned[:, ::27, ::27].reshape(2, 4)
+    diagonals = np.linalg.norm(corners[:, [0, 1]] - corners[:, [3, 2]], axis=0)
+    assert diagonals == pytest.approx(27 * math.sqrt(2), abs=1e-4)  # float32
+    assert abs(corners[0, 0] - corners[0, 1]) > 1
+
+
 def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
     label_of = {image.tobytes(): label for image, label in zip(*examples, strict=True)}
     images, labels = augmentation.batches(examples, 100, None, rng())
