@@ -1,4 +1,4 @@
-"""What a model takes and gives: the shape of its images, and its classes."""
+"""A model's signature: the shape of its images, and its classes."""
 
 import math
 from collections.abc import Mapping
@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 _MAX_LABEL = 100
-"""Characters of a label: it goes to every client, and into lines of text."""
+"""The longest label: it is sent to every client, and printed."""
 _PIXELS = "uint8"
-"""The one type of pixels."""
+"""The type of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The shape of one image, and the classes that it may be of; pixels are uint8.
+    """The shape of an image and the classes; pixels are uint8.
 
     Raises:
-        ValueError: a size is not at least 1, or the labels are not one short text for each class.
+        ValueError: a size is less than 1, or there is not one short label for each class.
     """
 
     input_shape: tuple[int, ...]
-    """Of one image, such as (28, 28); on the wire its bytes are row-major."""
+    """The shape of one image, such as (28, 28); its bytes are row-major."""
     num_classes: int
-    """Probabilities of one image."""
+    """The number of classes."""
     labels: tuple[str, ...] = ()
-    """What each class is called, in their order; none where that is its number, from 0."""
+    """The label of each class, in order; empty if the labels are the numbers from 0."""
     image_bytes: int = field(init=False, repr=False, compare=False)
     """Bytes of one image: 784 for 28 x 28."""
     row_bytes: int = field(init=False, repr=False, compare=False)
@@ -45,7 +45,7 @@ class Signature:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        """Read a manifest's `signature`.
+        """Parse a manifest's `signature`.
 
         Raises:
             KeyError, TypeError, ValueError: a field is missing or wrong.
@@ -56,13 +56,13 @@ class Signature:
         return cls(tuple(document["input_shape"]), document["classes"], labels)
 
     def document(self) -> dict[str, Any]:
-        """Write it as in a manifest."""
+        """Return it as in a manifest."""
         labels = {"labels": list(self.labels)} if self.labels else {}
         shape = list(self.input_shape)
         return {"input_shape": shape, "dtype": _PIXELS, "classes": self.num_classes, **labels}
 
     def __str__(self) -> str:
-        """Such as "28 x 28 uint8 -> 10 classes"."""
+        """Return text such as "28 x 28 uint8 -> 10 classes"."""
         shape = " x ".join(map(str, self.input_shape))
         return f"{shape} {_PIXELS} -> {self.num_classes} classes"
 
@@ -72,4 +72,4 @@ def _is_label(label: object) -> bool:
 
 
 DIGITS = Signature((28, 28), 10)
-"""Of the digits, and of manifests and servers that do not name one."""
+"""The signature of digits, and of manifests and servers without one."""

@@ -1,4 +1,4 @@
-"""Runs rows of several requests at once, and finds whose fault it is where that fails."""
+"""Runs rows of several requests at once, and finds the guilty request if that fails."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from serving.batching.request import Answer, Model, Request
 from serving.predictions import ClassNumbers, class_numbers
 
 Piece = tuple[Request, int, int]
-"""A request, the first of its rows that run, and their number."""
+"""A request, the first of its rows to run, and their number."""
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Rows of requests for one model, which run at once."""
+    """Rows of requests for one model that run at once."""
 
     model: Model
     pieces: list[Piece]
@@ -28,11 +28,11 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
-        """How many images have run."""
+        """The number of images."""
         return len(self.digits)
 
     def run(self) -> None:
-        """Run the rows; raises whatever the model raises."""
+        """Run the rows; raises what the model raises."""
         pixels = [request.rows(first, rows) for request, first, rows in self.pieces]
         joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
         images = np.frombuffer(joined, np.uint8).reshape(-1, self.model.signature.image_bytes)
@@ -41,10 +41,10 @@ class Batch:
         self.probabilities = probabilities.tobytes()
 
     def finish(self) -> list[tuple[Request, Answer]]:
-        """Hand the rows to their requests; called under the batcher's lock.
+        """Give the rows' outcome to their requests; called under the batcher's lock.
 
         Returns:
-            The answers that are now whole; the caller `deliver`s them.
+            The answers that are now complete; the caller `deliver`s them.
         """
         answered = []
         row, row_bytes = 0, len(self.probabilities) // self.num_rows
@@ -56,8 +56,8 @@ class Batch:
                 if answer is not None:
                     answered.append((request, answer))
             row += rows
-        # Answers hold the batch. If it held their requests, both would wait for the garbage
-        # collector: hundreds of megabytes where requests are large.
+        # Answers refer to the batch. If it referred to their requests, this cycle would keep both
+        # until a garbage collection: hundreds of megabytes of large requests.
         self.pieces = []
         return answered
 
@@ -65,13 +65,13 @@ class Batch:
 def run_pieces(
     pieces: list[Piece], clock: Callable[[], float]
 ) -> Iterator[tuple[Batch, BaseException | None]]:
-    """Run what a runner has taken: at once, unless some was accepted before a swap of models.
+    """Run the rows that a runner has taken: at once, or once for each model after a swap.
 
-    Where a run fails, its halves are run, until it is known whose images make runs fail.
+    If a run fails, its halves are run, until the request is known whose images make runs fail.
 
     Yields:
-        Each batch that has run, and None; each request whose images fail, as a batch of its own,
-        and the error.
+        Each batch that has run, and None; each request whose images fail, as its own batch, and
+        the error.
     """
     started_s = clock()
     models = dict.fromkeys(request.model for request, _, _ in pieces)
@@ -83,7 +83,7 @@ def run_pieces(
         batch = Batch(model, part, started_s)
         try:
             batch.run()
-        except BaseException as err:  # whatever it is, it ends these requests, never their thread
+        except BaseException as err:  # any error ends these requests, never the thread
             if len(part) == 1:
                 yield batch, err
                 continue

@@ -1,7 +1,7 @@
-"""Runs what waits: batch while busy, never wait while idle.
+"""Runs queued requests: batches while busy, never waits while idle.
 
-A free runner takes everything queued at once, up to `max_batch_size`, but what other free runners
-can share; what arrives meanwhile forms the next batch. So batches grow with the load and an idle
+A free runner takes all queued rows at once, up to `max_batch_size`, except those for other free
+runners; what arrives meanwhile forms the next batch. So batches grow with the load, and an idle
 server adds no delay.
 
 Lock discipline. `Batcher._lock` guards the queue, the requests in it, and the batcher's own
@@ -10,11 +10,11 @@ fields. It is held for bookkeeping only, never during a run.
 - Without the lock: runs, `observe`, and the `on_outcome` of answers, all on the runner's thread. A
   batch belongs to the runner that took it. `Batch.run` reads the pixels of its requests, which
   change only once every row has been run.
-- With the lock: the `on_outcome` of rejected requests, on any thread. So it never calls the
-  batcher, and returns at once.
+- With the lock: the `on_outcome` of rejected requests, on any thread. So it must not call the
+  batcher, and must return at once.
 - `num_waiting` is read without the lock. A gauge or a decision to wake early may be a moment old.
-- `put` wakes nobody, so that a caller that takes in many requests wakes one runner for all.
-  Whoever calls `put` calls `wake` later; runners that are awake look at the queue before they wait.
+- `put` wakes no runner, so that a caller with many requests wakes one runner for all. The caller
+  of `put` calls `wake` later; runners that are awake check the queue before they wait.
 """
 
 import logging
@@ -49,15 +49,15 @@ class Batcher:
         Args:
             model: what to run until `swap`.
             config: sizes and delays.
-            num_runners: runs that go on at once: as many as there are cores, since ONNX Runtime
-                runs outside the GIL.
-            clock: seconds, monotonic; deadlines are on it.
+            num_runners: concurrent runs: one for each core, since ONNX Runtime runs outside the
+                GIL.
+            clock: the clock of all deadlines, in monotonic seconds.
             observe: called after each run that succeeded; see `Metrics.observe_run`.
         """
         self._config = config
         self._clock = clock
         self._observe = observe
-        self._lock = threading.Lock()  # entering it is cheaper than entering a condition
+        self._lock = threading.Lock()  # cheaper to enter than a condition
         self._wake = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         self._model = model
@@ -65,7 +65,7 @@ class Batcher:
         self._num_runners = num_runners
         self._num_running = 0
         self._usual_s = 0.0
-        """How long runs take of late."""
+        """The usual duration of a run, a moving average."""
         self._refusal: str | None = None
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -81,7 +81,7 @@ class Batcher:
         return self._queue.num_rows
 
     def put(self, request: Request, on_outcome: OnOutcome) -> None:
-        """Queue a request; `wake` has it run where all runners are idle.
+        """Queue a request; call `wake` to have it run if all runners are idle.
 
         Args:
             request: the images.
@@ -99,21 +99,21 @@ class Batcher:
             self._queue.admit(request, self._model, on_outcome, self._clock())
 
     def wake(self) -> None:
-        """Wake a runner thread, if one is idle, to run what waits."""
+        """Wake an idle runner thread, if there is one."""
         with self._lock:
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
         """Forget a request whose caller left: its waiting rows never run.
 
-        Nothing happens if it had its outcome already, or was never queued.
+        Does nothing if it had its outcome already, or was never queued.
         """
         with self._lock:
             self._queue.cancel(request)
             self._idle.notify_all()
 
     def swap(self, model: Model) -> None:
-        """Run new requests on `model`; those accepted before finish on the old one."""
+        """Run new requests on `model`; earlier ones finish on the old one."""
         with self._lock:
             self._model = model
 
@@ -130,7 +130,7 @@ class Batcher:
             )
 
     def close(self) -> None:
-        """Reject what waits as Unavailable, let the runs that go on finish, end the threads."""
+        """Reject waiting requests as Unavailable, let runs in progress finish, end the threads."""
         with self._lock:
             self._refusal = "the classifier is closed"
             self._closed = True
@@ -146,14 +146,14 @@ class Batcher:
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no more threads to be had: fewer do
+            except RuntimeError:  # the system has no more threads: fewer will do
                 if self._threads:
                     return
                 raise Unavailable("the server can't start a thread") from None
             self._threads.append(thread)
 
     def _work(self) -> None:
-        """Run what waits, until the batcher is closed; on a runner's thread."""
+        """Run queued requests until the batcher is closed; on a runner's thread."""
         while pieces := self._next():
             for batch, error in run_pieces(pieces, self._clock):
                 if error is None:
@@ -165,7 +165,7 @@ class Batcher:
                 self._idle.notify_all()
 
     def _next(self) -> list[Piece]:
-        """Wait for rows to run; none once the batcher is closed."""
+        """Wait for rows to run; none if the batcher is closed."""
         with self._lock:
             while not self._closed:
                 delay_s = self._delay_s()
@@ -176,12 +176,12 @@ class Batcher:
                     if self.num_waiting:
                         self._wake.notify()  # the next runner takes the next batch
                     return pieces
-                else:  # all that waited has expired
+                else:  # all waiting requests had expired
                     self._idle.notify_all()
             return []
 
     def _delay_s(self) -> float | None:
-        """Seconds until a batch may start; None while there is nothing to run."""
+        """Return the seconds until a batch may start; None while there is nothing to run."""
         num_waiting, delay_s = self.num_waiting, self._config.max_queue_delay_s
         if not num_waiting:
             return None
@@ -190,19 +190,19 @@ class Batcher:
         return max(0.0, self._queue.waiting_since_s + delay_s - self._clock())
 
     def _take(self) -> list[Piece]:
-        """Take the rows of a run; none if all that waited has expired."""
+        """Take the rows of a run; none if all waiting requests had expired."""
         max_rows, margin_s = self.max_batch_size, 0.0
-        if self._config.max_queue_delay_s == 0:  # the free runners share what waits
+        if self._config.max_queue_delay_s == 0:  # the free runners share the waiting rows
             share = -(-self.num_waiting // (self._num_runners - self._num_running))
             max_rows = min(max(share, ENOUGH_IMAGES), max_rows)
         if self.num_waiting > self.max_batch_size:
-            # Where the queue is longer than its callers' patience, only those whose deadline
-            # passes during the run would be run. Without a queue every request gets its chance.
+            # Otherwise, with a queue longer than its callers' patience, only requests whose deadline
+            # passes during their run would be run. Without a queue every request gets its chance.
             margin_s = 2 * self._usual_s
         return self._queue.take(max_rows, self._clock(), margin_s)
 
     def _finish(self, batch: Batch) -> None:
-        """Give each request that is whole its answer, once it has been observed."""
+        """Deliver the complete answers, after the run has been observed."""
         with self._lock:
             self._usual_s += (batch.finished_s - batch.started_s - self._usual_s) / 8
             answered = batch.finish()
@@ -214,7 +214,7 @@ class Batcher:
             request.deliver(answer)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        """Reject the one request whose images fail."""
+        """Reject the request whose images fail."""
         request, _, num_rows = batch.pieces[0]
         _log.error("a run of %d images failed", num_rows, exc_info=error)
         with self._lock:

@@ -1,10 +1,10 @@
 """The bounded, fair queue of requests that wait for a run: bookkeeping only, no threads, no clock.
 
-Callers take turns (round robin), in two rings: those whose next request is small, a few images a
-turn, and those whose next request is large, which is taken whole before the next caller's turn:
-sliced, each would take as long as all of them. The small go first, up to half of a batch, so that
-one caller's ten thousand images never hold up another's one. Every request that is admitted gets
-exactly one outcome: resolved, rejected or cancelled.
+Callers take turns (round robin) in two rings: those whose next request is small add a few images a
+turn; those whose next request is large have it taken whole, since slices would make each take as
+long as all together. The small go first, up to half of a batch, so that one caller's ten thousand
+images never delay another's one. Every admitted request gets exactly one outcome: answered,
+rejected or cancelled.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from serving.batching.request import Model, OnOutcome, Request, ignore
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 
 _TURN_ROWS = 16
-"""Images that callers of small requests may add to a batch in a turn; larger requests are large."""
+"""Images that a caller adds to a batch in a turn; a request of more is a large one."""
 
 
 class FairQueue:
@@ -34,7 +34,7 @@ class FairQueue:
         self._large: OrderedDict[Hashable, None] = OrderedDict()
 
     def admit(self, request: Request, model: Model, on_outcome: OnOutcome, now_s: float) -> None:
-        """Queue a request, to be run on `model`.
+        """Queue a request for `model`.
 
         Raises:
             Overloaded: its rows do not fit; nothing has changed.
@@ -64,17 +64,17 @@ class FairQueue:
             request.deliver(error)
 
     def fail_all(self, error: DigitsError) -> None:
-        """Reject everything that waits."""
+        """Reject all waiting requests."""
         for queue in list(self._callers.values()):
             for request in list(queue):
                 self.fail(request, error)
 
     def take(self, max_rows: int, now_s: float, margin_s: float = 0.0) -> list[Piece]:
-        """Take up to `max_rows` rows, turn by turn; reject what has expired.
+        """Take up to `max_rows` rows, turn by turn; reject expired requests.
 
         Args:
             max_rows: the most images of a batch.
-            now_s: the time.
+            now_s: the current time.
             margin_s: a deadline that is closer than this counts as passed.
 
         Returns:
@@ -84,7 +84,7 @@ class FairQueue:
         room, too_late_s = max_rows, now_s + margin_s
         self._num_taken += 1
         if self._large:
-            half = (max_rows + self._num_taken % 2) // 2  # of one row every other time
+            half = (max_rows + self._num_taken % 2) // 2  # if max_rows is 1, every second time
             room -= self._take_turns(self._small, _TURN_ROWS, pieces, half, too_late_s)
         while (self._large or self._small) and room:
             room -= self._take_turns(self._large, max_rows, pieces, room, too_late_s)
@@ -95,7 +95,7 @@ class FairQueue:
         self, ring: OrderedDict[Hashable, None], turn_rows: int, pieces: list[Piece], room: int,
         too_late_s: float,
     ) -> int:  # fmt: skip
-        """Take up to `room` rows of a ring's callers; returns how many."""
+        """Take up to `room` rows of a ring's callers; return how many."""
         left = room
         while ring and left:
             caller, _ = ring.popitem(last=False)
@@ -105,7 +105,7 @@ class FairQueue:
         return room - left
 
     def _place(self, caller: Hashable) -> None:
-        """Put a caller into the ring that its next request belongs to, where it is not yet."""
+        """Put a caller into the ring of its next request, if it is not there yet."""
         queue = self._callers.get(caller)
         if not queue:
             for callers in (self._callers, self._small, self._large):
@@ -122,7 +122,7 @@ class FairQueue:
     def _take_turn(
         self, queue: OrderedDict[Request, None], pieces: list[Piece], room: int, too_late_s: float
     ) -> int:
-        """Take up to `room` rows of a caller; returns how many."""
+        """Take up to `room` rows of a caller; return how many."""
         left = room
         while queue and left:
             request = next(iter(queue))
@@ -141,7 +141,7 @@ class FairQueue:
         return room - left
 
     def _settle(self, request: Request) -> bool:
-        """Drop the rows of a request that wait; False if it never waited or was settled before."""
+        """Drop the waiting rows of a request; False if it never waited or was settled before."""
         if request.model is None or request.settled:
             return False
         request.settled = True

@@ -12,8 +12,7 @@ from serving.images import Images
 from serving.predictions import Probabilities
 
 ENOUGH_IMAGES = 128
-"""Images that are worth a run of their own where another core can make it: in larger runs they are
-hardly cheaper each."""
+"""Images that are worth their own run on another core: in larger runs each is hardly cheaper."""
 
 
 def run_shared(
@@ -23,20 +22,20 @@ def run_shared(
     num_threads: int,
     is_cancelled: Callable[[], bool],
 ) -> Probabilities:
-    """Run images in parts, on this thread and on helpers that live as long as the call.
+    """Run images in parts, on this thread and on helper threads that end with the call.
 
-    Starting a helper takes some 20 µs, a run of 128 images 600. There is nothing to keep between
-    calls, so nothing to close, to lose at a fork, or to hold when an exception ends the call.
+    Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept between calls, so
+    there is nothing to close, to lose at a fork, or to hold when an exception ends the call.
 
     Args:
-        model: what runs; safe to call from many threads.
+        model: the model; safe to call from many threads.
         images: (N, pixels) uint8.
         max_batch_size: the most images in one run.
-        num_threads: the most runs at once.
-        is_cancelled: once it says True, no further run begins, and the answer is not whole.
+        num_threads: the most concurrent runs.
+        is_cancelled: once it returns True, no further run begins, and the answer is incomplete.
 
     Returns:
-        (N, 10) float32; each row sums to 1.
+        (N, classes) float32; each row sums to 1.
 
     Raises:
         ModelError: a run failed.
@@ -63,16 +62,16 @@ def run_shared(
 
     helpers = [allocate_lock() for _ in range(min(num_threads, len(starts)) - 1)]
     try:
-        with suppress(RuntimeError):  # no more threads to be had: fewer do
+        with suppress(RuntimeError):  # the system has no more threads: fewer will do
             for busy in helpers:
                 start_new_thread(help_out, (busy,))
         work()
         for busy in helpers:
-            with busy:  # it has finished, or will find nothing to do
+            with busy:  # it has finished, or will find no part left
                 pass
         for first in starts:
-            if first not in done and not is_cancelled():  # a helper failed at it
+            if first not in done and not is_cancelled():  # a helper failed on it
                 run(first)
     finally:
-        todo.clear()  # the helpers of a call that ended early stop soon
+        todo.clear()  # so that helpers stop soon if the call ends early
     return probabilities

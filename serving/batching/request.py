@@ -1,4 +1,4 @@
-"""A request that waits for its outcome, and the answer that comes back."""
+"""A request that waits for its outcome, and its answer."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
-    """What a batch runs on."""
+    """A model as the batcher sees it."""
 
     @property
     def version(self) -> str:
@@ -38,19 +38,19 @@ class Model(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The answer to one request, as bytes that can go on the wire as they are."""
+    """The answer to one request, as bytes that go on the wire unchanged."""
 
     digits: ClassNumbers
     """One for each image, from 0."""
     probabilities: bytes
     """N x classes little-endian float32."""
     batch: "Batch"
-    """The (last) run that this came from: its model and its timings."""
+    """The last run of the request: its model and timings."""
     arrived_s: float
     """When the request was queued, on the batcher's clock."""
 
     def predictions(self) -> Predictions:
-        """View it as arrays, without copying."""
+        """Return it as arrays, without copying."""
         rows = np.frombuffer(self.probabilities, "<f4").reshape(len(self.digits), -1)
         model = self.batch.model
         return Predictions.of(rows, model.version, model.signature.labels)
@@ -58,12 +58,12 @@ class Answer:
 
 Outcome = Answer | DigitsError
 OnOutcome = Callable[[Outcome], None]
-"""Takes the outcome of a request: called at most once, on any thread, perhaps under the batcher's
-lock, so it must return at once and never call the batcher."""
+"""Takes the outcome of a request. Called at most once, on any thread, perhaps under the batcher's
+lock, so it must return at once and must not call the batcher."""
 
 
 class Request:
-    """Images that wait for one outcome: an answer, an error, or that their caller leaves."""
+    """Images that wait for one outcome: an answer, an error, or a cancellation."""
 
     __slots__ = ("_parts", "_rows_left", "arrived_s", "caller", "deadline_s", "model",
                  "num_rows", "on_outcome", "pixels", "rows_taken", "settled")  # fmt: skip
@@ -76,9 +76,9 @@ class Request:
 
         Args:
             pixels: the bytes of all images.
-            num_rows: how many images.
-            caller: whose turn it takes; callers take turns.
-            deadline_s: on the batcher's clock.
+            num_rows: the number of images.
+            caller: who sent it; callers take turns.
+            deadline_s: the deadline on the batcher's clock.
         """
         self.pixels = pixels
         self.num_rows = self._rows_left = num_rows
@@ -87,12 +87,12 @@ class Request:
         self.arrived_s = 0.0
         self.rows_taken = 0
         self.settled = False
-        """Whether it has its outcome, or has been cancelled."""
+        """Whether it has its outcome or was cancelled."""
         self.model: Model | None = None
-        """What it runs on, once it is queued."""
+        """The model that it runs on, once it is queued."""
         self.on_outcome: OnOutcome = ignore
         self._parts: list[tuple[int, ClassNumbers, bytes]] = []
-        """First row, digits and probabilities of what has run."""
+        """First row, digits and probabilities of the parts that have run."""
 
     def rows(self, first: int, num: int) -> bytes | memoryview:
         """Return the pixels of some rows."""
@@ -107,27 +107,27 @@ class Request:
         """Take the outcome of the rows from `first` on; called under the batcher's lock.
 
         Returns:
-            The answer, once it is whole; the caller `deliver`s it.
+            The answer, once it is complete; the caller `deliver`s it.
         """
         self._parts.append((first, digits, probabilities))
         self._rows_left -= len(digits)
         if self._rows_left:
             return None
         self.settled = True
-        self.pixels = b""  # the request may be held until the answer is read, its images not
+        self.pixels = b""  # the request may live until its answer is read; its images need not
         _, digits_of_parts, rows_of_parts = zip(*sorted(self._parts), strict=True)
         self._parts = []
         digits = reduce(add, digits_of_parts)
         return Answer(digits, b"".join(rows_of_parts), batch, self.arrived_s)
 
     def deliver(self, outcome: Outcome) -> None:
-        """Hand the outcome over, once the request is settled."""
-        # What takes the outcome often holds the request in turn: both, and the images, would wait
-        # for the garbage collector.
+        """Deliver the outcome of the settled request."""
+        # What takes the outcome often refers to the request: this cycle would keep both, and the
+        # images, until a garbage collection.
         on_outcome, self.on_outcome = self.on_outcome, ignore
         try:
             on_outcome(outcome)
-        except Exception:  # its caller's trouble must not end a runner's thread
+        except Exception:  # an error of the caller must not end a runner's thread
             _log.exception("failed to deliver an outcome")
 
 

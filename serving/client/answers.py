@@ -20,12 +20,12 @@ def predictions_of(data: bytes, num_images: int, signature: Signature, address: 
 
     Args:
         data: the message.
-        num_images: how many images were asked for.
-        signature: that of the model that was asked.
-        address: named in errors.
+        num_images: the number of images in the request.
+        signature: the model's.
+        address: the server's, for errors.
 
     Raises:
-        Unavailable: it is no ClassifyResponse, or answers something else.
+        Unavailable: it is not a ClassifyResponse, or does not fit the request.
     """
     try:
         predictions = wire.decode_response(data, signature.labels)
@@ -45,10 +45,10 @@ def model_info_of(data: bytes, address: str) -> ModelInfo:
 
     Args:
         data: the message.
-        address: named in errors.
+        address: the server's, for errors.
 
     Raises:
-        Unavailable: it is none, or its limits or shapes are impossible.
+        Unavailable: it is not one, or its limits or shapes are impossible.
     """
     try:
         response = digits_pb2.GetModelResponse.FromString(data)

@@ -41,7 +41,7 @@ class Access:
         tls_cert: str | Path | None,
         tls_key: str | Path | None,
     ) -> None:
-        """Read the files; see `Connection` for the arguments and what is raised."""
+        """Read the files; see `Connection` for the arguments and errors."""
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigurationError("a token must be printable ASCII on one line")
         self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
@@ -53,7 +53,7 @@ class Access:
         self._files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
 
     def open_channel(self, library: Any, target: str) -> Any:
-        """Open a channel: `grpc`'s, or that of `grpc.aio` for the running event loop."""
+        """Open a channel of `grpc`, or of `grpc.aio` for the running event loop."""
         options = [*_OPTIONS]
         scheme, _, addresses = target.partition(":")
         if scheme in ("ipv4", "ipv6") and "," in addresses:

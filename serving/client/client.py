@@ -1,6 +1,6 @@
 """Classify over the network: the same call, Predictions and errors as `serving.Classifier`.
 
-Needs numpy, grpcio and protobuf only. What both clients do is in `Connection`.
+Needs numpy, grpcio and protobuf only. `Connection` is the common part of both clients.
 """
 
 import asyncio
@@ -54,10 +54,10 @@ class Client(Connection):
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; more than 256 travel in several pipelined messages.
 
-        The first call asks what is served before: the shape of the images, and the classes.
+        The first call asks the server for the shape of its images and its classes.
 
         Args:
-            images: (N, pixels) or (N, *input_shape) uint8, N >= 1: of digits (N, 784) or
+            images: (N, pixels) or (N, *input_shape) uint8, N >= 1; for digits (N, 784) or
                 (N, 28, 28), 0 = background, 255 = ink.
 
         Returns:
@@ -125,7 +125,7 @@ class Client(Connection):
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine whose steps block, so that it never suspends."""
+    """Run a coroutine that never suspends, since its steps block."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -136,19 +136,19 @@ def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
 class AsyncClient(Connection):
     """A connection to a server, for one event loop: thousands of calls may be in flight.
 
-    The same as `Client`, awaited. It belongs to the loop that first uses it; once that is closed,
-    to the next one.
+    The same as `Client`, awaited. It belongs to the first loop that uses it; after that loop is
+    closed, to the next one.
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
     _slots: asyncio.Semaphore
 
     async def model_info(self) -> ModelInfo:
-        """Ask what is being served; see `Client.model_info`."""
+        """Return what the server serves; see `Client.model_info`."""
         return await self._model_info(self._attempts())
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """Wait until the server serves; see `Client.wait_ready`."""
+        """Wait until the server is ready; see `Client.wait_ready`."""
         await self._wait_ready(timeout_s)
 
     async def classify(self, images: npt.ArrayLike) -> Predictions:
@@ -185,7 +185,7 @@ class AsyncClient(Connection):
         except grpc.aio.AioRpcError as err:
             return err.code(), err.details()
         except asyncio.CancelledError:
-            # The task is cancelled, or the channel was closed, or the status is CANCELLED.
+            # The task was cancelled, the channel was closed, or the status is CANCELLED.
             task = asyncio.current_task()
             if task is not None and task.cancelling() > 0:
                 raise

@@ -1,8 +1,8 @@
-"""What both clients do, written once: whom they ask, in which messages, how often, until when.
+"""The common part of both clients: messages, retries, deadlines.
 
-The methods here are coroutines over three steps that each client makes its own way: send a call,
-wait for its outcome, pause. `AsyncClient` awaits them on its event loop. `Client`'s steps block
-instead of suspending, so that it runs the same coroutines to their end without a loop.
+The methods here are coroutines over three steps that each client implements: send a call, wait for
+its outcome, pause. `AsyncClient` awaits them on its event loop. `Client`'s steps block instead of
+suspending, so it runs the same coroutines to their end without a loop.
 """
 
 import threading
@@ -44,7 +44,7 @@ _WINDOW = 8
 
 
 class Connection:
-    """A server's address, and what its answers have shown of it."""
+    """A server's address, and what is known of the server."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Connection:
         )  # fmt: skip
         self._has_answered = False
         self._model: ModelInfo | None = None
-        """What the server serves, once it has been asked."""
+        """What the server serves, once it was asked."""
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # held while connecting
         self._channel: Any = None
@@ -93,7 +93,7 @@ class Connection:
         return self._again, ()
 
     async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        """Begin a call; returns what `_outcome` takes, which has `cancel`."""
+        """Start a call; return an object for `_outcome`, which has `cancel`."""
         raise NotImplementedError
 
     async def _outcome(self, call: Any) -> bytes | Failure:
@@ -120,7 +120,7 @@ class Connection:
     async def _classify(self, images: npt.ArrayLike) -> Predictions:
         attempts, model = self._attempts(), self._model
         if model is None:
-            as_pixels(images)  # what no model takes is refused unasked
+            as_pixels(images)  # images that no model takes are refused without a call
             model = await self._model_info(attempts)
         sent: deque[tuple[Any, bytes, int]] = deque()
         parts = []
@@ -145,7 +145,7 @@ class Connection:
         try:
             return predictions_of(data, num_images, model.signature, self._target)
         except Unavailable:
-            self._model = None  # another one may be served now: the next call asks
+            self._model = None  # another model may be served now: the next call asks
             raise
 
     async def _call(self, path: str, message: bytes, attempts: Attempts) -> bytes:
@@ -153,7 +153,7 @@ class Connection:
         return await self._finish(call, path, message, attempts)
 
     async def _finish(self, call: Any, path: str, message: bytes, attempts: Attempts) -> bytes:
-        """Wait for the answer to a call, and send it again where that may help."""
+        """Wait for the answer to a call, and retry it where that can help."""
         outcome = await self._outcome(call)
         if not isinstance(outcome, bytes):
             attempts = attempts.of_one_message()
@@ -173,7 +173,7 @@ class Connection:
 
 
 def _chunks(images: Images, model: ModelInfo) -> Iterator[Images]:
-    """Split images into those of each message."""
+    """Split images into messages."""
     largest = max(model.signature.image_bytes, model.signature.row_bytes)
     size = min(model.max_request_images, max(1, _CHUNK_BYTES // largest))
     for first in range(0, len(images), size):

@@ -74,7 +74,7 @@ def _by_label(report: Report) -> Iterator[Metric]:
 
 
 def _gauges(report: Report) -> Iterator[Metric]:
-    """Yield the values of this moment; those of processes are sums over all."""
+    """Yield the current values; those of processes are sums over all of them."""
     usage = report.usage
     for name, text, value in (
         ("digits_queue_images", "Images that wait for a run.", report.num_waiting),

@@ -58,7 +58,7 @@ class Histogram:
         return [(name, sum(self.counts[: i + 1])) for i, name in enumerate(names)]
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        """Return the counts of both, which have the same bounds."""
+        """Return the sum of both; they have the same bounds."""
         total = Histogram(self.bounds)
         total.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         total.sum = self.sum + other.sum
@@ -72,7 +72,7 @@ class Counts:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls that have ended, by method and status."""
     reloads: Counter[str] = field(default_factory=Counter)
-    """Versions found while serving: "adopted", or "failed" and refused."""
+    """Reloads: "adopted", or "failed" for a version that was refused."""
     restarts: int = 0
     """Workers that died and were restarted."""
     cpu_s: float = 0.0
