@@ -196,8 +196,8 @@ class Batcher:
             share = -(-self.num_waiting // (self._num_runners - self._num_running))
             max_rows = min(max(share, ENOUGH_IMAGES), max_rows)
         if self.num_waiting > self.max_batch_size:
-            # Otherwise, with a queue longer than its callers' patience, only requests whose deadline
-            # passes during their run would be run. Without a queue every request gets its chance.
+            # Otherwise, with a queue longer than its callers' patience, only those would run whose
+            # deadline passes during the run. Without a queue every request gets its chance.
             margin_s = 2 * self._usual_s
         return self._queue.take(max_rows, self._clock(), margin_s)
 
