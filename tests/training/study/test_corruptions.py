@@ -27,3 +27,5 @@ def test_noise_has_the_deviation_that_it_says() -> None:
     grey = np.full((1, 784), 128, np.uint8)
     noisy = CORRUPTIONS["noise"](grey, rng=np.random.default_rng(0))
     assert noisy.std() == pytest.approx(60, rel=0.15)  # of 784 pixels, some clipped
+    white = np.full((1, 784), 255, np.uint8)
+    assert CORRUPTIONS["noise"](white, rng=np.random.default_rng(0)).min() > 0  # none wraps around
