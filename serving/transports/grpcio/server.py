@@ -11,6 +11,7 @@ from serving.classifier import Classifier
 from serving.config import BatchingConfig, ServerConfig
 from serving.credentials.certificates import server_credentials
 from serving.predictions import Predictions
+from serving.protocols.messages import SPARE_BYTES, max_request_bytes
 from serving.protocols.method import Method
 from serving.protocols.plan import Plan
 from serving.signature import Signature
@@ -25,8 +26,6 @@ _QUIESCE_TIMEOUT_S = 5.0
 """How long a drain waits for such a moment."""
 _GOODBYE_S = 0.02
 """How long callers have to learn that the port closes, before the held calls are refused."""
-_SPARE_BYTES = 4096
-"""Room for tags, lengths and names beside the images or answers of a message."""
 _DIGIT_BYTES = 5
 """The longest that a class number takes in an answer."""
 
@@ -136,9 +135,8 @@ def _options(batching: BatchingConfig, signature: Signature, workers: int) -> li
     max_images = batching.max_request_images
     row_bytes = signature.row_bytes + _DIGIT_BYTES
     return [
-        # Twice the largest request: one that is a little too large gets a precise error.
-        ("grpc.max_receive_message_length", 2 * max_images * signature.image_bytes + _SPARE_BYTES),
-        ("grpc.max_send_message_length", max_images * row_bytes + _SPARE_BYTES),
+        ("grpc.max_receive_message_length", max_request_bytes(max_images, signature.image_bytes)),
+        ("grpc.max_send_message_length", max_images * row_bytes + SPARE_BYTES),
         ("grpc.max_concurrent_streams", 1024),
         # Past these (1,000 and 3,000 by default) core answers waiting calls with CANCELLED, at
         # random (grpc #34782). Our queue refuses with a meaningful status.

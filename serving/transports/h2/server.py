@@ -9,6 +9,7 @@ from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.errors import Unavailable
 from serving.predictions import Predictions
+from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
 from serving.system.cores import may_poll
 from serving.system.listener import address_of, listen
@@ -21,9 +22,6 @@ from serving.transports.h2.local import LocalCaller
 from serving.transports.h2.loop import Loop
 from serving.transports.h2.queue import Queue
 from serving.transports.h2.runs import Runs
-
-_SPARE_BYTES = 4096
-"""Room for tags, lengths and names beside the images of a message."""
 
 
 class H2Server:
@@ -43,9 +41,9 @@ class H2Server:
         self._config = config
         self._tls = server_context(config.security, "h2")
         self._limits = limits or Limits(
-            # Twice the largest request: one that is a little too large is read, and told so.
-            max_message_bytes=2 * batching.max_request_images * classifier.signature.image_bytes
-            + _SPARE_BYTES,
+            max_message_bytes=max_request_bytes(
+                batching.max_request_images, classifier.signature.image_bytes
+            ),
             age_s=config.max_connection_age_s,
         )
         self._queue = Queue(batching.queue_capacity)
