@@ -45,7 +45,7 @@ class RunningServer:
 
 def serve_command(models: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "serving", "serve", "--models", str(models), "--port", "0",
-            "--metrics-port", "0", "--device", "cpu", *options]  # fmt: skip
+            "--metrics-port", "0", "--http-port", "off", "--device", "cpu", *options]  # fmt: skip
 
 
 @contextmanager
