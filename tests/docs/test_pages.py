@@ -30,3 +30,16 @@ def test_index_lists_every_decision() -> None:
     folder = ROOT / "docs" / "decisions"
     linked = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
     assert linked == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_names_that_a_decision_gives_are_in_its_code() -> None:
+    missing = []
+    for page in (ROOT / "docs" / "decisions").glob("0*.md"):
+        for path, names in re.findall(r"`([\w./]+\.py)` \((`[^)]*`)\)", page.read_text("utf-8")):
+            code = (ROOT / path).read_text("utf-8")
+            missing += [
+                f"{page.name}: {path}: {name}"
+                for name in re.findall(r"`(?:\w+\.)?(\w+)`", names)
+                if name not in code
+            ]
+    assert not missing
