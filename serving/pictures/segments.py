@@ -2,8 +2,8 @@
 
     ink ─▶ connected parts ─▶ without frames ─▶ grouped into digits ─▶ the only one
 
-Each constant was chosen by the accuracy on drawn pictures (tests/support/drawing.py) and by the
-pictures that are refused for several digits or are not, on a plateau.
+Each constant was chosen by the accuracy on drawn pictures (tests/support/pictures/drawing.py) and
+by the pictures that are refused for several digits, or are not, on a plateau.
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from serving.model.repository import PRETRAINED
-from tests.support.drawing import STROKES, curve
+from tests.support.pictures.drawing import STROKES, curve
 from tests.support.servers import running_server
 
 CHROMIUM = shutil.which("chromium")

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.support.random_pictures import read_all
+from tests.support.pictures.random_pictures import read_all
 
 STEP = 1000
 NUM_PICTURES = int(os.environ.get("PICTURES", "2000"))

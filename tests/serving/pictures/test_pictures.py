@@ -17,7 +17,7 @@ from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 from serving.pictures.reader import from_picture
-from tests.support.drawing import (
+from tests.support.pictures.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -27,7 +27,7 @@ from tests.support.drawing import (
     row,
     stroke_glyph,
 )
-from tests.support.random_pictures import read_all
+from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]
 

@@ -1,7 +1,7 @@
 """Pictures of digits drawn by code, with their labels: to test `from_picture` on.
 
-    python -m tests.support.drawing --models models       the accuracy on each population, a table
-    python -m tests.support.drawing --sheet pictures.png   given, seen by the network, answered
+    python -m tests.support.pictures.drawing --models models    the accuracy on each population
+    python -m tests.support.pictures.drawing --sheet sheet.png  given, seen by the network, answered
 
 Fonts and pen strokes of many sizes, rotated and slanted, on clean white or on paper with uneven
 light, shadows, ruled lines and grain, dark on light or the reverse; and scikit-learn's 8 x 8 digits
@@ -97,7 +97,7 @@ def curve(points: np.ndarray, step: float) -> np.ndarray:
 
 def optdigits_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
     """Enlarge one of the UCI 8 x 8 digits smoothly."""
-    with np.load(Path(__file__).parents[1] / "data" / "optdigits.npz") as arrays:
+    with np.load(Path(__file__).parents[2] / "data" / "optdigits.npz") as arrays:
         image = rng.choice(arrays["images"][arrays["labels"] == digit]).reshape(8, 8)
     large = Image.fromarray((image * 15.9).astype(np.uint8)).resize(
         (height, height), Image.Resampling.BICUBIC
@@ -213,7 +213,7 @@ def save_sheet(classifier: Classifier, path: Path, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.support.drawing")
+    parser = argparse.ArgumentParser(prog="python -m tests.support.pictures.drawing")
     parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
     parser.add_argument("--number", type=int, default=500, help="pictures a population")
     parser.add_argument("--seed", type=int, default=2, help="decides what is drawn")
