@@ -166,7 +166,7 @@ def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
     assert found - peers == IMPORTERS
 
 
-@pytest.mark.parametrize("package", ["serving", "training.export"])
+@pytest.mark.parametrize("package", ["serving.model", "training.export"])
 @pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
 def test_telemetry_is_off_unless_the_user_decides(package: str, given: str, value: str) -> None:
     code = f"import os, {package}.onnx_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
