@@ -1,4 +1,4 @@
-"""How a call ends without an answer: gRPC's statuses, as trailers."""
+"""How a call ends without an answer: gRPC's statuses as trailers, and flaws of messages."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,6 +8,9 @@ import grpc
 
 from serving.errors import DeadlineExceeded, DigitsError, Unauthenticated
 from serving.protocols import status
+
+PREFIX_BYTES = 5
+"""Before each message: whether it is compressed, and its length."""
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
@@ -84,3 +87,32 @@ def too_long(num_bytes: int, limit: int) -> Status:
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         f"expected a message of at most {limit} bytes, got {num_bytes}",
     )
+
+
+def length_of(data: bytes | bytearray, at: int, max_bytes: int) -> int | Status:
+    """Read the prefix at `at`: the message's length, or why there can be no such message."""
+    length = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
+    if data[at]:
+        return COMPRESSED if data[at] == 1 else MALFORMED
+    return length if length <= max_bytes else too_long(length, max_bytes)
+
+
+def flaw(data: bytes | bytearray, max_bytes: int, *, ended: bool) -> Status | None:
+    """Say what is wrong with a unary call's bytes so far; None while they may become a message.
+
+    Args:
+        data: the bytes.
+        max_bytes: the longest message.
+        ended: whether no more will come.
+    """
+    if len(data) < PREFIX_BYTES:
+        if not ended:
+            return None
+        return TRUNCATED if data else NOT_ONE_MESSAGE
+    length = length_of(data, 0, max_bytes)
+    if isinstance(length, Status):
+        return length
+    missing = PREFIX_BYTES + length - len(data)
+    if missing < 0:
+        return NOT_ONE_MESSAGE
+    return TRUNCATED if ended and missing else None

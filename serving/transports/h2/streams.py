@@ -17,8 +17,7 @@ from serving.protocols.status import error_of
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
-from serving.transports.h2.messages import PREFIX_BYTES, length_of
-from serving.transports.h2.status import Status
+from serving.transports.h2.status import PREFIX_BYTES, Status, length_of
 
 if TYPE_CHECKING:
     from serving.transports.h2.calls import Calls

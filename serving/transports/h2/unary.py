@@ -10,8 +10,7 @@ from serving.protocols.plan import Plan, frame
 from serving.protocols.status import error_of
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
-from serving.transports.h2.messages import PREFIX_BYTES, flaw
-from serving.transports.h2.status import Status
+from serving.transports.h2.status import PREFIX_BYTES, Status, flaw
 from serving.transports.h2.streams import WatchStream
 
 if TYPE_CHECKING:
