@@ -117,6 +117,8 @@ class ServerConfig:
     """The address of HTTP: the inference protocol's REST, pictures, and the page to draw on."""
     http_port: int | None = None
     """Its TCP port; 0 lets the kernel choose, None is off."""
+    http_is_optional: bool = False
+    """Whether a server whose HTTP port is taken goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
     """The gRPC implementation; "auto" takes h2 if ngh2 is installed."""
     workers: int = 1

@@ -15,7 +15,6 @@ from commandline import extras
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, InvalidRequest, Unavailable
 from serving.system import signals
-from serving.system.address import check_free
 from serving.system.files import require_descriptors, reserve_standard_files
 from serving.telemetry import logs
 
@@ -41,8 +40,7 @@ def _serve(options: argparse.Namespace) -> int:
     logs.setup(options.log_format)
     batching = _config(BatchingConfig, options)
     security = _config(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
-    port = _http_port(options)
-    config = _config(ServerConfig, options, http_port=port, security=security)
+    config = _config(ServerConfig, options, **_http(options), security=security)
     require_descriptors(64 + 8 * config.workers)
     is_drained = run(_model_config(options), batching, config)
     signals.end_process(0 if is_drained else 1)
@@ -52,21 +50,14 @@ _HTTP = ("starlette", "uvicorn", "httptools", "python_multipart")
 _USUAL_HTTP_PORT = 8080
 
 
-def _http_port(options: argparse.Namespace) -> int | None:
+def _http(options: argparse.Namespace) -> dict[str, object]:
     """Choose the port of HTTP: the usual one if none is named, but only where that works."""
-    if options.http_port != "auto":
-        if options.http_port is not None:
-            extras.require(*_HTTP)
-        port: int | None = options.http_port
-        return port
-    if not all(map(find_spec, _HTTP)):
-        return None
-    try:
-        check_free(options.http_host, _USUAL_HTTP_PORT)
-    except ConfigurationError as err:
-        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
-        return None
-    return _USUAL_HTTP_PORT
+    if options.http_port == "auto":
+        port = _USUAL_HTTP_PORT if all(map(find_spec, _HTTP)) else None
+        return {"http_port": port, "http_is_optional": True}
+    if options.http_port is not None:
+        extras.require(*_HTTP)
+    return {"http_port": options.http_port}
 
 
 def _classify(options: argparse.Namespace) -> int:

@@ -1,10 +1,26 @@
-"""A TCP port that several processes share."""
+"""A TCP port that several processes share, and one that the server can do without."""
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from serving.config import ServerConfig
+from serving.errors import ConfigurationError
 from serving.system.address import cannot_listen
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional_http(config: ServerConfig) -> Iterator[None]:
+    """Log a warning if the port of HTTP can't be bound in this block and is optional."""
+    try:
+        yield
+    except ConfigurationError as err:
+        if not config.http_is_optional:
+            raise
+        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from serving.telemetry import logs
 def announce(
     info: ModelInfo, address: str, metrics_address: str, log_format: LogFormat, **more: object
 ) -> None:
-    """Print the ready line, which tools may parse."""
+    """Print the ready line, which tools may parse, and for people where the page is."""
     facts = {
         "model": info.name,
         "version": info.version,
@@ -29,3 +29,5 @@ def announce(
     else:
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
+    if log_format == "text" and "http" in more:
+        logs.print_line(f"draw a digit: {more['http']}", sys.stdout)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 from collections.abc import Callable
 
 from serving.classifier import Classifier
@@ -14,18 +13,15 @@ from serving.server.ready_line import announce
 from serving.server.reloader import Reloader
 from serving.server.server import Server
 from serving.system import signals
-from serving.telemetry import logs
 from serving.telemetry.exporter import exporting
 
 _log = logging.getLogger(__name__)
 
 
 def _announce(server: Server) -> None:
-    log_format = server.config.log_format
     more = {} if server.http_url is None else {"http": server.http_url}
-    announce(server.report().info, server.address, server.metrics_address, log_format, **more)
-    if server.http_url is not None and log_format == "text":
-        logs.print_line(f"draw a digit: {server.http_url}", sys.stdout)
+    info, log_format = server.report().info, server.config.log_format
+    announce(info, server.address, server.metrics_address, log_format, **more)
 
 
 async def serve(

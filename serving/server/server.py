@@ -11,6 +11,7 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
+from serving.server.port import optional_http
 from serving.server.self_test import SelfTest
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
@@ -124,4 +125,6 @@ def _http_server(
         return None
     from serving.transports.http.server import HttpServer
 
-    return HttpServer(classifier, queries, config, shared=config.workers > 1)
+    with optional_http(config):
+        return HttpServer(classifier, queries, config, shared=config.workers > 1)
+    return None

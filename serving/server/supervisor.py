@@ -14,7 +14,7 @@ from functools import partial
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
 from serving.server.backoff import Backoff
-from serving.server.port import reserved_port
+from serving.server.port import optional_http, reserved_port
 from serving.server.ready_line import announce
 from serving.server.worker import Arguments
 from serving.server.workers import Workers
@@ -44,9 +44,10 @@ async def supervise(
     with ExitStack() as stack:
         exporter = stack.enter_context(exporting(config))
         port = stack.enter_context(reserved_port(config.host, config.port))
-        http_port = config.http_port
-        if http_port is not None:
-            http_port = stack.enter_context(reserved_port(config.http_host, http_port))
+        http_port = None
+        if config.http_port is not None:
+            with optional_http(config):
+                http_port = stack.enter_context(reserved_port(config.http_host, config.http_port))
         config = replace(config, port=port, http_port=http_port)
         arguments = (model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(arguments, config, exporter).run()
@@ -102,8 +103,12 @@ class Supervisor:
             loop = asyncio.get_running_loop()
             self._exporter.serve(partial(self._workers.report_from_thread, loop), self._is_serving)
             metrics_address = self._exporter.address
+        more: dict[str, object] = {"workers": config.workers}
+        if config.http_port is not None:
+            scheme = "https" if config.security.has_tls else "http"
+            more["http"] = f"{scheme}://{with_port(config.http_host, config.http_port)}"
         info, address = (await self._workers.report()).info, with_port(config.host, config.port)
-        announce(info, address, metrics_address, config.log_format, workers=config.workers)
+        announce(info, address, metrics_address, config.log_format, **more)
 
     def _is_serving(self) -> bool:
         return self._workers.is_serving and not self._is_draining

@@ -33,12 +33,14 @@ def cannot_listen(host: str, port: int, error: OSError | ValueError) -> Configur
     return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def bind(host: str, port: int, *, backlog: int = 0, shared: bool = False) -> socket.socket:
     """Bind a TCP socket to the first address of a host that can be bound.
 
     Args:
         host: a name or an address.
         port: the TCP port; 0 lets the kernel choose.
+        backlog: how many connections wait in the kernel; 0 does not listen yet. Two sockets may be
+            bound to a port at the same time, but only one of them can listen.
         shared: whether other worker processes listen on the port too.
 
     Raises:
@@ -51,7 +53,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     failure = OSError(errno.EADDRNOTAVAIL, "")
     for family, kind, protocol, _, address in found:
         try:
-            return _bound(socket.socket(family, kind, protocol), address, shared=shared)
+            return _bound(socket.socket(family, kind, protocol), address, backlog, shared=shared)
         except OSError as err:
             failure = err
     raise cannot_listen(host, port, failure) from failure
@@ -66,12 +68,16 @@ def check_free(host: str, port: int) -> None:
     bind(host, port).close()
 
 
-def _bound(listener: socket.socket, address: tuple[object, ...], *, shared: bool) -> socket.socket:
+def _bound(
+    listener: socket.socket, address: tuple[object, ...], backlog: int, *, shared: bool
+) -> socket.socket:
     try:
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        if backlog:
+            listener.listen(backlog)
     except OSError:
         listener.close()
         raise

@@ -30,8 +30,7 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     if host.startswith(_UNIX):
         listener = _bind_unix(host.removeprefix(_UNIX))
     else:
-        listener = bind(host, port, shared=shared)
-    listener.listen(_BACKLOG)
+        listener = bind(host, port, backlog=_BACKLOG, shared=shared)
     listener.setblocking(False)
     return listener
 
@@ -47,6 +46,7 @@ def _bind_unix(path: str) -> socket.socket:
         if _is_abandoned(path):  # left behind by a server that was killed
             os.unlink(path)
         listener.bind(path)
+        listener.listen(_BACKLOG)
     except OSError as err:
         listener.close()
         raise ConfigurationError(f"can't listen on {_UNIX}{path}: {err.strerror or err}") from err

@@ -43,8 +43,7 @@ class Exporter:
         self._report: Callable[[], Report] | None = None
         self._is_serving: Callable[[], bool] = lambda: False
         self._connections: list[asyncio.Task[None]] = []
-        self._socket = bind(host, port)
-        self._socket.listen(_BACKLOG)
+        self._socket = bind(host, port, backlog=_BACKLOG)
         self.address = with_port(host, self._socket.getsockname()[1])
         self._loop = asyncio.new_event_loop()
         self._pages = ThreadPoolExecutor(1, "metrics-page")

@@ -51,8 +51,8 @@ class HttpServer:
         self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
         app = make_app(classifier, queries, token_check(config.security), self._pictures)
         context = server_context(config.security, "http/1.1")
-        self._socket = bind(config.http_host, config.http_port, shared=shared)
-        self._socket.listen(_BACKLOG)  # from here on callers wait instead of being refused
+        # From here on callers wait instead of being refused.
+        self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG, shared=shared)
         scheme = "http" if context is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"

@@ -1,0 +1,80 @@
+"""The port of HTTP when another program has it: without it where none was named, else an error."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.serving.http.peer import HttpPeer
+from tests.support.servers import running_server, serve_command
+
+USUAL = ("127.0.0.1", 8080)
+AUTO = ("--http-port", "auto")
+
+
+@pytest.fixture
+def taken() -> Iterator[None]:
+    """Take the usual port, if no other program has it."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            other.bind(USUAL)
+            other.listen()
+        yield
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_taken_usual_port_turns_http_off(models: Path, taken: None, workers: str) -> None:
+    with running_server(models, *AUTO, "--workers", workers) as server:
+        assert "http" not in server.facts
+        assert server.stop() == 0
+        assert server.process.stderr is not None
+        warnings = [line for line in server.process.stderr if "HTTP is off" in line]
+    assert len(warnings) == 1
+    assert warnings[0].endswith(
+        "can't listen on 127.0.0.1:8080: the port is taken; choose another port with --http-port\n"
+    )
+
+
+def test_servers_that_start_at_once_all_serve(models: Path) -> None:
+    """None ends because another one took the usual port while both loaded the model."""
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    serve_command(models, *AUTO),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            for _ in range(3)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        lines = [process.stdout.readline() for process in processes if process.stdout]
+    assert all(line.startswith("serving ") for line in lines), lines
+    assert sum(" http=" in line for line in lines) <= 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_taken_named_port_is_one_clear_line(models: Path, workers: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        options = ("--http-port", str(port), "--workers", workers)
+        result = subprocess.run(serve_command(models, *options), capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
+
+
+def test_workers_say_where_the_page_is(models: Path) -> None:
+    with running_server(models, "--http-port", "0", "--workers", "2") as server:
+        assert server.process.stdout is not None
+        url = server.facts["http"]
+        assert server.process.stdout.readline() == f"draw a digit: {url}\n"
+        assert HttpPeer(url).get("/v2/health/ready").status == 200
