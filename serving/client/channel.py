@@ -6,12 +6,16 @@ from typing import Any
 
 import grpc
 
+from serving.client.addresses import target_of
 from serving.credentials.watched_files import read_bytes
 from serving.errors import ConfigurationError
 
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
-"""Calls take turns among the addresses that answer. `Attempts` retries calls: gRPC's own retries
-end after five attempts, and stop for all calls while more than half of them fail."""
+_SERVICE_CONFIG = json.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+)
+"""Calls take turns among the addresses that answer and say SERVING by Health.Watch: a server that
+drains gets none. `Attempts` retries calls: gRPC's own retries end after five attempts, and stop for
+all calls while more than half of them fail."""
 
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
@@ -52,14 +56,16 @@ class Access:
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
         self._files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
 
-    def open_channel(self, library: Any, target: str) -> Any:
-        """Open a channel of `grpc`, or of `grpc.aio` for the running event loop."""
+    def open_channel(self, library: Any, address: str) -> Any:
+        """Open a channel of `grpc`, or of `grpc.aio` for the running event loop.
+
+        Raises:
+            ConfigurationError, Unavailable: see `target_of`.
+        """
         options = [*_OPTIONS]
-        scheme, _, addresses = target.partition(":")
-        if scheme in ("ipv4", "ipv6") and "," in addresses:
-            # The default is all of them, which is not a valid :authority. With TLS every
-            # certificate must have this name.
-            options.append(("grpc.default_authority", addresses.partition(",")[0]))
+        target, authority = target_of(address)
+        if authority is not None:  # with TLS every certificate must have this name
+            options.append(("grpc.default_authority", authority))
         if self._files is None:
             return library.insecure_channel(target, options=options)
         credentials = grpc.ssl_channel_credentials(*self._files)

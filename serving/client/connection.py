@@ -51,6 +51,7 @@ class Connection:
         target: str,
         *,
         timeout_s: float = 10.0,
+        attempt_timeout_s: float | None = None,
         token: str | None = None,
         tls_ca: str | Path | None = None,
         tls_cert: str | Path | None = None,
@@ -59,11 +60,16 @@ class Connection:
         """Configure the client; it connects when it is first used.
 
         Args:
-            target: "host:port". If the name has several addresses, or with
-                "ipv4:host:port,host:port", calls take turns among those that answer.
+            target: "host:port", several of them with commas between, or any target of gRPC's such
+                as "dns:///name:port". Calls take turns among the servers that answer and are
+                ready. A name is resolved again when a connection ends, one of several is not.
             timeout_s: seconds for a call, including all its attempts and messages. While the server
                 does not answer, a call is retried until then, so a restart of the server fails no
                 call. A client that never had an answer gives up after 5 s.
+            attempt_timeout_s: seconds for one attempt; then the call is sent again, to the next of
+                several servers, until `timeout_s`. So a server that stands still delays a call and
+                fails none. None: an attempt may take the whole time, since a server that is only
+                slow would get each call several times.
             token: bearer token to send with every call; in plaintext, unless there is TLS.
             tls_ca: PEM file of the authorities that sign the server's certificate; None is
                 plaintext.
@@ -75,10 +81,11 @@ class Connection:
         """
         self._target = target
         self._timeout_s = timeout_s
+        self._attempt_timeout_s = attempt_timeout_s
         self._access = Access(token, tls_ca, tls_cert, tls_key)
         self._again = partial(
-            type(self), target, timeout_s=timeout_s, token=token,
-            tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
+            type(self), target, timeout_s=timeout_s, attempt_timeout_s=attempt_timeout_s,
+            token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
         )  # fmt: skip
         self._has_answered = False
         self._model: ModelInfo | None = None
@@ -165,7 +172,12 @@ class Connection:
         return outcome
 
     def _attempts(self) -> Attempts:
-        return Attempts(self._target, self._timeout_s, first_contact=not self._has_answered)
+        return Attempts(
+            self._target,
+            self._timeout_s,
+            attempt_timeout_s=self._attempt_timeout_s,
+            first_contact=not self._has_answered,
+        )
 
     def _check_open(self) -> None:
         if self._is_closed.is_set():

@@ -1,6 +1,7 @@
 """Retries: a call is sent again while no server answers, until its deadline."""
 
 import copy
+import math
 import random
 import time
 
@@ -24,17 +25,26 @@ _PERMANENT = ("andshake", "erification")
 class Attempts:
     """The attempts of one call."""
 
-    def __init__(self, address: str, timeout_s: float, *, first_contact: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float,
+        *,
+        attempt_timeout_s: float | None = None,
+        first_contact: bool = False,
+    ) -> None:
         """Start the clock.
 
         Args:
             address: named in errors.
             timeout_s: for all attempts together.
+            attempt_timeout_s: for one attempt; None is no other limit.
             first_contact: whether the client has never had an answer.
         """
         self._address = address
         now_s = time.monotonic()
         self._deadline_s = now_s + timeout_s
+        self._attempt_timeout_s = math.inf if attempt_timeout_s is None else attempt_timeout_s
         self._until_s = now_s + (min(timeout_s, _FIRST_CONTACT_S) if first_contact else timeout_s)
         self._pause_s = _SHORTEST_PAUSE_S
         self._reason: Unavailable | None = None
@@ -45,8 +55,8 @@ class Attempts:
 
     @property
     def timeout_s(self) -> float:
-        """Seconds left."""
-        return max(0.0, self._deadline_s - time.monotonic())
+        """Seconds that the next attempt may take."""
+        return min(self._attempt_timeout_s, max(0.0, self._deadline_s - time.monotonic()))
 
     def pause_s(self, code: grpc.StatusCode, details: str | None) -> float:
         """Return how long to wait before the call is sent again.
@@ -60,13 +70,15 @@ class Attempts:
         """
         details = details or ""
         error = error_from(code, details, self._address)
+        is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+        if is_late and self._attempt_timeout_s < math.inf and time.monotonic() < self._until_s:
+            return 0.0  # the attempt's time is over, not the call's: another server may answer
         if code not in _AGAIN or any(word in details for word in _PERMANENT):
             # No time was left for another attempt, so report why the last one failed.
-            is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED and self._reason is not None
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
         self._reason = error
-        pause_s = self._pause_s * random.uniform(0.8, 1.2)  # spreads callers that failed together
+        pause_s = self._pause_s * random.uniform(0.5, 1.5)  # spreads callers that failed together
         if time.monotonic() + pause_s >= self._until_s:
             raise error
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)

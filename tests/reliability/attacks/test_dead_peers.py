@@ -2,12 +2,10 @@
 
 import asyncio
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 from serving import AsyncClient, Client
 from serving.errors import ServingError
 from serving.images import Images
+from tests.support.fleet.router import Router
 from tests.support.processes import PacedServer, paced_server
 from tests.support.servers import RunningServer, free_address, running_server
 
@@ -29,43 +28,6 @@ DEAD_WITHIN_S = 30.0
 @pytest.fixture
 def image() -> Images:
     return np.zeros((1, 784), np.uint8)
-
-
-class Router:
-    """Forwards TCP connections, and can forget those that it has: what they send goes nowhere."""
-
-    def __init__(self, address: str) -> None:
-        host, port = address.rsplit(":", 1)
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._generation = 0
-        self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def forget(self) -> None:
-        """Forward nothing more on the connections made so far; new ones work."""
-        self._generation += 1
-
-    def close(self) -> None:
-        for each in (self._listener, *self._sockets):
-            each.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                self._sockets += (near, far)
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=self._forward, args=pair, daemon=True).start()
-
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
-        generation = self._generation
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if generation == self._generation:
-                    sink.sendall(data)
 
 
 @pytest.fixture

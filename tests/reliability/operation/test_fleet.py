@@ -1,0 +1,130 @@
+"""Several replicas and one client: restarts, crashes, a frozen and a late server fail no call."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from serving import Client
+from serving.model.repository import PRETRAINED
+from tests.support.fleet.replicas import Callers, Replica
+from tests.support.fleet.router import Router
+
+NUM_REPLICAS = 4
+
+
+@pytest.fixture
+def transport() -> str:
+    """One will do where the client is what is tested."""
+    return "h2"
+
+
+@contextmanager
+def fleet(transport: str, models: Path = PRETRAINED) -> Iterator[list[Replica]]:
+    options = ("--transport", transport)
+    replicas = [Replica(models, f"127.0.0.{2 + n}", *options) for n in range(NUM_REPLICAS)]
+    try:
+        for replica in replicas[:-1]:
+            replica.start()
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.close()
+
+
+@pytest.fixture
+def replicas(transport: str) -> Iterator[list[Replica]]:
+    """All four, started."""
+    with fleet(transport) as replicas:
+        replicas[-1].start()
+        yield replicas
+
+
+@pytest.fixture
+def client(replicas: list[Replica]) -> Iterator[Client]:
+    addresses = ",".join(replica.address for replica in replicas)
+    with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
+        client.wait_ready()
+        yield client
+
+
+def shares(replicas: list[Replica]) -> list[float]:
+    """Each one's share of the calls answered since it was started."""
+    numbers = [replica.num_answered() for replica in replicas]
+    return [number / sum(numbers) for number in numbers]
+
+
+def test_all_replicas_have_their_share(client: Client, replicas: list[Replica]) -> None:
+    with Callers(client) as callers:
+        time.sleep(3)
+    print(callers, "shares", [f"{share:.2f}" for share in shares(replicas)])
+    assert not callers.failures
+    assert min(shares(replicas)) > 0.15
+
+
+@pytest.mark.parametrize("transport", ["h2", "grpcio"])
+def test_rolling_restart_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+    with Callers(client) as callers:
+        for replica in replicas:
+            time.sleep(0.5)
+            replica.restart()
+        time.sleep(3)
+        before = [replica.num_answered() for replica in replicas]
+        time.sleep(2)
+    after = [replica.num_answered() for replica in replicas]
+    print(callers)
+    assert not callers.failures
+    assert all(new > old for old, new in zip(before, after, strict=True)), "one got no calls"
+
+
+def test_killed_replica_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+    with Callers(client) as callers:
+        time.sleep(1)
+        replicas[0].send(signal.SIGKILL)
+        time.sleep(2)
+    print(callers)
+    assert not callers.failures
+
+
+def test_frozen_replica_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+    with Callers(client) as callers:
+        time.sleep(1)
+        replicas[0].send(signal.SIGSTOP)
+        time.sleep(20)  # a ping after 10 s has no answer in 5 s: the connection ends
+        num_calls = len(callers.latencies_s)
+        time.sleep(2)
+    print(callers)
+    assert not callers.failures
+    assert max(callers.latencies_s[num_calls:]) < 0.5, "calls still go to the frozen one"
+
+
+def test_replica_that_comes_later_gets_its_share(transport: str) -> None:
+    with fleet(transport) as replicas:
+        addresses = ",".join(replica.address for replica in replicas)
+        with closing(Client(addresses)) as client, Callers(client) as callers:
+            time.sleep(1)
+            replicas[-1].start()
+            time.sleep(6)  # it is found within 5 s
+            before = [replica.num_answered() for replica in replicas]
+            time.sleep(2)
+            after = [replica.num_answered() for replica in replicas]
+        answered = [new - old for old, new in zip(before, after, strict=True)]
+        print(callers, "shares", [f"{number / sum(answered):.2f}" for number in answered])
+        assert not callers.failures
+        assert answered[-1] > 0.15 * sum(answered)
+
+
+def test_replica_that_is_cut_off_fails_no_call(replicas: list[Replica]) -> None:
+    with closing(Router(replicas[0].address)) as router:
+        addresses = ",".join([router.address, *(each.address for each in replicas[1:])])
+        with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
+            client.wait_ready()
+            with Callers(client) as callers:
+                time.sleep(1)
+                router.forget()
+                time.sleep(3)
+    print(callers)
+    assert not callers.failures
