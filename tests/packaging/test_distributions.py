@@ -90,7 +90,7 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
 
 @pytest.fixture(scope="session")
 def tools(install: Install) -> Venv:
-    return install("build", "twine", "uv")
+    return install("build", "twine", "uv", "check-wheel-contents", "check-jsonschema")
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +154,17 @@ def test_first_commands_of_the_readme_work_in_a_checkout(built: Path) -> None:
     assert "seven.png: 7 " in result.stdout
 
 
-def test_both_pass_the_index_checks(tools: Venv, built: Path) -> None:
+def test_both_pass_the_index_checks(tools: Venv, built: Path, wheel: Path) -> None:
     tools.run("twine", "check", "--strict", *sorted(built.iterdir()))
+    tools.run("check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel)
+
+
+def test_release_workflow_is_valid_and_takes_few_permissions(tools: Venv) -> None:
+    workflow = ROOT / ".github" / "workflows" / "release.yml"
+    tools.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", workflow)
+    text = workflow.read_text()
+    assert "\npermissions: {}" in text, "jobs would have every permission"
+    assert "secrets." not in text
 
 
 def test_sdist_has_all_that_the_repository_has(built: Path, tracked: list[str]) -> None:
