@@ -61,7 +61,7 @@ test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile b
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py
 
-test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, grpc-js, curl, nghttp (a minute; installs its own)
+test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe, grpc-js, curl, nghttp (3 min; installs its own)
 	$(RUN) -m pytest -q -m interop tests/interop
 
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
@@ -96,7 +96,7 @@ lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
-	$(LOCK) --extra serve --output-file requirements/serve.lock
+	$(LOCK) --extra serve --extra http --output-file requirements/serve.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
 	rm -rf .venv .venv-protos .venv-lock artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,22 +4,16 @@ tritonclient wants an older protobuf than TensorFlow's newest takes, so it has a
 which proves us on the protobuf 6 line too.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from serving import Classifier
-from serving.images import Images
+from tests.interop.venv import Venv
 from tests.support.servers import RunningServer, running_server
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "tritonclient[grpc,http]==2.73.0",
     "perf-analyzer==2.60.0",
@@ -31,48 +25,9 @@ PACKAGES = (
 )
 
 
-class Venv:
-    """An environment that has tritonclient, perf_analyzer and what our server needs."""
-
-    def __init__(self, folder: Path) -> None:
-        self._bin = folder / "bin"
-
-    def run(self, program: str, *arguments: str | Path) -> str:
-        """Run one of its programs from the repository; return what it printed."""
-        result = subprocess.run(
-            [self._bin / program, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
-
-
 @pytest.fixture(scope="session")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Venv:
-    folder = tmp_path_factory.mktemp("interop") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = (folder / "bin" / "pip", "--disable-pip-version-check", "install", "-q")
-    result = subprocess.run([*pip, *PACKAGES], capture_output=True, text=True)
-    if result.returncode:
-        if "CI" in os.environ:
-            pytest.fail(result.stderr)
-        pytest.skip("tritonclient can't be installed here")
-    return Venv(folder)
-
-
-@pytest.fixture(scope="session")
-def samples(
-    tmp_path_factory: pytest.TempPathFactory, classifier: Classifier, images: Images
-) -> Path:
-    """Images and what is expected for them, as a file for the other environment."""
-    path = tmp_path_factory.mktemp("samples") / "samples.npz"
-    probabilities = classifier.classify(images).probabilities
-    np.savez(path, images=images, probabilities=probabilities)
-    return path
+    return Venv(tmp_path_factory.mktemp("interop") / "venv", *PACKAGES)
 
 
 def test_tritonclient_works_unchanged(venv: Venv, server: RunningServer, samples: Path) -> None:
@@ -96,9 +51,22 @@ def test_server_and_tritonclient_share_a_process(
 def test_perf_analyzer_runs_to_its_end(
     venv: Venv, server: RunningServer, options: tuple[str, ...]
 ) -> None:
+    run_perf_analyzer(venv, "grpc", server.address, *options)
+
+
+@pytest.mark.parametrize("options", [(), ("-b", "128"), ("--async",)])
+def test_perf_analyzer_runs_to_its_end_over_http(
+    venv: Venv, models: Path, options: tuple[str, ...]
+) -> None:
+    with running_server(models, "--http-port", "0") as server:
+        address = server.facts["http"].removeprefix("http://")
+        run_perf_analyzer(venv, "http", address, *options)
+
+
+def run_perf_analyzer(venv: Venv, protocol: str, address: str, *options: str) -> None:
     levels = ("--concurrency-range", "1:4:3", "--measurement-interval", "500")
     unstable = ("--stability-percentage", "999")  # a busy machine is no failure of ours
-    report = venv.run("perf_analyzer", "-i", "grpc", "-u", server.address, "-m", "digits",
+    report = venv.run("perf_analyzer", "-i", protocol, "-u", address, "-m", "digits",
                       *levels, *unstable, *options)  # fmt: skip
     rates = re.findall(r"^Concurrency: (\d), throughput: ([\d.]+) infer/sec", report, re.MULTILINE)
     assert [concurrency for concurrency, _ in rates] == ["1", "4"]

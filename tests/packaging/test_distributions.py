@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from serving.images import Images
+from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")
 PYTHONS = ("3.11", "3.13")
-ANYWHERE = ("", "pictures", "serve", "train", "bench", "dev")
+ANYWHERE = ("", "pictures", "serve", "http", "train", "bench", "dev")
 """The extras that can be installed on every platform; those for GPUs can't."""
 
 CLIENT = """
@@ -130,7 +131,7 @@ def python(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def serving_venv(install: Install, wheel: Path, python: str) -> Venv:
-    return install(f"{wheel}[serve,pictures]", python=python)
+    return install(f"{wheel}[serve,pictures,http]", python=python)
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_server_from_the_wheel_answers_a_client_alone(
 ) -> None:
     client = install(str(wheel), python=python)
     program = str(serving_venv.program("digits-serve"))
-    command = [program, "serve", "--port=0", "--metrics-port=0"]
+    command = [program, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
     with subprocess.Popen(
         command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE, text=True
     ) as process:
@@ -198,6 +199,9 @@ def test_server_from_the_wheel_answers_a_client_alone(
             client.run("python", "-c", CLIENT, server.address)
             ask = ("--target", server.address)
             answer = serving_venv.run("digits-serve", "classify", picture, *ask)
+            page = HttpPeer(server.facts["http"])
+            assert page.post("/v1/digits", picture.read_bytes()).status == 200
+            assert page.get("/draw.js").status == 200
             info = client.run("digits-serve", "info", "--json", *ask)
             assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")

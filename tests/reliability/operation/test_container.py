@@ -21,6 +21,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
+from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer
 
 ROOT = Path(__file__).parents[3]
@@ -108,11 +109,14 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
     assert re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", image.user), "not root, and a number"
     site = next(image.root.glob("app/venv/lib/*/site-packages"))
     installed = {path.name for path in site.iterdir()}
-    assert "onnxruntime" in installed
+    assert {"onnxruntime", "starlette", "PIL"} <= installed
     assert not installed & {"tensorflow", "keras", "matplotlib", "pytest", "pip", "setuptools"}
     before = everything_in(image.root)
     with running(image) as server, Client(server.address) as client:
         assert len(client.classify(images[:3])) == 3
+        picture = (ROOT / "docs" / "pictures" / "seven.png").read_bytes()
+        reply = HttpPeer(server.facts["http"]).post("/v1/digits", picture)
+        assert reply.json["digits"][0]["digit"] == 7
         assert (client.model_info().test_accuracy or 0) > 0.99, "not the bundled model"
         health = [*image.entry_point[:-1], "health", "--target", server.address]
         assert subprocess.run(health, cwd=image.folder, env=image.environment).returncode == 0
@@ -130,9 +134,10 @@ def everything_in(folder: Path) -> set[Path]:
 @contextmanager
 def running(image: Stage) -> Iterator[RunningServer]:
     """Start the image's entry point on a port that the kernel chooses."""
-    assert image.environment["DIGITS_HOST"] == image.environment["DIGITS_METRICS_HOST"] == "0.0.0.0"
-    own = dict.fromkeys(("DIGITS_HOST", "DIGITS_METRICS_HOST"), "127.0.0.1")
-    ports = dict.fromkeys(("DIGITS_PORT", "DIGITS_METRICS_PORT"), "0")
+    hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
+    assert {image.environment[name] for name in hosts} == {"0.0.0.0"}
+    own = dict.fromkeys(hosts, "127.0.0.1")
+    ports = dict.fromkeys(("DIGITS_PORT", "DIGITS_METRICS_PORT", "DIGITS_HTTP_PORT"), "0")
     process = subprocess.Popen(
         image.entry_point, cwd=image.folder,
         env={"PATH": os.defpath, **image.environment, **own, **ports},

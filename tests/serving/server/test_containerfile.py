@@ -21,16 +21,18 @@ def test_image_starts_without_a_volume(
 ) -> None:
     _, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.*)", CONTAINERFILE, re.M)[0])
     settings = dict(re.findall(r"^ENV (DIGITS_\w+)=(.*)", CONTAINERFILE, re.M))
-    assert settings == {"DIGITS_HOST": "0.0.0.0", "DIGITS_METRICS_HOST": "0.0.0.0"}
+    hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
+    assert settings == {**dict.fromkeys(hosts, "0.0.0.0"), "DIGITS_HTTP_PORT": "8080"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    for port in ("DIGITS_PORT", "DIGITS_METRICS_PORT"):
+    for port in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "DIGITS_HTTP_PORT"):
         monkeypatch.setenv(port, "0")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     os.symlink("/no/such/volume", "models")  # as in the image
     with started([sys.executable, *arguments]) as server:
         assert server.facts["metrics"].startswith("0.0.0.0:")
+        assert server.facts["http"].startswith("http://0.0.0.0:")
         target = server.address.replace("0.0.0.0", "127.0.0.1")
         with Client(target) as client:
             assert len(client.classify(images[:3])) == 3
