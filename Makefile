@@ -9,7 +9,8 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve demo bench bench-full bench-readme test test-reliability soak test-interop test-web test-packaging
+.PHONY: help train export serve serve-edge demo bench bench-full bench-readme
+.PHONY: test test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -36,6 +37,9 @@ export: $(INSTALLED)  ## write the next version under models/digits/
 
 serve: $(INSTALLED)  ## serve models/digits, or the bundled model, on 127.0.0.1:50051 (Ctrl-C drains)
 	$(RUN) -m serving serve
+
+serve-edge: $(INSTALLED) .venv-edge/.installed  ## two servers behind Envoy with TLS on port 8443 (Ctrl-C drains)
+	$(RUN) -m deploy.serve_edge
 
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
 	$(RUN) -m training train --recipe $(RECIPE)
@@ -67,6 +71,9 @@ test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe,
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
 	$(RUN) -m pytest -q -m web tests/web
 
+test-deploy: $(INSTALLED) .venv-edge/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl and others (3 min)
+	$(RUN) -m pytest -q -m deploy tests/deploy
+
 test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)
 	$(RUN) -m pytest -q -m packaging tests/packaging
 
@@ -97,9 +104,10 @@ lock:  ## resolve requirements/*.lock to the newest versions
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
 	$(LOCK) --extra serve --extra http --output-file requirements/serve.lock
+	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
-	rm -rf .venv .venv-protos .venv-lock artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-protos .venv-lock .venv-edge artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: python
@@ -113,6 +121,13 @@ python:
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) install --require-hashes -r requirements/$*.lock
 	$(RUN) $(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Envoy unpacks to 100 MB, so it lives apart.
+.venv-edge/.installed: requirements/edge.lock | python
+	rm -rf .venv-edge
+	$(PYTHON) -m venv .venv-edge
+	.venv-edge/bin/python $(PIP) install --require-hashes -r requirements/edge.lock
 	@touch $@
 
 .venv-protos/.installed: | python

@@ -29,12 +29,22 @@ class Call:
 class ClosedLoop:
     """Keeps a number of calls in flight, whatever comes back; use it as a context manager."""
 
-    def __init__(self, address: str, requests: Sequence[bytes], in_flight: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        requests: Sequence[bytes],
+        in_flight: int,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         """Prepare to send the requests over and over; they are numbered from 0 on."""
         self.calls: list[Call] = []
         self._requests = requests
         self._in_flight = in_flight
-        self._channel = grpc.insecure_channel(address, options=OWN_CONNECTION)
+        self._channel = (
+            grpc.secure_channel(address, credentials, options=OWN_CONNECTION)
+            if credentials
+            else grpc.insecure_channel(address, options=OWN_CONNECTION)
+        )
         self._method: Any = self._channel.unary_unary(CLASSIFY)
         self._places = threading.Semaphore(in_flight)
         self._ended = threading.Event()

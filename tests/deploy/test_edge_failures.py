@@ -1,0 +1,90 @@
+"""Replicas that leave, change, die, freeze or fail behind Envoy, under load: no call is lost."""
+
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import pytest
+
+from serving.images import Images
+from serving.protocols.pb.digits.v1 import digits_pb2
+from tests.deploy.faulty_replica import faulty_replica
+from tests.deploy.replicas import Replicas, replicas_behind
+from tests.support.load import ClosedLoop
+from tests.support.processes import wait_until
+from tests.support.published import publish
+
+EJECTED = "cluster.replicas.outlier_detection.ejections_active"
+
+
+def check_none_lost(load: ClosedLoop, replicas: Replicas) -> None:
+    """Fail with what Envoy says of the calls, if any failed."""
+    counts = Counter(call.code for call in load.calls)
+    if set(counts) != {grpc.StatusCode.OK}:
+        wait_until(lambda: bool(replicas.edge.failed_calls()))
+        pytest.fail(f"{counts}: {replicas.edge.failed_calls()[:5]}")
+
+
+def test_rolling_restart_loses_nothing(replicas: Replicas, images: Images) -> None:
+    with replicas.load(images) as load:
+        load.wait_for(200)
+        for old in list(replicas.servers):
+            new = replicas.start()
+            kept = [server for server in replicas.servers if server not in (old, new)]
+            assert old.stop() == 0
+            replicas.servers.remove(old)
+            replicas.name_to_envoy(new.address, *(server.address for server in kept))
+            load.wait_for(200)
+    check_none_lost(load, replicas)
+
+
+def test_reload_loses_nothing(envoy: Path, models: Path, tmp_path: Path, images: Images) -> None:
+    repository = shutil.copytree(models, tmp_path / "models")
+    with (
+        replicas_behind(envoy, tmp_path / "edge", repository) as replicas,
+        replicas.load(images) as load,
+    ):
+        load.wait_for(200)
+        publish(repository / "digits", "2", (models / "digits/1/model.onnx").read_bytes())
+        for server in replicas.servers:
+            server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: version_of(load.calls[-1].answer) == "2")
+        load.wait_for(200)
+        check_none_lost(load, replicas)
+
+
+def version_of(answer: bytes) -> str:
+    return digits_pb2.ClassifyResponse.FromString(answer).model_version
+
+
+def test_calls_on_a_killed_replica_go_to_another(replicas: Replicas, images: Images) -> None:
+    with replicas.load(images) as load:
+        load.wait_for(200)
+        replicas.servers[0].process.kill()
+        wait_until(lambda: len(replicas.edge.healthy()) == 1)
+        load.wait_for(200)
+    check_none_lost(load, replicas)
+    assert replicas.edge.statistic("cluster.replicas.upstream_rq_retry_success") > 0
+
+
+def test_calls_on_a_frozen_replica_go_to_another(replicas: Replicas, images: Images) -> None:
+    frozen = replicas.servers[0].process
+    with replicas.load(images) as load:
+        load.wait_for(200)
+        frozen.send_signal(signal.SIGSTOP)
+        wait_until(lambda: len(replicas.edge.healthy()) == 1)
+        load.wait_for(200)
+    check_none_lost(load, replicas)
+    frozen.send_signal(signal.SIGCONT)
+    wait_until(lambda: len(replicas.edge.healthy()) == 2)
+
+
+def test_replica_that_resets_calls_is_ejected(replicas: Replicas, images: Images) -> None:
+    with faulty_replica() as faulty:
+        replicas.name_to_envoy(faulty, *(server.address for server in replicas.servers))
+        with replicas.load(images) as load:
+            wait_until(lambda: replicas.edge.statistic(EJECTED) == 1)
+            load.wait_for(200)
+    check_none_lost(load, replicas)

@@ -1,0 +1,47 @@
+"""`make serve-edge`: what it starts, what it prints, what it leaves behind."""
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from serving import Client
+from serving.images import Images
+from tests.support.servers import RunningServer, started
+
+COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
+
+
+def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) -> None:
+    with started([*COMMAND, "--envoy", str(envoy)]) as edge:
+        assert edge.process.stdout is not None
+        folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1])
+        tls, mtls = edge.facts["tls"], edge.facts["mtls"]
+        with Client(tls, tls_ca=folder / "client-ca.pem") as client:
+            assert len(client.classify(images[:2])) == 2
+        mine = {"tls_cert": folder / "client-cert.pem", "tls_key": folder / "client-key.pem"}
+        with Client(mtls, tls_ca=folder / "client-ca.pem", **mine) as client:
+            assert len(client.classify(images[:2])) == 2
+        children = children_of(edge)
+        assert len(children) == 3
+        assert edge.stop(signal.SIGINT) == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not folder.exists()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://{edge.facts['admin']}/ready", timeout=5)
+
+
+def children_of(server: RunningServer) -> list[int]:
+    output = subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True)
+    return [int(pid) for pid in output.split()]
+
+
+def test_missing_envoy_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--envoy", str(tmp_path / "envoy")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
