@@ -51,6 +51,8 @@ class Classifier:
         """The shape of the images, and the classes: equal for every version that it adopts."""
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
         self._cores = cores
+        self._alone = min(ENOUGH_IMAGES, self.batching.max_batch_size)
+        """The most images that one run on the caller's thread classifies."""
         self._served_name = served_name
         self.batcher = Batcher(
             model, self.batching, num_runners=cores, observe=self.metrics.observe_run
@@ -190,7 +192,7 @@ class Classifier:
             DeviceError: it uses CUDA and was made before this process was forked.
             ModelError: the run failed.
         """
-        return self._classify(images, _never)
+        return self._classify(images)
 
     async def classify_async(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images on a thread of the event loop's executor; see `classify`.
@@ -203,17 +205,21 @@ class Classifier:
         finally:
             is_cancelled.set()
 
-    def _classify(self, images: npt.ArrayLike, is_cancelled: Callable[[], bool]) -> Predictions:
-        checked = as_images(images, self.signature)
+    def _classify(
+        self, images: npt.ArrayLike, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> Predictions:
+        # Few and short steps: all but the run holds the GIL, for which threads compete.
+        signature, model = self.signature, self.served
+        checked = as_images(images, signature)
         if self._is_closed:
             raise Unavailable("the classifier is closed")
-        model = self.served
-        max_batch_size = self.batching.max_batch_size
-        if len(checked) <= min(ENOUGH_IMAGES, max_batch_size):
+        if len(checked) <= self._alone:
             probabilities = model.run(checked)
         else:
-            probabilities = run_shared(model, checked, max_batch_size, self._cores, is_cancelled)
-        return Predictions.of(probabilities, model.version, self.signature.labels)
+            probabilities = run_shared(
+                model, checked, self.batching.max_batch_size, self._cores, is_cancelled
+            )
+        return Predictions.of(probabilities, model.manifest.version, signature.labels)
 
     def close(self) -> None:
         """Refuse later calls; calls in progress finish. May be called again."""
@@ -225,7 +231,3 @@ class Classifier:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _never() -> bool:
-    return False

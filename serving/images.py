@@ -1,5 +1,6 @@
 """Images: bytes, row-major; those of digits are as MNIST has them, 28 x 28, 0 = background."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from serving.signature import Signature
 
 _MAX_SHOWN_CHARACTERS = 80
 """Texts that come from a caller's objects are cut to this length in errors."""
+
+_UINT8 = np.dtype(np.uint8)
 
 Images = npt.NDArray[np.uint8]
 
@@ -28,8 +31,17 @@ def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None
     Raises:
         InvalidRequest: not an array, wrong dtype or shape, no images, or more than max_images.
     """
-    images = as_pixels(array)
     size, shape = signature.image_bytes, signature.input_shape
+    if (  # what most callers have: half a microsecond instead of one
+        type(array) is np.ndarray
+        and array.dtype is _UINT8
+        and array.ndim == 2
+        and array.shape[1] == size
+        and 0 < len(array) <= (max_images or sys.maxsize)
+        and array.flags.c_contiguous
+    ):
+        return array
+    images = as_pixels(array)
     if images.shape[1:] != (size,):
         if images.shape[1:] != shape:
             sizes = ", ".join(map(str, shape))

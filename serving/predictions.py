@@ -13,6 +13,7 @@ Probabilities = npt.NDArray[np.float32]
 ClassNumbers: TypeAlias = "bytes | bytearray | array[int]"
 """Digits inside the server: bytes where these hold every class, else C's unsigned ints."""
 
+_BYTE = np.dtype(np.uint8)
 _BYTE_CLASSES = 256
 """The most classes whose numbers fit into a byte."""
 _MAX_PRINTED = 8
@@ -47,7 +48,7 @@ class Predictions:
         cls, probabilities: Probabilities, model_version: str, class_labels: tuple[str, ...] = ()
     ) -> Self:
         """Make predictions from (N, classes) float32; a tie goes to the lower digit."""
-        digits = probabilities.argmax(axis=1).astype(digit_type(probabilities.shape[1]))
+        digits = probabilities.argmax(1).astype(digit_type(probabilities.shape[1]))
         return cls(digits, probabilities, model_version, class_labels)
 
     @property
@@ -102,7 +103,7 @@ class Predictions:
 
 def digit_type(num_classes: int) -> npt.DTypeLike:
     """Return the smallest unsigned type that holds the number of every class."""
-    return np.uint8 if num_classes <= _BYTE_CLASSES else np.min_scalar_type(num_classes - 1)
+    return _BYTE if num_classes <= _BYTE_CLASSES else np.min_scalar_type(num_classes - 1)
 
 
 def class_numbers(probabilities: Probabilities) -> ClassNumbers:

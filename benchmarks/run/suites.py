@@ -133,4 +133,12 @@ OVERLOAD = Suite(
     name="overload", specs=specs(["h2", "grpcio"]), scenarios=tuple(DEADLINES), seconds=3.0
 )
 
-SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, OVERLOAD)}
+# What services embed, by threads, beside the bare loop over `session.run`.
+_EMBEDDED = specs(["raw", "classifier"])
+EMBEDDING = Suite(
+    name="embedding", specs=_EMBEDDED, scenarios=("SingleStream", "ClosedLoop"), rounds=11,
+    seconds=0.3, callers=((1, 0), (4, 0), (16, 0)),
+    extra=cells_of(_EMBEDDED, "ClosedLoop", [(4, 0)], [256]),
+)  # fmt: skip
+
+SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, OVERLOAD, EMBEDDING)}

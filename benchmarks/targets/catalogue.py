@@ -38,6 +38,7 @@ CATALOGUE = {
     "null": Entry("answers at once: prices the harness"),
     "keras": Entry("model.predict, in process", on_cuda=True),
     "tf-function": Entry("the Keras model as a compiled graph, in process", on_cuda=True),
+    "raw": Entry("session.run and argmax in a script's loop, in process", as_int8=True),
     "engine": Entry("ONNX Runtime, in process", on_cuda=True, as_int8=True),
     "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))

@@ -25,6 +25,26 @@ def _null(spec: Spec, models: Path, artifacts: Path) -> Call:
     return lambda images: None
 
 
+def _raw(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call `session.run` as a script would, with the digits: what embedding is compared with."""
+    import onnxruntime
+
+    from serving.model import repository
+
+    model_dir = models / "digits"
+    version = next(iter(repository.versions(model_dir)))
+    _, onnx = repository.load(model_dir, version, spec.precision)  # type: ignore[arg-type]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+    def call(images: Images) -> object:
+        (probabilities,) = session.run(["probabilities"], {"images": images})
+        return probabilities, probabilities.argmax(axis=1)
+
+    return call
+
+
 def _engine(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call ONNX Runtime, as the server does."""
     from serving.model.loaded_model import load_model
@@ -68,7 +88,7 @@ def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 
 OPENERS = {
-    "null": _null, "engine": _engine, "classifier": _classifier, "keras": _keras,
+    "null": _null, "raw": _raw, "engine": _engine, "classifier": _classifier, "keras": _keras,
     "tf-function": _keras,
 }  # fmt: skip
 """By name: functions that return what a target's threads call."""

@@ -1,6 +1,7 @@
 """Runs many images on several cores, for one caller."""
 
-from _thread import LockType, allocate_lock, start_new_thread
+import os
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,11 @@ from serving.predictions import Probabilities
 ENOUGH_IMAGES = 128
 """Images that are worth their own run on another core: in larger runs each is hardly cheaper."""
 
+_busy: set[int] = set()
+"""Threads that are in `run_shared`, callers and helpers, of all models: they share the cores."""
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_busy.clear)
+
 
 def run_shared(
     model: Model,
@@ -24,14 +30,16 @@ def run_shared(
 ) -> Probabilities:
     """Run images in parts, on this thread and on helper threads that end with the call.
 
-    Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept between calls, so
-    there is nothing to close, to lose at a fork, or to hold when an exception ends the call.
+    Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
+    run whole batches. Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept
+    between calls, so there is nothing to close, to lose at a fork, or to hold when an exception
+    ends the call.
 
     Args:
         model: the model; safe to call from many threads.
         images: (N, pixels) uint8.
         max_batch_size: the most images in one run.
-        num_threads: the most concurrent runs.
+        num_threads: the most concurrent runs of all calls together.
         is_cancelled: once it returns True, no further run begins, and the answer is incomplete.
 
     Returns:
@@ -40,8 +48,26 @@ def run_shared(
     Raises:
         ModelError: a run failed.
     """
-    num_parts = min(num_threads, -(-len(images) // ENOUGH_IMAGES))
-    step = min(-(-len(images) // num_parts), max_batch_size)
+    thread = get_ident()
+    try:
+        _busy.add(thread)
+        num_free = max(1, 1 + num_threads - len(_busy))
+        num_parts = min(num_free, -(-len(images) // ENOUGH_IMAGES))
+        if num_parts == 1 and len(images) <= max_batch_size:
+            return model.run(images)
+        return _run_parts(model, images, max_batch_size, num_parts, is_cancelled)
+    finally:
+        _busy.discard(thread)
+
+
+def _run_parts(
+    model: Model,
+    images: Images,
+    max_batch_size: int,
+    num_threads: int,
+    is_cancelled: Callable[[], bool],
+) -> Probabilities:
+    step = min(-(-len(images) // num_threads), max_batch_size)
     probabilities = np.empty((len(images), model.signature.num_classes), np.float32)
     starts = range(0, len(images), step)
     todo, done = deque(starts), set()
@@ -58,7 +84,12 @@ def run_shared(
 
     def help_out(busy: LockType) -> None:
         with busy, suppress(Exception):
-            work()
+            thread = get_ident()
+            try:
+                _busy.add(thread)
+                work()
+            finally:
+                _busy.discard(thread)
 
     helpers = [allocate_lock() for _ in range(min(num_threads, len(starts)) - 1)]
     try:

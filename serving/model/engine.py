@@ -14,11 +14,19 @@ import numpy as np
 from serving.config import Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, ModelError
 from serving.images import Images
-from serving.model.onnx_runtime import INPUT, OUTPUT, check_signature, new_session, onnxruntime
+from serving.model.onnx_runtime import (
+    INPUT,
+    OUTPUT,
+    bare_run,
+    check_signature,
+    new_session,
+    onnxruntime,
+)
 from serving.predictions import Probabilities
 from serving.signature import Signature
 
 _log = logging.getLogger(__name__)
+_OUTPUTS = [OUTPUT]
 
 
 class Engine(Protocol):
@@ -61,8 +69,9 @@ class OnnxEngine:
         run_options: onnxruntime.RunOptions | None = None,
     ) -> None:
         """Run a session; `open_engine` is the usual way."""
-        self._session = session
-        self._run_options = run_options
+        self._run = bare_run(session)
+        # Without any, each run makes its own: 1 us.
+        self._run_options = run_options or onnxruntime.RunOptions()
         self._pid = os.getpid()
 
     @classmethod
@@ -83,10 +92,9 @@ class OnnxEngine:
     def run(self, images: Images) -> Probabilities:
         """See `Engine.run`."""
         try:
-            (probabilities,) = self._session.run([OUTPUT], {INPUT: images}, self._run_options)
+            return self._run(_OUTPUTS, {INPUT: images}, self._run_options)[0]  # type: ignore[no-any-return]
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise ModelError() from err
-        return probabilities  # type: ignore[no-any-return]
 
 
 class CudaEngine(OnnxEngine):

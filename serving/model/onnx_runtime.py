@@ -5,6 +5,8 @@ Since 1.29 its wheels look up a host of the vendor, connect to it and write a de
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -13,7 +15,7 @@ import onnxruntime
 from serving.errors import CorruptModel, DeviceError
 from serving.signature import Signature
 
-__all__ = ["INPUT", "OUTPUT", "check_signature", "new_session", "onnxruntime"]
+__all__ = ["INPUT", "OUTPUT", "bare_run", "check_signature", "new_session", "onnxruntime"]
 
 INPUT, OUTPUT = "images", "probabilities"
 
@@ -39,6 +41,17 @@ def new_session(
         raise DeviceError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}")
     session.disable_fallback()
     return session
+
+
+def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
+    """Return the session's `run` without its wrapper in Python, where this release has one.
+
+    The wrapper checks names, which `check_signature` did, and falls back to other providers, which
+    `new_session` turned off. It takes 1.1 us of a one-image run's 21, and all of it under the GIL,
+    for which threads compete.
+    """
+    run: Callable[..., list[Any]] = getattr(session, "_sess", session).run
+    return run
 
 
 def check_signature(session: onnxruntime.InferenceSession, signature: Signature) -> None:

@@ -285,6 +285,38 @@ def test_helpers_that_fail_are_made_up_for(models: Path, monkeypatch: pytest.Mon
             it.classify(images_of(*values, 42))
 
 
+def test_helpers_take_only_cores_that_no_call_uses(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, ran_on = threading.get_ident(), set[int]()
+    both_run, go_on = threading.Event(), threading.Event()
+    together = threading.Barrier(2, both_run.set)
+
+    class Engine(FakeModel):
+        def run(self, images: Images) -> Probabilities:
+            ran_on.add(threading.get_ident())
+            if threading.get_ident() != caller:
+                together.wait(TIMEOUT_S)  # broken, unless the other thread's call has a helper
+                assert go_on.wait(TIMEOUT_S)
+            return super().run(images)
+
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
+    manifest = repository.load_manifest(models / "digits" / "1")
+    images = images_of(*[number % 10 for number in range(256)])
+    classifier = Classifier(LoadedModel(Engine(), manifest, "fp32"))
+    with classifier, ThreadPoolExecutor(1) as other:
+        for _ in range(2):  # the second time shows that the first has freed its cores
+            both_run.clear()
+            go_on.clear()
+            helped = other.submit(classifier.classify, images)
+            assert both_run.wait(TIMEOUT_S)
+            ran_on.clear()
+            assert len(classifier.classify(images)) == 256
+            assert ran_on == {caller}
+            go_on.set()
+            assert len(helped.result(TIMEOUT_S)) == 256
+
+
 def test_many_awaited_classifications_get_their_own_answers(
     classifier: Classifier, images: Images
 ) -> None:
