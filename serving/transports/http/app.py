@@ -37,17 +37,22 @@ _METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits"}
 
 
 def make_app(
-    classifier: Classifier, queries: Queries, check: TokenCheck | None, pictures: Executor
+    classifier: Classifier,
+    calls: Calls,
+    queries: Queries,
+    check: TokenCheck | None,
+    pictures: Executor,
 ) -> ASGIApp:
     """Build the application.
 
     Args:
-        classifier: runs the images.
+        classifier: has the model.
+        calls: runs the images.
         queries: answers queries about the server and its model.
         check: compares tokens; None if none are configured.
         pictures: decodes pictures.
     """
-    calls, bodies = Calls(classifier.batcher), Bodies(BODY_BUDGET_BYTES)
+    bodies = Bodies(BODY_BUDGET_BYTES)
     document = openapi_document(classifier)
     app = Starlette(
         routes=[

@@ -22,6 +22,8 @@ class Calls:
     def __init__(self, batcher: Batcher) -> None:
         """Submit to `batcher`."""
         self._batcher = batcher
+        self.is_draining = False
+        """Whether new calls are refused; set from any thread."""
 
     async def classify(
         self, pixels: bytes, num_images: int, request: Request, deadline_s: float
@@ -38,6 +40,8 @@ class Calls:
         Raises:
             DigitsError: see `Batcher.put`; or DeadlineExceeded, or ModelError.
         """
+        if self.is_draining:
+            raise Unavailable("the server is shutting down")
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Outcome] = loop.create_future()
         caller = request.client.host if request.client else None

@@ -19,6 +19,7 @@ from serving.system.address import bind, with_port
 from serving.system.cores import usable_cores
 from serving.transports.auth import token_check
 from serving.transports.http.app import make_app
+from serving.transports.http.calls import Calls
 
 _log = logging.getLogger(__name__)
 logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each start and stop
@@ -49,7 +50,9 @@ class HttpServer:
         """
         assert config.http_port is not None
         self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
-        app = make_app(classifier, queries, token_check(config.security), self._pictures)
+        self._batcher, self._calls = classifier.batcher, Calls(classifier.batcher)
+        check = token_check(config.security)
+        app = make_app(classifier, self._calls, queries, check, self._pictures)
         context = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG, shared=shared)
@@ -62,6 +65,18 @@ class HttpServer:
     def start(self) -> None:
         """Start to answer."""
         self._thread.start()
+
+    def refuse(self) -> None:
+        """Refuse new calls as Unavailable; queries are answered."""
+        self._calls.is_draining = True
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until every accepted call has its outcome; `refuse` first, and end gRPC's calls.
+
+        Returns:
+            False if `timeout_s` seconds passed first.
+        """
+        return self._batcher.drain(timeout_s)
 
     def stop(self) -> None:
         """Answer the complete requests, close the port, and return when it is closed."""

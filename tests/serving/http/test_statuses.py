@@ -17,7 +17,7 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
-from serving.transports.http import bodies
+from serving.transports.http import app, bodies
 from serving.transports.http.problems import STATUS
 from serving.transports.http.server import HttpServer
 from tests.serving.http.peer import HttpPeer
@@ -94,6 +94,19 @@ def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
     reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
     assert (reply.status, reply.headers["retry-after"]) == (429, "1")
     assert gated.finish() == {"first": 200, "waits": 200}
+
+
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_BUDGET_BYTES", len(body_of(1, 2)))
+
+
+def test_bodies_over_the_budget_are_429_with_retry_after(small_budget: None, gated: Gated) -> None:
+    reply = gated.peer.post("/v1/digits", body_of(1, 2, 3), **JSON)
+    assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+    gated.engine.open(1000)
+    for _ in range(3):  # what was held was given back
+        assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 
 def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:

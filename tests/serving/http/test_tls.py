@@ -1,0 +1,62 @@
+"""HTTPS with the certificates of gRPC, and client certificates."""
+
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import trustme
+
+from tests.support.servers import running_server
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def url(
+    models: Path, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A server that asks for client certificates."""
+    folder = tmp_path_factory.mktemp("certificates")
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    both, ca = str(folder / "both.pem"), str(folder / "ca.pem")
+    options = ("--http-port", "0", "--tls-cert", both, "--tls-key", both, "--tls-client-ca", ca)
+    with running_server(models, *options) as server:
+        yield server.facts["http"]
+
+
+def status_of(url: str, context: ssl.SSLContext | None) -> int:
+    with urllib.request.urlopen(f"{url}/v2", timeout=TIMEOUT_S, context=context) as reply:
+        return int(reply.status)
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_caller_with_a_certificate_is_answered(url: str, authority: trustme.CA) -> None:
+    assert url.startswith("https://")
+    context = trusting(authority)
+    authority.issue_cert("a-client").configure_cert(context)
+    assert status_of(url, context) == 200
+
+
+def test_caller_without_a_certificate_is_not(url: str, authority: trustme.CA) -> None:
+    with pytest.raises((URLError, ssl.SSLError, ConnectionResetError)):
+        status_of(url, trusting(authority))
+
+
+def test_caller_without_tls_is_not(url: str) -> None:
+    with pytest.raises((URLError, ConnectionError)):
+        status_of(url.replace("https", "http"), None)
