@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
+from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.batcher import Batcher
 from serving.batching.parallel_run import ENOUGH_IMAGES, run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
@@ -58,6 +60,8 @@ class Classifier:
             model, self.batching, num_runners=cores, observe=self.metrics.observe_run
         )
         self._is_closed = False
+        self._awaited: WeakKeyDictionary[asyncio.AbstractEventLoop, AwaitedCalls]
+        self._awaited = WeakKeyDictionary()
         self._reopen: Callable[[], Self] | None = None
 
     @classmethod
@@ -195,15 +199,29 @@ class Classifier:
         return self._classify(images)
 
     async def classify_async(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images on a thread of the event loop's executor; see `classify`.
+        """Classify N images on threads of the event loop's executor; see `classify`.
 
-        After a cancellation no further run begins.
+        Calls of up to 16 images that come while others run are run together. A call that is
+        cancelled begins no further run.
         """
+        checked = as_images(images, self.signature)
+        if len(checked) <= min(FEW_IMAGES, self._alone):
+            return await self._awaited_calls().classify(checked)
         is_cancelled = threading.Event()
         try:
-            return await asyncio.to_thread(self._classify, images, is_cancelled.is_set)
+            return await asyncio.to_thread(self._classify, checked, is_cancelled.is_set)
         finally:
             is_cancelled.set()
+
+    def _awaited_calls(self) -> AwaitedCalls:
+        """Return the calls that the running event loop awaits."""
+        loop = asyncio.get_running_loop()
+        calls = self._awaited.get(loop)
+        if calls is None:
+            calls = self._awaited[loop] = AwaitedCalls(
+                loop, self._classify, self._alone, self._cores
+            )
+        return calls
 
     def _classify(
         self, images: npt.ArrayLike, is_cancelled: Callable[[], bool] = lambda: False
