@@ -22,8 +22,8 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) 
         tls, mtls = edge.facts["tls"], edge.facts["mtls"]
         with Client(tls, tls_ca=folder / "client-ca.pem") as client:
             assert len(client.classify(images[:2])) == 2
-        mine = {"tls_cert": folder / "client-cert.pem", "tls_key": folder / "client-key.pem"}
-        with Client(mtls, tls_ca=folder / "client-ca.pem", **mine) as client:
+        cert, key = folder / "client-cert.pem", folder / "client-key.pem"
+        with Client(mtls, tls_ca=folder / "client-ca.pem", tls_cert=cert, tls_key=key) as client:
             assert len(client.classify(images[:2])) == 2
         children = children_of(edge)
         assert len(children) == 3
