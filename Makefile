@@ -71,7 +71,7 @@ test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe,
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
 	$(RUN) -m pytest -q -m web tests/web
 
-test-deploy: $(INSTALLED) .venv-edge/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl and others (3 min)
+test-deploy: $(INSTALLED) .venv-edge/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl and others (2 min)
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
 test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)

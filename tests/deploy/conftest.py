@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -24,9 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def needed(program: str | Path, how: str) -> Path:
     """Find a program; skip where it is not installed, but never in CI."""
     path = shutil.which(program)
-    if path is not None:
-        return Path(path)
-    message = f"needs {program}: {how}"
+    if path is None:
+        unavailable(f"needs {program}: {how}")
+    return Path(path)
+
+
+def unavailable(message: str) -> NoReturn:
+    """Skip, but fail in CI."""
     if "CI" in os.environ:
         pytest.fail(message)
     pytest.skip(message)

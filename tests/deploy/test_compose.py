@@ -16,8 +16,9 @@ FOLDER = ROOT / "deploy"
 
 @pytest.fixture(scope="module")
 def services(program: Callable[[str, str], Path]) -> Any:
-    command = [program("docker-compose", "docker-compose"), "-f", FOLDER / "compose.yaml"]
-    output = subprocess.check_output([*command, "config", "--format", "json"])
+    compose = program("docker-compose", "docker-compose")
+    arguments = ("-f", FOLDER / "compose.yaml", "config", "--format", "json")
+    output = subprocess.check_output([compose, *arguments])
     return json.loads(output)["services"]
 
 

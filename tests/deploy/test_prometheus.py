@@ -58,7 +58,7 @@ def running_prometheus(program: Path, folder: Path, target: str) -> Iterator[Pro
     assert text.count('"digits:9090"') == 1
     path.write_text(text.replace("digits:9090", target).replace("10s", "1s"))
     address = free_address()
-    command = [program, f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}",
+    command = [str(program), f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}",
                f"--web.listen-address={address}"]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

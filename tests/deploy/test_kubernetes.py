@@ -1,0 +1,218 @@
+"""The overlays: kustomize builds them, the schemas take them, and they say what the server does.
+
+What needs a cluster (scheduling, the kubelet's probes, the autoscaler) is not tested.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving import Client
+from serving.cli.arguments import parser
+from serving.images import Images
+from tests.deploy.conftest import ROOT, needed
+from tests.support.processes import is_serving
+from tests.support.servers import started
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+OVERLAYS = ("cpu", "cuda", "mesh")
+MODELS = ("model-volume", "model-download")
+OF_THE_OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+"""Kinds that Kubernetes's own schemas do not know."""
+VERSION = "1.33"
+
+Objects = dict[tuple[str, str], Any]
+"""By kind and name."""
+
+
+@pytest.fixture(scope="module")
+def built(
+    program: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Build an overlay, with components more if asked; gives the file."""
+    folder = tmp_path_factory.mktemp("kubernetes")
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    kubectl = program("kubectl", "kubernetes-client")
+
+    def build(overlay: str, *components: str) -> Path:
+        path = folder / "overlays" / overlay
+        if components:
+            path = folder / "overlays" / "-".join((overlay, *components))
+            path.mkdir(exist_ok=True)
+            (path / "kustomization.yaml").write_text(yaml.safe_dump({
+                "resources": [f"../{overlay}"],
+                "components": [f"../../{component}" for component in components],
+            }))  # fmt: skip
+        output = path / "objects.yaml"
+        output.write_bytes(subprocess.check_output([kubectl, "kustomize", path]))
+        return output
+
+    return build
+
+
+def objects(path: Path) -> Objects:
+    found = yaml.safe_load_all(path.read_text())
+    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+
+def container(path: Path) -> Any:
+    return pod(path)["containers"][0]
+
+
+def pod(path: Path) -> Any:
+    return objects(path)["Deployment", "digits"]["spec"]["template"]["spec"]
+
+
+def validate(path: Path) -> tuple[int, set[str]]:
+    """Check a file against the schemas, strictly: the exit code, and the kinds without a schema."""
+    python = needed(ROOT / ".venv-edge/bin/python", "make test-deploy")
+    command = [str(python), "-m", "kubernetes_validate", "--strict", "-k", VERSION, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    return done.returncode, set(re.findall(r"find schema for kind (\w+)", output))
+
+
+@pytest.mark.parametrize("components", [(), *((name,) for name in MODELS)], ids=str)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_fits_the_schemas(
+    built: Callable[..., Path], overlay: str, components: tuple[str, ...]
+) -> None:
+    assert validate(built(overlay, *components)) == (0, OF_THE_OPERATOR)
+
+
+def test_field_that_no_schema_has_is_seen(built: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(built("cpu").read_text().replace("maxUnavailable: 0", "maxUnavailabel: 0"))
+    assert validate(path)[0] != 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pod_is_restricted(built: Callable[..., Path], overlay: str) -> None:
+    spec = pod(built(overlay))
+    context, ours = spec["securityContext"], spec["containers"][0]["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert re.search(rf"(?m)^USER {context['runAsUser']}:{context['runAsGroup']}$",
+                     (ROOT / "Containerfile").read_text())  # fmt: skip
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert ours == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert set(spec["containers"][0]["resources"]) == {"requests", "limits"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_and_ports_meet(built: Callable[..., Path], overlay: str) -> None:
+    found = objects(built(overlay))
+    labels = found["Deployment", "digits"]["spec"]["template"]["metadata"]["labels"]
+    ports = {port["name"] for port in container(built(overlay))["ports"]}
+    for (kind, _), each in found.items():
+        spec = each.get("spec", {})
+        if kind == "Service":
+            assert spec["selector"].items() <= labels.items()
+            assert {port["targetPort"] for port in spec["ports"]} <= ports
+        if kind == "NetworkPolicy":
+            assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+            assert {port["port"] for rule in spec["ingress"] for port in rule["ports"]} == ports
+        if kind == "PodDisruptionBudget":
+            assert spec["selector"]["matchLabels"].items() <= labels.items()
+        if kind == "HorizontalPodAutoscaler":
+            assert ("Deployment", spec["scaleTargetRef"]["name"]) in found
+        if kind == "ServiceMonitor":
+            service = found["Service", "digits"]
+            assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+            names = {port["name"] for port in service["spec"]["ports"]}
+            assert {point["port"] for point in spec["endpoints"]} <= names
+
+
+def test_headless_service_is_headless_but_in_a_mesh(built: Callable[..., Path]) -> None:
+    addresses = [
+        objects(built(overlay))["Service", "digits"]["spec"].get("clusterIP")
+        for overlay in OVERLAYS
+    ]
+    assert addresses == ["None", "None", None]
+
+
+def test_pod_outlives_its_drain(built: Callable[..., Path]) -> None:
+    spec = pod(built("cpu"))
+    drain = next(int(each["value"]) for each in spec["containers"][0]["env"]
+                 if each["name"] == "DIGITS_DRAIN")  # fmt: skip
+    before = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] > before + drain
+
+
+def test_autoscaler_reads_what_a_rule_records(built: Callable[..., Path]) -> None:
+    found = objects(built("cpu"))
+    metrics = found["HorizontalPodAutoscaler", "digits"]["spec"]["metrics"]
+    names = {each["pods"]["metric"]["name"] for each in metrics if each["type"] == "Pods"}
+    groups = found["PrometheusRule", "digits"]["spec"]["groups"]
+    assert names == {rule["record"] for group in groups for rule in group["rules"]
+                     if "record" in rule}  # fmt: skip
+
+
+def test_rules_are_those_that_are_tested(built: Callable[..., Path]) -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
+    assert objects(built("cpu"))["PrometheusRule", "digits"]["spec"] == rules
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("component", MODELS)
+def test_settings_are_options_of_the_server(
+    built: Callable[..., Path], overlay: str, component: str
+) -> None:
+    env = {each["name"]: each.get("value") for each in container(built(overlay, component))["env"]}
+    assert env.pop("DIGITS_TOKEN") is None
+    flags = [f"--{name.removeprefix('DIGITS_').lower().replace('_', '-')}={value}"
+             for name, value in env.items()]  # fmt: skip
+    assert len(flags) > 3
+    parser().parse_args(["serve", *flags])  # else exits
+
+
+def test_server_with_these_settings_answers_its_probes(
+    built: Callable[..., Path], images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = container(built("cpu"))
+    for each in ours["env"]:
+        monkeypatch.setenv(each["name"], each.get("value", "token-0123456789abcdef"))
+    for name in ("PORT", "METRICS_PORT"):
+        monkeypatch.setenv(f"DIGITS_{name}", "0")
+    with started([sys.executable, "-m", "serving", "serve"]) as server:
+        assert is_serving(server.address)  # what the kubelet asks, without a token
+        path = ours["livenessProbe"]["httpGet"]["path"]
+        subprocess.check_call(["curl", "-sSf", f"http://{server.facts['metrics']}{path}"])
+        with Client(server.address, token="token-0123456789abcdef") as client:
+            assert len(client.classify(images[:2])) == 2
+        assert server.stop() == 0
+
+
+def download(folder: Path, archive: Path, digest: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, FOLDER / "model-download" / "download.py", folder],
+        env={**os.environ, "MODEL_URL": archive.as_uri(), "MODEL_SHA256": digest},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_model_is_downloaded_only_with_its_digest(models: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "digits.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(models / "digits", "digits")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    refused = download(tmp_path / "refused", archive, "0" * 64)
+    assert refused.returncode == 1
+    assert digest in refused.stderr
+    assert not (tmp_path / "refused").exists()
+    assert download(tmp_path / "models", archive, digest).returncode == 0
+    assert (tmp_path / "models" / "digits" / "1" / "manifest.json").exists()
