@@ -1,7 +1,6 @@
-"""Access lines: an HTTP/2 session that notes how its calls begin and end.
+"""Access lines: an HTTP/2 session that records how its calls begin and end.
 
-It stands between the transport and ngh2 where access lines are asked for, so that nothing else
-knows of them, and a server without them runs none of this.
+It replaces ngh2's own where access lines are on, so a server without them runs none of this.
 """
 
 import socket
@@ -17,7 +16,7 @@ _Headers = Iterable[tuple[bytes, bytes]]
 def open_session(
     limits: Limits, sock: socket.socket, access_log: AccessLog | None
 ) -> http2.Session:
-    """Begin the server's side of a connection; `access_log`, if given, notes its calls."""
+    """Begin the server's side of a connection; `access_log`, if given, records its calls."""
     if access_log is None:
         return http2.open_session(limits)
     session = http2.open_session(limits, LoggedSession)
@@ -27,32 +26,31 @@ def open_session(
 
 
 class LoggedSession(http2.Session):
-    """A session whose calls get an id, which comes back in the trailers, and perhaps a line."""
+    """A session that logs its calls and returns each one's id in its trailers."""
 
     def log_to(self, access_log: AccessLog, sock: socket.socket) -> None:
-        """Log the calls of a connection; before the first of them."""
+        """Set where to log; called before the first call."""
         self._access_log = access_log
         self._peer = _peer_of(sock)
         self._calls: dict[int, LoggedCall] = {}
-        """Those that have not ended, by stream."""
+        """The calls that have not ended, by stream."""
 
     def events(self) -> list[http2.Event]:
-        """Note the calls that begin, and those whose callers have left."""
+        """Return the events; record the calls that begin, and those whose callers have left."""
         events = super().events()
         for event in events:
             if isinstance(event, http2.RequestReceived):
-                sent = {
-                    name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers
-                }
-                self._calls[event.stream_id] = LoggedCall(sent.get(":path", ""), self._peer, sent)
+                fields = {n.decode("latin-1"): v.decode("latin-1") for n, v in event.headers}
+                call = LoggedCall(fields.get(":path", ""), self._peer, fields)
+                self._calls[event.stream_id] = call
             elif isinstance(event, http2.StreamClosed):
                 self._end(event.stream_id, "CANCELLED")
         return events
 
     def send_response(self, stream_id: int, headers: _Headers, *, end_stream: bool = False) -> None:
-        """Send a response's headers; those that are all of it end the call."""
+        """Send a response's headers, which may end the call."""
         headers = tuple(headers)
-        if (b":status", b"200") not in headers:  # to a request that is not gRPC's
+        if (b":status", b"200") not in headers:  # the request is not gRPC
             self._calls.pop(stream_id, None)
         if not end_stream:
             super().send_response(stream_id, headers)
@@ -61,7 +59,7 @@ class LoggedSession(http2.Session):
         self._end(stream_id, _status_in(headers))
 
     def send_trailers(self, stream_id: int, headers: _Headers) -> None:
-        """End a call that has had answers."""
+        """Send a response's trailers, which end the call."""
         headers = tuple(headers)
         super().send_trailers(stream_id, self._with_id(stream_id, headers))
         self._end(stream_id, _status_in(headers))

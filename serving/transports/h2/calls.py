@@ -1,10 +1,9 @@
 """From HTTP/2's events to calls, and how calls end.
 
-    headers ──▶ Head ──▶ its message in one piece ──▶ Queue ──▶ a run
-                  ├────▶ Body, its message in parts ──▶ Queue, a runner thread, or an answer at once
-                  └────▶ a stream
+    headers ──▶ Head ──▶ one message of images, in one piece ──▶ Queue ──▶ a run
+                  └────▶ Stream, anything else ──▶ Queue, a runner thread, or an answer at once
 
-A call is read once, here, whatever its size.
+Each message is read once, here or in its Stream.
 """
 
 import heapq
@@ -12,14 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from serving.batching.request import Outcome, Request
 from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded
-from serving.protocols.method import ImagesStream, ImagesUnary, Replies
+from serving.protocols.method import ImagesUnary
 from serving.protocols.plan import Plan, frame
 from serving.transports.h2 import http2, status
 from serving.transports.h2.connection import RESPONSE, Connection
@@ -34,36 +33,17 @@ from serving.transports.h2.http2 import (
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.queue import Entry, Queue
 from serving.transports.h2.status import Status
-from serving.transports.h2.streams import AnswerStream, ReplyStream
-from serving.transports.h2.unary import Body
+from serving.transports.h2.stream import Stream
 
 _TINY_BYTES = 64
 """Less data in a frame costs more to read than it is worth; clients send some, such as prefixes."""
 _MAX_TINY_FRAMES = 1000
 """How many more of them than of other frames one connection may send."""
+_MIN_TIMERS = 1000
+"""Timers of ended streams that are kept at least, until they are removed together."""
 _OVERLOADED = Overloaded()
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
-
-
-class Call(Protocol):
-    """A call that is more than its headers."""
-
-    def receive(self, data: bytes, now_s: float, *, ended: bool) -> None:
-        """Take more of what the caller sends."""
-
-    def end(self, reason: Status) -> None:
-        """End the call with a status."""
-
-    def cancel(self) -> None:
-        """Forget the call: the caller has left."""
-
-    def drain(self, reason: Status) -> None:
-        """End the call once it has been answered as far as it was accepted."""
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether something that was accepted has not been answered."""
 
 
 class Calls:
@@ -78,10 +58,10 @@ class Calls:
         Args:
             heads: reads headers.
             queue: takes what the loop runs itself.
-            classifier: its batcher takes what is too large for that, its metrics count.
+            classifier: its batcher takes larger requests, its metrics count.
             limits: what peers may use.
             touch: has a connection flushed at the end of the round.
-            post: has something done by the loop's thread, from any thread.
+            post: runs a function on the loop's thread; called from any thread.
         """
         self._heads = heads
         self.need_tokens = heads.need_tokens
@@ -96,14 +76,15 @@ class Calls:
         """The largest request that the loop runs itself; 0 where a run takes long."""
         self.refusal: DigitsError | None = None
         """Why new calls are refused, once the server drains."""
-        self.num_held = 0
-        """Bytes of messages that can't be used yet."""
-        self.stalled: dict[AnswerStream, None] = {}
+        self.stalled: dict[Stream, None] = {}
         """Streams that wait for room in a queue, the longest waiting first."""
-        self._holding: dict[Call, int] = {}
+        self._num_held = 0
+        """Bytes of messages that have not arrived whole, or wait for room."""
+        self._holding: dict[Stream, int] = {}
         self._num_timers = itertools.count()
-        self._timers: list[tuple[float, int, Connection, int, Call]] = []
-        """(deadline, tie-breaker, connection, stream, call) of streams; a heap."""
+        self._timers: list[tuple[float, int, Connection, int, Stream]] = []
+        """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
+        self._max_timers = _MIN_TIMERS
 
     def check_tokens(self, connections: Iterable[Connection]) -> None:
         """Have headers read again where other tokens are valid now."""
@@ -112,7 +93,7 @@ class Calls:
                 connection.headers = None
 
     def receive(self, connection: Connection, now_s: float) -> bool:
-        """Take what a connection's last read brought.
+        """Take the events of a connection's last read.
 
         Returns:
             False if the connection is over.
@@ -126,7 +107,7 @@ class Calls:
         entries: list[Entry] = []
         rejected: list[int] = []
         num_rows, room, measured = 0, 0.0, None
-        event: Any  # its kind says what it has, and comparing kinds is the fastest way to ask
+        event: Any  # comparing its class is the fastest way to find out what it has
         for event in connection.http2.events():
             kind = event.__class__
             if kind is RequestReceived:
@@ -141,17 +122,16 @@ class Calls:
                     self._open(connection, event.stream_id, head, now_s, ended=event.end_stream)
             elif kind is DataReceived:
                 stream_id, data = event.stream_id, event.data
-                call = calls.get(stream_id)
-                if call.__class__ is not Head or not event.end_stream:
+                call: Any = calls.get(stream_id)
+                num_images = len(data) // image_bytes
+                size = num_images * image_bytes
+                plan = None
+                if call.__class__ is Head and event.end_stream:
+                    plan = call.layouts.get(data[: len(data) - size])
+                if plan is None or plan.num_rows != num_images or num_images > inline_images:
                     self._receive_part(connection, event, now_s)
                     continue
                 consume(len(data), stream_id)
-                num_images = len(data) // image_bytes
-                size = num_images * image_bytes
-                plan = call.layouts.get(data[: len(data) - size])
-                if plan is None or plan.num_rows != num_images or num_images > inline_images:
-                    Body(self, connection, stream_id, call).receive(data, now_s, ended=True)
-                    continue
                 if call is not measured:
                     measured, late_s = call, now_s + call.timeout_s
                     room = self.queue.room(call.timeout_s) - num_rows
@@ -165,11 +145,7 @@ class Calls:
                 if event.stream_id in calls:
                     self._cancel(connection, event.stream_id, now_s)
             elif kind is TrailersReceived:
-                call = calls.get(event.stream_id)
-                if isinstance(call, Head):
-                    call = Body(self, connection, event.stream_id, call)
-                if call is not None:
-                    call.receive(b"", now_s, ended=True)
+                self._receive_end(connection, event.stream_id, now_s)
             elif kind is ConnectionClosed:
                 return False
         if entries:
@@ -179,7 +155,7 @@ class Calls:
         return True
 
     def _receive_part(self, connection: Connection, event: Any, now_s: float) -> None:
-        """Take data that is no whole message of images."""
+        """Take data that is no whole message of images in a known layout."""
         stream_id, data = event.stream_id, event.data
         call = connection.calls.get(stream_id)
         if call is None:
@@ -192,19 +168,41 @@ class Calls:
         elif connection.num_tiny:
             connection.num_tiny -= 1
         if isinstance(call, Head):
-            call = connection.calls[stream_id] = Body(self, connection, stream_id, call)
+            call = self._stream(connection, stream_id, call, now_s)
         call.receive(data, now_s, ended=event.end_stream)
+
+    def _receive_end(self, connection: Connection, stream_id: int, now_s: float) -> None:
+        """Take the end of what a caller sends, without data."""
+        call = connection.calls.get(stream_id)
+        if isinstance(call, Head):
+            call = self._stream(connection, stream_id, call, now_s)
+        if call is not None:
+            call.receive(b"", now_s, ended=True)
+
+    def _stream(self, connection: Connection, stream_id: int, head: Head, now_s: float) -> Stream:
+        """Make a call a stream, which ends at its deadline."""
+        stream = connection.calls[stream_id] = Stream(self, connection, stream_id, head)
+        if head.timeout_s != math.inf:
+            late_s = now_s + head.timeout_s
+            timer = (late_s, next(self._num_timers), connection, stream_id, stream)
+            heapq.heappush(self._timers, timer)
+            if len(self._timers) > self._max_timers:  # most are of streams that have ended
+                self._timers = [t for t in self._timers if t[2].calls.get(t[3]) is t[4]]
+                heapq.heapify(self._timers)
+                self._max_timers = _MIN_TIMERS + 2 * len(self._timers)
+        return stream
 
     def _open(
         self, connection: Connection, stream_id: int, head: Head, now_s: float, *, ended: bool
     ) -> None:
         """Begin a call that is no unary one of images whose message is to come."""
-        method, refusal = head.method, head.refusal
-        self.touch(connection)
+        refusal = head.refusal
         if isinstance(refusal, HttpError):
-            connection.refuse_http(stream_id, refusal)
+            headers = ((b":status", refusal.status), (b"content-type", b"text/plain"))
+            connection.send(stream_id, headers, refusal.text, final=True)
+            self.touch(connection)
             return
-        if refusal is None and isinstance(method, ImagesUnary):
+        if refusal is None and isinstance(head.method, ImagesUnary):
             if self.refusal is not None:
                 refusal = Status.of(self.refusal)
             elif connection.http2.queued_body_size() > self.limits.max_unread_bytes:
@@ -212,24 +210,14 @@ class Calls:
         if refusal is not None:
             self.refuse(connection, stream_id, head, refusal)
             return
-        call: Call
-        if isinstance(method, ImagesStream):
-            call = AnswerStream(self, connection, stream_id, head)
-        elif isinstance(method, Replies):
-            call = ReplyStream(self, connection, stream_id, head)
-        else:
-            call = Body(self, connection, stream_id, head)
-        connection.calls[stream_id] = call
-        if head.timeout_s != math.inf and not isinstance(call, Body):
-            timer = (now_s + head.timeout_s, next(self._num_timers), connection, stream_id, call)
-            heapq.heappush(self._timers, timer)
+        self._stream(connection, stream_id, head, now_s)
         if ended:
-            call.receive(b"", now_s, ended=True)
+            self._receive_end(connection, stream_id, now_s)
 
     def refuse(self, connection: Connection, stream_id: int, head: Head, reason: Status) -> None:
-        """End a call that has had no answer yet with a status."""
+        """End a call that has had no answer with a status."""
         connection.calls.pop(stream_id, None)
-        connection.refuse(stream_id, reason.trailers)
+        connection.send(stream_id, (*RESPONSE, *reason.trailers), final=True)
         self.metrics.count(head.name, reason.name)
         self.touch(connection)
 
@@ -241,7 +229,7 @@ class Calls:
         self.refuse(connection, stream_id, head, Status.of(error))
 
     def submit(self, entry: Entry) -> None:
-        """Have a call wait for a run, or refuse it."""
+        """Let a call wait for a run, or refuse it."""
         connection, stream_id, _, plan, arrived_s, late_s, _ = entry
         if plan.num_rows <= self.queue.room(late_s - arrived_s):
             self.queue.put(entry)
@@ -265,19 +253,19 @@ class Calls:
                 head.note_failure(_OVERLOADED)
             self.metrics.count(head.name, _REFUSED, times)
 
-    def hold(self, call: Call, num_bytes: int) -> None:
-        """Note what a call holds of messages that it can't use yet; refuse the largest if needed.
+    def hold(self, stream: Stream, num_bytes: int) -> None:
+        """Note the bytes that a stream holds of messages; end those with the most if needed.
 
         All connections share one budget: else a thousand callers, each within its own limits, would
         take all memory.
         """
-        self.num_held += num_bytes - self._holding.pop(call, 0)
+        self._num_held += num_bytes - self._holding.pop(stream, 0)
         if num_bytes:
-            self._holding[call] = num_bytes
-        if self.num_held > self.limits.max_held_bytes:
+            self._holding[stream] = num_bytes
+        if self._num_held > self.limits.max_held_bytes:
             largest = sorted(self._holding, key=self._holding.__getitem__, reverse=True)
             for victim in largest:  # down to three quarters, so that this is not done at each byte
-                if self.num_held <= self.limits.max_held_bytes * 3 // 4:
+                if self._num_held <= self.limits.max_held_bytes * 3 // 4:
                     break
                 victim.end(status.OUT_OF_MEMORY)
 
@@ -294,12 +282,12 @@ class Calls:
         self, pixels: bytes | memoryview, plan: Plan, caller: Hashable, deadline_s: float,
         finish: Callable[[bytes | DigitsError], None],
     ) -> Request:  # fmt: skip
-        """Have a runner thread take images.
+        """Have a runner thread run images.
 
         Args:
             pixels: the bytes of N images.
             plan: how they are answered.
-            caller: whose turn it takes.
+            caller: who takes turns with others.
             deadline_s: in monotonic seconds.
             finish: called on the loop's thread, with the framed response or why there is none.
 
@@ -322,34 +310,33 @@ class Calls:
             self._cancel(connection, stream_id, 0.0)
 
     def drain(self, refusal: DigitsError, connections: Iterable[Connection]) -> None:
-        """Refuse new calls, and those whose message has not arrived."""
+        """Refuse new calls of images, and those whose message has not arrived."""
         self.refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
             waiting = {entry[1] for entry in connection.waiting}
             for stream_id, call in list(connection.calls.items()):
-                if not isinstance(call, Head):
+                if isinstance(call, Stream):
                     call.drain(reason)
-                elif call.is_plain and stream_id not in waiting:
+                elif stream_id not in waiting:
                     self.refuse(connection, stream_id, call, reason)
 
-    @property
-    def has_timers(self) -> bool:
-        """Whether `tick` has something to wait for."""
-        return bool(self._timers or self.stalled)
+    def is_due(self, now_s: float) -> bool:
+        """Return whether `tick` has something to do by then, or may have at any time."""
+        return bool(self.stalled or (self._timers and self._timers[0][0] <= now_s))
 
     def tick(self, now_s: float) -> None:
-        """End the streams whose deadline has passed, and go on with those that waited for room."""
+        """End the streams whose deadline has passed; resume those that waited for room."""
         while self._timers and self._timers[0][0] <= now_s:
-            _, _, connection, stream_id, call = heapq.heappop(self._timers)
-            if connection.calls.get(stream_id) is call:
-                call.end(status.LATE)
+            _, _, connection, stream_id, stream = heapq.heappop(self._timers)
+            if connection.calls.get(stream_id) is stream:
+                stream.end(status.LATE)
         for _ in range(len(self.stalled)):
             if not self.queue.has_room:
                 break
             stream = next(iter(self.stalled))
             del self.stalled[stream]
-            stream.go_on(now_s)
+            stream.resume(now_s)
 
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""
@@ -357,8 +344,9 @@ class Calls:
         for stream_id, call in list(connection.calls.items()):
             if stream_id > connection.swept:
                 break
-            if isinstance(call, Head) and stream_id not in waiting:
+            if isinstance(call, Stream):
+                if call.is_incomplete:
+                    call.end(status.TOO_SLOW)
+            elif stream_id not in waiting:
                 self.refuse(connection, stream_id, call, status.TOO_SLOW)
-            elif isinstance(call, Body) and not call.is_pending:
-                call.end(status.TOO_SLOW)
         connection.swept = max(connection.calls, default=connection.swept)

@@ -1,4 +1,4 @@
-"""The connections of one listening socket: taken, watched, and closed when their time is over."""
+"""The connections of one listening socket: accepts, watches and closes them."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _STARVED_LOG_S = 60.0
 """The least time between two lines that say that new connections wait."""
 _MAX_ACCEPTED = 64
-"""New connections taken in a round."""
+"""New connections accepted in a round."""
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -32,11 +32,11 @@ class Connections:
 
         Args:
             listener: listens already, and does not block.
-            selector: watches it and the connections, whose data they are.
+            selector: the loop's.
             limits: what peers may use.
             calls: forgets the calls of a connection that is over.
-            tls: gives the context for new connections; None is plaintext.
-            access_log: notes their calls; None notes none.
+            tls: returns the context for new connections; None is plaintext.
+            access_log: logs their calls; None logs none.
         """
         self._listener = listener
         self._selector = selector
@@ -47,18 +47,14 @@ class Connections:
         self._open: dict[Connection, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
-        """When the last line said that new connections find no descriptor."""
+        """When the last line was logged about new connections that wait."""
 
     def __iter__(self) -> Iterator[Connection]:
-        """Give those that are open; from any thread."""
+        """Iterate over those that are open; from any thread."""
         return iter(tuple(self._open))
 
-    def __contains__(self, connection: Connection) -> bool:
-        """Return whether a connection is open."""
-        return connection in self._open
-
     def listen(self) -> None:
-        """Take new connections from now on."""
+        """Accept new connections from now on."""
         if not self._is_listening and not self._is_closed:
             self._selector.register(self._listener, _READ, self._listener)
             self._is_listening = True
@@ -70,7 +66,7 @@ class Connections:
             self._is_listening = False
 
     def accept(self, now_s: float, tag_s: float) -> None:
-        """Take new connections, whose first turn is due at `tag_s`."""
+        """Accept new connections, whose first turn is due at `tag_s`."""
         max_connections = self._limits.max_connections
         if len(self._open) >= max_connections and not self._make_room():
             self.stop_listening()
@@ -121,7 +117,7 @@ class Connections:
         return bool(closable)
 
     def watch(self, connection: Connection) -> None:
-        """Wait for what a connection waits for: a peer that takes no answers is not read."""
+        """Wait for what a connection needs next: a peer that takes no answers is not read."""
         if connection.handshaking:
             mask = _WRITE if connection.is_writing else _READ
         else:
@@ -129,7 +125,7 @@ class Connections:
         self._selector.modify(connection.socket, mask, connection)
 
     def say_goodbye(self, connection: Connection) -> None:
-        """Close a connection, after what HTTP/2 has to say of it."""
+        """Close a connection after a GOAWAY."""
         if not connection.handshaking:
             connection.go_away(notice=False)
             connection.flush()

@@ -1,4 +1,4 @@
-"""What a call's headers ask for: the method, the time it may take, and whether it may ask."""
+"""The meaning of a call's headers: method, timeout, and whether its token is valid."""
 
 import re
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ from serving.transports.h2.status import (
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_MAX_KEPT = 4096
-"""Sets of headers whose meaning is kept; callers repeat theirs, but for the timeouts."""
-_MAX_KEPT_BYTES = 1024
-"""What headers that are kept add up to."""
+_MAX_CACHED = 4096
+"""Sets of headers whose meaning is cached; callers repeat theirs, but for the timeouts."""
+_MAX_CACHED_BYTES = 1024
+"""The longest headers that are cached."""
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NO_LAYOUTS = Layouts()
 
 
 class HttpError(NamedTuple):
-    """The answer to a request that is not gRPC's."""
+    """The answer to an HTTP request that is not a gRPC call."""
 
     status: bytes
     text: bytes
@@ -49,66 +49,66 @@ class Head:
     ) -> None:  # fmt: skip
         self.method = method
         self.name = "unauthenticated" if refusal is UNAUTHENTICATED else "other"
-        """What its calls are counted under."""
+        """The method's name in the metrics."""
         if method is not None and refusal is not UNAUTHENTICATED:
             self.name = method.name
         self.timeout_s = timeout_s
-        """How long the call may take; infinite if it doesn't say."""
+        """How long the call may take; infinite without grpc-timeout."""
         self.refusal = refusal
-        """Why it is not answered."""
+        """Why the call is refused; None if it is not."""
         self.trusted = trusted
-        """Whether it shows a valid token."""
+        """Whether the token is valid."""
         self.layouts = _NO_LAYOUTS
-        """How messages begin that need not be read."""
+        """Prefixes of messages that need not be parsed."""
         self.is_plain = False
-        """Whether a message of images is all that is missing."""
+        """Whether it is an accepted unary call of images."""
         if isinstance(method, ImagesUnary):
             self.layouts = method.layouts
             self.is_plain = refusal is None and not isinstance(method, ImagesStream)
 
     def note_failure(self, error: DigitsError) -> None:
-        """Have the method take note of a request that was read and ends with an error."""
+        """Count a request that was read and ends with an error."""
         if isinstance(self.method, ImagesUnary):
             self.method.note_failure(error, 0.0)
 
 
 class Heads:
-    """Reads headers, and keeps what they mean."""
+    """Reads headers, and caches their meaning."""
 
     def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
-        """Know the methods by their paths; without `tokens` no call needs one."""
+        """Take the methods by path; without `tokens` no call needs one."""
         self._methods = methods
         self._tokens = tokens
         self.need_tokens = tokens is not None
         self._digests = None if tokens is None else tokens.digests()
-        self._kept: dict[Headers, Head] = {}
+        self._cache: dict[Headers, Head] = {}
 
     def get(self, headers: Headers) -> Head:
-        """Return what headers mean."""
-        head = self._kept.get(headers)
+        """Return the meaning of headers."""
+        head = self._cache.get(headers)
         if head is None:
             head = self._read(headers)
-            if sum(len(name) + len(value) for name, value in headers) <= _MAX_KEPT_BYTES:
-                if len(self._kept) >= _MAX_KEPT:
-                    self._kept.clear()
-                self._kept[headers] = head
+            if sum(len(name) + len(value) for name, value in headers) <= _MAX_CACHED_BYTES:
+                if len(self._cache) >= _MAX_CACHED:
+                    self._cache.clear()
+                self._cache[headers] = head
         return head
 
     def have_changed(self) -> bool:
-        """Forget what headers mean if other tokens are valid now; return whether that is so."""
+        """Return whether other tokens are valid now; if so, forget all meanings."""
         assert self._tokens is not None
         if self._tokens.digests() is self._digests:
             return False
         self._digests = self._tokens.digests()
-        self._kept.clear()
+        self._cache.clear()
         return True
 
     def _read(self, headers: Headers) -> Head:
         fields = dict(headers)
         method = self._methods.get(fields.get(b":path", b""))
         timeout_s = _timeout_s(fields.get(b"grpc-timeout"))
-        shown = [value for name, value in headers if name == b"authorization"]
-        trusted = self._tokens is not None and self._tokens.accepts(shown)
+        tokens = [value for name, value in headers if name == b"authorization"]
+        trusted = self._tokens is not None and self._tokens.accepts(tokens)
         refusal: Status | HttpError | None = None
         if fields.get(b":method") != b"POST":
             refusal = NOT_POST

@@ -1,6 +1,6 @@
-"""HTTP/2 without I/O: the ngh2 package (libnghttp2 inside), behind the few names that we use.
+"""HTTP/2 without I/O by the ngh2 package (libnghttp2): bytes in, events and bytes out.
 
-It is young, so nothing else imports it: bytes go in, events and bytes come out.
+The package is young, so only this module imports it.
 """
 
 import ngh2
@@ -35,17 +35,17 @@ Headers = tuple[tuple[bytes, bytes], ...]
 NO_ERROR = int(ngh2.ErrorCode.NO_ERROR)
 
 _MAX_HEADER_BYTES = 16_384
-"""What a call's metadata may add up to, announced; four times as much ends the connection."""
+"""The most metadata of a call, as announced; four times as much ends the connection."""
 _CONNECTION_WINDOW = 1 << 30
-"""What a peer may send before any of it is consumed: the streams' windows are what bounds it, else
-stalled streams would stall the connection's other calls."""
+"""So large that only the streams' windows bound a peer: else stalled streams would stall the
+connection's other calls."""
 
 _CONFIGURATION = ngh2.Configuration(
-    # What a stream has not consumed is not sent: that is how a slow one is slowed down.
+    # A stream's window opens when its data is consumed: back-pressure.
     auto_window_update=False,
     # Callers that time out together reset up to all their streams at once, many times a second.
-    # A reset costs less than the call that it ends, so the limit need not be the default of
-    # 1,000 and then 33 a second, past which the connection ends.
+    # A reset costs less than the call that it ends; the default of 1,000 and then 33 a second
+    # would end the connections of callers that only time out.
     stream_reset_rate_limit=(100_000, 20_000),
     max_inbound_header_list_size=4 * _MAX_HEADER_BYTES,
     max_inbound_header_count=256,
@@ -53,7 +53,7 @@ _CONFIGURATION = ngh2.Configuration(
 
 
 def open_session(limits: Limits, session_class: type[Session] = Session) -> Session:
-    """Begin the server's side of a connection; its first bytes are ready to be sent."""
+    """Begin the server's side of a connection, whose SETTINGS are ready to be sent."""
     session = session_class(ngh2.Role.SERVER, _CONFIGURATION)
     session.initiate_connection(
         {

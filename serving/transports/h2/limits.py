@@ -1,11 +1,11 @@
-"""Every limit of the transport, its unit and why it is what it is."""
+"""Every limit of the transport, with its unit."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What peers may use; what a limit refuses costs others nothing."""
+    """What peers may use."""
 
     max_message_bytes: int
     """The longest request message; a longer one is refused before its body is kept."""
@@ -18,16 +18,16 @@ class Limits:
     max_held_bytes: int = 64 << 20
     """Half-received messages, all connections together; past it, the largest are refused."""
     max_unread_bytes: int = 16 << 20
-    """Answers to one peer that its windows keep back, after which its calls are refused."""
+    """Answers that one peer has not read, past which its calls are refused."""
     max_stream_unread_bytes: int = 256 << 10
-    """Answers that a stream has not read, after which its requests are not read either."""
+    """Answers that one stream has not read, past which its requests are not read either."""
     read_bytes: int = 512 << 10
-    """What is read of one connection before the others' turn, some 600 one-image calls."""
+    """Bytes read of one connection before the others' turn, some 600 one-image calls."""
     handshake_s: float = 10.0
-    """TLS's handshake and HTTP/2's preface."""
+    """For TLS's handshake and HTTP/2's preface, in seconds."""
     message_s: float = 60.0
-    """A unary call's message, from its headers to its end."""
+    """For a unary call's message, from its headers to its end, in seconds."""
     idle_s: float = 600.0
-    """A connection without calls; less as `max_connections` comes near."""
+    """For a connection without calls, in seconds; less as `max_connections` comes near."""
     age_s: float = 0.0
-    """A connection's life, so that load balancers spread callers again; 0 is for ever."""
+    """A connection's age at which callers are asked to reconnect, in seconds; 0 is never."""

@@ -1,4 +1,4 @@
-"""A call from this process, that goes the way of every call: for the self-test."""
+"""The self-test's call: from this process, through the same queue and runs as every call."""
 
 import asyncio
 import math
@@ -19,12 +19,12 @@ _STREAM_ID = 1
 
 
 class LocalCaller:
-    """A connection, a stream and its slot in one, as far as the queue and a run use them."""
+    """Stands for a connection, a stream and its slot in the queue and in runs."""
 
     touched = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the answer come to `answer`, on an event loop."""
+        """Deliver the answer to `answer`, on an event loop."""
         self.answer: asyncio.Future[Predictions] = loop.create_future()
         self.calls: dict[int, Any] = {_STREAM_ID: self}
         self.waiting: deque[Any] = deque()
@@ -34,7 +34,7 @@ class LocalCaller:
 
     @property
     def stream(self) -> "LocalCaller":
-        """What is to be flushed once `response` is set."""
+        """See `Slot`."""
         return self
 
     def ask(self, calls: "Calls", image: bytes) -> None:
@@ -61,14 +61,14 @@ class LocalCaller:
 
     def fail(self, slot: "LocalCaller", error: DigitsError) -> None:
         """Take the reason why there is no answer."""
-        self.response = error
+        self._finish_run(error)
 
     def flush(self) -> None:
-        """Hand the answer over."""
+        """Deliver the answer."""
         self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
-        if self.answer.done():  # nobody waits any more
+        if self.answer.done():  # the self-test has timed out
             return
         if isinstance(self.response, bytes):
             rows = np.frombuffer(self.response, "<f4", offset=5).reshape(1, -1)

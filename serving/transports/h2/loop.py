@@ -7,7 +7,6 @@ caller is answered by the thread that read its call.
 import logging
 import selectors
 import socket
-import ssl
 import threading
 import time
 from collections import deque
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 
 from serving.errors import DigitsError
-from serving.transports.access_log import AccessLog
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import Connection
@@ -28,15 +26,15 @@ from serving.transports.h2.runs import Runs
 _log = logging.getLogger(__name__)
 
 _POLL_S = 60e-6
-"""How long the loop asks the kernel again before it sleeps, once it has written: a core that sleeps
-takes tens of microseconds to wake up. A lone caller's next call comes within that time."""
+"""How long the loop polls, once it has written, before it sleeps: a core takes tens of microseconds
+to wake up, and a lone caller's next call comes within that time."""
 _TICK_S = 0.01
-"""How often the loop looks at what waits for time to pass, while anything does."""
+"""How often the loop looks for deadlines that have passed, while one is near."""
 _SWEEP_S = 1.0
 """How often it looks for connections that are idle, stuck or old."""
 _ROUND_S = _RUNS_S = 0.01
-"""How long a round reads at most, and then makes one run after the other: under overload either
-alone would take all its time."""
+"""How long a round reads at most, and then runs batches: under overload either alone would take all
+its time."""
 _READ = selectors.EVENT_READ
 
 
@@ -44,29 +42,29 @@ class Loop:
     """Serves the connections of one listening socket."""
 
     def __init__(
-        self, listener: socket.socket, queue: Queue, limits: Limits, *, poll: bool,
-        max_queue_delay_s: float, tls: Callable[[], ssl.SSLContext] | None,
-        access_log: AccessLog | None,
-    ) -> None:  # fmt: skip
+        self,
+        listener: socket.socket,
+        queue: Queue,
+        limits: Limits,
+        *,
+        poll: bool,
+        max_queue_delay_s: float,
+    ) -> None:
         """Prepare; `connect` and `start` begin.
 
         Args:
             listener: listens already, and does not block.
             queue: what waits for a run.
             limits: what peers may use.
-            poll: whether the loop may keep a core busy for a moment while it waits.
+            poll: whether the loop may poll for a moment before it sleeps.
             max_queue_delay_s: how long it waits for more images before a run.
-            tls: gives the context for new connections; None is plaintext.
-            access_log: notes their calls; None notes none.
         """
         self._listener = listener
-        self._limits = limits
         self._queue = queue
         self._poll_s = _POLL_S if poll else 0.0
         self._max_queue_delay_s = max_queue_delay_s
-        self._tls = tls
-        self._access_log = access_log
-        self._selector = selectors.DefaultSelector()
+        self.selector = selectors.DefaultSelector()
+        """Watches the listener and the connections, whose data they are."""
         self._buffer = memoryview(bytearray(limits.read_bytes))
         self._touched: list[Connection] = []
         self._posted: deque[Callable[[], None]] = deque()
@@ -80,19 +78,17 @@ class Loop:
         self._is_overrun = False
         """Whether the last round did not read all that was ready."""
         self._clock_s = self._accept_tag_s = 0.0
-        """The clock that connections' turns move; see `Connection.tag_s`."""
+        """The clock of turns: where not all connections can be read in a round, the least tags
+        are first (start-time fair queueing)."""
         self._next_tick_s = 0.0
         self._next_sweep_s = 0.0
         self.drained = threading.Event()
         """Set once a drain has answered all that was accepted."""
         self._thread = threading.Thread(target=self._run, name="h2", daemon=True)
 
-    def connect(self, calls: Calls, runs: Runs) -> None:
-        """Name what reads and what answers; both know the loop by its `touch` and `post`."""
-        self._calls, self._runs = calls, runs
-        self._connections = Connections(
-            self._listener, self._selector, self._limits, calls, self._tls, self._access_log
-        )
+    def connect(self, connections: Connections, calls: Calls, runs: Runs) -> None:
+        """Set the parts that refer to `selector`, `touch` and `post`."""
+        self._connections, self._calls, self._runs = connections, calls, runs
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -110,7 +106,7 @@ class Loop:
             self._touched.append(connection)
 
     def post(self, task: Callable[[], None]) -> None:
-        """Have something done by the loop's thread, from any thread."""
+        """Run a function on the loop's thread, from any thread."""
         self._posted.append(task)
         if not self._is_awake:
             self._is_awake = True
@@ -118,7 +114,7 @@ class Loop:
 
     def _run(self) -> None:
         self._connections.listen()
-        self._selector.register(self._woken, _READ, self._woken)
+        self.selector.register(self._woken, _READ, self._woken)
         while not self._is_stopped:
             try:
                 self._round()
@@ -127,8 +123,8 @@ class Loop:
         self._close()
 
     def _round(self) -> None:
-        """Read what is ready, answer what waits, write."""
-        ready = self._selector.select(self._timeout_s())
+        """Read what is ready, run what waits, write."""
+        ready = self.selector.select(self._timeout_s())
         self._is_awake = True
         while self._posted:  # first: what a drain refuses may be about to be read
             self._posted.popleft()()
@@ -146,7 +142,7 @@ class Loop:
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
         if self._queue.num_rows:
-            timeout_s = self._delay_s(self._now_s)
+            timeout_s = self._delay_s(self._now_s) if self._max_queue_delay_s else 0.0
         elif self._now_s < self._poll_until_s:
             return 0.0
         else:
@@ -155,7 +151,7 @@ class Loop:
         return 0.0 if self._posted else timeout_s
 
     def _read(self, ready: list[tuple[selectors.SelectorKey, int]], now_s: float) -> None:
-        """Read each connection that is ready, for some 10 ms in all.
+        """Read the connections that are ready, for some 10 ms in all.
 
         Where that was not enough for all, those who have taken the least time go first.
         """
@@ -163,7 +159,7 @@ class Loop:
             self._calls.check_tokens(self._connections)
         if self._is_overrun:
             ready.sort(key=self._tag_s)
-        begun_s = now_s
+        begin_s = now_s
         for key, mask in ready:
             connection = key.data
             if connection is self._woken:
@@ -171,53 +167,51 @@ class Loop:
                 continue
             if connection is self._listener:
                 self._connections.accept(now_s, self._clock_s)
-                ended_s = time.monotonic()
-                self._accept_tag_s = self._clock_s + ended_s - begun_s
-            else:
+                end_s = time.monotonic()
+                self._accept_tag_s = self._clock_s + end_s - begin_s
+            elif connection.is_open:  # else it was closed in this round, for a new one
                 self._serve(connection, mask, now_s)
-                ended_s = time.monotonic()
-                turn_s = ended_s - begun_s
+                end_s = time.monotonic()
+                turn_s = end_s - begin_s
                 connection.turn_s += (turn_s - connection.turn_s) / 4
                 self._clock_s = max(self._clock_s, connection.tag_s)
                 connection.tag_s = self._clock_s + turn_s
-            begun_s = ended_s
-            if begun_s - now_s > _ROUND_S:
+            begin_s = end_s
+            if begin_s - now_s > _ROUND_S:
                 break
-        self._is_overrun = begun_s - now_s > _ROUND_S
+        self._is_overrun = begin_s - now_s > _ROUND_S
+
+    def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
+        """Return when a turn is due."""
+        data = ready[0].data
+        if isinstance(data, Connection):
+            return data.tag_s
+        return self._accept_tag_s if data is self._listener else 0.0
 
     def _run_waiting(self, now_s: float) -> None:
-        """Make runs of what waits, for some 10 ms in all."""
+        """Run what waits, for some 10 ms in all."""
         end_s = now_s + _RUNS_S
-        while not self._delay_s(now_s):
+        while not self._max_queue_delay_s or not self._delay_s(now_s):
             self._runs.run_next(now_s)
             now_s = time.monotonic()
             if not self._queue.num_rows or now_s >= end_s:
                 break
             self._flush()
 
-    def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
-        """Return when what is ready is due: start-time fair queueing."""
-        data = ready[0].data
-        if isinstance(data, Connection):
-            return data.tag_s
-        return self._accept_tag_s if data is self._listener else 0.0
-
     def _delay_s(self, now_s: float) -> float:
         """Return how long the next run is to wait for more images."""
-        if not self._max_queue_delay_s or self._queue.num_rows >= self._queue.run_rows:
+        if self._queue.num_rows >= self._queue.run_rows:
             return 0.0
         return max(0.0, self._queue.oldest_s + self._max_queue_delay_s - now_s)
 
     def _serve(self, connection: Connection, mask: int, now_s: float) -> None:
-        """Read what has come, and what it asks for."""
-        if connection not in self._connections:
-            return  # it was closed in this round, for a new one
+        """Read what a connection has sent, and its calls."""
         try:
             if connection.handshaking:
-                if not connection.shake_hands():
-                    self._connections.watch(connection)
-                    return
+                is_done = connection.shake_hands()
                 self._connections.watch(connection)
+                if not is_done:
+                    return
             if mask & _READ:
                 num_bytes = connection.read(self._buffer)
                 if num_bytes < 0:
@@ -226,7 +220,9 @@ class Loop:
                 connection.active_s = now_s
                 if num_bytes and not self._calls.receive(connection, now_s):
                     connection.closing = True
-            self.touch(connection)
+            if not connection.touched:
+                connection.touched = True
+                self._touched.append(connection)
         except (http2.Error, OSError):
             self._connections.say_goodbye(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
@@ -237,7 +233,7 @@ class Loop:
         touched, self._touched = self._touched, []
         for connection in touched:
             connection.touched = False
-            if connection not in self._connections:
+            if not connection.is_open:
                 continue
             if not connection.flush():
                 self._connections.drop(connection)
@@ -256,7 +252,7 @@ class Loop:
             self._connections.sweep(now_s)
         if self._is_draining and not self._is_pending():
             self.drained.set()
-        is_hurried = self._is_draining or self._calls.has_timers
+        is_hurried = self._is_draining or self._calls.is_due(now_s + _SWEEP_S)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
     # The end
@@ -293,4 +289,4 @@ class Loop:
 
     def _close(self) -> None:
         self._connections.close()
-        self._selector.close()
+        self.selector.close()

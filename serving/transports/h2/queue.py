@@ -1,4 +1,4 @@
-"""The calls that wait for a run: in turns between connections, without the dead."""
+"""The queue of calls that wait for a run; connections take turns."""
 
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -9,37 +9,37 @@ if TYPE_CHECKING:
 
 Entry = tuple[Any, int, bytes | memoryview, "Plan", float, float, Any]
 """A call's images: connection, stream, their bytes, plan, arrival and deadline in monotonic
-seconds, and its `Slot` among a stream's answers, None for a unary call."""
+seconds, and its `Slot` in a stream, None for a unary call."""
 
 _TURN_ROWS = 16
 """Images that one connection adds to a batch before the others' turn."""
 _SHARE_OF_PATIENCE = 0.25
-"""How much of its time a call may wait for the runs before its own: reading and refusing under
-overload take as long again, and so do the network and the kernel."""
+"""How much of its time a call may wait for the runs before its own: under overload reading and
+refusing take as long again, and so do the network and the kernel."""
 _GIVE_UP_MEMORY_S = 1.0
 """How long callers that gave up are remembered."""
 
 
 class Queue:
-    """What was read and has not run; used by the loop's thread only."""
+    """Calls that were read and have not run; used by the loop's thread only."""
 
     def __init__(self, capacity: int) -> None:
         """Start empty; `capacity` counts images."""
         self.num_rows = 0
         self.oldest_s = 0.0
-        """When the first of what waits came, in monotonic seconds."""
+        """When the first call arrived in the empty queue, in monotonic seconds."""
         self._capacity = capacity
         self.run_rows = 1
         """The most images of a run."""
         self.row_s = 0.0
-        """What an image costs of late where runs are full, in seconds."""
+        """The time of an image in full runs, in seconds: a moving average."""
         self._ring: deque[Connection] = deque()
         self._gave_up_s = -_GIVE_UP_MEMORY_S
 
     def room(self, timeout_s: float) -> float:
-        """Return how many more images may wait, of calls that have so much time.
+        """Return how many more images of calls with this timeout may wait.
 
-        What the next run may take gets its chance, whatever the runs before it took.
+        What fits in the next run is never refused, however long the last runs took.
         """
         max_rows: float = self._capacity
         if self.row_s:
@@ -49,15 +49,15 @@ class Queue:
 
     @property
     def has_room(self) -> bool:
-        """Whether streams may add to it: the other half is for calls, which can't wait outside."""
+        """Whether streams may add to it: half is left for unary calls, which can't be stalled."""
         return self.num_rows < self._capacity // 2 or not self.num_rows
 
     def put(self, entry: Entry) -> None:
-        """Let a call wait."""
+        """Add a call."""
         self.put_all(entry[0], [entry], entry[3].num_rows)
 
     def put_all(self, connection: Any, entries: list[Entry], num_rows: int) -> None:
-        """Let calls of one connection wait, which have so many images in all."""
+        """Add calls of one connection, with `num_rows` images in all."""
         if not connection.waiting:
             if not self._ring:
                 self.oldest_s = entries[0][4]
@@ -66,18 +66,17 @@ class Queue:
         self.num_rows += num_rows
 
     def note_cancelled(self, now_s: float) -> None:
-        """Remember that a caller gave up."""
+        """Record that a caller gave up."""
         self._gave_up_s = max(self._gave_up_s, now_s)
 
     def take(self, max_rows: int, now_s: float) -> tuple[list[Entry], list[Entry]]:
         """Take up to `max_rows` images, or one call that is larger.
 
-        Where callers give up without having named a deadline, the newest go first: the oldest are
-        about to be given up, and a queue longer than their patience would answer nobody in time.
+        The newest go first while callers give up, for their deadlines are not known: the oldest are
+        about to be cancelled, so first come, first served would answer nobody in time.
 
         Returns:
-            The calls to run, and those whose deadline has passed. Those whose callers left are in
-            neither.
+            The calls to run, and those whose deadline has passed. Cancelled ones are in neither.
         """
         taken: list[Entry] = []
         room = max_rows
@@ -96,14 +95,14 @@ class Queue:
         return ([entry for entry in taken if entry[5] > now_s] if late else taken), late
 
     def _take_turn(self, taken: list[Entry], room: int, *, newest_first: bool) -> int:
-        """Take what the next connection may add: a few images, or one call of any size.
+        """Take the next connection's share of a batch: a few images, or one call of any size.
 
         Returns:
             The images taken; `room` if the next call is for another batch.
         """
         connection = self._ring.popleft()
         waiting, calls = connection.waiting, connection.calls
-        if newest_first:  # else those that were given up would count as waiting, and none be taken
+        if newest_first:  # else the cancelled ones at the other end would count as waiting
             while waiting and waiting[0][1] not in calls:
                 self.num_rows -= waiting.popleft()[3].num_rows
         turn = min(_TURN_ROWS, room) if self._ring else room
@@ -126,7 +125,7 @@ class Queue:
         return num_rows
 
     def forget(self, connection: "Connection") -> None:
-        """Drop what a closed connection has waiting."""
+        """Drop the calls of a closed connection."""
         if connection.waiting:
             self.num_rows -= sum(entry[3].num_rows for entry in connection.waiting)
             connection.waiting.clear()

@@ -1,8 +1,7 @@
-"""Runs what waits, a batch at a time, on the loop's own thread, and answers each call."""
+"""Runs the queue a batch at a time, on the loop's own thread, and answers each call."""
 
 import logging
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,17 +10,17 @@ from serving.errors import DeadlineExceeded, DigitsError, ModelError
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import ClassNumbers, class_numbers
 from serving.protocols.oip.statistics import Answered, Run
-from serving.protocols.plan import Plan, frame
+from serving.protocols.plan import frame
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import RESPONSE
 from serving.transports.h2.queue import Entry, Queue
 from serving.transports.h2.status import OK
-from serving.transports.h2.streams import AnswerStream
+from serving.transports.h2.stream import Stream
 
 _INLINE_IMAGES = 128
-"""Images of one request that are worth a run of their own, which a runner thread may make on
-another core: more are hardly cheaper each."""
+"""The largest request that the loop runs itself: larger batches are hardly cheaper an image, so a
+runner thread may take them, on another core."""
 _log = logging.getLogger(__name__)
 
 _FAILED = ModelError()
@@ -32,7 +31,7 @@ class Runs:
     """Takes calls from the queue to their answers."""
 
     def __init__(self, classifier: Classifier, queue: Queue, calls: Calls) -> None:
-        """Connect the parts; the classifier says what is run."""
+        """Connect the parts; the classifier has the model."""
         self._classifier = classifier
         self._queue = queue
         self._calls = calls
@@ -41,7 +40,7 @@ class Runs:
         self._row_bytes = classifier.signature.row_bytes
         self._num_classes = classifier.signature.num_classes
         self._answered: list[tuple[list[Entry], ClassNumbers, bytes, float, float]] = []
-        """Batches that are not counted yet: digits, probabilities, and when their run was."""
+        """Batches to be counted: digits, probabilities, begin and end of their run."""
         self._adopt(classifier.served)
 
     def _adopt(self, model: LoadedModel) -> None:
@@ -49,18 +48,19 @@ class Runs:
         self._engine_run = model.engine.run
         self._version = model.version
         batching = self._classifier.batching
-        # While a run goes on, nobody is read.
+        # Nothing is read during a run, so runs are short.
         self._queue.run_rows = min(batching.max_batch_size, model.quick_images) or 1
         self._calls.max_inline_images = min(_INLINE_IMAGES, model.quick_images)
 
     def refresh(self) -> None:
-        """Run what comes from now on on the version that is served now."""
+        """Switch to the version that is served now."""
         if self._classifier.served is not self._model:
             self._adopt(self._classifier.served)
 
     def run_next(self, now_s: float) -> None:
-        """Run the next batch, if any call of it is still wanted; `count` when its answers left."""
-        self.refresh()
+        """Run and answer the next batch; `count` counts it once its answers have left."""
+        if self._classifier.served is not self._model:
+            self._adopt(self._classifier.served)
         queue = self._queue
         batch, late = queue.take(queue.run_rows, now_s)
         for entry in late:
@@ -95,7 +95,7 @@ class Runs:
         return len(images)
 
     def _find_guilty(self, batch: list[Entry], error: Exception) -> None:
-        """Run the halves of a failed batch, until it is known whose images make runs fail."""
+        """Run the halves of a failed batch, down to the calls whose images make runs fail."""
         middle = len(batch) // 2
         if middle:
             self._run(batch[:middle])
@@ -105,9 +105,9 @@ class Runs:
         self._end(batch[0], _FAILED)
 
     def _answer(self, batch: list[Entry], digits: ClassNumbers, rows: bytes) -> None:
-        """Send each call its rows: cut from one buffer where a call is one image."""
+        """Send each call its rows; answers to one image are cut from one buffer."""
         row_bytes = self._row_bytes
-        streams: set[AnswerStream] = set()
+        streams: set[Stream] = set()
         starts: tuple[bytes, ...] = ()
         tail = b""
         last, at = None, 0
@@ -140,15 +140,21 @@ class Runs:
             stream.flush()
 
     def count(self) -> None:
-        """Count what was answered."""
+        """Count the answered batches."""
         while self._answered:
             batch, digits, rows, started_s, finished_s = self._answered.pop()
-            counted = []
-            for plan, arrived_s, times in _alike(batch):
+            run = Run(len(digits), started_s, finished_s)
+            counted: list[tuple[float, str | None, int]] = []
+            at = 0
+            while at < len(batch):  # calls of one read share a plan and an arrival
+                _, _, _, plan, arrived_s, _, _ = batch[at]
+                first = at
+                while at < len(batch) and batch[at][3] is plan and batch[at][4] == arrived_s:
+                    at += 1
+                times = at - first
                 counted.append((arrived_s, plan.method, times))
                 if plan.statistics is not None:
                     answered = Answered(times, times * plan.num_rows, arrived_s, plan.decode_s)
-                    run = Run(len(digits), started_s, finished_s)
                     plan.statistics.count_success(self._version, answered, run)
             self._observe(started_s, finished_s, counted, digits, rows)
 
@@ -159,17 +165,3 @@ class Runs:
             self._calls.fail(connection, stream_id, error)
         else:
             slot.stream.fail(slot, error)
-            slot.stream.flush()
-
-
-def _alike(batch: list[Entry]) -> Iterator[tuple[Plan, float, int]]:
-    """Give the plan, the arrival and the number of calls that follow one another and share both."""
-    times = 0
-    _, _, _, plan, arrived_s, _, _ = batch[0]
-    for entry in batch:
-        if entry[3] is not plan or entry[4] != arrived_s:
-            yield plan, arrived_s, times
-            times = 0
-            _, _, _, plan, arrived_s, _, _ = entry
-        times += 1
-    yield plan, arrived_s, times

@@ -1,4 +1,4 @@
-"""The h2 transport: its parts put together, on one port."""
+"""The h2 transport: connects its parts, and serves one port."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from serving.system.listener import address_of, listen
 from serving.transports.access_log import AccessLog
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
+from serving.transports.h2.connections import Connections
 from serving.transports.h2.heads import Heads
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.local import LocalCaller
@@ -25,7 +26,7 @@ from serving.transports.h2.runs import Runs
 
 
 class H2Server:
-    """Every method on HTTP/2 by ngh2, on one thread."""
+    """Serves every method over HTTP/2 by ngh2, on one thread."""
 
     def __init__(
         self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig,
@@ -61,15 +62,15 @@ class H2Server:
             self._limits,
             poll=may_poll(config.workers),
             max_queue_delay_s=batching.max_queue_delay_s,
-            tls=self._tls,
-            access_log=AccessLog(config.access_log) if config.access_log else None,
         )
-        calls = Calls(
+        calls = self._calls = Calls(
             self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
         )  # fmt: skip
-        runs = Runs(classifier, self._queue, calls)
-        self._calls = calls
-        loop.connect(calls, runs)
+        access_log = AccessLog(config.access_log) if config.access_log else None
+        connections = Connections(
+            listener, loop.selector, self._limits, calls, self._tls, access_log
+        )  # fmt: skip
+        loop.connect(connections, calls, Runs(classifier, self._queue, calls))
         loop.start()
         return address_of(listener, config.host)
 

@@ -1,4 +1,4 @@
-"""How a call ends without an answer: gRPC's statuses as trailers, and flaws of messages."""
+"""Statuses of gRPC as trailers, and what is wrong with messages that can't be read."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from serving.errors import DeadlineExceeded, DigitsError, Unauthenticated
 from serving.protocols import status
 
 PREFIX_BYTES = 5
-"""Before each message: whether it is compressed, and its length."""
+"""The length of what precedes each message: whether it is compressed, and its length."""
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
@@ -21,7 +21,7 @@ _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 class Status(NamedTuple):
-    """A status that is not OK, as it goes on the wire."""
+    """A status other than OK, encoded."""
 
     name: str
     """Its name in the metrics, such as "INVALID_ARGUMENT"."""
@@ -29,12 +29,12 @@ class Status(NamedTuple):
 
     @classmethod
     def of(cls, error: DigitsError) -> "Status":
-        """Give the status of one of our errors, with its text."""
-        return _encoded(status.Status.of(error))
+        """Return the status of one of our errors, with its text."""
+        return _encode(status.Status.of(error))
 
 
-@lru_cache(maxsize=256)  # who refuses one call often refuses a thousand
-def _encoded(ending: status.Status) -> Status:
+@lru_cache(maxsize=256)  # refusals come by the thousand
+def _encode(ending: status.Status) -> Status:
     # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %.
     message = quote(ending.text.encode("utf-8", "replace"), safe=_SAFE)
     trailers = {
@@ -47,7 +47,7 @@ def _encoded(ending: status.Status) -> Status:
 
 
 def _status(code: grpc.StatusCode, text: str, *metadata: tuple[str, str]) -> Status:
-    return _encoded(status.Status(code, text, metadata))
+    return _encode(status.Status(code, text, metadata))
 
 
 MALFORMED = _status(
@@ -64,7 +64,7 @@ COMPRESSED = _status(
 NOT_ONE_MESSAGE = _status(
     grpc.StatusCode.UNIMPLEMENTED, "expected exactly one message in this request"
 )
-UNKNOWN_METHOD = _encoded(status.UNKNOWN_METHOD)
+UNKNOWN_METHOD = _encode(status.UNKNOWN_METHOD)
 UNAUTHENTICATED = Status.of(Unauthenticated())
 NO_TRAILERS = _status(grpc.StatusCode.INVALID_ARGUMENT, "expected the header te: trailers")
 BAD_TIMEOUT = _status(
@@ -82,7 +82,7 @@ LATE = Status.of(DeadlineExceeded())
 
 
 def too_long(num_bytes: int, limit: int) -> Status:
-    """Refuse a message for its length; trying again helps nobody, so without a pause to wait."""
+    """Return the status of a message that is too long; without a pushback, as no retry helps."""
     return _status(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         f"expected a message of at most {limit} bytes, got {num_bytes}",
@@ -90,29 +90,8 @@ def too_long(num_bytes: int, limit: int) -> Status:
 
 
 def length_of(data: bytes | bytearray, at: int, max_bytes: int) -> int | Status:
-    """Read the prefix at `at`: the message's length, or why there can be no such message."""
+    """Return the length of the message at `at`, or the status that refuses it."""
     length = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
     if data[at]:
         return COMPRESSED if data[at] == 1 else MALFORMED
     return length if length <= max_bytes else too_long(length, max_bytes)
-
-
-def flaw(data: bytes | bytearray, max_bytes: int, *, ended: bool) -> Status | None:
-    """Say what is wrong with a unary call's bytes so far; None while they may become a message.
-
-    Args:
-        data: the bytes.
-        max_bytes: the longest message.
-        ended: whether no more will come.
-    """
-    if len(data) < PREFIX_BYTES:
-        if not ended:
-            return None
-        return TRUNCATED if data else NOT_ONE_MESSAGE
-    length = length_of(data, 0, max_bytes)
-    if isinstance(length, Status):
-        return length
-    missing = PREFIX_BYTES + length - len(data)
-    if missing < 0:
-        return NOT_ONE_MESSAGE
-    return TRUNCATED if ended and missing else None

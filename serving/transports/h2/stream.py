@@ -1,0 +1,345 @@
+"""A call that takes more than one message of images in one piece, of any kind of method.
+
+Its messages begin in the order in which they arrive, and are answered in that order. A caller that
+does not read its answers, or sends more than can run, is not read: its messages stay unconsumed,
+and flow control of HTTP/2 stops it.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from serving.batching.request import Request
+from serving.errors import DigitsError, Overloaded
+from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
+from serving.protocols.plan import Plan, frame
+from serving.protocols.status import error_of
+from serving.transports.h2 import status
+from serving.transports.h2.connection import RESPONSE, Connection
+from serving.transports.h2.heads import Head
+from serving.transports.h2.status import PREFIX_BYTES, Status, length_of
+
+if TYPE_CHECKING:
+    from serving.transports.h2.calls import Calls
+
+_WINDOW = 512
+"""The most requests of one stream that are in flight."""
+
+
+class Slot:
+    """The place of one request's answer in its stream."""
+
+    __slots__ = ("arrived_s", "large", "num_bytes", "request", "response", "stream")
+
+    def __init__(
+        self, stream: "Stream", num_bytes: int, arrived_s: float, request: bytes = b""
+    ) -> None:
+        self.stream = stream
+        self.num_bytes = num_bytes
+        """The part of the stream's window that its request has not given back."""
+        self.arrived_s = arrived_s
+        self.request = request
+        """The message, where its answer depends on more than its images."""
+        self.response: bytes | DigitsError | None = None
+        """The framed answer, or why there is none."""
+        self.large: Request | None = None
+        """Its run, if a runner thread makes it."""
+
+
+class Stream:
+    """A call in progress; used by the loop's thread only."""
+
+    __slots__ = ("_calls", "_connection", "_data", "_ended", "_error", "_has_begun", "_head",
+                 "_is_full", "_is_unary", "_method", "_missing_at", "_owed", "_slots", "_stream_id",
+                 "_unconsumed", "_unsubscribe")  # fmt: skip
+
+    def __init__(self, calls: "Calls", connection: Connection, stream_id: int, head: Head) -> None:
+        assert head.method is not None
+        self._calls = calls
+        self._connection = connection
+        self._stream_id = stream_id
+        self._head = head
+        self._method: Method = head.method
+        self._is_unary = not isinstance(head.method, ImagesStream | Replies)
+        """Whether the caller sends exactly one message."""
+        self._slots: deque[Slot] = deque()
+        self._data = bytearray()
+        """What has been received and not begun."""
+        self._missing_at = 0
+        """How long it must be for its first message to be whole, as far as that is known."""
+        self._unconsumed = 0
+        """How many of its last bytes the window is still short of."""
+        self._owed = 0
+        """What answered requests took of the window, until the answers are read."""
+        self._ended = False
+        """Whether the caller has sent everything."""
+        self._has_begun = False
+        """Whether the headers of the answer were sent."""
+        self._is_full = False
+        """Whether requests have arrived for which there is no slot."""
+        self._error: Status | None = None
+        """How the call ends, after the answers before it."""
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # Requests
+
+    def receive(self, data: bytes, now_s: float, *, ended: bool) -> None:
+        """Take more of what the caller sends."""
+        self._ended = ended
+        calls = self._calls
+        room = calls.queue.has_room and len(self._slots) < _WINDOW
+        if room and not self._data and self._error is None and not self._is_unary:
+            num_images = len(data) // calls.image_bytes
+            size = num_images * calls.image_bytes
+            plan = self._head.layouts.get(data[: len(data) - size])
+            if plan is not None and plan.num_rows == num_images <= calls.max_inline_images:
+                self._run(Slot(self, len(data), now_s), data[-size:], plan)
+                return
+        self._data += data
+        if self._is_unary:
+            self._connection.consume(self._stream_id, len(data))
+        else:
+            self._unconsumed += len(data)
+        if ended and self._is_unary and not self._data:
+            self._error = status.NOT_ONE_MESSAGE
+        if len(self._data) < self._missing_at and not ended:  # cheap, for there may be many
+            self._consume_all()
+            calls.hold(self, len(self._data))
+        else:
+            self.resume(now_s)
+
+    def resume(self, now_s: float) -> None:
+        """Begin the requests that have arrived, as far as there is room; send what is ready."""
+        if not self._is_open:
+            return
+        if self._owed:
+            self._note_read()
+        at, data = 0, self._data
+        self._is_full = False
+        while self._error is None and at < len(data) and self._has_room():
+            end = self._message_end(at)
+            if not end:
+                self._consume_all()
+                break
+            num_bytes = end - at - max(0, len(data) - self._unconsumed - at)
+            if not self._begin(bytes(data[at + PREFIX_BYTES : end]), num_bytes, now_s):
+                self._calls.stalled[self] = None
+                break
+            self._unconsumed -= num_bytes
+            at = end
+        del data[:at]
+        self._calls.hold(self, len(data))
+        self.flush()
+
+    def _consume_all(self) -> None:
+        """Open the window: a message may be longer. `Calls.hold` bounds what is kept."""
+        if self._unconsumed:
+            self._connection.consume(self._stream_id, self._unconsumed)
+            self._unconsumed = 0
+
+    def _has_room(self) -> bool:
+        """Return whether a request may begin; else what makes room resumes the stream."""
+        connection, calls = self._connection, self._calls
+        if connection.num_unread(self._stream_id) > calls.limits.max_stream_unread_bytes:
+            connection.unread.add(self)
+        elif len(self._slots) >= _WINDOW:
+            self._is_full = True
+        elif isinstance(self._method, ImagesStream) and not calls.queue.has_room:
+            calls.stalled[self] = None
+        else:
+            return True
+        return False
+
+    def _message_end(self, at: int) -> int:
+        """Return where the message at `at` ends, 0 if it has not arrived or is refused."""
+        size = len(self._data)
+        end = at + PREFIX_BYTES
+        if size >= end:
+            length = length_of(self._data, at, self._calls.limits.max_message_bytes)
+            if isinstance(length, Status):
+                self._error = length
+                return 0
+            end += length
+            if self._is_unary and size > end:
+                self._error = status.NOT_ONE_MESSAGE
+                return 0
+        self._missing_at = end - at
+        if size < end and self._ended:
+            self._error = status.TRUNCATED
+        return end if size >= end and (self._ended or not self._is_unary) else 0
+
+    def _begin(self, message: bytes, num_bytes: int, now_s: float) -> bool:
+        """Answer a request, or have it run; False if it has to wait for room."""
+        method, slot = self._method, Slot(self, num_bytes, now_s, message)
+        try:
+            if isinstance(method, ImagesUnary):
+                self._run(slot, *method.read(message))
+                return True
+            if isinstance(method, Watch):
+                self._unsubscribe = method.subscribe(message, self._post)
+                return True
+            if isinstance(method, Unary):
+                slot.response = frame(method.answer(message))
+            elif isinstance(method, Replies):
+                slot.response = b"".join(map(frame, method.replies(message)))
+        except Overloaded as err:
+            if not self._is_unary:
+                return False
+            self._refuse_request(slot, err)
+        except Exception as err:  # a flaw of ours ends this request, and never the loop
+            self._refuse_request(slot, error_of(err))
+        self._slots.append(slot)
+        self._send_answers()
+        return True
+
+    def _run(self, slot: Slot, pixels: bytes | memoryview, plan: Plan) -> None:
+        """Have images run, by a runner thread or in one of the loop's next batches."""
+        calls, connection, stream_id = self._calls, self._connection, self._stream_id
+        own_s = math.inf if plan.timeout_s is None else plan.timeout_s
+        late_s = slot.arrived_s + min(self._head.timeout_s, own_s)
+        if plan.num_rows > calls.max_inline_images:
+            finish = partial(self._finish_run, slot)
+            slot.large = calls.large_request(pixels, plan, connection, late_s, finish)
+        elif self._is_unary:  # from here on it is like a call whose message came in one piece
+            connection.calls[stream_id] = self._head
+            calls.submit((connection, stream_id, pixels, plan, slot.arrived_s, late_s, None))
+            return
+        else:
+            entry = (connection, stream_id, pixels, plan, slot.arrived_s, late_s, slot)
+            calls.queue.put(entry)
+        self._slots.append(slot)
+
+    # Answers
+
+    def _finish_run(self, slot: Slot, outcome: bytes | DigitsError) -> None:
+        """Take the outcome of a runner thread's run."""
+        if isinstance(outcome, DigitsError):
+            self.fail(slot, outcome)
+        else:
+            slot.response = outcome
+            self.flush()
+
+    def fail(self, slot: Slot, error: DigitsError) -> None:
+        """Take the reason why a request has no answer."""
+        if self._is_open:
+            self._refuse_request(slot, error)
+            self.flush()
+
+    def _refuse_request(self, slot: Slot, error: DigitsError) -> None:
+        response, method = None, self._method
+        if isinstance(method, ImagesUnary):
+            method.note_failure(error, time.monotonic() - slot.arrived_s)
+        if isinstance(method, ImagesStream):
+            response = method.error_message(slot.request, error)
+        slot.response = error if response is None else frame(response)
+
+    def flush(self) -> None:
+        """Send what is answered; end the call after its last answer."""
+        if not self._is_open:
+            return
+        self._send_answers()
+        if self._is_full and len(self._slots) < _WINDOW:
+            self.resume(time.monotonic())
+        elif not self._slots:
+            if self._error is not None:
+                self.end(self._error)
+            elif self._ended and not self._data and self._unsubscribe is None:
+                self.end(None)
+
+    def _send_answers(self) -> None:
+        """Send the answers that are ready, in order."""
+        ready: list[bytes] = []
+        while self._slots and self._slots[0].response is not None:
+            slot = self._slots.popleft()
+            self._owed += slot.num_bytes
+            if isinstance(slot.response, DigitsError):
+                self._error = Status.of(slot.response)
+                self._release()
+                break
+            assert slot.response is not None
+            ready.append(slot.response)
+        if ready:
+            self._send(b"".join(ready))
+            self._note_read()
+
+    def _send(self, data: bytes) -> None:
+        headers = () if self._has_begun else RESPONSE
+        self._has_begun = True
+        self._connection.send(self._stream_id, headers, data)
+        self._calls.touch(self._connection)
+
+    def _note_read(self) -> None:
+        """Let the caller send as much again as it has read answers to."""
+        connection, limit = self._connection, self._calls.limits.max_stream_unread_bytes
+        if connection.num_unread(self._stream_id) > limit:
+            connection.unread.add(self)
+            return
+        connection.consume(self._stream_id, self._owed)
+        self._owed = 0
+
+    def _post(self, message: bytes) -> None:
+        """Send a message of a subscription, from any thread."""
+        self._calls.post(partial(self._send_if_open, frame(message)))
+
+    def _send_if_open(self, data: bytes) -> None:
+        if self._is_open:
+            self._send(data)
+
+    # The end
+
+    @property
+    def _is_open(self) -> bool:
+        return self._connection.calls.get(self._stream_id) is self
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a request was accepted and is not answered."""
+        return bool(self._slots)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the one message of the call has not arrived."""
+        return self._is_unary and not self._ended
+
+    def end(self, reason: Status | None) -> None:
+        """End the call with a status; None is OK."""
+        self._release()
+        connection, stream_id = self._connection, self._stream_id
+        if reason is not None and not self._has_begun:
+            self._calls.refuse(connection, stream_id, self._head, reason)
+            return
+        connection.calls.pop(stream_id, None)
+        headers = () if self._has_begun else RESPONSE
+        connection.send(stream_id, headers, trailers=reason.trailers if reason else status.OK)
+        self._calls.metrics.count(self._head.name, reason.name if reason else "OK")
+        self._calls.touch(connection)
+
+    def cancel(self) -> None:
+        """Forget the call: the caller has left."""
+        self._release()
+        self._calls.metrics.count(self._head.name, "CANCELLED")
+
+    def drain(self, reason: Status) -> None:
+        """End a call of images once it has been answered as far as it was accepted."""
+        if isinstance(self._method, ImagesUnary) and not (self._is_unary and self._slots):
+            self._error = self._error or reason
+            self.flush()
+
+    def _release(self) -> None:
+        """Give back what the call holds."""
+        self._calls.hold(self, 0)
+        # The connection's window is short of it as long as it is not given back.
+        num_bytes = self._owed + self._unconsumed + sum(slot.num_bytes for slot in self._slots)
+        self._connection.consume(self._stream_id, num_bytes)
+        self._owed = self._unconsumed = 0
+        for slot in self._slots:
+            if slot.large is not None:
+                self._calls.batcher.cancel(slot.large)
+        self._slots.clear()
+        self._data.clear()
+        self._calls.stalled.pop(self, None)
+        if self._unsubscribe is not None:
+            self._unsubscribe()

@@ -1,0 +1,74 @@
+"""The way of a one-image call through the h2 transport is short enough to read in one sitting."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import serving
+from serving import Classifier
+from serving.protocols.digits_v1.wire import encode_request
+from serving.signature import DIGITS
+from serving.transports.h2.limits import Limits
+from tests.support.h2_connection import Connection, message
+from tests.support.h2_server import h2_server
+
+ROOT = Path(serving.__file__).parent
+REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
+MAX_FUNCTIONS, MAX_FILES = 22, 9
+Function = tuple[str, str]
+"""Its file below serving/, and its name."""
+
+
+class Recorder:
+    """Notes the functions of serving/ that the loop's thread enters."""
+
+    def __init__(self) -> None:
+        self.entered: set[Function] = set()
+        self._is_on = False
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        """See `sys.setprofile`."""
+        code = frame.f_code
+        if self._is_on and event == "call" and code.co_filename.startswith(str(ROOT)):
+            file = Path(code.co_filename).relative_to(ROOT)
+            self.entered.add((str(file), getattr(code, "co_qualname", code.co_name)))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Note what is entered meanwhile."""
+        self._is_on = True
+        yield
+        self._is_on = False
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    threading.setprofile(recorder)
+    yield recorder
+    threading.setprofile(None)
+
+
+def test_warm_one_image_call_enters_few_functions(recorder: Recorder) -> None:
+    with (
+        Classifier.pretrained() as classifier,
+        h2_server(classifier, Limits(max_message_bytes=4_000_000)) as address,
+        Connection(address, 10.0) as connection,
+    ):
+        connection.open()
+        for stream in range(1, 200, 2):  # warm: its headers and its prefix are known
+            connection.call(stream, REQUEST)
+            assert connection.reply(stream).status == 0
+        with recorder.recording():
+            connection.call(201, REQUEST)
+            assert connection.reply(201).status == 0
+    functions = sorted(recorder.entered)
+    print(*functions, sep="\n", file=sys.stderr)
+    assert len(functions) <= MAX_FUNCTIONS
+    assert len({file for file, _ in functions}) <= MAX_FILES
