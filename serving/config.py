@@ -134,6 +134,9 @@ class ServerConfig:
     """Seconds between the golden samples that decide what health says; 0 sends none."""
     access_log: float = 0.0
     """Share of the calls to log, 0 to 1; above 0, all calls that fail are logged too."""
+    otlp_endpoint: str | None = None
+    """The OpenTelemetry collector that gets a span for each call, such as "http://127.0.0.1:4317";
+    None is off."""
     reflection: bool = False
     """Whether callers can list services and messages."""
     log_format: LogFormat = "text"

@@ -127,6 +127,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
     add("--access-log", type=float, default=config.access_log, metavar="SHARE",
         help="share of the calls to log, 0 to 1, besides all that fail")  # fmt: skip
+    add("--otlp-endpoint", metavar="URL",
+        help="OpenTelemetry collector that gets a span for each call, such as "
+        "http://127.0.0.1:4317 (extra otel)")  # fmt: skip
     add("--log-format", choices=get_args(LogFormat), default="text",
         help="format of the log lines on stderr and of the ready line on stdout")  # fmt: skip
 

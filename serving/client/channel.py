@@ -1,6 +1,7 @@
 """A client's channel: its options, certificates and token."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,24 @@ class Access:
         """Read the files; see `Connection` for the arguments and errors."""
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigurationError("a token must be printable ASCII on one line")
-        self.metadata = None if token is None else (("authorization", f"Bearer {token}"),)
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         if (tls_cert is None) != (tls_key is None):
             raise ConfigurationError("tls_cert and tls_key go together")
         if tls_ca is None and tls_cert is not None:
             raise ConfigurationError("tls_cert needs tls_ca, which makes the connection TLS")
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
         self._files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call: the token, and the caller's span if it uses OpenTelemetry."""
+        if "opentelemetry.trace" not in sys.modules:  # this process makes no spans
+            return self._metadata
+        from opentelemetry import propagate
+
+        context: dict[str, str] = {}
+        propagate.inject(context)
+        return (*self._metadata, *context.items())
 
     def open_channel(self, library: Any, address: str) -> Any:
         """Open a channel of `grpc`, or of `grpc.aio` for the running event loop.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from serving.batching.request import Answer
 from serving.predictions import ClassNumbers
 from serving.protocols.oip.statistics import Answered, Run, Statistics
+from serving.telemetry.tracing import latest_run
 
 Write = Callable[[ClassNumbers, bytes | bytearray, str], bytes]
 """Encodes a response: N class numbers, N rows of little-endian float32, the version."""
@@ -72,6 +73,7 @@ class Plan:
     def respond(self, answer: Answer) -> bytes:
         """Encode the answer to a call that went through the batcher, and count it."""
         batch, version = answer.batch, answer.batch.model.version
+        latest_run.set((batch.started_s, batch.finished_s))
         response = self.write(answer.digits, answer.probabilities, version)
         if self.statistics is not None:
             answered = Answered(1, self.num_rows, answer.arrived_s, self.decode_s)

@@ -1,6 +1,6 @@
-"""Access lines for a share of the calls, with ids that link them to other services' logs.
+"""What is recorded of each call: an access line for a share of them, and a span of its trace.
 
-Only with `--access-log`: without it there is no cost for a call.
+Only with `--access-log` or `--otlp-endpoint`: without them there is no cost for a call.
 """
 
 import logging
@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 import grpc
 
+from serving.config import ServerConfig
 from serving.telemetry.logs import ACCESS
+from serving.telemetry.tracing import Tracer
 
 _log = logging.getLogger(ACCESS)
 
@@ -25,18 +27,24 @@ _MAX_LINES_PER_S = 100
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
+_CONTEXT = ("traceparent", "tracestate")
+_SERVER_FAILED = (
+    "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+)  # fmt: skip
+"""Statuses that make a server's span an error, by OpenTelemetry's conventions."""
 
 
 class LoggedCall:
-    """A call in progress, and the fields of its line."""
+    """A call in progress, and the fields of its line and span."""
 
-    __slots__ = ("begun_s", "ids", "method", "peer")
+    __slots__ = ("begun_s", "context", "ids", "method", "peer")
 
     def __init__(self, method: str, peer: str, metadata: Mapping[str, str]) -> None:
         """Start the call's clock.
 
         Args:
-            method: the path, such as "/digits.v1.DigitClassifier/Classify".
+            method: the path, such as "/digits.v1.DigitClassifier/Classify"; over HTTP
+                "POST /v1/digits".
             peer: the caller's address as gRPC writes it: "ipv4:127.0.0.1:50051".
             metadata: the call's headers; malformed ids in them are ignored.
         """
@@ -45,26 +53,39 @@ class LoggedCall:
         self.ids = _ids(metadata)
         """`request_id`: the caller's `x-request-id`, or a new one; and `trace_id` and `parent_id`
         if it sent a `traceparent`."""
+        self.context = {name: metadata[name] for name in _CONTEXT if name in metadata}
+        """The headers that name the caller's span."""
         self.begun_s = time.monotonic()
 
 
 class AccessLog:
-    """Logs a share of the calls that succeed and all that fail; used by one thread."""
+    """Records calls; used by one thread."""
 
-    def __init__(self, share: float) -> None:
-        """Log `share` of the calls that succeed, 0 to 1."""
+    def __init__(self, share: float, tracer: Tracer | None = None) -> None:
+        """Log `share` of the calls that succeed, 0 to 1, and all that fail; nothing if it is 0.
+
+        Args:
+            share: of the calls that succeed.
+            tracer: gets every call; None if there are no traces.
+        """
         self._share = share
+        self._tracer = tracer
         self._second = 0
         self._num_lines = 0
 
-    def end(self, call: LoggedCall, status: str) -> None:
-        """Log a call that has ended, if it failed or is in the share.
+    def end(self, call: LoggedCall, status: str, http_status: int | None = None) -> None:
+        """Record a call that has ended.
 
         Args:
             call: the call.
-            status: the status code's name, such as "OK".
+            status: the gRPC status code's name, such as "OK".
+            http_status: of a call over HTTP.
         """
-        if (status == "OK" and random.random() >= self._share) or not self._has_room():
+        if self._tracer is not None:
+            self._trace(self._tracer, call, status, http_status)
+        if not self._share or (status == "OK" and random.random() >= self._share):
+            return
+        if not self._has_room():
             return
         fields = {
             "method": call.method,
@@ -75,12 +96,48 @@ class AccessLog:
         }
         _log.info("call", extra={"fields": fields})
 
+    def _trace(
+        self, tracer: Tracer, call: LoggedCall, status: str, http_status: int | None
+    ) -> None:
+        attributes: dict[str, str | int] = {
+            "network.peer.address": call.peer,
+            "request_id": call.ids["request_id"],
+        }
+        if http_status is None:
+            service, _, method = call.method.removeprefix("/").rpartition("/")
+            code = grpc.StatusCode[status].value[0]
+            attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
+                           "rpc.grpc.status_code": code}  # fmt: skip
+        else:
+            method, _, path = call.method.partition(" ")
+            attributes |= {"http.request.method": method, "url.path": path,
+                           "http.response.status_code": http_status}  # fmt: skip
+        name, is_error = call.method.removeprefix("/"), status in _SERVER_FAILED
+        tracer.record(name, call.begun_s, call.context, attributes, is_error=is_error)
+
+    def close(self) -> None:
+        """Send the spans that are left."""
+        if self._tracer is not None:
+            self._tracer.close()
+
     def _has_room(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._num_lines = second, 0
         self._num_lines += 1
         return self._num_lines <= _MAX_LINES_PER_S
+
+
+def access_log(config: ServerConfig) -> AccessLog | None:
+    """Return what records the calls; None if nothing does.
+
+    Raises:
+        ConfigurationError: see `Tracer`.
+    """
+    tracer = Tracer(config.otlp_endpoint) if config.otlp_endpoint else None
+    if tracer is None and not config.access_log:
+        return None
+    return AccessLog(config.access_log, tracer)
 
 
 def _ids(metadata: Mapping[str, str]) -> dict[str, str]:

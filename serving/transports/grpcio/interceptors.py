@@ -17,16 +17,16 @@ _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 def interceptors(
-    config: ServerConfig, methods: Sequence[Method], calls: Calls
+    config: ServerConfig, methods: Sequence[Method], calls: Calls, log: AccessLog | None
 ) -> list[grpc.aio.ServerInterceptor]:
-    """Return the configured interceptors, outermost first.
+    """Return the configured interceptors, outermost first; `log` records calls.
 
     Raises:
         ConfigurationError: the tokens can't be used.
     """
     found: list[grpc.aio.ServerInterceptor] = []
-    if config.access_log:
-        found.append(_Access(AccessLog(config.access_log)))
+    if log is not None:
+        found.append(_Access(log))
     if (check := token_check(config.security)) is not None:
         found.append(_Tokens(check, methods, calls))
     return found

@@ -16,6 +16,7 @@ from serving.protocols.method import Method
 from serving.protocols.plan import Plan
 from serving.signature import Signature
 from serving.system.address import check_free, with_port
+from serving.transports.access_log import access_log
 from serving.transports.grpcio.calls import AsyncCall, Caller, Calls
 from serving.transports.grpcio.handlers import Handlers
 from serving.transports.grpcio.interceptors import interceptors
@@ -50,9 +51,10 @@ class GrpcioServer:
         self._config = config
         self._batcher = classifier.batcher
         self.calls = Calls(classifier.batcher, classifier.metrics)
+        self._log = access_log(config)
         self._credentials = server_credentials(config.security)
         self._server = grpc.aio.server(
-            interceptors=interceptors(config, methods, self.calls),
+            interceptors=interceptors(config, methods, self.calls, self._log),
             options=_options(classifier.batching, classifier.signature, config.workers),
         )
         handlers = Handlers(methods, self.calls, classifier.metrics)
@@ -116,6 +118,8 @@ class GrpcioServer:
         await asyncio.sleep(_GOODBYE_S)
         self.calls.release()
         await stopping
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
 
     async def ask(self, image: bytes) -> Predictions:
         """Classify one image the way every request goes.

@@ -20,6 +20,7 @@ from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.method import ImagesUnary
 from serving.protocols.plan import Plan, frame
+from serving.telemetry.tracing import latest_run
 from serving.transports.h2 import http2, status
 from serving.transports.h2.connection import RESPONSE, Connection
 from serving.transports.h2.heads import Head, Heads, HttpError
@@ -296,7 +297,7 @@ class Calls:
 
         def take_outcome(outcome: Outcome) -> None:
             response = outcome if isinstance(outcome, DigitsError) else frame(plan.respond(outcome))
-            self.post(partial(finish, response))
+            self.post(partial(_finish, finish, response, latest_run.get()))
 
         request = Request(pixels, plan.num_rows, caller=caller, deadline_s=deadline_s)
         self.batcher.put(request, take_outcome)
@@ -350,3 +351,12 @@ class Calls:
             elif stream_id not in waiting:
                 self.refuse(connection, stream_id, call, status.TOO_SLOW)
         connection.swept = max(connection.calls, default=connection.swept)
+
+
+def _finish(
+    finish: Callable[[bytes | DigitsError], None],
+    response: bytes | DigitsError,
+    run: tuple[float, float],
+) -> None:
+    latest_run.set(run)  # of the loop's thread; it was set on the runner's
+    finish(response)

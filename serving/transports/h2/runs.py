@@ -11,6 +11,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.predictions import ClassNumbers, class_numbers
 from serving.protocols.oip.statistics import Answered, Run
 from serving.protocols.plan import frame
+from serving.telemetry.tracing import latest_run
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import RESPONSE
@@ -91,6 +92,7 @@ class Runs:
             finished_s = time.monotonic()
             digits, rows = class_numbers(probabilities), probabilities.tobytes()
             self._answered.append((batch, digits, rows, started_s, finished_s))
+            latest_run.set((started_s, finished_s))
             self._answer(batch, digits, rows)
         return len(images)
 

@@ -13,7 +13,7 @@ from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
 from serving.system.cores import may_poll
 from serving.system.listener import address_of, listen
-from serving.transports.access_log import AccessLog
+from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connections import Connections
@@ -41,6 +41,7 @@ class H2Server:
         self._classifier = classifier
         self._config = config
         self._tls = server_context(config.security, "h2")
+        self._log = access_log(config)
         self._limits = limits or Limits(
             max_message_bytes=max_request_bytes(
                 batching.max_request_images, classifier.signature.image_bytes
@@ -66,9 +67,8 @@ class H2Server:
         calls = self._calls = Calls(
             self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
         )  # fmt: skip
-        access_log = AccessLog(config.access_log) if config.access_log else None
         connections = Connections(
-            listener, loop.selector, self._limits, calls, self._tls, access_log
+            listener, loop.selector, self._limits, calls, self._tls, self._log
         )  # fmt: skip
         loop.connect(connections, calls, Runs(classifier, self._queue, calls))
         loop.start()
@@ -101,3 +101,5 @@ class H2Server:
         """See `Transport`."""
         if self._loop is not None:
             await asyncio.to_thread(self._loop.stop)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)

@@ -118,7 +118,7 @@ class Guard:
         except Exception:
             _log.exception("a handler failed")
         finally:
-            self._metrics.count(_method_of(path), _name_of(status))
+            self._metrics.count(_method_of(path), name_of(status))
 
     def _needs_token(self, path: str) -> bool:
         return self._check is not None and path.startswith(_GUARDED) and path not in _OPEN
@@ -145,6 +145,6 @@ def _method_of(path: str) -> str:
 _NAMES = {status.value: GRPC_STATUS[error].name for error, status in reversed(STATUS.items())}
 
 
-def _name_of(status: int) -> str:
+def name_of(status: int) -> str:
     """Return the gRPC status under which calls with this outcome are counted."""
     return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")

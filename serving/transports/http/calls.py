@@ -10,6 +10,7 @@ from serving.batching import request as batching
 from serving.batching.batcher import Batcher
 from serving.batching.request import Answer, Outcome
 from serving.errors import DigitsError, InvalidRequest, Unavailable
+from serving.telemetry.tracing import latest_run
 
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""
@@ -63,6 +64,7 @@ class Calls:
         outcome = answered.result()
         if isinstance(outcome, DigitsError):
             raise outcome
+        latest_run.set((outcome.batch.started_s, outcome.batch.finished_s))
         return outcome
 
 

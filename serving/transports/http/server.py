@@ -17,9 +17,11 @@ from serving.credentials.certificates import server_context
 from serving.protocols.oip.methods import Queries
 from serving.system.address import bind, with_port
 from serving.system.cores import usable_cores
+from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.http.app import make_app
 from serving.transports.http.calls import Calls
+from serving.transports.http.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each start and stop
@@ -53,6 +55,9 @@ class HttpServer:
         self._batcher, self._calls = classifier.batcher, Calls(classifier.batcher)
         check = token_check(config.security)
         app = make_app(classifier, self._calls, queries, check, self._pictures)
+        if (log := access_log(config)) is not None:
+            app = Recorder(app, log)
+        self._log = log
         context = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG, shared=shared)
@@ -85,6 +90,8 @@ class HttpServer:
             self._thread.join()
         self._socket.close()
         self._pictures.shutdown(wait=False, cancel_futures=True)
+        if self._log is not None:
+            self._log.close()
 
     def _run(self) -> None:
         try:

@@ -1,0 +1,190 @@
+"""Spans of calls, as a real collector of OpenTelemetry's gets them by OTLP."""
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
+
+from serving import Client
+from serving.errors import ConfigurationError
+from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
+from serving.telemetry.tracing import Tracer
+from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.servers import RunningServer, free_address, running_server
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it gets."""
+
+    def __init__(self) -> None:
+        self.resources: list[dict[str, Any]] = []
+        self.spans: list[Any] = []
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for each in request.resource_spans:
+            self.resources.append(attributes_of(each.resource))
+            self.spans += [span for scope in each.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def span(self, name: str) -> Any:
+        (found,) = [span for span in self.spans if span.name == name]
+        return found
+
+
+def attributes_of(message: Any) -> dict[str, Any]:
+    return {
+        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in message.attributes
+    }
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[Collector, str]]:
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield collector, f"http://127.0.0.1:{port}"
+    server.stop(None)
+
+
+@contextmanager
+def traced_server(models: Path, endpoint: str, *options: str) -> Iterator[RunningServer]:
+    """A server whose spans have all arrived once the block has ended."""
+    with running_server(models, "--otlp-endpoint", endpoint, *options) as server:
+        yield server
+        assert server.stop() == 0
+
+
+def call(server: RunningServer, data: bytes, path: str = CLASSIFY, flags: str = "01") -> Any:
+    traceparent = f"00-{TRACE}-{PARENT}-{flags}"
+    with grpc.insecure_channel(server.address) as channel:
+        method: Any = channel.unary_unary(path)
+        future = method.future(data, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),))
+        future.exception()
+        return future
+
+
+def test_span_continues_the_callers_trace(
+    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    before_ns = time.time_ns()
+    with traced_server(models, endpoint, "--transport", transport) as server:
+        call(server, encode_request(images[0].tobytes()))
+    after_ns = time.time_ns()
+    span = spans.span(CLASSIFY[1:])
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert span.kind == span.SPAN_KIND_SERVER
+    assert attributes_of(span).items() >= {
+        "rpc.system": "grpc", "rpc.service": "digits.v1.DigitClassifier", "rpc.method": "Classify",
+        "rpc.grpc.status_code": 0,
+    }.items()  # fmt: skip
+    assert [event.name for event in span.events] == ["run started", "run finished"]
+    started_ns, finished_ns = (event.time_unix_nano for event in span.events)
+    moments = [before_ns, span.start_time_unix_nano, started_ns, finished_ns,
+               span.end_time_unix_nano, after_ns]  # fmt: skip
+    assert moments == sorted(moments)
+    assert started_ns < finished_ns
+    assert spans.resources[0]["service.name"] == "digit-serving"
+
+
+def test_many_images_have_their_run(
+    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    with traced_server(models, endpoint, "--transport", transport) as server:
+        call(server, encode_request(images[:300].tobytes()))
+    assert len(spans.span(CLASSIFY[1:]).events) == 2
+
+
+def test_failed_calls_say_how(
+    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    with traced_server(models, endpoint, "--transport", transport) as server:
+        call(server, encode_request(images[0].tobytes()))
+        call(server, encode_request(b"odd"))
+        call(server, b"", "/no.such/Method")
+    refused, unknown = spans.spans[1:]
+    assert attributes_of(refused)["rpc.grpc.status_code"] == 3
+    assert refused.status.code == refused.status.STATUS_CODE_UNSET, "the caller's fault"
+    assert not refused.events, "the run of another call"
+    assert attributes_of(unknown)["rpc.grpc.status_code"] == 12
+    assert unknown.status.code == unknown.status.STATUS_CODE_ERROR
+
+
+def test_caller_that_does_not_sample_gets_no_span(
+    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    with traced_server(models, endpoint, "--transport", transport) as server:
+        assert call(server, encode_request(images[0].tobytes()), flags="00").code().name == "OK"
+    assert not spans.spans
+
+
+def test_requests_over_http_have_spans(
+    models: Path, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    with traced_server(models, endpoint, "--http-port", "0") as server:
+        body = b'{"images": [' + str(images[0].ravel().tolist()).encode() + b"]}"
+        headers = {"content-type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+        request = Request(server.facts["http"] + "/v1/digits", body, headers)
+        with urlopen(request, timeout=TIMEOUT_S) as answer:
+            request_id = answer.headers["x-request-id"]
+    span = spans.span("POST /v1/digits")
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert attributes_of(span).items() >= {
+        "http.request.method": "POST", "url.path": "/v1/digits", "http.response.status_code": 200,
+        "request_id": request_id,
+    }.items()  # fmt: skip
+    assert [event.name for event in span.events] == ["run started", "run finished"]
+
+
+def test_clients_send_the_span_that_is_active(
+    models: Path, collector: tuple[Collector, str], images: Images
+) -> None:
+    spans, endpoint = collector
+    tracer = TracerProvider().get_tracer("test")
+    with traced_server(models, endpoint) as server, Client(server.address) as client:
+        client.classify(images[:1])  # outside of any span
+        with tracer.start_as_current_span("caller") as active:
+            client.classify(images[:1])
+    ours = trace.format_trace_id(active.get_span_context().trace_id)
+    sent = [span for span in spans.spans if span.name == CLASSIFY[1:]]
+    assert [span.trace_id.hex() == ours for span in sent] == [False, True]
+    assert sent[1].parent_span_id.hex() == trace.format_span_id(active.get_span_context().span_id)
+
+
+def test_server_without_its_collector_serves(models: Path, images: Images) -> None:
+    with running_server(models, "--otlp-endpoint", f"http://{free_address()}") as server:
+        for _ in range(3):
+            assert call(server, encode_request(images[0].tobytes())).code().name == "OK"
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://a:1", "http://"])
+def test_endpoint_is_a_url(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected an OTLP endpoint"):
+        Tracer(endpoint)
+
+
+def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(ConfigurationError, match=r"digit-serving\[otel\]"):
+        Tracer("http://127.0.0.1:4317")
