@@ -52,7 +52,7 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
     kind = MessageStream if request.is_streaming else Calls
     makers = [partial(kind, request=request, ended=ended, callers=number) for number in in_flight]
     selector = selectors.DefaultSelector()
-    with _connected(selector, request, makers) as callers, _undisturbed(begin_s):
+    with _connected(selector, request, makers) as callers, undisturbed(begin_s):
         begin_s, cpu_s, ready = perf_counter(), process_time(), callers
         while (now_s := perf_counter()) < begin_s + seconds:
             for caller in ready:
@@ -83,7 +83,7 @@ def open_loop(
     makers = [partial(Calls, request=request, ended=ended, timeout=timeout)] * connections
     timeout_s = math.inf if deadline is Deadline.NONE else TIMEOUT_S
     selector = selectors.SelectSelector()  # unlike epoll, it waits for microseconds
-    with _connected(selector, request, makers) as calls, _undisturbed(begin_s):
+    with _connected(selector, request, makers) as calls, undisturbed(begin_s):
         begin_s, cpu_s = max(begin_s, perf_counter() - 2 * _TICK_S), process_time()
         due_s = (begin_s + offsets_s).tolist()
         lag_s, unsent_s = _offer(selector, calls, due_s, timeout_s)
@@ -184,7 +184,7 @@ def _select(selector: _Selector, timeout_s: float) -> Iterator[Calls | MessageSt
 
 
 @contextmanager
-def _undisturbed(begin_s: float) -> Iterator[None]:
+def undisturbed(begin_s: float) -> Iterator[None]:
     """Wait until a time, and collect no garbage from then on."""
     gc.collect()
     gc.disable()

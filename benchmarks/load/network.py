@@ -7,10 +7,11 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Self
 
-from benchmarks.load import cores, h2load, loops
+from benchmarks.load import cores, h2load, http1, loops
 from benchmarks.load.calls import Calls
 from benchmarks.load.connection import Connection
 from benchmarks.load.frames import Request
+from benchmarks.load.http1 import HttpRequest
 from benchmarks.load.trace import Deadline, Seconds, Trace, merge
 from serving.images import Images
 
@@ -36,21 +37,28 @@ class Generator:
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
         self._pools = [cores.worker([core]) for core in usable]
 
-    def closed(self, request: Request, callers: int, seconds: float, connections: int) -> Trace:
-        """Keep `callers` calls in flight; 0 connections for at most eight a process."""
-        connections = connections or min(callers, _CONNECTIONS * len(self._pools))
-        return self._run(loops.closed, request, spread(callers, connections), seconds)
+    def closed(
+        self, request: Request | HttpRequest, callers: int, seconds: float, connections: int
+    ) -> Trace:
+        """Keep `callers` calls in flight; 0 connections for at most eight a process.
 
-    def open(self, request: Request, offsets_s: Seconds, deadline: Deadline) -> Trace:
+        Over HTTP each call in flight has a connection of its own.
+        """
+        connections = connections or min(callers, _CONNECTIONS * len(self._pools))
+        loop = http1.closed if isinstance(request, HttpRequest) else loops.closed
+        return self._run(loop, request, spread(callers, connections), seconds)
+
+    def open(self, request: Request | HttpRequest, offsets_s: Seconds, deadline: Deadline) -> Trace:
         """Send a call at each offset; see `Load.open`."""
         connections = _CONNECTIONS
         if deadline is not Deadline.NONE:
             connections = -(-_DEADLINE_CONNECTIONS // len(self._pools))
-        return self._run(loops.open_loop, request, offsets_s, connections, deadline)
+        loop = http1.open_loop if isinstance(request, HttpRequest) else loops.open_loop
+        return self._run(loop, request, offsets_s, connections, deadline)
 
     def _run(
-        self, loop: Callable[..., Trace], request: Request, work: Sequence[int] | Seconds,
-        *arguments: object,
+        self, loop: Callable[..., Trace], request: Request | HttpRequest,
+        work: Sequence[int] | Seconds, *arguments: object,
     ) -> Trace:  # fmt: skip
         """Run a loop in every process, each with its share of the work."""
         begin_s, num = perf_counter() + _START_S, min(len(self._pools), len(work))
@@ -77,7 +85,11 @@ class NetworkLoad:
     """Calls one method of a server; see `Load`."""
 
     def __init__(
-        self, generator: Generator, request: Request, images: Images, encode: Encode
+        self,
+        generator: Generator,
+        request: Request | HttpRequest,
+        images: Images,
+        encode: Encode,
     ) -> None:
         """Address a method of a server.
 
@@ -92,13 +104,17 @@ class NetworkLoad:
         self._images, self._encode = images, encode
         self._checked: set[int] = set()
 
-    def _request(self, batch: int) -> Request:
+    def _request(self, batch: int) -> Request | HttpRequest:
         return replace(self._template, message=self._encode(self._images[:batch]))
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
         request = self._request(batch)
-        if request.is_streaming or not self._generator.uses_h2load:
+        if (
+            isinstance(request, HttpRequest)
+            or request.is_streaming
+            or not self._generator.uses_h2load
+        ):
             return self._generator.closed(request, callers, seconds, connections)
         if batch not in self._checked:
             with closing(Connection(request)) as connection:
@@ -110,6 +126,6 @@ class NetworkLoad:
 
     def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
         """See `Load.open`: always our own loops, since h2load counts from the actual send time."""
-        if self._template.is_streaming:
+        if isinstance(self._template, Request) and self._template.is_streaming:
             raise OSError("streams are measured in closed loops only")
         return self._generator.open(self._request(batch), offsets_s, deadline)

@@ -16,6 +16,7 @@ COLOURS = {
     "h2": "#2166ac", "native": "#4393c3", "bare": "#67a9cf", "grpcio": "#1b8a5a",
     "grpcio-stream": "#a6761d", "h2-stream": "#8073ac", "h2-infer": "#35978f",
     "h2-infer-stream": "#01665e", "h2-tls": "#bf812d", "h2-token": "#de77ae",
+    "http-json": "#d6604d", "http-binary": "#f4a582", "http-picture": "#92c5de",
     "plain": "#e08214",
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",

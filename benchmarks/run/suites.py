@@ -128,6 +128,18 @@ TRANSPORT = Suite(
     ],
 )  # fmt: skip
 
+# HTTP beside gRPC: tensors as JSON and as bytes, and pictures, of which one takes 10 ms.
+_PICTURE = specs(["http-picture"])
+HTTP = Suite(
+    name="http", specs=specs(["grpcio", "grpcio-infer", "h2", "http-json", "http-binary"]),
+    scenarios=("SingleStream", "ClosedLoop", "Offline"), rounds=5, seconds=1.0,
+    callers=((8, 0), (64, 0)), batches=(64,),
+    extra=[
+        *cells_of(_PICTURE, "SingleStream"),
+        *cells_of(_PICTURE, "ClosedLoop", [(8, 0)]),
+    ],
+)  # fmt: skip
+
 # What is answered in time of more than can be.
 OVERLOAD = Suite(
     name="overload", specs=specs(["h2", "grpcio"]), scenarios=tuple(DEADLINES), seconds=3.0
@@ -141,4 +153,6 @@ EMBEDDING = Suite(
     extra=cells_of(_EMBEDDED, "ClosedLoop", [(4, 0)], [256]),
 )  # fmt: skip
 
-SUITES = {suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, OVERLOAD, EMBEDDING)}
+SUITES = {
+    suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, HTTP, OVERLOAD, EMBEDDING)
+}

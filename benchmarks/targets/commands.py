@@ -4,7 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.targets.methods import CLASSIFY, CLASSIFY_STREAM, MODEL_INFER, MODEL_STREAM_INFER
+from benchmarks.targets.http_methods import INFER_BINARY, INFER_JSON, PICTURES
+from benchmarks.targets.methods import (
+    CLASSIFY,
+    CLASSIFY_STREAM,
+    MODEL_INFER,
+    MODEL_STREAM_INFER,
+    Method,
+)
 from benchmarks.targets.target import NotMeasured, Setting, Spec
 
 OURS = ("h2", "grpcio")
@@ -18,6 +25,12 @@ VARIANTS = {
     "-token": (CLASSIFY, "the same, each call with a token"),
 }
 """By the end of the target's name: how our server is called, and what that is."""
+HTTP = {
+    "http-json": (INFER_JSON, "our server over HTTP, numbers as JSON"),
+    "http-binary": (INFER_BINARY, "the same, images and probabilities as bytes"),
+    "http-picture": (PICTURES, "the same, PNG files of 280 x 280 pixels"),
+}
+"""Our server over HTTP: how it is called, and what that is."""
 OTHERS = {
     "plain": "plain_server --models {models}",
     "bare": "bare_server --models {models} --precision {precision}",
@@ -28,11 +41,17 @@ OTHERS = {
 TOKEN = "a-token-of-the-benchmarks"
 
 
+def method_of(target: str, setting: Setting) -> Method:
+    """Return how a target is called."""
+    method, _ = HTTP.get(target) or VARIANTS[variant_of(target, setting)]
+    return method
+
+
 def variant_of(target: str, setting: Setting) -> str:
     """Return the end of a target's name, one of VARIANTS."""
     if target in setting.addresses:
         return "-infer"
-    ends = (end for end in VARIANTS if target.endswith(end) and target not in OTHERS)
+    ends = (end for end in VARIANTS if target.endswith(end) and target not in OTHERS | HTTP)
     return max(ends, key=len, default="")
 
 
@@ -44,8 +63,11 @@ def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list
         settings = {"models": models, "precision": spec.precision}
         return [sys.executable, "-m", *(word.format_map(settings) for word in words)]
     is_elsewhere = spec.target in setting.checkouts
-    transport = "auto" if is_elsewhere else spec.target.removesuffix(variant)
+    is_http = spec.target in HTTP
+    transport = "auto" if is_elsewhere or is_http else spec.target.removesuffix(variant)
     options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
+    if is_http:
+        options += ["--http-port", "0"]
     if spec.workers > 1:
         options += ["--workers", str(spec.workers)]
     if variant == "-tls":

@@ -14,14 +14,18 @@ from serving.signature import DIGITS
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method of gRPC."""
+    """A method of gRPC, or one of HTTP."""
 
     path: str
-    """/package.Service/Method."""
+    """/package.Service/Method; for HTTP the path of its URL."""
     encode: Encode
-    """Makes a request message of (N, 784) uint8."""
+    """Makes a request message of (N, 784) uint8; for HTTP the whole request, with its head."""
     decode: Callable[[bytes], list[int]]
     """Reads the digits of an answer message."""
+    is_http: bool = False
+    """Whether it is called over HTTP."""
+    right_share: float = 0.95
+    """Share of the digits that must be the fp32 model's; int8 may well differ in one."""
 
 
 def encode_digits(images: Images) -> bytes:

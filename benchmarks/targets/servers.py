@@ -4,18 +4,21 @@ import os
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import grpc
 
+from benchmarks.load import http1
 from benchmarks.load.cores import on_cores
 from benchmarks.load.frames import Request
+from benchmarks.load.http1 import HttpRequest
 from benchmarks.load.network import NetworkLoad
-from benchmarks.targets.commands import TOKEN, VARIANTS, command_of, variant_of
+from benchmarks.targets.commands import TOKEN, command_of, method_of, variant_of
 from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline.parser import PREFIX
@@ -23,8 +26,6 @@ from commandline.parser import PREFIX
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
-_RIGHT = 0.95
-"""Share of the digits that must be the fp32 model's; int8 may well differ in one."""
 
 
 def _batch_sizes(metrics: str) -> dict[str, int]:
@@ -54,7 +55,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
     """
     begin_s = perf_counter()
     address, variant = setting.addresses.get(spec.target), variant_of(spec.target, setting)
-    method, _ = VARIANTS[variant]
+    method = method_of(spec.target, setting)
     with ExitStack() as stack:
         pid, facts, cert = None, {"address": address or ""}, None
         if not address:
@@ -64,9 +65,14 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
             pid, facts = stack.enter_context(_process(command, checkout, setting.cores))
             cert = (folder / "cert.pem").read_bytes() if variant == "-tls" else None
         token = TOKEN if variant == "-token" else ""
-        request = Request(facts["address"], method.path, b"", tls=bool(cert), token=token)
-        if not spec.target.startswith("echo"):
-            _check(request, method, setting, cert)
+        request: Request | HttpRequest
+        if method.is_http:
+            request = HttpRequest(facts["http"].removeprefix("http://"), b"")
+            _check(partial(_answer_over_http, request), method, setting)
+        else:
+            request = Request(facts["address"], method.path, b"", tls=bool(cert), token=token)
+            if not spec.target.startswith("echo"):
+                _check(partial(_answer_over_grpc, request, cert), method, setting)
         yield Running(
             load=NetworkLoad(setting.generator, request, setting.images, method.encode),
             startup_s=perf_counter() - begin_s,
@@ -76,9 +82,23 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         )
 
 
-def _check(request: Request, method: Method, setting: Setting, cert: bytes | None) -> None:
-    """Call a server with a real client and compare the digits: load generators don't look."""
+def _check(answer: Callable[[bytes], bytes], method: Method, setting: Setting) -> None:
+    """Call a server and compare the digits: load generators don't look."""
     message = method.encode(setting.images[: len(setting.answers)])
+    pairs = zip(method.decode(answer(message)), setting.answers, strict=True)
+    share = sum(digit == right for digit, right in pairs) / len(setting.answers)
+    if share < method.right_share:
+        raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
+
+
+def _answer_over_http(request: HttpRequest, message: bytes) -> bytes:
+    try:
+        return http1.ask(replace(request, message=message))
+    except OSError as err:
+        raise NotMeasured(f"it does not answer: {err}") from err
+
+
+def _answer_over_grpc(request: Request, cert: bytes | None, message: bytes) -> bytes:
     metadata = (("authorization", f"Bearer {request.token}"),) if request.token else None
     channel = (
         grpc.secure_channel(request.address, grpc.ssl_channel_credentials(cert))
@@ -87,15 +107,12 @@ def _check(request: Request, method: Method, setting: Setting, cert: bytes | Non
     )
     with channel:
         # A unary call is a stream with one message each way.
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method.path)
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(request.path)
         try:
             (answer,) = call(iter([message]), timeout=_ANSWER_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as err:
             raise NotMeasured(f"it does not answer: {err.code().name}") from err
-    pairs = zip(method.decode(answer), setting.answers, strict=True)
-    share = sum(digit == right for digit, right in pairs) / len(setting.answers)
-    if share < _RIGHT:
-        raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
+    return bytes(answer)
 
 
 @contextmanager
@@ -109,6 +126,7 @@ def _process(
     """
     # A server has the options of its cell, not those that the environment sets for `run`.
     environment = {n: text for n, text in os.environ.items() if not n.startswith(PREFIX)}
+    environment[f"{PREFIX}HTTP_PORT"] = "off"  # not an option: other checkouts may not have it
     if checkout:
         environment["PYTHONPATH"] = str(checkout)
     with tempfile.TemporaryFile("w+") as errors:

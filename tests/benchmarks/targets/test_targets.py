@@ -59,6 +59,9 @@ def test_options_from_the_environment_are_not_those_of_a_target(
         "h2-tls",
         "h2-token",
         "grpcio-stream",
+        "http-json",
+        "http-binary",
+        "http-picture",
     ],
 )
 def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
@@ -69,7 +72,7 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         assert cpu_s(running.pid) > 0
         assert memory_bytes(running.pid) > 2**20
         formed = sum(running.batch_sizes().values())
-        assert (formed > 0) == target.startswith(("h2", "grpcio"))
+        assert (formed > 0) == target.startswith(("h2", "grpcio", "http"))
         assert 0 < running.startup_s < 60
 
 
