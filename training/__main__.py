@@ -6,10 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from commandline import checkout, extras
 from training.cli import parser
 from training.config import RECIPES
+from training.data.extra import Extra
+from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError, UnusableInput
 
@@ -57,6 +60,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     """Train, showing every epoch, and write the report."""
+    extra = _load_extra(arguments.extra)
     data = _load(arguments)
     from training.fitting.train import train
     from training.fitting.trainer import device
@@ -68,16 +72,35 @@ def _train(arguments: argparse.Namespace) -> None:
     if sys.stdout.isatty():
         print()  # the line that every epoch rewrites
     folder = arguments.artifacts
-    metrics = train(recipe, data, folder, seed=arguments.seed, resume=arguments.resume, log=_show)
+    metrics = train(
+        recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra, log=_show
+    )
     report.write(folder, data)
     print(
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
         f"{metrics['train_seconds']:.0f} s of training"
     )
+    if "accuracy" in (own := metrics.get("extra", {})):
+        print(
+            f"your own digits, held out: {own['accuracy']:.2%} "
+            f"({own['errors']} errors in {own['held_out']})"
+        )
     print(f"look at {folder / 'report.html'}; {checkout.run('export')} comes next")
     if metrics["epochs"] < recipe.epochs:
         kept = f"kept the best of {metrics['epochs']} epochs; --resume continues"
         raise KeyboardInterrupt(kept)
+
+
+def _load_extra(folder: Path | None) -> Extra | None:
+    """Read a user's own digits, and say how many there are and what can't be read."""
+    if folder is None:
+        return None
+    extra = load_extra(folder)
+    for line in extra.unreadable:
+        print(f"left out: {line}", file=sys.stderr)
+    num_training, num_held_out = len(extra.training.labels), len(extra.held_out.labels)
+    print(f"your own digits: {num_training:,} to train on, {num_held_out:,} held out", flush=True)
+    return extra
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -63,6 +63,7 @@ _SERVE = """\
 _CLASSIFY = """\
   python -m serving classify seven.png scans/ --csv > answers.csv
   python -m serving classify - --target 127.0.0.1:50051 < seven.png
+  python -m serving classify scans/ --reject-below 0.9 --collect own
 """
 _PROBE = """\
   python -m serving health                                   exit code 0: SERVING, else 1
@@ -140,6 +141,9 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
         "TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
+    parser.add_argument("--collect", type=Path, metavar="DIR",
+        help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
+        "what `python -m training train --extra DIR` learns from")  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_source(parser)
 

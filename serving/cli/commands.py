@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, fields
@@ -66,7 +67,9 @@ def _classify(options: argparse.Namespace) -> int:
         raise ConfigurationError("--csv and --json exclude each other")
     from serving.cli import picture_files
     from serving.cli.answers import Answer, Report, answer
+    from serving.cli.collection import open_collection
 
+    collection = open_collection(options.collect, options.pictures, options.reject_below)
     found = picture_files.find(options.pictures)
     report = Report("csv" if options.csv else "json" if options.json else "text", len(found))
     is_good = True
@@ -80,7 +83,13 @@ def _classify(options: argparse.Namespace) -> int:
                 is_good = False
                 report.add(Answer(picture=picture, error=image))
             else:
-                report.add(answer(picture, _predictions(classifier, image), options.reject_below))
+                answered = answer(picture, _predictions(classifier, image), options.reject_below)
+                report.add(answered)
+                if collection is not None and answered.rejected:
+                    collection.add(Path(picture), int(answered.digit or 0))
+    if collection is not None:
+        line = f"{collection.num_kept} pictures kept in {collection.folder}"
+        logs.print_line(line, sys.stderr)
     return 0 if is_good else 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from training.__main__ import main
 from training.data.mnist import Mnist
@@ -86,6 +87,36 @@ def test_train_shows_device_epochs_and_outcome(
     assert re.match(r"test accuracy \d\d\.\d\d% \(\d+ errors\)", outcome)
     assert advice == f"look at {tmp_path / 'report.html'}; `make export` comes next"
     assert (tmp_path / "report.html").exists()
+
+
+def test_own_digits_are_trained_on_and_reported(
+    tmp_path: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (image, label) in enumerate(
+        zip(mnist_sample.test_images[:60], mnist_sample.test_labels, strict=False)
+    ):
+        path = tmp_path / "own" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.reshape(28, 28)).save(path)
+    arguments = ["train", "--recipe", "seed", "--epochs", "2", "--artifacts", str(tmp_path / "out")]
+    assert main([*arguments, "--extra", str(tmp_path / "own")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    num_training, num_held_out = map(int, re.findall(r"\d+", lines[0]))
+    assert num_training + num_held_out == 60
+    assert num_held_out > 0
+    assert re.match(
+        rf"your own digits, held out: \d+\.\d\d% \(\d+ errors in {num_held_out}\)", lines[-2]
+    )
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert f"your own, held out ({num_held_out})" in html
+    assert f"{num_training} images of your own" in html
+
+
+def test_own_digits_that_are_missing_exit_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--extra", str(tmp_path / "nowhere")]) == 2
+    assert "no readable pictures in" in capsys.readouterr().err
 
 
 def test_interrupted_training_says_what_it_kept(

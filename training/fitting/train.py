@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from training.config import Recipe
+from training.data.extra import Extra, join
 from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
 from training.fitting import artifacts, calibration, distillation, loop
@@ -27,6 +28,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     teachers: Path | None = None,
+    extra: Extra | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
     """Train the network and write model.keras, history.json and metrics.json.
@@ -41,6 +43,7 @@ def train(
         seed: decides the first weights, the order of the images, deformation and dropout.
         resume: continue from the checkpoint in the folder.
         teachers: the cache of teachers, for a recipe that has some; None for the folder's own.
+        extra: a user's own images to train on, too; None for none.
         log: gets a line for each epoch, the teachers' included.
 
     Returns:
@@ -52,10 +55,14 @@ def train(
         OSError: the artifacts could not be written.
     """
     training, validation = data.split(recipe.validation_split)
+    identity = {"seed": seed, **asdict(recipe)}
+    if extra is not None:
+        training = join(training, extra)
+        identity["extra"] = extra.digest
     cache = teachers or folder / "teachers"
     epochs = distillation.epoch_source(recipe, training, validation, cache, log)
     trainer = Trainer(recipe, len(training.labels), seed)
-    checkpoint = Checkpoint(folder / "checkpoint.npz", {"seed": seed, **asdict(recipe)})
+    checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
     try:
         progress = Progress.restore(checkpoint, trainer.variables) if resume else Progress()
     except ResumeError as err:
@@ -75,10 +82,23 @@ def train(
         "cpu_seconds": round(progress.cpu_seconds, 1),
         **_calibrate_and_measure(trainer.average, validation, data.test),
     }
+    if extra is not None:
+        metrics["extra"] = _measure_extra(trainer.average, extra)
     artifacts.save(folder, trainer.average, progress.rows, metrics)
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics
+
+
+def _measure_extra(model: keras.Model, extra: Extra) -> dict[str, Any]:
+    """Measure the network on the own images that were held out."""
+    num_held_out = len(extra.held_out.labels)
+    measured = {"images": len(extra.training.labels), "held_out": num_held_out}
+    if not num_held_out:
+        return measured
+    loss, accuracy = evaluate(model, extra.held_out)
+    errors = round((1 - accuracy) * num_held_out)
+    return {**measured, "loss": loss, "accuracy": accuracy, "errors": errors}
 
 
 def _calibrate_and_measure(

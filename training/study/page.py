@@ -50,7 +50,7 @@ def render(
         heading=f"{metrics['accuracy']['test']:.2%}",
         lead=[
             f"of the test digits are classified correctly; {metrics['errors']['test']:,} are not.",
-            _training(metrics) + _calibration(metrics),
+            _training(metrics) + _own(metrics) + _calibration(metrics),
         ],
         sections=[
             section("Loss and accuracy", "", _results(metrics)),
@@ -67,6 +67,9 @@ def _results(metrics: Mapping[str, Any]) -> Table:
     sets = [
         (name, metrics["accuracy"][name], metrics["loss"][name]) for name in ("test", "validation")
     ]
+    if "accuracy" in (own := metrics.get("extra", {})):
+        name = f"your own, held out ({own['held_out']:,})"
+        sets.append((name, own["accuracy"], own["loss"]))
     rows = [(name, f"{loss:.4f}", f"{accuracy:.2%}") for name, accuracy, loss in sets]
     return [("images", "loss", "accuracy"), *rows]
 
@@ -79,6 +82,18 @@ def _training(metrics: Mapping[str, Any]) -> str:
         f"{metrics['train_seconds']:.0f} s on {metrics['device']}, {metrics['parameters']:,} "
         f"parameters ({libraries})."
     )
+
+
+def _own(metrics: Mapping[str, Any]) -> str:
+    """Describe in one sentence the part of a user's own images."""
+    if "extra" not in metrics:
+        return ""
+    own = metrics["extra"]
+    sentence = f" It was trained on {own['images']:,} images of your own, too; "
+    if "accuracy" not in own:
+        return f"{sentence}none was held out, which takes 5 of a digit."
+    held_out = f"of {own['held_out']:,} others, held out, "
+    return f"{sentence}{held_out}{own['accuracy']:.1%} are classified correctly."
 
 
 def _calibration(metrics: Mapping[str, Any]) -> str:
