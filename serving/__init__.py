@@ -1,7 +1,7 @@
 """Classify handwritten digits, in process or over gRPC.
 
     from serving import Classifier
-    with Classifier.load("models/digits") as classifier:
+    with Classifier.pretrained() as classifier:  # or Classifier.load("models/digits")
         predictions = classifier.classify(images)
 
 Each name is imported when it is first used, so that `import serving.client` loads no ONNX Runtime.

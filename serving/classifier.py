@@ -28,7 +28,8 @@ from serving.telemetry.metrics import Metrics
 class Classifier:
     """Classifies images in this process; safe to call from many threads.
 
-    Interchangeable with `serving.client.Client`. Use it as a context manager, or call `close`.
+    `classify`, `model_info`, `close` and `with` are those of `serving.client.Client`. Use it
+    as a context manager, or call `close`.
     """
 
     def __init__(

@@ -21,11 +21,11 @@ class BatchingConfig:
     """How requests are queued and batched into runs; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one run. Past 128 the cost of an image no longer falls, but that of the
-    run's overhead does: from 128 to 512, messages of 256 images gain a quarter (h2load, one core).
-    A run of 512 takes some 2 ms."""
+    """The most images in one run. Past 128 the model's time an image is constant; only the run's
+    overhead is still spread over more: from 128 to 512, messages of 256 images gain a quarter
+    (h2load, one core). A run of 512 takes some 2 ms."""
     max_queue_delay_s: float = 0.0
-    """Seconds that an idle engine waits for more images; 0 starts at once, batches while busy."""
+    """Seconds to wait for more images before a run; 0 runs at once, so batches grow while busy."""
     queue_capacity: int = 16_384
     """The most images that wait for a run; further requests are rejected as Overloaded."""
     max_request_images: int = 4_096

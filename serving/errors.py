@@ -13,7 +13,7 @@
         ├── ModelError          the model failed on these images
         ├── CorruptModel        a version's files are damaged, or not what the manifest says
         ├── DeviceError         the requested device cannot be used
-        └── ConfigurationError  an option or a file given to the server cannot be used
+        └── ConfigurationError  an option or a file that it names cannot be used
 
 Errors know nothing of gRPC: `serving/protocols/status.py` maps them to status codes.
 """
@@ -73,7 +73,7 @@ class DeadlineExceeded(ServingError):
 
 
 class ModelError(ServingError):
-    """The model failed while running these images."""
+    """The model failed on these images, or the server failed in a way that it did not expect."""
 
     usual_text = "the model failed on these images"
 

@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
     """The answer for one image, in Python's own types, which `json.dumps` accepts."""
 
     digit: int
-    """The number of its most probable class: of digits 0 to 9."""
+    """The number of its most probable class: for digits 0 to 9."""
     probability: float
     """The probability of that digit, 0 to 1."""
 
@@ -35,9 +35,9 @@ class Predictions:
 
     digits: Digits
     """(N,): the number of the most probable class of each image, from 0. uint8 for up to 256
-    classes, which digits are, else the smallest unsigned type that holds them."""
+    classes, so for digits, else the smallest unsigned type that holds them."""
     probabilities: Probabilities
-    """(N, classes) float32, of digits (N, 10); each row sums to 1."""
+    """(N, classes) float32, for digits (N, 10); each row sums to 1."""
     model_version: str
     """The version that answered, such as "3"."""
     class_labels: tuple[str, ...] = ()

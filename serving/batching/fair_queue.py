@@ -26,7 +26,7 @@ class FairQueue:
         self.num_rows = 0
         """Images that wait."""
         self.waiting_since_s = 0.0
-        """When it was last empty."""
+        """When the first request arrived since the queue was last empty."""
         self._capacity = capacity
         self._num_taken = 0
         self._callers: dict[Hashable, OrderedDict[Request, None]] = {}

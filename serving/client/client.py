@@ -27,8 +27,9 @@ _Result = TypeVar("_Result")
 class Client(Connection):
     """A connection to a server, for threads; connects when first used.
 
-    Interchangeable with `serving.Classifier`, and as safe to call from many threads. A pickled
-    client connects again. A client that was used before a fork raises `Unavailable` in the child.
+    `classify`, `model_info`, `close` and `with` are those of `serving.Classifier`; as safe to call
+    from many threads. A pickled client connects again. A client that was used
+    before a fork raises `Unavailable` in the child.
     """
 
     _pid: int | None = None
@@ -66,6 +67,7 @@ class Client(Connection):
         Raises:
             InvalidRequest: wrong dtype or shape, or no images.
             Overloaded: the server's queue is full.
+            Unauthenticated: the server wants a token, or another one.
             Unavailable: no server answers, after retries too, or its answer is malformed.
             DeadlineExceeded: no answer within the timeout.
             ModelError: the run failed.

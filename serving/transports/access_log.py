@@ -23,7 +23,7 @@ REQUEST_ID = "x-request-id"
 STATUS_NAMES: Mapping[int, str] = {status.value[0]: status.name for status in grpc.StatusCode}
 
 _MAX_LINES_PER_S = 100
-"""If more calls than these fail in a second, the metrics show it."""
+"""More lines in a second are dropped; the metrics still count the calls."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""

@@ -1,4 +1,4 @@
-"""Optional layers before the handlers: access lines and tokens."""
+"""Optional layers before the handlers: access lines, spans, and tokens."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
