@@ -1,0 +1,55 @@
+"""The curl lines of the README and of docs/http.md, run as they stand."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.serving.http.peer import HttpPeer
+
+ROOT = Path(__file__).parents[3]
+PIXELS = json.dumps([0] * 300 + [255] * 60 + [0] * 424)
+
+
+def lines_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
+    return re.findall(r"(?m)^ {4}(curl .*)$", text)
+
+
+LINES = [*lines_of("README.md"), *lines_of("docs/http.md")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the lines name."""
+    seven = ROOT / "docs" / "pictures" / "seven.png"
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    for name in ("docs/pictures/seven.png", "seven.png"):
+        shutil.copy(seven, tmp_path / name)
+    Image.open(seven).convert("L").save(tmp_path / "four.jpg")
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("line", LINES)
+def test_curl_line_is_answered(line: str, http: HttpPeer, folder: Path) -> None:
+    whole = line.replace("http://127.0.0.1:8080", http.url)
+    for shortened in ("[0, 255, ...]", "[...]"):
+        whole = whole.replace(shortened, PIXELS)
+    assert http.url in whole
+    words = shlex.split(whole, comments=True)
+    command = [words[0], "--fail", "--silent", "--show-error", *words[1:]]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    if "picture=@" in line:
+        assert answer["digits"][0]["digit"] == 7
+
+
+def test_curl_lines_are_found() -> None:
+    assert len(LINES) >= 6
