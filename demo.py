@@ -14,7 +14,8 @@ from pathlib import Path
 from serving import Client
 from training.data.mnist import Mnist
 
-_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off")
+_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off",
+          "--http-port", "off")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
   rate           {num_images / elapsed_s:,.0f} images/s, one client
 
 How to go on
-  make serve                                        serve it on 127.0.0.1:50051
+  make serve                                        serve it; draw at http://127.0.0.1:8080
   .venv/bin/python -m serving classify PICTURE...   your own digits, PNG or JPEG
   artifacts/report.html                             how the training went
 """)

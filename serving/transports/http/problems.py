@@ -1,5 +1,6 @@
 """Errors over HTTP: the table from our errors to status codes, and RFC 9457 problem documents."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
@@ -42,9 +43,15 @@ _HEADERS: dict[type[DigitsError], dict[str, str]] = {
 }
 
 
-def problem(error: DigitsError) -> JSONResponse:
-    """Return the problem document of one of our errors, with its text as the detail."""
-    return problem_document(STATUS[type(error)], str(error), _HEADERS.get(type(error)))
+def problem(error: DigitsError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the problem document of one of our errors, with its text as the detail.
+
+    Args:
+        error: says the status, too.
+        headers: beside those of the status.
+    """
+    every = {**_HEADERS.get(type(error), {}), **(headers or {})}
+    return problem_document(STATUS[type(error)], str(error), every)
 
 
 def problem_document(

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
+from serving.errors import Overloaded
 from serving.protocols.oip.methods import Queries
 from serving.system.address import bind, with_port
 from serving.system.cores import usable_cores
@@ -21,12 +22,14 @@ from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.http.app import make_app
 from serving.transports.http.calls import Calls
+from serving.transports.http.problems import problem
 from serving.transports.http.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each start and stop
 
 MAX_CONNECTIONS = 1024
+"""The request of one more is refused, and its connection closed."""
 _FIRST_REQUEST_S = 10.0
 """Seconds for a connection to send the headers of its first request."""
 _KEEP_ALIVE_S = 30
@@ -111,7 +114,6 @@ def _uvicorn_config(app: Any, context: Callable[[], ssl.SSLContext] | None) -> u
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         backlog=_BACKLOG,
@@ -132,8 +134,14 @@ def _renewing(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     return first
 
 
+_CLOSING = {"Connection": "close"}
+
+
 class _Protocol(HttpToolsProtocol):
-    """Closes connections that never send a request; uvicorn's own timer starts after an answer."""
+    """Closes connections that never send a request, and refuses those that are too many.
+
+    uvicorn's own timer starts after an answer, and its own limit answers in plain text.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -141,6 +149,8 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._first.cancel()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.app = problem(Overloaded("too many connections"), _CLOSING)
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.transports.http import app, bodies
+from serving.transports.http import server as server_module
 from serving.transports.http.problems import STATUS
 from serving.transports.http.server import HttpServer
 from tests.serving.http.peer import HttpPeer
@@ -107,6 +109,20 @@ def test_bodies_over_the_budget_are_429_with_retry_after(small_budget: None, gat
     gated.engine.open(1000)
     for _ in range(3):  # what was held was given back
         assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
+
+
+def test_connections_over_the_limit_are_429_and_closed(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    host, port = gated.peer.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        reply = gated.peer.get("/v2")
+        assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+        assert reply.headers["connection"] == "close"
+        assert reply.json["detail"] == "too many connections"
 
 
 def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:
