@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from serving import Classifier
-from serving.errors import ConfigurationError, InvalidRequest
-from serving.images import Images
-from serving.pictures.reader import from_picture
-from tests.support.pictures.drawing import (
+from handwriting.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -27,6 +23,10 @@ from tests.support.pictures.drawing import (
     row,
     stroke_glyph,
 )
+from serving import Classifier
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.images import Images
+from serving.pictures.reader import from_picture
 from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]

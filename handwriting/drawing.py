@@ -1,7 +1,7 @@
 """Pictures of digits drawn by code, with their labels: to test `from_picture` on.
 
-    python -m tests.support.pictures.drawing --models models    the accuracy on each population
-    python -m tests.support.pictures.drawing --sheet sheet.png  given, seen by the network, answered
+    python -m handwriting.drawing --models models    the accuracy on each population
+    python -m handwriting.drawing --sheet sheet.png  given, seen by the network, answered
 
 Fonts and pen strokes of many sizes, rotated and slanted, on clean white or on paper with uneven
 light, shadows, ruled lines and grain, dark on light or the reverse; and scikit-learn's 8 x 8 digits
@@ -10,6 +10,7 @@ light, shadows, ruled lines and grain, dark on light or the reverse; and scikit-
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -56,9 +57,11 @@ def draw(population: str, number: int, seed: int, *, on_paper: bool) -> list[Pic
     return pictures
 
 
-def font_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Set a digit in some font, turned by up to 15 degrees: ink is 255."""
-    font = ImageFont.truetype(str(FONTS[rng.integers(len(FONTS))]), height * 1.4)
+def font_glyph(
+    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS
+) -> Image.Image:
+    """Set a digit, or any text, in some font, turned by up to 15 degrees: ink is 255."""
+    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), height * 1.4)
     left, top, right, bottom = font.getbbox(str(digit))
     margin = height // 2
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
@@ -97,7 +100,7 @@ def curve(points: np.ndarray, step: float) -> np.ndarray:
 
 def optdigits_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
     """Enlarge one of the UCI 8 x 8 digits smoothly."""
-    with np.load(Path(__file__).parents[2] / "data" / "optdigits.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "tests" / "data" / "optdigits.npz") as arrays:
         image = rng.choice(arrays["images"][arrays["labels"] == digit]).reshape(8, 8)
     large = Image.fromarray((image * 15.9).astype(np.uint8)).resize(
         (height, height), Image.Resampling.BICUBIC
@@ -213,7 +216,8 @@ def save_sheet(classifier: Classifier, path: Path, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.support.pictures.drawing")
+    """Print the table, or draw the sheet."""
+    parser = argparse.ArgumentParser(prog="python -m handwriting.drawing")
     parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
     parser.add_argument("--number", type=int, default=500, help="pictures a population")
     parser.add_argument("--seed", type=int, default=2, help="decides what is drawn")
