@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from serving.model.info import ModelInfo
-    from serving.pictures.reader import from_picture
+    from serving.pictures.numbers import FoundDigit, Number
+    from serving.pictures.reader import from_picture, read_numbers
     from serving.predictions import Prediction, Predictions
     from serving.signature import Signature
 
@@ -47,10 +48,12 @@ __all__ = [
     "DeadlineExceeded",
     "DeviceError",
     "DigitsError",
+    "FoundDigit",
     "InvalidRequest",
     "ModelError",
     "ModelInfo",
     "ModelNotFound",
+    "Number",
     "Overloaded",
     "Prediction",
     "Predictions",
@@ -61,6 +64,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "from_picture",
+    "read_numbers",
 ]
 
 _HOMES = {
@@ -68,11 +72,14 @@ _HOMES = {
     "BatchingConfig": "serving.config",
     "Classifier": "serving.classifier",
     "Client": "serving.client",
+    "FoundDigit": "serving.pictures.numbers",
     "ModelInfo": "serving.model.info",
+    "Number": "serving.pictures.numbers",
     "Prediction": "serving.predictions",
     "Predictions": "serving.predictions",
     "Signature": "serving.signature",
     "from_picture": "serving.pictures.reader",
+    "read_numbers": "serving.pictures.reader",
 }
 """The module of each public name that is no error."""
 

@@ -130,6 +130,12 @@ def test_reading_pictures_needs_no_server_and_no_model() -> None:
     assert not loaded & {"grpc", "onnxruntime"}
 
 
+def test_only_tests_import_handwriting() -> None:
+    for package in ("serving", "training", "benchmarks", "commandline", "reports"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "handwriting" not in {name.split(".")[0] for name in imports_of(path)}, path
+
+
 ROOMS = {
     "serving": """
         errors signature predictions images config system credentials model.info pictures
@@ -137,6 +143,9 @@ ROOMS = {
         cli __main__ __init__
     """,
     "training": "errors config files data fitting export study cli __main__ __init__",
+    "handwriting": """
+        drawing strings papers pages examples fitting evaluation __main__ __init__
+    """,
     "benchmarks": "load targets run report arguments cli __main__ peers __init__",
 }
 """Each package's rooms (folders and files at its top) from the ground up; a room may also be split
@@ -196,7 +205,8 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "top", ["serving", "training", "benchmarks", "tests", "reports", "commandline"]
+    "top",
+    ["serving", "training", "benchmarks", "handwriting", "tests", "reports", "commandline"],
 )
 def test_no_folder_is_too_full(top: str) -> None:
     for folder in [ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())]:
@@ -230,7 +240,10 @@ def test_public_names_are_these() -> None:
         "Prediction",
         "Predictions",
         "Signature",
+        "FoundDigit",
+        "Number",
         "from_picture",
+        "read_numbers",
     }
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ MAX_PIXELS = 80_000_000
 MAX_BYTES = 256 * 2**20
 """The largest file that is read."""
 MAX_SIDE = 256
-"""Pictures are shrunk to this many pixels a side; a digit needs twenty."""
+"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
+MAX_PAGE_SIDE = 1024
+"""The same for pictures of several digits."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 """The formats to read if this Pillow can; HEIF (HEIC) with pillow-heif."""
@@ -29,14 +31,30 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 Grey = npt.NDArray[np.float32]
 
 
+class Page(NamedTuple):
+    """A decoded picture."""
+
+    grey: Grey
+    """(H, W) float32, 0 to 255; the ink may be dark or light."""
+    width: int
+    """Of the picture as it was, in pixels, the camera's orientation applied."""
+    height: int
+
+
 def read_grey(source: str | Path | BinaryIO) -> Grey:
+    """Read a picture of one digit as levels, at most MAX_SIDE a side; see `read_page`."""
+    return read_page(source, MAX_SIDE).grey
+
+
+def read_page(source: str | Path | BinaryIO, max_side: int = MAX_PAGE_SIDE) -> Page:
     """Read a picture, or the first of an animation, as one level a pixel.
 
     Args:
         source: a path, or an open binary file.
+        max_side: larger pictures are shrunk to this many pixels a side.
 
     Returns:
-        (H, W) float32, 0 to 255, at most MAX_SIDE a side; the ink may be dark or light.
+        Its levels and its original size.
 
     Raises:
         InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
@@ -44,8 +62,8 @@ def read_grey(source: str | Path | BinaryIO) -> Grey:
     try:
         if isinstance(source, str | Path):
             with open(source, "rb") as file:
-                return _decoded(_seekable(file))
-        return _decoded(_seekable(source))
+                return _decoded(_seekable(file), max_side)
+        return _decoded(_seekable(source), max_side)
     except InvalidRequest:
         raise
     except UnidentifiedImageError as err:
@@ -86,31 +104,43 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _decoded(file: BinaryIO) -> Grey:
+def _decoded(file: BinaryIO, max_side: int) -> Page:
     with Image.open(file, formats=formats()) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise TooLarge(
                 f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"
             )
-        picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # JPEG: decodes fewer pixels from the start
-        if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
-            return _levels(_upright(_floats(picture)))
-        if picture.mode == "LAB":  # _grey takes any three channels; Pillow can't convert LAB
-            return _grey(_opaque(_upright(Image.merge("RGB", picture.split()).convert("RGBA"))))
-        if picture.mode in ("1", "L") and "transparency" not in picture.info:
-            return np.asarray(_upright(picture.convert("L")), np.float32)
-        return _grey(_opaque(_upright(picture.convert("RGBA"))))
+        size = picture.size
+        picture.draft("RGB", (max_side, max_side))  # JPEG: decodes fewer pixels from the start
+        if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
+            size = size[::-1]
+        return Page(_grey_of(picture, max_side), *size)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Shrink to at most MAX_SIDE a side by area averaging, and apply the camera's orientation."""
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
+"""The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
+
+
+def _grey_of(picture: Image.Image, max_side: int) -> Grey:
+    if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
+        return _levels(_upright(_floats(picture, max_side), max_side))
+    if picture.mode == "LAB":  # _grey takes any three channels; Pillow can't convert LAB
+        colours = Image.merge("RGB", picture.split()).convert("RGBA")
+        return _grey(_opaque(_upright(colours, max_side)))
+    if picture.mode in ("1", "L") and "transparency" not in picture.info:
+        return np.asarray(_upright(picture.convert("L"), max_side), np.float32)
+    return _grey(_opaque(_upright(picture.convert("RGBA"), max_side)))
+
+
+def _upright(picture: Image.Image, max_side: int) -> Image.Image:
+    """Shrink to at most `max_side` by area averaging, and apply the camera's orientation."""
+    picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
     return ImageOps.exif_transpose(picture)
 
 
-def _floats(picture: Image.Image) -> Image.Image:
+def _floats(picture: Image.Image, max_side: int) -> Image.Image:
     """Convert 16 or 32 bits a pixel to mode F; invalid levels become the median."""
-    step = max(1, max(picture.size) // (4 * MAX_SIDE))  # floats of all pixels would take 1 GB
+    step = max(1, max(picture.size) // (4 * max_side))  # floats of all pixels would take 1 GB
     levels = np.asarray(picture)[::step, ::step].astype(np.float32)
     is_level = np.abs(levels) < 1e30  # not NaN, infinite, or so large that sums overflow
     if not is_level.all():

@@ -5,7 +5,7 @@
 The last two steps are MNIST's: the longer side exactly 20 pixels, antialiased, aspect kept, then
 moved by whole pixels until the centre of mass is at pixel 14 (± 0.5) both ways. The others turn a
 photo into the clean black and white that NIST started from. Each constant was chosen by the
-accuracy on drawn pictures (tests/support/pictures/drawing.py), on a plateau.
+accuracy on drawn pictures (handwriting.drawing.py), on a plateau.
 """
 
 from typing import Any
@@ -52,8 +52,21 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
     digit = find_digit(ink, lowest, max(lowest, top))
     # Full ink is 1; the digit alone is kept, with its soft edge.
     alone = np.clip(ink / np.median(ink[digit]), 0, 1) * ndimage.maximum_filter(digit, 3)
-    fine = adjust_pen(fit(cropped(alone), BOX * FINE))
-    small = fit(cropped(fine), BOX)
+    return as_mnist(alone, FINE)
+
+
+def as_mnist(ink: Levels, fine: int) -> npt.NDArray[np.uint8]:
+    """Make an image of a digit's ink alone.
+
+    Args:
+        ink: (H, W), 0 = paper, 1 = full ink.
+        fine: the pen is adjusted at this many times the final resolution.
+
+    Returns:
+        (28, 28) uint8.
+    """
+    adjusted = adjust_pen(fit(cropped(ink), BOX * fine), fine)
+    small = fit(cropped(adjusted), BOX)
     return np.rint(centred(small / small.max()) * 255).astype(np.uint8)
 
 
@@ -84,13 +97,13 @@ def otsu(levels: Levels) -> float:
     return float(centres[np.argmax(below * above * (sum_below / below - sum_above / above) ** 2)])
 
 
-def adjust_pen(ink: Levels) -> Levels:
-    """Thicken or thin strokes to PEN_WIDTHS, given a digit at FINE times its final size."""
+def adjust_pen(ink: Levels, fine: int) -> Levels:
+    """Thicken or thin strokes to PEN_WIDTHS, given a digit at `fine` times its final size."""
     padded = np.pad(ink, BOX)
     edge = np.hypot(np.diff(padded, axis=0)[:, 1:], np.diff(padded, axis=1)[1:]).sum()
-    width = 2 * ink.sum() / edge / FINE
+    width = 2 * ink.sum() / edge / fine
     change = np.clip(width, *PEN_WIDTHS) - width
-    radius = round(abs(change) * FINE / 2)
+    radius = round(abs(change) * fine / 2)
     if change < 0:  # a blot is kept, however small
         inside = ndimage.distance_transform_edt(padded > padded.max() / 2)
         radius = min(radius, int(inside.max()) - 1)

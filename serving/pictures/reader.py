@@ -1,10 +1,28 @@
-"""Reads one digit from a picture file: decodes it and normalizes it to an image like MNIST's."""
+"""Reads picture files: one digit as an image like MNIST's, or all the numbers of a page."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from serving.errors import ConfigurationError
 from serving.images import Images
+
+if TYPE_CHECKING:
+    from serving.pictures.numbers import Number, Reading
+    from serving.predictions import Predictions
+
+BATCH = 512
+"""Images of one call; a page has some ten for each digit."""
+
+
+class ClassifiesImages(Protocol):
+    """A `Classifier` or a `Client`."""
+
+    def classify(self, images: npt.ArrayLike, /) -> "Predictions":
+        """Classify (N, 784) uint8."""
 
 
 def from_picture(source: str | Path | BinaryIO) -> Images:
@@ -25,7 +43,63 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
     try:
         from serving.pictures import decoder, normalizer
     except ImportError as err:
-        raise ConfigurationError(
-            "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
-        ) from err
+        raise _missing() from err
     return normalizer.to_image(decoder.read_grey(source)).reshape(1, -1)
+
+
+def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) -> "list[Number]":
+    """Read the numbers in a picture: a photo of a note, a scan of a form, chalk on a board.
+
+    Ruled lines and the boxes of forms are left out, strokes that belong together are joined, and
+    digits that touch are cut apart. What is no digit, such as a letter or a dot, is not read.
+
+    Args:
+        source: path or open binary file, as for `from_picture`.
+        classifier: a `Classifier` or a `Client`, of digits.
+
+    Returns:
+        The numbers, from the top to the bottom and from the left to the right, each with its text,
+        its probability and its digits; empty if there is none.
+
+    Raises:
+        InvalidRequest: not a readable picture, or too large; or the classifier's images are not
+            28 x 28.
+        ConfigurationError: Pillow or SciPy is not installed.
+        DigitsError: what `classify` raises.
+    """
+    return numbers_of(find_candidates(source), classifier.classify)
+
+
+def numbers_of(reading: "Reading", classify: "Callable[[Images], Predictions]") -> "list[Number]":
+    """Classify the candidates and choose among them: the other part of `read_numbers`.
+
+    Args:
+        reading: what `find_candidates` returned.
+        classify: see `Classifier.classify`; has at most BATCH images a call.
+    """
+    images = reading.images
+    if not len(images):
+        return []
+    starts = range(0, len(images), BATCH)
+    answers = [classify(images[start : start + BATCH]) for start in starts]
+    return reading.numbers(np.concatenate([answer.probabilities for answer in answers]))
+
+
+def find_candidates(source: str | Path | BinaryIO) -> "Reading":
+    """Find what may be digits in a picture: the part of `read_numbers` that needs no model.
+
+    Raises:
+        InvalidRequest: not a readable picture, or too large.
+        ConfigurationError: Pillow or SciPy is not installed.
+    """
+    try:
+        from serving.pictures import decoder, numbers
+    except ImportError as err:
+        raise _missing() from err
+    return numbers.Reading(decoder.read_page(source))
+
+
+def _missing() -> ConfigurationError:
+    return ConfigurationError(
+        "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
+    )

@@ -1,0 +1,114 @@
+"""`python -m handwriting {evaluate,fit}`: how numbers are read, and what rejects all else."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from commandline.parser import Parser
+from handwriting import evaluation, examples, fitting
+from handwriting.evaluation import Outcome
+from handwriting.pages import EMPTY
+from serving.cli.answers import Bar
+from serving.pictures.rejecter import WEIGHTS
+from training.data.mnist import Mnist
+
+_T = TypeVar("_T")
+
+_EXAMPLES = """\
+examples:
+  python -m handwriting evaluate                        the table of docs/reading-pictures.md
+  python -m handwriting evaluate --rows "boxes of a form" --wrong
+  python -m handwriting evaluate --digits training      to tune on; the test digits are for reports
+  python -m handwriting fit                             writes serving/pictures/rejecter.npz
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    return int(options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m handwriting",
+        description="Measure how numbers are read from pictures, and fit what rejects all else.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    evaluate = commands.add_parser("evaluate", help="print how often numbers are read rightly")
+    evaluate.set_defaults(run=_evaluate)
+    add = evaluate.add_argument
+    add("--number", type=int, default=1000, help="pages of each kind (1000)")
+    add("--seed", type=int, default=1, help="decides the pages (1)")
+    add("--digits", choices=("test", "training"), default="test", help="of MNIST (test)")
+    add("--rows", nargs="*", default=(), metavar="KIND", help="the kinds of pages (all)")
+    add("--wrong", action="store_true", help="print what was read wrongly")
+    add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
+    fit = commands.add_parser("fit", help="fit the rejecter on composed pages")
+    fit.set_defaults(run=_fit)
+    add = fit.add_argument
+    add("--pages", type=int, default=6000, help="pages to fit on (6000)")
+    add("--seed", type=int, default=0, help="decides pages and weights (0)")
+    add("--epochs", type=int, default=fitting.EPOCHS, help=f"({fitting.EPOCHS})")
+    add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
+    add("--output", type=Path, default=WEIGHTS, metavar="FILE", help="(serving/pictures)")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    mnist = Mnist.load(options.data_dir)
+    digits = mnist.test if options.digits == "test" else mnist.split(0)[0]
+    kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
+    outcomes = evaluation.measure(digits, options.number, options.seed, kinds)
+    print("| pages | read rightly | nothing found | wrong where 90 % sure |\n|---|---|---|---|")
+    shown = _with_bar(outcomes, options.number * len(kinds))
+    for row, group in groupby(shown, key=lambda outcome: outcome.row):
+        _print_row(row, list(group), options.wrong)
+    return 0
+
+
+def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
+    right = np.mean([outcome.is_right for outcome in outcomes])
+    nothing = np.mean([not outcome.read for outcome in outcomes])
+    sure = [outcome for outcome in outcomes if outcome.probability >= 0.9]
+    errors = f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}"
+    share = f"{right:.1%}" if row in evaluation.ROWS else ""
+    print(f"| {row} | {share} | {nothing:.1%} | {errors} |", flush=True)
+    for number, outcome in enumerate(outcomes):
+        if wrong and not outcome.is_right:
+            print(f"  {number}: {outcome.text!r} {outcome.read!r} {outcome.probability:.2f}")
+
+
+def _fit(options: argparse.Namespace) -> int:
+    mnist = Mnist.load(options.data_dir)
+    made = examples.of_pages(mnist.split(0)[0], options.pages, options.seed)
+    found = list(_with_bar(made, options.pages))
+    held_out = max(1, options.pages // 20)
+    model = fitting.fit(
+        examples.Candidates.concatenate(found[held_out:]),
+        examples.Candidates.concatenate(found[:held_out]),
+        options.seed, options.epochs,
+    )  # fmt: skip
+    fitting.save(model, options.output)
+    print(f"{options.output}: {options.output.stat().st_size} bytes")
+    return 0
+
+
+def _with_bar(items: Iterable[_T], total: int) -> Iterator[_T]:
+    """Yield the items, with a progress bar on a terminal."""
+    bar = Bar(total, sys.stderr)
+    for item in items:
+        bar.advance()
+        yield item
+    bar.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Candidates of composed pages, labelled by what they are: a digit as a whole, or none."""
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from handwriting.pages import EMPTY, OTHER_FONTS, any_paper, form, without_digits, written
+from handwriting.papers import file_of
+from handwriting.strings import Composed, Levels, random_string
+from serving.pictures import candidates, cuts, decoder, page, rows
+from serving.pictures.rows import Row
+from training.data.mnist import Examples
+
+NO_DIGIT = 10
+"""The label of what is not one whole digit."""
+MIN_WHOLE = 0.92
+"""Of a digit's ink, and of a candidate's: both shared makes it that digit."""
+MAX_PART = 0.85
+"""Less than this shared makes it no digit; what is between is left out."""
+
+
+class Candidates(NamedTuple):
+    """N labelled candidates."""
+
+    images: npt.NDArray[np.uint8]
+    """(N, 784)."""
+    surroundings: npt.NDArray[np.uint8]
+    """(N, 784)."""
+    measures: npt.NDArray[np.float32]
+    """(N, NUM_MEASURES)."""
+    labels: npt.NDArray[np.uint8]
+    """(N,): 0 to 9, or NO_DIGIT."""
+
+    @classmethod
+    def concatenate(cls, parts: "list[Candidates]") -> "Candidates":
+        """Join labelled candidates."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[Candidates]:
+    """Yield the examples of each of many random pages, made on all cores.
+
+    Args:
+        digits: to compose the pages of.
+        num_pages: how many.
+        seed: with a page's number it decides all of that page.
+    """
+    with multiprocessing.Pool(initializer=_start, initargs=(digits,)) as pool:
+        yield from pool.imap(_of_page, [(seed, number) for number in range(num_pages)], 8)
+
+
+_digits: list[Examples] = []
+
+
+def _start(digits: Examples) -> None:
+    _digits[:] = [digits]
+
+
+def _of_page(seed: tuple[int, int]) -> Candidates:
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(6, p=[0.35, 0.2, 0.08, 0.12, 0.1, 0.15])
+    composed: Composed | None = None
+    if kind == 0:
+        composed = random_string(_digits[0], rng, -4, 10)
+    elif kind == 1:
+        composed = random_string(_digits[0], rng, -4, 1)
+    elif kind == 2:
+        composed = random_string(_digits[0], rng, 0, 10)
+    elif kind == 3:
+        composed = written(rng, OTHER_FONTS)
+    elif kind == 4:
+        composed = form(_digits[0], rng)
+    if composed is None:
+        kind_of_page = str(rng.choice(EMPTY, p=[0.05, 0.05, 0.5, 0.25, 0.15]))
+        grey, owners = without_digits(kind_of_page, rng, OTHER_FONTS), None
+    else:
+        grey, owners = any_paper(composed.ink, rng), composed.owners
+    text = composed.text if composed else ""
+    return of_picture(grey, owners, text)
+
+
+def of_picture(grey: Levels, owners: npt.NDArray[np.int16] | None, text: str) -> Candidates:
+    """Label the candidates of a page by the digits that their ink belongs to."""
+    parts = []
+    ink = page.find_ink(decoder.read_page(file_of(grey)).grey)
+    for row in rows.find_rows(ink) if ink else []:
+        pieces = cuts.cut(row)
+        found = candidates.join(row, pieces)
+        labels = np.full(len(found.spans), NO_DIGIT)
+        if owners is not None:
+            labels = _labels(row, pieces, found.spans, owners, text)
+        kept = labels >= 0
+        parts.append(Candidates(found.images[kept], found.surroundings[kept], found.measures[kept],
+                              labels[kept].astype(np.uint8)))  # fmt: skip
+    return Candidates.concatenate([_NONE, *parts])
+
+
+_NONE = Candidates(
+    np.zeros((0, 784), np.uint8), np.zeros((0, 784), np.uint8),
+    np.zeros((0, candidates.NUM_MEASURES), np.float32), np.zeros(0, np.uint8),
+)  # fmt: skip
+
+
+def _labels(
+    row: Row,
+    pieces: cuts.Pieces,
+    spans: npt.NDArray[np.intp],
+    owners: npt.NDArray[np.int16],
+    text: str,
+) -> npt.NDArray[np.intp]:
+    """Return each candidate's digit, NO_DIGIT, or -1 where that is open."""
+    y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
+    x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
+    own = owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
+    num = len(text) + 1
+    counts = np.bincount(
+        (pieces.labels * num + own + 1).ravel(), minlength=(len(pieces.boxes) + 1) * num
+    ).reshape(-1, num)
+    totals = np.bincount((own + 1)[row.mask], minlength=num)
+    sums = np.concatenate([np.zeros((1, num)), np.cumsum(counts[1:], axis=0)])
+    shares = sums[spans[:, 1]] - sums[spans[:, 0]]
+    best = shares[:, 1:].argmax(1) + 1
+    shared = shares[np.arange(len(spans)), best]
+    share = np.minimum(shared / np.maximum(shares.sum(1), 1), shared / np.maximum(totals[best], 1))
+    digits = np.array([0, *map(int, text)])[best]
+    return np.where(share >= MIN_WHOLE, digits, np.where(share < MAX_PART, NO_DIGIT, -1))

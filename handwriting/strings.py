@@ -1,0 +1,121 @@
+"""Strings of digits composed from glyphs, with the digit that each pixel belongs to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from training.data.mnist import Examples
+
+Levels = npt.NDArray[np.uint8]
+
+INK = 100
+"""Levels of 255 from which a pixel counts as ink."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A string of digits as ink on an empty page."""
+
+    text: str
+    ink: Levels
+    """(H, W) uint8, 255 = ink."""
+    owners: npt.NDArray[np.int16]
+    """(H, W): which digit has most ink there, from 0; -1 where there is none."""
+
+    @property
+    def touches(self) -> bool:
+        """Whether two digits are one connected part."""
+        labels, _ = ndimage.label(self.ink >= INK, np.ones((3, 3)))
+        is_ink = self.ink >= INK
+        pairs = {*zip(labels[is_ink].tolist(), self.owners[is_ink].tolist(), strict=True)}
+        owners = np.bincount([label for label, _ in _sizable(pairs, labels, self.owners)])
+        return bool(owners.max(initial=0) > 1)
+
+
+def _sizable(
+    pairs: set[tuple[int, int]], labels: npt.NDArray[np.int32], owners: npt.NDArray[np.int16]
+) -> list[tuple[int, int]]:
+    """Keep the pairs of part and digit that share more than a few pixels."""
+    return [
+        (label, owner)
+        for label, owner in pairs
+        if owner >= 0 and ((labels == label) & (owners == owner)).sum() > 6
+    ]
+
+
+def compose(
+    text: str,
+    glyphs: Sequence[Levels],
+    gaps: Sequence[float],
+    rng: np.random.Generator,
+    unit: float = 20,
+) -> Composed:
+    """Set glyphs side by side, with jittered sizes and baselines, and one slant.
+
+    Args:
+        text: the digits.
+        glyphs: an image of each, ink is 255, at least as high as 20 pixels.
+        gaps: the blank between two neighbours' ink, in 1/20 of a digit's height; negative: their
+            boxes overlap.
+        rng: draws the rest.
+        unit: the height of a digit in the images; MNIST's is 20.
+
+    Returns:
+        The string with a margin of half a digit to two digits.
+    """
+    height = rng.uniform(24, 70)
+    slant = rng.uniform(-0.25, 0.25)
+    scaled = [_glyph(glyph, height / unit * rng.uniform(0.85, 1.15), slant) for glyph in glyphs]
+    lefts, right = [], 0.0
+    for glyph, gap in zip(scaled, [0.0, *gaps], strict=True):
+        lefts.append(max(0, round(right + gap * height / 20)))
+        right = max(right, lefts[-1] + glyph.shape[1])
+    tops = [round(height * rng.uniform(-0.12, 0.12)) - len(glyph) // 2 for glyph in scaled]
+    margins = [round(height * rng.uniform(0.5, 2)) for _ in range(4)]
+    top = min(tops)
+    bottom = max(start + len(glyph) for start, glyph in zip(tops, scaled, strict=True))
+    shape = (bottom - top + margins[0] + margins[1], round(right) + margins[2] + margins[3])
+    layers = np.zeros((len(scaled), *shape), np.uint8)
+    for layer, glyph, y, x in zip(layers, scaled, tops, lefts, strict=True):
+        y, x = y - top + margins[0], x + margins[2]
+        layer[y : y + len(glyph), x : x + glyph.shape[1]] = glyph
+    ink = layers.max(0)
+    owners = np.where(ink > 0, layers.argmax(0), -1).astype(np.int16)
+    return Composed(text, ink, owners)
+
+
+def _glyph(glyph: Levels, scale: float, slant: float) -> Levels:
+    """Crop to the ink, slant and scale."""
+    rows, columns = np.flatnonzero(glyph.max(1) > 60), np.flatnonzero(glyph.max(0) > 60)
+    crop = glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    crop = np.pad(crop, ((2, 2), (2 + len(crop) // 3,) * 2))
+    size = (round(crop.shape[1] * scale), round(crop.shape[0] * scale))
+    middle = size[1] / 2
+    matrix = (1 / scale, slant / scale, -slant * middle / scale, 0, 1 / scale, 0)
+    picture = Image.fromarray(crop).transform(
+        size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+    )
+    drawn = np.asarray(picture)
+    rows, columns = np.flatnonzero(drawn.max(1) > 60), np.flatnonzero(drawn.max(0) > 60)
+    return drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def random_string(
+    digits: Examples, rng: np.random.Generator, lowest: float, highest: float
+) -> Composed:
+    """Compose 2 to 8 of MNIST's digits, each gap drawn from `lowest` to `highest` pixels.
+
+    Args:
+        digits: to choose from.
+        rng: draws the digits and the rest.
+        lowest: the smallest gap, in MNIST's pixels.
+        highest: the largest gap.
+    """
+    chosen = rng.integers(len(digits.labels), size=rng.integers(2, 9))
+    glyphs = [image.reshape(28, 28) for image in digits.images[chosen]]
+    gaps = rng.uniform(lowest, highest, len(chosen) - 1).tolist()
+    return compose("".join(map(str, digits.labels[chosen].tolist())), glyphs, gaps, rng)

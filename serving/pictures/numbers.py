@@ -1,0 +1,201 @@
+"""Finds the numbers on a page: candidates for digits first, then, by their classes, the numbers."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequest
+from serving.images import Images
+from serving.pictures import candidates, cuts, path, rejecter
+from serving.pictures.candidates import Candidates
+from serving.pictures.cuts import Pieces
+from serving.pictures.decoder import Page
+from serving.pictures.page import find_ink
+from serving.pictures.parts import Numbers
+from serving.pictures.rows import Row, find_rows
+from serving.predictions import Probabilities
+
+NUM_DIGITS = 10
+BIAS = 2.5
+"""Added to the log odds of a whole digit."""
+SKIP = -5.0
+"""The score of leaving out a piece as high as the row."""
+MIN_SCORE = 1.5
+"""A number's mean score for each digit; what has less is no number."""
+MAX_BLANK = 1.2
+"""Of the row's height, beyond 1.5 usual gaps: a wider blank ends a number."""
+MIN_BLANK = 0.25
+"""Of the row's height, between a number and a letter."""
+
+
+class Box(NamedTuple):
+    """A rectangle in the picture, in its pixels, the camera's orientation applied."""
+
+    left: int
+    top: int
+    right: int
+    """Exclusive."""
+    bottom: int
+    """Exclusive."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDigit:
+    """A digit of a number."""
+
+    digit: int
+    probability: float
+    """Of that digit, 0 to 1."""
+    probabilities: tuple[float, ...]
+    """Of each class."""
+    box: Box
+    image: bytes
+    """What the network saw: 784 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number that was found in a picture."""
+
+    text: str
+    """Its digits, such as "90210"."""
+    probability: float
+    """That all of its digits are right, and that there are no others, 0 to 1."""
+    digits: tuple[FoundDigit, ...]
+    """From the left to the right."""
+
+    @property
+    def box(self) -> Box:
+        """The rectangle around all digits."""
+        sides = np.array([digit.box for digit in self.digits])
+        return Box(*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
+
+
+class _Line(NamedTuple):
+    row: Row
+    pieces: Pieces
+    candidates: Candidates
+    odds: npt.NDArray[np.float64]
+    """(N,): log odds that a candidate is one whole digit."""
+
+
+class Reading:
+    """The candidates for digits on a page."""
+
+    def __init__(self, page: Page) -> None:
+        """Find the candidates."""
+        ink = find_ink(page.grey)
+        self._lines = [_line(row) for row in find_rows(ink)] if ink else []
+        height, width = page.grey.shape
+        self._scale = page.width / width, page.height / height
+        self._size = page.width, page.height
+
+    @property
+    def images(self) -> Images:
+        """(N, 784) uint8: the images to classify; there may be none."""
+        images = [line.candidates.images for line in self._lines]
+        return np.concatenate([np.empty((0, 784), np.uint8), *images])
+
+    def numbers(self, probabilities: Probabilities) -> list[Number]:
+        """Return the numbers, from the top to the bottom, from the left to the right.
+
+        Args:
+            probabilities: (N, 10): of the images' classes.
+
+        Raises:
+            InvalidRequest: the classes are not the ten digits.
+        """
+        if probabilities.shape[1] != NUM_DIGITS:
+            raise InvalidRequest(
+                f"numbers need a model of {NUM_DIGITS} classes, got {probabilities.shape[1]}"
+            )
+        found, start = [], 0
+        for line in self._lines:
+            end = start + len(line.odds)
+            found += self._numbers_of(line, probabilities[start:end])
+            start = end
+        return found
+
+    def _numbers_of(self, line: _Line, probabilities: Probabilities) -> list[Number]:
+        row, pieces, spans = line.row, line.pieces, line.candidates.spans
+        if not len(spans):
+            return []
+        surest = np.log(np.maximum(probabilities.max(1), 1e-6))
+        scores = line.odds + BIAS + surest
+        heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
+        best = path.best_path(spans, scores, SKIP * np.minimum(heights, 1))
+        found = []
+        for run in _runs(best.candidates, line):
+            if scores[run].mean() < MIN_SCORE:
+                continue
+            digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
+            sure = float(np.exp(surest[run].sum())) * _segmentation(best.probability, scores, run)
+            found.append(Number("".join(str(digit.digit) for digit in digits), sure, digits))
+        return found
+
+    def _digit(
+        self, line: _Line, number: int, probabilities: npt.NDArray[np.float32]
+    ) -> FoundDigit:
+        digit = int(probabilities.argmax())
+        row, (top, left, bottom, right) = line.row, line.candidates.boxes[number].tolist()
+        x, y = self._scale
+        box = Box(
+            max(0, round((row.left + left * row.scale) * x)),
+            max(0, round((row.top + top * row.scale) * y)),
+            min(self._size[0], round((row.left + right * row.scale) * x)),
+            min(self._size[1], round((row.top + bottom * row.scale) * y)),
+        )
+        return FoundDigit(
+            digit, float(probabilities[digit]), tuple(probabilities.tolist()), box,
+            line.candidates.images[number].tobytes(),
+        )  # fmt: skip
+
+
+def _segmentation(probability: float, scores: npt.NDArray[np.float64], run: list[int]) -> float:
+    return probability
+
+
+def _line(row: Row) -> _Line:
+    pieces = cuts.cut(row)
+    found = candidates.join(row, pieces)
+    logits = rejecter.logits(found).astype(np.float64)
+    odds = np.logaddexp.reduce(logits[:, :10], axis=1) - logits[:, 10]
+    return _Line(row, pieces, found, odds)
+
+
+def _runs(chosen: list[int], line: _Line) -> list[list[int]]:
+    """Split a path's digits into numbers; leave out those that letters are next to."""
+    if not chosen:
+        return []
+    spans, boxes, height = line.candidates.spans, line.candidates.boxes, line.row.height
+    gaps = boxes[chosen[1:], 1] - boxes[chosen[:-1], 3]
+    widest = MAX_BLANK * height + 1.5 * max(0.0, float(np.median(gaps)) if len(gaps) else 0.0)
+    letters = _letters(chosen, line)
+    runs = [[chosen[0]]]
+    for number, gap in zip(chosen[1:], gaps, strict=True):
+        between = range(spans[runs[-1][-1], 1], spans[number, 0])
+        if gap > widest or letters.intersection(between):
+            runs.append([])
+        runs[-1].append(number)
+    return [run for run in runs if not _is_in_word(run, letters, line)]
+
+
+def _letters(chosen: list[int], line: _Line) -> set[int]:
+    """Return the pieces left out that are too high to be specks."""
+    used = {piece for number in chosen for piece in range(*line.candidates.spans[number])}
+    heights = line.pieces.boxes[:, 2] - line.pieces.boxes[:, 0]
+    return {
+        piece for piece in range(len(heights)) if heights[piece] > 0.35 * line.row.height
+    } - used
+
+
+def _is_in_word(run: list[int], letters: set[int], line: _Line) -> bool:
+    """Return whether a letter is next to a number."""
+    if not letters:
+        return False
+    left, right = line.candidates.boxes[run[0], 1], line.candidates.boxes[run[-1], 3]
+    boxes: Numbers = line.pieces.boxes[sorted(letters)]
+    gap = np.maximum(boxes[:, 1] - right, left - boxes[:, 3])
+    return bool((gap < MIN_BLANK * line.row.height).any())

@@ -1,0 +1,53 @@
+"""Tells whole digits from all else: halves and pairs of digits, letters, dots, lines, smears.
+
+A small convolutional network in numpy. It sees a candidate, the ink around it, and where it is in
+its row. `python -m handwriting fit` makes its weights.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.pictures.candidates import Candidates
+from serving.pictures.normalizer import HEIGHT, WIDTH
+
+Floats = npt.NDArray[np.float32]
+
+WEIGHTS = Path(__file__).parent / "rejecter.npz"
+_STRIDE = 2
+
+
+def logits(candidates: Candidates) -> Floats:
+    """Judge candidates.
+
+    Returns:
+        (N, 11) float32: log probabilities up to a constant, of each digit, and of no whole digit.
+    """
+    weights = _weights()
+    both = np.stack([candidates.images, candidates.surroundings], -1)
+    hidden: npt.NDArray[np.floating] = both.reshape(-1, HEIGHT, WIDTH, 2).astype(np.float32) / 255
+    for layer in (1, 2):
+        hidden = np.maximum(
+            _convolved(hidden, weights[f"kernel{layer}"]) + weights[f"bias{layer}"], 0
+        )
+    flat = np.concatenate([hidden.reshape(len(hidden), -1), candidates.measures], axis=1)
+    dense = np.maximum(flat @ weights["kernel3"] + weights["bias3"], 0)
+    answer: Floats = dense @ weights["kernel4"] + weights["bias4"]
+    return answer
+
+
+def _convolved(images: npt.NDArray[np.floating], kernel: Floats) -> Floats:
+    """Convolve (N, H, W, C) with (K, K, C, F), every second pixel, without padding."""
+    size = kernel.shape[0]
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
+    windows = windows[:, ::_STRIDE, ::_STRIDE]  # (N, h, w, C, K, K)
+    answer: Floats = np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
+    return answer
+
+
+@cache
+def _weights() -> dict[str, Floats]:
+    with np.load(WEIGHTS) as arrays:
+        return {name: arrays[name].astype(np.float32) for name in arrays.files}

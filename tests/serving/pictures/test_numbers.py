@@ -1,0 +1,190 @@
+"""Whole numbers are read from pictures, and none where there is none."""
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageOps
+
+from handwriting import evaluation
+from handwriting.pages import EMPTY
+from handwriting.papers import PAPERS, file_of, lay
+from handwriting.strings import Composed, compose, random_string
+from serving import Classifier, ConfigurationError, InvalidRequest, Number, read_numbers
+from serving.pictures.reader import BATCH
+from serving.predictions import Predictions
+from training.data.mnist import Examples, Mnist
+
+PAGES = 16
+FLOORS = (
+    {
+        "gaps of 1 to 10 pixels": 0.8,
+        "gaps of -4 to 10 pixels, none touches": 0.7,
+        "gaps of -4 to 10 pixels, a pair touches": 0.5,
+        "boxes of a form": 0.7,
+        "pen strokes and fonts": 0.7,
+    }
+    | dict.fromkeys(EMPTY, 0.9)
+    | {"scribbles": 0.1, "photographs": 0.4}
+)
+"""Below what `python -m handwriting evaluate` measures on many more pages."""
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[Classifier]:
+    with Classifier.pretrained(device="cpu") as classifier:
+        yield classifier
+
+
+@pytest.fixture(scope="module")
+def digits(mnist_sample: Mnist) -> Examples:
+    return mnist_sample.test
+
+
+@pytest.fixture
+def composed(digits: Examples) -> Composed:
+    """Five digits with wide gaps, all well written."""
+    chosen = [int(np.flatnonzero(digits.labels == digit)[0]) for digit in (9, 0, 2, 1, 0)]
+    glyphs = [digits.images[index].reshape(28, 28) for index in chosen]
+    return compose("90210", glyphs, [6.0] * 4, np.random.default_rng(1))
+
+
+def texts(numbers: list[Number]) -> list[str]:
+    return [number.text for number in numbers]
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_pages_are_read_rightly(kind: str, classifier: Classifier, digits: Examples) -> None:
+    right = 0
+    for page in range(PAGES):
+        picture, text = evaluation.picture_of(kind, digits, np.random.default_rng([7, page]))
+        right += " ".join(texts(read_numbers(picture, classifier))) == text
+    assert right >= FLOORS[kind] * PAGES
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_paper_makes_no_difference(paper: str, classifier: Classifier, composed: Composed) -> None:
+    page = lay(composed.ink, paper, np.random.default_rng(3))
+    assert texts(read_numbers(file_of(page), classifier)) == ["90210"]
+
+
+def test_boxes_are_in_the_pixels_of_the_picture(classifier: Classifier, composed: Composed) -> None:
+    scale = 3  # more than is looked at
+    size = (composed.ink.shape[1] * scale, composed.ink.shape[0] * scale)
+    page = Image.fromarray(255 - composed.ink).resize(size)
+    (number,) = read_numbers(file_of(np.asarray(page)), classifier)
+    for index, digit in enumerate(number.digits):
+        rows, columns = np.nonzero((composed.owners == index) & (composed.ink > 100))
+        expected = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * scale
+        assert np.abs(np.array(digit.box) - expected).max() <= 3 * scale
+    assert number.box.left == min(digit.box.left for digit in number.digits)
+    assert number.box.bottom == max(digit.box.bottom for digit in number.digits)
+
+
+def test_boxes_follow_the_cameras_orientation(classifier: Classifier, composed: Composed) -> None:
+    upright = Image.fromarray(255 - composed.ink)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    file = io.BytesIO()
+    upright.rotate(90, expand=True).save(file, "PNG", exif=exif)
+    assert ImageOps.exif_transpose(Image.open(file)).size == upright.size
+    (number,) = read_numbers(file, classifier)
+    (straight,) = read_numbers(file_of(255 - composed.ink), classifier)
+    assert number.text == "90210"
+    assert number.box == straight.box
+
+
+def test_number_has_the_probabilities_of_its_digits(
+    classifier: Classifier, composed: Composed
+) -> None:
+    (number,) = read_numbers(file_of(255 - composed.ink), classifier)
+    assert number.text == "".join(str(digit.digit) for digit in number.digits)
+    assert 0 < number.probability <= min(digit.probability for digit in number.digits)
+    for digit in number.digits:
+        image = np.frombuffer(digit.image, np.uint8)[None]
+        again = classifier.classify(image)
+        np.testing.assert_allclose(digit.probabilities, again.probabilities[0], atol=1e-5)
+        assert digit.probability == max(digit.probabilities)
+
+
+def test_lines_are_in_reading_order(classifier: Classifier, digits: Examples) -> None:
+    rng = np.random.default_rng(2)
+    inks = []
+    for text in ("407", "123", "58"):
+        glyphs = [
+            digits.images[np.flatnonzero(digits.labels == int(digit))[1]].reshape(28, 28)
+            for digit in text
+        ]
+        inks.append(compose(text, glyphs, [4.0] * (len(text) - 1), rng).ink)
+    width = max(ink.shape[1] for ink in inks)
+    page = np.vstack([np.pad(ink, ((0, 0), (0, width - ink.shape[1]))) for ink in inks])
+    assert texts(read_numbers(file_of(255 - page), classifier)) == ["407", "123", "58"]
+
+
+def test_blank_picture_has_no_number(classifier: Classifier) -> None:
+    assert read_numbers(file_of(np.full((90, 200), 255, np.uint8)), classifier) == []
+
+
+def test_page_of_many_digits_is_classified_in_few_calls(digits: Examples) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        def classify(self, images: npt.ArrayLike) -> Predictions:
+            self.sizes.append(len(np.asarray(images)))
+            return Predictions.of(np.full((self.sizes[-1], 10), 0.1, np.float32), "1")
+
+    made = random_string(digits, np.random.default_rng(1), 2, 3)
+    counting = Counting()
+    read_numbers(file_of(255 - made.ink), counting)
+    assert len(counting.sizes) == 1
+    assert 0 < counting.sizes[0] <= BATCH
+
+
+def test_model_of_other_classes_is_refused(composed: Composed) -> None:
+    class Letters:
+        def classify(self, images: npt.ArrayLike) -> Predictions:
+            return Predictions.of(np.full((len(np.asarray(images)), 26), 1 / 26, np.float32), "1")
+
+    with pytest.raises(InvalidRequest, match="10 classes, got 26"):
+        read_numbers(file_of(255 - composed.ink), Letters())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (5, 5), (28, 28), (900, 900)])
+@pytest.mark.parametrize("fill", ["noise", "half", "stripes", "dots", "border"])
+def test_odd_picture_is_read_or_empty(
+    shape: tuple[int, int], fill: str, classifier: Classifier
+) -> None:
+    levels = np.zeros(shape, np.uint8)
+    noise = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    fills: dict[str, Callable[[], None]] = {
+        "noise": lambda: np.copyto(levels, noise),
+        "half": lambda: levels[: shape[0] // 2 + 1].fill(255),
+        "stripes": lambda: levels[::7].fill(255),
+        "dots": lambda: levels[::5, ::5].fill(255),
+        "border": lambda: levels[[0, -1]].fill(255),
+    }
+    fills[fill]()
+    for number in read_numbers(file_of(levels), classifier):
+        assert number.text.isdecimal()
+
+
+def test_what_is_no_picture_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(InvalidRequest, match="expected a picture"):
+        read_numbers(io.BytesIO(b"no picture"), classifier)
+
+
+def test_missing_pillow_names_the_extra(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    for name in ("serving.pictures.numbers", "serving.pictures.decoder"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("serving.pictures.numbers", raising=False)
+    monkeypatch.delattr("serving.pictures.decoder", raising=False)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigurationError, match=r"digit-serving\[pictures\]"):
+        read_numbers(io.BytesIO(), classifier)
