@@ -1,14 +1,21 @@
-"""Prints the answers of `classify` as they come: text, JSON or CSV, with a progress bar."""
+"""Prints the answers of `classify` and `read` as they come, with a progress bar."""
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
+from serving.pictures.facts import number_facts
 from serving.predictions import Predictions
+
+if TYPE_CHECKING:
+    from serving.pictures.numbers import Number
+
+_NUM_DECIMALS = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,21 +44,30 @@ def answer(picture: str, predictions: Predictions, reject_below: float) -> Answe
     )
 
 
-class Report:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumbersAnswer:
+    """The numbers of one picture, or why there are none."""
+
+    picture: str
+    numbers: "tuple[Number, ...]" = ()
+    reject_below: float = 0.0
+    error: str | None = None
+
+
+_Answer = TypeVar("_Answer", Answer, NumbersAnswer)
+
+
+class Report(Generic[_Answer]):
     """Prints each answer at once, and the progress on a terminal."""
 
     def __init__(self, kind: str, total: int) -> None:
         """Print the heading, if there is one.
 
         Args:
-            kind: "text", "json" or "csv".
+            kind: a key of PRINTERS.
             total: how many answers there will be.
         """
-        self._print: Callable[[Answer], None] = {
-            "text": _print_text,
-            "json": _print_json,
-            "csv": _print_csv,
-        }[kind]
+        self._print: Callable[[_Answer], None] = PRINTERS[kind]
         self._bar = Bar(total, sys.stderr)
         # The terminal's encoding may not have every character of a file's name.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
@@ -61,7 +77,7 @@ class Report:
                 ["picture", "digit", "probability", "rejected", "error", "label"]
             )
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: _Answer) -> None:
         """Print one answer."""
         self._bar.clear()
         self._print(answer)
@@ -138,7 +154,7 @@ def _print_json(answer: Answer) -> None:
     else:
         line["digit"] = answer.digit
         line["label"] = answer.label
-        line["probabilities"] = [round(p, 6) for p in answer.probabilities]
+        line["probabilities"] = [round(p, _NUM_DECIMALS) for p in answer.probabilities]
         line["rejected"] = answer.rejected
     print(json.dumps(line))
 
@@ -146,6 +162,36 @@ def _print_json(answer: Answer) -> None:
 def _print_csv(answer: Answer) -> None:
     row: list[object] = [escape(answer.picture), "", "", "", answer.error, ""]
     if answer.digit is not None:
-        probability = round(answer.probabilities[answer.digit], 6)
+        probability = round(answer.probabilities[answer.digit], _NUM_DECIMALS)
         row[1:] = [answer.digit, probability, str(answer.rejected).lower(), "", answer.label]
     csv.writer(sys.stdout, lineterminator="\n").writerow(row)
+
+
+def _print_numbers(answer: NumbersAnswer) -> None:
+    picture = escape(answer.picture)
+    if answer.error is not None:
+        print(f"{picture}: {escape(answer.error)}", file=sys.stderr)
+        return
+    text = " ".join(number.text for number in answer.numbers)
+    certainty = f"{math.prod(number.probability for number in answer.numbers) * 100:.1f} %"
+    is_sure = all(number.probability >= answer.reject_below for number in answer.numbers)
+    answered = f"{text} (" if is_sure else f"? (perhaps {text}, "
+    print(f"{picture}: {answered}{certainty})")
+
+
+def _print_numbers_json(answer: NumbersAnswer) -> None:
+    line: dict[str, Any] = {"picture": answer.picture}
+    if answer.error is not None:
+        line["error"] = answer.error
+    else:
+        line["numbers"] = [number_facts(each, answer.reject_below) for each in answer.numbers]
+    print(json.dumps(line))
+
+
+PRINTERS: dict[str, Callable[[Any], None]] = {
+    "text": _print_text,
+    "json": _print_json,
+    "csv": _print_csv,
+    "numbers": _print_numbers,
+    "numbers json": _print_numbers_json,
+}

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _add_classify(
         commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
     )
+    _add_read(commands.add_parser("read", **_help("read the numbers in picture files", _READ)))
     _add_info(commands.add_parser("info", **_help("print the model, its device and its limits")))
     _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
     return digits_serve
@@ -64,6 +65,11 @@ _CLASSIFY = """\
   python -m serving classify seven.png scans/ --csv > answers.csv
   python -m serving classify - --target 127.0.0.1:50051 < seven.png
   python -m serving classify scans/ --reject-below 0.9 --collect own
+"""
+_READ = """\
+  python -m serving read form.png                             form.png: 90210 (98.7 %)
+  python -m serving read scans/ --json > numbers.jsonl        with a box for each digit
+  python -m serving read note.jpg --reject-below 0.9          ? instead of what is less probable
 """
 _PROBE = """\
   python -m serving health                                   exit code 0: SERVING, else 1
@@ -145,6 +151,15 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
         "what `python -m training train --extra DIR` learns from")  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
+    _add_source(parser)
+
+
+def _add_read(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="picture with numbers, such as a photo of a note or a scan of a form, of the formats "
+        "of classify; a folder of them; or - for stdin")  # fmt: skip
+    parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
+        help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
     _add_source(parser)
 
 

@@ -1,4 +1,4 @@
-"""The commands: serve, classify, info, health."""
+"""The commands: serve, classify, read, info, health."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -68,13 +69,16 @@ def _classify(options: argparse.Namespace) -> int:
     from serving.cli import picture_files
     from serving.cli.answers import Answer, Report, answer
     from serving.cli.collection import open_collection
+    from serving.pictures.reader import from_picture
 
     collection = open_collection(options.collect, options.pictures, options.reject_below)
     found = picture_files.find(options.pictures)
-    report = Report("csv" if options.csv else "json" if options.json else "text", len(found))
+    report: Report[Answer] = Report(
+        "csv" if options.csv else "json" if options.json else "text", len(found)
+    )
     is_good = True
     with (
-        closing(picture_files.read(found)) as readings,
+        closing(picture_files.read(found, from_picture)) as readings,
         _open(options) as classifier,
         closing(report),
     ):
@@ -93,9 +97,39 @@ def _classify(options: argparse.Namespace) -> int:
     return 0 if is_good else 1
 
 
-def _predictions(classifier: "Classifier | Client", image: "Images") -> "Predictions":
+def _read(options: argparse.Namespace) -> int:
+    extras.require("PIL", "scipy")
+    from serving.cli import picture_files
+    from serving.cli.answers import NumbersAnswer, Report
+    from serving.pictures.reader import find_candidates, numbers_of
+
+    found = picture_files.find(options.pictures)
+    report: Report[NumbersAnswer] = Report(
+        "numbers json" if options.json else "numbers", len(found)
+    )
+    is_good = True
+    with (
+        closing(picture_files.read(found, find_candidates)) as readings,
+        _open(options) as classifier,
+        closing(report),
+    ):
+        for picture, reading in readings:
+            error = reading if isinstance(reading, str) else None
+            numbers = [] if error else numbers_of(reading, partial(_predictions, classifier))
+            if not numbers:
+                is_good, error = False, error or "no number found"
+            report.add(
+                NumbersAnswer(
+                    picture=picture, numbers=tuple(numbers),
+                    reject_below=options.reject_below, error=error,
+                )
+            )  # fmt: skip
+    return 0 if is_good else 1
+
+
+def _predictions(classifier: "Classifier | Client", images: "Images") -> "Predictions":
     try:
-        return classifier.classify(image)
+        return classifier.classify(images)
     except InvalidRequest as err:
         raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
@@ -187,6 +221,7 @@ def _usual_models(model: str) -> Path:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "classify": _classify,
+    "read": _read,
     "info": _info,
     "health": _health,
 }

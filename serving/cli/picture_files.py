@@ -7,14 +7,14 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from serving.errors import InvalidRequest
-from serving.images import Images
-from serving.pictures.reader import from_picture
 from serving.system.cores import usable_cores
 
 SUFFIXES = (
@@ -27,8 +27,10 @@ MIN_PICTURES = 100
 AHEAD = 8
 """Pictures for each process that are read ahead of the answers."""
 
-Reading = tuple[str, Images | str]
-"""A picture's name, and its image or why there is none."""
+Reading = tuple[str, Any]
+"""A picture's name, and what was made of it, or why there is none: a text."""
+Reader = Callable[[Any], Any]
+"""Makes something of a path or an open file; a function of a module, for processes to import."""
 
 
 def find(names: Sequence[str]) -> list[Reading | str]:
@@ -58,18 +60,22 @@ def _walk(folder: str) -> Iterator[Reading | str]:
     yield from ((str(err.filename), f"cannot be read: {err.strerror}") for err in refused)
 
 
-def read(found: Sequence[Reading | str]) -> Generator[Reading, None, None]:
+def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, None, None]:
     """Read pictures, and yield each once it and all before it are read.
 
     Where processes are used, a picture that crashes its process (out of memory, a decoder's fault)
     fails alone.
+
+    Args:
+        found: what `find` returned.
+        reader: what to make of a picture, such as `from_picture`.
     """
     silence_pillow()
     workers = usable_cores()
     if workers < 2 or len(found) < MIN_PICTURES:
-        yield from (_read(name) if isinstance(name, str) else name for name in found)
+        yield from (_read(reader, name) if isinstance(name, str) else name for name in found)
         return
-    readers = _Readers(workers)
+    readers = _Readers(workers, reader)
     ahead: deque[tuple[str, Future[Reading]]] = deque()
     try:
         for name in found:
@@ -85,8 +91,9 @@ def read(found: Sequence[Reading | str]) -> Generator[Reading, None, None]:
 class _Readers:
     """Processes that read pictures; all are restarted when one has crashed."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, reader: Reader) -> None:
         self._workers = workers
+        self._read = partial(_read, reader)
         self._start()
 
     def _start(self) -> None:
@@ -99,13 +106,13 @@ class _Readers:
         """Start to read one picture; stdin is read here, since the processes have none."""
         if isinstance(found, str) and found != "-":
             try:
-                return found, self._pool.submit(_read, found)
+                return found, self._pool.submit(self._read, found)
             except BrokenProcessPool as err:
                 broken: Future[Reading] = Future()
                 broken.set_exception(err)
                 return found, broken
         done: Future[Reading] = Future()
-        done.set_result(_read(found) if isinstance(found, str) else found)
+        done.set_result(self._read(found) if isinstance(found, str) else found)
         return found if isinstance(found, str) else found[0], done
 
     def result(self, ahead: "deque[tuple[str, Future[Reading]]]") -> Reading:
@@ -117,7 +124,7 @@ class _Readers:
             self.close()
             self._start()
         try:
-            reading = self._pool.submit(_read, name).result()
+            reading = self._pool.submit(self._read, name).result()
         except BrokenProcessPool:
             self.close()
             self._start()
@@ -145,13 +152,13 @@ def silence_pillow() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def _read(name: str) -> Reading:
+def _read(reader: Reader, name: str) -> Reading:
     try:
         if name != "-":
-            return name, from_picture(name)
+            return name, reader(name)
         if sys.stdin is None:
             return name, "cannot be read: stdin is closed"
-        return name, from_picture(sys.stdin.buffer)
+        return name, reader(sys.stdin.buffer)
     except InvalidRequest as err:
         return name, str(err)
     except MemoryError:

@@ -17,6 +17,7 @@ from serving.__main__ import main
 from serving.cli import picture_files
 from serving.cli.answers import Bar, escape
 from serving.images import Images
+from serving.pictures.reader import from_picture
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
@@ -197,7 +198,7 @@ def test_picture_that_kills_its_reader_costs_no_other_its_answer(
 ) -> None:
     names = [str(folder / name) for name in SORTED * 4]
     names[3] = names[9] = Deadly(names[0])
-    readings = list(picture_files.read(names))
+    readings = list(picture_files.read(names, from_picture))
     assert [name for name, _ in readings] == names
     failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
     assert failed == [3, 9]
