@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect, sync_playwright
 
+from handwriting.drawing import STROKES, curve
 from serving.model.repository import PRETRAINED
-from tests.support.pictures.drawing import STROKES, curve
 from tests.support.servers import running_server
 
 CHROMIUM = shutil.which("chromium")
@@ -51,12 +51,14 @@ def page(browser: Any, url: str) -> Iterator[Page]:
     assert not errors
 
 
-def strokes_of(digit: int) -> list[list[tuple[float, float]]]:
+def strokes_of(
+    digit: int, left: float = 0.2, top: float = 0.12, height: float = 10 / 13
+) -> list[list[tuple[float, float]]]:
     """Give a digit's strokes as points from 0 to 1."""
     lines = []
     for line in STROKES[digit][0].split("|"):
         points = np.array([[float(v) for v in point.split(",")] for point in line.split()])
-        path = curve(points / [10, 13] + [0.2, 0.12], step=0.04)
+        path = curve(points * [0.13 * height, 0.1 * height] + [left, top], step=0.05 * height)
         lines.append([(float(x), float(y)) for x, y in path])
     return lines
 
@@ -68,8 +70,12 @@ def place_of(page: Page) -> tuple[float, float, float]:
 
 
 def draw_by_mouse(page: Page, digit: int) -> None:
+    draw_strokes(page, strokes_of(digit))
+
+
+def draw_strokes(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
     left, top, side = place_of(page)
-    for stroke in strokes_of(digit):
+    for stroke in strokes:
         page.mouse.move(left + stroke[0][0] * side, top + stroke[0][1] * side)
         page.mouse.down()
         for x, y in stroke[1:]:
@@ -103,6 +109,22 @@ def test_drawn_digit_is_read(draw: Any, digit: int, page: Page) -> None:
     expect(page.locator("#answer")).to_have_text("")
 
 
+@pytest.mark.parametrize("number", ["42", "907", "1358"])
+def test_drawn_number_is_read(number: str, page: Page) -> None:
+    height = 1.1 / len(number)
+    for index, digit in enumerate(number):
+        left = 0.06 + index * 0.93 / len(number)
+        draw_strokes(page, strokes_of(int(digit), left, 0.3, height * 0.8))
+    expect(page.locator("#answer")).to_have_text(number)
+    expect(page.locator("#note")).to_contain_text("%")
+    assert page.evaluate("found.map((digit) => digit.digit).join('')") == number
+    lefts = page.evaluate("found.map((digit) => digit.box.left)")
+    assert lefts == sorted(lefts)
+    page.click("#clear")
+    expect(page.locator("#answer")).to_have_text("")
+    assert page.evaluate("found.length") == 0
+
+
 def test_undo_takes_the_last_stroke_back(page: Page) -> None:
     draw_by_mouse(page, 1)
     expect(page.locator("#answer")).to_have_text("1")
@@ -134,7 +156,7 @@ def test_picture_from_a_file_is_read(page: Page) -> None:
 
 def test_what_is_no_picture_is_refused_in_words(page: Page) -> None:
     files = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
-    with page.expect_response("**/v1/digits*") as answer:
+    with page.expect_response("**/v1/numbers*") as answer:
         page.set_input_files("#file", files)  # type: ignore[arg-type]
     assert answer.value.status == 200
     expect(page.locator("#note")).to_contain_text("expected a picture")

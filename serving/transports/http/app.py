@@ -21,6 +21,7 @@ from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
+from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import openapi_document
 from serving.transports.http.page import page_routes
 from serving.transports.http.problems import STATUS, problem, problem_document
@@ -32,7 +33,7 @@ BODY_BUDGET_BYTES = 64 << 20
 _GUARDED = ("/v2", "/v1")
 """Paths that need a token, if tokens are configured; health, the page and its files do not."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
-_METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits"}
+_METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits", "/v1/numbers": "HttpNumbers"}
 """The name under which the calls of a path are counted."""
 
 
@@ -58,6 +59,7 @@ def make_app(
         routes=[
             *Inference(classifier, queries, calls, bodies).routes(),
             *Digits(classifier, calls, bodies, pictures).routes(),
+            *Numbers(classifier, calls, bodies, pictures).routes(),
             Route("/openapi.json", lambda _: JSONResponse(document), methods=["GET"]),
             *page_routes(document),
         ],

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -15,6 +16,8 @@ from serving.telemetry.tracing import latest_run
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""
 _MAX_TIMEOUT_S = 1e6
+
+Result = TypeVar("Result")
 
 
 class Calls:
@@ -66,6 +69,27 @@ class Calls:
             raise outcome
         latest_run.set((outcome.batch.started_s, outcome.batch.finished_s))
         return outcome
+
+
+async def while_connected(request: Request, work: "asyncio.Future[Result]") -> Result:
+    """Wait for work, and cancel it if the caller leaves first.
+
+    Args:
+        request: whose body is read.
+        work: such as what an executor runs.
+
+    Raises:
+        Unavailable: the caller left.
+    """
+    left = asyncio.get_running_loop().create_task(_disconnect(request))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+    if not work.done():
+        work.cancel()
+        raise Unavailable("the caller left")
+    return work.result()
 
 
 def _settle(answered: "asyncio.Future[Outcome]", outcome: Outcome) -> None:

@@ -4,13 +4,10 @@ import base64
 import io
 import json
 from asyncio import get_running_loop
-from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,20 +19,17 @@ from serving.pictures.reader import from_picture
 from serving.predictions import Predictions
 from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls, deadline_of
+from serving.transports.http.pictures import (
+    FORM,
+    MAX_BODY_BYTES,
+    Picture,
+    media_type,
+    pictures_of,
+    share_of,
+)
 
-MAX_BODY_BYTES = 32 << 20
-"""Pictures of one request, such as a phone's of 48 megapixels."""
-MAX_PICTURES = 100
 _JSON_BYTES = 4 << 20
-_FORM = "multipart/form-data"
 _NUM_DECIMALS = 6
-
-
-class Picture(NamedTuple):
-    """A picture of a request."""
-
-    name: str
-    content: bytes
 
 
 class Digits:
@@ -56,15 +50,15 @@ class Digits:
 
     async def _answer(self, request: Request) -> Response:
         deadline_s = deadline_of(request)
-        reject_below = _share(request, "reject_below")
-        is_json = _media_type(request) == "application/json"
+        reject_below = share_of(request, "reject_below")
+        is_json = media_type(request) == "application/json"
         async with self._bodies.read(request, _JSON_BYTES if is_json else MAX_BODY_BYTES) as body:
             if is_json:
                 read = [("", image[None]) for image in self._json_images(body)]
             else:
                 read = await self._read(await pictures_of(request, body))
         images = [image for _, image in read if not isinstance(image, DigitsError)]
-        if _media_type(request) != _FORM and isinstance(read[0][1], DigitsError):
+        if media_type(request) != FORM and isinstance(read[0][1], DigitsError):
             raise read[0][1]
         rows = None
         if images:
@@ -100,51 +94,6 @@ def _image_of(content: bytes) -> Images | DigitsError:
         return from_picture(io.BytesIO(content))
     except DigitsError as err:
         return err
-
-
-async def pictures_of(request: Request, body: bytes) -> list[Picture]:
-    """Return the pictures of a body: the files of a form, or the body itself.
-
-    Raises:
-        InvalidRequest: the form is malformed, has no file or too many, or the body is empty.
-    """
-    if _media_type(request) != _FORM:
-        if not body:
-            raise InvalidRequest("expected a picture, got an empty body")
-        return [Picture("", body)]
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _FormParser(request.headers, whole(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as err:
-        reason = " ".join(str(err).split())[:80]
-        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if not files:
-        raise InvalidRequest("expected a form with at least 1 file, got none")
-    return [Picture(file.filename or "", await file.read()) for file in files]
-
-
-class _FormParser(MultiPartParser):
-    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing is written to a disk
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _share(request: Request, name: str) -> float:
-    text = request.query_params.get(name, "0")
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise InvalidRequest(f"expected {name} from 0 to 1, got {text[:40]!r}")
-    return share
 
 
 def _report(

@@ -34,6 +34,7 @@ def openapi_document(classifier: Classifier) -> dict[str, Any]:
         },
         "paths": {
             "/v1/digits": {"post": _digits(info.max_request_images)},
+            "/v1/numbers": {"post": _numbers()},
             "/v2": {"get": _query("Say what this server is and what it can do", "ServerMetadata")},
             "/v2/health/live": {"get": _query("Say whether the server answers at all", "Live")},
             "/v2/health/ready": {"get": _ready("Say whether the server accepts work")},
@@ -96,43 +97,59 @@ _TIMEOUT = {
 _WORK = ("400", "413", "429", "500", "503", "504")
 
 
+_PICTURE = {"type": "string", "format": "binary"}
+_PICTURES = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"picture": {"type": "array", "items": _PICTURE, "minItems": 1}},
+            "required": ["picture"],
+        }
+    },
+    "application/octet-stream": {"schema": _PICTURE},
+    **{f"image/{kind}": {"schema": _PICTURE} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
+}
+_OPTIONS = [
+    {
+        "name": "reject_below",
+        "in": "query",
+        "description": "What is less probable than this is marked `rejected`.",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    },
+    {
+        "name": "image",
+        "in": "query",
+        "description": "If given, the answer holds what the network sees.",
+        "schema": {"type": "string"},
+    },
+    _TIMEOUT,
+]
+
+
 def _digits(max_images: int) -> dict[str, Any]:
-    picture = {"type": "string", "format": "binary"}
-    content = {
-        "application/json": {"schema": {"$ref": "#/components/schemas/Images"}},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"picture": {"type": "array", "items": picture, "minItems": 1}},
-                "required": ["picture"],
-            }
-        },
-        "application/octet-stream": {"schema": picture},
-        **{f"image/{kind}": {"schema": picture} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
-    }
+    images = {"application/json": {"schema": {"$ref": "#/components/schemas/Images"}}}
     return _operation(
         "Read one digit from each picture",
         "Digits",
         *_WORK,
         description="One picture as the body, or several as files of a form. JSON holds images as "
-        f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read "
-        "has an `error` instead of a digit.",
-        parameters=[
-            {
-                "name": "reject_below",
-                "in": "query",
-                "description": "A digit less probable than this is marked `rejected`.",
-                "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
-            },
-            {
-                "name": "image",
-                "in": "query",
-                "description": "If given, the answer holds what the network sees.",
-                "schema": {"type": "string"},
-            },
-            _TIMEOUT,
-        ],
-        requestBody={"required": True, "content": content},
+        f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read, or "
+        "of several digits, has an `error` instead of a digit.",
+        parameters=_OPTIONS,
+        requestBody={"required": True, "content": images | _PICTURES},
+    )
+
+
+def _numbers() -> dict[str, Any]:
+    return _operation(
+        "Read the numbers in each picture",
+        "NumbersOfPictures",
+        *_WORK,
+        description="One picture as the body, or several as files of a form. The numbers of a "
+        "picture are in reading order, each digit with its box in the picture's pixels; there may "
+        "be none. Of a form's pictures, one that can't be read has an `error` instead.",
+        parameters=_OPTIONS,
+        requestBody={"required": True, "content": _PICTURES},
     )
 
 
@@ -160,7 +177,7 @@ def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def _schemas(signature: Signature) -> dict[str, Any]:
     size, num_classes = signature.image_bytes, signature.num_classes
-    text, integer, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    text, integer, real = {"type": "string"}, {"type": "integer"}, {"type": "number"}
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     row = _array(pixel, minItems=size, maxItems=size)
     probability = {"type": "number", "minimum": 0, "maximum": 1}
@@ -175,6 +192,21 @@ def _schemas(signature: Signature) -> dict[str, Any]:
         image={**text, "description": f"{size} bytes in base64: what the network sees."},
         error=text,
     )
+    side = {"type": "integer", "minimum": 0}
+    box = _object(["left", "top", "right", "bottom"], left=side, top=side, right=side, bottom=side)
+    part = {name: digit["properties"][name] for name in ("digit", "probability", "probabilities")}
+    number = _object(
+        ["text", "probability", "rejected", "box", "digits"],
+        text={**text, "description": "Its digits, such as 90210."},
+        probability=probability,
+        rejected={"type": "boolean"},
+        box=box,
+        digits=_array(
+            _object([*part, "box"], **part, box=box, image=digit["properties"]["image"]),
+            minItems=1,
+        ),
+    )
+    of_picture = _object([], name=digit["properties"]["name"], numbers=_array(number), error=text)
     tensor = _object(
         ["name", "datatype", "shape", "data"],
         name={"const": "images"},
@@ -188,7 +220,7 @@ def _schemas(signature: Signature) -> dict[str, Any]:
         name=text,
         datatype=text,
         shape=_array(integer),
-        data=_array(number),
+        data=_array(real),
     )
     return {
         "Images": _object(["images"], images=_array(row, minItems=1)),
@@ -196,6 +228,11 @@ def _schemas(signature: Signature) -> dict[str, Any]:
             ["model_version", "digits"],
             model_version={"type": ["string", "null"]},
             digits=_array(digit, minItems=1),
+        ),
+        "NumbersOfPictures": _object(
+            ["model_version", "pictures"],
+            model_version={"type": ["string", "null"]},
+            pictures=_array(of_picture, minItems=1),
         ),
         "InferRequest": _object(["inputs"], id=text, inputs=_array(tensor, minItems=1, maxItems=1)),
         "InferResponse": _object(

@@ -1,7 +1,7 @@
-// Draw a digit, have it read while drawing; pictures by file, drop, paste or camera, too.
+// Draw digits, have them read while drawing; pictures by file, drop, paste or camera, too.
 "use strict";
 
-const PEN = 40; // pixels of the canvas, 640 x 640
+const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
 const STEP = 20; // of the pen that the arrow keys move
 const byId = (id) => document.getElementById(id);
@@ -10,7 +10,8 @@ const answerShown = byId("answer"), note = byId("note");
 
 let strokes = []; // each a list of [x, y]
 let picture = null; // an ImageBitmap and its blob, instead of strokes
-let asking = null; // the AbortController of the request in progress
+let isAsking = false, isChanged = false; // whether a request is in progress, and out of date
+let found = []; // the digits of numbers, each with its box in the pixels of what was sent
 let pen = null; // where the keyboard's pen is, and whether it is down
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -35,6 +36,20 @@ function placeOf(bitmap) {
   return { left: (canvas.width - width) / 2, top: (canvas.height - height) / 2, width, height };
 }
 
+// Each digit of a number in its box.
+function drawBoxes() {
+  const place = picture ? placeOf(picture.bitmap) : { left: 0, top: 0, width: canvas.width };
+  const scale = picture ? place.width / picture.bitmap.width : 1 / SENT;
+  context.strokeStyle = context.fillStyle = style("--accent");
+  context.lineWidth = 2;
+  context.font = "600 22px system-ui, sans-serif";
+  for (const { digit, box } of found) {
+    const x = place.left + box.left * scale - 4, y = place.top + box.top * scale - 4;
+    context.strokeRect(x, y, (box.right - box.left) * scale + 8, (box.bottom - box.top) * scale + 8);
+    context.fillText(digit, x, y > 24 ? y - 5 : (box.bottom * scale + place.top + 26));
+  }
+}
+
 function repaint() {
   context.clearRect(0, 0, canvas.width, canvas.height);
   if (picture) {
@@ -42,6 +57,7 @@ function repaint() {
     context.drawImage(picture.bitmap, place.left, place.top, place.width, place.height);
   }
   drawStrokes(context, style("--ink"));
+  drawBoxes();
   context.strokeStyle = context.fillStyle = style("--accent");
   context.lineWidth = 2;
   if (pen) {
@@ -68,46 +84,83 @@ function drawing() {
   return new Blob([Uint8Array.from(png, (character) => character.charCodeAt(0))], { type: "image/png" });
 }
 
-// Only the newest drawing is of interest: a new request ends the one before.
+// One request at a time: what changes meanwhile is asked once it is answered, never queued up.
 async function ask() {
-  if (asking) asking.abort();
-  const request = (asking = new AbortController());
-  if (!strokes.length && !picture) return show(null, "");
+  isChanged = true;
+  if (isAsking) return;
+  isAsking = true;
+  while (isChanged) {
+    isChanged = false;
+    await askOnce();
+  }
+  isAsking = false;
+}
+
+async function askOnce() {
+  if (!strokes.length && !picture) return show("", "");
   try {
     const body = picture ? picture.blob : drawing();
-    const form = new FormData(); // of its files, one that can't be read is an answer, too
-    form.append("picture", body);
-    const headers = {};
-    const token = sessionStorage.getItem("token");
-    if (token) headers.Authorization = "Bearer " + token;
     const started = performance.now();
-    const query = "?image&reject_below=" + byId("threshold").value / 100;
-    const response = await fetch("v1/digits" + query, { method: "POST", body: form, headers, signal: request.signal });
-    const content = await response.json();
-    const took = performance.now() - started;
-    byId("access").hidden = response.status !== 401;
-    const error = response.ok && content.digits[0].error;
-    if (error) show(null, error);
-    else if (response.ok) show(content, `${took.toFixed(0)} ms`);
-    else show(null, content.detail || response.statusText, true);
-  } catch (error) {
-    if (error.name !== "AbortError") show(null, "The server does not answer. Is it still running?", true);
-  } finally {
-    if (asking === request) asking = null;
+    const numbers = await answerTo("v1/numbers", body);
+    const answer = numbers && numbers.pictures[0];
+    // A single digit is read with less doubt about what is a digit at all.
+    const digits = answer && !answer.error && !answer.numbers.length
+      && (await answerTo("v1/digits", body));
+    const took = `${(performance.now() - started).toFixed(0)} ms`;
+    if (digits) showOne(digits.digits[0], took);
+    else if (answer) showNumbers(answer, took);
+  } catch {
+    show("", "The server does not answer. Is it still running?", true);
   }
 }
 
-function show(content, text, isWarning = false) {
-  const digit = content ? content.digits[0] : null;
-  answerShown.textContent = digit ? digit.digit : "";
-  if (digit) {
-    const share = (100 * digit.probability).toFixed(1);
-    text = `${share} %${digit.rejected ? ": I am not sure" : ""} · ${text}`;
+// Returns the answer; null, once it has shown why, if there is none.
+async function answerTo(path, body) {
+  const form = new FormData(); // of its files, one that can't be read is an answer, too
+  form.append("picture", body);
+  const headers = {};
+  const token = sessionStorage.getItem("token");
+  if (token) headers.Authorization = "Bearer " + token;
+  const query = "?image&reject_below=" + byId("threshold").value / 100;
+  const response = await fetch(path + query, { method: "POST", body: form, headers });
+  const content = await response.json();
+  byId("access").hidden = response.status !== 401;
+  if (response.ok) return content;
+  show("", content.detail || response.statusText, true);
+  return null;
+}
+
+function showNumbers({ error, numbers }, took) {
+  if (error) return show("", error);
+  const digits = numbers.flatMap((number) => number.digits);
+  const rejected = numbers.some((number) => number.rejected);
+  if (digits.length === 1) return showOne({ ...digits[0], rejected }, took);
+  const probability = numbers.reduce((product, number) => product * number.probability, 1);
+  show(numbers.map((number) => number.text).join(" "), certainty(probability, rejected, took), rejected);
+  found = digits;
+  repaint();
+}
+
+function showOne(digit, took) {
+  if (digit.error) return show("", digit.error);
+  show(digit.digit, certainty(digit.probability, digit.rejected, took), digit.rejected);
+  byId("details").hidden = false;
+  showDigit(digit);
+}
+
+function certainty(probability, rejected, took) {
+  return `${(100 * probability).toFixed(1)} %${rejected ? ": I am not sure" : ""} · ${took}`;
+}
+
+function show(text, remark, isWarning = false) {
+  answerShown.textContent = text;
+  note.textContent = remark;
+  note.classList.toggle("warn", isWarning);
+  byId("details").hidden = true;
+  if (found.length) {
+    found = [];
+    repaint();
   }
-  note.textContent = text;
-  note.classList.toggle("warn", isWarning || Boolean(digit && digit.rejected));
-  byId("details").hidden = !digit;
-  if (digit) showDigit(digit);
 }
 
 function showDigit({ digit, probabilities, image }) {

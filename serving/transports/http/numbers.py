@@ -1,0 +1,96 @@
+"""/v1/numbers: pictures in, the numbers on them out."""
+
+import io
+from asyncio import get_running_loop
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serving.classifier import Classifier
+from serving.errors import DigitsError
+from serving.images import as_images
+from serving.pictures.facts import number_facts
+from serving.pictures.reader import find_candidates
+from serving.predictions import Predictions
+from serving.transports.http.bodies import Bodies
+from serving.transports.http.calls import Calls, deadline_of, while_connected
+from serving.transports.http.pictures import (
+    FORM,
+    MAX_BODY_BYTES,
+    media_type,
+    pictures_of,
+    share_of,
+)
+
+if TYPE_CHECKING:
+    from serving.pictures.numbers import Reading
+
+
+class Numbers:
+    """Answers /v1/numbers."""
+
+    def __init__(
+        self, classifier: Classifier, calls: Calls, bodies: Bodies, pictures: Executor
+    ) -> None:
+        """Classify through `calls`; find the candidates on `pictures`."""
+        self._classifier = classifier
+        self._calls = calls
+        self._bodies = bodies
+        self._pictures = pictures
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/v1/numbers", self._answer, methods=["POST"])]
+
+    async def _answer(self, request: Request) -> Response:
+        deadline_s = deadline_of(request)
+        reject_below = share_of(request, "reject_below")
+        with_images = "image" in request.query_params
+        items, version = [], None
+        async with self._bodies.read(request, MAX_BODY_BYTES) as body:
+            for name, content in await pictures_of(request, body):
+                item: dict[str, Any] = {"name": name} if name else {}
+                reading = await self._read(content, request)
+                if isinstance(reading, DigitsError):
+                    if media_type(request) != FORM:
+                        raise reading
+                    items.append(item | {"error": str(reading)})
+                    continue
+                rows = await self._classified(reading, request, deadline_s)
+                numbers = [] if rows is None else reading.numbers(rows.probabilities)
+                version = version if rows is None else rows.model_version
+                facts = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
+                items.append(item | {"numbers": facts})
+        return JSONResponse({"model_version": version, "pictures": items})
+
+    async def _read(self, content: bytes, request: Request) -> "Reading | DigitsError":
+        work = get_running_loop().run_in_executor(self._pictures, _candidates_of, content)
+        return await while_connected(request, work)
+
+    async def _classified(
+        self, reading: "Reading", request: Request, deadline_s: float
+    ) -> Predictions | None:
+        """Classify the candidates, in as many calls as a request's limit needs."""
+        if not len(reading.images):
+            return None
+        images = as_images(reading.images, self._classifier.signature)
+        limit = self._classifier.batching.max_request_images
+        parts = [images[start : start + limit] for start in range(0, len(images), limit)]
+        answers = [
+            await self._calls.classify(part.tobytes(), len(part), request, deadline_s)
+            for part in parts
+        ]
+        predictions = [answer.predictions() for answer in answers]
+        probabilities = np.concatenate([each.probabilities for each in predictions])
+        return Predictions.of(probabilities, predictions[-1].model_version)
+
+
+def _candidates_of(content: bytes) -> "Reading | DigitsError":
+    try:
+        return find_candidates(io.BytesIO(content))
+    except DigitsError as err:
+        return err

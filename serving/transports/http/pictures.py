@@ -1,0 +1,73 @@
+"""Requests of pictures: their bodies, forms and queries; for /v1/digits and /v1/numbers."""
+
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from serving.errors import InvalidRequest
+
+MAX_BODY_BYTES = 32 << 20
+"""Pictures of one request, such as a phone's of 48 megapixels."""
+MAX_PICTURES = 100
+FORM = "multipart/form-data"
+
+
+class Picture(NamedTuple):
+    """A picture of a request."""
+
+    name: str
+    content: bytes
+
+
+async def pictures_of(request: Request, body: bytes) -> list[Picture]:
+    """Return the pictures of a body: the files of a form, or the body itself.
+
+    Raises:
+        InvalidRequest: the form is malformed, has no file or too many, or the body is empty.
+    """
+    if media_type(request) != FORM:
+        if not body:
+            raise InvalidRequest("expected a picture, got an empty body")
+        return [Picture("", body)]
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _FormParser(request.headers, whole(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as err:
+        reason = " ".join(str(err).split())[:80]
+        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if not files:
+        raise InvalidRequest("expected a form with at least 1 file, got none")
+    return [Picture(file.filename or "", await file.read()) for file in files]
+
+
+class _FormParser(MultiPartParser):
+    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing is written to a disk
+
+
+def media_type(request: Request) -> str:
+    """Return the type of a request's body, such as image/png."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def share_of(request: Request, name: str) -> float:
+    """Return a query's number from 0 to 1; 0 if it is not given.
+
+    Raises:
+        InvalidRequest: it is no such number.
+    """
+    text = request.query_params.get(name, "0")
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise InvalidRequest(f"expected {name} from 0 to 1, got {text[:40]!r}")
+    return share
