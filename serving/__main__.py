@@ -1,4 +1,4 @@
-"""The command line: `python -m serving {serve,classify,info,health}`."""
+"""The command line: `python -m serving {serve,classify,read,score,info,health}`."""
 
 import sys
 
@@ -31,6 +31,8 @@ EXTRAS = {
     "python_multipart": "http",
     "PIL": "pictures",
     "scipy": "pictures",
+    "pyarrow": "score",
+    "ray": "ray",
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 

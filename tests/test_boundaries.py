@@ -22,6 +22,8 @@ HEAVY = {
     "scipy",
     "uvloop",
     "prometheus_client",
+    "pyarrow",
+    "ray",
 }
 
 
@@ -139,8 +141,8 @@ def test_only_tests_import_handwriting() -> None:
 ROOMS = {
     "serving": """
         errors signature predictions images config system credentials model.info pictures
-        telemetry.metrics telemetry model batching classifier protocols transports client server
-        cli __main__ __init__
+        telemetry.metrics telemetry model batching classifier scoring protocols transports client
+        server cli __main__ __init__
     """,
     "training": "errors config files data fitting export study cli __main__ __init__",
     "handwriting": """

@@ -109,9 +109,9 @@ class Bar:
             self._write("\r\x1b[K")
             self._is_drawn = False
 
-    def advance(self) -> None:
-        """Count one picture; draw at most every INTERVAL_S."""
-        self._done += 1
+    def advance(self, num: int = 1) -> None:
+        """Count some pictures or rows; draw at most every INTERVAL_S."""
+        self._done += num
         now = time.monotonic()
         if self._stream is None or now < self._next:
             return

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from commandline.parser import Parser
-from serving.cli import values
+from serving.cli import scoring, values
 from serving.config import (
     BatchingConfig,
     Device,
@@ -31,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
     )
     _add_read(commands.add_parser("read", **_help("read the numbers in picture files", _READ)))
+    _add_score(
+        commands.add_parser(
+            "score", **_help("classify a data set into Parquet files", scoring.EXAMPLES)
+        )
+    )
     _add_info(commands.add_parser("info", **_help("print the model, its device and its limits")))
     _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
     return digits_serve
@@ -161,6 +166,11 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
     _add_source(parser)
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    scoring.add_arguments(parser)
+    _add_model(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The commands: serve, classify, read, info, health."""
+"""The commands: serve, classify, read, score, info, health."""
 
 import argparse
 import json
@@ -134,6 +134,12 @@ def _predictions(classifier: "Classifier | Client", images: "Images") -> "Predic
         raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
 
+def _score(options: argparse.Namespace) -> int:
+    from serving.cli import scoring
+
+    return scoring.score(options, _model_config(options))
+
+
 def _info(options: argparse.Namespace) -> int:
     with _open(options) as classifier:
         info = classifier.model_info()
@@ -222,6 +228,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "classify": _classify,
     "read": _read,
+    "score": _score,
     "info": _info,
     "health": _health,
 }

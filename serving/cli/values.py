@@ -30,3 +30,11 @@ def probability(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
+
+
+def count(text: str) -> int:
+    """Read a whole number that is at least 1."""
+    with suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")

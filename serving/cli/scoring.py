@@ -1,0 +1,191 @@
+"""The command `score`: opens input, output and model, shows the progress, prints the sum."""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from commandline import extras
+from serving.cli import values
+from serving.cli.answers import Bar
+from serving.config import ModelConfig
+from serving.errors import ConfigurationError
+from serving.system.cores import usable_cores
+
+if TYPE_CHECKING:
+    from serving.model.loaded_model import LoadedModel
+    from serving.scoring.dataset import Dataset
+    from serving.scoring.location import Location
+    from serving.scoring.output import Scored
+    from serving.scoring.scorer import Task
+
+_THIS_MACHINE = ""
+"""The value of `--ray` without an address."""
+
+EXAMPLES = """\
+  python -m serving score digits.parquet --output scored
+  python -m serving score scans/ --output s3://bucket/scored --resume
+  python -m serving score s3://bucket/digits --output s3://bucket/scored --drop-images --ray
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `score`, but for the model's."""
+    add = parser.add_argument
+    add("input", metavar="INPUT",
+        help="Parquet file, or folder of them; IDX or NPZ file; folder of pictures; a local path "
+        "or a URI such as s3://bucket/folder")  # fmt: skip
+    add("--output", required=True, metavar="OUT",
+        help="folder for Parquet files with the input's columns and digit, probability, "
+        "model_version, error; a local path or a URI")  # fmt: skip
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--column", metavar="NAME",
+        help="column or array with the images: bytes (pixels, or a picture's file) or lists "
+        "(default: image, images, or the only one that can be)")  # fmt: skip
+    add("--drop-images", action="store_true", help="leave the images out of the output")
+    add("--prefix", metavar="TEXT",
+        help="what the new columns' names begin with, where the input has one of their "
+        "names")  # fmt: skip
+    add("--rows-per-file", type=values.count, metavar="ROWS",
+        help="most rows of an output file, which is also what an interruption costs; a Parquet "
+        "row group is not divided (default: 262144, of pictures 4096)")  # fmt: skip
+    add("--workers", type=values.count, metavar="N",
+        help="files that are made at once: by threads, with --ray by actors (default: one for "
+        "each usable core; with --ray for each of the cluster's cores, or GPUs)")  # fmt: skip
+    add("--ray", nargs="?", const=_THIS_MACHINE, metavar="ADDRESS",
+        help="run on a Ray cluster, whose machines all see INPUT and OUT; without an address: "
+        "that of RAY_ADDRESS, or the one on this machine, which is started if there is "
+        "none")  # fmt: skip
+
+
+def score(options: argparse.Namespace, config: ModelConfig) -> int:
+    """Score a data set.
+
+    Returns:
+        The exit code: 0, or 1 if rows have errors.
+
+    Raises:
+        ModuleNotFoundError: an extra is not installed.
+        DigitsError: see the functions of `serving.scoring`.
+    """
+    extras.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
+    from serving.model.loaded_model import load_model
+    from serving.scoring.location import Location
+    from serving.scoring.opening import open_dataset
+    from serving.scoring.output import SUMMARY, prepare
+    from serving.scoring.scorer import RUN_IMAGES
+
+    source, target = Location.of(options.input), Location.of(options.output)
+    if source.contains(target):
+        raise ConfigurationError("OUT is in INPUT: the next run would read it")
+    device = config.device if options.ray is None else "cpu"  # of the machine that starts it
+    max_images = max(RUN_IMAGES.values())
+    model = load_model(
+        config.models / config.model,
+        config.version,
+        device,
+        config.precision,
+        max_images,
+    )
+    dataset = open_dataset(source, model.signature, options.column, options.rows_per_file)
+    task = _task(options, target, dataset)
+    schema = task.schema(model.signature)
+    prepare(task.output, _manifest(model, dataset, schema), is_resumed=options.resume)
+    total, begin_s = dataset.num_rows, time.monotonic()
+    progress = Progress(total)
+    try:
+        config = replace(config, version=model.version)
+        scored = list(_scored(options, config, task, dataset, model, progress))
+    finally:
+        progress.close()
+    num_errors = sum(each.num_errors for each in scored)
+    summary = {"rows": total, "errors": num_errors, "files": len(scored)}
+    task.output.write_document(SUMMARY, summary)
+    words = " ".join(f"{name}={number}" for name, number in summary.items())
+    print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={options.output}")
+    return 1 if num_errors else 0
+
+
+def _task(options: argparse.Namespace, target: "Location", dataset: "Dataset") -> "Task":
+    from serving.scoring.output import Output
+    from serving.scoring.scorer import Task
+
+    reader, prefix = dataset.reader, options.prefix or ""
+    return Task(
+        reader=reader,
+        output=Output(target, f"{prefix}error"),
+        prefix=prefix,
+        are_images_kept=reader.format.are_images_kept and not options.drop_images,
+    )
+
+
+def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[str, object]:
+    """Describe what makes the results: of another description, no file is taken over."""
+    from serving.model.manifest import FILES
+
+    manifest = model.manifest
+    return {
+        "format": 1,
+        "model": {"name": manifest.name, "version": manifest.version,
+                  "precision": model.precision,
+                  "sha256": manifest.digests[FILES[model.precision]]},
+        "input": {"rows": dataset.num_rows, "files": len(dataset.pieces),
+                  "sha256": dataset.identity},
+        "columns": str(schema).split("\n"),
+    }  # fmt: skip
+
+
+def _scored(
+    options: argparse.Namespace, config: ModelConfig, task: "Task", dataset: "Dataset",
+    model: "LoadedModel", progress: "Progress",
+) -> "Iterator[Scored]":  # fmt: skip
+    if options.ray is None:
+        from serving.scoring import threads
+
+        return threads.score(
+            task, dataset.pieces, model, options.workers or usable_cores(), progress.add
+        )
+    from serving.scoring import ray_actors
+    from serving.scoring.shipped_model import ShippedModel
+
+    assert config.version is not None
+    shipped = ShippedModel.of(config.models / config.model, config.version, config.precision)
+    address = None if options.ray == _THIS_MACHINE else options.ray
+    return ray_actors.score(
+        task, dataset.pieces, shipped, config.device, options.workers, address, progress.add
+    )
+
+
+class Progress:
+    """Rows that are scored: a bar on a terminal, elsewhere a line now and then."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self, total: int) -> None:
+        self._bar = Bar(total, sys.stderr)
+        self._total, self._done = total, 0
+        self._lock = threading.Lock()
+        self._begin_s = self._line_s = time.monotonic()
+        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def add(self, num_rows: int) -> None:
+        """Count rows; from any thread."""
+        with self._lock:
+            self._done += num_rows
+            self._bar.advance(num_rows)
+            now_s = time.monotonic()
+            if self._is_terminal or now_s - self._line_s < self.INTERVAL_S:
+                return
+            self._line_s = now_s
+            rate = self._done / (now_s - self._begin_s)
+            left_s = (self._total - self._done) / rate
+            print(f"scored {self._done} of {self._total} rows, {rate:.0f}/s, {left_s:.0f} s left",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def close(self) -> None:
+        """Remove the bar."""
+        with self._lock:
+            self._bar.clear()

@@ -1,0 +1,38 @@
+"""Processes that decode pictures: a crash costs one picture."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from serving.images import Images
+from serving.scoring.decoders import CRASH, Decoders
+from tests.serving.cli.test_classify import end_process
+from tests.serving.scoring.conftest import picture
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(2)
+    yield decoders
+    decoders.close()
+
+
+class Deadly(bytes):
+    """Content that ends the process which unpickles it, as a fault of a decoder would."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return end_process, (bytes(self),)
+
+
+def test_picture_that_kills_its_decoder_costs_no_other_its_answer(
+    decoders: Decoders, images: Images
+) -> None:
+    contents = [picture(image) for image in images[:40]]
+    contents[5] = contents[30] = Deadly()
+    decoded = decoders.decode(contents)
+    assert [number for number, each in enumerate(decoded) if isinstance(each, str)] == [5, 30]
+    assert decoded[5] == CRASH
+    np.testing.assert_array_equal(decoded[6], images[6:7])
+    after = decoders.decode(contents[:5])
+    np.testing.assert_array_equal(np.concatenate([*map(np.asarray, after)]), images[:5])

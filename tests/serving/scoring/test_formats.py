@@ -1,0 +1,138 @@
+"""Every format in, the same answers out."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving import Predictions
+from serving.images import Images
+from tests.serving.scoring.conftest import Score, check, picture, rows_of, write
+
+COLUMNS: dict[str, Callable[[Images], Any]] = {
+    "bytes": rows_of,
+    "large bytes": lambda images: rows_of(images).cast(pa.large_binary()),
+    "bytes of one size": lambda images: rows_of(images).cast(pa.binary(784)),
+    "dictionary of bytes": lambda images: rows_of(images).dictionary_encode(),
+    "lists of uint8": lambda images: pa.array(list(images)),
+    "lists of int64": lambda images: pa.array(list(images.astype(np.int64))),
+    "large lists": lambda images: pa.array(list(images), pa.large_list(pa.int16())),
+    "lists of one size": lambda images: pa.FixedSizeListArray.from_arrays(images.ravel(), 784),
+    "lists of lists": lambda images: pa.array(images.reshape(-1, 28, 28).tolist()),
+    "rows of one size": lambda images: pa.FixedSizeListArray.from_arrays(
+        pa.FixedSizeListArray.from_arrays(images.ravel(), 28), 28
+    ),
+    "tensors": lambda images: pa.FixedShapeTensorArray.from_numpy_ndarray(
+        images.reshape(-1, 28, 28)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_parquet_column_of_images_is_scored(
+    kind: str, tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    source = write(tmp_path, COLUMNS[kind](images), row_group_size=150)
+    result = score(source, "--rows-per-file", 300)
+    assert result.code == 0, result.err
+    check(result.table, expected)
+    assert result.table.schema.names[:2] == ["id", "image"]
+    assert result.table.select(["id", "image"]).equals(pq.read_table(source))
+    assert len(list((tmp_path / "out").glob("part-*"))) == 2
+    assert "scored rows=500 errors=0 files=2 " in result.out
+
+
+@pytest.mark.parametrize("as_struct", [True, False], ids=["struct", "bytes"])
+def test_parquet_column_of_picture_files_is_scored(
+    as_struct: bool, tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    files = [picture(image) for image in images[:30]]
+    column = [{"bytes": file, "path": None} for file in files] if as_struct else files
+    result = score(write(tmp_path, pa.array(column)))
+    assert result.code == 0, result.err
+    check(result.table, expected[:30])
+
+
+def test_folder_of_parquet_is_scored_in_the_order_of_its_files(
+    tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    source = tmp_path / "tables"
+    for name, part in (("b", images[250:]), ("a/1", images[:250]), ("_temporary/0", images)):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": rows_of(part)}), source / f"{name}.parquet")
+    result = score(source)
+    assert result.code == 0, result.err
+    check(result.table, expected)
+
+
+@pytest.mark.parametrize("is_gzipped", [True, False], ids=["gzip", "plain"])
+def test_idx_is_scored(
+    is_gzipped: bool, tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    sizes = b"".join(size.to_bytes(4, "big") for size in (len(images), 28, 28))
+    content = b"\0\0\x08\x03" + sizes + images.tobytes()
+    source = tmp_path / "t10k-images-idx3-ubyte"
+    source.write_bytes(gzip.compress(content) if is_gzipped else content)
+    result = score(source, "--rows-per-file", 200)
+    assert result.code == 0, result.err
+    check(result.table, expected)
+    assert result.table["row"].to_pylist() == list(range(500))
+    assert b"".join(result.table["image"].to_pylist()) == images.tobytes()
+    assert len(list((tmp_path / "out").glob("part-*"))) == (1 if is_gzipped else 3)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_scored_with_the_numbers_beside_its_images(
+    save: Callable[..., None], tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    labels = np.arange(500, dtype=">i2")
+    others = {"x_train": images[:9], "y_train": labels[:9], "names": labels.astype(object)}
+    save(tmp_path / "mnist.npz", x_test=images.reshape(-1, 28, 28), y_test=labels, **others)
+    options = ("--column", "x_test", "--rows-per-file", 200)
+    result = score(tmp_path / "mnist.npz", *options)
+    assert result.code == 0, result.err
+    check(result.table, expected)
+    assert result.table.schema.names[:3] == ["row", "x_test", "y_test"]
+    assert result.table["y_test"].to_pylist() == list(range(500))
+
+
+def test_folder_of_pictures_is_scored(
+    tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    source = tmp_path / "scans"
+    for number, image in enumerate(images[:30]):
+        path = source / ("a" if number < 20 else "b") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(image))
+    (source / "notes.txt").write_text("no picture")
+    result = score(source, "--rows-per-file", 25)
+    assert result.code == 0, result.err
+    check(result.table, expected[:30])
+    assert result.table.schema.names == [
+        "picture", "digit", "probability", "model_version", "error",
+    ]  # fmt: skip
+    assert result.table["picture"][0].as_py() == "a/00.png"
+    assert len(list((tmp_path / "out").glob("part-*"))) == 2
+
+
+def test_images_can_be_left_out(tmp_path: Path, images: Images, score: Score) -> None:
+    result = score(write(tmp_path, rows_of(images)), "--drop-images")
+    assert result.table.schema.names == ["id", "digit", "probability", "model_version", "error"]
+
+
+def test_output_can_be_scored_again(
+    tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    score(write(tmp_path, rows_of(images)))
+    (tmp_path / "out").rename(tmp_path / "before")
+    refused = score(tmp_path / "before")
+    assert (refused.code, refused.table) == (2, None)
+    assert "the input has a column 'digit' already: --prefix names the new ones" in refused.err
+    result = score(tmp_path / "before", "--prefix", "new_")
+    assert result.code == 0, result.err
+    assert result.table["new_digit"].equals(result.table["digit"])

@@ -1,0 +1,123 @@
+"""Interrupted runs go on: every row once, and the same files as of a run without interruption."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.images import Images
+from serving.model.repository import PRETRAINED
+from tests.serving.scoring.conftest import Score, read, rows_of, write
+from tests.support.processes import wait_until
+
+NUM_FILES = 200
+
+
+@pytest.fixture
+def source(tmp_path: Path, images: Images) -> Path:
+    """10,000 rows, 50 a file."""
+    return write(tmp_path, rows_of(np.tile(images, (20, 1))), row_group_size=50)
+
+
+def command(source: Path, out: Path) -> list[str]:
+    words = [sys.executable, "-m", "serving", "score", source, "--output", out]
+    options = ["--models", PRETRAINED, "--rows-per-file", 50, "--workers", 2]
+    return [*map(str, [*words, *options])]
+
+
+def interrupt(source: Path, out: Path, number: int) -> int:
+    """Start a run and send it a signal once it has made some files."""
+    with subprocess.Popen(command(source, out), stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(list(out.glob("part-*"))) > 5)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert 5 < len(list(out.glob("part-*"))) < NUM_FILES
+    assert not (out / "_summary.json").exists()
+    return process.returncode
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+
+
+def test_killed_run_is_resumed_and_has_every_row_once(tmp_path: Path, source: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert interrupt(source, out, signal.SIGKILL) == -signal.SIGKILL
+    (out / "_part-000199-leftover").touch()
+    before = times(out)
+    subprocess.run([*command(source, out), "--resume"], check=True)
+    subprocess.run(command(source, whole), check=True)
+    assert before.items() <= times(out).items()  # none was made again
+    assert read(out)["id"].to_pylist() == list(range(10_000))
+    contents = [
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, whole)
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_ctrl_c_ends_it_without_a_traceback_and_it_is_resumed(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    assert interrupt(source, out, signal.SIGINT) == 1
+    assert not list(out.glob("_part-*"))
+    subprocess.run([*command(source, out), "--resume"], check=True)
+    assert read(out)["id"].to_pylist() == list(range(10_000))
+
+
+def test_finished_run_is_not_made_again(tmp_path: Path, images: Images, score: Score) -> None:
+    source = write(tmp_path, rows_of(images))
+    score(source)
+    before = times(tmp_path / "out")
+    again = score(source)
+    assert again.code == 2
+    assert "holds results already: --resume goes on, or name another folder" in again.err
+    resumed = score(source, "--resume")
+    assert (resumed.code, times(tmp_path / "out")) == (0, before)
+    assert "scored rows=500 errors=0 files=1 " in resumed.out
+
+
+def test_resume_counts_the_errors_of_finished_files(
+    tmp_path: Path, images: Images, score: Score
+) -> None:
+    column = rows_of(images).to_pylist()
+    column[0] = None
+    source = write(tmp_path, column)
+    assert score(source).code == 1
+    resumed = score(source, "--resume")
+    assert resumed.code == 1
+    assert "errors=1 " in resumed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "subject"),
+    [(["--precision", "int8"], "model"), (["--rows-per-file", 9], "input"),
+     (["--drop-images"], "columns")],
+)  # fmt: skip
+def test_resume_of_something_else_is_refused(
+    options: list[object], subject: str, tmp_path: Path, images: Images, score: Score
+) -> None:
+    source = write(tmp_path, rows_of(images), row_group_size=100)
+    score(source)
+    result = score(source, "--resume", *options)
+    assert result.code == 2
+    assert f"holds results of another {subject} (" in result.err
+
+
+def test_resume_of_an_input_that_has_changed_is_refused(
+    tmp_path: Path, images: Images, score: Score
+) -> None:
+    score(write(tmp_path, rows_of(images)))
+    result = score(write(tmp_path, rows_of(images[::-1])), "--resume")
+    assert result.code == 2
+    assert "holds results of another input (" in result.err
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path, images: Images, score: Score) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    result = score(write(tmp_path, rows_of(images)))
+    assert result.code == 2
+    assert "is not empty, and holds no results to resume" in result.err
