@@ -71,7 +71,7 @@ test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe,
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
 	$(RUN) -m pytest -q -m web tests/web
 
-test-deploy: $(INSTALLED) .venv-edge/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl and others (2 min)
+test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl, Ray and others (4 min)
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
 test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)
@@ -97,17 +97,18 @@ protos-check: protos  ## fail if the committed generated code is stale
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra bench --extra dev
+LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra score --extra bench --extra dev
 
 lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
 	$(LOCK) --extra serve --extra http --output-file requirements/serve.lock
+	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
-	rm -rf .venv .venv-protos .venv-lock .venv-edge artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-protos .venv-lock .venv-edge .venv-ray artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: python
@@ -128,6 +129,13 @@ python:
 	rm -rf .venv-edge
 	$(PYTHON) -m venv .venv-edge
 	.venv-edge/bin/python $(PIP) install --require-hashes -r requirements/edge.lock
+	@touch $@
+
+# Ray and what it needs unpack to 500 MB, and has requirements that the rest should not bend to.
+.venv-ray/.installed: requirements/ray.lock | python
+	rm -rf .venv-ray
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP) install --require-hashes -r requirements/ray.lock
 	@touch $@
 
 .venv-protos/.installed: | python
