@@ -3,6 +3,7 @@
 #                    a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
 #   RECIPE=...       the training recipe: default, seed or best
+#   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
 #   SOAK_S=...       how long `make soak` keeps each transport under load, in seconds
 
@@ -30,7 +31,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 train: $(INSTALLED)  ## get MNIST, fit the network, write artifacts/
-	$(RUN) -m training train --recipe $(RECIPE) $(if $(RESUME),--resume)
+	$(RUN) -m training train --recipe $(RECIPE) $(if $(RESUME),--resume) $(if $(EXTRA),--extra "$(EXTRA)")
 
 export: $(INSTALLED)  ## write the next version under models/digits/
 	$(RUN) -m training export

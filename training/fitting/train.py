@@ -55,10 +55,10 @@ def train(
         OSError: the artifacts could not be written.
     """
     training, validation = data.split(recipe.validation_split)
-    identity = {"seed": seed, **asdict(recipe)}
     if extra is not None:
         training = join(training, extra)
-        identity["extra"] = extra.digest
+    digest = None if extra is None else extra.digest
+    identity = {"seed": seed, "extra": digest, **asdict(recipe)}
     cache = teachers or folder / "teachers"
     epochs = distillation.epoch_source(recipe, training, validation, cache, log)
     trainer = Trainer(recipe, len(training.labels), seed)

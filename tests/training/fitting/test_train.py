@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import SAMPLE
 from training.config import RECIPES
-from training.data.mnist import Mnist
+from training.data.extra import Extra
+from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
@@ -81,6 +82,22 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_samp
     histories = [load_json(tmp_path / name, "history.json") for name in ("whole", "stopped")]
     assert histories[0] == histories[1]
     assert all(map(np.array_equal, weights(tmp_path / "whole"), weights(tmp_path / "stopped")))
+
+
+@pytest.mark.parametrize("digits", [((), (1, 2)), ((1, 2), ()), ((1, 2), (1, 3))])
+def test_training_on_other_own_images_is_not_resumed(
+    digits: tuple[tuple[int, ...], tuple[int, ...]], tmp_path: Path, mnist_sample: Mnist
+) -> None:
+    def own(labels: tuple[int, ...]) -> Extra | None:
+        images = mnist_sample.test_images[: len(labels)]
+        examples = Examples(images, np.array(labels, np.uint8))
+        return Extra(examples, Examples(images[:0], examples.labels[:0])) if labels else None
+
+    before, after = map(own, digits)
+    train(RECIPE, mnist_sample, tmp_path, extra=before, log=interrupt_after(1))
+    with pytest.raises(ResumeError, match="extra"):
+        train(RECIPE, mnist_sample, tmp_path, resume=True, extra=after)
+    train(RECIPE, mnist_sample, tmp_path, resume=True, extra=before, log=interrupt_after(2))
 
 
 def test_interrupt_keeps_the_best_epoch(
