@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     """What the lines name."""
     seven = ROOT / "docs" / "pictures" / "seven.png"
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
-    for name in ("docs/pictures/seven.png", "seven.png"):
+    for name in ("docs/pictures/seven.png", "seven.png", "form.png"):
         shutil.copy(seven, tmp_path / name)
     Image.open(seven).convert("L").save(tmp_path / "four.jpg")
     return tmp_path
