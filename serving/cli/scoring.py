@@ -73,7 +73,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     """
     extras.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
     from serving.model.loaded_model import load_model
-    from serving.scoring.location import Location
+    from serving.scoring.location import Location, without_credentials
     from serving.scoring.opening import open_dataset
     from serving.scoring.output import SUMMARY, prepare
     from serving.scoring.scorer import RUN_IMAGES
@@ -104,8 +104,9 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     num_errors = sum(each.num_errors for each in scored)
     summary = {"rows": total, "errors": num_errors, "files": len(scored)}
     task.output.write_document(SUMMARY, summary)
+    place = without_credentials(options.output)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
-    print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={options.output}")
+    print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={place}")
     return 1 if num_errors else 0
 
 

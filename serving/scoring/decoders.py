@@ -1,17 +1,16 @@
 """Processes that decode pictures: a core each, and a decoder that crashes costs one picture."""
 
 import io
-import logging
 import multiprocessing
 import signal
 import threading
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from serving.errors import InvalidRequest
 from serving.images import Images
+from serving.pictures.files import silence_pillow
 from serving.pictures.reader import from_picture
 
 _CHUNK = 16
@@ -87,8 +86,7 @@ def _new_pool(num_processes: int) -> ProcessPoolExecutor:
 
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it
-    warnings.filterwarnings("ignore", module="PIL")  # remarks on damaged files
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    silence_pillow()
 
 
 def _decode(contents: Sequence[bytes]) -> list[Decoded]:

@@ -1,6 +1,7 @@
 """Where data sets lie: local paths, and URIs such as s3://bucket/folder that pyarrow opens."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,8 +31,11 @@ class Location:
         """
         if "://" not in text:
             return cls(fs.LocalFileSystem(), os.path.abspath(text))
-        with one_line(text):
+        shown = without_credentials(text)
+        try:
             filesystem, path = fs.FileSystem.from_uri(text)
+        except (pa.ArrowException, OSError) as err:
+            raise ConfigurationError(f"{shown}: {_line(err).replace(text, shown)}") from err
         return cls(filesystem, path.rstrip("/"))
 
     @property
@@ -78,6 +82,11 @@ class Location:
         return f"{other.path}/".startswith(f"{self.path}/")
 
 
+def without_credentials(uri: str) -> str:
+    """Return a URI as it can be printed: without user, password and parameters."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri.partition("?")[0] if "://" in uri else uri)
+
+
 @contextmanager
 def one_line(subject: str) -> Iterator[None]:
     """Turn what pyarrow raises into one line about a subject.
@@ -88,6 +97,10 @@ def one_line(subject: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as err:
-        text = getattr(err, "strerror", None) or str(err) or type(err).__name__
-        line = "".join(c if c.isprintable() else " " for c in text.partition("\n")[0])
-        raise ConfigurationError(f"{subject}: {line[:300]}") from err
+        raise ConfigurationError(f"{subject}: {_line(err)}") from err
+
+
+def _line(err: Exception) -> str:
+    text = getattr(err, "strerror", None) or str(err) or type(err).__name__
+    line = "".join(c if c.isprintable() else " " for c in text.partition("\n")[0])
+    return line[:300]

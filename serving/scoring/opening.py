@@ -6,6 +6,7 @@ from pyarrow import fs
 
 from commandline import extras
 from serving.errors import ConfigurationError
+from serving.pictures.files import SUFFIXES
 from serving.scoring import idx, npz, picture_folder
 from serving.scoring.dataset import Dataset
 from serving.scoring.location import Location, one_line
@@ -48,7 +49,7 @@ def _open_folder(
 ) -> Dataset:
     files = root.files(recursive=True)
     tables = [file for file in files if file.path.lower().endswith(_PARQUET_SUFFIXES)]
-    pictures = [file for file in files if file.path.lower().endswith(picture_folder.SUFFIXES)]
+    pictures = [file for file in files if file.path.lower().endswith(SUFFIXES)]
     if tables and pictures:
         raise ConfigurationError(f"{root} holds Parquet files and pictures: name a folder of one")
     if tables:

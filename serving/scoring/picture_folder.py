@@ -19,11 +19,6 @@ from serving.scoring.dataset import (
 )
 from serving.scoring.location import Location
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
-    *(".avif", ".heic", ".heif"),
-)
-"""Files that are taken for pictures."""
 MAX_BYTES = 256 << 20
 """The largest picture that is read, as by the decoder."""
 _BATCH_PICTURES = 256

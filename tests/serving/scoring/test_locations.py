@@ -10,12 +10,13 @@ import pytest
 from pyarrow import fs
 
 from serving import Predictions
+from serving.__main__ import main
 from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.model.loaded_model import load_model
 from serving.model.repository import PRETRAINED
 from serving.scoring import threads
-from serving.scoring.location import Location
+from serving.scoring.location import Location, without_credentials
 from serving.scoring.opening import open_dataset
 from serving.scoring.output import Output
 from serving.scoring.scorer import Task
@@ -30,6 +31,18 @@ def test_uris_are_opened(
     result = score(f"file://{source}", "--output", f"file://{tmp_path}/out/")
     assert result.code == 0, result.err
     check(result.table, expected)
+
+
+def test_credentials_are_not_printed(
+    tmp_path: Path, images: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write(tmp_path, rows_of(images)))
+    assert main(["score", source, "--output", "nowhere://me:secret@there/a?key=secret"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("digits-serve: nowhere://there/a: ")
+    assert "secret" not in line
+    assert without_credentials("s3://key:secret@bucket/a?region=x") == "s3://bucket/a"
+    assert without_credentials("a?b@c") == "a?b@c"
 
 
 @pytest.fixture
