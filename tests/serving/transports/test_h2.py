@@ -123,6 +123,15 @@ def test_call_without_time_is_refused(connection: Connection, timeout: str) -> N
     assert connection.reply(1).status in (LATE, EXHAUSTED)
 
 
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM])
+def test_call_whose_message_does_not_arrive_ends_at_its_deadline(
+    connection: Connection, path: str
+) -> None:
+    head = connection.headers(1, request_headers(__path=path, grpc_timeout="50m"))
+    connection.send(head, DataFrame(1, REQUEST[:50]))
+    assert connection.reply(1).status == LATE
+
+
 @pytest.mark.parametrize(
     "authority", ["localhost", "example.com:443", "[::1]:1", "a%20b", "a" * 1000, None]
 )
