@@ -130,7 +130,7 @@ class Calls:
                 if call.__class__ is Head and event.end_stream:
                     plan = call.layouts.get(data[: len(data) - size])
                 if plan is None or plan.num_rows != num_images or num_images > inline_images:
-                    self._receive_part(connection, event, now_s)
+                    self._receive_part(connection, stream_id, data, now_s, ended=event.end_stream)
                     continue
                 consume(len(data), stream_id)
                 if call is not measured:
@@ -146,7 +146,7 @@ class Calls:
                 if event.stream_id in calls:
                     self._cancel(connection, event.stream_id, now_s)
             elif kind is TrailersReceived:
-                self._receive_end(connection, event.stream_id, now_s)
+                self._receive_part(connection, event.stream_id, b"", now_s, ended=True)
             elif kind is ConnectionClosed:
                 return False
         if entries:
@@ -155,14 +155,15 @@ class Calls:
             self._reject(connection, rejected)
         return True
 
-    def _receive_part(self, connection: Connection, event: Any, now_s: float) -> None:
-        """Take data that is no whole message of images in a known layout."""
-        stream_id, data = event.stream_id, event.data
+    def _receive_part(
+        self, connection: Connection, stream_id: int, data: bytes, now_s: float, *, ended: bool
+    ) -> None:
+        """Take data, or the end, of a call that is no message of images in a known layout."""
         call = connection.calls.get(stream_id)
         if call is None:
             connection.consume(stream_id, len(data))
             return
-        if len(data) < _TINY_BYTES and not event.end_stream:
+        if len(data) < _TINY_BYTES and not ended:
             connection.num_tiny += 1
             if connection.num_tiny > _MAX_TINY_FRAMES:
                 raise http2.Error("too many tiny frames")
@@ -170,15 +171,7 @@ class Calls:
             connection.num_tiny -= 1
         if isinstance(call, Head):
             call = self._stream(connection, stream_id, call, now_s)
-        call.receive(data, now_s, ended=event.end_stream)
-
-    def _receive_end(self, connection: Connection, stream_id: int, now_s: float) -> None:
-        """Take the end of what a caller sends, without data."""
-        call = connection.calls.get(stream_id)
-        if isinstance(call, Head):
-            call = self._stream(connection, stream_id, call, now_s)
-        if call is not None:
-            call.receive(b"", now_s, ended=True)
+        call.receive(data, now_s, ended=ended)
 
     def _stream(self, connection: Connection, stream_id: int, head: Head, now_s: float) -> Stream:
         """Make a call a stream, which ends at its deadline."""
@@ -213,7 +206,7 @@ class Calls:
             return
         self._stream(connection, stream_id, head, now_s)
         if ended:
-            self._receive_end(connection, stream_id, now_s)
+            self._receive_part(connection, stream_id, b"", now_s, ended=True)
 
     def refuse(self, connection: Connection, stream_id: int, head: Head, reason: Status) -> None:
         """End a call that has had no answer with a status."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _RECORD_BYTES = 1 << 14
-"""The longest record of TLS, and what is read of a peer whose turns are long."""
+"""The longest record of TLS; also the bytes read of a peer whose turns are long."""
 _LONG_TURN_S = 4e-3
 """A turn of many tiny frames takes as long, one of calls does not."""
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -49,7 +49,7 @@ class Connection:
         self.limits = limits
         self.http2 = open_session(limits, sock, access_log)
         self.calls: dict[int, Head | Stream] = {}
-        """The calls in progress, by stream: what is not here has ended or was cancelled."""
+        """The calls in progress, by stream; ended and cancelled ones are removed."""
         self.waiting: deque[Entry] = deque()
         """Those that wait for a run."""
         self.headers: object = None
@@ -115,7 +115,7 @@ class Connection:
 
         Raises:
             OSError: the socket failed.
-            http2.Error: HTTP/2 can't go on.
+            http2.Error: the peer broke the protocol.
         """
         total = 0
         is_tls = isinstance(self.socket, ssl.SSLSocket)

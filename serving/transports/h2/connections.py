@@ -141,7 +141,7 @@ class Connections:
         self.listen()
 
     def sweep(self, now_s: float) -> None:
-        """Close what is idle, stuck or old; try again to accept."""
+        """Close connections that are idle, stuck or old; accept new ones again."""
         self.listen()
         limits = self._limits
         free = 1 - len(self._open) / limits.max_connections

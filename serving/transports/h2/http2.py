@@ -4,33 +4,17 @@ The package is young, so only this module imports it.
 """
 
 import ngh2
-from ngh2 import (
-    ConnectionClosed,
-    DataReceived,
-    Event,
-    RequestReceived,
-    StreamClosed,
-    TrailersReceived,
-)
 
 from serving.transports.h2.limits import Limits
 
-__all__ = [
-    "NO_ERROR",
-    "ConnectionClosed",
-    "DataReceived",
-    "Error",
-    "Event",
-    "Headers",
-    "RequestReceived",
-    "Session",
-    "StreamClosed",
-    "TrailersReceived",
-    "open_session",
-]
-
 Error = ngh2.NGH2Error
 Session = ngh2.Connection
+Event = ngh2.Event
+ConnectionClosed = ngh2.ConnectionClosed
+DataReceived = ngh2.DataReceived
+RequestReceived = ngh2.RequestReceived
+StreamClosed = ngh2.StreamClosed
+TrailersReceived = ngh2.TrailersReceived
 Headers = tuple[tuple[bytes, bytes], ...]
 NO_ERROR = int(ngh2.ErrorCode.NO_ERROR)
 

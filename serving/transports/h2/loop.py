@@ -54,7 +54,7 @@ class Loop:
 
         Args:
             listener: listens already, and does not block.
-            queue: what waits for a run.
+            queue: the calls that wait for a run.
             limits: what peers may use.
             poll: whether the loop may poll for a moment before it sleeps.
             max_queue_delay_s: how long it waits for more images before a run.
@@ -123,7 +123,7 @@ class Loop:
         self._close()
 
     def _round(self) -> None:
-        """Read what is ready, run what waits, write."""
+        """Read the connections that are ready, run the queue, write."""
         ready = self.selector.select(self._timeout_s())
         self._is_awake = True
         while self._posted:  # first: what a drain refuses may be about to be read
@@ -189,7 +189,7 @@ class Loop:
         return self._accept_tag_s if data is self._listener else 0.0
 
     def _run_waiting(self, now_s: float) -> None:
-        """Run what waits, for some 10 ms in all."""
+        """Run the queue, for some 10 ms in all."""
         end_s = now_s + _RUNS_S
         while not self._max_queue_delay_s or not self._delay_s(now_s):
             self._runs.run_next(now_s)

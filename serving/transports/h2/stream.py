@@ -5,7 +5,6 @@ does not read its answers, or sends more than can run, is not read: its messages
 and flow control of HTTP/2 stops it.
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -67,7 +66,7 @@ class Stream:
         """Whether the caller sends exactly one message."""
         self._slots: deque[Slot] = deque()
         self._data = bytearray()
-        """What has been received and not begun."""
+        """The bytes received of requests that have not begun."""
         self._missing_at = 0
         """How long it must be for its first message to be whole, as far as that is known."""
         self._unconsumed = 0
@@ -125,7 +124,8 @@ class Stream:
                 self._consume_all()
                 break
             num_bytes = end - at - max(0, len(data) - self._unconsumed - at)
-            if not self._begin(bytes(data[at + PREFIX_BYTES : end]), num_bytes, now_s):
+            message = bytes(memoryview(data)[at + PREFIX_BYTES : end])  # copied once
+            if not self._begin(message, num_bytes, now_s):
                 self._calls.stalled[self] = None
                 break
             self._unconsumed -= num_bytes
@@ -198,8 +198,10 @@ class Stream:
     def _run(self, slot: Slot, pixels: bytes | memoryview, plan: Plan) -> None:
         """Have images run, by a runner thread or in one of the loop's next batches."""
         calls, connection, stream_id = self._calls, self._connection, self._stream_id
-        own_s = math.inf if plan.timeout_s is None else plan.timeout_s
-        late_s = slot.arrived_s + min(self._head.timeout_s, own_s)
+        timeout_s = self._head.timeout_s
+        if plan.timeout_s is not None:
+            timeout_s = min(timeout_s, plan.timeout_s)
+        late_s = slot.arrived_s + timeout_s
         if plan.num_rows > calls.max_inline_images:
             finish = partial(self._finish_run, slot)
             slot.large = calls.large_request(pixels, plan, connection, late_s, finish)
@@ -237,7 +239,7 @@ class Stream:
         slot.response = error if response is None else frame(response)
 
     def flush(self) -> None:
-        """Send what is answered; end the call after its last answer."""
+        """Send the answers that are ready; end the call after the last."""
         if not self._is_open:
             return
         self._send_answers()
