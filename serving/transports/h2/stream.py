@@ -130,6 +130,7 @@ class Stream:
                 break
             self._unconsumed -= num_bytes
             at = end
+            self._missing_at = 0
         del data[:at]
         self._calls.hold(self, len(data))
         self.flush()
