@@ -1,6 +1,6 @@
 """Scores one piece: reads its rows, runs the model, writes them with the answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +113,13 @@ class Scorer:
 
     def _write(self, piece: Piece, writer: Any) -> Scored:
         num_rows = num_errors = 0
-        waiting: list[Any] = []
+        group = _Group(writer)
         for rows in self._task.reader.read(piece):
             batch, errors = self._scored(rows)
             num_rows, num_errors = num_rows + len(batch), num_errors + errors
-            waiting.append(batch)
-            if _is_group(waiting):
-                writer.write_table(pa.Table.from_batches(waiting))
-                waiting = []
+            group.add(batch)
             self._advance(len(batch))
-        if waiting:
-            writer.write_table(pa.Table.from_batches(waiting))
+        group.write()
         if num_rows != piece.num_rows:
             raise ConfigurationError(
                 f"{piece.path} has changed: {piece.num_rows} rows expected, got {num_rows}"
@@ -177,6 +173,22 @@ class Scorer:
         )  # fmt: skip
 
 
-def _is_group(batches: Sequence[Any]) -> bool:
-    num_rows = sum(len(batch) for batch in batches)
-    return num_rows >= _GROUP_ROWS or sum(batch.nbytes for batch in batches) >= _GROUP_BYTES
+class _Group:
+    """Rows that become one row group; written once there are enough."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._batches: list[Any] = []
+        self._num_rows = self._num_bytes = 0
+
+    def add(self, batch: Any) -> None:
+        self._batches.append(batch)
+        self._num_rows += len(batch)
+        self._num_bytes += batch.nbytes
+        if self._num_rows >= _GROUP_ROWS or self._num_bytes >= _GROUP_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        if self._batches:
+            self._writer.write_table(pa.Table.from_batches(self._batches))
+        self._batches, self._num_rows, self._num_bytes = [], 0, 0
