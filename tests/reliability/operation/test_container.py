@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -37,6 +38,8 @@ class Stage:
     folder: str = "/"
     user: str = "0"
     entry_point: list[str] = field(default_factory=list)
+    health_check: list[str] = field(default_factory=list)
+    arguments: dict[str, str] = field(default_factory=dict)
 
     def inside(self, text: str) -> str:
         """Put the image's absolute paths below its root."""
@@ -71,7 +74,7 @@ def build(folder: Path) -> Stage:
                 stage = stages[name] = Stage(folder / name)
                 stage.root.mkdir()
             case "COPY":
-                *options, source, target = rest.split()
+                *options, source, target = Template(rest).substitute(stage.arguments).split()
                 origin = ROOT / source
                 if options:
                     other = stages[options[0].removeprefix("--from=")]
@@ -88,6 +91,14 @@ def build(folder: Path) -> Stage:
                 stage.user = rest
             case "ENTRYPOINT":
                 stage.entry_point = [stage.inside(word) for word in json.loads(rest)]
+            case "ARG":
+                name, _, value = rest.partition("=")
+                stage.arguments[name] = value
+            case "HEALTHCHECK":
+                command = json.loads(rest.partition("CMD ")[2])
+                stage.health_check = [stage.inside(word) for word in command]
+            case "LABEL":
+                assert rest.startswith("org.opencontainers.image.")
             case "EXPOSE":
                 assert rest.isdecimal()
             case _:
@@ -118,7 +129,7 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
         reply = HttpPeer(server.facts["http"]).post("/v1/digits", picture)
         assert reply.json["digits"][0]["digit"] == 7
         assert (client.model_info().test_accuracy or 0) > 0.99, "not the bundled model"
-        health = [*image.entry_point[:-1], "health", "--target", server.address]
+        health = [*image.health_check, "--target", server.address]
         assert subprocess.run(health, cwd=image.folder, env=image.environment).returncode == 0
         assert server.stop(signal.SIGTERM) == 0
     assert everything_in(image.root) == before, "wrote to its read-only root"

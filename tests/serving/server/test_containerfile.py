@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_context_is_what_is_copied() -> None:
         if line and not line.startswith("#")
     ]
     copied = re.findall(r"^COPY ([^-]\S*) ", CONTAINERFILE, re.M)
+    lock = "requirements/${LOCK}.lock"
+    assert lock in copied
+    copied.remove(lock)
+    copied += [lock.replace("${LOCK}", variant) for variant in ("serve", "serve-cuda")]
     assert first == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == set(copied)
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_labels_are_the_projects() -> None:
+    labels = dict(
+        re.findall(r'^LABEL org\.opencontainers\.image\.(\w+)="(.*)"$', CONTAINERFILE, re.M)
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    expected = {"title": "name", "version": "version", "licenses": "license"}
+    assert labels == {label: project[name] for label, name in expected.items()}
