@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
+from serving.client.connection import Connection
 from serving.images import Images
 from tests.support.gpu import gpu_works
 from tests.support.servers import RunningServer, running_server
@@ -97,3 +98,12 @@ def server(models: Path, transport: str) -> Iterator[RunningServer]:
 def client(server: RunningServer) -> Iterator[Client]:
     with Client(server.address) as client:
         yield client
+
+
+@pytest.fixture(params=["grpcio", "auto"])
+def client_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The transport of clients that name none; auto is h2 for one address."""
+    defaults = Connection.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "transport", request.param)
+    return str(request.param)

@@ -6,11 +6,13 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import Unavailable
 from serving.model.info import ModelInfo
-from serving.predictions import Predictions
+from serving.predictions import Predictions, Probabilities
 from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import Signature
 
+_FEW_NUMBERS = 64
+"""Probabilities that Python checks faster than numpy: 1 µs of a call instead of 5."""
 _MOST_PROBABLE = 1.001
 """1 and a margin for rounding."""
 
@@ -34,10 +36,19 @@ def predictions_of(data: bytes, num_images: int, signature: Signature, address: 
     expected, found = (num_images, signature.num_classes), predictions.probabilities.shape
     if found != expected:
         raise _malformed(address, f"probabilities of shape {found}, not {expected}")
-    low, high = predictions.probabilities.min(), predictions.probabilities.max()
+    low, high = _range(predictions.probabilities)
     if not (low >= 0 and high <= _MOST_PROBABLE):  # also refuses NaN
         raise _malformed(address, f"probabilities from {low:g} to {high:g}")
     return predictions
+
+
+def _range(probabilities: Probabilities) -> tuple[float, float]:
+    """Return the least and the greatest, or NaN if there is one."""
+    if probabilities.size > _FEW_NUMBERS:
+        return float(probabilities.min()), float(probabilities.max())
+    numbers = probabilities.ravel().tolist()
+    total = sum(numbers)
+    return (total, total) if total != total else (min(numbers), max(numbers))
 
 
 def model_info_of(data: bytes, address: str) -> ModelInfo:

@@ -8,18 +8,15 @@ from collections.abc import Coroutine
 from os import getpid
 from typing import Any, Self, TypeVar
 
-import grpc
 import numpy.typing as npt
 
-from serving.client.connection import CUT_OFF, Connection, Failure
+from serving.client.calls import Failure
+from serving.client.connection import Connection
+from serving.client.grpcio import GrpcioCalls, GrpcioLoopCalls
 from serving.client.retries import Attempts
 from serving.errors import Unavailable
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
-
-_MAX_IN_FLIGHT = 512
-"""Messages that an AsyncClient has in flight; further ones wait. Servers refuse streams past a
-limit (ours past 1,024), and a client learns that limit only after its first burst."""
 
 _Result = TypeVar("_Result")
 
@@ -77,8 +74,8 @@ class Client(Connection):
     def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
         self._is_closed.set()
-        if self._channel is not None and self._pid == getpid():
-            self._channel.close()
+        if self._calls is not None and self._pid == getpid():
+            self._calls.close()
 
     def __enter__(self) -> Self:
         return self
@@ -87,43 +84,42 @@ class Client(Connection):
         self.close()
 
     async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        stub = self._stubs.get(path) if self._pid == getpid() else None
-        try:
-            return (stub or self._stub(path)).future(
-                message, timeout=attempts.timeout_s, metadata=self._access.metadata
-            )
-        except ValueError:  # the channel was closed
-            self._check_open()
-            raise
+        return self._opened().send(path, message, attempts.timeout_s)
 
     async def _outcome(self, call: Any) -> bytes | Failure:
-        try:
-            data: bytes = call.result()
-        except grpc.RpcError as err:
-            return err.code(), err.details()
-        except grpc.FutureCancelledError:
-            return CUT_OFF
-        except BaseException:  # KeyboardInterrupt
-            call.cancel()
-            raise
-        return data
+        outcome: bytes | Failure = self._calls.outcome(call)
+        return outcome
+
+    async def _exchange(self, path: str, message: bytes, attempts: Attempts) -> bytes | Failure:
+        outcome: bytes | Failure = self._opened().exchange(path, message, attempts.timeout_s)
+        return outcome
 
     async def _pause(self, seconds: float) -> None:
         if self._is_closed.wait(seconds):
             self._check_open()
 
-    def _stub(self, path: str) -> Any:
+    def _opened(self) -> Any:
+        """Return what carries the calls."""
+        if self._calls is not None and self._pid == getpid() and not self._is_closed.is_set():
+            return self._calls
         with self._lock:
             self._check_open()
-            if self._channel is None:
+            if self._calls is None:
                 self._pid = getpid()
-                self._channel = self._access.open_channel(grpc, self._target)
+                self._calls = self._open()
             elif self._pid != getpid():
                 raise Unavailable(
                     f"{self._target}: a client that was used before a fork can't be used after it: "
                     "make another one in the child"
                 )
-            return self._stubs.setdefault(path, self._channel.unary_unary(path))
+            return self._calls
+
+    def _open(self) -> Any:
+        if self._place is None:
+            return GrpcioCalls(self._target, self._access)
+        from serving.client.h2.pool import H2Calls  # loads ngh2
+
+        return H2Calls(self._place, self._access)
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
@@ -143,7 +139,6 @@ class AsyncClient(Connection):
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
-    _slots: asyncio.Semaphore
 
     async def model_info(self) -> ModelInfo:
         """Return what the server serves; see `Client.model_info`."""
@@ -160,8 +155,8 @@ class AsyncClient(Connection):
     async def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
         self._is_closed.set()
-        if self._channel is not None and self._loop is asyncio.get_running_loop():
-            await self._channel.close()
+        if self._calls is not None and self._loop is asyncio.get_running_loop():
+            await self._calls.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -170,34 +165,17 @@ class AsyncClient(Connection):
         await self.close()
 
     async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        stub, slots = self._stub(path), self._slots
-        await slots.acquire()
-        try:
-            self._check_open()
-            call = stub(message, timeout=attempts.timeout_s, metadata=self._access.metadata)
-        except BaseException:
-            slots.release()
-            raise
-        call.add_done_callback(lambda _: slots.release())
-        return call
+        return await self._opened().send(path, message, attempts.timeout_s)
 
     async def _outcome(self, call: Any) -> bytes | Failure:
-        try:
-            data: bytes = await call
-        except grpc.aio.AioRpcError as err:
-            return err.code(), err.details()
-        except asyncio.CancelledError:
-            # The task was cancelled, the channel was closed, or the status is CANCELLED.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling() > 0:
-                raise
-            return CUT_OFF
-        return data
+        outcome: bytes | Failure = await self._calls.outcome(call)
+        return outcome
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def _stub(self, path: str) -> Any:
+    def _opened(self) -> Any:
+        """Return what carries the calls on this event loop."""
         self._check_open()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -205,8 +183,12 @@ class AsyncClient(Connection):
                 raise RuntimeError(
                     "this AsyncClient belongs to another event loop: make one for each loop"
                 )
-            self._loop, self._stubs = loop, {}
-            self._channel = self._access.open_channel(grpc.aio, self._target)
-            self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
-        stub = self._stubs.get(path)
-        return stub or self._stubs.setdefault(path, self._channel.unary_unary(path))
+            self._loop, self._calls = loop, self._open()
+        return self._calls
+
+    def _open(self) -> Any:
+        if self._place is None:
+            return GrpcioLoopCalls(self._target, self._access)
+        from serving.client.h2.loop import H2LoopCalls  # loads ngh2
+
+        return H2LoopCalls(self._place, self._access)

@@ -7,7 +7,7 @@ suspending, so it runs the same coroutines to their end without a loop.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 import grpc
 import numpy.typing as npt
 
+from serving.client.access import Access
 from serving.client.answers import model_info_of, predictions_of
-from serving.client.channel import Access
+from serving.client.calls import Failure
+from serving.client.choice import choose
 from serving.client.retries import Attempts
+from serving.config import TransportName
 from serving.errors import DeadlineExceeded, Unavailable
-from serving.images import Images, as_images, as_pixels
+from serving.images import as_images, as_pixels
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
@@ -31,10 +34,7 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """The HealthCheckResponse with status SERVING."""
 
-Failure = tuple[grpc.StatusCode, str | None]
-"""A status and its text."""
 _NOT_SERVING: Failure = (grpc.StatusCode.UNAVAILABLE, "the server does not serve yet")
-CUT_OFF: Failure = (grpc.StatusCode.CANCELLED, "the call was cut off")
 
 _CHUNK_BYTES = 256 * DIGITS.image_bytes
 """Images in one message of a large request: enough to make the cost of a call small, few enough
@@ -56,6 +56,7 @@ class Connection:
         tls_ca: str | Path | None = None,
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
+        transport: TransportName = "grpcio",
     ) -> None:
         """Configure the client; it connects when it is first used.
 
@@ -75,25 +76,31 @@ class Connection:
                 plaintext.
             tls_cert: PEM file of the client's own certificate, if the server requires one (mTLS).
             tls_key: PEM file of its key.
+            transport: "grpcio"; "h2", several times as fast, for one "host:port", which needs the
+                extra `fast`; or "auto": h2 where it is installed and the target is one address,
+                grpcio elsewhere.
 
         Raises:
-            ConfigurationError: a file can't be read, or the token can't be sent.
+            ConfigurationError: a file can't be read, the token can't be sent, or h2 is not
+                installed or not for this target.
         """
         self._target = target
         self._timeout_s = timeout_s
         self._attempt_timeout_s = attempt_timeout_s
         self._access = Access(token, tls_ca, tls_cert, tls_key)
+        self._place = choose(transport, target)
+        """Where h2 connects to; None for grpcio."""
         self._again = partial(
             type(self), target, timeout_s=timeout_s, attempt_timeout_s=attempt_timeout_s,
-            token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key,
+            token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
         )  # fmt: skip
         self._has_answered = False
         self._model: ModelInfo | None = None
         """What the server serves, once it was asked."""
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # held while connecting
-        self._channel: Any = None
-        self._stubs: dict[str, Any] = {}
+        self._calls: Any = None
+        """What carries the calls, once connected."""
 
     def __reduce__(self) -> tuple[Callable[[], "Connection"], tuple[()]]:
         """Pickle the settings, including the token; an unpickled client makes a new connection."""
@@ -106,6 +113,10 @@ class Connection:
     async def _outcome(self, call: Any) -> bytes | Failure:
         """Wait for the end of a call."""
         raise NotImplementedError
+
+    async def _exchange(self, path: str, message: bytes, attempts: Attempts) -> bytes | Failure:
+        """Start a call and wait for its end."""
+        return await self._outcome(await self._send(path, message, attempts))
 
     async def _pause(self, seconds: float) -> None:
         """Wait before a call is sent again."""
@@ -129,26 +140,36 @@ class Connection:
         if model is None:
             as_pixels(images)  # images that no model takes are refused without a call
             model = await self._model_info(attempts)
+        images = as_images(images, model.signature)
+        if len(images) <= (size := _images_a_message(model)):
+            message = wire.encode_request(images.data.cast("B"))
+            return self._part(await self._call(_CLASSIFY, message, attempts), len(images), model)
         sent: deque[tuple[Any, bytes, int]] = deque()
         parts = []
         try:
-            for chunk in _chunks(as_images(images, model.signature), model):
+            for first in range(0, len(images), size):
+                chunk = images[first : first + size]
                 if len(sent) == _WINDOW:
-                    parts.append(await self._part(*sent.popleft(), model, attempts))
+                    parts.append(await self._next_part(*sent.popleft(), model, attempts))
                 message = wire.encode_request(chunk.data.cast("B"))
                 sent.append((await self._send(_CLASSIFY, message, attempts), message, len(chunk)))
             while sent:
-                parts.append(await self._part(*sent.popleft(), model, attempts))
+                parts.append(await self._next_part(*sent.popleft(), model, attempts))
         finally:
             for call, _, _ in sent:
                 call.cancel()
-        return parts[0] if len(parts) == 1 else Predictions.concatenate(parts)
+        return Predictions.concatenate(parts)
 
-    async def _part(
+    async def _next_part(
         self, call: Any, message: bytes, num_images: int, model: ModelInfo, attempts: Attempts
     ) -> Predictions:
-        """Wait for the answer to one message."""
-        data = await self._finish(call, _CLASSIFY, message, attempts)
+        """Wait for the answer to one of several messages."""
+        outcome = await self._outcome(call)
+        data = await self._finish(outcome, _CLASSIFY, message, attempts)
+        return self._part(data, num_images, model)
+
+    def _part(self, data: bytes, num_images: int, model: ModelInfo) -> Predictions:
+        """Decode the answer to one message."""
         try:
             return predictions_of(data, num_images, model.signature, self._target)
         except Unavailable:
@@ -156,18 +177,19 @@ class Connection:
             raise
 
     async def _call(self, path: str, message: bytes, attempts: Attempts) -> bytes:
-        call = await self._send(path, message, attempts)
-        return await self._finish(call, path, message, attempts)
+        outcome = await self._exchange(path, message, attempts)
+        return await self._finish(outcome, path, message, attempts)
 
-    async def _finish(self, call: Any, path: str, message: bytes, attempts: Attempts) -> bytes:
-        """Wait for the answer to a call, and retry it where that can help."""
-        outcome = await self._outcome(call)
+    async def _finish(
+        self, outcome: bytes | Failure, path: str, message: bytes, attempts: Attempts
+    ) -> bytes:
+        """Return the answer of a call that has ended; retry it where that can help."""
         if not isinstance(outcome, bytes):
             attempts = attempts.of_one_message()
         while not isinstance(outcome, bytes):
             self._check_open()
             await self._pause(attempts.pause_s(*outcome))
-            outcome = await self._outcome(await self._send(path, message, attempts))
+            outcome = await self._exchange(path, message, attempts)
         self._has_answered = True
         return outcome
 
@@ -184,9 +206,6 @@ class Connection:
             raise Unavailable(f"{self._target}: the client is closed")
 
 
-def _chunks(images: Images, model: ModelInfo) -> Iterator[Images]:
-    """Split images into messages."""
+def _images_a_message(model: ModelInfo) -> int:
     largest = max(model.signature.image_bytes, model.signature.row_bytes)
-    size = min(model.max_request_images, max(1, _CHUNK_BYTES // largest))
-    for first in range(0, len(images), size):
-        yield images[first : first + size]
+    return min(model.max_request_images, max(1, _CHUNK_BYTES // largest))

@@ -24,7 +24,19 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")
 PYTHONS = ("3.11", "3.13")
-ANYWHERE = ("", "pictures", "serve", "http", "otel", "score", "ray", "train", "bench", "dev")
+ANYWHERE = (
+    "",
+    "fast",
+    "pictures",
+    "serve",
+    "http",
+    "otel",
+    "score",
+    "ray",
+    "train",
+    "bench",
+    "dev",
+)
 """The extras that can be installed on every platform; those for GPUs can't."""
 
 CLIENT = """

@@ -48,6 +48,7 @@ def until_answered(call: Callable[[], object], within_s: float) -> None:
             assert time.monotonic() < deadline_s, f"no answer within {within_s:g} s"
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
     with Client(router.address, timeout_s=1) as client:
         client.classify(image)
@@ -55,6 +56,7 @@ def test_connection_that_died_in_silence_is_replaced(router: Router, image: Imag
         until_answered(lambda: client.classify(image), DEAD_WITHIN_S)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_async_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
     async def scenario() -> None:
         async with AsyncClient(router.address, timeout_s=DEAD_WITHIN_S) as client:
@@ -74,6 +76,7 @@ def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Im
         assert len(new.classify(image)) == 1
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_frozen_server_is_found_again(models: Path, transport: str, image: Images) -> None:
     with (
         running_server(models, "--device", "cpu", "--transport", transport) as server,
@@ -89,6 +92,7 @@ def test_frozen_server_is_found_again(models: Path, transport: str, image: Image
         until_answered(lambda: client.classify(image), BACK_WITHIN_S)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_server_that_was_away_is_found_again(models: Path, transport: str, image: Images) -> None:
     address = free_address()
     options = ("--device", "cpu", "--transport", transport, "--port", address.split(":")[1])

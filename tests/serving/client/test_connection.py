@@ -354,14 +354,16 @@ def test_pickled_clients_keep_their_settings(image: Images) -> None:
     assert seen == ["Bearer secret"] * 2
 
 
-def test_client_made_before_a_fork_connects_in_the_child(server: RunningServer) -> None:
+def test_client_made_before_a_fork_connects_in_the_child(
+    server: RunningServer, client_transport: str
+) -> None:
     code = f"""
         import os, signal
         import numpy as np
         from serving.client import Client
         from serving.errors import Unavailable
         image = np.zeros((1, 784), np.uint8)
-        client = Client({server.address!r})
+        client = Client({server.address!r}, transport={client_transport!r})
         for is_used in (False, True):
             child = os.fork()
             if child == 0:

@@ -106,6 +106,7 @@ def is_let_in(server: RunningServer, **options: Path | None) -> bool:
             return False
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_client_that_knows_the_authority_is_answered(
     tls: RunningServer, good: Files, images: Images
 ) -> None:
@@ -113,6 +114,7 @@ def test_client_that_knows_the_authority_is_answered(
         assert len(client.classify(images[:300])) == 300
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_async_client_speaks_tls(tls: RunningServer, good: Files, images: Images) -> None:
     async def classify() -> int:
         async with AsyncClient(tls.address, tls_ca=good.ca) as client:
@@ -121,17 +123,20 @@ def test_async_client_speaks_tls(tls: RunningServer, good: Files, images: Images
     assert asyncio.run(classify()) == 2
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_client_that_knows_another_authority_refuses_the_server(
     tls: RunningServer, stranger: Files
 ) -> None:
     assert not is_let_in(tls, tls_ca=stranger.ca)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_plaintext_client_is_refused(tls: RunningServer) -> None:
     assert not is_let_in(tls)
 
 
 @pytest.mark.parametrize("kind", ["expired", "wrong host", "wrong CA"])
+@pytest.mark.usefixtures("client_transport")
 def test_server_with_a_bad_certificate_is_refused_by_clients(
     models: Path, tmp_path: Path, authority: trustme.CA, good: Files, expired: Files,
     stranger: Files, kind: str, transport: str,
@@ -144,11 +149,13 @@ def test_server_with_a_bad_certificate_is_refused_by_clients(
         assert not is_let_in(server, tls_ca=good.ca)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_mtls_lets_in_who_has_a_certificate(mtls: RunningServer, good: Files) -> None:
     assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
 
 
 @pytest.mark.parametrize("kind", ["none", "expired", "stranger"])
+@pytest.mark.usefixtures("client_transport")
 def test_mtls_refuses_who_has_none_or_a_bad_one(
     mtls: RunningServer, good: Files, request: pytest.FixtureRequest, kind: str
 ) -> None:
@@ -159,6 +166,7 @@ def test_mtls_refuses_who_has_none_or_a_bad_one(
     assert not is_let_in(mtls, tls_ca=good.ca, tls_cert=own.cert, tls_key=own.key)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_two_hundred_failed_handshakes_leave_the_server_well(
     mtls: RunningServer, good: Files, stranger: Files
 ) -> None:

@@ -1,0 +1,262 @@
+"""Which transport carries a client's calls, and what only HTTP/2 of our own has to get right."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ngh2
+import numpy as np
+import pytest
+
+from serving import AsyncClient, Client
+from serving.client import choice
+from serving.client.h2.silence import Silence
+from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
+from serving.images import Images
+from serving.protocols.digits_v1 import wire
+from serving.protocols.pb.digits.v1 import digits_pb2
+from tests.support.fakes import TIMEOUT_S
+
+ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
+INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString()
+OK = ((b"grpc-status", b"0"),)
+HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+
+
+@pytest.fixture
+def client_transport() -> None:
+    """Each test here names its transport."""
+
+
+@pytest.fixture(scope="module")
+def image() -> Images:
+    return np.zeros((1, 784), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("127.0.0.1:1", "127.0.0.1"),
+        ("localhost:2", "localhost"),
+        ("[::1]:3", "::1"),
+        ("digits:4", None),  # a name may stand for several servers
+        ("127.0.0.1:1,127.0.0.1:2", None),
+        ("dns:///localhost:1", None),
+        ("ipv4:127.0.0.1:1", None),
+        ("unix:/run/digits", None),
+        ("localhost", None),
+    ],
+)
+def test_auto_is_h2_for_one_address(target: str, host: str | None) -> None:
+    place = choice.choose("auto", target)
+    assert (place and place.host) == host
+
+
+def test_auto_is_grpcio_where_ngh2_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    assert choice.choose("auto", "127.0.0.1:1") is None
+    with pytest.raises(ConfigurationError, match="fast"):
+        Client("127.0.0.1:1", transport="h2")
+
+
+def test_h2_takes_a_name_and_refuses_what_only_grpcio_can() -> None:
+    assert choice.choose("h2", "digits:1") is not None
+    for target in ("a:1,b:2", "dns:///a:1", "unix:/run/a"):
+        with pytest.raises(ConfigurationError, match="grpcio"):
+            Client(target, transport="h2")
+    with pytest.raises(ConfigurationError, match="auto, h2 or grpcio"):
+        Client("a:1", transport="quic")  # type: ignore[arg-type]
+
+
+class Peer:
+    """One connection of a server that answers as a test likes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.http2 = ngh2.Connection(ngh2.Role.SERVER)
+        self.http2.initiate_connection()
+        self.flush()
+
+    def calls(self) -> Iterator[tuple[int, str]]:
+        """Yield the stream and the path of each call, once its message has come whole."""
+        paths = {}
+        while data := self.socket.recv(65_536):
+            self.http2.receive_data(data)
+            for event in self.http2.events():
+                if isinstance(event, ngh2.RequestReceived):
+                    paths[event.stream_id] = dict(event.headers)[b":path"].decode()
+                if isinstance(event, ngh2.DataReceived) and event.end_stream:
+                    yield event.stream_id, paths[event.stream_id]
+            self.flush()
+
+    def answer(self, stream: int, message: bytes, trailers: Any = OK) -> None:
+        self.http2.send_response(stream, HEADERS)
+        self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        self.http2.send_trailers(stream, trailers)
+        self.flush()
+
+    def flush(self) -> None:
+        self.socket.sendall(self.http2.data_to_send())
+
+
+@contextmanager
+def peers(*scripts: Any) -> Iterator[str]:
+    """A server whose connections follow the scripts, one after the other, and then close."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for script in scripts:
+                with suppress(OSError), listener.accept()[0] as sock:
+                    script(Peer(sock))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)  # connections that nobody made
+        thread.join(TIMEOUT_S)
+
+
+def answer_all(peer: Peer) -> None:
+    for stream, path in peer.calls():
+        peer.answer(stream, INFO if path.endswith("GetModel") else ONE)
+
+
+def classify(address: str, image: Images, **options: Any) -> list[int | DigitsError]:
+    """Ask once with each client."""
+
+    async def ask() -> int:
+        async with AsyncClient(address, transport="h2", **options) as client:
+            return (await client.classify(image))[0].digit
+
+    outcomes: list[int | DigitsError] = []
+    try:
+        with Client(address, transport="h2", **options) as client:
+            outcomes.append(client.classify(image)[0].digit)
+    except DigitsError as err:
+        outcomes.append(err)
+    try:
+        outcomes.append(asyncio.run(ask()))
+    except DigitsError as err:
+        outcomes.append(err)
+    return outcomes
+
+
+def test_call_behind_a_goaway_goes_to_the_next_connection(image: Images) -> None:
+    def answer_one_then_go(peer: Peer) -> None:
+        calls = peer.calls()
+        stream, _ = next(calls)
+        peer.answer(stream, INFO)
+        next(calls)
+        peer.http2.send_goaway(last_stream_id=stream)
+        peer.flush()
+        while peer.socket.recv(65_536):  # until the client has left
+            pass
+
+    scripts = (answer_one_then_go, answer_all)
+    with peers(*scripts, *scripts) as address:
+        assert classify(address, image) == [7, 7]
+
+
+def test_connection_that_was_closed_while_idle_is_replaced(image: Images) -> None:
+    def answer_two(peer: Peer) -> None:
+        calls = peer.calls()
+        for message in (INFO, ONE):
+            peer.answer(next(calls)[0], message)
+
+    with peers(answer_two, answer_all) as address, Client(address, transport="h2") as client:
+        assert client.classify(image)[0].digit == 7
+        assert client.classify(image)[0].digit == 7
+
+
+@pytest.mark.parametrize(
+    ("trailers", "error"),
+    [
+        (((b"grpc-status", b"4"), (b"grpc-message", b"too%20late")), DeadlineExceeded),
+        (((b"grpc-status", b"x"),), Unavailable),
+        (((b"other", b"0"),), Unavailable),
+    ],
+)
+def test_trailers_become_the_error(image: Images, trailers: Any, error: type[DigitsError]) -> None:
+    def refuse(peer: Peer) -> None:
+        for stream, _ in peer.calls():
+            peer.answer(stream, b"", trailers)
+
+    with peers(refuse, refuse) as address:
+        for outcome in classify(address, image, timeout_s=0.3):
+            assert isinstance(outcome, error)
+            if error is DeadlineExceeded:
+                assert "too late" in str(outcome)
+
+
+@pytest.mark.parametrize("status", [b"404", b"503", b"200"])
+def test_answer_that_is_not_grpcs_is_unavailable(image: Images, status: bytes) -> None:
+    def refuse(peer: Peer) -> None:
+        for stream, _ in peer.calls():
+            peer.http2.send_response(stream, ((b":status", status),), end_stream=True)
+            peer.flush()
+
+    with peers(refuse, refuse) as address:
+        for outcome in classify(address, image, timeout_s=0.3):
+            assert isinstance(outcome, Unavailable)
+
+
+def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
+    def babble(peer: Peer) -> None:
+        peer.socket.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9)
+        while peer.socket.recv(65_536):
+            pass
+
+    with peers(*[babble] * 99) as address:
+        for outcome in classify(address, image, timeout_s=0.3):
+            assert isinstance(outcome, Unavailable)
+
+
+def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> None:
+    """The thread that reads for all gives up; another one reads on."""
+    hangs, has_come = threading.Event(), threading.Semaphore(0)
+
+    def answer_later(peer: Peer) -> None:
+        for number, (stream, path) in enumerate(peer.calls()):
+            if path.endswith("GetModel"):
+                peer.answer(stream, INFO)
+            elif number == 1:
+                has_come.release()  # never answered: its thread reads
+            else:
+                has_come.release()
+                hangs.wait(TIMEOUT_S)
+                peer.answer(stream, ONE)
+
+    with (
+        peers(answer_later) as address,
+        Client(address, transport="h2", timeout_s=0.5) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(client.classify, image)
+        has_come.acquire()
+        client._timeout_s = TIMEOUT_S
+        second = pool.submit(client.classify, image)
+        has_come.acquire()
+        with pytest.raises(DeadlineExceeded):
+            first.result(TIMEOUT_S)
+        hangs.set()
+        assert second.result(TIMEOUT_S)[0].digit == 7
+
+
+def test_silence_is_death_once_a_question_has_no_answer() -> None:
+    silence = Silence()
+    silence.begin(0.0)
+    silence.begin(9.0)  # the first one timed out
+    assert not silence.is_long(9.9)
+    assert silence.is_long(10.0)
+    assert silence.ask(10.0)
+    assert not silence.ask(11.0)
+    assert not silence.is_death(14.9)
+    assert silence.is_death(15.0)
+    silence.end()
+    silence.begin(20.0)
+    assert not silence.is_long(29.0)
+    assert not silence.is_death(29.0)
