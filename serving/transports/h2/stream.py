@@ -6,7 +6,6 @@ and flow control of HTTP/2 stops it.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,7 +63,8 @@ class Stream:
         self._method: Method = head.method
         self._is_unary = not isinstance(head.method, ImagesStream | Replies)
         """Whether the caller sends exactly one message."""
-        self._slots: deque[Slot] = deque()
+        self._slots: list[Slot] = []
+        """Requests in progress, in order. An empty deque would take ten times an empty list."""
         self._data = bytearray()
         """The bytes received of requests that have not begun."""
         self._missing_at = 0
@@ -255,15 +255,15 @@ class Stream:
     def _send_answers(self) -> None:
         """Send the answers that are ready, in order."""
         ready: list[bytes] = []
-        while self._slots and self._slots[0].response is not None:
-            slot = self._slots.popleft()
-            self._owed += slot.num_bytes
-            if isinstance(slot.response, DigitsError):
-                self._error = Status.of(slot.response)
-                self._release()
+        for slot in self._slots:
+            if slot.response is None or isinstance(slot.response, DigitsError):
                 break
-            assert slot.response is not None
             ready.append(slot.response)
+            self._owed += slot.num_bytes
+        del self._slots[: len(ready)]
+        if self._slots and isinstance(self._slots[0].response, DigitsError):
+            self._error = Status.of(self._slots[0].response)
+            self._release()
         if ready:
             self._send(b"".join(ready))
             self._note_read()
@@ -335,8 +335,9 @@ class Stream:
         """Give back what the call holds."""
         self._calls.hold(self, 0)
         # The connection's window is short of it as long as it is not given back.
-        num_bytes = self._owed + self._unconsumed + sum(slot.num_bytes for slot in self._slots)
-        self._connection.consume(self._stream_id, num_bytes)
+        num_bytes = self._owed + self._unconsumed + sum([slot.num_bytes for slot in self._slots])
+        if num_bytes:
+            self._connection.consume(self._stream_id, num_bytes)
         self._owed = self._unconsumed = 0
         for slot in self._slots:
             if slot.large is not None:
