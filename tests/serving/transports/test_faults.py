@@ -93,7 +93,8 @@ def run(
             )
             server = Server(classifier, config)
             await server.start()
-            async with AsyncClient(server.address, timeout_s=TIMEOUT_S) as client:
+            # On grpcio it watches Health, and sends a server that drains nothing.
+            async with AsyncClient(server.address, timeout_s=TIMEOUT_S, transport="h2") as client:
                 try:
                     yield Running(server, engine, client)
                 finally:
@@ -134,7 +135,7 @@ def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario
 def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
     async def scenario(running: Running) -> None:
         first = await running.occupy()
-        async with AsyncClient(running.server.address, timeout_s=0.3) as hasty:
+        async with AsyncClient(running.server.address, timeout_s=0.3, transport="h2") as hasty:
             tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
