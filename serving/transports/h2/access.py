@@ -1,6 +1,6 @@
-"""Access lines: an HTTP/2 session that records how its calls begin and end.
+"""Access lines and spans: an HTTP/2 session that records how its calls begin and end.
 
-It replaces ngh2's own where access lines are on, so a server without them runs none of this.
+It replaces ngh2's own where either is on, so a server without them runs none of this.
 """
 
 import socket

@@ -104,7 +104,7 @@ class Calls:
         image_bytes = self.image_bytes
         num_unread = connection.http2.queued_body_size()
         is_open = self.refusal is None and num_unread <= self.limits.max_unread_bytes
-        consume = connection.http2.acknowledge_received_data
+        acknowledge = connection.http2.acknowledge_received_data
         entries: list[Entry] = []
         rejected: list[int] = []
         num_rows, room, measured = 0, 0.0, None
@@ -132,16 +132,16 @@ class Calls:
                 if plan is None or plan.num_rows != num_images or num_images > inline_images:
                     self._receive_part(connection, stream_id, data, now_s, ended=event.end_stream)
                     continue
-                consume(len(data), stream_id)
-                if call is not measured:
-                    measured, late_s = call, now_s + call.timeout_s
+                acknowledge(len(data), stream_id)
+                if call is not measured:  # calls with equal headers share their Head
+                    measured, deadline_s = call, now_s + call.timeout_s
                     room = self.queue.room(call.timeout_s) - num_rows
                 if num_images > room:
                     rejected.append(stream_id)
                     continue
                 room -= num_images
                 num_rows += num_images
-                entries.append((connection, stream_id, data[-size:], plan, now_s, late_s, None))
+                entries.append((connection, stream_id, data[-size:], plan, now_s, deadline_s, None))
             elif kind is StreamClosed:
                 if event.stream_id in calls:
                     self._cancel(connection, event.stream_id, now_s)
@@ -177,8 +177,8 @@ class Calls:
         """Make a call a stream, which ends at its deadline."""
         stream = connection.calls[stream_id] = Stream(self, connection, stream_id, head)
         if head.timeout_s != math.inf:
-            late_s = now_s + head.timeout_s
-            timer = (late_s, next(self._num_timers), connection, stream_id, stream)
+            deadline_s = now_s + head.timeout_s
+            timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
             heapq.heappush(self._timers, timer)
             if len(self._timers) > self._max_timers:  # most are of streams that have ended
                 self._timers = [t for t in self._timers if t[2].calls.get(t[3]) is t[4]]
@@ -189,7 +189,7 @@ class Calls:
     def _open(
         self, connection: Connection, stream_id: int, head: Head, now_s: float, *, ended: bool
     ) -> None:
-        """Begin a call that is no unary one of images whose message is to come."""
+        """Begin any other call as a stream, or refuse it."""
         refusal = head.refusal
         if isinstance(refusal, HttpError):
             headers = ((b":status", refusal.status), (b"content-type", b"text/plain"))
@@ -224,8 +224,8 @@ class Calls:
 
     def submit(self, entry: Entry) -> None:
         """Let a call wait for a run, or refuse it."""
-        connection, stream_id, _, plan, arrived_s, late_s, _ = entry
-        if plan.num_rows <= self.queue.room(late_s - arrived_s):
+        connection, stream_id, _, plan, arrived_s, deadline_s, _ = entry
+        if plan.num_rows <= self.queue.room(deadline_s - arrived_s):
             self.queue.put(entry)
         else:
             self._reject(connection, [stream_id])
@@ -326,7 +326,7 @@ class Calls:
             if connection.calls.get(stream_id) is stream:
                 stream.end(status.LATE)
         for _ in range(len(self.stalled)):
-            if not self.queue.has_room:
+            if not self.queue.has_room_for_streams:
                 break
             stream = next(iter(self.stalled))
             del self.stalled[stream]
@@ -336,14 +336,14 @@ class Calls:
         """End the calls whose message has not arrived since the last sweep but one."""
         waiting = {entry[1] for entry in connection.waiting}
         for stream_id, call in list(connection.calls.items()):
-            if stream_id > connection.swept:
+            if stream_id > connection.swept_stream_id:
                 break
             if isinstance(call, Stream):
                 if call.is_incomplete:
                     call.end(status.TOO_SLOW)
             elif stream_id not in waiting:
                 self.refuse(connection, stream_id, call, status.TOO_SLOW)
-        connection.swept = max(connection.calls, default=connection.swept)
+        connection.swept_stream_id = max(connection.calls, default=connection.swept_stream_id)
 
 
 def _finish(

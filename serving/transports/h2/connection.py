@@ -22,7 +22,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _RECORD_BYTES = 1 << 14
 """The longest record of TLS; also the bytes read of a peer whose turns are long."""
 _LONG_TURN_S = 4e-3
-"""A turn of many tiny frames takes as long, one of calls does not."""
+"""Only turns of many tiny frames take this long."""
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (
@@ -35,10 +35,10 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "awaited", "calls", "closing", "ended", "handshaking", "head", "headers",
-        "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
-        "retired", "socket", "swept", "swept_s", "tag_s", "touched", "trusted", "turn_s", "unread",
-        "waiting",
+        "active_s", "calls", "closing", "ended", "handshaking", "head", "headers", "http2",
+        "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
+        "preface_left", "retired", "socket", "swept_s", "swept_stream_id", "tag_s", "touched",
+        "trusted", "turn_s", "unread", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -53,15 +53,16 @@ class Connection:
         self.waiting: deque[Entry] = deque()
         """Those that wait for a run."""
         self.headers: object = None
+        """The last call's headers: most callers repeat theirs."""
         self.head: Any = None
-        """The last call's headers and their meaning: most callers repeat theirs."""
+        """What they mean."""
         self.output: bytes | memoryview = b""
         """What the socket has not taken yet."""
         self.opened_s = self.active_s = self.swept_s = now_s
         self.jitter = random.uniform(0.9, 1.1)
         """Spreads over time what connections of the same age would do together."""
         self.handshaking = isinstance(sock, ssl.SSLSocket)
-        self.awaited = _PREFACE
+        self.preface_left = _PREFACE
         """The part of HTTP/2's preface that has not arrived."""
         self.ended: list[int] = []
         """Answered streams whose callers may still be sending."""
@@ -69,7 +70,7 @@ class Connection:
         """Streams whose callers do not read their answers."""
         self.num_tiny = 0
         """Tiny DATA frames, less the others."""
-        self.swept = 0
+        self.swept_stream_id = 0
         """The last stream that was open at the last sweep."""
         self.trusted = False
         """Whether the peer has shown a valid token."""
@@ -135,17 +136,17 @@ class Connection:
             if not is_tls:
                 break
         if total > 0:
-            if self.awaited:
-                self._check_preface(bytes(buffer[: min(total, len(self.awaited))]))
+            if self.preface_left:
+                self._check_preface(bytes(buffer[: min(total, len(self.preface_left))]))
             self.http2.receive_data(buffer[:total])
         return total
 
     def _check_preface(self, part: bytes) -> None:
-        if not self.awaited.startswith(part):
+        if not self.preface_left.startswith(part):
             self.output = _HTTP1_RESPONSE
             self.closing = True
             raise OSError("not HTTP/2")
-        self.awaited = self.awaited[len(part) :]
+        self.preface_left = self.preface_left[len(part) :]
 
     def send(
         self, stream_id: int, headers: Headers = (), data: bytes = b"",

@@ -86,7 +86,7 @@ class Loop:
         """Set once a drain has answered all that was accepted."""
         self._thread = threading.Thread(target=self._run, name="h2", daemon=True)
 
-    def connect(self, connections: Connections, calls: Calls, runs: Runs) -> None:
+    def attach(self, connections: Connections, calls: Calls, runs: Runs) -> None:
         """Set the parts that refer to `selector`, `touch` and `post`."""
         self._connections, self._calls, self._runs = connections, calls, runs
 
@@ -147,6 +147,7 @@ class Loop:
             return 0.0
         else:
             timeout_s = max(0.0, self._next_tick_s - self._now_s)
+        # First the flag, then the look: a post in between wakes the loop or is seen here.
         self._is_awake = not timeout_s
         return 0.0 if self._posted else timeout_s
 
@@ -169,7 +170,9 @@ class Loop:
                 self._connections.accept(now_s, self._clock_s)
                 end_s = time.monotonic()
                 self._accept_tag_s = self._clock_s + end_s - begin_s
-            elif connection.is_open:  # else it was closed in this round, for a new one
+            elif not connection.is_open:  # closed in this round, for a new one
+                continue
+            else:
                 self._serve(connection, mask, now_s)
                 end_s = time.monotonic()
                 turn_s = end_s - begin_s
@@ -220,6 +223,7 @@ class Loop:
                 connection.active_s = now_s
                 if num_bytes and not self._calls.receive(connection, now_s):
                     connection.closing = True
+            # If it is writable, the flush sends the rest. `touch`, without the call.
             if not connection.touched:
                 connection.touched = True
                 self._touched.append(connection)

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from serving.transports.h2.connection import Connection
 
 Entry = tuple[Any, int, bytes | memoryview, "Plan", float, float, Any]
-"""A call's images: connection, stream, their bytes, plan, arrival and deadline in monotonic
-seconds, and its `Slot` in a stream, None for a unary call."""
+"""A call's images: [0] connection, [1] stream, [2] their bytes, [3] plan, [4] arrival and [5]
+deadline in monotonic seconds, [6] its `Slot` in a stream, None for a unary call. A plain tuple,
+since each call makes one: a NamedTuple takes 0.2 µs longer."""
 
 _TURN_ROWS = 16
 """Images that one connection adds to a batch before the others' turn."""
@@ -32,7 +33,7 @@ class Queue:
         self.run_rows = 1
         """The most images of a run."""
         self.row_s = 0.0
-        """The time of an image in full runs, in seconds: a moving average."""
+        """Seconds for an image in full runs, with the reading before: a moving average."""
         self._ring: deque[Connection] = deque()
         self._gave_up_s = -_GIVE_UP_MEMORY_S
 
@@ -48,7 +49,7 @@ class Queue:
         return max_rows - self.num_rows
 
     @property
-    def has_room(self) -> bool:
+    def has_room_for_streams(self) -> bool:
         """Whether streams may add to it: half is left for unary calls, which can't be stalled."""
         return self.num_rows < self._capacity // 2 or not self.num_rows
 

@@ -46,7 +46,7 @@ class Runs:
 
     def _adopt(self, model: LoadedModel) -> None:
         self._model = model
-        self._engine_run = model.engine.run
+        self._engine_run = model.engine.run  # without the lock against forks: a server has none
         self._version = model.version
         batching = self._classifier.batching
         # Nothing is read during a run, so runs are short.

@@ -70,7 +70,7 @@ class H2Server:
         connections = Connections(
             listener, loop.selector, self._limits, calls, self._tls, self._log
         )  # fmt: skip
-        loop.connect(connections, calls, Runs(classifier, self._queue, calls))
+        loop.attach(connections, calls, Runs(classifier, self._queue, calls))
         loop.start()
         return address_of(listener, config.host)
 

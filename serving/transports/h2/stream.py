@@ -89,7 +89,7 @@ class Stream:
         """Take more of what the caller sends."""
         self._ended = ended
         calls = self._calls
-        room = calls.queue.has_room and len(self._slots) < _WINDOW
+        room = calls.queue.has_room_for_streams and len(self._slots) < _WINDOW
         if room and not self._data and self._error is None and not self._is_unary:
             num_images = len(data) // calls.image_bytes
             size = num_images * calls.image_bytes
@@ -148,7 +148,7 @@ class Stream:
             connection.unread.add(self)
         elif len(self._slots) >= _WINDOW:
             self._is_full = True
-        elif isinstance(self._method, ImagesStream) and not calls.queue.has_room:
+        elif isinstance(self._method, ImagesStream) and not calls.queue.has_room_for_streams:
             calls.stalled[self] = None
         else:
             return True
@@ -202,16 +202,16 @@ class Stream:
         timeout_s = self._head.timeout_s
         if plan.timeout_s is not None:
             timeout_s = min(timeout_s, plan.timeout_s)
-        late_s = slot.arrived_s + timeout_s
+        deadline_s = slot.arrived_s + timeout_s
         if plan.num_rows > calls.max_inline_images:
             finish = partial(self._finish_run, slot)
-            slot.large = calls.large_request(pixels, plan, connection, late_s, finish)
+            slot.large = calls.large_request(pixels, plan, connection, deadline_s, finish)
         elif self._is_unary:  # from here on it is like a call whose message came in one piece
             connection.calls[stream_id] = self._head
-            calls.submit((connection, stream_id, pixels, plan, slot.arrived_s, late_s, None))
+            calls.submit((connection, stream_id, pixels, plan, slot.arrived_s, deadline_s, None))
             return
         else:
-            entry = (connection, stream_id, pixels, plan, slot.arrived_s, late_s, slot)
+            entry = (connection, stream_id, pixels, plan, slot.arrived_s, deadline_s, slot)
             calls.queue.put(entry)
         self._slots.append(slot)
 

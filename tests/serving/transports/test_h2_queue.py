@@ -275,14 +275,14 @@ def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -
 def test_streams_may_fill_half_of_it(waiting: int, has_room: bool) -> None:
     filled = FilledQueue(capacity=10)
     filled.put(FakeConnection(), *range(waiting))
-    assert filled.queue.has_room is has_room
+    assert filled.queue.has_room_for_streams is has_room
 
 
 def test_stream_may_add_to_an_empty_queue_however_small_it_is() -> None:
     filled = FilledQueue(capacity=1)
-    assert filled.queue.has_room
+    assert filled.queue.has_room_for_streams
     filled.put(FakeConnection(), 1)
-    assert not filled.queue.has_room
+    assert not filled.queue.has_room_for_streams
 
 
 # Connections that close
