@@ -19,11 +19,14 @@ from training.data.mnist import Mnist
 
 _T = TypeVar("_T")
 
+VALIDATION_SPLIT = 1 / 12
+"""Of the training digits: 5,000 that nothing is fitted on, to tune on."""
+
 _EXAMPLES = """\
 examples:
   python -m handwriting evaluate                        the table of docs/reading-pictures.md
   python -m handwriting evaluate --rows "boxes of a form" --wrong
-  python -m handwriting evaluate --digits training      to tune on; the test digits are for reports
+  python -m handwriting evaluate --digits validation    to tune on; the test digits are for reports
   python -m handwriting fit                             writes serving/pictures/rejecter.npz
 """
 
@@ -47,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add = evaluate.add_argument
     add("--number", type=int, default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
-    add("--digits", choices=("test", "training"), default="test", help="of MNIST (test)")
+    add("--digits", choices=("test", "validation"), default="test",
+        help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
     add("--rows", nargs="*", default=(), metavar="KIND", help="the kinds of pages (all)")
     add("--wrong", action="store_true", help="print what was read wrongly")
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
@@ -64,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
-    digits = mnist.test if options.digits == "test" else mnist.split(0)[0]
+    digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
     kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
     outcomes = evaluation.measure(digits, options.number, options.seed, kinds)
     print("| pages | read rightly | nothing found | wrong where 90 % sure |\n|---|---|---|---|")
@@ -88,7 +92,7 @@ def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
-    made = examples.of_pages(mnist.split(0)[0], options.pages, options.seed)
+    made = examples.of_pages(mnist.split(VALIDATION_SPLIT)[0], options.pages, options.seed)
     found = list(_with_bar(made, options.pages))
     held_out = max(1, options.pages // 20)
     model = fitting.fit(

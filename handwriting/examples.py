@@ -9,17 +9,18 @@ import numpy.typing as npt
 
 from handwriting.pages import EMPTY, OTHER_FONTS, any_paper, form, without_digits, written
 from handwriting.papers import file_of
-from handwriting.strings import Composed, Levels, random_string
+from handwriting.strings import Composed, Levels, random_string, single
 from serving.pictures import candidates, cuts, decoder, page, rows
 from serving.pictures.rows import Row
 from training.data.mnist import Examples
 
 NO_DIGIT = 10
 """The label of what is not one whole digit."""
-MIN_WHOLE = 0.92
-"""Of a digit's ink, and of a candidate's: both shared makes it that digit."""
-MAX_PART = 0.85
-"""Less than this shared makes it no digit; what is between is left out."""
+MIN_WHOLE = 0.9
+"""Of a digit's ink, and of a candidate's: what shares more of both is that digit."""
+MAX_PART = 0.75
+"""What shares less is no digit. Between the two a digit's best candidate is that digit, since where
+digits overlap none has all of its ink; others are left out."""
 
 
 class Candidates(NamedTuple):
@@ -61,14 +62,14 @@ def _start(digits: Examples) -> None:
 
 def _of_page(seed: tuple[int, int]) -> Candidates:
     rng = np.random.default_rng(seed)
-    kind = rng.choice(6, p=[0.35, 0.2, 0.08, 0.12, 0.1, 0.15])
+    kind = rng.choice(6, p=[0.27, 0.33, 0.06, 0.1, 0.12, 0.12])
     composed: Composed | None = None
     if kind == 0:
         composed = random_string(_digits[0], rng, -4, 10)
     elif kind == 1:
         composed = random_string(_digits[0], rng, -4, 1)
     elif kind == 2:
-        composed = random_string(_digits[0], rng, 0, 10)
+        composed = single(_digits[0], rng)
     elif kind == 3:
         composed = written(rng, OTHER_FONTS)
     elif kind == 4:
@@ -82,7 +83,7 @@ def _of_page(seed: tuple[int, int]) -> Candidates:
     return of_picture(grey, owners, text)
 
 
-def of_picture(grey: Levels, owners: npt.NDArray[np.int16] | None, text: str) -> Candidates:
+def of_picture(grey: Levels, owners: npt.NDArray[np.uint8] | None, text: str) -> Candidates:
     """Label the candidates of a page by the digits that their ink belongs to."""
     parts = []
     ink = page.find_ink(decoder.read_page(file_of(grey)).grey)
@@ -108,22 +109,33 @@ def _labels(
     row: Row,
     pieces: cuts.Pieces,
     spans: npt.NDArray[np.intp],
-    owners: npt.NDArray[np.int16],
+    owners: npt.NDArray[np.uint8],
     text: str,
 ) -> npt.NDArray[np.intp]:
     """Return each candidate's digit, NO_DIGIT, or -1 where that is open."""
     y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
     x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
     own = owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
-    num = len(text) + 1
-    counts = np.bincount(
-        (pieces.labels * num + own + 1).ravel(), minlength=(len(pieces.boxes) + 1) * num
-    ).reshape(-1, num)
-    totals = np.bincount((own + 1)[row.mask], minlength=num)
-    sums = np.concatenate([np.zeros((1, num)), np.cumsum(counts[1:], axis=0)])
-    shares = sums[spans[:, 1]] - sums[spans[:, 0]]
-    best = shares[:, 1:].argmax(1) + 1
-    shared = shares[np.arange(len(spans)), best]
-    share = np.minimum(shared / np.maximum(shares.sum(1), 1), shared / np.maximum(totals[best], 1))
-    digits = np.array([0, *map(int, text)])[best]
-    return np.where(share >= MIN_WHOLE, digits, np.where(share < MAX_PART, NO_DIGIT, -1))
+    labels, count = pieces.labels.ravel(), len(pieces.boxes) + 1
+    sizes = np.bincount(labels, minlength=count)
+    share, best = np.zeros(len(spans)), np.zeros(len(spans), np.intp)
+    is_best = np.zeros(len(spans), np.bool_)
+    for index, digit in enumerate(text):
+        bits = (own >> index) & 1
+        inked = np.bincount(labels, bits.ravel(), count)
+        shared = _sums(inked, spans)
+        whole = shared / np.maximum(np.count_nonzero(bits[row.mask]), _sums(sizes, spans))
+        is_more = whole > share
+        share, best = np.where(is_more, whole, share), np.where(is_more, int(digit), best)
+        if len(whole):
+            is_best[whole.argmax()] = True
+    is_digit = (share >= MIN_WHOLE) | (is_best & (share >= MAX_PART))
+    return np.where(is_digit, best, np.where(share < MAX_PART, NO_DIGIT, -1))
+
+
+def _sums(
+    counts: npt.NDArray[np.floating] | npt.NDArray[np.intp], spans: npt.NDArray[np.intp]
+) -> npt.NDArray[np.floating]:
+    """Sum the counts of each candidate's pieces."""
+    sums = np.append(0.0, np.cumsum(counts[1:]))
+    return np.asarray(sums[spans[:, 1]] - sums[spans[:, 0]])

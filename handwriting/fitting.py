@@ -36,7 +36,7 @@ def fit(examples: Candidates, held_out: Candidates, seed: int = 0, epochs: int =
     for filters, size in zip(FILTERS, (5, 3), strict=True):
         hidden = layers.Conv2D(filters, size, strides=2, activation="relu")(hidden)
     hidden = layers.Concatenate()([layers.Flatten()(hidden), measures])
-    hidden = layers.Dropout(0.15)(layers.Dense(UNITS, activation="relu")(hidden))
+    hidden = layers.Dropout(0.3)(layers.Dense(UNITS, activation="relu")(hidden))
     model = keras.Model([image, measures], layers.Dense(11)(hidden))
     steps = len(examples.labels) // BATCH_SIZE * epochs
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)

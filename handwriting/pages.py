@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from handwriting.drawing import FONTS, curve, font_glyph, stroke_glyph
 from handwriting.papers import PAPERS, lay
-from handwriting.strings import Composed, Levels, compose
+from handwriting.strings import INK, Composed, Levels, compose
 from training.data.mnist import Examples
 
 OTHER_FONTS = [
@@ -42,7 +42,7 @@ def form(digits: Examples, rng: np.random.Generator) -> Composed:
     margin = rng.integers(10, 80, 4)
     num_boxes = len(chosen) + int(rng.integers(0, 3))
     shape = (height + margin[0] + margin[1], pitch * num_boxes + margin[2] + margin[3])
-    owners, ink = np.full(shape, -1, np.int16), np.zeros(shape, np.uint8)
+    owners, ink = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for index, image in enumerate(digits.images[chosen]):
         scale = side * rng.uniform(0.55, 0.85) / 20
         size = round(28 * scale)
@@ -53,8 +53,7 @@ def form(digits: Examples, rng: np.random.Generator) -> Composed:
         crop = glyph[max(0, -y) :, max(0, -x) :][
             : shape[0] - window[0].start, : shape[1] - window[1].start
         ]
-        is_more = crop > np.maximum(ink[window], 0)
-        owners[window][is_more] = index
+        owners[window] |= (crop >= INK).astype(np.uint8) << index
         ink[window] = np.maximum(ink[window], crop)
     pen, weight = int(rng.integers(1, 4)), int(rng.integers(90, 256))
     sheet = Image.new("L", shape[::-1])

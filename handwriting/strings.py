@@ -14,6 +14,8 @@ Levels = npt.NDArray[np.uint8]
 
 INK = 100
 """Levels of 255 from which a pixel counts as ink."""
+MIN_SHARED = 6
+"""Pixels of a digit in a connected part, if the part is to count as that digit's, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +25,18 @@ class Composed:
     text: str
     ink: Levels
     """(H, W) uint8, 255 = ink."""
-    owners: npt.NDArray[np.int16]
-    """(H, W): which digit has most ink there, from 0; -1 where there is none."""
+    owners: npt.NDArray[np.uint8]
+    """(H, W): bit N is set where the text's digit N has ink; up to 8 digits."""
 
     @property
     def touches(self) -> bool:
         """Whether two digits are one connected part."""
-        labels, _ = ndimage.label(self.ink >= INK, np.ones((3, 3)))
-        is_ink = self.ink >= INK
-        pairs = {*zip(labels[is_ink].tolist(), self.owners[is_ink].tolist(), strict=True)}
-        owners = np.bincount([label for label, _ in _sizable(pairs, labels, self.owners)])
-        return bool(owners.max(initial=0) > 1)
-
-
-def _sizable(
-    pairs: set[tuple[int, int]], labels: npt.NDArray[np.int32], owners: npt.NDArray[np.int16]
-) -> list[tuple[int, int]]:
-    """Keep the pairs of part and digit that share more than a few pixels."""
-    return [
-        (label, owner)
-        for label, owner in pairs
-        if owner >= 0 and ((labels == label) & (owners == owner)).sum() > 6
-    ]
+        parts, count = ndimage.label(self.ink >= INK, np.ones((3, 3)))
+        sizes = [
+            np.bincount(parts.ravel(), ((self.owners >> digit) & 1).ravel(), count + 1)[1:]
+            for digit in range(len(self.text))
+        ]
+        return bool(((np.array(sizes) > MIN_SHARED).sum(0) > 1).any())
 
 
 def compose(
@@ -84,8 +76,8 @@ def compose(
         y, x = y - top + margins[0], x + margins[2]
         layer[y : y + len(glyph), x : x + glyph.shape[1]] = glyph
     ink = layers.max(0)
-    owners = np.where(ink > 0, layers.argmax(0), -1).astype(np.int16)
-    return Composed(text, ink, owners)
+    bits = [(layer >= INK).astype(np.uint8) << digit for digit, layer in enumerate(layers)]
+    return Composed(text, ink, np.bitwise_or.reduce(bits))
 
 
 def _glyph(glyph: Levels, scale: float, slant: float) -> Levels:
@@ -119,3 +111,9 @@ def random_string(
     glyphs = [image.reshape(28, 28) for image in digits.images[chosen]]
     gaps = rng.uniform(lowest, highest, len(chosen) - 1).tolist()
     return compose("".join(map(str, digits.labels[chosen].tolist())), glyphs, gaps, rng)
+
+
+def single(digits: Examples, rng: np.random.Generator) -> Composed:
+    """Compose a page of one of MNIST's digits."""
+    chosen = int(rng.integers(len(digits.labels)))
+    return compose(str(digits.labels[chosen]), [digits.images[chosen].reshape(28, 28)], [], rng)

@@ -20,10 +20,14 @@ from serving.predictions import Probabilities
 NUM_DIGITS = 10
 BIAS = 2.5
 """Added to the log odds of a whole digit."""
-SKIP = -5.0
+SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
-MIN_SCORE = 1.5
+MIN_SCORE = 1.0
 """A number's mean score for each digit; what has less is no number."""
+MIN_TOTAL = 5.5
+"""A number's score: a single digit must be surer than each of several."""
+SHARPNESS = 0.5
+"""The exponent of a path's probability: other paths often give the same digits."""
 MAX_BLANK = 1.2
 """Of the row's height, beyond 1.5 usual gaps: a wider blank ends a number."""
 MIN_BLANK = 0.25
@@ -79,6 +83,8 @@ class _Line(NamedTuple):
     candidates: Candidates
     odds: npt.NDArray[np.float64]
     """(N,): log odds that a candidate is one whole digit."""
+    digits: npt.NDArray[np.float64]
+    """(N, 10): log probabilities of a whole digit's classes, by the rejecter."""
 
 
 class Reading:
@@ -128,10 +134,10 @@ class Reading:
         best = path.best_path(spans, scores, SKIP * np.minimum(heights, 1))
         found = []
         for run in _runs(best.candidates, line):
-            if scores[run].mean() < MIN_SCORE:
+            if scores[run].mean() < MIN_SCORE or scores[run].sum() < MIN_TOTAL:
                 continue
             digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
-            sure = float(np.exp(surest[run].sum())) * _segmentation(best.probability, scores, run)
+            sure = float(np.exp(surest[run].sum())) * best.probability**SHARPNESS
             found.append(Number("".join(str(digit.digit) for digit in digits), sure, digits))
         return found
 
@@ -153,16 +159,12 @@ class Reading:
         )  # fmt: skip
 
 
-def _segmentation(probability: float, scores: npt.NDArray[np.float64], run: list[int]) -> float:
-    return probability
-
-
 def _line(row: Row) -> _Line:
     pieces = cuts.cut(row)
     found = candidates.join(row, pieces)
     logits = rejecter.logits(found).astype(np.float64)
-    odds = np.logaddexp.reduce(logits[:, :10], axis=1) - logits[:, 10]
-    return _Line(row, pieces, found, odds)
+    whole = np.logaddexp.reduce(logits[:, :10], axis=1)
+    return _Line(row, pieces, found, whole - logits[:, 10], logits[:, :10] - whole[:, None])
 
 
 def _runs(chosen: list[int], line: _Line) -> list[list[int]]:

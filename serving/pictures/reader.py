@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Number, Reading
     from serving.predictions import Predictions
 
+MIN_ODDS = -4.0
+"""The log odds from which something alone is a digit: refuses half of the touching pairs of MNIST's
+digits, and none of 430 single ones."""
 BATCH = 512
 """Images of one call; a page has some ten for each digit."""
 
@@ -41,10 +44,14 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
         ConfigurationError: Pillow or SciPy is not installed.
     """
     try:
-        from serving.pictures import decoder, normalizer
+        from serving.pictures import decoder, normalizer, rejecter
     except ImportError as err:
         raise _missing() from err
-    return normalizer.to_image(decoder.read_grey(source)).reshape(1, -1)
+    grey = decoder.read_grey(source)
+    image = normalizer.to_image(grey)
+    if grey.shape != image.shape and rejecter.odds_alone(image) < MIN_ODDS:
+        raise InvalidRequest("expected one digit, found several that touch, or no digit")
+    return image.reshape(1, -1)
 
 
 def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) -> "list[Number]":

@@ -38,6 +38,17 @@ def logits(candidates: Candidates) -> Floats:
     return answer
 
 
+def odds_alone(image: npt.NDArray[np.uint8]) -> float:
+    """Return the log odds that a (28, 28) image, with nothing around it, is one whole digit."""
+    rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+    aspect = (columns[-1] - columns[0] + 1) / (rows[-1] - rows[0] + 1)
+    flat = image.reshape(1, -1)
+    place = np.array([[1, aspect, 0, 0, 0, 1, 1, 0]], np.float32)
+    (answer,) = logits(Candidates(np.zeros((1, 2), np.intp), np.zeros((1, 4), np.intp),
+                                  flat, flat, place)).astype(np.float64)  # fmt: skip
+    return float(np.logaddexp.reduce(answer[:10]) - answer[10])
+
+
 def _convolved(images: npt.NDArray[np.floating], kernel: Floats) -> Floats:
     """Convolve (N, H, W, C) with (K, K, C, F), every second pixel, without padding."""
     size = kernel.shape[0]

@@ -9,12 +9,18 @@ from serving.pictures.parts import Levels, Mask
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""
+MAX_THICKNESS = 0.015
+"""Of the picture's longer side: a thicker line is a stroke, such as the bar of a large 4."""
 MAX_SKEW = 0.04
 """Rise of a line from its one end to the other, for each pixel."""
 MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""
 MIN_BOX = 16
 """Pixels of a box's side."""
+MIN_NEAR = 0.25
+"""Of a straight line: how much of it lies along boxes that were found, if it is their side."""
+MAX_BREAK = 4
+"""Pixels without ink in a line."""
 MAX_BOXES = 400
 
 
@@ -67,10 +73,13 @@ def _ruled(mask: Mask) -> Mask:
     width = mask.shape[1]
     straight = _straight(mask, max(25, width // 8))
     labels, _ = ndimage.label(straight, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())
+    thickest = max(5.0, MAX_THICKNESS * max(mask.shape))
     found = [
         (number, (x.start + x.stop) / 2, (y.start + y.stop) / 2, x.stop - x.start)
         for number, (y, x) in enumerate(ndimage.find_objects(labels), 1)
         if y.stop - y.start <= max(4, 0.1 * (x.stop - x.start))
+        and sizes[number] <= thickest * (x.stop - x.start)
     ]
     is_line = np.zeros(labels.max() + 1, np.bool_)
     if found:
@@ -85,9 +94,9 @@ def _ruled(mask: Mask) -> Mask:
 
 def _straight(mask: Mask, length: int) -> Mask:
     """Keep horizontal runs of some length, which may rise by a pixel."""
-    thick = ndimage.maximum_filter1d(mask.view(np.uint8), 3, axis=0)
+    thick = ndimage.maximum_filter(mask.view(np.uint8), (3, MAX_BREAK + 1))
     length |= 1
-    eroded = ndimage.minimum_filter1d(thick, length, axis=1, mode="constant")
+    eroded = ndimage.minimum_filter1d(thick, length + MAX_BREAK, axis=1, mode="constant")
     opened = ndimage.maximum_filter1d(eroded, length, axis=1, mode="constant")
     return np.asarray(mask & (opened > 0))
 
@@ -112,8 +121,8 @@ def _with_sides(
         near[inner] = kept
     for lines, straight in zip(found, (level, upright), strict=True):
         labels, count = ndimage.label(straight, np.ones((3, 3)))
-        touched = np.zeros(count + 1, np.bool_)
-        touched[np.unique(labels[near & straight])] = True
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        touched = np.bincount(labels[near], minlength=count + 1) >= MIN_NEAR * sizes
         touched[0] = False
         lines |= touched[labels] & straight
     found[1] |= _joining(found[0], upright)

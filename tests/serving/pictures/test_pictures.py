@@ -23,11 +23,13 @@ from handwriting.drawing import (
     row,
     stroke_glyph,
 )
+from handwriting.strings import random_string
 from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 from serving.pictures.reader import from_picture
 from tests.support.pictures.random_pictures import read_all
+from training.data.mnist import Mnist
 
 Levels = npt.NDArray[np.uint8]
 
@@ -254,6 +256,15 @@ def test_message_says_how_many_digits_and_where() -> None:
     ImageDraw.Draw(image).text((30, 10), "4 2", 255, ImageFont.truetype(str(FONTS[0]), 70))
     with pytest.raises(InvalidRequest, match=r"found 2, at 2\d% \d\d%, 5\d% \d\d% of the width"):
         from_picture(saved(image))
+
+
+def test_touching_pair_is_refused_more_often_than_not(mnist_sample: Mnist) -> None:
+    rng = np.random.default_rng(4)
+    pairs = [random_string(mnist_sample.test, rng, -3, 0) for _ in range(200)]
+    touching = [pair for pair in pairs if len(pair.text) == 2 and pair.touches]
+    refused = sum(is_refused_as_several(pair.ink) for pair in touching)
+    assert len(touching) > 5
+    assert refused > 0.3 * len(touching)
 
 
 def test_single_handwriting_is_not_refused(images: Images) -> None:

@@ -3,6 +3,7 @@
 
 const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
+const ENOUGH = 0.95; // probability of a number from which it is not read as one digit, too
 const STEP = 20; // of the pen that the arrow keys move
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
@@ -103,12 +104,14 @@ async function askOnce() {
     const started = performance.now();
     const numbers = await answerTo("v1/numbers", body);
     const answer = numbers && numbers.pictures[0];
-    // A single digit is read with less doubt about what is a digit at all.
-    const digits = answer && !answer.error && !answer.numbers.length
-      && (await answerTo("v1/digits", body));
+    if (!answer) return;
+    // What is no number for sure may be one digit: that is read with less doubt whether it is any.
+    const sure = answer.error ? 1 : certaintyOf(answer.numbers);
+    const digits = sure < ENOUGH && (await answerTo("v1/digits", body));
+    const one = digits && digits.digits[0];
     const took = `${(performance.now() - started).toFixed(0)} ms`;
-    if (digits) showOne(digits.digits[0], took);
-    else if (answer) showNumbers(answer, took);
+    if (one && (one.error ? !sure : one.probability > sure)) showOne(one, took);
+    else showNumbers(answer, took);
   } catch {
     show("", "The server does not answer. Is it still running?", true);
   }
@@ -135,10 +138,15 @@ function showNumbers({ error, numbers }, took) {
   const digits = numbers.flatMap((number) => number.digits);
   const rejected = numbers.some((number) => number.rejected);
   if (digits.length === 1) return showOne({ ...digits[0], rejected }, took);
-  const probability = numbers.reduce((product, number) => product * number.probability, 1);
-  show(numbers.map((number) => number.text).join(" "), certainty(probability, rejected, took), rejected);
+  const text = numbers.map((number) => number.text).join(" ");
+  show(text, certainty(certaintyOf(numbers), rejected, took), rejected);
   found = digits;
   repaint();
+}
+
+// The probability that all numbers are right; 0 if there is none.
+function certaintyOf(numbers) {
+  return numbers.length && numbers.reduce((product, number) => product * number.probability, 1);
 }
 
 function showOne(digit, took) {
