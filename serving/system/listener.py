@@ -1,4 +1,4 @@
-"""The socket that a server listens on: a TCP port, or a unix socket."""
+"""The socket that a server listens on: a TCP port, a unix socket, or one that systemd opened."""
 
 import os
 import socket
@@ -11,10 +11,15 @@ from serving.system.address import bind, with_port
 _UNIX = "unix:"
 _BACKLOG = 1024
 """New connections that wait in the kernel."""
+_FIRST_INHERITED = 3
+"""The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
 
 
 def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     """Listen on a TCP port, or on a unix socket where the host is "unix:PATH".
+
+    A socket that systemd opened for this process is taken instead: callers who came before this
+    process, or between two of them, wait in it.
 
     Args:
         host: the address.
@@ -27,7 +32,9 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     Raises:
         ConfigurationError: it can't be bound.
     """
-    if host.startswith(_UNIX):
+    if _is_activated():
+        listener = socket.socket(fileno=_FIRST_INHERITED)
+    elif host.startswith(_UNIX):
         listener = _bind_unix(host.removeprefix(_UNIX))
     else:
         listener = bind(host, port, backlog=_BACKLOG, shared=shared)
@@ -37,7 +44,15 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
 
 def address_of(listener: socket.socket, host: str) -> str:
     """Return the address of a listening socket, as clients write it."""
-    return host if host.startswith(_UNIX) else with_port(host, listener.getsockname()[1])
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"{_UNIX}{name}"
+    return with_port(name[0] if _is_activated() else host, name[1])
+
+
+def _is_activated() -> bool:
+    """Return whether systemd passed a socket on to this very process."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def _bind_unix(path: str) -> socket.socket:
