@@ -13,7 +13,7 @@ from commandline.parser import Parser
 from handwriting import evaluation, examples, fitting
 from handwriting.evaluation import Outcome
 from handwriting.pages import EMPTY
-from serving.cli.answers import Bar
+from serving.cli.progress import Bar
 from serving.pictures.rejecter import WEIGHTS
 from training.data.mnist import Mnist
 

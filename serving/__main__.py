@@ -31,6 +31,7 @@ EXTRAS = {
     "python_multipart": "http",
     "PIL": "pictures",
     "scipy": "pictures",
+    "opentelemetry": "otel",
     "pyarrow": "score",
     "ray": "ray",
 }

@@ -27,9 +27,8 @@ def _null(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 def _raw(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call `session.run` as a script would, with the digits: what embedding is compared with."""
-    import onnxruntime
-
     from serving.model import repository
+    from serving.model.onnx_runtime import onnxruntime
 
     model_dir = models / "digits"
     version = next(iter(repository.versions(model_dir)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from commandline import extras
 from serving.cli import values
-from serving.cli.answers import Bar
+from serving.cli.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
 from serving.system.cores import usable_cores

@@ -28,6 +28,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
 _CONTEXT = ("traceparent", "tracestate")
+_HEALTH = ("/grpc.health.", "GET /v2/health/")
+"""Probes come each second: they would be most of the spans."""
 _SERVER_FAILED = (
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 )  # fmt: skip
@@ -81,7 +83,7 @@ class AccessLog:
             status: the gRPC status code's name, such as "OK".
             http_status: of a call over HTTP.
         """
-        if self._tracer is not None:
+        if self._tracer is not None and not call.method.startswith(_HEALTH):
             self._trace(self._tracer, call, status, http_status)
         if not self._share or (status == "OK" and random.random() >= self._share):
             return

@@ -1,7 +1,9 @@
 """Calls through Envoy, with the file that is delivered: TLS, mTLS, tokens, limits, streams."""
 
+import re
 import socket
 import ssl
+import subprocess
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -18,8 +20,10 @@ from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import Replicas, replicas_behind
+from tests.support.fleet.collector import running_collector
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, status_of
+from tests.support.servers import running_server
 
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 TOKEN = "token-0123456789abcdef"
@@ -132,3 +136,37 @@ def test_connections_have_a_limit(envoy: Path, tmp_path: Path) -> None:
 
         with connect(), connect(), connect(), pytest.raises(OSError, match=r"closed|reset|EOF"):
             connect()
+
+
+def test_spans_of_envoy_and_server_are_one_trace(
+    envoy: Path, models: Path, images: Images, tmp_path: Path
+) -> None:
+    folder = tmp_path / "edge"
+    folder.mkdir()
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with (
+        running_collector() as (spans, endpoint),
+        running_server(models, "--otlp-endpoint", endpoint) as server,
+    ):
+        write_configuration(folder, [server.address], (0, 0))
+        path = folder / "envoy.yaml"
+        (command,) = re.findall(r"`(sed -i .*otel.*) envoy\.yaml`", path.read_text())
+        subprocess.check_call([*command.split(), path])
+        port = endpoint.rpartition(":")[2]
+        path.write_text(path.read_text().replace("port_value: 4317", f"port_value: {port}"))
+        with running_envoy(envoy, folder) as edge:
+            authority = (folder / "certs" / "client-ca.pem").read_bytes()
+            credentials = grpc.ssl_channel_credentials(authority)
+            with grpc.secure_channel(edge.tls, credentials) as channel:
+                method: Any = channel.unary_unary(CLASSIFY)
+                sent = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"),)
+                method(encode_request(images[0].tobytes()), timeout=TIMEOUT_S, metadata=sent)
+            wait_until(lambda: any(each["service.name"] == "edge" for each in spans.resources))
+        assert server.stop() == 0
+    by_service = {
+        resource["service.name"]: span
+        for resource, span in zip(spans.resources, spans.spans, strict=True)
+        if span.trace_id.hex() == trace
+    }
+    assert by_service.keys() == {"edge", "digit-serving"}
+    assert by_service["digit-serving"].parent_span_id == by_service["edge"].span_id

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from urllib.request import Request, urlopen
 import grpc
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 
 from serving import Client
@@ -20,46 +18,17 @@ from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.telemetry.tracing import Tracer
+from tests.support.fleet.collector import Collector, attributes_of, running_collector
 from tests.support.raw import CLASSIFY, TIMEOUT_S
 from tests.support.servers import RunningServer, free_address, running_server
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans that it gets."""
-
-    def __init__(self) -> None:
-        self.resources: list[dict[str, Any]] = []
-        self.spans: list[Any] = []
-
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
-        for each in request.resource_spans:
-            self.resources.append(attributes_of(each.resource))
-            self.spans += [span for scope in each.scope_spans for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def span(self, name: str) -> Any:
-        (found,) = [span for span in self.spans if span.name == name]
-        return found
-
-
-def attributes_of(message: Any) -> dict[str, Any]:
-    return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in message.attributes
-    }
-
-
 @pytest.fixture
 def collector() -> Iterator[tuple[Collector, str]]:
-    collector = Collector()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-    add(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield collector, f"http://127.0.0.1:{port}"
-    server.stop(None)
+    with running_collector() as collector:
+        yield collector
 
 
 @contextmanager
