@@ -133,10 +133,11 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
-@pytest.fixture(scope="session", params=PYTHONS)
+@pytest.fixture(scope="session", params=("3.11", "3.12", "3.13"))
 def python(request: pytest.FixtureRequest) -> str:
     """Each interpreter that the README names and this machine has."""
-    if shutil.which(f"python{request.param}") is None:
+    name = f"python{request.param}"
+    if shutil.which(name) is None or subprocess.run([name, "-c", ""]).returncode:
         pytest.skip(f"needs python{request.param}")
     return f"python{request.param}"
 
