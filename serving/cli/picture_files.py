@@ -1,19 +1,22 @@
 """Finds the pictures that the command line names, and reads them in order on several cores."""
 
-import multiprocessing
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest
-from serving.pictures.files import SUFFIXES, silence_pillow
+from serving.pictures.files import (
+    CRASH,
+    SUFFIXES,
+    read_or_reason,
+    reading_processes,
+    silence_pillow,
+)
 from serving.system.cores import usable_cores
 
 MIN_PICTURES = 100
@@ -91,10 +94,7 @@ class _Readers:
         self._start()
 
     def _start(self) -> None:
-        # Spawned: a fork would copy locks that threads of gRPC and ONNX Runtime hold.
-        self._pool = ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context("spawn"), initializer=_start_reader
-        )
+        self._pool = reading_processes(self._workers)
 
     def submit(self, found: Reading | str) -> tuple[str, "Future[Reading]"]:
         """Start to read one picture; stdin is read here, since the processes have none."""
@@ -122,7 +122,7 @@ class _Readers:
         except BrokenProcessPool:
             self.close()
             self._start()
-            reading = name, "cannot be read: it crashes the process that reads it"
+            reading = name, CRASH
         again = [
             self.submit(name) if future.exception() else (name, future) for name, future in ahead
         ]
@@ -135,19 +135,7 @@ class _Readers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _start_reader() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it
-    silence_pillow()
-
-
 def _read(reader: Reader, name: str) -> Reading:
-    try:
-        if name != "-":
-            return name, reader(name)
-        if sys.stdin is None:
-            return name, "cannot be read: stdin is closed"
-        return name, reader(sys.stdin.buffer)
-    except InvalidRequest as err:
-        return name, str(err)
-    except MemoryError:
-        return name, "cannot be read: out of memory"
+    if name == "-" and sys.stdin is None:
+        return name, "cannot be read: stdin is closed"
+    return name, read_or_reason(reader, sys.stdin.buffer if name == "-" else name)

@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 
+from serving.client.place import split
 from serving.errors import ConfigurationError, Unavailable
 
 
@@ -33,10 +34,10 @@ def target_of(address: str) -> tuple[str, str | None]:
 
 
 def _split(part: str) -> tuple[str, int]:
-    host, _, port = part.rpartition(":")
-    if not host or not port.isdecimal():
+    found = split(part)
+    if found is None:
         raise ConfigurationError(f"expected addresses such as host:port, got {part!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return found
 
 
 def _resolve(host: str, port: int) -> list[tuple[str, int]]:

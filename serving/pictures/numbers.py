@@ -83,8 +83,6 @@ class _Line(NamedTuple):
     candidates: Candidates
     odds: npt.NDArray[np.float64]
     """(N,): log odds that a candidate is one whole digit."""
-    digits: npt.NDArray[np.float64]
-    """(N, 10): log probabilities of a whole digit's classes, by the rejecter."""
 
 
 class Reading:
@@ -164,7 +162,7 @@ def _line(row: Row) -> _Line:
     found = candidates.join(row, pieces)
     logits = rejecter.logits(found).astype(np.float64)
     whole = np.logaddexp.reduce(logits[:, :10], axis=1)
-    return _Line(row, pieces, found, whole - logits[:, 10], logits[:, :10] - whole[:, None])
+    return _Line(row, pieces, found, whole - logits[:, 10])
 
 
 def _runs(chosen: list[int], line: _Line) -> list[list[int]]:

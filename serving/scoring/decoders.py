@@ -1,21 +1,17 @@
 """Processes that decode pictures: a core each, and a decoder that crashes costs one picture."""
 
 import io
-import multiprocessing
-import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from serving.errors import InvalidRequest
 from serving.images import Images
-from serving.pictures.files import silence_pillow
+from serving.pictures.files import CRASH, read_or_reason, reading_processes
 from serving.pictures.reader import from_picture
 
 _CHUNK = 16
 """Pictures that a process gets at once: 0.1 s of work."""
-CRASH = "cannot be read: it crashes the process that reads it"
 
 Decoded = Images | str
 
@@ -54,7 +50,7 @@ class Decoders:
     def _current(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = _new_pool(self._num_processes)
+                self._pool = reading_processes(self._num_processes)
             return self._pool
 
     def _discard(self, pool: ProcessPoolExecutor) -> None:
@@ -66,37 +62,16 @@ class Decoders:
 def _decode_apart(contents: Sequence[bytes]) -> list[Decoded]:
     """Decode pictures one at a time after a crash, to find the guilty one."""
     decoded: list[Decoded] = []
-    pool = _new_pool(1)
+    pool = reading_processes(1)
     for content in contents:
         try:
             decoded += pool.submit(_decode, [content]).result()
         except BrokenProcessPool:
             decoded.append(CRASH)
-            pool = _new_pool(1)
+            pool = reading_processes(1)
     pool.shutdown()
     return decoded
 
 
-def _new_pool(num_processes: int) -> ProcessPoolExecutor:
-    # Spawned: a fork would copy locks that threads of pyarrow and ONNX Runtime hold.
-    return ProcessPoolExecutor(
-        num_processes, multiprocessing.get_context("spawn"), initializer=_start
-    )
-
-
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it
-    silence_pillow()
-
-
 def _decode(contents: Sequence[bytes]) -> list[Decoded]:
-    return [_decode_one(content) for content in contents]
-
-
-def _decode_one(content: bytes) -> Decoded:
-    try:
-        return from_picture(io.BytesIO(content))
-    except InvalidRequest as err:
-        return str(err)
-    except MemoryError:
-        return "cannot be read: out of memory"
+    return [read_or_reason(from_picture, io.BytesIO(content)) for content in contents]

@@ -12,7 +12,7 @@ from training.data.mnist import SIDE, Examples, Images
 from training.errors import DataError
 
 HELD_OUT = 5
-"""Of each digit's pictures, one in so many is held out."""
+"""One picture of this many is held out, of each digit."""
 _WEIGHT = 0.05
 """Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
 _MAX_COPIES = 50

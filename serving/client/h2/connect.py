@@ -12,7 +12,7 @@ from serving.client.h2.session import Session
 from serving.client.h2.tls import Plain, Tls
 from serving.client.place import Place
 
-_CONNECT_S = 5.0
+CONNECT_S = 5.0
 """How long an attempt to connect may take."""
 _READ_BYTES = 64 << 10
 
@@ -36,7 +36,7 @@ def connect(
     Raises:
         OSError: nobody answers, or TLS fails.
     """
-    until_s = min(deadline_s, time.monotonic() + _CONNECT_S)
+    until_s = min(deadline_s, time.monotonic() + CONNECT_S)
     sock = socket.create_connection((place.host, place.port), _left(until_s))
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

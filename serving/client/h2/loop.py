@@ -10,14 +10,12 @@ import ngh2
 
 from serving.client.access import Access
 from serving.client.calls import CUT_OFF, Failure
-from serving.client.h2.connect import failure_of, session_of
+from serving.client.h2.connect import CONNECT_S, failure_of, session_of
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
 from serving.client.h2.tls import NO_HTTP2
 from serving.client.place import Place
 
-_CONNECT_S = 5.0
-"""How long an attempt to connect may take."""
 _GUARD_S = 2.5
 """How often a connection with calls in flight is looked at."""
 
@@ -167,7 +165,7 @@ class H2LoopCalls:
                     return call
                 raise
             except OSError as err:
-                late = isinstance(err, TimeoutError) and timeout_s < _CONNECT_S
+                late = isinstance(err, TimeoutError) and timeout_s < CONNECT_S
                 code = grpc.StatusCode.DEADLINE_EXCEEDED
                 call.end((code, "no connection within the timeout") if late else failure_of(err))
                 return call
@@ -206,7 +204,7 @@ class H2LoopCalls:
 
     async def _open(self) -> _Link:
         place, context = self._place, self._access.tls_context()
-        async with asyncio.timeout(_CONNECT_S):
+        async with asyncio.timeout(CONNECT_S):
             _, link = await self._loop.create_connection(
                 lambda: _Link(session_of(place, self._access)),
                 place.host, place.port, ssl=context,

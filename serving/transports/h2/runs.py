@@ -60,8 +60,7 @@ class Runs:
 
     def run_next(self, now_s: float) -> None:
         """Run and answer the next batch; `count` counts it once its answers have left."""
-        if self._classifier.served is not self._model:
-            self._adopt(self._classifier.served)
+        self.refresh()
         queue = self._queue
         batch, late = queue.take(queue.run_rows, now_s)
         for entry in late:

@@ -56,15 +56,10 @@ class Calls:
 
         self._batcher.put(rows, settle)
         self._batcher.wake()
-        left = loop.create_task(_disconnect(request))
         try:
-            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
+            outcome = await while_connected(request, answered)
         finally:
-            left.cancel()
             self._batcher.cancel(rows)  # does nothing if there is an outcome
-        if not answered.done():
-            raise Unavailable("the caller left")
-        outcome = answered.result()
         if isinstance(outcome, DigitsError):
             raise outcome
         latest_run.set((outcome.batch.started_s, outcome.batch.finished_s))

@@ -1,9 +1,7 @@
 """/v1/digits: pictures in, digits out; also images as MNIST has them, as JSON."""
 
 import base64
-import io
 import json
-from asyncio import get_running_loop
 from concurrent.futures import Executor
 from typing import Any
 
@@ -22,9 +20,9 @@ from serving.transports.http.calls import Calls, deadline_of
 from serving.transports.http.pictures import (
     FORM,
     MAX_BODY_BYTES,
-    Picture,
     media_type,
     pictures_of,
+    read_picture,
     share_of,
 )
 
@@ -53,10 +51,14 @@ class Digits:
         reject_below = share_of(request, "reject_below")
         is_json = media_type(request) == "application/json"
         async with self._bodies.read(request, _JSON_BYTES if is_json else MAX_BODY_BYTES) as body:
+            read: list[tuple[str, Images | DigitsError]]
             if is_json:
                 read = [("", image[None]) for image in self._json_images(body)]
             else:
-                read = await self._read(await pictures_of(request, body))
+                read = [
+                    (name, await read_picture(request, self._pictures, from_picture, content))
+                    for name, content in await pictures_of(request, body)
+                ]
         images = [image for _, image in read if not isinstance(image, DigitsError)]
         if media_type(request) != FORM and isinstance(read[0][1], DigitsError):
             raise read[0][1]
@@ -70,13 +72,6 @@ class Digits:
         with_image = "image" in request.query_params
         return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
 
-    async def _read(self, pictures: list[Picture]) -> list[tuple[str, Images | DigitsError]]:
-        run = get_running_loop().run_in_executor
-        return [
-            (picture.name, await run(self._pictures, _image_of, picture.content))
-            for picture in pictures
-        ]
-
     def _json_images(self, body: bytes) -> Images:
         signature, limit = self._classifier.signature, self._classifier.batching.max_request_images
         try:
@@ -87,13 +82,6 @@ class Digits:
                 'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
                 f"{signature.image_bytes} integers from 0 to 255"
             ) from err
-
-
-def _image_of(content: bytes) -> Images | DigitsError:
-    try:
-        return from_picture(io.BytesIO(content))
-    except DigitsError as err:
-        return err
 
 
 def _report(

@@ -1,7 +1,5 @@
 """/v1/numbers: pictures in, the numbers on them out."""
 
-import io
-from asyncio import get_running_loop
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +15,13 @@ from serving.pictures.facts import number_facts
 from serving.pictures.reader import find_candidates
 from serving.predictions import Predictions
 from serving.transports.http.bodies import Bodies
-from serving.transports.http.calls import Calls, deadline_of, while_connected
+from serving.transports.http.calls import Calls, deadline_of
 from serving.transports.http.pictures import (
     FORM,
     MAX_BODY_BYTES,
     media_type,
     pictures_of,
+    read_picture,
     share_of,
 )
 
@@ -54,7 +53,7 @@ class Numbers:
         async with self._bodies.read(request, MAX_BODY_BYTES) as body:
             for name, content in await pictures_of(request, body):
                 item: dict[str, Any] = {"name": name} if name else {}
-                reading = await self._read(content, request)
+                reading = await read_picture(request, self._pictures, find_candidates, content)
                 if isinstance(reading, DigitsError):
                     if media_type(request) != FORM:
                         raise reading
@@ -66,10 +65,6 @@ class Numbers:
                 facts = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
                 items.append(item | {"numbers": facts})
         return JSONResponse({"model_version": version, "pictures": items})
-
-    async def _read(self, content: bytes, request: Request) -> "Reading | DigitsError":
-        work = get_running_loop().run_in_executor(self._pictures, _candidates_of, content)
-        return await while_connected(request, work)
 
     async def _classified(
         self, reading: "Reading", request: Request, deadline_s: float
@@ -87,10 +82,3 @@ class Numbers:
         predictions = [answer.predictions() for answer in answers]
         probabilities = np.concatenate([each.probabilities for each in predictions])
         return Predictions.of(probabilities, predictions[-1].model_version)
-
-
-def _candidates_of(content: bytes) -> "Reading | DigitsError":
-    try:
-        return find_candidates(io.BytesIO(content))
-    except DigitsError as err:
-        return err

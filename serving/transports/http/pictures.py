@@ -1,18 +1,25 @@
 """Requests of pictures: their bodies, forms and queries; for /v1/digits and /v1/numbers."""
 
-from collections.abc import AsyncGenerator
-from typing import NamedTuple
+import io
+from asyncio import get_running_loop
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.errors import InvalidRequest
+from serving.errors import DigitsError, InvalidRequest
+from serving.transports.http.calls import while_connected
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
 MAX_PICTURES = 100
 FORM = "multipart/form-data"
+
+
+_Read = TypeVar("_Read")
 
 
 class Picture(NamedTuple):
@@ -46,6 +53,31 @@ async def pictures_of(request: Request, body: bytes) -> list[Picture]:
     if not files:
         raise InvalidRequest("expected a form with at least 1 file, got none")
     return [Picture(file.filename or "", await file.read()) for file in files]
+
+
+async def read_picture(
+    request: Request, executor: Executor, read: Callable[[BinaryIO], _Read], content: bytes
+) -> _Read | DigitsError:
+    """Read a picture on an executor; return why it can't be read.
+
+    Args:
+        request: if its caller leaves, a picture whose turn has not come is not read.
+        executor: some 7 ms for a digit, some 50 for a page of numbers.
+        read: such as `from_picture`.
+        content: the picture's file.
+
+    Raises:
+        Unavailable: the caller left.
+    """
+    work = get_running_loop().run_in_executor(executor, _read_or_error, read, content)
+    return await while_connected(request, work)
+
+
+def _read_or_error(read: Callable[[BinaryIO], _Read], content: bytes) -> _Read | DigitsError:
+    try:
+        return read(io.BytesIO(content))
+    except DigitsError as err:
+        return err
 
 
 class _FormParser(MultiPartParser):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from serving.images import Images
-from serving.scoring.decoders import CRASH, Decoders
+from serving.pictures.files import CRASH
+from serving.scoring.decoders import Decoders
 from tests.serving.cli.test_classify import end_process
 from tests.serving.scoring.conftest import picture
 
