@@ -21,9 +21,15 @@ INPUT, OUTPUT = "images", "probabilities"
 
 
 def new_session(
-    model: bytes, provider: str, *config: tuple[str, str]
+    model: bytes, provider: str, *config: tuple[str, str], **provider_options: str
 ) -> onnxruntime.InferenceSession:
     """Build a session on one provider; ONNX Runtime's own errors pass through.
+
+    Args:
+        model: the content of an ONNX file.
+        provider: ONNX Runtime's name of it.
+        config: entries of the session's configuration.
+        provider_options: of the provider.
 
     Raises:
         DeviceError: ONNX Runtime chose another provider.
@@ -35,7 +41,10 @@ def new_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
-    session = onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    session = onnxruntime.InferenceSession(
+        model, options, providers=[provider], provider_options=[provider_options],
+        enable_fallback=0,
+    )  # fmt: skip
     # A provider that can't load is replaced by the CPU with only a log line (onnxruntime #23372).
     if session.get_providers()[0] != provider:
         raise DeviceError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}")

@@ -183,6 +183,24 @@ def test_missing_driver_leaves_stdout_to_the_program(
     assert json.loads(capsys.readouterr().out)["device"] == "cpu"
 
 
+def test_cuda_multiplies_in_float32(onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.model.onnx_runtime import onnxruntime
+
+    asked = []
+
+    def open_session(model: bytes, options: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        raise RuntimeError("CUDA failure 35: none here")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(DeviceError):
+        open_engine(onnx_bytes, DIGITS, "cuda")
+    (settings,) = asked
+    assert settings["provider_options"] == [{"use_tf32": "0"}]  # else golden samples may differ
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_cuda_without_a_gpu_ends_with_one_line(
     models: Path, capfd: pytest.CaptureFixture[str]
