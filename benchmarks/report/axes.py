@@ -19,6 +19,9 @@ COLOURS = {
     "http-json": "#d6604d", "http-binary": "#f4a582", "http-picture": "#92c5de",
     "plain": "#e08214",
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
+    "engine-bound": "#c51b7d", "engine-locked": "#e08214", "engine-graphs": "#1b7837",
+    "engine-tf32": "#2166ac", "engine-fp16": "#b2182b", "h2-locked": "#bf812d",
+    "h2-graphs": "#35978f",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
 """By target; "native" is what h2 replaced, in results of that time."""

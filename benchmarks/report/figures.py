@@ -8,6 +8,7 @@ from benchmarks.report.ratios import Interval, paired_ratio
 from benchmarks.run.cell import LATENCY, Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Results, Sample
+from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import Spec
 
 Rounds = Mapping[int, float]
@@ -64,9 +65,16 @@ class Figures:
         cells = sorted(c for c in self.rounds if c.spec == spec and c.scenario == "Offline")
         return {cell.batch: median(self.rounds[cell].values()) for cell in cells}
 
+    def on_cpu(self, cuda: Spec) -> Spec:
+        """Return what a target on CUDA is compared with: for a kind of engine, the usual one."""
+        same = replace(cuda, device="cpu")
+        name, _, kind = cuda.target.partition("-")
+        is_other_kind = kind in ENGINE_KINDS and not self.offline(same)
+        return replace(same, target=name) if is_other_kind else same
+
     def crossover(self, cuda: Spec) -> int | None:
         """Return the measured size from which CUDA leads the CPU in Offline; None if it doesn't."""
-        on_cpu, on_cuda = self.offline(replace(cuda, device="cpu")), self.offline(cuda)
+        on_cpu, on_cuda = self.offline(self.on_cpu(cuda)), self.offline(cuda)
         found = None
         for size in sorted(on_cpu.keys() & on_cuda.keys(), reverse=True):
             if on_cuda[size] <= on_cpu[size]:

@@ -114,14 +114,14 @@ def _per_s(sample: Sample, outcome: str) -> float:
 def crossovers(figures: Figures) -> Table:
     """Lay out the batch size from which CUDA is the faster device, for each target on CUDA."""
     specs = sorted({*figures.specs, *(skip.spec for skip in figures.results.skips)})
-    rows = [["target", "CUDA is faster from"]]
+    rows = [["target", "beside", "CUDA is faster from"]]
     for spec in specs:
         if spec.device == "cuda":
-            cpu = replace(spec, device="cpu")
+            cpu = figures.on_cpu(spec)
             sizes = sorted(figures.offline(spec).keys() & figures.offline(cpu).keys())
             size = figures.crossover(spec)
             missing = f"no size up to {sizes[-1]}" if sizes else NOT_MEASURED
-            rows.append([str(cpu), str(size or missing)])
+            rows.append([str(spec), str(cpu), str(size or missing)])
     note = (
         "Images a call in Offline: a measured size, from which on CUDA leads at every larger one."
     )

@@ -7,6 +7,7 @@ from itertools import chain, product
 from benchmarks.run.cell import Cell
 from benchmarks.run.scenarios import DEADLINES, Rules
 from benchmarks.targets.catalogue import entry_of
+from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import Spec
 
 MULTI_STREAM_IMAGES = 8
@@ -145,6 +146,25 @@ OVERLOAD = Suite(
     name="overload", specs=specs(["h2", "grpcio"]), scenarios=tuple(DEADLINES), seconds=3.0
 )
 
+# A GPU beside the CPU, by batch size, with what serving leaves out until a GPU has shown its worth.
+_SERVED_ON_GPUS = [
+    *specs(["h2"], _DEVICES, _PRECISIONS), *specs(["h2-locked", "h2-graphs"], ["cuda"]),
+]  # fmt: skip
+GPU = Suite(
+    name="gpu",
+    specs=[
+        *specs(["engine"], _DEVICES, _PRECISIONS),
+        *specs([f"engine-{kind}" for kind in ENGINE_KINDS], ["cuda"]),
+    ],
+    scenarios=("SingleStream", "Offline"), batches=[2**power for power in range(13)],
+    extra=[
+        *cells_of(_SERVED_ON_GPUS, "SingleStream"),
+        *cells_of(_SERVED_ON_GPUS, "ClosedLoop", [(64, 8), (256, 8)]),
+        *cells_of(_SERVED_ON_GPUS, "Server"),
+        *cells_of(_SERVED_ON_GPUS, "Offline", _OFFLINE, [1, 8, 64, 512, 4096]),
+    ],
+)  # fmt: skip
+
 # What services embed, by threads, beside the bare loop over `session.run`.
 _EMBEDDED = specs(["raw", "classifier"])
 EMBEDDING = Suite(
@@ -154,5 +174,5 @@ EMBEDDING = Suite(
 )  # fmt: skip
 
 SUITES = {
-    suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, HTTP, OVERLOAD, EMBEDDING)
+    suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, HTTP, OVERLOAD, GPU, EMBEDDING)
 }

@@ -4,7 +4,7 @@ from collections.abc import Container
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from benchmarks.targets.commands import HTTP, OURS, VARIANTS
+from benchmarks.targets.commands import ENGINE_KINDS, HTTP, OURS, VARIANTS
 from benchmarks.targets.in_process import OPENERS, open_in_process
 from benchmarks.targets.servers import open_server
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
@@ -43,6 +43,9 @@ CATALOGUE = {
     "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))
        for ours in OURS for end, (_, about) in VARIANTS.items()},
+    **{f"engine-{kind}": Entry(about, on_cuda=True) for kind, about in ENGINE_KINDS.items()},
+    **{f"h2-{kind}": Entry(f"our server, {about}", on_cuda=True)
+       for kind, about in ENGINE_KINDS.items()},
     **{target: _ours(about) for target, (_, about) in HTTP.items()},
     "plain": Entry("the grpcio server of a tutorial"),
     "bare": Entry("HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),

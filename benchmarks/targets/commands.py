@@ -31,6 +31,14 @@ HTTP = {
     "http-picture": (PICTURES, "the same, PNG files of 280 x 280 pixels"),
 }
 """Our server over HTTP: how it is called, and what that is."""
+ENGINE_KINDS = {
+    "bound": "buffers that stay on the device",
+    "locked": "the same, page-locked on the host",
+    "graphs": "the same, as CUDA graphs",
+    "tf32": "products in TF32",
+    "fp16": "weights and activations in FP16",
+}
+"""Kinds of engine that serving does not have (engine_kinds.py): "engine-bound", "h2-bound" ..."""
 OTHERS = {
     "plain": "plain_server --models {models}",
     "bare": "bare_server --models {models} --precision {precision}",
@@ -64,7 +72,10 @@ def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list
         return [sys.executable, "-m", *(word.format_map(settings) for word in words)]
     is_elsewhere = spec.target in setting.checkouts
     is_http = spec.target in HTTP
-    transport = "auto" if is_elsewhere or is_http else spec.target.removesuffix(variant)
+    transport, _, kind = spec.target.removesuffix(variant).partition("-")
+    program = ["benchmarks.targets.engine_server", kind] if kind in ENGINE_KINDS else ["serving"]
+    if is_elsewhere or is_http:
+        transport, program = "auto", ["serving"]
     options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
     if is_http:
         options += ["--http-port", "0"]
@@ -76,7 +87,7 @@ def command_of(spec: Spec, variant: str, setting: Setting, folder: Path) -> list
         (folder / "tokens").write_text(TOKEN + "\n")
         options += ["--token-file", str(folder / "tokens")]
     return [
-        sys.executable, "-m", "serving", "serve", "--models", models, "--port", "0",
+        sys.executable, "-m", *program, "serve", "--models", models, "--port", "0",
         "--metrics-port", "0", *options,
     ]  # fmt: skip
 

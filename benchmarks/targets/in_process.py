@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.load.cores import worker
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Deadline, Seconds, Trace
+from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline import checkout
 from serving.errors import DigitsError
@@ -49,6 +50,17 @@ def _engine(spec: Spec, models: Path, artifacts: Path) -> Call:
     from serving.model.loaded_model import load_model
 
     return load_model(models / "digits", None, spec.device, spec.precision).run  # type: ignore[arg-type]
+
+
+def _engine_of_kind(spec: Spec, models: Path, artifacts: Path) -> Call:
+    """Call an engine that serving does not have; its answers may be off by more than it allows."""
+    from benchmarks.targets.engine_kinds import engine_of
+    from serving.model import repository
+
+    engine = engine_of(spec.target.removeprefix("engine-"), spec.device)
+    model_dir = models / "digits"
+    manifest, onnx = repository.load(model_dir, next(iter(repository.versions(model_dir))), "fp32")
+    return engine.open(onnx, manifest.signature).run
 
 
 def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
@@ -88,7 +100,7 @@ def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 OPENERS = {
     "null": _null, "raw": _raw, "engine": _engine, "classifier": _classifier, "keras": _keras,
-    "tf-function": _keras,
+    "tf-function": _keras, **{f"engine-{kind}": _engine_of_kind for kind in ENGINE_KINDS},
 }  # fmt: skip
 """By name: functions that return what a target's threads call."""
 
@@ -123,8 +135,10 @@ def open_in_process(spec: Spec, setting: Setting) -> Iterator[Running]:
         except DigitsError as err:
             raise NotMeasured(str(err)) from err
         startup_s = perf_counter() - begin_s
-        load, num_cores = _RemoteLoad(pool), len(setting.cores)
-        yield Running(load=load, startup_s=startup_s, parallel_calls=num_cores, pid=pid)
+        # On a GPU one thread: ONNX Runtime's handles and CUDA graphs are made for each.
+        parallel_calls = 1 if spec.device == "cuda" else len(setting.cores)
+        load = _RemoteLoad(pool)
+        yield Running(load=load, startup_s=startup_s, parallel_calls=parallel_calls, pid=pid)
 
 
 _load: ThreadLoad

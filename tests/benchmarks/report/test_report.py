@@ -80,7 +80,19 @@ def test_speedup_of_latencies_is_their_inverse() -> None:
 def test_crossover_is_computed_or_not_measured(
     cuda_rates: tuple[float, ...], expected: str
 ) -> None:
-    assert rows_of(on_devices(*cuda_rates), "Crossover")[1:] == [["engine", expected]]
+    assert rows_of(on_devices(*cuda_rates), "Crossover")[1:] == [
+        ["engine cuda", "engine", expected]
+    ]
+
+
+def test_other_kind_of_engine_is_compared_with_the_usual_one_on_the_cpu() -> None:
+    graphs = Spec(target="engine-graphs", device="cuda")
+    kept = results(
+        *(sample(ON_CPU, "Offline", callers=0, batch=size, calls_per_s=100) for size in (1, 64)),
+        sample(graphs, "Offline", callers=0, batch=1, calls_per_s=50),
+        sample(graphs, "Offline", callers=0, batch=64, calls_per_s=500),
+    )
+    assert rows_of(kept, "Crossover")[1:] == [["engine-graphs cuda", "engine", "64"]]
 
 
 def test_targets_that_could_not_run_are_not_measured() -> None:

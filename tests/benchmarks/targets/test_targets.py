@@ -3,14 +3,11 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.load.cores import split_cores
-from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.cell import Cell
 from benchmarks.run.process_usage import cpu_s, family, memory_bytes
@@ -22,18 +19,6 @@ from tests.benchmarks.patience import until_answered
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    cores, generator_cores = split_cores()
-    nothing_trained = tmp_path_factory.mktemp("artifacts")
-    with Generator(generator_cores[:1], "python") as generator:
-        images, answers = runner.golden(models)
-        yield Setting(
-            models=models, artifacts=nothing_trained, images=images, answers=answers, cores=cores,
-            addresses={}, checkouts={}, generator=generator,
-        )  # fmt: skip
 
 
 def test_options_from_the_environment_are_not_those_of_a_target(
