@@ -10,7 +10,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve serve-edge demo bench bench-full bench-readme
+.PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
 .PHONY: test test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs protos protos-check lock clean
 
@@ -56,6 +56,9 @@ bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisi
 bench-readme: $(INSTALLED)  ## measure what the README shows: result file, report, table
 	$(RUN) -m benchmarks run --suite bench --output benchmarks/results/bench.json
 	$(RUN) -m benchmarks plot --readme README.md
+
+verify-gpu: $(INSTALLED)  ## train, export, compare and measure on a GPU (25 min); DEVICE=cpu rehearses it
+	$(RUN) -m benchmarks verify --device $(DEVICE)
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q

@@ -10,11 +10,11 @@ from benchmarks.report.recommendation import PLACES
 from benchmarks.run.scenarios import NAMES as SCENARIOS
 from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import CATALOGUE
+from benchmarks.verification.plan import RESULTS
 from commandline.parser import Parser
 
 _T = TypeVar("_T")
 
-RESULTS = Path("benchmarks/results")
 _BENCH = RESULTS / "bench.json"
 
 _EXAMPLES = """\
@@ -25,6 +25,7 @@ examples:
   python -m benchmarks run --targets engine --device cpu,cuda --scenarios Offline --batches 1,64
   python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
   python -m benchmarks run --suite overload                 more than can be answered in time
+  python -m benchmarks verify                               a GPU, from training to rates
   python -m benchmarks compare before.json after.json
   python -m benchmarks recommend --rate 5000 --latency-slo 0.01
 """
@@ -51,12 +52,20 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_version()
     commands = top.add_subparsers(dest="command", required=True,
-                                  metavar="{run,compare,plot,recommend}")  # fmt: skip
+                                  metavar="{run,verify,compare,plot,recommend}")  # fmt: skip
     _add_run(commands.add_parser(
         "run", epilog=_TARGETS, formatter_class=raw,
         help="measure, and write a results file with its report",
         description="Measure a suite, or what the options name, and write NAME.json and its "
         "report (NAME.md, NAME.html, pictures) beside it.",
+    ))  # fmt: skip
+    _add_verify(commands.add_parser(
+        "verify",
+        help="train, export, compare and measure on a GPU (25 minutes), into one results file",
+        description="Train `default` on the GPU and on the CPU, export it, compare the engines' "
+        "answers to the 10,000 test images with the CPU's, and measure the suite `gpu`. A step "
+        "that fails is one line; the others still run. Needs the extras train-gpu, serve-gpu and "
+        "bench: `make verify-gpu` installs them.",
     ))  # fmt: skip
     _add_compare(commands.add_parser(
         "compare", help="compare two results files of one machine",
@@ -103,6 +112,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
         help="what training wrote, for the Keras targets")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cuda",
+        help="cpu: rehearse all that needs no GPU, in a minute (%(default)s)")  # fmt: skip
+    add("--data-dir", type=Path, metavar="DIR",
+        help="MNIST's four files (default: a cache, filled from the network once)")  # fmt: skip
+    add("--output", type=Path, metavar="FILE",
+        help=f"({RESULTS}/gpu.json; of the rehearsal {RESULTS}/local/rehearsal.json)")  # fmt: skip
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

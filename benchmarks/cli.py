@@ -1,25 +1,25 @@
-"""The commands: run, compare, plot, recommend."""
+"""The commands: run, verify, compare, plot, recommend."""
 
 import argparse
 import os
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 
-from benchmarks.arguments import RESULTS, parser
-from benchmarks.load.cores import split_cores
-from benchmarks.load.network import Generator
+from benchmarks.arguments import parser
 from benchmarks.report import comparison, recommendation
 from benchmarks.report.figures import Figures
-from benchmarks.run import environment, footprint, result_file, runner
+from benchmarks.run import measurement, result_file
+from benchmarks.run.measurement import Sources
 from benchmarks.run.result_file import Results, UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
-from benchmarks.targets.target import Setting, Spec
+from benchmarks.targets.target import Spec
+from benchmarks.verification import steps
+from benchmarks.verification.plan import RESULTS, plan_of
 from commandline import extras
 from commandline.parser import blame
 from serving.errors import DigitsError
@@ -52,49 +52,50 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Measure, write the results and their report, print the tables."""
-    if not hasattr(os, "sched_setaffinity"):
-        raise UnusableResults("run needs Linux: it binds to cores and reads /proc; plot does not")
-    extras.require("matplotlib", "packaging", "onnxruntime")
+    _check_machine()
     suite, begin_s = suite_of(options), perf_counter()
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    results = _measure(suite, options)
+    named = dict(options.targets or ())
+    sources = Sources(
+        models=options.models or find_root("digits", Path("models")),
+        artifacts=options.artifacts, generator=options.generator,
+        share_cores=options.share_cores, checkouts=_checkouts(options),
+        addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
+    )  # fmt: skip
+    results = measurement.begin(suite, sources)
+    measurement.measure(suite, sources, results, _Progress())
     results.save(output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
+    _report(results, output)
+    return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Take every step of a verification, and report; fails if one did."""
+    _check_machine()
+    begin_s = perf_counter()
+    plan = plan_of(options.device, options.output, options.data_dir)
+    results = steps.verify(plan, _Progress())
+    print(f"\n{perf_counter() - begin_s:.0f} s; results in {plan.output}")
+    _report(results, plan.output)
+    return FAILED if steps.has_failed(results) else DONE
+
+
+def _check_machine() -> None:
+    """Check, before minutes of work, that measuring and reporting are possible here."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
+    extras.require("matplotlib", "packaging", "onnxruntime")
+
+
+def _report(results: Results, output: Path) -> None:
+    """Write the report beside the results, and print its tables."""
     page = _import_page()
     written = page.write(results, output)
     for table in page.tables(results):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
     print(f"\nreport in {written[1]}")
-    return DONE
-
-
-def _measure(suite: Suite, options: argparse.Namespace) -> Results:
-    target_cores, generator_cores = split_cores()
-    if options.share_cores:
-        target_cores = generator_cores = sorted(os.sched_getaffinity(0))
-    suite = replace(suite, num_cores=len(target_cores))
-    models = options.models or find_root("digits", Path("models"))
-    images, answers = runner.golden(models)
-    cores = {"target": len(target_cores), "generator": len(generator_cores)}
-    results = Results(
-        suite=suite.name,
-        date=datetime.now(UTC).date().isoformat(),
-        environment=environment.describe(models, cores),
-        settings={"rounds": suite.rounds, "seconds": suite.seconds,
-                  "latency_slo_s": suite.latency_slo_s, "arrivals": suite.arrivals},
-        install=footprint.install_bytes(),
-        training=footprint.trainings(options.artifacts),
-    )  # fmt: skip
-    named = dict(options.targets or ())
-    with Generator(generator_cores, options.generator) as generator:
-        setting = Setting(
-            models=models, artifacts=options.artifacts, images=images, answers=answers,
-            cores=target_cores, generator=generator, checkouts=_checkouts(options),
-            addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
-        )  # fmt: skip
-        runner.run(suite, setting, results, _Progress())
-    return results
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
@@ -197,4 +198,6 @@ def _fail(reason: str, code: int) -> int:
     return code
 
 
-COMMANDS = {"run": _run, "compare": _compare, "plot": _plot, "recommend": _recommend}
+COMMANDS = {
+    "run": _run, "verify": _verify, "compare": _compare, "plot": _plot, "recommend": _recommend,
+}  # fmt: skip

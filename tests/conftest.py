@@ -15,6 +15,7 @@ from serving.images import Images
 from tests.support.gpu import gpu_works
 from tests.support.servers import RunningServer, running_server
 from training.data.mnist import Mnist
+from training.errors import DataError
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here
@@ -38,6 +39,17 @@ def mnist_sample() -> Mnist:
     """2,000 training and 500 test images of real MNIST."""
     with np.load(SAMPLE) as arrays:
         return Mnist(**arrays)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Mnist:
+    """All of MNIST; for tests with the marker full_mnist."""
+    try:
+        return Mnist.load()
+    except DataError as err:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(err).partition("\n")[0])
 
 
 @pytest.fixture(scope="session")

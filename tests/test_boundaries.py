@@ -148,7 +148,7 @@ ROOMS = {
     "handwriting": """
         drawing strings papers pages examples fitting evaluation __main__ __init__
     """,
-    "benchmarks": "load targets run report arguments cli __main__ peers __init__",
+    "benchmarks": "load targets run report verification arguments cli __main__ peers __init__",
 }
 """Each package's rooms (folders and files at its top) from the ground up; a room may also be split
 by naming one of its files. Imports point to what stands before them, or within the room."""

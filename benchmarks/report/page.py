@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.report import costs, rates
+from benchmarks.report import costs, rates, verified
 from benchmarks.report.figures import Figures
 from benchmarks.report.pictures import draw_all
 from benchmarks.report.table import Table
@@ -38,7 +38,7 @@ CAPTIONS = {
 _TABLES = (
     rates.targets, rates.closed_loops, rates.overload, rates.crossovers, rates.composition,
     costs.by_scenario, costs.by_callers, costs.by_batch, costs.starts, costs.installations,
-    costs.trainings, costs.skips, costs.invalid,
+    costs.trainings, verified.steps, verified.answers, costs.skips, costs.invalid,
 )  # fmt: skip
 
 

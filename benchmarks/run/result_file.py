@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,32 @@ class Skip:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """How an engine's answers compare with the CPU's, in runs of one size."""
+
+    spec: Spec
+    batch: int
+    """Images a run."""
+    num_images: int
+    num_other_digits: int
+    """Images to which the CPU gives another digit."""
+    max_difference: float
+    """The largest difference of a probability."""
+    accuracy: float
+    """Share of the images whose digit is the label, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A step of a verification."""
+
+    name: str
+    seconds: float
+    reason: str
+    """Why what it was to measure is not measured; empty if all is done."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Results:
     """One run of a suite."""
@@ -102,6 +128,9 @@ class Results:
     starts: list[Start] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    """Of `verify`; a suite has none."""
 
     @property
     def latency_slo_s(self) -> float:
@@ -115,6 +144,11 @@ class Results:
         path.write_text("{\n" + ",\n".join(_lines({"format": FORMAT} | values)) + "\n}\n", "utf-8")
 
 
+_LISTS: Mapping[str, Callable[..., Any]] = {
+    "starts": Start, "skips": Skip, "samples": Sample, "agreements": Agreement, "steps": Step,
+}  # fmt: skip
+
+
 def load(path: Path) -> Results:
     """Read a results file.
 
@@ -125,12 +159,14 @@ def load(path: Path) -> Results:
         document = json.loads(path.read_text("utf-8"))
         if (found := document.pop("format")) != FORMAT:
             raise UnusableResults(f"{path}: format {FORMAT} expected, got {found!r}")
-        for name, kind in (("starts", Start), ("skips", Skip), ("samples", Sample)):
-            for each in document[name]:
-                each["spec"] = Spec(**each["spec"])
+        for name, kind in _LISTS.items():
+            items = document.get(name, [])  # older files lack those of `verify`
+            for each in items:
+                if "spec" in each:
+                    each["spec"] = Spec(**each["spec"])
                 if kind is Sample:
                     each["latency"] = Histogram.decode(each["latency"])
-            document[name] = [kind(**each) for each in document[name]]
+            document[name] = [kind(**each) for each in items]
         return Results(**document)
     except OSError as err:
         raise UnusableResults(f"{path}: {err.strerror}") from err

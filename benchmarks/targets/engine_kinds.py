@@ -170,8 +170,11 @@ def engine_of(kind: str, device: str) -> type[OnnxEngine]:
         device: "cpu" or "cuda".
 
     Raises:
-        DeviceError: it exists on a GPU only.
+        DeviceError: it exists on a GPU only, or ONNX Runtime is not for this device.
     """
     if kind not in _ENGINES[device]:
         raise DeviceError(f"{kind} exists on a GPU only")
-    return _ENGINES[device][kind]
+    engine = _ENGINES[device][kind]
+    if engine.provider not in onnxruntime.get_available_providers():
+        raise DeviceError(f"this ONNX Runtime has no {engine.provider}")
+    return engine

@@ -66,12 +66,19 @@ def test_failed_run_is_a_model_error(onnx_bytes: bytes, images: Images) -> None:
     assert len(engine.run(images[:3])) == 3
 
 
-def test_each_kind_exists_on_a_gpu() -> None:
+def test_each_kind_exists_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.model.onnx_runtime import onnxruntime
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     assert {kind: engine_of(kind, "cuda").device for kind in ENGINE_KINDS} == dict.fromkeys(
         ENGINE_KINDS, "cuda"
     )
     with pytest.raises(DeviceError, match="graphs exists on a GPU only"):
         engine_of("graphs", "cpu")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers[1:])
+    with pytest.raises(DeviceError, match="no CUDAExecutionProvider"):
+        engine_of("graphs", "cuda")
 
 
 class CudaRuntime:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from serving.config import Precision
 from serving.images import Images
 from serving.model.repository import PRETRAINED, find_root
 from training.data.mnist import Mnist
-from training.errors import DataError
 
 MAX_BYTES = 1_500_000
 MAX_INT8_LOSS = 0.0005
@@ -36,16 +34,6 @@ def picture(tmp_path: Path, images: Images) -> Path:
     path = tmp_path / "digit.png"
     Image.fromarray(images[0].reshape(28, 28)).save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def mnist() -> Mnist:
-    try:
-        return Mnist.load()
-    except DataError as err:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(str(err).partition("\n")[0])
 
 
 def test_box_is_small() -> None:
