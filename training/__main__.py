@@ -17,7 +17,7 @@ from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError, UnusableInput
 
 EXTRAS = dict.fromkeys(
-    ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib"), "train"
+    ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy"), "train"
 )
 """What the base installation lacks, and the extra that brings it."""
 

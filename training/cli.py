@@ -6,7 +6,7 @@ from pathlib import Path
 
 from commandline.parser import Parser
 from training.config import RECIPES
-from training.study.comparison import RESULTS
+from training.study.results import RESULTS
 
 PATHS = {
     "--data-dir": (

@@ -31,7 +31,7 @@ runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
 """
 SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client",
          "ngh2")  # fmt: skip
-TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib")
+TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 BENCH = ("matplotlib", "packaging")
 RESULTS = str(ROOT / "benchmarks/results/bench.json")
 PICTURE = "seven.png"

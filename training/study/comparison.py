@@ -1,56 +1,14 @@
-"""The results of the study, and the tables that compare the recipes by them."""
+"""The tables that compare the recipes by the results of the study."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from math import comb, sqrt
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from reports.page import Table
-from training.config import RECIPES
-from training.files import write_atomically
-
-RESULTS = Path(__file__).with_name("results.json")
-
-Run = dict[str, Any]
-"""metrics.json of a final model, with `wrong`, the numbers of the test images that it misreads, and
-`corrupted`, its accuracy on corrupted test images by kind of corruption."""
-
-
-@dataclass(slots=True)
-class Results:
-    """The figures of the study so far."""
-
-    runs: list[Run] = field(default_factory=list)
-    """Final models, in the order in which they were trained."""
-    ablation: list[dict[str, Any]] = field(default_factory=list)
-    """trick, seed, and accuracy, calibrated loss and errors on the validation images."""
-
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        """Read the file; without one, the results are empty."""
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else cls()
-
-    def save(self, path: Path) -> None:
-        """Write the file, one line for each run or row."""
-        blocks = [
-            f'"{name}": [\n' + ",".join(f"\n{json.dumps(row)}" for row in rows) + "\n]"
-            for name, rows in (("runs", self.runs), ("ablation", self.ablation))
-        ]
-        write_atomically(path, ("{\n" + ",\n".join(blocks) + "\n}\n").encode())
-
-    def of(self, recipe: str) -> list[Run]:
-        """Return a recipe's runs."""
-        return [run for run in self.runs if run["recipe"] == recipe]
-
-    @property
-    def recipes(self) -> list[str]:
-        """The names of the recipes with runs, in the order of RECIPES."""
-        return [name for name in RECIPES if self.of(name)]
+from training.study.corruptions import MNIST_C
+from training.study.results import Results, Run
 
 
 def tables(results: Results) -> dict[str, Table]:
@@ -89,13 +47,16 @@ def recipe_table(results: Results) -> Table:
 
 def corruption_table(results: Results) -> Table:
     """Compare the recipes on corrupted test images: mean accuracy over seeds."""
-    kinds = list(results.runs[0]["corrupted"])
-    rows: list[Sequence[str]] = [("recipe", *kinds)]
-    for recipe in results.recipes:
-        runs = results.of(recipe)
-        means = (np.mean([run["corrupted"][kind] for run in runs]) for kind in kinds)
-        rows.append((recipe, *(f"{mean:.2%}" for mean in means)))
-    return rows
+    kinds = list(dict.fromkeys(kind for run in results.runs for kind in run["corrupted"]))
+    measured = [[run["corrupted"] for run in results.of(recipe)] for recipe in results.recipes]
+    rows = [
+        (kind, *(_mean_percent([run.get(kind) for run in runs]) for runs in measured))
+        for kind in kinds
+    ]
+    if set(MNIST_C) <= set(kinds):
+        means = ([_mean_of(run, MNIST_C) for run in runs] for runs in measured)
+        rows.append((f"mean of the {len(MNIST_C)}", *map(_mean_percent, means)))
+    return [("corruption", *results.recipes), *rows]
 
 
 def significance_table(results: Results) -> Table:
@@ -147,6 +108,18 @@ def mcnemar(gained: int, lost: int) -> float:
     num = gained + lost
     tail: int = sum(comb(num, k) for k in range(min(gained, lost) + 1))
     return float(min(Fraction(1), Fraction(2 * tail, 2**num)))
+
+
+def _mean_of(figures: Mapping[str, float], names: Collection[str]) -> float | None:
+    """Average the named figures; None where one is missing."""
+    found = [figures[name] for name in names if name in figures]
+    return float(np.mean(found)) if len(found) == len(names) else None
+
+
+def _mean_percent(shares: Sequence[float | None]) -> str:
+    """Format the mean; a dash where a run has no such figure."""
+    known = [share for share in shares if share is not None]
+    return f"{np.mean(known):.2%}" if len(known) == len(shares) else "-"
 
 
 def _percent(shares: Sequence[float], digits: int) -> str:

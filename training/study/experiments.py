@@ -19,7 +19,8 @@ from training.fitting.loop import Log, add_prefix
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
 from training.study import corruptions, report
-from training.study.comparison import Results, Run, chosen_run
+from training.study.comparison import chosen_run
+from training.study.results import Results, Run
 
 SEEDS = {"best": 3, "default": 5, "seed": 5}
 """The number of final models of each recipe; their seeds are 0, 1 and so on."""

@@ -21,6 +21,10 @@ CAPTIONS = {
         "Test images by real digit (rows) and predicted digit (columns). The diagonal is right; "
         "beside it, a stronger colour is a more common mistake.",
     ),
+    "corruptions": (
+        "Corruptions",
+        "A test image, and the same in each of the ways in which the study corrupts all of them.",
+    ),
     "samples": (
         "Training images",
         "The first training images and their labels.",

@@ -13,8 +13,8 @@ from training.data.mnist import Labels, Mnist
 from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import Probabilities, probabilities
-from training.study import comparison, figures, page
-from training.study.comparison import RESULTS, Results
+from training.study import comparison, corruptions, figures, page
+from training.study.results import RESULTS, Results
 
 Counts = npt.NDArray[np.int_]
 
@@ -22,8 +22,8 @@ Counts = npt.NDArray[np.int_]
 def write(artifacts: Path, data: Mnist) -> None:
     """Write the report on the trained model beside it.
 
-    Its files are samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg and
-    report.html.
+    Its files are samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg,
+    corruptions.svg and report.html.
 
     Args:
         artifacts: holds model.keras, history.json and metrics.json, as training leaves them.
@@ -44,6 +44,7 @@ def write(artifacts: Path, data: Mnist) -> None:
         "curves": draw(figures.curves(history), curves_alt(history)),
         "confusion": draw(figures.confusion(counts), confusion_alt(counts)),
         "mistakes": draw(*mistakes(data, answers)),
+        "corruptions": draw(*corrupted(data)),
     }
     study = comparison.tables(Results.load(RESULTS))
     html = page.render(metrics, layers, digit_table(counts), drawn, study)
@@ -134,6 +135,14 @@ def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
     listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
     alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."
     return figures.gallery(data.test_images[shown], titles), alt
+
+
+def corrupted(data: Mnist) -> tuple[Figure, str]:
+    """Draw a test image as it is and corrupted in each way, and describe that in words."""
+    image, label = data.test_images[:1], data.test_labels[0]
+    kinds = corruptions.corrupt(image)
+    alt = f"A {label}, as it is and corrupted in {len(kinds)} ways: {', '.join(kinds)}."
+    return figures.gallery(np.concatenate([image, *kinds.values()]), ["clean", *kinds]), alt
 
 
 def _as_text(table: Table) -> str:

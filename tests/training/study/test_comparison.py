@@ -5,8 +5,6 @@ import pytest
 
 from reports.page import Table
 from training.study.comparison import (
-    RESULTS,
-    Results,
     ablation_table,
     chosen_run,
     corruption_table,
@@ -15,6 +13,8 @@ from training.study.comparison import (
     significance_table,
     tables,
 )
+from training.study.corruptions import MNIST_C
+from training.study.results import RESULTS, Results
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,6 +99,17 @@ def test_corruption_table_averages_over_seeds() -> None:
     first, second = run("seed", 0, []), run("seed", 1, [])
     second["corrupted"] = {"noise": 0.8, "blur": 0.8}
     assert corruption_table(Results([first, second])) == [
-        ("recipe", "noise", "blur"),
-        ("seed", "85.00%", "80.00%"),
+        ("corruption", "seed"),
+        ("noise", "85.00%"),
+        ("blur", "80.00%"),
     ]
+
+
+def test_corruption_table_has_the_mean_of_the_15_and_dashes_for_old_runs() -> None:
+    old, new = run("seed", 0, []), run("best", 0, [])
+    new["corrupted"] = dict.fromkeys(MNIST_C, 0.5) | {"noise": 1.0, "fog": 0.0}
+    table = corruption_table(Results([old, new]))
+    assert table[0] == ("corruption", "seed", "best")
+    assert table[-1] == ("mean of the 15", "-", "46.67%")
+    assert ("blur", "80.00%", "-") in table
+    assert ("fog", "-", "0.00%") in table

@@ -9,8 +9,8 @@ import pytest
 from training.config import RECIPES
 from training.data.mnist import Mnist
 from training.study import experiments, report
-from training.study.comparison import Results
 from training.study.corruptions import CORRUPTIONS
+from training.study.results import Results
 
 TRICKS = experiments.tricks()
 TINY = dataclasses.replace(RECIPES["default"], epochs=1, batch_size=256)

@@ -16,8 +16,11 @@ from training.errors import NotTrained
 from training.fitting.artifacts import load_model
 from training.fitting.evaluation import probabilities
 from training.study import figures, page, report
+from training.study.corruptions import CORRUPTIONS
 
-PICTURES = ["confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "samples.svg"]
+PICTURES = [
+    "confusion.svg", "corruptions.svg", "curves.svg", "layers.svg", "mistakes.svg", "samples.svg",
+]  # fmt: skip
 MAX_PICTURE_BYTES = 120_000
 
 
@@ -83,6 +86,14 @@ def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
 def test_sample_grid_shows_18_labelled_digits(mnist_sample: Mnist) -> None:
     labels = mnist_sample.train_labels[:18]
     assert titles(report.samples(mnist_sample)[0]) == [f"label {label}" for label in labels]
+
+
+def test_corruptions_are_shown_beside_the_clean_image(mnist_sample: Mnist) -> None:
+    figure, alt = report.corrupted(mnist_sample)
+    assert titles(figure) == ["clean", *CORRUPTIONS]
+    clean, *corrupted = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
+    assert not any(np.array_equal(clean, image) for image in corrupted)
+    assert alt.startswith(f"A {mnist_sample.test_labels[0]}, as it is and corrupted in 16 ways: ")
 
 
 def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
