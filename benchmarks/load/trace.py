@@ -39,7 +39,7 @@ class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """What sent the requests: "threads", "h2load" or "python"."""
+    """What sent the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
     send time. Without a deadline, a call that was never answered counts with the time waited."""

@@ -21,7 +21,9 @@ COLOURS = {
     "keras": "#b2182b", "tf-function": "#ef8a62", "engine": "#5e3c99", "classifier": "#c51b7d",
     "engine-bound": "#c51b7d", "engine-locked": "#e08214", "engine-graphs": "#1b7837",
     "engine-tf32": "#2166ac", "engine-fp16": "#b2182b", "h2-locked": "#bf812d",
-    "h2-graphs": "#35978f",
+    "h2-graphs": "#35978f", "raw": "#4d4d4d", "classifier-async": "#35978f",
+    "client-grpcio": "#1b8a5a", "client-h2": "#2166ac", "client-triton": "#b2182b",
+    "client-async-grpcio": "#a6761d", "client-async-h2": "#8073ac",
     "echo": "#4d4d4d", "echo-grpcio": "#878787", "null": "#b0b7c0",
 }  # fmt: skip
 """By target; "native" is what h2 replaced, in results of that time."""

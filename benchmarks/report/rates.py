@@ -72,10 +72,12 @@ def closed_loops(figures: Figures) -> Table:
             latencies = [sample.latency for sample in figures.valid(cell)]
             tail = [seconds(median(h.quantile(share) for h in latencies)) for share in (0.5, 0.99)]
             rate, ratio = short(figures.of(cell)), str(figures.speedup(cell) or NONE)
-            rows.append([str(cell.spec), cell.in_flight, rate, ratio, *tail])
+            size = f", {cell.batch} a call" if cell.batch > 1 else ""
+            rows.append([str(cell.spec), cell.in_flight + size, rate, ratio, *tail])
     note = (
-        "Calls of one image; C × M: M in flight on each of C connections, or on each of C streams. "
-        "Medians of the rounds; ratios with the least to the greatest of them."
+        "Calls of one image where no size is named; C × M: M in flight on each of C connections, "
+        "or on each of C streams. Medians of the rounds; ratios with the least to the greatest of "
+        "them."
     )
     return Table("Closed loops", note, rows)
 

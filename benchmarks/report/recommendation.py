@@ -7,10 +7,15 @@ from statistics import median
 from benchmarks.report.figures import cost_us
 from benchmarks.report.table import Table, seconds, short
 from benchmarks.run.result_file import Results, Sample
+from benchmarks.targets.clients import CLIENTS
+from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import Spec
 
-_NO_DEPLOYMENT = ("null", "echo", "echo-grpcio")
-_EMBEDDED = ("engine", "classifier", "keras", "tf-function")
+_NO_DEPLOYMENT = {
+    "null", "raw", "echo", "echo-grpcio", *CLIENTS,
+    *(f"{target}-{kind}" for target in ("engine", "h2") for kind in ENGINE_KINDS),
+}  # fmt: skip
+_EMBEDDED = ("engine", "classifier", "classifier-async", "keras", "tf-function")
 PLACES = ("served", "embedded")
 """Behind an address, or in the caller's own process."""
 

@@ -169,6 +169,6 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
     if trace.num_errors:
         return f"{trace.num_errors} calls failed"
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
-    if trace.generator != "threads" and trace.busy > _FULL and has_time_left:
+    if trace.generator not in ("threads", "tasks") and trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
     return ""

@@ -7,6 +7,7 @@ from itertools import chain, product
 from benchmarks.run.cell import Cell
 from benchmarks.run.scenarios import DEADLINES, Rules
 from benchmarks.targets.catalogue import entry_of
+from benchmarks.targets.clients import CLIENTS
 from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import Spec
 
@@ -165,14 +166,26 @@ GPU = Suite(
     ],
 )  # fmt: skip
 
-# What services embed, by threads, beside the bare loop over `session.run`.
-_EMBEDDED = specs(["raw", "classifier"])
+# What services embed, by threads and by tasks, beside the bare loop over `session.run`.
+_EMBEDDED, _AWAITED = specs(["raw", "classifier"]), specs(["classifier-async"])
 EMBEDDING = Suite(
-    name="embedding", specs=_EMBEDDED, scenarios=("SingleStream", "ClosedLoop"), rounds=11,
-    seconds=0.3, callers=((1, 0), (4, 0), (16, 0)),
-    extra=cells_of(_EMBEDDED, "ClosedLoop", [(4, 0)], [256]),
+    name="embedding", specs=[*_EMBEDDED, *_AWAITED], scenarios=("SingleStream", "ClosedLoop"),
+    rounds=11, seconds=0.3, callers=((1, 0), (4, 0), (16, 0)),
+    extra=[
+        *cells_of(_AWAITED, "ClosedLoop", [(256, 0)]),
+        *cells_of([*_EMBEDDED, *_AWAITED], "ClosedLoop", [(4, 0)], [256]),
+    ],
+)  # fmt: skip
+
+# Python's clients by threads and tasks, each on a core beside the server's.
+CLIENT_SUITE = Suite(
+    name="clients", specs=specs(CLIENTS), scenarios=("ClosedLoop",), rounds=7,
+    callers=((1, 0), (16, 0), (256, 0)),
 )  # fmt: skip
 
 SUITES = {
-    suite.name: suite for suite in (BENCH, SERVING, FULL, TRANSPORT, HTTP, OVERLOAD, GPU, EMBEDDING)
-}
+    suite.name: suite
+    for suite in (
+        BENCH, SERVING, FULL, TRANSPORT, HTTP, OVERLOAD, GPU, EMBEDDING, CLIENT_SUITE,
+    )
+}  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Container
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from benchmarks.targets.clients import CLIENTS, open_client
 from benchmarks.targets.commands import ENGINE_KINDS, HTTP, OURS, VARIANTS
 from benchmarks.targets.in_process import OPENERS, open_in_process
 from benchmarks.targets.servers import open_server
@@ -41,12 +42,14 @@ CATALOGUE = {
     "raw": Entry("session.run and argmax in a script's loop, in process", as_int8=True),
     "engine": Entry("ONNX Runtime, in process", on_cuda=True, as_int8=True),
     "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
+    "classifier-async": Entry("the same, awaited by tasks", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))
        for ours in OURS for end, (_, about) in VARIANTS.items()},
     **{f"engine-{kind}": Entry(about, on_cuda=True) for kind, about in ENGINE_KINDS.items()},
     **{f"h2-{kind}": Entry(f"our server, {about}", on_cuda=True)
        for kind, about in ENGINE_KINDS.items()},
     **{target: _ours(about) for target, (_, about) in HTTP.items()},
+    **{client: Entry(about) for client, about in CLIENTS.items()},
     "plain": Entry("the grpcio server of a tutorial"),
     "bare": Entry("HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
     "echo": Entry("HTTP/2 by ngh2 without a model"),
@@ -69,4 +72,6 @@ def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]
     """
     if lack := entry_of(spec.target, setting.checkouts).lack(spec):
         raise NotMeasured(lack)
+    if spec.target in CLIENTS:
+        return open_client(spec, setting)
     return (open_in_process if spec.target in OPENERS else open_server)(spec, setting)

@@ -1,10 +1,12 @@
-"""Targets in a process of their own, called by its threads: no network between."""
+"""Targets in a process of their own, called by its threads or tasks: no network between."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
+from inspect import iscoroutinefunction
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load.cores import worker
+from benchmarks.load.tasks import AwaitedCall, TaskLoad
 from benchmarks.load.threads import Call, ThreadLoad
-from benchmarks.load.trace import Deadline, Seconds, Trace
+from benchmarks.load.trace import Deadline, Load, Seconds, Trace
 from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from commandline import checkout
@@ -70,6 +73,13 @@ def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call:
     return Classifier.load(models / "digits", None, spec.device, spec.precision).classify  # type: ignore[arg-type]
 
 
+def _classifier_async(spec: Spec, models: Path, artifacts: Path) -> AwaitedCall:
+    """Await what services embed."""
+    from serving import Classifier
+
+    return Classifier.load(models / "digits", None, spec.device, spec.precision).classify_async  # type: ignore[arg-type]
+
+
 def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call `model.predict`, the tutorial's way, or the Keras model compiled to a graph."""
     file = artifacts / "model.keras"
@@ -98,11 +108,12 @@ def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
     return lambda images: compiled(images.astype(np.float32) / 255).numpy()
 
 
-OPENERS = {
-    "null": _null, "raw": _raw, "engine": _engine, "classifier": _classifier, "keras": _keras,
+OPENERS: Mapping[str, Callable[[Spec, Path, Path], Call | AwaitedCall]] = {
+    "null": _null, "raw": _raw, "engine": _engine, "classifier": _classifier,
+    "classifier-async": _classifier_async, "keras": _keras,
     "tf-function": _keras, **{f"engine-{kind}": _engine_of_kind for kind in ENGINE_KINDS},
 }  # fmt: skip
-"""By name: functions that return what a target's threads call."""
+"""By name: functions that return what a target's threads call, or its tasks await."""
 
 
 class _RemoteLoad:
@@ -126,31 +137,52 @@ def open_in_process(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    with worker(setting.cores) as pool:
-        start = pool.submit(_start, spec, setting.models, setting.artifacts, setting.images)
+    open_call = partial(OPENERS[spec.target], spec, setting.models, setting.artifacts)
+    with in_own_process(open_call, setting.images, setting.cores) as (load, pid):
+        # On a GPU one thread: ONNX Runtime's handles and CUDA graphs are made for each.
+        parallel_calls = 1 if spec.device == "cuda" else len(setting.cores)
+        startup_s = perf_counter() - begin_s
+        yield Running(load=load, startup_s=startup_s, parallel_calls=parallel_calls, pid=pid)
+
+
+@contextmanager
+def in_own_process(
+    open_call: Callable[[], Call | AwaitedCall], images: Images, cores: Sequence[int]
+) -> Iterator[tuple[Load, int]]:
+    """Start a process on some cores, and call there what a function returns.
+
+    Args:
+        open_call: made in that process; its result is called by threads, or awaited by tasks if it
+            is a coroutine function.
+        images: (N, 784) uint8 to classify.
+        cores: its.
+
+    Yields:
+        What calls it, and the process's id.
+
+    Raises:
+        NotMeasured: it can't run here.
+    """
+    with worker(cores) as pool:
         try:
-            pid = start.result()
+            pid = pool.submit(_start, open_call, images).result()
         except BrokenProcessPool as err:
             raise NotMeasured("its process died while it started") from err
         except DigitsError as err:
             raise NotMeasured(str(err)) from err
-        startup_s = perf_counter() - begin_s
-        # On a GPU one thread: ONNX Runtime's handles and CUDA graphs are made for each.
-        parallel_calls = 1 if spec.device == "cuda" else len(setting.cores)
-        load = _RemoteLoad(pool)
-        yield Running(load=load, startup_s=startup_s, parallel_calls=parallel_calls, pid=pid)
+        yield _RemoteLoad(pool), pid
 
 
-_load: ThreadLoad
+_load: ThreadLoad | TaskLoad
 """In the target's process: what calls it."""
 
 
-def _start(spec: Spec, models: Path, artifacts: Path, images: Images) -> int:
+def _start(open_call: Callable[[], Call | AwaitedCall], images: Images) -> int:
     """Open the target in this process, which it has for itself, and call it once."""
     global _load
-    call = OPENERS[spec.target](spec, models, artifacts)
-    call(images[:1])
-    _load = ThreadLoad(call, images)
+    call: Any = open_call()
+    _load = (TaskLoad if iscoroutinefunction(call) else ThreadLoad)(call, images)
+    _load.closed(1, 1, 0.0)
     return os.getpid()
 
 

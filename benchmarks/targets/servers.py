@@ -62,7 +62,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-bench-")))
             command = command_of(spec, variant, setting, folder)
             checkout = setting.checkouts.get(spec.target)
-            pid, facts = stack.enter_context(_process(command, checkout, setting.cores))
+            pid, facts = stack.enter_context(server_process(command, checkout, setting.cores))
             cert = (folder / "cert.pem").read_bytes() if variant == "-tls" else None
         token = TOKEN if variant == "-token" else ""
         request: Request | HttpRequest
@@ -116,7 +116,7 @@ def _answer_over_grpc(request: Request, cert: bytes | None, message: bytes) -> b
 
 
 @contextmanager
-def _process(
+def server_process(
     command: Sequence[str], checkout: Path | None, cores: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Start a server, of this checkout or another; stop it at the end.

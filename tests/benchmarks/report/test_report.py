@@ -272,7 +272,9 @@ def measured() -> Results:
         sample(INT8, "Server", calls_per_s=40_000, cpu_us=25),
         sample(INT8, "Offline", batch=64, calls_per_s=5_000, latency_s=0.05, cpu_us=64),
         sample(ON_CUDA, "Offline", batch=64, calls_per_s=50_000, cpu_us=64),
-    )
+        *(sample(Spec(target=target), "ClosedLoop", calls_per_s=10**7, cpu_us=1)
+          for target in ("raw", "client-h2", "engine-bound", "h2-graphs")),  # nothing to deploy
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Scenarios on targets in this process: null, one that stalls, and generators that are late."""
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
 
+from benchmarks.load.tasks import TaskLoad
 from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Deadline, Seconds, Trace, arrivals
 from benchmarks.report.figures import server_rate
@@ -84,6 +87,25 @@ def test_failed_calls_make_a_closed_loop_invalid() -> None:
     assert sample.invalid == f"{sample.num_errors} calls failed"
 
 
+def test_tasks_are_in_flight_together_and_their_failures_count() -> None:
+    calls, in_flight = iter(range(10**9)), [0]
+
+    async def call(images: object) -> None:
+        in_flight.append(in_flight[-1] + 1)
+        await asyncio.sleep(0.001)
+        in_flight.append(in_flight[-1] - 1)
+        if next(calls) > 8:
+            raise RuntimeError("no")
+
+    with closing(TaskLoad(call, IMAGES)) as load:
+        found = load.closed(5, 2, 0.05)
+        with pytest.raises(OSError, match="closed loops only"):
+            load.open(np.ones(1), 1)
+    assert max(in_flight) == 5
+    assert found.num_errors == len(found.latencies_s) - 8  # the first call is not timed
+    assert found.latencies_s.min() >= 0.001
+
+
 def trace(**fields: object) -> Trace:
     usual = {
         "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
@@ -98,6 +120,7 @@ def trace(**fields: object) -> Trace:
         ({"busy": 1.0}, 0.5, "the generator was the limit"),
         ({"busy": 1.0}, 1.0, ""),
         ({"busy": 1.0, "generator": "threads"}, 0.5, ""),
+        ({"busy": 1.0, "generator": "tasks"}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005)}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005), "latencies_s": np.full(100, 0.02)}, 0.5, "sent late"),
         ({"lag_s": np.full(100, 1e-5), "latencies_s": np.full(100, 0.02)}, 0.5, ""),

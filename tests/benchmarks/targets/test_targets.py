@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,27 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         formed = sum(running.batch_sizes().values())
         assert (formed > 0) == target.startswith(("h2", "grpcio", "http"))
         assert 0 < running.startup_s < 60
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["classifier-async", "client-grpcio", "client-h2", "client-async-grpcio", "client-async-h2"],
+)
+def test_target_in_a_process_of_its_own_answers(setting: Setting, target: str) -> None:
+    with open_target(Spec(target=target), setting) as running:
+        trace = until_answered(lambda seconds: running.load.closed(3, 1, seconds))
+        assert trace.num_errors == 0
+        assert trace.generator == ("tasks" if "async" in target else "threads")
+        assert running.pid in list(family(os.getpid()))
+
+
+@pytest.mark.skipif(find_spec("tritonclient") is not None, reason="tritonclient is installed")
+def test_missing_client_is_not_measured(setting: Setting) -> None:
+    with (
+        pytest.raises(NotMeasured, match="tritonclient"),
+        open_target(Spec(target="client-triton"), setting),
+    ):
+        pass
 
 
 def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_path: Path) -> None:
