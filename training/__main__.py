@@ -136,7 +136,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
     experiments.run(data, arguments.artifacts, arguments.results, _show)
     chosen = experiments.chosen_folder(arguments.artifacts, arguments.results)
-    print(f"{arguments.results}; of the models of `best`, validation chooses {chosen}")
+    print(f"{arguments.results}; of the models of `best`, publish {chosen}")
 
 
 def _load(arguments: argparse.Namespace) -> Mnist:

@@ -55,7 +55,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
     test = Samples(*data.test)
     candidate = Candidate(
         name=name,
-        model=_on_raw_pixels(model),
+        model=on_raw_pixels(model),
         signature=SIGNATURE,
         samples=test,
         expected=expected,
@@ -73,7 +73,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
     return publish_version(candidate, models)
 
 
-def _on_raw_pixels(model: keras.Model) -> keras.Model:
+def on_raw_pixels(model: keras.Model) -> keras.Model:
     """Copy a network, with the scaling of 0..255 to 0..1 folded into its first weights."""
     kernel, *others = model.get_weights()
     copy = keras.models.clone_model(model)

@@ -1,68 +1,77 @@
 """The tables that compare the recipes by the results of the study."""
 
-from collections.abc import Collection, Mapping, Sequence
-from fractions import Fraction
-from math import comb, sqrt
+from collections.abc import Callable, Collection, Sequence
+from math import sqrt
+from typing import Any
 
 import numpy as np
 
 from reports.page import Table
 from training.study.corruptions import MNIST_C
-from training.study.results import Results, Run
+from training.study.intervals import difference_interval, mcnemar, mean_interval
+from training.study.results import Results, Run, chosen_run
+
+MISSING = "-"
+"""Stands for what an old run, or a teacher, lacks."""
 
 
 def tables(results: Results) -> dict[str, Table]:
-    """Return all tables by heading; none without runs."""
-    if not results.runs:
-        return {}
-    return {
+    """Return the tables by heading, without those that have no figures."""
+    found = {
         "All recipes": recipe_table(results),
         "Corrupted test images": corruption_table(results),
+        "No digit, yet answered with 90 %": outlier_table(results),
         "Is the difference chance?": significance_table(results),
         "What each trick gives": ablation_table(results),
+        "Fewer parameters": size_table(results),
     }
+    return {title: table for title, table in found.items() if len(table) > 1}
 
 
 def recipe_table(results: Results) -> Table:
     """Compare the recipes: mean and standard deviation over seeds."""
-
-    def row(recipe: str) -> Sequence[str]:
-        runs = results.of(recipe)
-        return (
-            recipe,
-            str(len(runs)),
-            _percent([run["accuracy"]["test"] for run in runs], 3),
-            f"{np.mean([run['errors']['test'] for run in runs]):.1f}",
-            _percent([run["calibration"]["ece"]["after"] for run in runs], 2),
-            _percent([run["calibration"]["coverage"]["accuracy"] for run in runs], 2),
-            f"{np.mean([run['cpu_seconds'] for run in runs]) / 2:,.0f}",
-        )
-
-    return [
-        ("recipe", "seeds", "test accuracy", "errors", "ECE, calibrated", "right, 99 % covered",
-         "CPU seconds / 2"),
-        *map(row, results.recipes),
-    ]  # fmt: skip
+    columns: dict[str, Callable[[list[Run]], str]] = {
+        "recipe": lambda runs: str(runs[0]["recipe"]),
+        "seeds": lambda runs: str(len(runs)),
+        "trained on": lambda runs: _mean(runs, "{:,.0f}", "examples", "training"),
+        "test accuracy": lambda runs: _spread(runs, 3, "accuracy", "test"),
+        "errors (95 %)": _errors,
+        "ECE, calibrated": lambda runs: _spread(runs, 2, "calibration", "ece", "after"),
+        "right, 99 % covered": lambda runs: _spread(runs, 2, "calibration", "coverage", "accuracy"),
+        "right, 98 % covered": lambda runs: _spread(runs, 2, "covered", "0.98"),
+        f"corrupted, mean of {len(MNIST_C)}": lambda runs: _mean_of_15(runs),
+        "CPU seconds / 2": lambda runs: _mean(runs, "{:,.0f}", "cpu_seconds", factor=0.5),
+    }
+    return _without_empty_columns(
+        [
+            tuple(columns),
+            *(
+                tuple(cell(results.of(name)) for cell in columns.values())
+                for name in results.recipes
+            ),
+        ]
+    )
 
 
 def corruption_table(results: Results) -> Table:
     """Compare the recipes on corrupted test images: mean accuracy over seeds."""
-    kinds = list(dict.fromkeys(kind for run in results.runs for kind in run["corrupted"]))
-    measured = [[run["corrupted"] for run in results.of(recipe)] for recipe in results.recipes]
-    rows = [
-        (kind, *(_mean_percent([run.get(kind) for run in runs]) for runs in measured))
-        for kind in kinds
-    ]
-    if set(MNIST_C) <= set(kinds):
-        means = ([_mean_of(run, MNIST_C) for run in runs] for runs in measured)
-        rows.append((f"mean of the {len(MNIST_C)}", *map(_mean_percent, means)))
-    return [("corruption", *results.recipes), *rows]
+    table = _table_by_kind(results, "corrupted")
+    kinds = [row[0] for row in table]
+    if not set(MNIST_C) <= set(kinds):
+        return table
+    means = (_mean_of_15(results.of(name)) for name in results.recipes)
+    return [*table, (f"mean of the {len(MNIST_C)}", *means)]
+
+
+def outlier_table(results: Results) -> Table:
+    """Compare how often each recipe is sure of what is no digit: mean share over seeds."""
+    return _table_by_kind(results, "outliers")
 
 
 def significance_table(results: Results) -> Table:
-    """Compare every two recipes by the model of each that validation chooses."""
+    """Compare every two recipes by the model that stands for each."""
     rows: list[Sequence[str]] = [
-        ("better", "worse", "only it right", "only the other", "McNemar p")
+        ("better", "worse", "only it right", "only the other", "fewer errors (95 %)", "McNemar p")
     ]
     chosen = [chosen_run(results.of(recipe)) for recipe in results.recipes]
     for number, one in enumerate(chosen):
@@ -70,8 +79,10 @@ def significance_table(results: Results) -> Table:
             better, worse = sorted((one, other), key=lambda run: len(run["wrong"]))
             gained = len(set(worse["wrong"]) - set(better["wrong"]))
             lost = len(set(better["wrong"]) - set(worse["wrong"]))
-            p = f"{mcnemar(gained, lost):.1g}"
-            rows.append((better["recipe"], worse["recipe"], str(gained), str(lost), p))
+            low, high = difference_interval(gained, lost)
+            fewer = f"{gained - lost} ({low:.0f} to {high:.0f})"
+            p = f"{mcnemar(gained, lost):.2g}"
+            rows.append((better["recipe"], worse["recipe"], str(gained), str(lost), fewer, p))
     return rows
 
 
@@ -80,52 +91,97 @@ def ablation_table(results: Results) -> Table:
 
     def row(trick: str) -> Sequence[str]:
         found = [row for row in results.ablation if row["trick"] == trick]
-        errors, loss, accuracy = (
-            np.mean([row[name] for row in found]) for name in ("errors", "loss", "accuracy")
-        )
-        return (trick, str(len(found)), f"{errors:.1f}", f"{loss:.4f}", f"{accuracy:.2%}")
+        forms = {"errors": "{:.1f}", "loss": "{:.4f}", "accuracy": "{:.2%}"}
+        return (trick, str(len(found)), *(_mean(found, form, name) for name, form in forms.items()))
 
     tricks = dict.fromkeys(row["trick"] for row in results.ablation)
     heading = ("trick", "seeds", "validation errors", "loss, calibrated", "accuracy")
     return [heading, *map(row, tricks)]
 
 
-def chosen_run(runs: Sequence[Run]) -> Run:
-    """Return the run with the highest validation accuracy; test images don't count."""
-    return min(runs, key=lambda run: (-run["accuracy"]["validation"], run["loss"]["validation"]))
+def size_table(results: Results) -> Table:
+    """Compare networks of fewer parameters with those of `default` and `best`."""
+    if not results.sizes:
+        return []
+    names = dict.fromkeys(run["recipe"] for run in results.sizes)
+    groups = [results.of("default"), results.of("best")]
+    groups += [[run for run in results.sizes if run["recipe"] == name] for name in names]
+    rows = [
+        (
+            str(runs[0]["recipe"]),
+            "-".join(map(str, runs[0].get("units", ()))) or MISSING,
+            f"{runs[0]['parameters']:,}",
+            str(len(runs)),
+            _spread(runs, 3, "accuracy", "test"),
+            _errors(runs),
+            _mean(runs, "{:,.0f}", "images_per_s"),
+        )
+        for runs in groups
+        if runs
+    ]
+    return [
+        ("recipe", "hidden layers", "parameters", "seeds", "test accuracy", "errors (95 %)",
+         "images/s, one core"),
+        *rows,
+    ]  # fmt: skip
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Compute the exact two-sided p of McNemar's test.
-
-    Args:
-        gained: the number of images that only one classifier gets right.
-        lost: the number of those that only the other gets right.
-
-    Returns:
-        The probability of a difference at least as large between two equally good classifiers.
-    """
-    num = gained + lost
-    tail: int = sum(comb(num, k) for k in range(min(gained, lost) + 1))
-    return float(min(Fraction(1), Fraction(2 * tail, 2**num)))
+def _table_by_kind(results: Results, name: str) -> Table:
+    """Show shares by kind, a row each, and by recipe, a column each: means over seeds."""
+    kinds = dict.fromkeys(kind for run in results.runs for kind in run.get(name, {}))
+    rows = [
+        (kind, *(_mean(results.of(recipe), "{:.2%}", name, kind) for recipe in results.recipes))
+        for kind in kinds
+    ]
+    return [(KIND_HEADINGS[name], *results.recipes), *rows]
 
 
-def _mean_of(figures: Mapping[str, float], names: Collection[str]) -> float | None:
-    """Average the named figures; None where one is missing."""
-    found = [figures[name] for name in names if name in figures]
-    return float(np.mean(found)) if len(found) == len(names) else None
+KIND_HEADINGS = {"corrupted": "corruption", "outliers": "images"}
 
 
-def _mean_percent(shares: Sequence[float | None]) -> str:
-    """Format the mean; a dash where a run has no such figure."""
-    known = [share for share in shares if share is not None]
-    return f"{np.mean(known):.2%}" if len(known) == len(shares) else "-"
+def _figures(runs: Collection[Any], *path: str) -> list[float]:
+    """Return a figure of each run, by the names that lead to it; none unless all runs have it."""
+    found = []
+    for run in runs:
+        figure: Any = run
+        for name in path:
+            figure = figure.get(name) if isinstance(figure, dict) else None
+        found.append(figure)
+    return [] if None in found else found
 
 
-def _percent(shares: Sequence[float], digits: int) -> str:
-    """Format mean ± standard deviation."""
-    mean = np.mean(shares)
+def _mean(runs: Collection[Any], form: str, *path: str, factor: float = 1) -> str:
+    """Format the mean of a figure over runs."""
+    figures = _figures(runs, *path)
+    return form.format(factor * np.mean(figures)) if figures else MISSING
+
+
+def _mean_of_15(runs: list[Run]) -> str:
+    """Format the mean accuracy over runs and the corruptions of MNIST-C."""
+    figures = [_figures(runs, "corrupted", kind) for kind in MNIST_C]
+    return f"{np.mean(figures):.2%}" if all(figures) else MISSING
+
+
+def _errors(runs: list[Run]) -> str:
+    """Format the mean error count, and the 95 % interval of the mean."""
+    counts = _figures(runs, "errors", "test")
+    if not counts:
+        return MISSING
+    mean, interval = f"{np.mean(counts):.1f}", mean_interval(counts)
+    return f"{mean} ({interval[0]:.1f} to {interval[1]:.1f})" if interval else mean
+
+
+def _spread(runs: list[Run], digits: int, *path: str) -> str:
+    """Format mean ± standard deviation of a share."""
+    shares = _figures(runs, *path)
     if len(shares) < 2:
-        return f"{mean:.{digits}%}"
+        return f"{shares[0]:.{digits}%}" if shares else MISSING
     sd = sqrt(np.var(shares, ddof=1))
-    return f"{100 * mean:.{digits}f} ± {100 * sd:.{digits}f} %"
+    return f"{100 * np.mean(shares):.{digits}f} ± {100 * sd:.{digits}f} %"
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Leave out the columns in which no row has a figure."""
+    heading, *rows = table
+    kept = [any(row[i] != MISSING for row in rows) for i in range(len(heading))]
+    return [tuple(cell for cell, keep in zip(row, kept, strict=True) if keep) for row in table]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reports.page import Picture, Table, page, section
+from training.config import RECIPES
 
 CAPTIONS = {
     "curves": (
@@ -68,14 +69,23 @@ def render(
 
 def _results(metrics: Mapping[str, Any]) -> Table:
     """Return the table of loss and accuracy."""
+    names = {"test": "test", "validation": _validation_name(metrics)}
     sets = [
-        (name, metrics["accuracy"][name], metrics["loss"][name]) for name in ("test", "validation")
+        (name, metrics["accuracy"][key], metrics["loss"][key])
+        for key, name in names.items()
+        if key in metrics["accuracy"]
     ]
     if "accuracy" in (own := metrics.get("extra", {})):
         name = f"your own, held out ({own['held_out']:,})"
         sets.append((name, own["accuracy"], own["loss"]))
     rows = [(name, f"{loss:.4f}", f"{accuracy:.2%}") for name, accuracy, loss in sets]
     return [("images", "loss", "accuracy"), *rows]
+
+
+def _validation_name(metrics: Mapping[str, Any]) -> str:
+    """Name the images that were validated with: a recipe may hold none out."""
+    recipe = RECIPES.get(metrics["recipe"])
+    return "validation" if recipe is None or recipe.validation_split else "deformed training"
 
 
 def _training(metrics: Mapping[str, Any]) -> str:
@@ -107,9 +117,10 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
     facts = metrics["calibration"]
     coverage = facts["coverage"]
     return (
-        f" Calibrated on the validation images: temperature {facts['temperature']:.2f}, expected "
-        f"calibration error on the test images {facts['ece']['after']:.2%} "
-        f"({facts['ece']['before']:.2%} before). Of the {coverage['share']:.0%} of the test images "
-        f"with the highest probabilities, {coverage['accuracy']:.2%} are classified correctly; the "
-        f"lowest of these probabilities is {coverage['least_certainty']:.2f}."
+        f" Calibrated on the {_validation_name(metrics)} images: temperature "
+        f"{facts['temperature']:.2f}, expected calibration error on the test images "
+        f"{facts['ece']['after']:.2%} ({facts['ece']['before']:.2%} before). Of the "
+        f"{coverage['share']:.0%} of the test images with the highest probabilities, "
+        f"{coverage['accuracy']:.2%} are classified correctly; the lowest of these probabilities "
+        f"is {coverage['least_certainty']:.2f}."
     )

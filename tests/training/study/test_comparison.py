@@ -1,16 +1,14 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from reports.page import Table
 from training.study.comparison import (
     ablation_table,
-    chosen_run,
     corruption_table,
-    mcnemar,
+    outlier_table,
     recipe_table,
     significance_table,
+    size_table,
     tables,
 )
 from training.study.corruptions import MNIST_C
@@ -38,45 +36,89 @@ def run(recipe: str, seed: int, wrong: list[int], validation: float = 0.99) -> d
     }
 
 
-def test_mcnemar_is_the_sign_test_of_the_disagreements() -> None:
-    assert mcnemar(5, 0) == 2 / 32  # all of five the same way, of either sign
-    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
-    assert mcnemar(3, 3) == mcnemar(0, 0) == 1
+def new_run(recipe: str, seed: int, wrong: list[int]) -> dict[str, Any]:
+    """A run with all that today's study measures."""
+    return run(recipe, seed, wrong) | {
+        "examples": {"training": 60_000, "validation": 0},
+        "parameters": 241_650,
+        "units": [256, 128, 56],
+        "images_per_s": 250_000,
+        "covered": {"0.99": 0.999, "0.98": 0.9995},
+        "corrupted": dict.fromkeys(MNIST_C, 0.5) | {"noise": 1.0, "fog": 0.0},
+        "outliers": {"letters": 0.25, "blobs": 0.5},
+    }
 
 
-def test_mcnemar_copes_with_many_disagreements() -> None:
-    assert 0 <= mcnemar(2_000, 100) < 1e-300
+def column(table: Table, name: str) -> list[str]:
+    place = table[0].index(name)
+    return [row[place] for row in table[1:]]
 
 
-def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    results = Results([run("seed", 0, [1, 2])], [{"trick": "all", "seed": 0}])
-    results.save(tmp_path / "results.json")
-    assert Results.load(tmp_path / "results.json") == results
-
-
-def test_no_file_is_no_results(tmp_path: Path) -> None:
-    assert Results.load(tmp_path / "results.json") == Results()
+def test_no_results_are_no_tables() -> None:
     assert tables(Results()) == {}
 
 
 def test_recipe_table_has_mean_and_deviation() -> None:
     results = Results([run("seed", 0, [1, 2]), run("seed", 1, [1, 2, 3, 4]), run("best", 0, [1])])
     _, seed, best = recipe_table(results)
-    assert seed[:4] == ("seed", "2", "97.000 ± 1.414 %", "3.0")
+    assert seed[:4] == ("seed", "2", "97.000 ± 1.414 %", "3.0 (-9.7 to 15.7)")
     assert best[:4] == ("best", "1", "99.000%", "1.0")
+
+
+def test_recipe_table_leaves_out_what_no_run_has() -> None:
+    heading, _ = recipe_table(Results([run("seed", 0, [1])]))
+    assert not {"trained on", "right, 98 % covered", "corrupted, mean of 15"} & set(heading)
+
+
+def test_recipe_table_has_dashes_for_old_runs_and_teachers() -> None:
+    teacher = new_run("teacher", 0, [1])
+    del teacher["calibration"], teacher["cpu_seconds"]
+    results = Results([run("seed", 0, [1]), new_run("best", 0, [1, 2])], [teacher])
+    table = recipe_table(results)
+    assert column(table, "recipe") == ["seed", "best", "teacher"]
+    assert column(table, "trained on") == ["-", "60,000", "60,000"]
+    assert column(table, "ECE, calibrated") == ["0.20%", "0.20%", "-"]
+    assert column(table, "right, 98 % covered") == ["-", "99.95%", "99.95%"]
+    assert column(table, "corrupted, mean of 15") == ["-", "46.67%", "46.67%"]
+    assert column(table, "CPU seconds / 2") == ["50", "50", "-"]
+
+
+def test_outlier_table_has_shares_by_kind() -> None:
+    second = new_run("best", 1, [])
+    second["outliers"] = {"letters": 0.75, "blobs": 0.5}
+    assert outlier_table(Results([new_run("best", 0, []), second, run("seed", 0, [])])) == [
+        ("images", "seed", "best"),
+        ("letters", "-", "50.00%"),
+        ("blobs", "-", "50.00%"),
+    ]
+
+
+def test_size_table_compares_with_default_and_best() -> None:
+    small = new_run("best-30k", 0, [1, 2, 3]) | {
+        "parameters": 30_000, "units": [36, 24], "images_per_s": 1_234_567,
+    }  # fmt: skip
+    old = run("default", 0, [1]) | {"parameters": 241_650}
+    table = size_table(Results([new_run("best", 0, [1]), old], sizes=[small]))
+    assert column(table, "recipe") == ["default", "best", "best-30k"]
+    assert column(table, "hidden layers") == ["-", "256-128-56", "36-24"]
+    assert column(table, "parameters") == ["241,650", "241,650", "30,000"]
+    assert column(table, "images/s, one core") == ["-", "250,000", "1,234,567"]
+    assert column(table, "errors (95 %)") == ["1.0", "1.0", "3.0"]
 
 
 def test_significance_compares_what_validation_chooses() -> None:
     results = Results(
         [run("seed", 0, [1, 2, 3]), run("seed", 1, [1], validation=0.98), run("best", 0, [2, 9])]
     )
-    assert significance_table(results)[1:] == [("best", "seed", "2", "1", "1")]
+    assert significance_table(results)[1:] == [("best", "seed", "2", "1", "1 (-2 to 3)", "1")]
 
 
-def test_validation_chooses_and_loss_breaks_a_tie() -> None:
-    worse, better = run("best", 0, [1], 0.99), run("best", 1, [1, 2], 0.99)
-    better["loss"] = {"validation": 0.05}
-    assert chosen_run([worse, better]) is better
+def test_significance_compares_every_pair() -> None:
+    results = Results([run(name, 0, [1]) for name in ("seed", "default", "best")])
+    results.teachers.append(run("teacher", 0, list(range(12))))
+    rows = significance_table(results)[1:]
+    assert len({frozenset(row[:2]) for row in rows}) == 6
+    assert ("best", "teacher", "11", "0", "11 (5 to 11)", "0.00098") in rows
 
 
 def test_ablation_table_averages_over_seeds() -> None:
@@ -84,7 +126,7 @@ def test_ablation_table_averages_over_seeds() -> None:
         {"trick": "more", "seed": seed, "accuracy": 0.9, "loss": 0.5, "errors": errors}
         for seed, errors in enumerate((10, 11))
     ]
-    assert ablation_table(Results([], rows))[1] == ("more", "2", "10.5", "0.5000", "90.00%")
+    assert ablation_table(Results(ablation=rows))[1] == ("more", "2", "10.5", "0.5000", "90.00%")
 
 
 def test_pages_have_the_tables_of_the_committed_results() -> None:

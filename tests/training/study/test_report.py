@@ -3,6 +3,7 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,9 +12,10 @@ from matplotlib.figure import Figure
 
 from reports.drawing import draw
 from reports.page import Picture
+from training.config import RECIPES
 from training.data.mnist import Mnist
 from training.errors import NotTrained
-from training.fitting.artifacts import load_model
+from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.study import figures, page, report
 from training.study.corruptions import CORRUPTIONS
@@ -74,6 +76,22 @@ def test_page_escapes_its_contents() -> None:
     assert "<script>" not in html
     assert "<b>" not in html
     assert "<i>" not in html
+
+
+def test_page_does_not_call_validation_what_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    metrics = load_json(folder, "metrics.json")
+
+    def html() -> str:
+        pictures = dict.fromkeys(page.CAPTIONS, Picture(b"", ""))
+        return page.render(metrics, [("a",)], [("b",)], pictures, {})
+
+    assert '<th scope="row">validation</th>' in html()
+    whole = SimpleNamespace(validation_split=0)
+    monkeypatch.setitem(RECIPES, "seed", whole)
+    assert '<th scope="row">validation</th>' not in html()
+    assert "Calibrated on the deformed training images" in html()
 
 
 def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
