@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import pytest
@@ -20,7 +20,7 @@ from tests.reliability.conftest import soak_s
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint, paced_server
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 from tests.support.tickets import image_with
 
 KINDS = ("good", "cancelled", "hasty", "malformed", "reconnecting")
@@ -101,14 +101,23 @@ class RealCallers(Callers):
         return self._digits[number]
 
 
-def assert_no_growth(server: RunningServer, callers: Callers, duration_s: float) -> None:
-    """Warm up, soak, compare; memory is also compared half-way, so that the text shows a trend."""
+class Soak(Protocol):
+    """Callers of all kinds."""
+
+    counts: Counter[str]
+
+    def run_for(self, duration_s: float) -> None:
+        """Call for so long."""
+
+
+def assert_no_growth(pid: int, callers: Soak, duration_s: float) -> None:
+    """Warm up, soak, compare a process; half-way, too, so that the text shows a trend."""
     callers.run_for(WARM_UP_S)
-    before = Footprint.of(server.process.pid)
+    before = Footprint.of(pid)
     callers.run_for(duration_s / 2)
-    halfway = Footprint.of(server.process.pid)
+    halfway = Footprint.of(pid)
     callers.run_for(duration_s / 2)
-    after = Footprint.of(server.process.pid)
+    after = Footprint.of(pid)
     growth = [(f.resident_bytes - before.resident_bytes) / (1 << 20) for f in (halfway, after)]
     print(
         f"{sum(callers.counts.values())} calls in {duration_s:.0f} s: resident "
@@ -134,7 +143,7 @@ def test_soak_leaves_nothing_behind(
     with running_server(models, "--transport", transport) as server:
         callers = RealCallers(server.address, images, generator, digits)
         try:
-            assert_no_growth(server, callers, soak_s(transport))
+            assert_no_growth(server.process.pid, callers, soak_s(transport))
         finally:
             callers.close()
         assert server.stop() == 0
@@ -146,5 +155,5 @@ def test_soak_finds_a_planted_leak(transport: str, generator: random.Random) -> 
     with paced_server(transport, leak_bytes=20_000) as server:
         callers = Callers(server.address, images, generator)
         with pytest.raises(AssertionError, match="memory grew"):
-            assert_no_growth(server, callers, 15.0)
+            assert_no_growth(server.process.pid, callers, 15.0)
         callers.close()

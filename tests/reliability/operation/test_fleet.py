@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
+from serving.config import TransportName
 from serving.model.repository import PRETRAINED
 from tests.support.fleet.replicas import Callers, Replica
 from tests.support.fleet.router import Router
@@ -99,6 +100,50 @@ def test_frozen_replica_fails_no_call(client: Client, replicas: list[Replica]) -
     print(callers)
     assert not callers.failures
     assert max(callers.latencies_s[num_calls:]) < 0.5, "calls still go to the frozen one"
+
+
+@pytest.mark.parametrize("client_transport", ["grpcio", "h2"])
+def test_restarts_and_a_crash_of_the_only_server_fail_no_call(
+    client_transport: TransportName,
+) -> None:
+    with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
+        replica.start()
+        # A start takes long on a busy machine; calls are sent again until the timeout.
+        patient = Client(replica.address, timeout_s=60, transport=client_transport)
+        with closing(patient) as client:
+            client.wait_ready()
+            with Callers(client) as callers:
+                for _ in range(3):
+                    time.sleep(0.5)
+                    replica.restart()
+                time.sleep(0.5)
+                replica.send(signal.SIGKILL)
+                replica.start()
+                before = replica.num_answered()
+                time.sleep(2)
+                after = replica.num_answered()
+    print(callers)
+    assert not callers.failures
+    assert after > before, "the last one got no calls"
+
+
+@pytest.mark.parametrize("client_transport", ["grpcio", "h2"])
+def test_only_server_that_is_frozen_for_a_while_fails_no_call(
+    client_transport: TransportName,
+) -> None:
+    with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
+        replica.start()
+        with (
+            closing(Client(replica.address, transport=client_transport)) as client,
+            Callers(client) as callers,
+        ):
+            time.sleep(1)
+            replica.send(signal.SIGSTOP)
+            time.sleep(3)
+            replica.send(signal.SIGCONT)
+            time.sleep(2)
+    print(callers)
+    assert not callers.failures
 
 
 def test_replica_that_comes_later_gets_its_share(transport: str) -> None:
