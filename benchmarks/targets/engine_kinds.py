@@ -5,6 +5,7 @@ which rehearses their code, and says nothing of a GPU's speed.
 """
 
 import ctypes
+import mmap
 import os
 import threading
 import weakref
@@ -50,7 +51,9 @@ class _Shape:
 
     def __init__(self, session: Any, device: str, size: int, run_options: Any) -> None:
         (taken,), (given,) = session.get_inputs(), session.get_outputs()
-        self.padded = np.zeros((size, taken.shape[1]), np.uint8)
+        # On pages of its own: two locked buffers must not share one.
+        memory = mmap.mmap(-1, size * taken.shape[1], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.padded = np.frombuffer(memory, np.uint8).reshape(size, -1)
         """(size, pixels): what the next run copies to the device."""
         self._session, self._run_options = session, run_options
         allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type

@@ -1,6 +1,7 @@
 """Engines that only a GPU can judge: their code, on the CPU's provider and a made-up CUDA."""
 
 import ctypes
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_graphs_are_for_a_shape_each_in_locked_buffers(
         engine.run(images[:num_images])
     assert graphs == ["1", "4", "4", "128"]
     assert sorted(runtime.locked.values()) == [784, 4 * 784, 128 * 784]
+    assert not any(address % mmap.PAGESIZE for address in runtime.locked)
     assert Locked.is_locked
     assert not BoundOnCuda.is_locked
 
