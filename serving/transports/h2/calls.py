@@ -9,6 +9,7 @@ Each message is read once, here or in its Stream.
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from serving.transports.h2.http2 import (
 )
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.queue import Entry, Queue
+from serving.transports.h2.sieve import Sieve
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
 
@@ -45,6 +47,9 @@ _MIN_TIMERS = 1000
 _OVERLOADED = Overloaded()
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
+_NO_ROOM_BLOCK = http2.encode_without_table(_NO_ROOM)
+_MIN_REJECTED = 4
+"""Calls of one read whose refusal is worth a sieve."""
 
 
 class Calls:
@@ -92,6 +97,8 @@ class Calls:
         if self._heads.have_changed():
             for connection in connections:
                 connection.headers = None
+                if connection.sieve is not None:
+                    connection.sieve.forget()
 
     def receive(self, connection: Connection, now_s: float) -> bool:
         """Take the events of a connection's last read.
@@ -109,7 +116,8 @@ class Calls:
         rejected: list[int] = []
         num_rows, room, measured = 0, 0.0, None
         event: Any  # comparing its class is the fastest way to find out what it has
-        for event in connection.http2.events():
+        sieve = connection.sieve
+        for event in (sieve or connection.http2).events():
             kind = event.__class__
             if kind is RequestReceived:
                 headers = event.headers
@@ -153,6 +161,11 @@ class Calls:
             self.queue.put_all(connection, entries, num_rows)
         if rejected:
             self._reject(connection, rejected)
+        if sieve is not None:
+            self._count_rejected(sieve.refused)
+            sieve.refused.clear()
+            if sieve.is_over:
+                connection.sieve, connection.can_sift = None, sieve.is_useful
         return True
 
     def _receive_part(
@@ -233,15 +246,26 @@ class Calls:
     def _reject(self, connection: Connection, stream_ids: list[int]) -> None:
         """Refuse calls that would wait in vain: cheaply, for there may be many."""
         respond, take = connection.http2.send_response, connection.calls.pop
-        num_rejected: dict[Any, int] = {}
+        sieve = connection.sieve
+        num_rejected: Counter[Any] = Counter()
         for stream_id in stream_ids:
             head = take(stream_id, None)
-            num_rejected[head] = num_rejected.get(head, 0) + 1
+            num_rejected[head] += 1
+            if sieve is not None and isinstance(head, Head):
+                sieve.learn(stream_id, head)
             try:
                 respond(stream_id, _NO_ROOM, end_stream=True)
             except http2.Error:
                 pass  # the caller has left
         num_rejected.pop(None, None)
+        self._count_rejected(num_rejected)
+        if sieve is None and connection.can_sift and len(stream_ids) >= _MIN_REJECTED:
+            connection.sieve = Sieve(
+                connection.http2, self.queue, self.image_bytes, self.max_inline_images,
+                _NO_ROOM_BLOCK,
+            )  # fmt: skip
+
+    def _count_rejected(self, num_rejected: Counter[Head]) -> None:
         for head, times in num_rejected.items():
             for _ in range(times):
                 head.note_failure(_OVERLOADED)
@@ -308,6 +332,8 @@ class Calls:
         self.refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
+            if connection.sieve is not None:
+                connection.sieve.forget()
             waiting = {entry[1] for entry in connection.waiting}
             for stream_id, call in list(connection.calls.items()):
                 if isinstance(call, Stream):

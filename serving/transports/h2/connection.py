@@ -16,6 +16,7 @@ from serving.transports.h2.limits import Limits
 if TYPE_CHECKING:
     from serving.transports.h2.heads import Head
     from serving.transports.h2.queue import Entry
+    from serving.transports.h2.sieve import Sieve
     from serving.transports.h2.stream import Stream
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -35,10 +36,10 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "calls", "closing", "ended", "handshaking", "head", "headers", "http2",
-        "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
-        "preface_left", "retired", "socket", "swept_s", "swept_stream_id", "tag_s", "touched",
-        "trusted", "turn_s", "unread", "waiting",
+        "active_s", "calls", "can_sift", "closing", "ended", "handshaking", "head", "headers",
+        "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
+        "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id", "tag_s",
+        "touched", "trusted", "turn_s", "unread", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,10 @@ class Connection:
         """The last stream that was open at the last sweep."""
         self.trusted = False
         """Whether the peer has shown a valid token."""
+        self.sieve: Sieve | None = None
+        """Stands before `http2` under overload."""
+        self.can_sift = access_log is None
+        """Whether that is of use; lines are written of what HTTP/2 reads."""
         self.turn_s = _LONG_TURN_S
         """How long its turns take, in seconds: a moving average, which starts cautiously."""
         self.tag_s = 0.0
@@ -138,7 +143,7 @@ class Connection:
         if total > 0:
             if self.preface_left:
                 self._check_preface(bytes(buffer[: min(total, len(self.preface_left))]))
-            self.http2.receive_data(buffer[:total])
+            (self.sieve or self.http2).receive_data(buffer[:total])
         return total
 
     def _check_preface(self, part: bytes) -> None:
@@ -196,7 +201,7 @@ class Connection:
         """
         try:
             if not self.output and not self.closing:
-                self.output = self.http2.data_to_send()
+                self.output = (self.sieve or self.http2).data_to_send()
                 if self.unread:
                     self._resume_read()
             while self.output:

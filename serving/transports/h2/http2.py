@@ -1,6 +1,7 @@
 """HTTP/2 without I/O by the ngh2 package (libnghttp2): bytes in, events and bytes out.
 
-The package is young, so only this module imports it.
+The package is young, so only this module imports it. What else is here is the part of HPACK that
+needs no table (RFC 7541).
 """
 
 import ngh2
@@ -48,3 +49,47 @@ def open_session(limits: Limits, session_class: type[Session] = Session) -> Sess
     )
     session.set_local_window_size(_CONNECTION_WINDOW)
     return session
+
+
+def changes_table(block: bytes) -> bool:
+    """Return whether a header block changes HPACK's table, or is no header block (RFC 7541, 6)."""
+    at = 0
+    try:
+        while at < len(block):
+            first = block[at]
+            if first & 0x80:
+                _, at = _integer(block, at, 7)
+            elif first & 0x60:
+                return True
+            else:
+                name, at = _integer(block, at, 4)
+                for _ in range(1 if name else 2):
+                    length, at = _integer(block, at, 7)
+                    at += length
+    except IndexError:
+        return True
+    return at != len(block)
+
+
+def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
+    """Read an integer of HPACK at `at`; return it and where it ends (RFC 7541, 5.1)."""
+    most = (1 << bits) - 1
+    value, at = block[at] & most, at + 1
+    if value == most:
+        shift = 0
+        while True:
+            value += (block[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if block[at - 1] < 0x80:
+                break
+    return value, at
+
+
+def encode_without_table(headers: Headers) -> bytes:
+    """Encode headers, the first of them ":status 200", so that they change no table.
+
+    Args:
+        headers: names and values of fewer than 127 bytes each.
+    """
+    fields = [bytes((0, len(n))) + n + bytes((len(v),)) + v for n, v in headers[1:]]
+    return b"\x88" + b"".join(fields)
