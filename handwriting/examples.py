@@ -92,7 +92,7 @@ def of_picture(grey: Levels, owners: npt.NDArray[np.uint8] | None, text: str) ->
         found = candidates.join(row, pieces)
         labels = np.full(len(found.spans), NO_DIGIT)
         if owners is not None:
-            labels = _labels(row, pieces, found.spans, owners, text)
+            labels = _labels(row, pieces, found, owners, text)
         kept = labels >= 0
         parts.append(Candidates(found.images[kept], found.surroundings[kept], found.measures[kept],
                               labels[kept].astype(np.uint8)))  # fmt: skip
@@ -108,7 +108,7 @@ _NONE = Candidates(
 def _labels(
     row: Row,
     pieces: cuts.Pieces,
-    spans: npt.NDArray[np.intp],
+    found: candidates.Candidates,
     owners: npt.NDArray[np.uint8],
     text: str,
 ) -> npt.NDArray[np.intp]:
@@ -116,15 +116,13 @@ def _labels(
     y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
     x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
     own = owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
-    labels, count = pieces.labels.ravel(), len(pieces.boxes) + 1
-    sizes = np.bincount(labels, minlength=count)
-    share, best = np.zeros(len(spans)), np.zeros(len(spans), np.intp)
-    is_best = np.zeros(len(spans), np.bool_)
+    sizes = _sums(np.ones(own.shape), pieces, found)
+    share, best = np.zeros(len(sizes)), np.zeros(len(sizes), np.intp)
+    is_best = np.zeros(len(sizes), np.bool_)
     for index, digit in enumerate(text):
         bits = (own >> index) & 1
-        inked = np.bincount(labels, bits.ravel(), count)
-        shared = _sums(inked, spans)
-        whole = shared / np.maximum(np.count_nonzero(bits[row.mask]), _sums(sizes, spans))
+        shared = _sums(bits, pieces, found)
+        whole = shared / np.maximum(np.count_nonzero(bits[row.mask]), sizes)
         is_more = whole > share
         share, best = np.where(is_more, whole, share), np.where(is_more, int(digit), best)
         if len(whole):
@@ -134,8 +132,16 @@ def _labels(
 
 
 def _sums(
-    counts: npt.NDArray[np.floating] | npt.NDArray[np.intp], spans: npt.NDArray[np.intp]
-) -> npt.NDArray[np.floating]:
-    """Sum the counts of each candidate's pieces."""
-    sums = np.append(0.0, np.cumsum(counts[1:]))
-    return np.asarray(sums[spans[:, 1]] - sums[spans[:, 0]])
+    weights: npt.NDArray[np.generic], pieces: cuts.Pieces, found: candidates.Candidates
+) -> npt.NDArray[np.float64]:
+    """Sum the (H, W) weights of each candidate's pixels."""
+    labels, shared, count = pieces.labels, pieces.shared, len(pieces.boxes) + 2
+    first, last = found.spans.T
+    totals = np.cumsum(np.bincount(labels.ravel(), weights.ravel() * (labels.ravel() > 0), count))
+    is_left = labels < shared  # of the cut that shares it
+    is_right = (labels >= shared) & (shared > 0)
+    left = np.bincount(shared[is_left], weights[is_left], count)
+    right = np.bincount(shared[is_right], weights[is_right], count)
+    return np.asarray(
+        totals[last] - totals[first] + found.is_wide * (left[first + 1] + right[last + 1])
+    )

@@ -8,9 +8,9 @@ from PIL import Image
 from scipy import ndimage
 
 from serving.images import Images
-from serving.pictures.cuts import Pieces
+from serving.pictures.cuts import Pieces, nearest, pen_width
 from serving.pictures.normalizer import BOX, HEIGHT, PEN_WIDTHS, within
-from serving.pictures.parts import Levels, Numbers
+from serving.pictures.parts import Levels, Mask, Numbers
 from serving.pictures.rows import Row
 
 MAX_JOINED = 8
@@ -36,37 +36,44 @@ class Candidates(NamedTuple):
     """(N, 784) uint8: all the ink of the row, at the same scale and place."""
     measures: npt.NDArray[np.float32]
     """(N, NUM_MEASURES): see `_measures`."""
+    is_wide: Mask
+    """(N,): whether it has the ink that its cuts share with the neighbours, too."""
 
 
 def join(row: Row, pieces: Pieces) -> Candidates:
-    """Make all candidates of a row."""
+    """Make all candidates of a row: runs of pieces; where they are cut, with shared ink, too."""
     spans, boxes = _spans(row, pieces)
-    levels, radius = _with_usual_pen(row)
-    nearest = _nearest(pieces.labels, radius)
+    measures = _measures(row, pieces, spans, boxes)
+    is_cut = np.append(pieces.costs > 0, False)
+    widened = np.flatnonzero(is_cut[spans].any(1))
+    chosen = np.append(np.arange(len(spans)), widened)
+    is_wide = np.arange(len(chosen)) >= len(spans)
+    spans, boxes, measures = spans[chosen], boxes[chosen], measures[chosen]
+    pen = pen_width(row)
+    levels, radius = _with_usual_pen(row, pen)
+    own, shared = nearest(pieces.labels, radius), nearest(pieces.shared, radius)
     margin = round(2 * row.height)
-    reach = np.array([-radius, -radius, radius, radius])
     padded = np.pad(levels, margin)
     images = np.zeros((len(spans), HEIGHT, HEIGHT), np.uint8)
     around = np.empty_like(images)
     for number, ((first, last), box) in enumerate(zip(spans, boxes, strict=True)):
-        top, left, bottom, right = np.maximum(box + reach, 0).tolist()
+        reach = radius + is_wide[number] * round(pen)
+        top, left, bottom, right = np.maximum(box + np.array([-1, -1, 1, 1]) * reach, 0).tolist()
         window = slice(top, bottom), slice(left, right)
-        labels = nearest[window]
-        alone = levels[window] * ((labels > first) & (labels <= last))
-        y, x, step = _place(alone, images[number])
+        alone = (own[window] > first) & (own[window] <= last)
+        if is_wide[number]:
+            alone |= (shared[window] == first + 1) | (shared[window] == last + 1)
+        y, x, step = _place(levels[window] * alone, images[number])
         around[number] = _frame(padded, y + top + margin, x + left + margin, step)
     flat = (len(spans), HEIGHT * HEIGHT)
-    measures = _measures(row, pieces, spans, boxes)
-    return Candidates(spans, boxes, images.reshape(flat), around.reshape(flat), measures)
+    return Candidates(spans, boxes, images.reshape(flat), around.reshape(flat), measures, is_wide)
 
 
-def _with_usual_pen(row: Row) -> tuple[Levels, int]:
+def _with_usual_pen(row: Row, pen: float) -> tuple[Levels, int]:
     """Thicken or thin a row's strokes to MNIST's widths; returns the reach, too."""
     fine = row.height / BOX
     levels = np.clip(row.levels, 0, 1)
-    edge = np.hypot(np.diff(levels, axis=0)[:, 1:], np.diff(levels, axis=1)[1:]).sum()
-    width = 2 * levels.sum() / max(edge, 1e-6) / fine
-    change = float(np.clip(width, *PEN_WIDTHS) - width)
+    change = float(np.clip(pen / fine, *PEN_WIDTHS) - pen / fine)
     radius = round(abs(change) * fine / 2)
     if change < 0:
         inside = ndimage.distance_transform_edt(row.mask)
@@ -74,12 +81,6 @@ def _with_usual_pen(row: Row) -> tuple[Levels, int]:
     if not radius:
         return levels, 1
     return within(levels, radius, np.maximum if change > 0 else np.minimum), radius + 1
-
-
-def _nearest(labels: npt.NDArray[np.int32], radius: int) -> npt.NDArray[np.int32]:
-    """Return the piece of each pixel, or the nearest piece within `radius`; 0 elsewhere."""
-    distances, (y, x) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
-    return np.where(distances <= radius, labels[y, x], 0).astype(np.int32)
 
 
 def _place(alone: Levels, image: npt.NDArray[np.uint8]) -> tuple[float, float, float]:

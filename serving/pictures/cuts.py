@@ -1,7 +1,8 @@
 """Cuts a row's ink into pieces: connected parts, and those cut where strokes are thin.
 
 A cut is the path from the top to the bottom that crosses least ink; it bends around strokes, as
-water that falls along them. There are more pieces than digits: see `serving.pictures.path`.
+water that falls along them. There are more pieces than digits: see `serving.pictures.path`. Where
+digits overlap, the ink around a cut is part of both.
 """
 
 from typing import NamedTuple
@@ -21,16 +22,21 @@ MIN_CUT_WIDTH = 0.36
 """Of the height: a narrower part is one digit, or a piece of one."""
 BAND = 0.16
 """Of the height: how far a cut may bend to each side."""
-MAX_CUT = 0.45
+MAX_CUT = 0.7
 """Of the height: the most ink that a cut crosses."""
-MIN_CUT_DISTANCE = 0.13
-"""Of the height, between neighbouring cuts."""
+MIN_CUT_DISTANCE = 0.2
+"""Of the height: how far a cut is from every better one, on average."""
+SLANTS = (-0.3, 0.0, 0.3)
+"""Of the lines that cuts bend around, columns for a row."""
 MAX_PIECES = 200
 """Of a row."""
+SHARED = 0.65
+"""Of the pen's width: how far from where a cut crosses ink both sides may own it."""
 _NO_CUT = 0.02
 """Of the height: what crosses less ink went around the part."""
 _SLOPE = 0.02
 """The cost of a step to the side, in ink: of two cuts, the straighter one."""
+_STEPS = np.array([0, -1, 1])
 
 
 class Pieces(NamedTuple):
@@ -44,19 +50,24 @@ class Pieces(NamedTuple):
     """(N,): the number of the connected part that a piece was cut from."""
     costs: npt.NDArray[np.float32]
     """(N,): ink crossed by the cut on a piece's left, in heights; 0 where a part begins."""
+    shared: npt.NDArray[np.int32]
+    """(H, W): ink around what a cut crosses, which both sides may own: the piece on the right of
+    the cut, or 0."""
 
 
 def cut(row: Row) -> Pieces:
     """Cut the ink of a row into pieces."""
     parts, count = ndimage.label(row.mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    labels = np.zeros(parts.shape, np.int32)
+    labels, shared = np.zeros(parts.shape, np.int32), np.zeros(parts.shape, np.int32)
+    reach = SHARED * pen_width(row)
     found: list[tuple[float, int, int, float]] = []
     for part, window in enumerate(ndimage.find_objects(parts), 1):
         if sizes[part] < max(4, MIN_SIZE * row.height**2):
             continue
         mask = parts[window] == part
-        pieces, costs = _pieces_of(row.levels[window] * mask, mask, row.height)
+        pieces, around, costs = _pieces_of(row.levels[window] * mask, mask, row.height, reach)
+        shared[window] += np.where(around > 0, around + len(found), 0).astype(np.int32)
         for number, cost in enumerate(costs, 1):
             own = pieces == number
             columns = np.flatnonzero(own.any(0))
@@ -66,75 +77,105 @@ def cut(row: Row) -> Pieces:
     found = sorted(found)[:MAX_PIECES]
     order = np.zeros(labels.max() + 1, np.int32)
     order[[old for _, old, _, _ in found]] = np.arange(1, len(found) + 1)
-    labels = order[labels]
+    labels, shared = order[labels], order[shared]
     boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)]
     return Pieces(
         labels,
         np.array(boxes, np.intp).reshape(-1, 4),
         np.array([part for _, _, part, _ in found], np.intp),
         np.array([cost for _, _, _, cost in found], np.float32),
+        shared,
     )
 
 
-def _pieces_of(
-    levels: npt.NDArray[np.float32], mask: Mask, height: float
-) -> tuple[npt.NDArray[np.int32], list[float]]:
-    """Cut one part; returns its pixels' pieces, 1 to N, and the cost of each one's left cut."""
+def pen_width(row: Row) -> float:
+    """Return the usual width of a row's strokes, in its pixels."""
+    levels = np.clip(row.levels, 0, 1)
+    edge = np.hypot(np.diff(levels, axis=0)[:, 1:], np.diff(levels, axis=1)[1:]).sum()
+    return float(2 * levels.sum() / max(edge, 1e-6))
+
+
+class _Cut(NamedTuple):
+    """The pieces of one connected part."""
+
+    labels: npt.NDArray[np.int32]
+    """(H, W): the piece of each pixel, 1 to N, or 0."""
+    shared: npt.NDArray[np.int32]
+    """(H, W): see `Pieces`."""
+    costs: list[float]
+    """Of each piece's left cut."""
+
+
+def _pieces_of(levels: npt.NDArray[np.float32], mask: Mask, height: float, reach: float) -> _Cut:
+    """Cut one part; ink within `reach` of where a cut crosses ink is shared."""
     if mask.shape[1] < MIN_CUT_WIDTH * height or len(mask) < 3:
-        return mask.astype(np.int32), [0.0]
+        return _Cut(mask.astype(np.int32), np.zeros(mask.shape, np.int32), [0.0])
     cuts, costs = _cuts(levels, height)
+    cuts = np.sort(cuts, axis=0)  # cuts do not cross
     columns = np.arange(mask.shape[1])
-    pieces = np.zeros(mask.shape, np.int32)
-    for each in np.sort(cuts, axis=0):  # cuts do not cross
-        pieces += columns >= each[:, None]
+    pieces = (columns >= cuts[..., None]).sum(0)
     sizes = np.bincount(pieces[mask], minlength=len(costs) + 1)
     number, kept, size = np.empty(len(sizes), np.int32), [0.0], 0
+    crossed = np.zeros(mask.shape, np.int32)
     for index, cost in enumerate([0.0, *costs]):  # what is small stays with its left neighbour
         if size >= MIN_PIECE * height**2 and sizes[index:].sum() >= MIN_PIECE * height**2:
             kept.append(cost)
+            crossed[np.arange(len(mask)), np.clip(cuts[index - 1], 0, columns[-1])] = len(kept)
             size = 0
         number[index] = len(kept)
         size += sizes[index]
-    return number[pieces] * mask, kept
+    crossed *= mask
+    return _Cut(number[pieces] * mask, mask * nearest(crossed, reach), kept)
+
+
+def nearest(labels: npt.NDArray[np.int32], reach: float) -> npt.NDArray[np.int32]:
+    """Return each pixel's label, or the nearest label within `reach`; 0 elsewhere."""
+    if not labels.any():
+        return labels
+    distances, (y, x) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    return np.where(distances <= reach, labels[y, x], 0).astype(np.int32)
 
 
 def _cuts(
     levels: npt.NDArray[np.float32], height: float
 ) -> tuple[npt.NDArray[np.intp], list[float]]:
     """Return (N, H) columns at which cuts begin their right side, and the ink of each."""
-    rows, width = levels.shape
     reach = max(1, round(BAND * height))
-    starts = np.arange(2, width - 1)
-    ink = np.pad(np.clip(levels, 0, 1), ((0, 0), (reach, reach)))
-    bands = np.lib.stride_tricks.sliding_window_view(ink, 2 * reach + 1, axis=1)[:, starts]
-    total, steps = bands[0].astype(np.float64), np.empty(bands.shape, np.int8)
+    falls = [_falls(np.clip(levels, 0, 1), reach, slant) for slant in SLANTS]
+    paths, costs = (np.concatenate(each) for each in zip(*falls, strict=True))
+    costs /= height
+    is_open = (costs > _NO_CUT) & (costs <= MAX_CUT)
+    chosen = []
+    while is_open.any():  # the cut of least ink, and none too near to it
+        best = int(np.where(is_open, costs, np.inf).argmin())
+        chosen.append(best)
+        is_open &= np.abs(paths - paths[best]).mean(1) >= MIN_CUT_DISTANCE * height
+        is_open[best] = False
+    chosen.sort(key=lambda index: float(paths[index].mean()))
+    return paths[chosen], costs[chosen].tolist()
+
+
+def _falls(
+    ink: npt.NDArray[np.float32], reach: int, slant: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Find the path of least ink around each slanted line: (N, H) columns, and (N,) ink."""
+    rows, width = ink.shape
+    shifts = np.rint(slant * (np.arange(rows) - rows / 2)).astype(np.intp)
+    margin = reach + int(np.abs(shifts).max())
+    columns = margin - reach + shifts[:, None] + np.arange(width + 2 * reach)
+    sheared = np.take_along_axis(np.pad(ink, ((0, 0), (margin, margin))), columns, 1)
+    bands = np.lib.stride_tricks.sliding_window_view(sheared, 2 * reach + 1, axis=1)[:, 2:-1]
+    total, steps = bands[0], np.zeros(bands.shape, np.int8)
     for y in range(1, rows):
-        sides = np.pad(total, ((0, 0), (1, 1)), constant_values=np.inf)
-        options = np.stack([total, sides[:, :-2] + _SLOPE, sides[:, 2:] + _SLOPE])
+        options = np.full((3, *total.shape), np.inf, np.float32)  # straight on, left, right
+        options[0] = total
+        options[1, :, 1:] = total[:, :-1] + _SLOPE
+        options[2, :, :-1] = total[:, 1:] + _SLOPE
         steps[y] = options.argmin(0)
         total = options.min(0) + bands[y]
-    ends = total.argmin(1)
-    costs = total[np.arange(len(starts)), ends] / height
-    chosen = _thinnest(costs, round(MIN_CUT_DISTANCE * height))
-    cuts = np.empty((len(chosen), rows), np.intp)
-    for number, index in enumerate(chosen):
-        at = int(ends[index])
-        for y in range(rows - 1, -1, -1):
-            cuts[number, y] = starts[index] + at - reach
-            if y:
-                at += (0, -1, 1)[steps[y, index, at]]
-    return cuts, [float(costs[index]) for index in chosen]
-
-
-def _thinnest(costs: npt.NDArray[np.float64], distance: int) -> list[int]:
-    """Choose the cuts of least ink, none within `distance` of a better one, left to right."""
-    chosen: list[int] = []
-    smooth = costs + 1e-6 * np.arange(len(costs))
-    for index in np.argsort(smooth, kind="stable"):
-        if costs[index] > MAX_CUT:
-            break
-        if costs[index] > _NO_CUT and all(
-            abs(index - other) >= max(2, distance) for other in chosen
-        ):
-            chosen.append(int(index))
-    return sorted(chosen)
+    at, lines = total.argmin(1), np.arange(bands.shape[1])
+    paths, costs = np.empty((len(lines), rows), np.intp), total[lines, at].astype(np.float64)
+    for y in range(rows - 1, -1, -1):
+        paths[:, y] = lines + 2 + at - reach + shifts[y]
+        at = at + _STEPS[steps[y, lines, at]] if y else at
+    return paths, costs

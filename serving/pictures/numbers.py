@@ -20,6 +20,8 @@ from serving.predictions import Probabilities
 NUM_DIGITS = 10
 BIAS = 2.5
 """Added to the log odds of a whole digit."""
+CUT = -1.0
+"""The score of each cut at a side of a candidate: of many, some seem right by chance."""
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
 MIN_SCORE = 1.0
@@ -53,7 +55,7 @@ class FoundDigit:
     probability: float
     """Of that digit, 0 to 1."""
     probabilities: tuple[float, ...]
-    """Of each class."""
+    """Of each class: of the network and the rejecter together."""
     box: Box
     image: bytes
     """What the network saw: 784 bytes."""
@@ -82,7 +84,9 @@ class _Line(NamedTuple):
     pieces: Pieces
     candidates: Candidates
     odds: npt.NDArray[np.float64]
-    """(N,): log odds that a candidate is one whole digit."""
+    """(N,): log odds that a candidate is one whole digit, and the price of its cuts."""
+    logits: npt.NDArray[np.float32]
+    """(N, 11): the rejecter's."""
 
 
 class Reading:
@@ -126,6 +130,7 @@ class Reading:
         row, pieces, spans = line.row, line.pieces, line.candidates.spans
         if not len(spans):
             return []
+        probabilities = rejecter.agreed(probabilities, line.logits)
         surest = np.log(np.maximum(probabilities.max(1), 1e-6))
         scores = line.odds + BIAS + surest
         heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
@@ -160,9 +165,9 @@ class Reading:
 def _line(row: Row) -> _Line:
     pieces = cuts.cut(row)
     found = candidates.join(row, pieces)
-    logits = rejecter.logits(found).astype(np.float64)
-    whole = np.logaddexp.reduce(logits[:, :10], axis=1)
-    return _Line(row, pieces, found, whole - logits[:, 10])
+    logits = rejecter.logits(found)
+    num_cuts = (np.append(pieces.costs, 0)[found.spans] > 0).sum(1)
+    return _Line(row, pieces, found, rejecter.odds(logits) + CUT * num_cuts, logits)
 
 
 def _runs(chosen: list[int], line: _Line) -> list[list[int]]:

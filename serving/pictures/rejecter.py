@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from serving.pictures.candidates import Candidates
 from serving.pictures.normalizer import HEIGHT, WIDTH
+from serving.predictions import Probabilities
 
 Floats = npt.NDArray[np.float32]
 
 WEIGHTS = Path(__file__).parent / "rejecter.npz"
+SHARE = 0.3
+"""Of the rejecter in the log probabilities of a candidate's classes."""
 _STRIDE = 2
 
 
@@ -44,9 +47,27 @@ def odds_alone(image: npt.NDArray[np.uint8]) -> float:
     aspect = (columns[-1] - columns[0] + 1) / (rows[-1] - rows[0] + 1)
     flat = image.reshape(1, -1)
     place = np.array([[1, aspect, 0, 0, 0, 1, 1, 0]], np.float32)
-    (answer,) = logits(Candidates(np.zeros((1, 2), np.intp), np.zeros((1, 4), np.intp),
-                                  flat, flat, place)).astype(np.float64)  # fmt: skip
-    return float(np.logaddexp.reduce(answer[:10]) - answer[10])
+    answer = logits(Candidates(np.zeros((1, 2), np.intp), np.zeros((1, 4), np.intp),
+                                  flat, flat, place, np.zeros(1, np.bool_)))  # fmt: skip
+    return float(odds(answer)[0])
+
+
+def odds(logits: Floats) -> npt.NDArray[np.float64]:
+    """Return the log odds of one whole digit: (N,)."""
+    logits = logits.astype(np.float64)
+    return np.asarray(np.logaddexp.reduce(logits[:, :10], axis=1) - logits[:, 10])
+
+
+def agreed(probabilities: Probabilities, logits: Floats) -> Probabilities:
+    """Return the weighted geometric mean of two networks' probabilities: (N, 10).
+
+    The classifier is the better one, but has never seen a digit that was cut, nor ink around it.
+    """
+    logs = (1 - SHARE) * np.log(np.maximum(probabilities, 1e-6)) + SHARE * logits[:, :10]
+    logs -= logs.max(1, initial=-np.inf, keepdims=True)
+    weights = np.exp(logs)
+    answer: Probabilities = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return answer
 
 
 def _convolved(images: npt.NDArray[np.floating], kernel: Floats) -> Floats:
