@@ -134,9 +134,11 @@ class Reading:
         surest = np.log(np.maximum(probabilities.max(1), 1e-6))
         scores = line.odds + BIAS + surest
         heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
-        best = path.best_path(spans, scores, SKIP * np.minimum(heights, 1))
+        order = np.argsort(-scores, kind="stable")
+        kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
+        best = path.best_path(spans[kept], scores[kept], SKIP * np.minimum(heights, 1))
         found = []
-        for run in _runs(best.candidates, line):
+        for run in _runs(kept[best.candidates].tolist(), line):
             if scores[run].mean() < MIN_SCORE or scores[run].sum() < MIN_TOTAL:
                 continue
             digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
