@@ -45,7 +45,7 @@ def test_cut_pieces_are_candidates_with_and_without_shared_ink(row: Row, pieces:
     assert expected
     middle = int(pieces.shared[24, 30])
     left = np.flatnonzero((found.spans == [0, middle - 1]).all(1))
-    narrow, wide = (ink_width(found, index) for index in left)
+    narrow, wide = (ink_width(found, int(index)) for index in left)
     assert wide > narrow
 
 
