@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("report", "write the report on the trained model again", "--artifacts")
     add(
-        "study", "train every recipe from several seeds and compare them (an hour; resumable)",
+        "study", "train every recipe from several seeds and compare them (hours; resumable)",
         "--artifacts", "--results",
     )  # fmt: skip
     return digits_train
@@ -93,7 +93,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         choices=RECIPES,
         default="default",
         help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
-        "teachers and takes twenty (default: %(default)s)",
+        "teachers and takes forty-five (default: %(default)s)",
     )
     command.add_argument(
         "--extra",

@@ -28,7 +28,9 @@ def test_recipes_are_these_and_only_best_has_teachers() -> None:
     [
         ("epochs", 0),
         ("batch_size", 0),
-        ("validation_split", 0),
+        ("validation_split", -0.1),
+        ("degraded", 0.6),
+        ("outliers", -0.1),
         ("validation_split", 1),
         ("dropout", (0.4, 1.0, 0.2)),
         ("dropout", (0.4, -0.1, 0.2)),

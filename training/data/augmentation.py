@@ -1,10 +1,9 @@
 """Augmentation: every epoch deforms every image at random, at a tenth of the usual cost.
 
-Bilinear warping of 55,000 images one by one takes seconds an epoch, most of it spent on scattered
-reads. Here a group of images shares one random field. With the group stored pixel by pixel, each
-output pixel is a weighted sum of four contiguous rows, which numpy does at the speed of memory:
-0.3 s an epoch on one core. Every epoch draws new groups and every batch mixes all groups, so an
-image gets an independent field each time.
+Warping 55,000 images one by one takes seconds an epoch, most of it spent on scattered reads. Here
+a group of images shares one random field: each output pixel is a weighted sum of contiguous rows.
+Every epoch draws new groups and every batch mixes all groups, so an image gets an independent
+field each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import Deformation, Recipe
-from training.data.mnist import SIDE, Examples, Images, Labels
+from training.data.degradation import degrade
+from training.data.mnist import CLASSES, SIDE, Examples, Images, Labels
+from training.data.outliers import outliers
+from training.data.warping import Field, warp
 
 GROUP = 64
 """Images that share one field: twice as many are no faster, half as many 15 % slower."""
 
-Field = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.float32]
+"""(..., 10): the probabilities to learn."""
 
 
 class Batches(NamedTuple):
@@ -28,7 +31,7 @@ class Batches(NamedTuple):
 
     images: Images
     """(S, B, 784) uint8."""
-    labels: Labels | npt.NDArray[np.float32]
+    labels: Labels | Targets
     """(S, B) uint8 digits, or (S, B, 10) float32 probabilities to learn."""
 
 
@@ -48,7 +51,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
     def make(epoch: int) -> Batches:
         rng = np.random.default_rng([seed, epoch])
-        return batches(examples, recipe.batch_size, recipe.deformation, rng)
+        return batches(examples, recipe, rng)
 
     return ahead(make, range(start, recipe.epochs))
 
@@ -63,32 +66,57 @@ def ahead(make: Callable[[int], Batches], numbers: range) -> Iterator[Batches]:
             yield ready.result()
 
 
-def batches(
-    examples: Examples, batch_size: int, deformation: Deformation | None, rng: np.random.Generator
-) -> Batches:
-    """Make one epoch: shuffle, deform, and cut into batches that mix the groups.
+def batches(examples: Examples, recipe: Recipe, rng: np.random.Generator) -> Batches:
+    """Make one epoch: shuffle, deform, and cut into batches.
 
     Args:
         examples: (N, 784) images and (N,) labels.
-        batch_size: B; the N mod B images left over are others in every epoch.
-        deformation: of the images, or None.
+        recipe: the deformation, and the rest as in cut().
         rng: the epoch's own generator: the same state gives the same epoch.
 
     Returns:
-        (N // B, B, 784) images and (N // B, B) labels.
+        As cut() does.
     """
-    steps = len(examples.labels) // batch_size
-    order = rng.permutation(len(examples.labels))[: steps * batch_size]
-    images, labels = examples.images[order], examples.labels[order]
-    if deformation:
-        images = deform(images, deformation, rng)
-    # Neighbours share a field: a batch takes every steps-th image instead.
-    images = images.reshape(batch_size, steps, -1).swapaxes(0, 1)
-    return Batches(np.ascontiguousarray(images), labels.reshape(batch_size, steps).T)
+    order = rng.permutation(len(examples.labels))
+    images = examples.images[order]
+    targets: Labels | Targets = examples.labels[order]
+    if recipe.deformation:
+        images = deform(images, recipe.deformation, rng)
+    if recipe.outliers:
+        targets = np.eye(CLASSES, dtype=np.float32)[targets]
+    return cut(images, targets, recipe, rng)
+
+
+def cut(
+    images: Images, targets: Labels | Targets, recipe: Recipe, rng: np.random.Generator
+) -> Batches:
+    """Degrade some images, replace some by outliers, and cut all into batches that mix them.
+
+    Args:
+        images: (N, 784), in random order.
+        targets: (N,) labels, or (N, 10) probabilities, which outliers need.
+        recipe: the batch size B, the share of degraded images and that of outliers; the N mod B
+            images left over are others in every epoch.
+        rng: the epoch's own generator.
+
+    Returns:
+        (N // B, B, 784) images and (N // B, B) or (N // B, B, 10) targets.
+    """
+    steps = len(images) // recipe.batch_size
+    num = steps * recipe.batch_size
+    images, targets = images[:num], targets[:num]
+    if num_degraded := round(recipe.degraded * num):
+        images[:num_degraded] = degrade(images[:num_degraded], rng)
+    if num_outliers := round(recipe.outliers * num):
+        images[-num_outliers:] = outliers(images[-num_outliers:], rng)
+        targets[-num_outliers:] = 1 / CLASSES
+    # Neighbours share a field or a kind: a batch takes every steps-th image instead.
+    place = np.arange(num).reshape(recipe.batch_size, steps).T
+    return Batches(images[place], targets[place])
 
 
 def deform(images: Images, deformation: Deformation, rng: np.random.Generator) -> Images:
-    """Warp each run of GROUP images by a random field of its own.
+    """Warp each run of GROUP images by a random field of its own, but for some that stay crisp.
 
     Args:
         images: (N, 784) uint8.
@@ -102,8 +130,10 @@ def deform(images: Images, deformation: Deformation, rng: np.random.Generator) -
     deformed = np.empty_like(images)
     drawn = fields(len(starts), deformation, rng)
     growths = rng.uniform(-deformation.thickness, deformation.thickness, len(starts))
-    for start, field, growth in zip(starts, drawn, growths, strict=True):
-        deformed[start : start + GROUP] = warp(images[start : start + GROUP], field, growth)
+    is_kept = rng.random(len(starts)) < deformation.kept
+    for start, field, growth, kept in zip(starts, drawn, growths, is_kept, strict=True):
+        group = images[start : start + GROUP]
+        deformed[start : start + GROUP] = group if kept else warp(group, field, growth)
     return deformed
 
 
@@ -137,54 +167,6 @@ def fields(num: int, deformation: Deformation, rng: np.random.Generator) -> Fiel
     elastic = deformation.elastic_px * (kernel @ noise @ kernel.T)
     drawn: Field = affine.reshape(elastic.shape) + elastic
     return drawn
-
-
-def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
-    """Read each output pixel where the field points, bilinearly; outside is background.
-
-    Args:
-        images: (N, 784) uint8.
-        field: (2, 28, 28) float32, rows and columns in pixels.
-        growth: the share of a pixel by which strokes become thicker on either side, -1 to 1.
-
-    Returns:
-        (N, 784) uint8.
-    """
-    padded = np.zeros((SIDE + 2, SIDE + 2, len(images)), np.float32)
-    padded[1:-1, 1:-1] = images.T.reshape(SIDE, SIDE, -1)
-    if growth:
-        thicken(padded, growth)
-    pixels = padded.reshape(-1, len(images))
-    row, column = np.clip(field.reshape(2, -1) + 1, 0, SIDE + 0.999)
-    top, left = np.floor(row), np.floor(column)
-    down, right = row - top, column - left  # the shares of the lower and of the right neighbour
-    corner = (top * (SIDE + 2) + left).astype(np.intp)
-    warped = np.zeros((len(corner), len(images)), np.float32)
-    for offset, share in (
-        (0, (1 - down) * (1 - right)),
-        (1, (1 - down) * right),
-        (SIDE + 2, down * (1 - right)),
-        (SIDE + 3, down * right),
-    ):
-        neighbours = pixels.take(corner + offset, axis=0)  # half the time of pixels[...]
-        neighbours *= share[:, None]
-        warped += neighbours
-    return np.rint(warped).astype(np.uint8).T
-
-
-def thicken(images: Field, growth: float) -> None:
-    """Move each pixel towards the brightest of its four neighbours and itself, or the darkest.
-
-    Args:
-        images: (H, W, N) float32, changed in place; its border must be background.
-        growth: the share of the way; below 0 it goes to the darkest.
-    """
-    extreme = np.maximum if growth > 0 else np.minimum
-    reached = images[1:-1, 1:-1].copy()
-    for neighbours in (images[:-2, 1:-1], images[2:, 1:-1], images[1:-1, :-2], images[1:-1, 2:]):
-        extreme(reached, neighbours, out=reached)
-    reached -= images[1:-1, 1:-1]
-    images[1:-1, 1:-1] += np.float32(abs(growth)) * reached
 
 
 def _gaussian_kernel(sigma_px: float) -> Field:

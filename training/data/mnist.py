@@ -19,6 +19,9 @@ from training.files import write_atomically
 SIDE = 28
 """Height and width of an image, in pixels."""
 
+CLASSES = 10
+"""The digits."""
+
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
 
@@ -78,7 +81,8 @@ class Mnist:
         """Split the training images, always in the same way.
 
         Args:
-            validation_split: the fraction for validation, taken from the end as Keras does.
+            validation_split: the fraction for validation, taken from the end as Keras does; may
+                be 0.
 
         Returns:
             What to train on, and what to validate with.

@@ -14,6 +14,7 @@ from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
+from training.fitting.train import split
 
 PARITY_TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6
 METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands the other way
@@ -51,7 +52,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
             f"metrics.json is of another model (test accuracy {claimed:.2%}, this one has "
             f"{accuracy:.2%}): {again}"
         )
-    training, validation = data.split(RECIPES[metrics["recipe"]].validation_split)
+    training, validation = split(data, RECIPES[metrics["recipe"]])
     test = Samples(*data.test)
     candidate = Candidate(
         name=name,

@@ -5,6 +5,7 @@ Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from training.config import Distillation, Recipe
 from training.data import augmentation
 from training.data.augmentation import Batches
-from training.data.mnist import Examples, Labels
+from training.data.mnist import SIDE, Examples, Images, Labels
 from training.fitting import teacher_logits
 from training.fitting.loop import Log
 from training.fitting.teacher_logits import Logits
@@ -45,6 +46,8 @@ def epochs(
 ) -> Iterator[Batches]:
     """Make the batches of each epoch from the next view, cycling through the views.
 
+    What an epoch shows of a view is shifted and in part degraded otherwise than the time before.
+
     Args:
         training: (N, 784) images and (N,) labels.
         recipe: has a deformation and a distillation.
@@ -61,12 +64,30 @@ def epochs(
         number = epoch % len(logits)
         images = teacher_logits.view(training.images, deformation, number)
         targets = soften(training.labels, logits[number], distillation)
-        order = np.random.default_rng([seed, epoch]).permutation(len(targets))
-        order = order[: len(order) // recipe.batch_size * recipe.batch_size]
-        order = order.reshape(-1, recipe.batch_size)
-        return Batches(images[order], targets[order])
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(targets))
+        shifted = shift(images[order])
+        return augmentation.cut(shifted, targets[order], recipe, rng)
 
     return augmentation.ahead(make, range(start, recipe.epochs))
+
+
+def shift(images: Images) -> Images:
+    """Move the images by up to a pixel along each axis, every ninth one in the same way.
+
+    A teacher is as sure of a digit wherever it stands, so its answer holds for nine views.
+
+    Args:
+        images: (N, 784) uint8, in random order.
+
+    Returns:
+        (N, 784) uint8; what is moved in is background.
+    """
+    padded = np.pad(images.reshape(-1, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)))
+    shifted = np.empty((len(images), SIDE, SIDE), np.uint8)
+    for number, (row, column) in enumerate(product(range(3), repeat=2)):
+        shifted[number::9] = padded[number::9, row : row + SIDE, column : column + SIDE]
+    return shifted.reshape(images.shape)
 
 
 def soften(labels: Labels, logits: Logits, distillation: Distillation) -> npt.NDArray[np.float32]:

@@ -10,14 +10,22 @@ import numpy as np
 import tensorflow as tf
 
 from training.config import Recipe
+from training.data.augmentation import deform
 from training.data.extra import Extra, join
 from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
 from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting.estimate import Estimate
 from training.fitting.evaluation import evaluate, probabilities
 from training.fitting.loop import Log
 from training.fitting.trainer import Trainer, device
+
+VALIDATION = 5_000
+"""The number of training images that validate where none are held out."""
+
+UNSEEN = 2**33
+"""Seeds their deformation: no seed and no view has this number."""
 
 
 def train(
@@ -44,7 +52,7 @@ def train(
         resume: continue from the checkpoint in the folder.
         teachers: the cache of teachers, for a recipe that has some; None for the folder's own.
         extra: a user's own images to train on, too; None for none.
-        log: gets a line for each epoch, the teachers' included.
+        log: gets a line for each epoch, the teachers' included, with an estimate of what is left.
 
     Returns:
         What metrics.json holds.
@@ -54,12 +62,13 @@ def train(
         KeyboardInterrupt: interrupted before the first epoch was complete: nothing was kept.
         OSError: the artifacts could not be written.
     """
-    training, validation = data.split(recipe.validation_split)
+    training, validation = split(data, recipe)
     if extra is not None:
         training = join(training, extra)
     digest = None if extra is None else extra.digest
     identity = {"seed": seed, "extra": digest, **asdict(recipe)}
     cache = teachers or folder / "teachers"
+    log = Estimate(recipe, log)
     epochs = distillation.epoch_source(recipe, training, validation, cache, log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
@@ -88,6 +97,22 @@ def train(
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics
+
+
+def split(data: Mnist, recipe: Recipe) -> tuple[Examples, Examples]:
+    """Split the training images into those to train on and those to validate with.
+
+    Where all are trained on, the last VALIDATION of them validate, deformed as in no epoch: their
+    accuracy chooses nothing, but the log and the calibration need images that were not learned.
+    """
+    training, validation = data.split(recipe.validation_split)
+    if len(validation.labels):
+        return training, validation
+    last = Examples(training.images[-VALIDATION:], training.labels[-VALIDATION:])
+    if not recipe.deformation:
+        return training, last
+    rng = np.random.default_rng(UNSEEN)
+    return training, last._replace(images=deform(last.images, recipe.deformation, rng))
 
 
 def _measure_extra(model: keras.Model, extra: Extra) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from training.config import Recipe
 from training.data.augmentation import Batches
-from training.fitting.networks import NETWORKS
+from training.fitting.networks import build
 
 
 def device() -> str:
@@ -25,7 +25,7 @@ class Trainer:
         keras.utils.set_random_seed(seed)
         self.recipe = recipe
         """How it trains."""
-        self._model = NETWORKS[recipe.network](recipe.dropout)
+        self._model = build(recipe)
         self._optimizer = _optimizer(recipe, num_images // recipe.batch_size)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.config import RECIPES, Recipe
+from training.config import RECIPES, SIZES, Recipe
 from training.data.mnist import Mnist
 from training.fitting import calibration, distillation
 from training.fitting.evaluation import evaluate
@@ -21,8 +21,6 @@ from training.study.results import Results, Run, chosen_run
 SEEDS = 5
 """The number of final models of each recipe; their seeds are 0, 1 and so on."""
 
-SIZES: dict[str, Recipe] = {}
-"""The recipes of networks with fewer parameters."""
 SIZE_SEEDS = 1
 
 ABLATION_EPOCHS = 40
@@ -83,14 +81,16 @@ def tricks() -> dict[str, Recipe]:
     full, _ = best.views()
     tutorial = replace(RECIPES["seed"], validation_split=best.validation_split)
     adamw = replace(
-        best, deformation=None, distillation=None, averaging=0, dropout=tutorial.dropout
-    )
+        best, deformation=None, distillation=None, degraded=0, outliers=0, averaging=0,
+        dropout=tutorial.dropout,
+    )  # fmt: skip
     averaged = replace(adamw, averaging=RECIPES["default"].averaging)
     affine = replace(
         averaged, dropout=best.dropout, deformation=replace(full, elastic_px=0, thickness=0)
     )
     elastic = replace(affine, deformation=replace(full, thickness=0))
     thickness = replace(elastic, deformation=full)
+    degraded = replace(thickness, degraded=best.degraded, outliers=best.outliers)
     steps = {
         "the tutorial's": tutorial,
         "AdamW, cosine": adamw,
@@ -98,7 +98,8 @@ def tricks() -> dict[str, Recipe]:
         "affine deformation": affine,
         "elastic deformation": elastic,
         "stroke thickness": thickness,
-        "distillation": replace(thickness, distillation=best.distillation),
+        "degraded images, outliers": degraded,
+        "distillation": replace(degraded, distillation=best.distillation),
     }
     return {trick: replace(recipe, epochs=ABLATION_EPOCHS) for trick, recipe in steps.items()}
 

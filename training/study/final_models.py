@@ -1,8 +1,6 @@
 """The final models of the study, and their teachers: train what is missing, and measure it once."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from training.data.mnist import Mnist
 from training.errors import NotTrained
 from training.fitting import artifacts, teachers
 from training.fitting.loop import Log, add_prefix
-from training.fitting.train import train
+from training.fitting.train import split, train
 from training.study import report
 from training.study.measures import Measures
 from training.study.results import TEACHER, Run
@@ -42,11 +40,10 @@ def final_model(
         raise KeyboardInterrupt
     report.write(own, data)
     model = artifacts.load_model(own)
-    training, validation = data.split(recipe.validation_split)
     *hidden, _ = (layer for layer in model.layers if isinstance(layer, keras.layers.Dense))
     return {
         **metrics,
-        "examples": {"training": len(training.labels), "validation": len(validation.labels)},
+        "examples": examples(data, recipe),
         "units": [layer.units for layer in hidden],
         "images_per_s": round(measures.speed(model)),
         **measures.of(model),
@@ -59,7 +56,7 @@ def teacher_runs(
     """Measure the teachers of a recipe but for the first ones, and train those that are missing."""
     if not best.distillation or done >= best.distillation.teachers:
         return
-    training, validation = data.split(best.validation_split)
+    training, validation = split(data, best)
     models = teachers.train(
         best.distillation, training, validation, teachers_folder(best, folder), log
     )
@@ -72,9 +69,15 @@ def teacher_runs(
             "parameters": model.count_params(),
             "accuracy": {"test": 1 - errors / len(data.test_labels)},
             "errors": {"test": errors},
-            "examples": {"training": len(training.labels), "validation": len(validation.labels)},
+            "examples": examples(data, best),
             **measured,
         }
+
+
+def examples(data: Mnist, recipe: Recipe) -> dict[str, int]:
+    """Count the images that a recipe trains on, and those that it holds out."""
+    training, validation = data.split(recipe.validation_split)
+    return {"training": len(training.labels), "validation": len(validation.labels)}
 
 
 def trained(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
@@ -82,8 +85,7 @@ def trained(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
 
     Args:
         folder: may have the artifacts of a training.
-        recipe: that it must be of: the same name and epochs, and the same settings if its
-            metrics.json says them.
+        recipe: that it must be of: the same name and epochs.
         seed: that it must be of.
 
     Returns:
@@ -95,10 +97,8 @@ def trained(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
         metrics = artifacts.load_json(folder, "metrics.json")
     except NotTrained:
         return None
-    settings = json.loads(json.dumps(asdict(recipe)))
     expected = {"recipe": recipe.name, "seed": seed, "epochs": recipe.epochs, "extra": None}
-    is_same = all(metrics.get(name) == value for name, value in expected.items())
-    return metrics if is_same and metrics.get("settings", settings) == settings else None
+    return metrics if all(metrics.get(name) == value for name, value in expected.items()) else None
 
 
 def model_folder(folder: Path, recipe: str, seed: int) -> Path:

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from training.config import BEST
 from training.data.mnist import Examples
 from training.fitting import calibration
 from training.fitting.calibration import (
@@ -48,7 +49,7 @@ def test_temperature_of_faultless_answers_stays_finite() -> None:
 
 def test_calibration_keeps_digits_and_layers() -> None:
     keras.utils.set_random_seed(1)
-    model = build((0.0, 0.0, 0.0))
+    model = build(BEST)
     images = np.random.default_rng(1).integers(0, 256, (200, 784), np.uint8)
     before = probabilities(model, images)
     labels = before.argmax(axis=1).astype(np.uint8)

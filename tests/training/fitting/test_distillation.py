@@ -18,8 +18,9 @@ DISTILLATION = Distillation(
     teachers=2, views=2, temperature=2.0, share=0.75,
 )  # fmt: skip
 RECIPE = dataclasses.replace(
-    RECIPES["best"], distillation=DISTILLATION, epochs=3, batch_size=256, averaging=0.9
-)
+    RECIPES["best"], distillation=DISTILLATION, validation_split=1 / 12, epochs=3, batch_size=256,
+    averaging=0.9,
+)  # fmt: skip
 
 
 Parts = tuple[Examples, Examples]
@@ -132,11 +133,15 @@ def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
     deformation, _ = RECIPE.views()
     labels_only = dataclasses.replace(
-        RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0)
+        RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0), degraded=0, outliers=0
     )
     epoch = next(iter(distillation.epochs(training, labels_only, answers, 0, 1)))
     view = teacher_logits.view(training.images, deformation, 1)
-    label_of = {image.tobytes(): label for image, label in zip(view, training.labels, strict=True)}
+    label_of = {
+        moved.tobytes(): label
+        for image, label in zip(view, training.labels, strict=True)
+        for moved in distillation.shift(np.repeat(image[np.newaxis], 9, axis=0))
+    }
     images, targets = epoch.images.reshape(-1, 784), epoch.labels.reshape(-1, 10)
     assert len(images) == len(training.labels) // 256 * 256
     assert [label_of[image.tobytes()] for image in images] == targets.argmax(axis=1).tolist()
@@ -171,3 +176,14 @@ def test_student_learns_from_cached_teachers(
     ]
     assert metrics["accuracy"]["test"] > 0.5
     assert metrics["parameters"] == 241_650
+
+
+def test_every_ninth_image_is_moved_in_the_same_way(parts: Parts) -> None:
+    images = np.repeat(parts[0].images[:1], 18, axis=0)
+    shifted = distillation.shift(images).reshape(18, 28, 28)
+    image = images[0].reshape(28, 28)
+    assert len(np.unique(shifted, axis=0)) == 9
+    assert np.array_equal(shifted[4], image)
+    assert np.array_equal(shifted[0, 1:, 1:], image[:-1, :-1])
+    assert np.array_equal(shifted[17, :-1, :-1], image[1:, 1:])
+    assert not shifted[0, 0].any()

@@ -2,23 +2,23 @@ import keras
 import numpy as np
 import pytest
 
-from training.config import RECIPES, Recipe
+from training.config import RECIPES, SEED, TEACHER, Recipe
 from training.fitting import networks
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_network_has_the_same_parameters_in_every_recipe(recipe: Recipe) -> None:
-    assert networks.build(recipe.dropout).count_params() == 241_650
+    assert networks.build(recipe).count_params() == 241_650
 
 
 def test_network_answers_with_probabilities() -> None:
-    answers = np.asarray(networks.build((0.4, 0.3, 0.2))(np.ones((3, 784), np.float32)))
+    answers = np.asarray(networks.build(SEED)(np.ones((3, 784), np.float32)))
     assert answers.shape == (3, 10)
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)  # float32
 
 
 def test_layers_are_the_seeds() -> None:
-    layers = networks.build((0.4, 0.3, 0.2)).layers
+    layers = networks.build(SEED).layers
     assert [layer.units for layer in layers if isinstance(layer, keras.layers.Dense)] == [
         256, 128, 56, 10,
     ]  # fmt: skip
@@ -31,14 +31,13 @@ def test_same_seed_gives_the_same_first_weights() -> None:
     weights = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
-        weights.append(networks.build((0.4, 0.3, 0.2)).get_weights()[0])
+        weights.append(networks.build(SEED).get_weights()[0])
     assert np.array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
 
 
 def test_teacher_answers_with_probabilities() -> None:
-    teacher = networks.NETWORKS["cnn"]((0.3,))
+    teacher = networks.build(TEACHER)
     answers = np.asarray(teacher(np.ones((3, 784), np.float32)))
     assert answers.shape == (3, 10)
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)  # float32
-    assert teacher.count_params() < 241_650

@@ -18,7 +18,7 @@ from training.errors import ResumeError
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.fitting.loop import Log
-from training.fitting.train import train
+from training.fitting.train import split, train
 from training.fitting.trainer import Trainer
 
 RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, averaging=0.9)
@@ -117,7 +117,7 @@ def test_interrupt_keeps_the_best_epoch(
     history = load_json(tmp_path, "history.json")["val_accuracy"]
     assert metrics["epochs"] == len(history) == 3
     assert metrics["accuracy"]["validation"] == max(history[:2]) > history[2]
-    _, validation = mnist_sample.split(RECIPE.validation_split)
+    _, validation = split(mnist_sample, RECIPE)
     assert share_right(tmp_path, *validation) == max(history)
 
 
@@ -142,7 +142,7 @@ import os, pathlib, signal
 import numpy as np
 from tests.training.fitting.test_train import RECIPE
 from training.data.mnist import Mnist
-from training.fitting.train import train
+from training.fitting.train import split, train
 data = Mnist(**np.load({str(SAMPLE)!r}))
 kill = lambda line: os.kill(os.getpid(), signal.SIGKILL)
 train(RECIPE, data, pathlib.Path({str(tmp_path)!r}), log=kill)
@@ -166,5 +166,13 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, mnist_sample: Mni
         train_images=mnist_sample.train_images[:100],
         train_labels=mnist_sample.train_labels[:100],
     )
-    with pytest.raises(ValueError, match="expected at least 256 images, got 92"):
+    with pytest.raises(ValueError, match="expected at least 256 images, got 100"):
         train(RECIPE, few, tmp_path)
+
+
+def test_without_a_split_all_images_are_trained_on(mnist_sample: Mnist) -> None:
+    recipe = dataclasses.replace(RECIPES["default"], validation_split=0)
+    training, validation = split(mnist_sample, recipe)
+    assert np.array_equal(training.images, mnist_sample.train_images)
+    assert not set(map(bytes, validation.images)) <= set(map(bytes, training.images))
+    assert np.array_equal(validation.labels, training.labels[-len(validation.labels) :])
