@@ -99,7 +99,7 @@ def test_server_says_in_one_line_what_it_needs(tmp_path: Path) -> None:
 def test_benchmarks_say_in_one_line_what_they_need(tmp_path: Path) -> None:
     code = "from benchmarks.__main__ import main\nassert main(['run']) == 2"
     (line,) = run(tmp_path, SERVED, code).splitlines()
-    assert line.startswith("digits-bench: run needs Linux")
+    assert line.startswith("digits-bench: needs Linux")
 
 
 def test_kept_benchmarks_are_drawn(tmp_path: Path) -> None:
