@@ -93,8 +93,8 @@ def cut(
     """Degrade some images, replace some by outliers, and cut all into batches that mix them.
 
     Args:
-        images: (N, 784), in random order.
-        targets: (N,) labels, or (N, 10) probabilities, which outliers need.
+        images: (N, 784) uint8, in random order; changed in place.
+        targets: (N,) labels, or (N, 10) probabilities, which outliers need; changed in place.
         recipe: the batch size B, the share of degraded images and that of outliers; the N mod B
             images left over are others in every epoch.
         rng: the epoch's own generator.
