@@ -20,7 +20,7 @@ _FRAME = Struct(">IBI")
 """A frame's header: length and kind, flags, stream."""
 _FRAME_BYTES = 9
 _MAX_WAIT_BYTES = 1024
-"""Longer frames are not waited for, nor are longer header blocks kept."""
+"""Longer frames are not waited for, nor are longer header blocks looked into."""
 _MAX_KNOWN = 64
 _MAX_CALM = 100
 """Reads in a row without a refusal after which the overload has ended."""
@@ -155,9 +155,9 @@ class Sieve:
         stop, length = _body(data, end, stream) if flags == _END_HEADERS else (0, 0)
         head = self._known.get(block)
         if head is None or not stop:
-            if flags != _END_HEADERS or (head is None and http2.changes_table(block)):
+            if flags != _END_HEADERS or (head is None and _may_change_table(block)):
                 self.forget()
-            elif stop and len(block) <= _MAX_WAIT_BYTES:
+            elif stop:
                 self._passed[int.from_bytes(stream, "big")] = block
             self._heard = max(self._heard, stream)
             return end, end
@@ -185,6 +185,11 @@ class Sieve:
             start, (self._answer + start).join(streams), self._answer,
             window, (length * len(streams)).to_bytes(4, "big"),
         )  # fmt: skip
+
+
+def _may_change_table(block: bytes) -> bool:
+    """Return whether a block changes HPACK's table, or is too long to find that out cheaply."""
+    return len(block) > _MAX_WAIT_BYTES or http2.changes_table(block)
 
 
 def _body(data: bytes, at: int, stream: bytes) -> tuple[int, int]:

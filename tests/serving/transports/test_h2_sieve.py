@@ -203,6 +203,17 @@ def test_a_long_frame_is_not_waited_for(sifted: Sifted) -> None:
     assert 9 not in sifted.refused
 
 
+def test_a_long_header_block_is_left_to_http2(sifted: Sifted) -> None:
+    literals = b"\x83\x86\x04\x01/\x01\x01a"  # POST, http, a path and an authority
+    beyond = 2000 - 127  # of the value's length, what its first 7 bits do not hold
+    long = b"\x00\x01x\x7f" + bytes((beyond & 0x7F | 0x80, beyond >> 7)) + b"a" * 2000
+    for stream in (7, 9, 11):
+        head = HeadersFrame(stream, literals + long, flags=["END_HEADERS"])
+        sifted.send(head, DataFrame(stream, BODY, flags=["END_STREAM"]))
+    assert sorted(sifted.bodies) == [1, 3, 7, 9, 11]
+    assert not sifted.refused
+
+
 def test_it_is_over_when_nothing_was_refused_for_a_while(sifted: Sifted) -> None:
     sifted.send(*sifted.call(7))
     sifted.room.num_free = 1000
