@@ -193,11 +193,8 @@ DEFAULT = Recipe(
 BEST = replace(
     DEFAULT,
     name="best",
-    validation_split=0,
     deformation=replace(DEFORMATION, thickness=0.25, kept=0.2),
     distillation=Distillation(teacher=TEACHER, teachers=2, views=32, temperature=1.0, share=0.95),
-    degraded=0.1,
-    outliers=0.02,
     dropout=(0.0, 0.0, 0.0),
     epochs=400,
     averaging=0.998,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from training.data.mnist import SIDE, Images
+from training.data.mnist import SIDE, Images, as_pixels
 
 Pixels = npt.NDArray[np.float32]
 """(N, 28, 28), 0 to 255 and somewhat beyond."""
@@ -32,8 +32,7 @@ def degrade(images: Images, rng: np.random.Generator) -> Images:
     for way, part in zip(WAYS, parts, strict=True):
         if len(part):
             part[:] = way(part, rng)
-    degraded = np.concatenate(parts)
-    return np.rint(np.clip(degraded, 0, 255)).astype(np.uint8).reshape(images.shape)
+    return as_pixels(np.concatenate(parts)).reshape(images.shape)
 
 
 def gaussian_noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:

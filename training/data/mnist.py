@@ -6,7 +6,7 @@ The SHA-256 of every file is checked each time it is read, and before it enters 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,12 @@ CLASSES = 10
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
+
+
+def as_pixels(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Round grey levels of any shape and type to uint8; what is below 0 or above 255 is clipped."""
+    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    return pixels
 
 
 class Examples(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from training.data.mnist import SIDE, Images
+from training.data.mnist import SIDE, Images, as_pixels
 
 Field = npt.NDArray[np.float32]
 
@@ -42,8 +42,7 @@ def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
     if growth:
         padded = thicken(padded, growth)
     warped = _weights(field) @ padded.reshape(_PADDED**2, -1)
-    pixels: Images = np.rint(np.clip(warped, 0, 255)).astype(np.uint8).T
-    return pixels
+    return as_pixels(warped).T
 
 
 def thicken(images: Field, growth: float) -> Field:
@@ -93,7 +92,7 @@ def _weights(field: Field) -> sparse.csr_matrix:
 
 
 def _matrix(shares: Field, pixels: npt.NDArray[np.integer], num_pixels: int) -> sparse.csr_matrix:
-    """Return the (outputs, pixels) weights; each output has `shares` of so many `pixels`."""
+    """Return the (outputs, num_pixels) weights: `shares[i]` in columns `pixels[i]` of row i."""
     num = len(shares)
     taps = shares.size // num
     starts = np.arange(0, shares.size + 1, taps, dtype=np.int32)

@@ -10,7 +10,7 @@ TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
 """Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
 the network. Only their ratios count: the pace is this training's own."""
 
-_LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/(\d+)")
+_LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
 
 
 class Estimate:
@@ -39,7 +39,7 @@ class Estimate:
             line += f"  {left / 60:.0f} min left" if left >= 90 else f"  {left:.0f} s left"
         self._log(line)
 
-    def _position(self, teacher: str | None, part: str, done: str, _: str) -> tuple[float, float]:
+    def _position(self, teacher: str | None, part: str, done: str) -> tuple[float, float]:
         """Return the costs of all up to here, and those of the last step."""
         if teacher:
             before = (int(teacher) - 1) * self._teacher_cost

@@ -9,6 +9,9 @@ from training.data.mnist import Examples, Images
 
 Probabilities = npt.NDArray[np.float32]
 
+CHUNK = 1_000
+"""Images that a network classifies at once: of convolutions, all 10,000 fill a gigabyte."""
+
 
 def probabilities(model: keras.Model, images: Images) -> Probabilities:
     """Classify images with Keras, in float32.
@@ -20,9 +23,12 @@ def probabilities(model: keras.Model, images: Images) -> Probabilities:
     Returns:
         (N, 10) float32; each row sums to 1.
     """
+    answers = []
     with tf.device("/CPU:0"):  # on a GPU, TensorFlow multiplies in TF32: three digits, not seven
-        answers = model(images.astype(np.float32) / 255, training=False)
-    return np.asarray(answers)
+        for start in range(0, max(len(images), 1), CHUNK):
+            chunk = images[start : start + CHUNK].astype(np.float32) / 255
+            answers.append(np.asarray(model(chunk, training=False)))
+    return np.concatenate(answers)
 
 
 def evaluate(model: keras.Model, examples: Examples) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.data.mnist import SIDE, Images
+from training.data.mnist import SIDE, Images, as_pixels
 from training.study import distortions, overlays
 from training.study.distortions import Pictures
 
@@ -105,5 +105,4 @@ def corrupt_by(kind: str, images: Images) -> Images:
     """
     pictures = images.reshape(-1, SIDE, SIDE).astype(np.float32)
     corrupted = CORRUPTIONS[kind](pictures, np.random.default_rng(SEED))
-    pixels: Images = np.rint(np.clip(corrupted, 0, 255)).astype(np.uint8)
-    return pixels.reshape(images.shape)
+    return as_pixels(corrupted).reshape(images.shape)

@@ -11,9 +11,8 @@ from training.data.mnist import Images, Mnist
 from training.export.digits import SIGNATURE, on_raw_pixels
 from training.export.graph import convert
 from training.export.parity import open_session, run
-from training.fitting import evaluation
 from training.fitting.calibration import accuracy_at_coverage
-from training.fitting.evaluation import Probabilities
+from training.fitting.evaluation import probabilities
 from training.study import corruptions, outliers
 
 COVERAGES = (0.99, 0.98)
@@ -23,9 +22,6 @@ BATCH = 128
 """Images a call when throughput is measured."""
 ROUNDS = 5
 """The fastest counts: whatever else the machine does, makes a round slower."""
-
-CHUNK = 1_000
-"""Images that a network classifies at once: of convolutions, all 10,000 fill a gigabyte."""
 
 
 class Measures:
@@ -80,9 +76,3 @@ class Measures:
     def _corrupted(self) -> dict[str, Images]:
         """The corrupted test images, which are the same for every network."""
         return corruptions.corrupt(self._data.test_images)
-
-
-def probabilities(model: keras.Model, images: Images) -> Probabilities:
-    """Classify any number of (N, 784) uint8 images; returns (N, 10) float32."""
-    chunks = (images[i : i + CHUNK] for i in range(0, len(images), CHUNK))
-    return np.concatenate([evaluation.probabilities(model, chunk) for chunk in chunks])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.ft2font import FT2Font
 from scipy import ndimage
 
-from training.data.mnist import SIDE, Images
+from training.data.mnist import SIDE, Images, as_pixels
 
 SEED = 20_261_126
 """Every network gets the same images."""
@@ -78,10 +78,7 @@ def outliers() -> dict[str, Images]:
         "Gaussian noise": rng.normal(*GAUSSIAN, shape),
         "blobs": 255 * np.clip(2 * _stretched(_smooth_noise(shape, BLOB_PX, rng)) - 1, 0, 1),
     }
-    return {
-        kind: np.rint(np.clip(images, 0, 255)).astype(np.uint8).reshape(len(images), -1)
-        for kind, images in made.items()
-    }
+    return {kind: as_pixels(images).reshape(len(images), -1) for kind, images in made.items()}
 
 
 def letters() -> Images:

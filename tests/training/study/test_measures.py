@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from training.data.mnist import Mnist
-from training.fitting import evaluation
 from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import probabilities
 from training.study.corruptions import CORRUPTIONS
-from training.study.measures import Measures, probabilities
+from training.study.measures import Measures
 from training.study.outliers import outliers
 
 
@@ -37,12 +37,6 @@ def test_corrupted_images_are_harder_and_outliers_counted(
     assert 0.1 < np.mean(list(measured["corrupted"].values())) < clean
     assert measured["outliers"].keys() == outliers().keys()
     assert 0 < measured["outliers"]["letters"] < 1
-
-
-def test_many_images_are_answered_as_few_are(model: keras.Model, mnist_sample: Mnist) -> None:
-    images = mnist_sample.train_images[:1_500]
-    at_once = evaluation.probabilities(model, images)
-    assert probabilities(model, images) == pytest.approx(at_once, abs=1e-5)  # sums of another order
 
 
 def test_speed_is_that_of_the_exported_graph(model: keras.Model, mnist_sample: Mnist) -> None:
