@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _RECORD_BYTES = 1 << 14
-"""The longest record of TLS; also the bytes read of a peer whose turns are long."""
-_LONG_TURN_S = 4e-3
-"""Only turns of many tiny frames take this long."""
+"""The longest record of TLS."""
+TURN_S = 2e-3
+"""How long reading from one peer is to take, before the others' turn: as many bytes are read as its
+last ones say."""
+_FIRST_BYTES = 4096
+"""Read of a peer that is not known yet; also the least."""
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (
@@ -36,10 +39,10 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "calls", "can_sift", "closing", "ended", "handshaking", "head", "headers",
-        "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
-        "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id", "tag_s",
-        "touched", "trusted", "turn_s", "unread", "waiting",
+        "active_s", "byte_s", "calls", "can_sift", "closing", "ended", "handshaking", "head",
+        "headers", "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s",
+        "output", "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id",
+        "tag_s", "touched", "trusted", "unread", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -79,8 +82,9 @@ class Connection:
         """Stands before `http2` under overload."""
         self.can_sift = access_log is None
         """Whether that is of use; lines are written of what HTTP/2 reads."""
-        self.turn_s = _LONG_TURN_S
-        """How long its turns take, in seconds: a moving average, which starts cautiously."""
+        self.byte_s = TURN_S / _FIRST_BYTES
+        """What each byte that it sends takes, in seconds: a moving average, which starts
+        cautiously, for tiny frames can take a hundred times what large messages take."""
         self.tag_s = 0.0
         """When its next turn is due, on `Loop`'s clock of turns."""
         self.retired = False
@@ -125,8 +129,8 @@ class Connection:
         """
         total = 0
         is_tls = isinstance(self.socket, ssl.SSLSocket)
-        if self.turn_s >= _LONG_TURN_S:
-            buffer = buffer[:_RECORD_BYTES]
+        least = _RECORD_BYTES if is_tls else _FIRST_BYTES
+        buffer = buffer[: max(least, int(TURN_S / self.byte_s))]
         # Room for a whole record each time: the selector does not see what OpenSSL holds back.
         last = len(buffer) - _RECORD_BYTES if is_tls else 0
         while total <= last:

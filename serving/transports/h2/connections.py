@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.calls import Calls
-from serving.transports.h2.connection import Connection
+from serving.transports.h2.connection import TURN_S, Connection
 from serving.transports.h2.limits import Limits
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Connections:
             sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         connection = Connection(sock, self._limits, now_s, self._access_log)
         self._selector.register(sock, _READ, connection)
-        connection.tag_s = tag_s + connection.turn_s
+        connection.tag_s = tag_s + TURN_S
         self._open[connection] = None
 
     def _make_room(self) -> bool:

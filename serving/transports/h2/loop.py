@@ -35,6 +35,11 @@ _SWEEP_S = 1.0
 _ROUND_S = _RUNS_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time."""
+_TELLING_BYTES = 1024
+"""Shorter reads do not say what a peer's bytes take: any read takes some microseconds."""
+_MAX_READ_S, _MAX_BYTE_S = 2e-4, 5e-7
+"""What a turn takes at most, and more for each byte, even of the tiniest frames. A longer one was
+interrupted; charged in full, it would have its peer wait as long for each other busy one."""
 _READ = selectors.EVENT_READ
 
 
@@ -173,10 +178,11 @@ class Loop:
             elif not connection.is_open:  # closed in this round, for a new one
                 continue
             else:
-                self._serve(connection, mask, now_s)
+                num_bytes = self._serve(connection, mask, now_s)
                 end_s = time.monotonic()
-                turn_s = end_s - begin_s
-                connection.turn_s += (turn_s - connection.turn_s) / 4
+                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * _MAX_BYTE_S)
+                if num_bytes >= _TELLING_BYTES:
+                    connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
                 self._clock_s = max(self._clock_s, connection.tag_s)
                 connection.tag_s = self._clock_s + turn_s
             begin_s = end_s
@@ -207,19 +213,20 @@ class Loop:
             return 0.0
         return max(0.0, self._queue.oldest_s + self._max_queue_delay_s - now_s)
 
-    def _serve(self, connection: Connection, mask: int, now_s: float) -> None:
-        """Read what a connection has sent, and its calls."""
+    def _serve(self, connection: Connection, mask: int, now_s: float) -> int:
+        """Read what a connection has sent, and its calls; return the number of bytes."""
+        num_bytes = 0
         try:
             if connection.handshaking:
                 is_done = connection.shake_hands()
                 self._connections.watch(connection)
                 if not is_done:
-                    return
+                    return 0
             if mask & _READ:
                 num_bytes = connection.read(self._buffer)
                 if num_bytes < 0:
                     self._connections.drop(connection)
-                    return
+                    return 0
                 connection.active_s = now_s
                 if num_bytes and not self._calls.receive(connection, now_s):
                     connection.closing = True
@@ -232,6 +239,7 @@ class Loop:
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
             self._connections.drop(connection)
+        return num_bytes
 
     def _flush(self) -> None:
         touched, self._touched = self._touched, []
