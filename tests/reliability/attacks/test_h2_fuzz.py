@@ -1,7 +1,11 @@
-"""Frames of good conversations, mutated, into the `h2` transport in this process: it stays well."""
+"""Frames of good conversations, mutated, into the `h2` transport in this process: it stays well.
+
+So does its sieve, which judges calls by their bytes before HTTP/2 reads them.
+"""
 
 import os
 import random
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,11 +14,15 @@ from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, Window
 
 import serving
 from serving import Classifier
+from serving.config import BatchingConfig
 from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import DIGITS
+from serving.transports.h2 import http2
 from serving.transports.h2.limits import Limits
+from serving.transports.h2.sieve import Sieve
 from tests.support.h2_connection import Connection, message, request_headers
 from tests.support.h2_server import h2_server
+from tests.support.processes import wait_until
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
 TIMEOUT_S = 10.0
@@ -49,6 +57,20 @@ def conversation(connection: Connection, generator: random.Random) -> bytes:
     return b"".join(frame.serialize() for frame in frames)
 
 
+def overload(connection: Connection, generator: random.Random) -> bytes:
+    """Calls that are alike, most of which find no room."""
+    frames: list[Frame] = []
+    for stream in range(1, 240, 2):
+        changed = {"x": str(stream)} if generator.random() < 0.01 else {}
+        frames.append(connection.headers(stream, request_headers(**changed)))
+        if generator.random() < 0.1:
+            frames.append(WindowUpdateFrame(stream, window_increment=5))
+        frames.append(DataFrame(stream, REQUEST, flags=["END_STREAM"]))
+        if generator.random() < 0.1:
+            frames.append(RstStreamFrame(stream, error_code=8))
+    return b"".join(frame.serialize() for frame in frames)
+
+
 def mutated(data: bytes, generator: random.Random) -> bytes:
     """Flip, insert or drop a few bytes."""
     changed = bytearray(data)
@@ -58,8 +80,9 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.timeout(300)
-def test_mutated_conversations_leave_the_loop_well(generator: random.Random) -> None:
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A server that has little of everything."""
     limits = Limits(
         max_message_bytes=100_000,
         max_held_bytes=20_000,
@@ -68,27 +91,75 @@ def test_mutated_conversations_leave_the_loop_well(generator: random.Random) -> 
         stream_window_bytes=2000,
         max_connections=20,
     )
+    batching = BatchingConfig(queue_capacity=8, max_request_images=8)
     with (
-        Classifier.load(MODEL, device="cpu") as classifier,
+        Classifier.load(MODEL, device="cpu", batching=batching) as classifier,
         h2_server(classifier, limits) as address,
     ):
-        for number in range(NUM_CONVERSATIONS):
-            with Connection(address, TIMEOUT_S) as connection, suppress(OSError):
-                connection.open(INITIAL_WINDOW_SIZE=generator.choice((0, 10, 65_535)))
-                data = mutated(conversation(connection, generator), generator)
-                at = generator.randrange(len(data))
-                connection.send(data[:at])
-                connection.send(data[at:])
-                if generator.random() < 0.1:
-                    connection.socket.settimeout(0.02)
-                    connection.socket.recv(1 << 16)
-            if number % 100 == 0:
-                assert_well(address)
-        assert_well(address)
+        yield address
+
+
+@pytest.mark.timeout(300)
+def test_mutated_conversations_leave_the_loop_well(address: str, generator: random.Random) -> None:
+    for number in range(NUM_CONVERSATIONS):
+        with Connection(address, TIMEOUT_S) as connection, suppress(OSError):
+            connection.open(INITIAL_WINDOW_SIZE=generator.choice((0, 10, 65_535)))
+            data = mutated(conversation(connection, generator), generator)
+            at = generator.randrange(len(data))
+            connection.send(data[:at])
+            connection.send(data[at:])
+            if generator.random() < 0.1:
+                connection.socket.settimeout(0.02)
+                connection.socket.recv(1 << 16)
+        if number % 100 == 0:
+            assert_well(address)
+    assert_well(address)
+
+
+class CountedSieve(Sieve):
+    """Counts the calls that it refuses."""
+
+    num_refused = 0
+
+    def events(self) -> list[http2.Event]:
+        CountedSieve.num_refused += self.refused.total()
+        return super().events()
+
+
+@pytest.mark.timeout(300)
+def test_mutated_bursts_leave_the_sieve_well(
+    address: str, generator: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.transports.h2.calls.Sieve", CountedSieve)
+    for number in range(NUM_CONVERSATIONS // 8):
+        with Connection(address, TIMEOUT_S) as connection, suppress(OSError):
+            connection.open()
+            data = overload(connection, generator)
+            third = len(data) // 3  # the first begins a sieve, the second teaches it
+            for part in (data[:third], data[third : 2 * third]):
+                connection.send(part)
+                connection.read(quiet_s=0.002)
+            data = mutated(data[2 * third :], generator)
+            at = generator.randrange(len(data))
+            connection.send(data[:at])
+            connection.send(data[at:])
+        if number % 50 == 0:
+            assert_well(address)
+    assert_well(address)
+    print(f"{CountedSieve.num_refused} calls were refused by their bytes")
+    assert CountedSieve.num_refused > NUM_CONVERSATIONS // 8
 
 
 def assert_well(address: str) -> None:
+    """A new caller is answered, once the queue has room."""
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
-        connection.call(1, REQUEST)
-        assert connection.reply(1).status == 0
+        streams = iter(range(1, 10_000, 2))
+
+        def is_answered() -> bool:
+            connection.call(stream := next(streams), REQUEST)
+            status = connection.reply(stream).status
+            assert status in (0, 8)
+            return status == 0
+
+        wait_until(is_answered)
