@@ -37,6 +37,7 @@ def test_recipes_are_these_and_only_best_has_teachers() -> None:
         ("learning_rate", -1e-3),
         ("learning_rate", float("nan")),
         ("averaging", 1),
+        ("mild", 1.5),
     ],
 )
 def test_impossible_recipe_is_refused_by_name(field: str, value: object) -> None:
@@ -60,7 +61,8 @@ def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("teachers", 0), ("views", 0), ("temperature", 0), ("share", 1.1)]
+    ("field", "value"),
+    [("teachers", 0), ("views", 0), ("mild_views", -1), ("temperature", 0), ("share", 1.1)],
 )
 def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
     _, distillation = RECIPES["best"].views()
@@ -71,3 +73,10 @@ def test_impossible_distillation_is_refused_by_name(field: str, value: float) ->
 def test_distillation_needs_views_to_show() -> None:
     with pytest.raises(ValueError, match="distillation: expected a deformation"):
         dataclasses.replace(RECIPES["best"], deformation=None)
+
+
+def test_mild_epochs_of_a_distilled_recipe_need_views() -> None:
+    _, distillation = RECIPES["best"].views()
+    without = dataclasses.replace(distillation, mild_views=0)
+    with pytest.raises(ValueError, match="mild: expected mild_views"):
+        dataclasses.replace(RECIPES["best"], distillation=without)

@@ -40,7 +40,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
     Args:
         examples: (N, 784) images and (N,) labels.
-        recipe: the number of epochs, the batch size and the deformation.
+        recipe: the number of epochs, how each deforms, and the rest as in cut().
         seed: with an epoch's number it decides all of that epoch, so a resumed training is
             exactly the uninterrupted one.
         start: the first epoch's number, from 0.
@@ -51,7 +51,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
     def make(epoch: int) -> Batches:
         rng = np.random.default_rng([seed, epoch])
-        return batches(examples, recipe, rng)
+        return batches(examples, recipe, rng, recipe.deformation_in(epoch))
 
     return ahead(make, range(start, recipe.epochs))
 
@@ -66,13 +66,19 @@ def ahead(make: Callable[[int], Batches], numbers: range) -> Iterator[Batches]:
             yield ready.result()
 
 
-def batches(examples: Examples, recipe: Recipe, rng: np.random.Generator) -> Batches:
+def batches(
+    examples: Examples,
+    recipe: Recipe,
+    rng: np.random.Generator,
+    deformation: Deformation | None,
+) -> Batches:
     """Make one epoch: shuffle, deform, and cut into batches.
 
     Args:
         examples: (N, 784) images and (N,) labels.
-        recipe: the deformation, and the rest as in cut().
+        recipe: as in cut().
         rng: the epoch's own generator: the same state gives the same epoch.
+        deformation: how far images are deformed; None leaves them as they are.
 
     Returns:
         As cut() does.
@@ -80,8 +86,8 @@ def batches(examples: Examples, recipe: Recipe, rng: np.random.Generator) -> Bat
     order = rng.permutation(len(examples.labels))
     images = examples.images[order]
     targets: Labels | Targets = examples.labels[order]
-    if recipe.deformation:
-        images = deform(images, recipe.deformation, rng)
+    if deformation:
+        images = deform(images, deformation, rng)
     if recipe.outliers:
         targets = np.eye(CLASSES, dtype=np.float32)[targets]
     return cut(images, targets, recipe, rng)

@@ -46,6 +46,8 @@ def epochs(
 ) -> Iterator[Batches]:
     """Make the batches of each epoch from the next view, cycling through the views.
 
+    The recipe's mild epochs cycle through the views that are deformed half as far.
+
     What an epoch shows of a view is shifted and in part degraded otherwise than the time before.
 
     Args:
@@ -58,11 +60,11 @@ def epochs(
     Yields:
         (N // B, B, 784) images and (N // B, B, 10) float32 probabilities to learn.
     """
-    deformation, distillation = recipe.views()
+    _, distillation = recipe.views()
 
     def make(epoch: int) -> Batches:
-        number = epoch % len(logits)
-        images = teacher_logits.view(training.images, deformation, number)
+        number = view_in(recipe, epoch)
+        images = teacher_logits.view(training.images, recipe, number)
         targets = soften(training.labels, logits[number], distillation)
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(targets))
@@ -70,6 +72,14 @@ def epochs(
         return augmentation.cut(shifted, targets[order], recipe, rng)
 
     return augmentation.ahead(make, range(start, recipe.epochs))
+
+
+def view_in(recipe: Recipe, epoch: int) -> int:
+    """Return the number of the view that an epoch, from 0, is made of."""
+    _, distillation = recipe.views()
+    if epoch < recipe.first_mild:
+        return epoch % distillation.views
+    return distillation.views + (epoch - recipe.first_mild) % distillation.mild_views
 
 
 def shift(images: Images) -> Images:

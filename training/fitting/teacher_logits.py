@@ -54,16 +54,17 @@ def load(
         ValueError: the recipe has no teachers.
         OSError: the cache could not be written.
     """
-    deformation, distillation = recipe.views()
+    _, distillation = recipe.views()
     identity = {
         "teachers": distillation.teachers,
         **teachers.identity(distillation.teacher, training),
-        "views": asdict(deformation),
     }
+    num_views = distillation.views + distillation.mild_views
     classify: Callable[[Images], Logits] | None = None
     found = []
-    for number in range(distillation.views):
-        file = Checkpoint(folder / f"view-{number:03}.npz", identity)
+    for number in range(num_views):
+        views = asdict(deformation_of(recipe, number))
+        file = Checkpoint(folder / f"view-{number:03}.npz", {**identity, "views": views})
         try:
             logits = file.load()["logits"]
         except ResumeError as err:
@@ -72,20 +73,26 @@ def load(
             classify = classify or _compile(
                 teachers.train(distillation, training, validation, folder, log)
             )
-            logits = classify(view(training.images, deformation, number))
+            logits = classify(view(training.images, recipe, number))
             file.save({"logits": logits})
-            width = len(str(distillation.views))
-            log(f"teacher logits  view {number + 1:{width}}/{distillation.views}")
+            width = len(str(num_views))
+            log(f"teacher logits  view {number + 1:{width}}/{num_views}")
         found.append(logits)
     return found
 
 
-def view(images: Images, deformation: Deformation, number: int) -> Images:
+def deformation_of(recipe: Recipe, number: int) -> Deformation:
+    """Return how a view is deformed: the mild ones have the last numbers."""
+    deformation, distillation = recipe.views()
+    return deformation if number < distillation.views else deformation.halved()
+
+
+def view(images: Images, recipe: Recipe, number: int) -> Images:
     """Deform all images; the same number gives the same view.
 
     Args:
         images: (N, 784) uint8.
-        deformation: the amplitudes.
+        recipe: has a deformation and a distillation.
         number: of the view, from 0.
 
     Returns:
@@ -94,7 +101,7 @@ def view(images: Images, deformation: Deformation, number: int) -> Images:
     rng = np.random.default_rng([STREAM, number])
     order = rng.permutation(len(images))  # in each view, other images share a field
     deformed = np.empty_like(images)
-    deformed[order] = augmentation.deform(images[order], deformation, rng)
+    deformed[order] = augmentation.deform(images[order], deformation_of(recipe, number), rng)
     return deformed
 
 

@@ -76,21 +76,24 @@ def chosen_folder(folder: Path, results: Path) -> Path:
 
 def tricks() -> dict[str, Recipe]:
     """Return the ablation's recipes, each with one trick more, from the tutorial's to best."""
-    best = RECIPES["best"]
+    best, default = RECIPES["best"], RECIPES["default"]
     best = replace(best, validation_split=best.validation_split or ABLATION_SPLIT)
     full, _ = best.views()
     tutorial = replace(RECIPES["seed"], validation_split=best.validation_split)
     adamw = replace(
-        best, deformation=None, distillation=None, degraded=0, outliers=0, averaging=0,
-        dropout=tutorial.dropout,
+        best, deformation=None, mild=0, distillation=None, degraded=0, outliers=0, averaging=0,
+        dropout=tutorial.dropout, optimizer=default.optimizer, learning_rate=default.learning_rate,
     )  # fmt: skip
-    averaged = replace(adamw, averaging=RECIPES["default"].averaging)
+    averaged = replace(adamw, averaging=default.averaging)
     affine = replace(
         averaged, dropout=best.dropout, deformation=replace(full, elastic_px=0, thickness=0)
     )
     elastic = replace(affine, deformation=replace(full, thickness=0))
     thickness = replace(elastic, deformation=full)
     degraded = replace(thickness, degraded=best.degraded, outliers=best.outliers)
+    distilled = replace(degraded, distillation=best.distillation)
+    mild = replace(distilled, mild=best.mild)
+    muon = replace(mild, optimizer=best.optimizer, learning_rate=best.learning_rate)
     steps = {
         "the tutorial's": tutorial,
         "AdamW, cosine": adamw,
@@ -99,7 +102,9 @@ def tricks() -> dict[str, Recipe]:
         "elastic deformation": elastic,
         "stroke thickness": thickness,
         "degraded images, outliers": degraded,
-        "distillation": replace(degraded, distillation=best.distillation),
+        "distillation": distilled,
+        "mild last epochs": mild,
+        "Muon": muon,
     }
     return {trick: replace(recipe, epochs=ABLATION_EPOCHS) for trick, recipe in steps.items()}
 

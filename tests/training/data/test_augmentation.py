@@ -74,7 +74,7 @@ def test_rotation_keeps_distances() -> None:
 
 def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
     label_of = {image.tobytes(): label for image, label in zip(*examples, strict=True)}
-    images, labels = augmentation.batches(examples, PLAIN, rng())
+    images, labels = augmentation.batches(examples, PLAIN, rng(), None)
     assert (images.shape, labels.shape) == ((20, 100, 784), (20, 100))
     assert {image.tobytes() for image in images.reshape(-1, 784)} == label_of.keys()
     for image, label in zip(images.reshape(-1, 784), labels.reshape(-1), strict=True):
@@ -83,7 +83,7 @@ def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
 
 def test_an_epoch_degrades_a_share_of_the_images_and_replaces_another(examples: Examples) -> None:
     recipe = dataclasses.replace(PLAIN, degraded=0.2, outliers=0.05)
-    images, targets = augmentation.batches(examples, recipe, rng())
+    images, targets = augmentation.batches(examples, recipe, rng(), None)
     known = {image.tobytes() for image in examples.images}
     changed = np.array([[image.tobytes() not in known for image in batch] for batch in images])
     assert changed.mean() == pytest.approx(0.25, abs=0.02)  # some shuffled ones are as before
@@ -119,16 +119,33 @@ def gradient_energy(images: Images) -> float:
 
 def test_batch_mixes_the_groups() -> None:
     same = Examples(np.full((1000, 784), 255, np.uint8), np.zeros(1000, np.uint8))
-    images, _ = augmentation.batches(
-        same, dataclasses.replace(PLAIN, deformation=DEFORMATION), rng()
-    )
+    images, _ = augmentation.batches(same, PLAIN, rng(), DEFORMATION)
     groups = math.ceil(1000 / GROUP)
     assert all(len(np.unique(batch, axis=0)) == groups for batch in images)
 
 
 def test_images_that_fill_no_batch_are_left_out(examples: Examples) -> None:
-    images, _ = augmentation.batches(examples, dataclasses.replace(PLAIN, batch_size=300), rng())
+    recipe = dataclasses.replace(PLAIN, batch_size=300)
+    images, _ = augmentation.batches(examples, recipe, rng(), None)
     assert images.shape == (6, 300, 784)
+
+
+def test_the_last_epochs_deform_half_as_far(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Deformation] = []
+
+    def deform(images: Images, deformation: Deformation, _: np.random.Generator) -> Images:
+        seen.append(deformation)
+        return images
+
+    monkeypatch.setattr(augmentation, "deform", deform)
+    recipe = dataclasses.replace(PLAIN, deformation=DEFORMATION, epochs=5, mild=0.4)
+    assert len(list(augmentation.epochs(examples, recipe, seed=1, start=0))) == 5
+    assert [each.rotation_deg / DEFORMATION.rotation_deg for each in seen] == [1, 1, 1, 0.5, 0.5]
+    assert (seen[4].kept, seen[4].elastic_sigma_px) == (
+        DEFORMATION.kept, DEFORMATION.elastic_sigma_px
+    )  # fmt: skip
 
 
 def test_epoch_is_the_same_wherever_training_starts(examples: Examples) -> None:

@@ -19,7 +19,7 @@ DISTILLATION = Distillation(
 )  # fmt: skip
 RECIPE = dataclasses.replace(
     RECIPES["best"], distillation=DISTILLATION, validation_split=1 / 12, epochs=3, batch_size=256,
-    averaging=0.9,
+    averaging=0.9, mild=0, learning_rate=0.02,
 )  # fmt: skip
 
 
@@ -111,8 +111,7 @@ def test_other_teachers_compute_all_again(cache: Path, parts: Parts, tmp_path: P
 
 def test_view_is_deformed_the_same_every_time(parts: Parts) -> None:
     images = parts[0].images
-    deformation, _ = RECIPE.views()
-    views = [teacher_logits.view(images, deformation, number) for number in (0, 0, 1)]
+    views = [teacher_logits.view(images, RECIPE, number) for number in (0, 0, 1)]
     assert (views[0] == views[1]).all()
     assert (views[0] != views[2]).any(axis=1).mean() > 0.9
     # Each is still the image that it was: its nearest in mean ink, by far, over all images.
@@ -131,12 +130,11 @@ def test_targets_mix_labels_and_softened_probabilities() -> None:
 def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     training, _ = parts
     answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
-    deformation, _ = RECIPE.views()
     labels_only = dataclasses.replace(
         RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0), degraded=0, outliers=0
     )
     epoch = next(iter(distillation.epochs(training, labels_only, answers, 0, 1)))
-    view = teacher_logits.view(training.images, deformation, 1)
+    view = teacher_logits.view(training.images, RECIPE, 1)
     label_of = {
         moved.tobytes(): label
         for image, label in zip(view, training.labels, strict=True)
@@ -145,6 +143,19 @@ def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     images, targets = epoch.images.reshape(-1, 784), epoch.labels.reshape(-1, 10)
     assert len(images) == len(training.labels) // 256 * 256
     assert [label_of[image.tobytes()] for image in images] == targets.argmax(axis=1).tolist()
+
+
+def test_the_last_epochs_show_mild_views(parts: Parts) -> None:
+    mild = dataclasses.replace(DISTILLATION, views=3, mild_views=2)
+    recipe = dataclasses.replace(RECIPE, epochs=10, mild=0.3, distillation=mild)
+    numbers = [distillation.view_in(recipe, epoch) for epoch in range(10)]
+    assert numbers == [0, 1, 2, 0, 1, 2, 0, 3, 4, 3]
+    images = parts[0].images
+    change = [
+        np.abs(teacher_logits.view(images, recipe, number).astype(float) - images).mean()
+        for number in (2, 3)
+    ]
+    assert change[1] < 0.8 * change[0]
 
 
 def test_recipe_without_teachers_cannot_distil() -> None:

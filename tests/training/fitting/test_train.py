@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -70,14 +70,18 @@ def test_finished_training_leaves_three_files(artifacts: Path) -> None:
     assert set(os.listdir(artifacts)) == {"model.keras", "history.json", "metrics.json"}
 
 
-def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_training_equals_an_uninterrupted_one(
+    tmp_path: Path, mnist_sample: Mnist, optimizer: Literal["adamw", "muon"]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
     def stop_here(line: str) -> None:
         if line.startswith("epoch 2/3"):
             shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
 
     lines: list[str] = []
-    train(RECIPE, mnist_sample, tmp_path / "whole", log=stop_here)
-    train(RECIPE, mnist_sample, tmp_path / "stopped", resume=True, log=lines.append)
+    train(recipe, mnist_sample, tmp_path / "whole", log=stop_here)
+    train(recipe, mnist_sample, tmp_path / "stopped", resume=True, log=lines.append)
     assert [line.partition("  loss")[0] for line in lines] == ["epoch 3/3"]
     histories = [load_json(tmp_path / name, "history.json") for name in ("whole", "stopped")]
     assert histories[0] == histories[1]

@@ -148,7 +148,7 @@ def test_teachers_and_sizes_have_rows_of_their_own(
     metrics.write_text(metrics.read_text().replace('"best"', '"best-small"'))
     teacher = replace(RECIPES["best"].views()[1].teacher, epochs=1, batch_size=256)
     distillation = Distillation(teacher=teacher, teachers=1, views=1, temperature=1, share=1)
-    distilled = replace(TINY, distillation=distillation)
+    distilled = replace(TINY, distillation=distillation, mild=0)
     monkeypatch.setattr(experiments, "RECIPES", {"best": distilled})
     monkeypatch.setattr(experiments, "SIZES", {"best-small": SMALL})
     monkeypatch.setattr(experiments, "tricks", dict)
