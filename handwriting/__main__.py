@@ -62,7 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
     add("--epochs", type=int, default=fitting.EPOCHS, help=f"({fitting.EPOCHS})")
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
-    add("--output", type=Path, default=WEIGHTS, metavar="FILE", help="(serving/pictures)")
+    add(
+        "--output",
+        type=Path,
+        default=WEIGHTS,
+        metavar="FILE",
+        help="or a folder, for rejecter.npz in it (serving/pictures)",
+    )
     return parser
 
 
@@ -100,8 +106,9 @@ def _fit(options: argparse.Namespace) -> int:
         examples.Candidates.concatenate(found[:held_out]),
         options.seed, options.epochs,
     )  # fmt: skip
-    fitting.save(model, options.output)
-    print(f"{options.output}: {options.output.stat().st_size} bytes")
+    output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
+    fitting.save(model, output)
+    print(f"{output}: {output.stat().st_size} bytes")
     return 0
 
 

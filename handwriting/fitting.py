@@ -63,4 +63,5 @@ def save(model: Any, path: Path) -> None:
     """Save the weights as half floats."""
     names = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
     weights = zip(names, model.get_weights(), strict=True)
-    np.savez_compressed(path, **{name: array.astype(np.float16) for name, array in weights})
+    with path.open("wb") as file:  # of exactly this name, which numpy would complete
+        np.savez_compressed(file, **{name: array.astype(np.float16) for name, array in weights})

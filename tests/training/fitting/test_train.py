@@ -75,6 +75,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, mnist_sample: Mnist, optimizer: Literal["adamw", "muon"]
 ) -> None:
     recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
+
     def stop_here(line: str) -> None:
         if line.startswith("epoch 2/3"):
             shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
