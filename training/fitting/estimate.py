@@ -10,6 +10,9 @@ TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
 """Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
 the network. Only their ratios count: the pace is this training's own."""
 
+MUON = 2.0
+"""How many times as long an epoch of the network takes with Muon."""
+
 _LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
 
 
@@ -24,7 +27,8 @@ class Estimate:
         self._views_start = self._teachers * self._teacher_cost
         views = teaching.views + teaching.mild_views if teaching else 0
         self._epochs_start = self._views_start + self._teachers * views * TEACHER_VIEW
-        self._total = self._epochs_start + recipe.epochs * EPOCH
+        self._epoch_cost = EPOCH * (MUON if recipe.optimizer == "muon" else 1)
+        self._total = self._epochs_start + recipe.epochs * self._epoch_cost
         self._started = time.monotonic()
         self._skipped: float | None = None
 
@@ -44,7 +48,7 @@ class Estimate:
         if teacher:
             before = (int(teacher) - 1) * self._teacher_cost
             return before + int(done) * TEACHER_EPOCH, TEACHER_EPOCH
-        step, start = EPOCH, self._epochs_start
+        step, start = self._epoch_cost, self._epochs_start
         if part != "epoch":
             step, start = self._teachers * TEACHER_VIEW, self._views_start
         return start + int(done) * step, step

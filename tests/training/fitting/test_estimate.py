@@ -9,7 +9,7 @@ from training.fitting.estimate import Estimate
 DISTILLATION = Distillation(
     teacher=replace(TEACHER, epochs=10), teachers=2, views=4, temperature=2.0, share=0.9
 )
-RECIPE = replace(RECIPES["best"], distillation=DISTILLATION, mild=0, epochs=100)
+RECIPE = replace(RECIPES["best"], distillation=DISTILLATION, mild=0, epochs=100, optimizer="adamw")
 
 
 class Clock:
@@ -57,3 +57,13 @@ def test_what_an_earlier_run_did_does_not_count(clock: Clock) -> None:
     clock.seconds = 3
     log("epoch  51/100  loss 0.1")
     assert lines == ["epoch  51/100  loss 0.1  2 min left"]
+
+
+def test_muon_takes_longer(clock: Clock) -> None:
+    lines: list[str] = []
+    log = Estimate(replace(RECIPE, optimizer="muon"), lines.append)  # costs 200 + 40 + 200
+    clock.seconds = 440
+    log("teacher logits  view 4/4")  # its step: 10
+    clock.seconds = 460
+    log("epoch  10/100  loss 0.1")
+    assert lines[1].endswith("  46 min left")
