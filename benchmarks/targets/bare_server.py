@@ -47,7 +47,10 @@ class _Connection:
         num_bytes = 0
         with suppress(OSError):
             num_bytes = self.socket.recv_into(buffer)
-        self._http2.receive_data(buffer[:num_bytes])
+        try:
+            self._http2.receive_data(buffer[:num_bytes])
+        except http2.Error:  # more after a GOAWAY, such as h2load's last frames
+            return None
         whole = {}
         for event in self._http2.events():
             if isinstance(event, http2.ConnectionClosed):
