@@ -14,7 +14,7 @@ from benchmarks.report import comparison, recommendation
 from benchmarks.report.figures import Figures
 from benchmarks.run import measurement, result_file
 from benchmarks.run.measurement import Sources
-from benchmarks.run.result_file import Results, UnusableResults
+from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Spec
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     measurement.measure(suite, sources, results, _Progress())
     results.save(output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
-    _report(results, output)
+    _report(output)
     return DONE
 
 
@@ -78,7 +78,7 @@ def _verify(options: argparse.Namespace) -> int:
     plan = plan_of(options.device, options.output, options.data_dir)
     results = steps.verify(plan, _Progress())
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {plan.output}")
-    _report(results, plan.output)
+    _report(plan.output)
     return FAILED if steps.has_failed(results) else DONE
 
 
@@ -89,9 +89,9 @@ def _check_machine() -> None:
     extras.require("matplotlib", "packaging", "onnxruntime")
 
 
-def _report(results: Results, output: Path) -> None:
-    """Write the report beside the results, and print its tables."""
-    page = _import_page()
+def _report(output: Path) -> None:
+    """Write the report of a results file beside it, as plot does, and print its tables."""
+    page, results = _import_page(), result_file.load(output)
     written = page.write(results, output)
     for table in page.tables(results):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
