@@ -66,6 +66,11 @@ class Distillation:
         _check(self, 0.1, 100, "temperature")
         _check(self, 0, 1, "share")
 
+    @property
+    def all_views(self) -> int:
+        """The number of all that the teachers classify: those of the mild epochs come last."""
+        return self.views + self.mild_views
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:

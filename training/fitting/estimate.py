@@ -25,7 +25,7 @@ class Estimate:
         self._teachers = teaching.teachers if teaching else 0
         self._teacher_cost = teaching.teacher.epochs * TEACHER_EPOCH if teaching else 0.0
         self._views_start = self._teachers * self._teacher_cost
-        views = teaching.views + teaching.mild_views if teaching else 0
+        views = teaching.all_views if teaching else 0
         self._epochs_start = self._views_start + self._teachers * views * TEACHER_VIEW
         self._epoch_cost = EPOCH * (MUON if recipe.optimizer == "muon" else 1)
         self._total = self._epochs_start + recipe.epochs * self._epoch_cost

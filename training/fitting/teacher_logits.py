@@ -59,10 +59,9 @@ def load(
         "teachers": distillation.teachers,
         **teachers.identity(distillation.teacher, training),
     }
-    num_views = distillation.views + distillation.mild_views
     classify: Callable[[Images], Logits] | None = None
     found = []
-    for number in range(num_views):
+    for number in range(distillation.all_views):
         views = asdict(deformation_of(recipe, number))
         file = Checkpoint(folder / f"view-{number:03}.npz", {**identity, "views": views})
         try:
@@ -75,8 +74,8 @@ def load(
             )
             logits = classify(view(training.images, recipe, number))
             file.save({"logits": logits})
-            width = len(str(num_views))
-            log(f"teacher logits  view {number + 1:{width}}/{num_views}")
+            width = len(str(distillation.all_views))
+            log(f"teacher logits  view {number + 1:{width}}/{distillation.all_views}")
         found.append(logits)
     return found
 
