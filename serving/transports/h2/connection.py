@@ -25,8 +25,10 @@ _RECORD_BYTES = 1 << 14
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
 last ones say."""
-_FIRST_BYTES = 4096
-"""Read of a peer that is not known yet; also the least."""
+_LEAST_BYTES = 4096
+"""Read of a peer at least, and at first: even of the tiniest frames, these take no more."""
+MAX_BYTE_S = TURN_S / _LEAST_BYTES
+"""What a byte takes at most, in seconds."""
 RESPONSE: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (
@@ -82,7 +84,7 @@ class Connection:
         """Stands before `http2` under overload."""
         self.can_sift = access_log is None
         """Whether that is of use; lines are written of what HTTP/2 reads."""
-        self.byte_s = TURN_S / _FIRST_BYTES
+        self.byte_s = MAX_BYTE_S
         """What each byte that it sends takes, in seconds: a moving average, which starts
         cautiously, for tiny frames can take a hundred times what large messages take."""
         self.tag_s = 0.0
@@ -129,7 +131,7 @@ class Connection:
         """
         total = 0
         is_tls = isinstance(self.socket, ssl.SSLSocket)
-        least = _RECORD_BYTES if is_tls else _FIRST_BYTES
+        least = _RECORD_BYTES if is_tls else _LEAST_BYTES
         buffer = buffer[: max(least, int(TURN_S / self.byte_s))]
         # Room for a whole record each time: the selector does not see what OpenSSL holds back.
         last = len(buffer) - _RECORD_BYTES if is_tls else 0

@@ -16,7 +16,7 @@ from functools import partial
 from serving.errors import DigitsError
 from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
-from serving.transports.h2.connection import Connection
+from serving.transports.h2.connection import MAX_BYTE_S, Connection
 from serving.transports.h2.connections import Connections
 from serving.transports.h2.heads import Head
 from serving.transports.h2.limits import Limits
@@ -37,9 +37,10 @@ _ROUND_S = _RUNS_S = 0.01
 its time."""
 _TELLING_BYTES = 1024
 """Shorter reads do not say what a peer's bytes take: any read takes some microseconds."""
-_MAX_READ_S, _MAX_BYTE_S = 2e-4, 5e-7
-"""What a turn takes at most, and more for each byte, even of the tiniest frames. A longer one was
-interrupted; charged in full, it would have its peer wait as long for each other busy one."""
+_MAX_READ_S = 2e-4
+"""What a turn may take whatever its length. One that takes more, and more than even the tiniest
+frames would, was interrupted; charged in full, it would have its peer wait as long for each other
+busy one."""
 _READ = selectors.EVENT_READ
 
 
@@ -180,7 +181,7 @@ class Loop:
             else:
                 num_bytes = self._serve(connection, mask, now_s)
                 end_s = time.monotonic()
-                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * _MAX_BYTE_S)
+                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_BYTE_S)
                 if num_bytes >= _TELLING_BYTES:
                     connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
                 self._clock_s = max(self._clock_s, connection.tag_s)
