@@ -29,7 +29,6 @@ class Statistics:
             counts = self._versions[version]
             counts.last_inference_ms = time.time_ns() // 1_000_000
             counts.num_images += answered.num_images
-            counts.success.add(answered.decode_s + queue_s + run_s + output_s, times)
             counts.queue.add(queue_s, times)
             counts.compute_input.add(answered.decode_s, times)
             counts.compute_infer.add(run_s, times)
@@ -46,7 +45,6 @@ class Statistics:
 
     def message(self, name: str, version: str) -> Any:
         """Build the ModelStatistics of a version."""
-        durations = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         with self._lock:
             counts = self._versions[version]
             return ModelStatistics(
@@ -55,7 +53,7 @@ class Statistics:
                 last_inference=counts.last_inference_ms,
                 inference_count=counts.num_images,
                 execution_count=counts.num_runs,
-                inference_stats={name: getattr(counts, name).fields() for name in durations},
+                inference_stats=counts.durations(),
                 batch_stats=[
                     {"batch_size": size, "compute_infer": duration.fields()}
                     for size, duration in sorted(counts.batches.items())
@@ -101,9 +99,18 @@ class _Duration:
 class _Version:
     def __init__(self) -> None:
         self.last_inference_ms = self.num_images = self.num_runs = 0
-        self.success, self.fail, self.queue = _Duration(), _Duration(), _Duration()
+        self.fail, self.queue = _Duration(), _Duration()
         self.compute_input, self.compute_infer = _Duration(), _Duration()
         self.compute_output = _Duration()
         self.batches: dict[int, _Duration] = defaultdict(_Duration)
         self.runs: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
         """When the latest runs finished, which identifies them."""
+
+    def durations(self) -> dict[str, dict[str, int]]:
+        """Return all durations by name; that of success is the sum of its parts."""
+        parts = {
+            name: getattr(self, name).fields()
+            for name in ("queue", "compute_input", "compute_infer", "compute_output")
+        }
+        whole = {"count": self.queue.count, "ns": sum(part["ns"] for part in parts.values())}
+        return {"success": whole, "fail": self.fail.fields(), **parts}

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
 from serving.images import Images
+from serving.protocols.oip.statistics import Answered, Run, Statistics
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
 from tests.support.servers import RunningServer
 
@@ -115,3 +116,14 @@ def test_messages_stay_out_of_the_default_pool() -> None:
         "raise SystemExit('other clients of the protocol could not be imported')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_success_takes_what_its_parts_take_to_the_nanosecond() -> None:
+    statistics = Statistics()
+    run = Run(num_rows=1, started_s=0.6e-9, finished_s=1.2e-9)
+    for _ in range(20):  # each rounds otherwise
+        statistics.count_success("1", Answered(3, 3, arrived_s=0.0, decode_s=0.6e-9), run)
+        stats = statistics.message("digits", "1").inference_stats
+        parts = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
+        assert sum(part.ns for part in parts) == stats.success.ns
+        assert {part.count for part in parts} == {stats.success.count}
