@@ -274,6 +274,16 @@ def test_anything_but_one_whole_message_is_refused(
         assert reply.headers["grpc-accept-encoding"] == "identity"
 
 
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM])
+def test_message_that_is_cut_short_in_a_later_frame_is_refused(
+    connection: Connection, path: str
+) -> None:
+    head = connection.headers(1, request_headers(__path=path))
+    connection.send(head, DataFrame(1, REQUEST[:100]))
+    connection.send(DataFrame(1, REQUEST[100:-1], flags=["END_STREAM"]))
+    assert connection.reply(1).status == INVALID
+
+
 def test_call_without_a_body_is_refused(connection: Connection) -> None:
     connection.send(connection.headers(1, request_headers(), "END_STREAM"))
     assert connection.reply(1).status == UNIMPLEMENTED
@@ -455,6 +465,38 @@ def test_drain_says_goaway_twice_and_answers_what_was_accepted(expected: bytes) 
         assert connection.goaways == [2**31 - 1, 3]
         assert idle.goaways == [2**31 - 1, 0]
         assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_drain_refuses_calls_whose_message_has_not_arrived(expected: bytes) -> None:
+    """And answers those that wait for a run."""
+    with (
+        running_server(MODELS, "--transport", "h2", "--max-queue-delay", "0.5") as server,
+        Connection(server.address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        connection.send(
+            connection.headers(1, request_headers()),
+            connection.headers(3, request_headers()),
+            DataFrame(3, REQUEST[:50]),
+            connection.headers(5, request_headers(__path=STREAM)),
+        )
+        connection.call(7, REQUEST)
+        connection.send(PingFrame(0, bytes(8)))
+        connection.wait(lambda: bool(connection.pongs))  # all of it is read
+        server.process.terminate()
+        assert [connection.reply(stream).status for stream in (1, 3, 5)] == [UNAVAILABLE] * 3
+        assert_answered(connection.reply(7), expected)
+        assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_connection_that_breaks_the_protocol_gets_a_goaway_and_is_closed(
+    connection: Connection,
+) -> None:
+    connection.call(1, REQUEST)
+    assert connection.reply(1).status == OK
+    connection.send(b"\0\0\1\4\0\0\0\0\0\0")  # SETTINGS of one byte
+    connection.wait_closed()
+    assert connection.goaways == [1]
 
 
 def test_goaway_of_the_caller_lets_its_calls_end(connection: Connection, expected: bytes) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from hyperframe.frame import DataFrame, RstStreamFrame
+from hyperframe.frame import DataFrame, Frame, RstStreamFrame, SettingsFrame
 
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2 import http2
+from serving.transports.h2 import http2, loop
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.stream import Stream
-from tests.support.h2_connection import Connection, message, request_headers
+from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
@@ -30,6 +30,7 @@ REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 TOKEN = "a-token-of-some-length-for-tests"
 MAX_MESSAGE_BYTES = 4_000_000
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 REQUEST = message(encode_request(bytes(range(256)) * 3 + bytes(16)))
 
 
@@ -78,8 +79,14 @@ def test_cancelled_streams_give_back_their_part_of_the_window(
     served: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else their connection stops, sooner or later."""
-    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 200_000)
-    half = message(b"", length=100_000) + bytes(10_000)
+    window = 100_000
+    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", window)
+    bodies = [
+        [message(b"", length=100_000) + bytes(10_000)],
+        [REQUEST * 12],
+        [REQUEST[:400], REQUEST[400:] + REQUEST * 12],
+        [REQUEST * 4],
+    ]
     with (
         h2_server(served, limits()) as address,
         Connection(address, TIMEOUT_S) as connection,
@@ -87,15 +94,87 @@ def test_cancelled_streams_give_back_their_part_of_the_window(
         connection.open(INITIAL_WINDOW_SIZE=0)  # answers stay unread, too
         connection.acknowledge()
         sent = 0
-        for stream in range(1, 401, 2):
+        for number in range(200):
+            stream = 2 * number + 1
+            body = bodies[number % 4]
             head = connection.headers(stream, request_headers(__path=STREAM))
-            body = half if stream % 4 == 1 else REQUEST * 12
-            connection.send(head, DataFrame(stream, body))
-            sent += len(body)
-            connection.read(quiet_s=0.001)
-            connection.send(RstStreamFrame(stream, error_code=8))
+            frames: list[Frame] = [head, *(DataFrame(stream, part) for part in body)]
+            sent += len(b"".join(body))
+            if number % 4 == 3:  # cancelled as it is read, before it runs
+                connection.send(*frames, RstStreamFrame(stream, error_code=8))
+            else:
+                connection.send(*frames)
+                connection.read(quiet_s=0.001)
+                connection.send(RstStreamFrame(stream, error_code=8))
+            connection.wait(lambda: sent - connection.num_credited < 0.9 * window)  # noqa: B023
+        assert sent > 5 * window
+
+
+def test_data_of_calls_that_are_over_opens_the_connections_window(
+    served: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller whose window is closed is not reset, so it may go on to send."""
+    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 200_000)
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open(INITIAL_WINDOW_SIZE=0)
+        connection.acknowledge()
+        sent = 0
+        for stream in range(1, 101, 2):
+            head = connection.headers(stream, request_headers())
+            connection.send(head, DataFrame(stream, message(b"", flag=1)))
+            connection.wait(lambda: stream in connection.statuses)  # noqa: B023
+            connection.send(DataFrame(stream, bytes(16_000)))
+            sent += 16_000
             connection.wait(lambda: sent - connection.num_credited < 190_000)  # noqa: B023
-        assert sent > 5 * 200_000
+        assert sent > 3 * 200_000
+
+
+def test_messages_that_have_arrived_hold_nothing(served: Classifier) -> None:
+    body = message(encode_request(bytes(30 * 784)))
+    parts = [body[at : at + 8_000] for at in range(0, len(body), 8_000)]
+    with (
+        h2_server(served, limits(max_held_bytes=30_000)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        for stream in range(1, 21, 2):
+            head = connection.headers(stream, request_headers())
+            connection.send(head, *(DataFrame(stream, part) for part in parts))
+            connection.send(DataFrame(stream, b"", flags=["END_STREAM"]))
+            assert connection.reply(stream).status == 0
+
+
+def test_first_parts_of_messages_share_the_budget_too(served: Classifier) -> None:
+    with (
+        h2_server(served, limits(max_held_bytes=100_000)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        for stream in range(1, 21, 2):
+            head = connection.headers(stream, request_headers())
+            part = message(b"", length=1_000_000) + bytes(15_000)
+            connection.send(head, DataFrame(stream, part))
+        connection.wait(lambda: EXHAUSTED in connection.statuses.values())
+        assert_well(address)
+
+
+def test_requests_of_just_the_room_are_accepted() -> None:
+    body = message(encode_request(bytes(4 * 784)))
+    with (
+        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
+            queue_capacity=4, max_request_images=4)) as classifier,
+        h2_server(classifier, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):  # fmt: skip
+        connection.open()
+        head = connection.headers(1, request_headers())
+        connection.send(head, DataFrame(1, body[:9]), DataFrame(1, body[9:], flags=["END_STREAM"]))
+        assert connection.reply(1).status == 0
+        connection.call(3, body)
+        assert connection.reply(3).status == 0
 
 
 def test_half_received_messages_share_one_budget_and_the_largest_goes(
@@ -173,18 +252,44 @@ def test_connections_with_calls_are_not_closed_for_new_ones(served: Classifier) 
         assert waits.reply(1).status == 0
 
 
-def test_tls_connection_closed_for_a_new_one_in_its_own_round(
-    served: Classifier, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def with_tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServerConfig, ssl.SSLContext]:
+    """A server's configuration with a certificate, and what its callers know."""
+    folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     leaf = authority.issue_cert("127.0.0.1")
-    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
-    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    security = SecurityConfig(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    leaf.private_key_pem.write_to_path(folder / "key.pem")
+    leaf.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    security = SecurityConfig(tls_cert=folder / "cert.pem", tls_key=folder / "key.pem")
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
     tls.set_alpn_protocols(["h2"])
-    config = ServerConfig(port=0, security=security)
+    return ServerConfig(port=0, security=security), tls
+
+
+def test_tls_connection_closed_for_a_new_one_gets_a_goaway(
+    served: Classifier, with_tls: tuple[ServerConfig, ssl.SSLContext]
+) -> None:
+    config, tls = with_tls
+    with (
+        h2_server(served, limits(max_connections=1), config) as address,
+        Connection(address, TIMEOUT_S, tls) as idle,
+    ):
+        idle.open()
+        idle.call(1, REQUEST)
+        assert idle.reply(1).status == 0
+        with Connection(address, TIMEOUT_S, tls) as connection:
+            connection.open()
+            connection.call(1, REQUEST)
+            assert connection.reply(1).status == 0
+        idle.wait_closed()
+        assert idle.goaways == [1]
+
+
+def test_tls_connection_closed_for_a_new_one_in_its_own_round(
+    served: Classifier, with_tls: tuple[ServerConfig, ssl.SSLContext]
+) -> None:
+    config, tls = with_tls
     with h2_server(served, limits(max_connections=4), config) as address, ExitStack() as stack:
         host, _, port = address.rpartition(":")
         for _ in range(100):
@@ -256,3 +361,58 @@ def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifie
         connection.wait(lambda: len(connection.goaways) == 2)
         assert connection.goaways[1] == 1
         assert_well(address)
+
+
+@pytest.fixture
+def sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the limits that are seconds looked at every 10 ms."""
+    monkeypatch.setattr(loop, "_SWEEP_S", 0.01)
+
+
+@pytest.mark.usefixtures("sweeps_often")
+def test_unary_calls_whose_message_does_not_arrive_are_ended(served: Classifier) -> None:
+    with (
+        h2_server(served, limits(message_s=0.05)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        connection.send(connection.headers(1, request_headers(__path=STREAM)))
+        connection.send(connection.headers(3, request_headers()), DataFrame(3, REQUEST[:9]))
+        connection.send(connection.headers(5, request_headers()))
+        assert connection.reply(5).status == LATE
+        assert connection.reply(3).status == LATE
+        connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
+        assert connection.reply(1).status == 0
+
+
+@pytest.mark.usefixtures("sweeps_often")
+def test_connection_whose_preface_does_not_arrive_is_closed(served: Classifier) -> None:
+    with (
+        h2_server(served, limits(handshake_s=0.5)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+        Connection(address, TIMEOUT_S) as slow,
+    ):
+        connection.open()
+        slow.send(PREFACE[:9])
+        slow.wait_closed()
+        connection.call(1, REQUEST)
+        assert connection.reply(1).status == 0
+
+
+@pytest.mark.usefixtures("sweeps_often")
+def test_connection_without_calls_is_closed_and_one_in_its_preface_is_not(
+    served: Classifier,
+) -> None:
+    with (
+        h2_server(served, limits(idle_s=0.05, age_s=100.0)) as address,
+        Connection(address, TIMEOUT_S) as slow,
+        Connection(address, TIMEOUT_S) as idle,
+    ):
+        slow.send(PREFACE[:9])
+        idle.open()
+        idle.wait_closed()
+        assert idle.goaways == [0]
+        head = slow.headers(1, request_headers())
+        call = (head, DataFrame(1, REQUEST, flags=["END_STREAM"]))
+        slow.send(PREFACE[9:], SettingsFrame(0), *call)
+        assert slow.reply(1).status == 0

@@ -1,0 +1,238 @@
+"""Runs on the loop's own thread, proved by what the engine ran.
+
+The loop reads nothing while the engine holds it: so what is sent meanwhile is read together, and
+makes one batch.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import pytest
+from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame
+
+import serving
+from serving import Classifier
+from serving.config import BatchingConfig
+from serving.model import repository
+from serving.model.loaded_model import LoadedModel
+from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.pb.digits.v1 import digits_pb2
+from serving.transports.h2 import queue, runs
+from serving.transports.h2.limits import Limits
+from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
+from tests.support.h2_connection import Connection, Reply, message, request_headers
+from tests.support.h2_server import h2_server
+
+MODELS = Path(serving.__file__).parent / "pretrained" / "digits"
+MANIFEST = repository.load_manifest(MODELS / repository.versions(MODELS)[0])
+STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+GUILTY = 13
+INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+def request(*values: int) -> bytes:
+    return message(encode_request(images_of(*values).tobytes()))
+
+
+def digits(reply: Reply) -> list[int]:
+    return list(digits_pb2.ClassifyResponse.FromString(reply.body[5:]).digits)
+
+
+@dataclass
+class Held:
+    """A server whose loop runs the images itself, and a connection to it."""
+
+    engine: GatedModel
+    classifier: Classifier
+    connection: Connection
+
+    def occupy(self) -> None:
+        """Send call 1 and wait until the engine has it; it is held until the gate opens."""
+        self.connection.call(1, request(0))
+        self.engine.wait_until_running()
+
+    def frames(self, stream: int, body: bytes, **changed: str) -> list[Frame]:
+        """Build a whole call."""
+        head = self.connection.headers(stream, request_headers(**changed))
+        return [head, DataFrame(stream, body, flags=["END_STREAM"])]
+
+    def assert_well(self, stream: int) -> None:
+        """Check that the server still answers."""
+        self.engine.open(1000)
+        self.connection.call(stream, request(7))
+        assert digits(self.connection.reply(stream)) == [7]
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """The calls by method and status."""
+        return self.classifier.metrics.snapshot().requests
+
+
+@pytest.fixture
+def batching() -> BatchingConfig:
+    return BatchingConfig(max_batch_size=64)
+
+
+@pytest.fixture
+def quick_images() -> int:
+    return 64
+
+
+@pytest.fixture
+def held(batching: BatchingConfig, quick_images: int) -> Iterator[Held]:
+    engine = GatedModel(poison=frozenset({GUILTY}))
+    model = LoadedModel(engine, MANIFEST, "fp32", quick_images)
+    limits = Limits(max_message_bytes=1_000_000)
+    with (
+        Classifier(model, batching) as classifier,
+        h2_server(classifier, limits) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        try:
+            yield Held(engine, classifier, connection)
+        finally:
+            engine.open(1000)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("num_calls", [1, 2, 3])
+def test_guilty_request_fails_alone_wherever_it_stands(
+    held: Held, num_calls: int, place: int
+) -> None:
+    values = [21, 22, 23][:num_calls]
+    values[place % num_calls] = GUILTY
+    held.occupy()
+    calls = [held.frames(3 + 2 * number, request(value)) for number, value in enumerate(values)]
+    held.connection.send(*(frame for call in calls for frame in call))
+    held.engine.open(1000)
+    for number, value in enumerate(values):
+        reply = held.connection.reply(3 + 2 * number)
+        if value == GUILTY:
+            assert (reply.status, reply.body) == (INTERNAL, b"")
+        else:
+            assert (reply.status, digits(reply)) == (0, [value % 10])
+    assert held.engine.ran[:2] == [[0], values]
+    held.assert_well(101)
+    assert held.counts == {("Classify", "OK"): num_calls + 1, ("Classify", "INTERNAL"): 1}
+
+
+def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held: Held) -> None:
+    held.occupy()
+    body = b"".join(request(value) for value in (1, GUILTY, 2))
+    held.connection.send(*held.frames(3, body, __path=STREAM))
+    held.engine.open(1000)
+    reply = held.connection.reply(3)
+    assert reply.status == INTERNAL
+    assert digits(reply) == [1]
+    held.assert_well(5)
+    assert held.counts == {("Classify", "OK"): 2, ("ClassifyStream", "INTERNAL"): 1}
+
+
+@pytest.mark.parametrize("batching", [BatchingConfig(max_batch_size=1)])
+def test_call_whose_deadline_passes_during_the_run_before_is_not_run(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_SHARE_OF_PATIENCE", math.inf)  # else it would be refused at once
+    held.occupy()
+    held.connection.send(
+        *held.frames(3, request(1)),
+        *held.frames(5, request(2), grpc_timeout="1u"),
+        *held.frames(7, request(3)),
+    )
+    held.engine.open(1000)
+    assert [held.connection.reply(stream).status for stream in (1, 3, 5, 7)] == [0, 0, LATE, 0]
+    assert held.engine.ran == [[0], [1], [3]]
+    held.assert_well(9)
+    assert held.counts == {("Classify", "OK"): 4, ("Classify", "DEADLINE_EXCEEDED"): 1}
+
+
+def test_call_that_is_cancelled_before_its_run_is_not_run(held: Held) -> None:
+    held.occupy()
+    held.connection.send(
+        *held.frames(3, request(1)),
+        *held.frames(5, request(2)),
+        RstStreamFrame(5, error_code=8),
+        *held.frames(7, request(3)),
+    )
+    held.engine.open(1000)
+    assert [digits(held.connection.reply(stream)) for stream in (1, 3, 7)] == [[0], [1], [3]]
+    assert held.engine.ran == [[0], [1, 3]]
+    held.assert_well(9)
+    assert held.counts == {("Classify", "OK"): 4, ("Classify", "CANCELLED"): 1}
+
+
+def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(probabilities: object) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    held.occupy()
+    held.connection.send(*held.frames(3, request(1)), *held.frames(5, request(2, 3)))
+    monkeypatch.setattr(runs, "class_numbers", fail)  # for call 1
+    held.engine.open(1000)
+    assert held.connection.reply(1).status == INTERNAL
+    assert digits(held.connection.reply(3)) == [1]
+    assert digits(held.connection.reply(5)) == [2, 3]
+    held.assert_well(7)
+    assert held.counts == {("Classify", "OK"): 3, ("Classify", "INTERNAL"): 1}
+
+
+@pytest.mark.parametrize("next_quick_images", [64, 0])
+def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_images: int) -> None:
+    held.occupy()
+    held.connection.send(*held.frames(3, request(1)))
+    engine = FakeModel()
+    manifest = replace(MANIFEST, version="99")
+    held.classifier.adopt(LoadedModel(engine, manifest, "fp32", next_quick_images))
+    held.engine.open()
+    versions = [
+        digits_pb2.ClassifyResponse.FromString(held.connection.reply(stream).body[5:]).model_version
+        for stream in (1, 3)
+    ]
+    assert versions == [MANIFEST.version, "99"]
+    assert (held.engine.ran, engine.ran) == ([[0]], [[1]])
+
+
+@pytest.mark.parametrize("batching", [BatchingConfig(queue_capacity=2, max_request_images=2)])
+def test_streams_leave_half_of_the_queue_to_other_calls(held: Held) -> None:
+    held.connection.call(21, request(4), __path=STREAM)  # the layout of its messages is known now
+    held.engine.open()
+    assert digits(held.connection.reply(21)) == [4]
+    held.connection.call(23, request(0))
+    for _ in range(2):
+        held.engine.wait_until_running()
+    held.connection.send(
+        held.connection.headers(25, request_headers(__path=STREAM)),
+        DataFrame(25, request(1)),
+        DataFrame(25, request(2), flags=["END_STREAM"]),
+        *held.frames(27, request(3)),
+    )
+    held.engine.open(1000)
+    assert digits(held.connection.reply(27)) == [3]
+    assert held.connection.reply(25).status == 0
+    assert held.engine.ran == [[4], [0], [1, 3], [2]]
+
+
+@pytest.mark.parametrize("quick_images", [0])
+def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held) -> None:
+    """The last ones arrive while the first run is held, and nothing comes after them."""
+    num_requests = 600
+    held.connection.acknowledge()
+    held.connection.send(
+        held.connection.headers(1, request_headers(__path=STREAM)),
+        *[DataFrame(1, request(1))] * num_requests,
+        DataFrame(1, b"", flags=["END_STREAM"]),
+        PingFrame(0, bytes(8)),
+    )
+    held.engine.wait_until_running()
+    held.connection.wait(lambda: bool(held.connection.pongs))
+    held.engine.open(1000)
+    assert held.connection.reply(1).status == 0
+    assert sum(map(len, held.engine.ran)) == num_requests
