@@ -117,6 +117,12 @@ class Connection:
         codes = {getattr(SettingsFrame, name): value for name, value in settings.items()}
         self.send(PREFACE, SettingsFrame(0, settings=codes))
 
+    def open_wide(self) -> None:
+        """Open windows that the caller need not update; the server's limits count, too."""
+        self.open(INITIAL_WINDOW_SIZE=2**31 - 1)
+        self.send(WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535))
+        self.acknowledge()
+
     def encode(self, headers: Headers) -> bytes:
         """Encode a header block; each is encoded once, in the order of sending."""
         return self._encoder.encode(headers)

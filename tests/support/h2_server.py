@@ -1,19 +1,28 @@
 """The h2 transport in this process, with limits of the test's choice."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from serving import Classifier
 from serving.config import ServerConfig
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
+from serving.transports.h2.connection import Connection
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
 
 TIMEOUT_S = 10.0
+
+
+def with_small_buffer(sock: socket.socket, *args: Any) -> Connection:
+    """Take the place of `Connection`, for a socket that is full with some 100 KB of answers."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    return Connection(sock, *args)
 
 
 @contextmanager

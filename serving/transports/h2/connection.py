@@ -205,8 +205,9 @@ class Connection:
         Returns:
             False if the connection is over.
         """
+        is_rest = bool(self.output)
         try:
-            if not self.output and not self.closing:
+            if not is_rest and not self.closing:
                 self.output = (self.sieve or self.http2).data_to_send()
                 if self.unread:
                     self._resume_read()
@@ -222,6 +223,8 @@ class Connection:
             return True
         except (OSError, http2.Error):
             return False
+        if is_rest and not self.closing:  # answers may have come since
+            return self.flush()
         return not self.closing and (self.http2.want_read or self.http2.want_write)
 
     def _resume_read(self) -> None:

@@ -335,20 +335,13 @@ def test_reset_is_cancellation(connection: Connection, expected: bytes) -> None:
 # Flow control
 
 
-def open_wide(connection: Connection) -> None:
-    """Open a connection whose windows the caller need not update, and the server's do count."""
-    connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
-    connection.send(WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535))
-    connection.acknowledge()
-
-
 @pytest.mark.parametrize("path", [STREAM, CLASSIFY])
 def test_messages_larger_than_the_windows_arrive(target: RunningServer, path: str) -> None:
     """As large as a request may be, sent as the server lets it."""
     num_messages = 10 if path == STREAM else 1
     request = message(encode_request(PIXELS.tobytes()))
     with Connection(target.address, TIMEOUT_S) as connection:
-        open_wide(connection)
+        connection.open_wide()
         connection.open_window(1, 1 << 20)
         connection.send(connection.headers(1, request_headers(__path=path)))
         connection.send_body(1, request * num_messages)

@@ -16,11 +16,11 @@ import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2 import http2, loop
+from serving.transports.h2 import connections, http2, loop
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.stream import Stream
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
-from tests.support.h2_server import h2_server
+from tests.support.h2_server import h2_server, with_small_buffer
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
 TIMEOUT_S = 10.0
@@ -324,6 +324,24 @@ def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
         connection.read()
         assert connection.windows[1] == 70_000  # nothing was given back
         assert_well(address)
+
+
+def test_stream_goes_on_when_its_socket_was_full(
+    served: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the caller sends nothing that would have the server write."""
+    monkeypatch.setattr(connections, "Connection", with_small_buffer)
+    ask = message(b"\x22\x1einference.GRPCInferenceService")
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open_wide()
+        head = connection.headers(1, request_headers(__path=REFLECTION))
+        connection.send(head, DataFrame(1, ask * 100, flags=["END_STREAM"]))
+        reply = connection.reply(1)
+        assert reply.status == 0
+        assert reply.body == reply.body[: len(reply.body) // 100] * 100
 
 
 @pytest.mark.parametrize("num_streams", [1, 50])

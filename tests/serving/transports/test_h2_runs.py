@@ -20,15 +20,16 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.transports.h2 import queue, runs
+from serving.transports.h2 import connections, queue, runs
 from serving.transports.h2.limits import Limits
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.h2_connection import Connection, Reply, message, request_headers
-from tests.support.h2_server import h2_server
+from tests.support.h2_server import h2_server, with_small_buffer
 
 MODELS = Path(serving.__file__).parent / "pretrained" / "digits"
 MANIFEST = repository.load_manifest(MODELS / repository.versions(MODELS)[0])
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 GUILTY = 13
 INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -48,6 +49,7 @@ class Held:
 
     engine: GatedModel
     classifier: Classifier
+    address: str
     connection: Connection
 
     def occupy(self) -> None:
@@ -92,9 +94,9 @@ def held(batching: BatchingConfig, quick_images: int) -> Iterator[Held]:
         h2_server(classifier, limits) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
-        connection.open()
+        connection.open_wide()
         try:
-            yield Held(engine, classifier, connection)
+            yield Held(engine, classifier, address, connection)
         finally:
             engine.open(1000)
 
@@ -224,7 +226,6 @@ def test_streams_leave_half_of_the_queue_to_other_calls(held: Held) -> None:
 def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held) -> None:
     """The last ones arrive while the first run is held, and nothing comes after them."""
     num_requests = 600
-    held.connection.acknowledge()
     held.connection.send(
         held.connection.headers(1, request_headers(__path=STREAM)),
         *[DataFrame(1, request(1))] * num_requests,
@@ -236,3 +237,30 @@ def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held)
     held.engine.open(1000)
     assert held.connection.reply(1).status == 0
     assert sum(map(len, held.engine.ran)) == num_requests
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "Connection", with_small_buffer)
+
+
+@pytest.mark.parametrize("quick_images", [0])
+@pytest.mark.usefixtures("small_buffers")
+def test_answer_that_comes_while_the_socket_is_full_is_sent_later(held: Held) -> None:
+    """Though the caller sends nothing that would have the server write."""
+    ask = message(b"\x22\x1einference.GRPCInferenceService")
+    connection = held.connection
+    connection.send(connection.headers(1, request_headers(__path=STREAM)))
+    connection.send(DataFrame(1, request(0)))
+    held.engine.wait_until_running()
+    head = connection.headers(3, request_headers(__path=REFLECTION))
+    connection.send(head, DataFrame(3, ask * 60))
+    with Connection(held.address, TIMEOUT_S) as other:
+        other.open()
+        other.call(1, message(b""), __path="/digits.v1.DigitClassifier/GetModel")
+        assert other.reply(1).status == 0  # what was sent before has been answered as far as fits
+        other.call(3, request(5))
+        held.engine.open(2)
+        assert digits(other.reply(3)) == [5]
+    connection.wait(lambda: bool(connection.replies.get(1, Reply()).body))
+    assert digits(connection.replies[1]) == [0]
