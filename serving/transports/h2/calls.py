@@ -91,6 +91,8 @@ class Calls:
         self._timers: list[tuple[float, int, Connection, int, Stream]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._max_timers = _MIN_TIMERS
+        self.has_new_timers = False
+        """Whether streams with a deadline have begun since the last `tick`."""
 
     def check_tokens(self, connections: Iterable[Connection]) -> None:
         """Have headers read again where other tokens are valid now."""
@@ -193,6 +195,7 @@ class Calls:
             deadline_s = now_s + head.timeout_s
             timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
             heapq.heappush(self._timers, timer)
+            self.has_new_timers = True
             if len(self._timers) > self._max_timers:  # most are of streams that have ended
                 self._timers = [t for t in self._timers if t[2].calls.get(t[3]) is t[4]]
                 heapq.heapify(self._timers)
@@ -347,6 +350,7 @@ class Calls:
 
     def tick(self, now_s: float) -> None:
         """End the streams whose deadline has passed; resume those that waited for room."""
+        self.has_new_timers = False
         while self._timers and self._timers[0][0] <= now_s:
             _, _, connection, stream_id, stream = heapq.heappop(self._timers)
             if connection.calls.get(stream_id) is stream:

@@ -144,12 +144,14 @@ class Loop:
             self._poll_until_s = time.monotonic() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
+        elif self._calls.stalled or self._calls.has_new_timers:  # since the last tick, perhaps
+            self._next_tick_s = min(self._next_tick_s, now_s + _TICK_S)
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
         if self._queue.num_rows:
             timeout_s = self._delay_s(self._now_s) if self._max_queue_delay_s else 0.0
-        elif self._now_s < self._poll_until_s:
+        elif self._touched or self._now_s < self._poll_until_s:  # a tick touches, too
             return 0.0
         else:
             timeout_s = max(0.0, self._next_tick_s - self._now_s)

@@ -365,6 +365,40 @@ def test_streams_wait_for_room_in_the_queue(num_streams: int) -> None:
         assert len(sizes) == 1
 
 
+@pytest.fixture
+def sweeps_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the loop look at nothing but what is near."""
+    monkeypatch.setattr(loop, "_SWEEP_S", 1000.0)
+
+
+@pytest.mark.usefixtures("sweeps_rarely")
+def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some() -> None:
+    with (
+        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
+            max_batch_size=16, queue_capacity=64, max_request_images=64)) as classifier,
+        h2_server(classifier, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):  # fmt: skip
+        connection.open_wide()
+        for stream in range(1, 21, 2):
+            head = connection.headers(stream, request_headers(__path=STREAM))
+            connection.send(head, DataFrame(stream, REQUEST * 20, flags=["END_STREAM"]))
+        for stream in range(1, 21, 2):
+            assert connection.reply(stream).status == 0
+
+
+@pytest.mark.usefixtures("sweeps_rarely")
+def test_deadlines_that_are_near_are_kept(served: Classifier) -> None:
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        head = connection.headers(1, request_headers(grpc_timeout="50m"))
+        connection.send(head, DataFrame(1, REQUEST[:9]))
+        assert connection.reply(1).status == LATE
+
+
 def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifier) -> None:
     with (
         h2_server(served, limits(age_s=0.5)) as address,
