@@ -9,8 +9,8 @@ import grpc
 from serving.client.access import Access
 from serving.client.calls import Failure
 from serving.client.h2.session import Session
-from serving.client.h2.tls import Plain, Tls
 from serving.client.place import Place
+from serving.credentials.tls import Plain, Tls
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""

@@ -13,8 +13,8 @@ from serving.client.calls import CUT_OFF, Failure
 from serving.client.h2.connect import CONNECT_S, failure_of, session_of
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
-from serving.client.h2.tls import NO_HTTP2
 from serving.client.place import Place
+from serving.credentials.tls import NO_HTTP2
 
 _GUARD_S = 2.5
 """How often a connection with calls in flight is looked at."""

@@ -18,7 +18,7 @@ import ngh2
 from serving.client.calls import Failure
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
-from serving.client.h2.tls import Plain, Tls
+from serving.credentials.tls import Plain, Tls
 
 _READ_BYTES = 256 << 10
 _IDLE_S = 0.05

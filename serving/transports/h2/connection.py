@@ -2,11 +2,11 @@
 
 import random
 import socket
-import ssl
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from serving.credentials.tls import Tls
 from serving.transports.access_log import AccessLog
 from serving.transports.h2 import http2
 from serving.transports.h2.access import LoggedSession, open_session
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from serving.transports.h2.stream import Stream
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_RECORD_BYTES = 1 << 14
-"""The longest record of TLS."""
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
 last ones say."""
@@ -41,17 +39,19 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "byte_s", "calls", "can_sift", "closing", "ended", "handshaking", "head",
-        "headers", "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s",
-        "output", "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id",
-        "tag_s", "touched", "trusted", "unread", "waiting",
+        "active_s", "byte_s", "calls", "can_sift", "closing", "ended", "head", "headers", "http2",
+        "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
+        "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id", "tag_s", "tls",
+        "touched", "trusted", "unread", "waiting",
     )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, limits: Limits, now_s: float, access_log: AccessLog | None
-    ) -> None:
-        """Take over a socket that does not block."""
+        self, sock: socket.socket, tls: Tls | None, limits: Limits, now_s: float,
+        access_log: AccessLog | None,
+    ) -> None:  # fmt: skip
+        """Take over a socket that does not block; without `tls` it is read in plaintext."""
         self.socket = sock
+        self.tls = tls
         self.limits = limits
         self.http2 = open_session(limits, sock, access_log)
         self.calls: dict[int, Head | Stream] = {}
@@ -67,7 +67,6 @@ class Connection:
         self.opened_s = self.active_s = self.swept_s = now_s
         self.jitter = random.uniform(0.9, 1.1)
         """Spreads over time what connections of the same age would do together."""
-        self.handshaking = isinstance(sock, ssl.SSLSocket)
         self.preface_left = _PREFACE
         """The part of HTTP/2's preface that has not arrived."""
         self.ended: list[int] = []
@@ -99,26 +98,6 @@ class Connection:
         """Whether to close it once its output is gone."""
         self.is_open = True
 
-    def shake_hands(self) -> bool:
-        """Continue TLS's handshake.
-
-        Returns:
-            True once it is done.
-
-        Raises:
-            OSError: it failed, or the peer's certificate was refused.
-        """
-        assert isinstance(self.socket, ssl.SSLSocket)
-        try:
-            self.socket.do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:
-            self.is_writing = isinstance(err, ssl.SSLWantWriteError)
-            return False
-        if self.socket.selected_alpn_protocol() not in ("h2", None):
-            raise OSError("the peer did not choose h2")
-        self.handshaking = self.is_writing = False
-        return True
-
     def read(self, buffer: memoryview) -> int:
         """Read what has arrived, at most a buffer full, and hand it to HTTP/2.
 
@@ -126,35 +105,28 @@ class Connection:
             The bytes read; -1 if the peer has left.
 
         Raises:
-            OSError: the socket failed.
+            OSError: the socket or its TLS failed.
             http2.Error: the peer broke the protocol.
         """
-        total = 0
-        is_tls = isinstance(self.socket, ssl.SSLSocket)
-        least = _RECORD_BYTES if is_tls else _LEAST_BYTES
-        buffer = buffer[: max(least, int(TURN_S / self.byte_s))]
-        # Room for a whole record each time: the selector does not see what OpenSSL holds back.
-        last = len(buffer) - _RECORD_BYTES if is_tls else 0
-        while total <= last:
-            try:
-                num_bytes = self.socket.recv_into(buffer[total:])
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                break
-            if not num_bytes:
-                total = total or -1
-                break
-            total += num_bytes
-            if not is_tls:
-                break
-        if total > 0:
-            if self.preface_left:
-                self._check_preface(bytes(buffer[: min(total, len(self.preface_left))]))
-            (self.sieve or self.http2).receive_data(buffer[:total])
-        return total
+        data: bytes | memoryview
+        data = buffer[: max(_LEAST_BYTES, int(TURN_S / self.byte_s))]
+        try:
+            num_bytes = self.socket.recv_into(data)
+        except BlockingIOError:
+            return 0
+        if not num_bytes:
+            return -1
+        data = data[:num_bytes]
+        if self.tls is not None:
+            data = self.tls.decrypt(data)
+        if self.preface_left:
+            self._check_preface(bytes(data[: len(self.preface_left)]))
+        (self.sieve or self.http2).receive_data(data)
+        return num_bytes
 
     def _check_preface(self, part: bytes) -> None:
         if not self.preface_left.startswith(part):
-            self.output = _HTTP1_RESPONSE
+            self.output = _HTTP1_RESPONSE if self.tls is None else self.tls.encrypt(_HTTP1_RESPONSE)
             self.closing = True
             raise OSError("not HTTP/2")
         self.preface_left = self.preface_left[len(part) :]
@@ -208,9 +180,10 @@ class Connection:
         is_rest = bool(self.output)
         try:
             if not is_rest and not self.closing:
-                self.output = (self.sieve or self.http2).data_to_send()
+                output = (self.sieve or self.http2).data_to_send()
                 if self.unread:
-                    self._resume_read()
+                    output += self._resume_read()
+                self.output = output if self.tls is None else self.tls.encrypt(output)
             while self.output:
                 sent = self.socket.send(self.output)
                 if sent < len(self.output):
@@ -218,8 +191,9 @@ class Connection:
                     continue
                 self.output = b""
                 if self.ended:
-                    self.output = self._reset_ended()
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    output = self._reset_ended()
+                    self.output = output if self.tls is None else self.tls.encrypt(output)
+        except BlockingIOError:
             return True
         except (OSError, http2.Error):
             return False
@@ -227,13 +201,13 @@ class Connection:
             return self.flush()
         return not self.closing and (self.http2.want_read or self.http2.want_write)
 
-    def _resume_read(self) -> None:
+    def _resume_read(self) -> bytes:
         """Resume the streams whose answers may have been read, now that windows were used."""
         unread, self.unread = self.unread, set()
         now_s = time.monotonic()
         for stream in unread:
             stream.resume(now_s)
-        self.output = bytes(self.output) + self.http2.data_to_send()
+        return self.http2.data_to_send()
 
     def _reset_ended(self) -> bytes:
         """Have callers stop sending what nobody will read, once their answer has left.

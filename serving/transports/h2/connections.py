@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 
+from serving.credentials.tls import Tls
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import TURN_S, Connection
@@ -94,9 +95,8 @@ class Connections:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is not None:
-            sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        connection = Connection(sock, self._limits, now_s, self._access_log)
+        tls = None if self._tls is None else Tls(self._tls())
+        connection = Connection(sock, tls, self._limits, now_s, self._access_log)
         self._selector.register(sock, _READ, connection)
         connection.tag_s = tag_s + TURN_S
         self._open[connection] = None
@@ -118,17 +118,13 @@ class Connections:
 
     def watch(self, connection: Connection) -> None:
         """Wait for what a connection needs next: a peer that takes no answers is not read."""
-        if connection.handshaking:
-            mask = _WRITE if connection.is_writing else _READ
-        else:
-            mask = _WRITE if connection.output else _READ
+        mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 
     def say_goodbye(self, connection: Connection) -> None:
         """Close a connection after a GOAWAY."""
-        if not connection.handshaking:
-            connection.go_away(notice=False)
-            connection.flush()
+        connection.go_away(notice=False)
+        connection.flush()
         self.drop(connection)
 
     def drop(self, connection: Connection) -> None:
@@ -149,7 +145,7 @@ class Connections:
         for connection in self:
             quiet_s = now_s - connection.active_s
             self._retire(connection, now_s)
-            if connection.handshaking or connection.preface_left:
+            if connection.preface_left:
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
                 is_over = bool(connection.output) and quiet_s > limits.message_s

@@ -220,11 +220,6 @@ class Loop:
         """Read what a connection has sent, and its calls; return the number of bytes."""
         num_bytes = 0
         try:
-            if connection.handshaking:
-                is_done = connection.shake_hands()
-                self._connections.watch(connection)
-                if not is_done:
-                    return 0
             if mask & _READ:
                 num_bytes = connection.read(self._buffer)
                 if num_bytes < 0:

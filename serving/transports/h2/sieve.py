@@ -100,7 +100,7 @@ class Sieve:
         output, self._output = self._output, []
         return b"".join([self._session.data_to_send(), *output])
 
-    def receive_data(self, data: memoryview) -> None:
+    def receive_data(self, data: bytes | memoryview) -> None:
         """Refuse the calls that have no room; HTTP/2 reads the rest."""
         if not self._is_aligned:
             data = self._align(data)
@@ -110,7 +110,7 @@ class Sieve:
         for part in self._sift(self._rest + data):
             self._session.receive_data(part)
 
-    def _align(self, data: memoryview) -> memoryview:
+    def _align(self, data: bytes | memoryview) -> bytes | memoryview:
         """Have HTTP/2 read to the end of a frame, where it has an event; return what follows."""
         self._early += self._session.events()
         for at in range(len(data)):
