@@ -88,14 +88,16 @@ def decode_response(data: bytes, class_labels: tuple[str, ...] = ()) -> Predicti
     version, at = _field(data, at, _FIELD_3)
     if at == len(data) and bytes(digits).isascii():  # one byte a digit
         numbers: Digits = np.frombuffer(digits, np.uint8)
+        largest = max(digits)  # of one digit in a tenth of the time that numpy takes
         text = str(version, "utf-8")
         rows = np.frombuffer(probabilities, "<f4").reshape(len(digits), -1)
     else:
         response = digits_pb2.ClassifyResponse.FromString(data)
         numbers, text = np.array(response.digits, np.uint32), response.model_version
+        largest = max(response.digits)
         rows = np.array(response.probabilities, np.float32).reshape(len(numbers), -1)
-    if numbers.max() >= rows.shape[1]:
-        raise ValueError(f"the digit {numbers.max()}")
+    if largest >= rows.shape[1]:
+        raise ValueError(f"the digit {largest}")
     numbers = numbers.astype(digit_type(rows.shape[1]), copy=False)
     return Predictions(numbers, rows, text, class_labels)
 
