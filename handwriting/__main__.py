@@ -14,6 +14,7 @@ from handwriting import evaluation, examples, fitting
 from handwriting.evaluation import Outcome
 from handwriting.pages import EMPTY
 from serving.cli.progress import Bar
+from serving.pictures.candidates import NUM_MEASURES
 from serving.pictures.rejecter import WEIGHTS
 from training.data.mnist import Mnist
 
@@ -27,7 +28,7 @@ examples:
   python -m handwriting evaluate                        the table of docs/reading-pictures.md
   python -m handwriting evaluate --rows "boxes of a form" --wrong
   python -m handwriting evaluate --digits validation    to tune on; the test digits are for reports
-  python -m handwriting fit                             writes serving/pictures/rejecter.npz
+  python -m handwriting fit                             rejecter.npz anew, in half an hour
 """
 
 
@@ -58,9 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit the rejecter on composed pages")
     fit.set_defaults(run=_fit)
     add = fit.add_argument
-    add("--pages", type=int, default=6000, help="pages to fit on (6000)")
+    add("--pages", type=int, default=24_000, help="pages to fit on (24000)")
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
-    add("--epochs", type=int, default=fitting.EPOCHS, help=f"({fitting.EPOCHS})")
+    add("--epochs", type=int, default=fitting.EPOCHS,
+        help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
+    add("--path-epochs", type=int, default=fitting.PATH_EPOCHS,
+        help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
     add(
         "--output",
@@ -99,15 +103,16 @@ def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
 def _fit(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
     made = examples.of_pages(mnist.split(VALIDATION_SPLIT)[0], options.pages, options.seed)
-    found = list(_with_bar(made, options.pages))
-    held_out = max(1, options.pages // 20)
-    model = fitting.fit(
-        examples.Candidates.concatenate(found[held_out:]),
-        examples.Candidates.concatenate(found[:held_out]),
-        options.seed, options.epochs,
-    )  # fmt: skip
+    rows = [row for page in _with_bar(made, options.pages) for row in page]
+    num_held_out = max(1, len(rows) // 20)
+    held_out, rows = rows[:num_held_out], rows[num_held_out:]
+    fit = fitting.Fit(NUM_MEASURES, options.seed)
+    fit.by_labels(rows, options.epochs)
+    print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
+    fit.by_paths(rows, options.path_epochs)
+    print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
     output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
-    fitting.save(model, output)
+    fit.save(output)
     print(f"{output}: {output.stat().st_size} bytes")
     return 0
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from handwriting.pages import EMPTY, OTHER_FONTS, any_paper, form, without_digits, written
 from handwriting.papers import file_of
 from handwriting.strings import Composed, Levels, random_string, single
+from serving import Classifier
 from serving.pictures import candidates, cuts, decoder, page, rows
 from serving.pictures.rows import Row
 from training.data.mnist import Examples
@@ -23,8 +24,8 @@ MAX_PART = 0.75
 digits overlap none has all of its ink; others are left out."""
 
 
-class Candidates(NamedTuple):
-    """N labelled candidates."""
+class LabelledRow(NamedTuple):
+    """A row of a page: N candidates of P pieces, and what they are."""
 
     images: npt.NDArray[np.uint8]
     """(N, 784)."""
@@ -32,17 +33,20 @@ class Candidates(NamedTuple):
     """(N, 784)."""
     measures: npt.NDArray[np.float32]
     """(N, NUM_MEASURES)."""
-    labels: npt.NDArray[np.uint8]
-    """(N,): 0 to 9, or NO_DIGIT."""
+    labels: npt.NDArray[np.int8]
+    """(N,): 0 to 9, NO_DIGIT, or -1 where that is open."""
+    probabilities: npt.NDArray[np.float32]
+    """(N, 10): the classifier's."""
+    spans: npt.NDArray[np.intp]
+    """(N, 2): the first piece, from 0, and the one after the last."""
+    heights: npt.NDArray[np.float64]
+    """(P,): of the pieces, in the row's height."""
+    text: str
+    """The digits in the row; "" if there are none."""
 
-    @classmethod
-    def concatenate(cls, parts: "list[Candidates]") -> "Candidates":
-        """Join labelled candidates."""
-        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
-
-def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[Candidates]:
-    """Yield the examples of each of many random pages, made on all cores.
+def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[list[LabelledRow]]:
+    """Yield the rows of each of many random pages, made on all cores.
 
     Args:
         digits: to compose the pages of.
@@ -54,15 +58,17 @@ def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[Candidates
 
 
 _digits: list[Examples] = []
+_classifiers: list[Classifier] = []
 
 
 def _start(digits: Examples) -> None:
     _digits[:] = [digits]
+    _classifiers[:] = [Classifier.pretrained(device="cpu")]
 
 
-def _of_page(seed: tuple[int, int]) -> Candidates:
+def _of_page(seed: tuple[int, int]) -> list[LabelledRow]:
     rng = np.random.default_rng(seed)
-    kind = rng.choice(6, p=[0.27, 0.33, 0.06, 0.1, 0.12, 0.12])
+    kind = rng.choice(6, p=[0.21, 0.28, 0.05, 0.07, 0.22, 0.17])
     composed: Composed | None = None
     if kind == 0:
         composed = random_string(_digits[0], rng, -4, 10)
@@ -75,34 +81,58 @@ def _of_page(seed: tuple[int, int]) -> Candidates:
     elif kind == 4:
         composed = form(_digits[0], rng)
     if composed is None:
-        kind_of_page = str(rng.choice(EMPTY, p=[0.05, 0.05, 0.5, 0.25, 0.15]))
-        grey, owners = without_digits(kind_of_page, rng, OTHER_FONTS), None
+        kind_of_page = str(rng.choice(EMPTY, p=[0.03, 0.03, 0.42, 0.38, 0.14]))
+        grey = without_digits(kind_of_page, rng, OTHER_FONTS)
     else:
-        grey, owners = any_paper(composed.ink, rng), composed.owners
-    text = composed.text if composed else ""
-    return of_picture(grey, owners, text)
+        grey = any_paper(composed.ink, rng)
+    return of_picture(grey, composed, _classifiers[0])
 
 
-def of_picture(grey: Levels, owners: npt.NDArray[np.uint8] | None, text: str) -> Candidates:
-    """Label the candidates of a page by the digits that their ink belongs to."""
-    parts = []
+def of_picture(
+    grey: Levels, composed: Composed | None, classifier: Classifier
+) -> list[LabelledRow]:
+    """Label the candidates of a page by the digits that their ink belongs to.
+
+    Args:
+        grey: the page.
+        composed: the digits on it; None if there are none.
+        classifier: gives the candidates' probabilities.
+    """
+    labelled = []
     ink = page.find_ink(decoder.read_page(file_of(grey)).grey)
     for row in rows.find_rows(ink) if ink else []:
         pieces = cuts.cut(row)
         found = candidates.join(row, pieces)
-        labels = np.full(len(found.spans), NO_DIGIT)
-        if owners is not None:
-            labels = _labels(row, pieces, found, owners, text)
-        kept = labels >= 0
-        parts.append(Candidates(found.images[kept], found.surroundings[kept], found.measures[kept],
-                              labels[kept].astype(np.uint8)))  # fmt: skip
-    return Candidates.concatenate([_NONE, *parts])
+        if not len(found.spans):
+            continue
+        labels, text = np.full(len(found.spans), NO_DIGIT), ""
+        if composed is not None:
+            owners = _owners_in(row, composed.owners)
+            labels = _labels(row, pieces, found, owners, composed.text)
+            text = _text_in(row, composed, owners)
+        heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
+        labelled.append(LabelledRow(
+            found.images, found.surroundings, found.measures, labels.astype(np.int8),
+            classifier.classify(found.images).probabilities, found.spans, heights, text,
+        ))  # fmt: skip
+    return labelled
 
 
-_NONE = Candidates(
-    np.zeros((0, 784), np.uint8), np.zeros((0, 784), np.uint8),
-    np.zeros((0, candidates.NUM_MEASURES), np.float32), np.zeros(0, np.uint8),
-)  # fmt: skip
+def _owners_in(row: Row, owners: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the digits that each of a row's pixels belongs to."""
+    y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
+    x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
+    return owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
+
+
+def _text_in(row: Row, composed: Composed, owners: npt.NDArray[np.uint8]) -> str:
+    """Return the digits that have most of their ink in a row."""
+    text = ""
+    for index, digit in enumerate(composed.text):
+        inside = np.count_nonzero((owners >> index) & 1) * row.scale**2
+        if inside > 0.5 * np.count_nonzero((composed.owners >> index) & 1):
+            text += digit
+    return text
 
 
 def _labels(
@@ -113,14 +143,11 @@ def _labels(
     text: str,
 ) -> npt.NDArray[np.intp]:
     """Return each candidate's digit, NO_DIGIT, or -1 where that is open."""
-    y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
-    x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
-    own = owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
-    sizes = _sums(np.ones(own.shape), pieces, found)
+    sizes = _sums(np.ones(owners.shape), pieces, found)
     share, best = np.zeros(len(sizes)), np.zeros(len(sizes), np.intp)
     is_best = np.zeros(len(sizes), np.bool_)
     for index, digit in enumerate(text):
-        bits = (own >> index) & 1
+        bits = (owners >> index) & 1
         shared = _sums(bits, pieces, found)
         whole = shared / np.maximum(np.count_nonzero(bits[row.mask]), sizes)
         is_more = whole > share

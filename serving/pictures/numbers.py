@@ -18,17 +18,13 @@ from serving.pictures.rows import Row, find_rows
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
-BIAS = 2.5
+BIAS = 1.0
 """Added to the log odds of a whole digit."""
-CUT = -1.0
-"""The score of each cut at a side of a candidate: of many, some seem right by chance."""
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
-MIN_SCORE = 1.0
-"""A number's mean score for each digit; what has less is no number."""
 MIN_TOTAL = 5.5
-"""A number's score: a single digit must be surer than each of several."""
-SHARPNESS = 0.5
+"""A number's score; what has less is none. A single digit must be surer than each of several."""
+SHARPNESS = 0.2
 """The exponent of a path's probability: other paths often give the same digits."""
 MAX_BLANK = 1.2
 """Of the row's height, beyond 1.5 usual gaps: a wider blank ends a number."""
@@ -84,7 +80,7 @@ class _Line(NamedTuple):
     pieces: Pieces
     candidates: Candidates
     odds: npt.NDArray[np.float64]
-    """(N,): log odds that a candidate is one whole digit, and the price of its cuts."""
+    """(N,): log odds that a candidate is one whole digit."""
     logits: npt.NDArray[np.float32]
     """(N, 11): the rejecter's."""
 
@@ -139,7 +135,7 @@ class Reading:
         best = path.best_path(spans[kept], scores[kept], SKIP * np.minimum(heights, 1))
         found = []
         for run in _runs(kept[best.candidates].tolist(), line):
-            if scores[run].mean() < MIN_SCORE or scores[run].sum() < MIN_TOTAL:
+            if scores[run].sum() < MIN_TOTAL:
                 continue
             digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
             sure = float(np.exp(surest[run].sum())) * best.probability**SHARPNESS
@@ -168,8 +164,7 @@ def _line(row: Row) -> _Line:
     pieces = cuts.cut(row)
     found = candidates.join(row, pieces)
     logits = rejecter.logits(found)
-    num_cuts = (np.append(pieces.costs, 0)[found.spans] > 0).sum(1)
-    return _Line(row, pieces, found, rejecter.odds(logits) + CUT * num_cuts, logits)
+    return _Line(row, pieces, found, rejecter.odds(logits), logits)
 
 
 def _runs(chosen: list[int], line: _Line) -> list[list[int]]:

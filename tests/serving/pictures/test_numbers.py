@@ -20,13 +20,13 @@ PAGES = 16
 FLOORS = {
     "gaps of 1 to 10 pixels": 0.8,
     "gaps of -4 to 10 pixels, none touches": 0.75,
-    "gaps of -4 to 10 pixels, a pair touches": 0.25,
+    "gaps of -4 to 10 pixels, a pair touches": 0.5,
     "boxes of a form": 0.7,
     "pen strokes and fonts": 0.75,
     "blank": 0.9,
     "ruled": 0.9,
     "letters": 0.9,
-    "scribbles": 0.6,
+    "scribbles": 0.8,
     "photographs": 0.9,
 }
 """Below what `python -m handwriting evaluate` measures on many more pages."""
