@@ -70,7 +70,8 @@ def _decode_binary(answer: bytes) -> list[int]:
 
 
 def _decode_pictures(answer: bytes) -> list[int]:
-    return [item["digit"] for item in json.loads(answer)["digits"]]
+    """Return the digits; -1 for a picture that was refused."""
+    return [item.get("digit", -1) for item in json.loads(answer)["digits"]]
 
 
 def _digits_of(probabilities: np.typing.NDArray[np.floating]) -> list[int]:
@@ -80,5 +81,6 @@ def _digits_of(probabilities: np.typing.NDArray[np.floating]) -> list[int]:
 _INFER = "/v2/models/digits/infer"
 INFER_JSON = Method(_INFER, encode_json, _decode_json, is_http=True)
 INFER_BINARY = Method(_INFER, encode_binary, _decode_binary, is_http=True)
-# A picture's ink is scaled and centred again, so that some doubtful images get another digit.
-PICTURES = Method("/v1/digits", encode_pictures, _decode_pictures, is_http=True, right_share=0.85)
+# A picture's ink is scaled and centred again, so that some get another digit or are refused: a
+# third of the golden samples are the images that the model is least sure of.
+PICTURES = Method("/v1/digits", encode_pictures, _decode_pictures, is_http=True, right_share=0.7)
