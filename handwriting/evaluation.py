@@ -1,7 +1,6 @@
 """Measures how often numbers are read rightly, and how often one is found where there is none."""
 
 import io
-import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from handwriting.drawing import FONTS
 from handwriting.pages import EMPTY, any_paper, form, without_digits, written
 from handwriting.papers import file_of
 from handwriting.strings import Composed, random_string
+from handwriting.workers import on_all_cores
 from serving import Classifier, read_numbers
 from training.data.mnist import Examples
 
@@ -67,29 +67,19 @@ def measure(
         seed: decides the pages.
         rows: the kinds; all if empty.
 
-    Yields:
+    Returns:
         The outcome of each page, in the order of the kinds.
     """
     names = rows or (*ROWS, *EMPTY)
     tasks = [(name, seed, page) for name in names for page in range(number)]
-    with multiprocessing.Pool(initializer=_start, initargs=(digits,)) as pool:
-        yield from pool.imap(_outcome, tasks, 4)
+    return on_all_cores(_outcome, digits, tasks)
 
 
-_digits: list[Examples] = []
-_classifiers: list[Classifier] = []
-
-
-def _start(digits: Examples) -> None:
-    _digits[:] = [digits]
-    _classifiers[:] = [Classifier.pretrained(device="cpu")]
-
-
-def _outcome(task: tuple[str, int, int]) -> Outcome:
+def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
     name, seed, number = task
     rng = np.random.default_rng([seed, [*ROWS, *EMPTY].index(name), number])
-    picture, text = picture_of(name, _digits[0], rng)
-    found = read_numbers(picture, _classifiers[0])
+    picture, text = picture_of(name, digits, rng)
+    found = read_numbers(picture, classifier)
     read = " ".join(number.text for number in found)
     probability = float(np.prod([number.probability for number in found])) if found else 0.0
     return Outcome(name, read == text, probability, text, read)

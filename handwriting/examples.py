@@ -1,6 +1,5 @@
 """Candidates of composed pages, labelled by what they are: a digit as a whole, or none."""
 
-import multiprocessing
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,8 +9,9 @@ import numpy.typing as npt
 from handwriting.pages import EMPTY, OTHER_FONTS, any_paper, form, without_digits, written
 from handwriting.papers import file_of
 from handwriting.strings import Composed, Levels, random_string, single
+from handwriting.workers import on_all_cores
 from serving import Classifier
-from serving.pictures import candidates, cuts, decoder, page, rows
+from serving.pictures import candidates, cuts, decoder, numbers, page, rows
 from serving.pictures.rows import Row
 from training.data.mnist import Examples
 
@@ -39,53 +39,43 @@ class LabelledRow(NamedTuple):
     """(N, 10): the classifier's."""
     spans: npt.NDArray[np.intp]
     """(N, 2): the first piece, from 0, and the one after the last."""
-    heights: npt.NDArray[np.float64]
-    """(P,): of the pieces, in the row's height."""
+    skips: npt.NDArray[np.float64]
+    """(P,): the score of leaving out a piece."""
     text: str
     """The digits in the row; "" if there are none."""
 
 
 def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[list[LabelledRow]]:
-    """Yield the rows of each of many random pages, made on all cores.
+    """Return the rows of each of many random pages, made on all cores.
 
     Args:
         digits: to compose the pages of.
         num_pages: how many.
         seed: with a page's number it decides all of that page.
     """
-    with multiprocessing.Pool(initializer=_start, initargs=(digits,)) as pool:
-        yield from pool.imap(_of_page, [(seed, number) for number in range(num_pages)], 8)
+    return on_all_cores(_of_page, digits, [(seed, number) for number in range(num_pages)])
 
 
-_digits: list[Examples] = []
-_classifiers: list[Classifier] = []
-
-
-def _start(digits: Examples) -> None:
-    _digits[:] = [digits]
-    _classifiers[:] = [Classifier.pretrained(device="cpu")]
-
-
-def _of_page(seed: tuple[int, int]) -> list[LabelledRow]:
+def _of_page(digits: Examples, classifier: Classifier, seed: tuple[int, int]) -> list[LabelledRow]:
     rng = np.random.default_rng(seed)
     kind = rng.choice(6, p=[0.21, 0.28, 0.05, 0.07, 0.22, 0.17])
     composed: Composed | None = None
     if kind == 0:
-        composed = random_string(_digits[0], rng, -4, 10)
+        composed = random_string(digits, rng, -4, 10)
     elif kind == 1:
-        composed = random_string(_digits[0], rng, -4, 1)
+        composed = random_string(digits, rng, -4, 1)
     elif kind == 2:
-        composed = single(_digits[0], rng)
+        composed = single(digits, rng)
     elif kind == 3:
         composed = written(rng, OTHER_FONTS)
     elif kind == 4:
-        composed = form(_digits[0], rng)
+        composed = form(digits, rng)
     if composed is None:
         kind_of_page = str(rng.choice(EMPTY, p=[0.03, 0.03, 0.42, 0.38, 0.14]))
         grey = without_digits(kind_of_page, rng, OTHER_FONTS)
     else:
         grey = any_paper(composed.ink, rng)
-    return of_picture(grey, composed, _classifiers[0])
+    return of_picture(grey, composed, classifier)
 
 
 def of_picture(
@@ -110,10 +100,10 @@ def of_picture(
             owners = _owners_in(row, composed.owners)
             labels = _labels(row, pieces, found, owners, composed.text)
             text = _text_in(row, composed, owners)
-        heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
         labelled.append(LabelledRow(
             found.images, found.surroundings, found.measures, labels.astype(np.int8),
-            classifier.classify(found.images).probabilities, found.spans, heights, text,
+            classifier.classify(found.images).probabilities, found.spans,
+            numbers.skips(row, pieces), text,
         ))  # fmt: skip
     return labelled
 

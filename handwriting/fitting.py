@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from handwriting.examples import LabelledRow
 from handwriting.paths import text_loss
-from serving.pictures.numbers import SKIP
 from serving.pictures.rejecter import SHARE
 
 EPOCHS, PATH_EPOCHS = 3, 2
@@ -52,7 +51,7 @@ class Fit:
         known = np.flatnonzero(columns[3] >= 0)
         num_batches = -(-len(known) // BATCH_SIZE)
         step = self._step(LEARNING_RATE, num_batches * epochs, with_dropout=True)
-        no_gradient = np.zeros((len(known), 10), np.float32)
+        no_gradient = np.zeros((BATCH_SIZE, 10), np.float32)
         for epoch in range(epochs):
             losses = []
             for batch in np.array_split(self._rng.permutation(known), num_batches):
@@ -96,8 +95,7 @@ class Fit:
         for row in rows:
             part = slice(at, at + len(row.labels))
             at = part.stop
-            skips = SKIP * np.minimum(row.heights, 1)
-            loss = text_loss(row.spans, scores[part], skips, row.text) if row.text else None
+            loss = text_loss(row.spans, scores[part], row.skips, row.text) if row.text else None
             if loss is not None:
                 gradient[part] = loss.gradient / len(rows)
                 values.append(loss.value)

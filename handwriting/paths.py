@@ -39,7 +39,7 @@ def text_loss(
         text: the digits in the row.
     """
     digits = np.array([*map(int, text)], np.intp)
-    anything = _sums_over_digits(scores)
+    anything = np.asarray(np.logaddexp.reduce(scores, axis=1))
     # Column 0 is of paths that give any text, the others of those that have given 0, 1, ... digits.
     wanted = scores[:, digits]
     first, last = spans.T.astype(np.intp)
@@ -74,7 +74,3 @@ def _sums(
         ways[:-1, 2:] = sums[first[chosen], 1:-1] + wanted[chosen]
         sums[piece] = np.logaddexp.reduce(ways, axis=0)
     return sums
-
-
-def _sums_over_digits(scores: Floats) -> Floats:
-    return np.asarray(np.logaddexp.reduce(scores, axis=1))

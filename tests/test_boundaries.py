@@ -146,7 +146,7 @@ ROOMS = {
     """,
     "training": "errors config files data fitting export study cli __main__ __init__",
     "handwriting": """
-        drawing strings papers pages examples paths fitting evaluation __main__ __init__
+        drawing strings papers pages workers examples paths fitting evaluation __main__ __init__
     """,
     "benchmarks": "load targets run report verification arguments cli __main__ peers __init__",
 }

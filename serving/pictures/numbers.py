@@ -129,10 +129,9 @@ class Reading:
         probabilities = rejecter.agreed(probabilities, line.logits)
         surest = np.log(np.maximum(probabilities.max(1), 1e-6))
         scores = line.odds + BIAS + surest
-        heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
         order = np.argsort(-scores, kind="stable")
         kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
-        best = path.best_path(spans[kept], scores[kept], SKIP * np.minimum(heights, 1))
+        best = path.best_path(spans[kept], scores[kept], skips(row, pieces))
         found = []
         for run in _runs(kept[best.candidates].tolist(), line):
             if scores[run].sum() < MIN_TOTAL:
@@ -158,6 +157,12 @@ class Reading:
             digit, float(probabilities[digit]), tuple(probabilities.tolist()), box,
             line.candidates.images[number].tobytes(),
         )  # fmt: skip
+
+
+def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:
+    """Return the score of leaving out each piece: (P,)."""
+    heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
+    return np.asarray(SKIP * np.minimum(heights, 1))
 
 
 def _line(row: Row) -> _Line:

@@ -1,0 +1,42 @@
+"""Work on many pages on all cores: each process has the digits and the pretrained model."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from serving import Classifier
+from training.data.mnist import Examples
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+_CHUNK = 4
+"""Tasks that a process takes at a time."""
+
+
+def on_all_cores(
+    work: Callable[[Examples, Classifier, _Task], _Result],
+    digits: Examples,
+    tasks: Iterable[_Task],
+) -> Iterator[_Result]:
+    """Do each task in some process, and yield the results in the order of the tasks.
+
+    Args:
+        work: a function of a module; gets the digits, the pretrained classifier and a task.
+        digits: to compose pages of.
+        tasks: what is to be done.
+    """
+    with multiprocessing.Pool(initializer=_start, initargs=(digits,)) as pool:
+        yield from pool.imap(partial(_do, work), tasks, _CHUNK)
+
+
+_shared: list[tuple[Examples, Classifier]] = []
+
+
+def _start(digits: Examples) -> None:
+    _shared[:] = [(digits, Classifier.pretrained(device="cpu"))]
+
+
+def _do(work: Callable[[Examples, Classifier, _Task], _Result], task: _Task) -> _Result:
+    return work(*_shared[0], task)
