@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from handwriting.drawing import FONTS
-from handwriting.pages import EMPTY, any_paper, form, without_digits, written
+from handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
 from handwriting.papers import file_of
 from handwriting.strings import Composed, random_string
 from handwriting.workers import on_all_cores
@@ -51,6 +51,9 @@ ROWS: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
     "gaps of -4 to 10 pixels, none touches": _apart,
     "gaps of -4 to 10 pixels, a pair touches": _touching,
     "boxes of a form": lambda digits, rng: form(digits, rng),
+    "round boxes, lines and combs": lambda digits, rng: form(
+        digits, rng, str(rng.choice(FIELDS[1:]))
+    ),
     "pen strokes and fonts": lambda _, rng: written(rng, FONTS),
 }
 """Pages with a number on them."""

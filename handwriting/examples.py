@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from handwriting.pages import EMPTY, OTHER_FONTS, any_paper, form, without_digits, written
+from handwriting.pages import EMPTY, FIELDS, OTHER_FONTS, any_paper, form, without_digits, written
 from handwriting.papers import file_of
 from handwriting.strings import Composed, Levels, random_string, single
 from handwriting.workers import on_all_cores
@@ -69,7 +69,7 @@ def _of_page(digits: Examples, classifier: Classifier, seed: tuple[int, int]) ->
     elif kind == 3:
         composed = written(rng, OTHER_FONTS)
     elif kind == 4:
-        composed = form(digits, rng)
+        composed = form(digits, rng, str(rng.choice(FIELDS, p=[0.55, 0.15, 0.15, 0.15])))
     if composed is None:
         kind_of_page = str(rng.choice(EMPTY, p=[0.03, 0.03, 0.42, 0.38, 0.14]))
         grey = without_digits(kind_of_page, rng, OTHER_FONTS)

@@ -17,6 +17,7 @@ OTHER_FONTS = [
                  "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneralBolIta", "cmb10")
 ]  # fmt: skip
 """Fonts to fit on; those of FONTS are for evaluation."""
+FIELDS = ("boxes", "round boxes", "lines", "combs")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefghijkmnprstuvwxy"
 """Without those that are digits, too, where nothing stands beside them: I, O, S, Z, l, o, q, z."""
 
@@ -33,11 +34,18 @@ def written(rng: np.random.Generator, fonts: list[Path]) -> Composed:
     return compose(text, glyphs, gaps, rng, unit=80)
 
 
-def form(digits: Examples, rng: np.random.Generator) -> Composed:
-    """Write MNIST's digits into a form's row of boxes; some reach over a side."""
+def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Composed:
+    """Write MNIST's digits into a form's field; some reach over its lines.
+
+    Args:
+        digits: to choose from.
+        rng: draws the digits and the rest.
+        field: one of FIELDS: a row of boxes, of short lines, or a line with teeth between digits.
+    """
     chosen = rng.integers(len(digits.labels), size=rng.integers(2, 9))
     side = int(rng.integers(34, 80))
-    pitch = side + max(0, int(rng.integers(-side, side // 2)))
+    gap = max(0, int(rng.integers(-side, side // 2)))
+    pitch = side if field == "combs" else side + gap
     height = int(side * rng.uniform(1, 1.3))
     margin = rng.integers(10, 80, 4)
     num_boxes = len(chosen) + int(rng.integers(0, 3))
@@ -60,12 +68,28 @@ def form(digits: Examples, rng: np.random.Generator) -> Composed:
     draw = ImageDraw.Draw(sheet)
     for index in range(num_boxes):
         x, y = margin[2] + index * pitch, margin[0]
-        draw.rectangle((x, y, x + side, y + height), outline=weight, width=pen)
+        _draw_field(draw, field, (x, y, x + side, y + height), weight, pen)
     turn = rng.uniform(-1.5, 1.5)
     lines = np.asarray(sheet.rotate(turn, Image.Resampling.BILINEAR))
     return Composed(
         "".join(map(str, digits.labels[chosen].tolist())), np.maximum(ink, lines), owners
     )
+
+
+def _draw_field(
+    draw: ImageDraw.ImageDraw, field: str, box: tuple[int, int, int, int], weight: int, pen: int
+) -> None:
+    """Draw what is around one digit."""
+    left, top, right, bottom = box
+    if field == "boxes":
+        draw.rectangle(box, outline=weight, width=pen)
+    elif field == "round boxes":
+        draw.rounded_rectangle(box, (right - left) // 6, outline=weight, width=pen)
+    else:
+        draw.line((left, bottom, right, bottom), weight, pen)
+    if field == "combs":
+        for x in (left, right):
+            draw.line((x, bottom - (bottom - top) // 3, x, bottom), weight, pen)
 
 
 def letters(rng: np.random.Generator, fonts: list[Path]) -> Levels:

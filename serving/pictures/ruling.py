@@ -1,11 +1,9 @@
-"""Removes ruled lines and the boxes of forms from ink; what crosses them stays."""
-
-from collections.abc import Iterator
+"""Removes ruled lines, and the boxes and combs of forms, from ink; what crosses them stays."""
 
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.parts import Levels, Mask
+from serving.pictures.parts import Levels, Mask, Numbers
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""
@@ -15,13 +13,29 @@ MAX_SKEW = 0.04
 """Rise of a line from its one end to the other, for each pixel."""
 MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""
-MIN_BOX = 16
-"""Pixels of a box's side."""
+MIN_SIDE = 16
+"""Pixels of a box's side, or of a line under a digit."""
+MAX_ROUND = 0.2
+"""Of a box's height: its corners' radius."""
+MAX_ASPECT = 8
+"""Of a box: width by height."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
+MAX_NEXT = 1.3
+"""Of a box's sides: how far beyond them its neighbours' sides are."""
+MIN_FLAT = 8
+"""Width by height of a line under a digit; the bar of a 5 is less flat."""
+MIN_TOOTH = 10
+"""Pixels of a tooth of a comb."""
 MAX_BREAK = 4
 """Pixels without ink in a line."""
-MAX_BOXES = 400
+MAX_LINES = 400
+"""That are compared with each other."""
+NEIGHBOURS = 4
+"""Vertical lines to the right of one that may be its box's other side."""
+
+_Box = tuple[int, int, int, int]
+"""Top, left, height, width."""
 
 
 def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
@@ -33,13 +47,15 @@ def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
         faintest: what is above may be a line.
     """
     mask = ink > faintest
-    level, upright = _ruled(mask), _ruled(mask.T).T
-    rest = mask & ~_without_crossings(mask, level, upright)  # else they cut boxes in two
-    boxes = dict.fromkeys([*_rectangles(mask), *_rectangles(rest)])
-    level, upright = _with_sides(mask, level, upright, list(boxes))
+    level, upright = _combs(mask)
+    level |= _ruled(mask) | _underlines(mask)
+    upright |= _ruled(mask.T).T
+    boxes = _boxes(mask)
+    level, upright = _with_sides(mask, level, upright, boxes)
     lines = _without_crossings(mask, level, upright)
     if not lines.any():
         return ink
+    lines |= _remains(mask & ~lines, boxes)
     halo = ndimage.maximum_filter(lines, 3) & ~mask
     return np.where(lines | halo, 0, ink).astype(np.float32)
 
@@ -68,30 +84,6 @@ def _thin(mask: Mask, lines: Mask) -> Mask:
     return np.asarray(opened == 0)
 
 
-def _ruled(mask: Mask) -> Mask:
-    """Find horizontal lines across the picture, level within a few degrees."""
-    width = mask.shape[1]
-    straight = _straight(mask, max(25, width // 8))
-    labels, _ = ndimage.label(straight, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())
-    thickest = max(5.0, MAX_THICKNESS * max(mask.shape))
-    found = [
-        (number, (x.start + x.stop) / 2, (y.start + y.stop) / 2, x.stop - x.start)
-        for number, (y, x) in enumerate(ndimage.find_objects(labels), 1)
-        if y.stop - y.start <= max(4, 0.1 * (x.stop - x.start))
-        and sizes[number] <= thickest * (x.stop - x.start)
-    ]
-    is_line = np.zeros(labels.max() + 1, np.bool_)
-    if found:
-        numbers, x, y, spans = np.array(found).T
-        distance = np.abs(x[:, None] - x)
-        same = np.abs(y[:, None] - y) <= 3 + MAX_SKEW * distance
-        is_long = (same * spans).sum(1) >= MIN_SPAN * width
-        is_long &= (same * spans).max(1) >= width / 5
-        is_line[numbers[is_long].astype(np.intp)] = True
-    return np.asarray(is_line[labels] & mask)
-
-
 def _straight(mask: Mask, length: int) -> Mask:
     """Keep horizontal runs of some length, which may rise by a pixel."""
     thick = ndimage.maximum_filter(mask.view(np.uint8), (3, MAX_BREAK + 1))
@@ -101,69 +93,205 @@ def _straight(mask: Mask, length: int) -> Mask:
     return np.asarray(mask & (opened > 0))
 
 
-def _with_sides(
-    mask: Mask, ruled: Mask, columns: Mask, boxes: list[tuple[int, int, int, int]]
-) -> tuple[Mask, Mask]:
+def _parts(mask: Mask) -> tuple[Numbers, Numbers]:
+    """Return (H, W) numbers of the connected parts, from 1, and their boxes: (N, 4) y, x, h, w."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    boxes = [
+        (y.start, x.start, y.stop - y.start, x.stop - x.start)
+        for y, x in ndimage.find_objects(labels)
+    ]
+    return labels, np.array(boxes, np.intp).reshape(-1, 4)
+
+
+def _chosen(labels: Numbers, chosen: Numbers) -> Mask:
+    """Return where the parts of these indexes are."""
+    is_chosen = np.zeros(labels.max(initial=0) + 1, np.bool_)
+    is_chosen[chosen + 1] = True
+    return np.asarray(is_chosen[labels])
+
+
+def _in_line(lines: Numbers, others: Numbers) -> Mask:
+    """Return which of N horizontal lines continue which of M: (N, M)."""
+    y, x = ((lines[:, axis] + lines[:, axis + 2] / 2)[:, None] for axis in (0, 1))
+    y_other, x_other = (others[:, axis] + others[:, axis + 2] / 2 for axis in (0, 1))
+    return np.asarray(np.abs(y - y_other) <= 3 + MAX_SKEW * np.abs(x - x_other))
+
+
+def _ruled(mask: Mask) -> Mask:
+    """Find horizontal lines across the picture, level within a few degrees."""
+    width = mask.shape[1]
+    labels, parts = _parts(_straight(mask, max(25, width // 8)))
+    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    heights, spans = parts[:, 2:].T
+    thickest = max(5.0, MAX_THICKNESS * max(mask.shape))
+    is_thin = (heights <= np.maximum(4, 0.1 * spans)) & (sizes <= thickest * spans)
+    thin = np.flatnonzero(is_thin)
+    same = _in_line(parts[thin], parts[thin]) * spans[thin]
+    is_long = (same.sum(1) >= MIN_SPAN * width) & (same.max(1, initial=0) >= width / 5)
+    return _chosen(labels, thin[is_long])
+
+
+def _underlines(mask: Mask) -> Mask:
+    """Find short horizontal lines on which digits stand, and what continues them."""
+    parts = _parts(mask)[1]
+    heights, spans = parts[:, 2:].T
+    is_flat = (spans >= MIN_SIDE) & (spans >= MIN_FLAT * heights)
+    under = [part for part in parts[is_flat][:MAX_LINES].tolist() if _is_under_ink(mask, *part)]
+    if not under:
+        return np.zeros_like(mask)
+    labels, runs = _parts(_straight(mask, MIN_SIDE))
+    flat = np.flatnonzero(runs[:, 3] >= MIN_FLAT / 2 * runs[:, 2])
+    same = _in_line(runs[flat], np.array(under))
+    same &= runs[flat, 3:] >= 0.6 * np.array(under)[:, 3]
+    return _chosen(labels, flat[same.any(1)])
+
+
+def _is_under_ink(mask: Mask, y: int, x: int, h: int, w: int) -> bool:
+    """Return whether there is ink above a line, and none below."""
+    columns = slice(x, x + w)
+    return bool(
+        mask[max(0, y - w) : y, columns].any() and not mask[y + h : y + h + w, columns].any()
+    )
+
+
+def _boxes(mask: Mask) -> list[_Box]:
+    """Find boxes: two vertical lines, and two horizontal ones from the one to the other.
+
+    What is written may touch the lines or cross them, and so may other lines.
+    """
+    level = _straight(mask, MIN_SIDE)
+    parts = _parts(_straight(mask.T, MIN_SIDE).T)[1]
+    sides = parts[parts[:, 3] <= np.maximum(4, parts[:, 2] / 6)]
+    sides = sides[np.argsort(sides[:, 1], kind="stable")][:MAX_LINES]
+    boxes: list[_Box] = []
+    for number, (top, left, height, width) in enumerate(sides.tolist()):
+        others, reach, corner = sides[number + 1 :], _reach(height), round(MAX_ROUND * height)
+        is_like = np.abs(others[:, 0] - top) <= 2 * reach
+        is_like &= np.abs(others[:, 0] + others[:, 2] - top - height) <= 2 * reach
+        is_like &= others[:, 1] >= left + MIN_SIDE
+        is_like &= others[:, 1] <= left + MAX_ASPECT * height
+        for y, right, h, w in others[is_like][:NEIGHBOURS].tolist():
+            above = _edge(level[:, left + width : right], min(top, y) - corner, max(top, y) + reach)
+            low, high = sorted((top + height, y + h))
+            below = _edge(level[:, left + width : right], low - reach, high + corner)
+            if below - above >= MIN_SIDE and _has_sides(mask, above, left, below, right + w):
+                boxes.append((above, left, below - above, right + w - left))
+                break
+    return boxes
+
+
+def _edge(level: Mask, low: int, high: int) -> int:
+    """Return the row of the longest horizontal line."""
+    return max(0, low) + int(level[max(0, low) : high].sum(1).argmax())
+
+
+def _has_sides(mask: Mask, top: int, left: int, bottom: int, right: int) -> bool:
+    """Return whether there is ink along all four sides; a zero's are half blank."""
+    reach = _reach(min(bottom - top, right - left))
+    inside = mask[top:bottom, left:right]
+    rows = slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach)
+    upper, lower = (
+        mask[rows[0].start : top + reach, left:right],
+        mask[bottom - reach : rows[0].stop, left:right],
+    )
+    first, last = inside[:, : 2 * reach], inside[:, -2 * reach :]
+    coverage = upper.any(0), lower.any(0), first.any(1), last.any(1)
+    return all(side.mean() >= MIN_STRAIGHT for side in coverage)
+
+
+def _with_sides(mask: Mask, ruled: Mask, columns: Mask, boxes: list[_Box]) -> tuple[Mask, Mask]:
     """Add the sides of boxes, and what continues them, to horizontal and vertical lines."""
     if not boxes:
         return ruled, columns
-    found = [ruled.copy(), columns.copy()]
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
-    level = _straight(mask, max(MIN_BOX, int(0.7 * width)))
-    upright = _straight(mask.T, max(MIN_BOX, int(0.7 * height))).T
-    near = np.zeros_like(mask)
-    for y, x, h, w in boxes:
-        reach = max(2, round(0.06 * min(h, w)))
-        outer = slice(max(0, y - reach), y + h + reach), slice(max(0, x - reach), x + w + reach)
-        inner = slice(y + reach, y + h - reach), slice(x + reach, x + w - reach)
-        kept = near[inner].copy()
-        near[outer] = True
-        near[inner] = kept
-    for lines, straight in zip(found, (level, upright), strict=True):
+    level = _straight(mask, max(MIN_SIDE, int(0.7 * width)))
+    upright = _straight(mask.T, max(MIN_SIDE, int(0.7 * height))).T
+    found = []
+    for lines, straight, near in (
+        (ruled, level, _edges(boxes, mask.shape, MAX_NEXT)),
+        (columns, upright, _edges([_turned(box) for box in boxes], mask.T.shape, MAX_NEXT).T),
+    ):
         labels, count = ndimage.label(straight, np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        touched = np.bincount(labels[near], minlength=count + 1) >= MIN_NEAR * sizes
-        touched[0] = False
-        lines |= touched[labels] & straight
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        touched = np.bincount(labels[near], minlength=count + 1)[1:] >= MIN_NEAR * sizes
+        found.append(lines | _chosen(labels, np.flatnonzero(touched)))
     found[1] |= _joining(found[0], upright)
     found[0] |= _joining(found[1].T, level.T).T
     return found[0], found[1]
 
 
+def _edges(boxes: list[_Box], shape: tuple[int, ...], more: float) -> Mask:
+    """Return where the upper and lower sides of boxes are, and so many widths beside them."""
+    edges = np.zeros(shape, np.bool_)
+    for y, x, h, w in boxes:
+        reach = _reach(min(h, w))
+        beyond = reach + round(more * w)
+        for side in (y, y + h):
+            edges[max(0, side - reach) : side + reach, max(0, x - beyond) : x + w + beyond] = True
+    return edges
+
+
+def _turned(box: _Box) -> _Box:
+    y, x, h, w = box
+    return x, y, w, h
+
+
 def _joining(level: Mask, upright: Mask) -> Mask:
     """Return the vertical lines whose both ends are at horizontal lines: other boxes' sides."""
     grown = ndimage.maximum_filter(level, 5)
-    labels, count = ndimage.label(upright, np.ones((3, 3)))
-    joins = np.zeros(count + 1, np.bool_)
-    for number, (y, x) in enumerate(ndimage.find_objects(labels), 1):
-        ends = grown[y.start : y.start + 4, x].any() and grown[y.stop - 4 : y.stop, x].any()
-        joins[number] = ends and x.stop - x.start <= max(4, (y.stop - y.start) // 4)
-    return np.asarray(joins[labels] & upright)
+    labels, parts = _parts(upright)
+    joining = [
+        number
+        for number, (y, x, h, w) in enumerate(parts.tolist())
+        if w <= max(4, h // 4)
+        and grown[y : y + 4, x : x + w].any()
+        and grown[y + h - 4 : y + h, x : x + w].any()
+    ]
+    return _chosen(labels, np.array(joining, np.intp))
 
 
-def _rectangles(mask: Mask) -> Iterator[tuple[int, int, int, int]]:
-    """Yield top, left, height and width of the holes that have four straight sides."""
-    labels, count = ndimage.label(~mask)
-    if count < 2:
-        return
-    height, width = mask.shape
-    found = 0
-    for hole, (y, x) in enumerate(ndimage.find_objects(labels), 1):
-        h, w = y.stop - y.start, x.stop - x.start
-        is_inside = y.start > 0 and x.start > 0 and y.stop < height and x.stop < width
-        if not is_inside or min(h, w) < MIN_BOX or found >= MAX_BOXES:
-            continue
-        if _has_straight_sides(labels[y, x] == hole):
-            found += 1
-            yield y.start, x.start, h, w
-
-
-def _has_straight_sides(hole: Mask) -> bool:
-    reach = max(2, round(0.06 * min(hole.shape)))
-    sides = (
-        hole[:reach].any(0),
-        hole[-reach:].any(0),
-        hole[:, :reach].any(1),
-        hole[:, -reach:].any(1),
+def _combs(mask: Mask) -> tuple[Mask, Mask]:
+    """Find combs: a horizontal line on which equal vertical ones stand, equally far apart."""
+    bases, lines = _parts(_straight(mask, 2 * MIN_SIDE))
+    labels, parts = _parts(_straight(mask.T, MIN_TOOTH).T)
+    grown = ndimage.maximum_filter(bases, 5)
+    standing: dict[int, list[int]] = {}
+    for number, (y, x, h, w) in enumerate(parts.tolist()):
+        base = int(grown[y + h - 3 : y + h + 2, x : x + w].max())
+        if base and w <= h / 2 and lines[base - 1, 2] <= lines[base - 1, 3] / 8:
+            standing.setdefault(base - 1, []).append(number)
+    chosen, teeth = [], []
+    for base, numbers in standing.items():
+        heights = parts[numbers, 2]
+        equal = np.array(numbers)[np.abs(heights - np.median(heights)) <= 0.2 * np.median(heights)]
+        if _are_even(parts[equal, 1]):
+            chosen.append(base)
+            teeth.extend(equal.tolist())
+    return (
+        _chosen(bases, np.array(chosen, np.intp)),
+        _chosen(labels, np.array(teeth, np.intp)),
     )
-    return all(side.mean() >= MIN_STRAIGHT for side in sides)
+
+
+def _are_even(places: Numbers) -> bool:
+    """Return whether there are three or more, whose distances are multiples of the least."""
+    gaps = np.diff(np.sort(places))
+    if len(gaps) < 2 or gaps.min() < MIN_SIDE:
+        return False
+    times = gaps / gaps.min()
+    return bool((np.abs(times - np.rint(times)) <= 0.12).all())
+
+
+def _remains(rest: Mask, boxes: list[_Box]) -> Mask:
+    """Return the parts that lie where the sides of boxes are: what the lines left of them."""
+    near = _edges(boxes, rest.shape, 0)
+    near |= _edges([_turned(box) for box in boxes], rest.T.shape, 0).T
+    labels, count = ndimage.label(rest, np.ones((3, 3)))
+    is_outside = np.zeros(count + 1, np.bool_)
+    is_outside[labels[~near]] = True
+    return np.asarray(rest & ~is_outside[labels])
+
+
+def _reach(side: int) -> int:
+    """Return how far from a box's edge its sides may be."""
+    return max(2, round(0.06 * side))
