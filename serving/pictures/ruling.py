@@ -31,6 +31,8 @@ MAX_BREAK = 4
 """Pixels without ink in a line."""
 MAX_LINES = 400
 """That are compared with each other."""
+MAX_BREADTH = 2
+"""Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
 NEIGHBOURS = 4
 """Vertical lines to the right of one that may be its box's other side."""
 
@@ -70,9 +72,7 @@ def _thin(mask: Mask, lines: Mask) -> Mask:
     """Return where ink is not much higher than horizontal lines are: no stroke crosses there."""
     if not lines.any():
         return lines
-    edges = int(np.count_nonzero(np.diff(lines.astype(np.int8), axis=0)))
-    thickness = max(1, round(2 * int(np.count_nonzero(lines)) / max(edges, 1)))
-    length = 2 * thickness + 2
+    length = 2 * _thickness(lines) + 2
     levels = mask.view(np.uint8)
     low, high = (length - 1) // 2, length // 2
     runs = np.lib.stride_tricks.sliding_window_view(
@@ -82,6 +82,12 @@ def _thin(mask: Mask, lines: Mask) -> Mask:
     grown = np.pad(eroded, ((high, low), (0, 0)))
     opened = np.lib.stride_tricks.sliding_window_view(grown, length, 0).max(-1)
     return np.asarray(opened == 0)
+
+
+def _thickness(lines: Mask) -> int:
+    """Return the mean thickness of horizontal lines, 1 or more."""
+    edges = int(np.count_nonzero(np.diff(lines.astype(np.int8), axis=0)))
+    return max(1, round(2 * int(np.count_nonzero(lines)) / max(edges, 1)))
 
 
 def _straight(mask: Mask, length: int) -> Mask:
@@ -206,18 +212,23 @@ def _with_sides(mask: Mask, ruled: Mask, columns: Mask, boxes: list[_Box]) -> tu
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
     level = _straight(mask, max(MIN_SIDE, int(0.7 * width)))
     upright = _straight(mask.T, max(MIN_SIDE, int(0.7 * height))).T
-    found = []
-    for lines, straight, near in (
-        (ruled, level, _edges(boxes, mask.shape, MAX_NEXT)),
-        (columns, upright, _edges([_turned(box) for box in boxes], mask.T.shape, MAX_NEXT).T),
-    ):
-        labels, count = ndimage.label(straight, np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        touched = np.bincount(labels[near], minlength=count + 1)[1:] >= MIN_NEAR * sizes
-        found.append(lines | _chosen(labels, np.flatnonzero(touched)))
-    found[1] |= _joining(found[0], upright)
-    found[0] |= _joining(found[1].T, level.T).T
-    return found[0], found[1]
+    near = _edges(boxes, mask.shape, MAX_NEXT)
+    beside = _edges([_turned(box) for box in boxes], mask.T.shape, MAX_NEXT)
+    ruled = ruled | _along(near, level)
+    columns = columns | _along(beside, upright.T).T
+    columns |= _joining(ruled, upright)
+    return ruled | _joining(columns.T, level.T).T, columns
+
+
+def _along(near: Mask, level: Mask) -> Mask:
+    """Return the horizontal lines that lie where boxes' sides are, but no thicker strokes."""
+    labels, parts = _parts(level)
+    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    along = np.flatnonzero(
+        np.bincount(labels[near], minlength=len(sizes) + 1)[1:] >= MIN_NEAR * sizes
+    )
+    breadths = sizes[along] / parts[along, 3]
+    return _chosen(labels, along[breadths <= MAX_BREADTH * (np.median(breadths) + 1)])
 
 
 def _edges(boxes: list[_Box], shape: tuple[int, ...], more: float) -> Mask:
@@ -240,10 +251,12 @@ def _joining(level: Mask, upright: Mask) -> Mask:
     """Return the vertical lines whose both ends are at horizontal lines: other boxes' sides."""
     grown = ndimage.maximum_filter(level, 5)
     labels, parts = _parts(upright)
+    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    thickest = MAX_BREADTH * (_thickness(level) + 1)
     joining = [
         number
         for number, (y, x, h, w) in enumerate(parts.tolist())
-        if w <= max(4, h // 4)
+        if sizes[number] <= thickest * h
         and grown[y : y + 4, x : x + w].any()
         and grown[y + h - 4 : y + h, x : x + w].any()
     ]
@@ -254,7 +267,7 @@ def _combs(mask: Mask) -> tuple[Mask, Mask]:
     """Find combs: a horizontal line on which equal vertical ones stand, equally far apart."""
     bases, lines = _parts(_straight(mask, 2 * MIN_SIDE))
     labels, parts = _parts(_straight(mask.T, MIN_TOOTH).T)
-    grown = ndimage.maximum_filter(bases, 5)
+    grown = ndimage.maximum_filter(bases, 3)
     standing: dict[int, list[int]] = {}
     for number, (y, x, h, w) in enumerate(parts.tolist()):
         base = int(grown[y + h - 3 : y + h + 2, x : x + w].max())
@@ -263,8 +276,9 @@ def _combs(mask: Mask) -> tuple[Mask, Mask]:
     chosen, teeth = [], []
     for base, numbers in standing.items():
         heights = parts[numbers, 2]
-        equal = np.array(numbers)[np.abs(heights - np.median(heights)) <= 0.2 * np.median(heights)]
-        if _are_even(parts[equal, 1]):
+        usual = np.median(heights)
+        equal = np.array(numbers)[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
+        if _are_even(parts[equal, 1]) and _are_low(mask, parts[equal]):
             chosen.append(base)
             teeth.extend(equal.tolist())
     return (
@@ -274,12 +288,22 @@ def _combs(mask: Mask) -> tuple[Mask, Mask]:
 
 
 def _are_even(places: Numbers) -> bool:
-    """Return whether there are three or more, whose distances are multiples of the least."""
+    """Return whether there are three or more, equally far apart; of more some may be missing."""
     gaps = np.diff(np.sort(places))
     if len(gaps) < 2 or gaps.min() < MIN_SIDE:
         return False
-    times = gaps / gaps.min()
-    return bool((np.abs(times - np.rint(times)) <= 0.12).all())
+    times = np.rint(gaps / gaps.min()) if len(gaps) > 2 else np.ones(len(gaps))
+    return bool((np.abs(gaps / times - gaps.min()) <= np.maximum(2, 0.06 * gaps.min())).all())
+
+
+def _are_low(mask: Mask, teeth: Numbers) -> bool:
+    """Return whether teeth are far apart, or digits between them are higher: they are no ones."""
+    top, height = int(np.median(teeth[:, 0])), int(np.median(teeth[:, 2]))
+    left, right = int(teeth[:, 1].min()), int(teeth[:, 1].max())
+    if right - left >= 2.5 * height * (len(teeth) - 1):
+        return True
+    above = mask[max(0, top - height // 2) : max(0, top - height // 4), left:right]
+    return bool(above.any())
 
 
 def _remains(rest: Mask, boxes: list[_Box]) -> Mask:
