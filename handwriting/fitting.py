@@ -1,7 +1,7 @@
 """Fits the rejecter: first candidate by candidate, then by the paths through whole rows."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,32 @@ import numpy.typing as npt
 from handwriting.examples import LabelledRow
 from handwriting.paths import text_loss
 from serving.pictures.rejecter import SHARE
+from training.config import Deformation
+from training.data.augmentation import fields
+from training.data.warping import warp
 
-EPOCHS, PATH_EPOCHS = 3, 2
-BATCH_SIZE, BATCH_ROWS = 256, 16
+EPOCHS, PATH_EPOCHS = 1, 3
+BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
 LEARNING_RATE, PATH_LEARNING_RATE = 2e-3, 1e-3
 LABELS_WEIGHT = 6.0
-"""Of the labels' mean loss beside the rows', which say nothing of pages without digits."""
-FILTERS = (16, 32)
-UNITS = 64
+"""Of the labels' mean loss beside the rows' paths."""
+TEXTLESS_WEIGHT = 4.0
+"""Of the labels in a row without digits, which has no right path."""
+MIN_LOSS = 0.01
+"""What a candidate's label loses, for it to be trained on with the paths."""
+MIN_GRADIENT = 1e-4
+"""The same of the paths' loss by a candidate's score."""
+EASY_LOSS = 0.02
+"""A row that lost less in its last epoch is easy."""
+EASY_SHARE = 0.35
+"""Of the easy rows that are in an epoch; each counts as many times more."""
+DEFORMATION = Deformation(
+    rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
+    thickness=0.3, kept=0.15,
+)  # fmt: skip
+"""Of a row: all of its candidates alike."""
+FILTERS = (24, 48)
+UNITS = 96
 
 _WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 _Floats = npt.NDArray[np.float32]
@@ -46,35 +64,63 @@ class Fit:
         self._model = keras.Model([pixels, measures], layers.Dense(11)(hidden))
 
     def by_labels(self, rows: Sequence[LabelledRow], epochs: int = EPOCHS) -> None:
-        """Train on candidates, each by its label."""
-        columns = _columns(rows)
-        known = np.flatnonzero(columns[3] >= 0)
-        num_batches = -(-len(known) // BATCH_SIZE)
+        """Train on deformed candidates, each by its label."""
+        num_batches = -(-len(rows) // BATCH_ROWS)
         step = self._step(LEARNING_RATE, num_batches * epochs, with_dropout=True)
-        no_gradient = np.zeros((BATCH_SIZE, 10), np.float32)
         for epoch in range(epochs):
             losses = []
-            for batch in np.array_split(self._rng.permutation(known), num_batches):
-                chosen = [column[batch] for column in columns]
-                losses.append(float(step(*chosen, no_gradient[: len(batch)])))
+            for batch in np.array_split(self._rng.permutation(len(rows)), num_batches):
+                columns = _columns([self._deformed(rows[index]) for index in batch])
+                count = len(columns[3])
+                weights = np.full(count, 1 / _num_known(columns[3]), np.float32)
+                no_gradient = np.zeros((count, 10), np.float32)
+                losses.append(float(step(*columns, weights, no_gradient)))
             print(f"labels, epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
 
     def by_paths(self, rows: Sequence[LabelledRow], epochs: int = PATH_EPOCHS) -> None:
-        """Train on rows, each by the paths through it and by its labels."""
-        num_batches = -(-len(rows) // BATCH_ROWS)
-        step = self._step(PATH_LEARNING_RATE, num_batches * epochs, with_dropout=False)
+        """Train on deformed rows, each by the paths through it and by its labels."""
+        num_steps = -(-len(rows) // PATH_BATCH_ROWS) * epochs
+        step = self._step(PATH_LEARNING_RATE, num_steps, with_dropout=False)
+        last = np.full(len(rows), np.inf)
         for epoch in range(epochs):
             losses: list[float] = []
-            for batch in np.array_split(self._rng.permutation(len(rows)), num_batches):
-                some = [rows[index] for index in batch]
-                gradient, values = self._gradient(some)
-                losses += values
-                step(*_columns(some), gradient)
+            for batch, times in self._batches(last):
+                some = [self._deformed(rows[index]) for index in batch]
+                columns = _columns(some)
+                gradient, of_labels, values = self._gradient(some, times)
+                last[batch] = values
+                losses += [value for row, value in zip(some, values, strict=True) if row.text]
+                kinds = [1 if row.text else TEXTLESS_WEIGHT for row in some]
+                counts = [len(row.labels) for row in some]
+                weights = np.repeat(LABELS_WEIGHT * times * kinds, counts).astype(np.float32)
+                weights /= _num_known(columns[3])
+                teaches = (np.abs(gradient).max(1) > MIN_GRADIENT) | (of_labels > MIN_LOSS)
+                chosen = [column[teaches] for column in (*columns, weights, gradient)]
+                if teaches.any():
+                    step(*chosen)
             print(f"paths, epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
+
+    def _batches(self, last: _Floats) -> Iterator[tuple[npt.NDArray[np.intp], _Floats]]:
+        """Yield the rows of each batch of an epoch, and how many times each counts."""
+        is_easy = last < EASY_LOSS
+        order = self._rng.permutation(np.flatnonzero(
+            ~is_easy | (self._rng.random(len(last)) < EASY_SHARE)
+        ))  # fmt: skip
+        for batch in np.array_split(order, max(1, -(-len(order) // PATH_BATCH_ROWS))):
+            yield batch, np.where(is_easy[batch], 1 / EASY_SHARE, 1.0)
+
+    def _deformed(self, row: LabelledRow) -> LabelledRow:
+        if self._rng.random() < DEFORMATION.kept:
+            return row
+        field = fields(1, DEFORMATION, self._rng)[0]
+        growth = self._rng.uniform(-DEFORMATION.thickness, DEFORMATION.thickness)
+        both = warp(np.concatenate([row.images, row.surroundings]), field, growth)
+        images, surroundings = np.split(both, 2)
+        return row._replace(images=images, surroundings=surroundings)
 
     def path_loss(self, rows: Sequence[LabelledRow]) -> float:
         """Return the mean loss of the rows that have a text."""
-        return float(np.mean([value for row in rows for value in self._gradient([row])[1]]))
+        return float(np.mean([self._gradient([row])[2] for row in rows if row.text]))
 
     def save(self, path: Path) -> None:
         """Save the weights as half floats."""
@@ -82,40 +128,51 @@ class Fit:
         with path.open("wb") as file:  # of exactly this name, which numpy would complete
             np.savez_compressed(file, **{name: array.astype(np.float16) for name, array in weights})
 
-    def _gradient(self, rows: Sequence[LabelledRow]) -> tuple[_Floats, list[float]]:
-        """Return the gradient of the rows' mean loss by each score, and their losses.
+    def _gradient(
+        self, rows: Sequence[LabelledRow], times: npt.ArrayLike = 1.0
+    ) -> tuple[_Floats, _Floats, list[float]]:
+        """Return what the rows lose.
 
-        What has no text has no loss: its candidates have labels, and it is the number's total that
+        A row without a text loses what its worst label does: it is the number's total that
         `serving.pictures.numbers` refuses it by.
+
+        Args:
+            rows: R rows, of N candidates together.
+            times: (R,): how many times each row counts.
+
+        Returns:
+            (N, 10): the gradient of the rows' mean loss by the candidates' scores; (N,): the
+            labels' losses; and each row's loss.
         """
-        images, surroundings, measures, _, probabilities = _columns(rows)
+        images, surroundings, measures, labels, probabilities = _columns(rows)
         logits = self._logits(images, surroundings, measures, with_dropout=False)
+        of_labels = self._label_losses(logits, labels.astype(np.int32)).numpy()
         scores = self._scores(logits, probabilities).numpy().astype(np.float64)
         gradient, values, at = np.zeros(scores.shape, np.float32), [], 0
-        for row in rows:
+        for row, count in zip(rows, np.broadcast_to(times, len(rows)), strict=True):
             part = slice(at, at + len(row.labels))
             at = part.stop
             loss = text_loss(row.spans, scores[part], row.skips, row.text) if row.text else None
             if loss is not None:
-                gradient[part] = loss.gradient / len(rows)
-                values.append(loss.value)
-        return gradient, values
+                gradient[part] = count * loss.gradient / len(rows)
+            values.append(float(of_labels[part].max()) if loss is None else loss.value)
+        return gradient, of_labels, values
 
     def _step(self, rate: float, num_steps: int, *, with_dropout: bool) -> Any:
-        """Return a function that trains on a batch, and returns the loss of its labels."""
+        """Return a function that trains on a batch, and returns the weighted loss of its labels."""
         tf, model = self._tf, self._model
         schedule = self._keras.optimizers.schedules.CosineDecay(rate, num_steps)
         optimizer = self._keras.optimizers.AdamW(schedule, weight_decay=1e-3, global_clipnorm=2.0)
 
         def step(
             images: Any, surroundings: Any, measures: Any, labels: Any, probabilities: Any,
-            gradient: Any,
+            weights: Any, gradient: Any,
         ) -> Any:  # fmt: skip
             with tf.GradientTape() as tape:
                 logits = self._logits(images, surroundings, measures, with_dropout=with_dropout)
-                of_labels = self._label_loss(logits, tf.cast(labels, tf.int32))
-                of_paths = tf.reduce_sum(gradient * self._scores(logits, probabilities))
-                loss = LABELS_WEIGHT * of_labels + of_paths
+                losses = self._label_losses(logits, tf.cast(labels, tf.int32))
+                of_labels = tf.reduce_sum(weights * losses)
+                loss = of_labels + tf.reduce_sum(gradient * self._scores(logits, probabilities))
             variables = model.trainable_variables
             optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
             return of_labels
@@ -136,11 +193,15 @@ class Fit:
         both = (1 - SHARE) * of_classifier + SHARE * logits[:, :10]
         return odds[:, None] + tf.nn.log_softmax(both, 1)
 
-    def _label_loss(self, logits: Any, labels: Any) -> Any:
+    def _label_losses(self, logits: Any, labels: Any) -> Any:
+        """Return each candidate's loss, 0 where the label is open: (N,)."""
         tf = self._tf
-        is_known = tf.cast(labels >= 0, tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
-        return tf.reduce_sum(losses * is_known) / tf.maximum(tf.reduce_sum(is_known), 1)
+        return losses * tf.cast(labels >= 0, tf.float32)
+
+
+def _num_known(labels: npt.NDArray[np.int8]) -> int:
+    return max(1, int(np.count_nonzero(labels >= 0)))
 
 
 def _columns(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
