@@ -21,8 +21,6 @@ MAX_ASPECT = 8
 """Of a box: width by height."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
-MAX_NEXT = 1.3
-"""Of a box's sides: how far beyond them its neighbours' sides are."""
 MIN_FLAT = 8
 """Width by height of a line under a digit; the bar of a 5 is less flat."""
 MIN_TOOTH = 10
@@ -194,15 +192,13 @@ def _edge(level: Mask, low: int, high: int) -> int:
 def _has_sides(mask: Mask, top: int, left: int, bottom: int, right: int) -> bool:
     """Return whether there is ink along all four sides; a zero's are half blank."""
     reach = _reach(min(bottom - top, right - left))
-    inside = mask[top:bottom, left:right]
-    rows = slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach)
-    upper, lower = (
-        mask[rows[0].start : top + reach, left:right],
-        mask[bottom - reach : rows[0].stop, left:right],
+    sides = (
+        mask[max(0, top - reach) : top + reach, left:right].any(0),
+        mask[bottom - reach : bottom + reach, left:right].any(0),
+        mask[top:bottom, left : left + 2 * reach].any(1),
+        mask[top:bottom, right - 2 * reach : right].any(1),
     )
-    first, last = inside[:, : 2 * reach], inside[:, -2 * reach :]
-    coverage = upper.any(0), lower.any(0), first.any(1), last.any(1)
-    return all(side.mean() >= MIN_STRAIGHT for side in coverage)
+    return all(side.mean() >= MIN_STRAIGHT for side in sides)
 
 
 def _with_sides(mask: Mask, ruled: Mask, columns: Mask, boxes: list[_Box]) -> tuple[Mask, Mask]:
@@ -212,8 +208,8 @@ def _with_sides(mask: Mask, ruled: Mask, columns: Mask, boxes: list[_Box]) -> tu
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
     level = _straight(mask, max(MIN_SIDE, int(0.7 * width)))
     upright = _straight(mask.T, max(MIN_SIDE, int(0.7 * height))).T
-    near = _edges(boxes, mask.shape, MAX_NEXT)
-    beside = _edges([_turned(box) for box in boxes], mask.T.shape, MAX_NEXT)
+    near = _edges(boxes, mask.shape)
+    beside = _edges([_turned(box) for box in boxes], mask.T.shape)
     ruled = ruled | _along(near, level)
     columns = columns | _along(beside, upright.T).T
     columns |= _joining(ruled, upright)
@@ -228,17 +224,18 @@ def _along(near: Mask, level: Mask) -> Mask:
         np.bincount(labels[near], minlength=len(sizes) + 1)[1:] >= MIN_NEAR * sizes
     )
     breadths = sizes[along] / parts[along, 3]
-    return _chosen(labels, along[breadths <= MAX_BREADTH * (np.median(breadths) + 1)])
+    usual = np.median(breadths) if len(along) else 0
+    return _chosen(labels, along[breadths <= MAX_BREADTH * (usual + 1)])
 
 
-def _edges(boxes: list[_Box], shape: tuple[int, ...], more: float) -> Mask:
-    """Return where the upper and lower sides of boxes are, and so many widths beside them."""
+def _edges(boxes: list[_Box], shape: tuple[int, ...]) -> Mask:
+    """Return where the upper and lower sides of boxes are."""
     edges = np.zeros(shape, np.bool_)
     for y, x, h, w in boxes:
         reach = _reach(min(h, w))
-        beyond = reach + round(more * w)
         for side in (y, y + h):
-            edges[max(0, side - reach) : side + reach, max(0, x - beyond) : x + w + beyond] = True
+            rows = slice(max(0, side - reach), side + reach)
+            edges[rows, max(0, x - reach) : x + w + reach] = True
     return edges
 
 
@@ -307,9 +304,9 @@ def _are_low(mask: Mask, teeth: Numbers) -> bool:
 
 
 def _remains(rest: Mask, boxes: list[_Box]) -> Mask:
-    """Return the parts that lie where the sides of boxes are: what the lines left of them."""
-    near = _edges(boxes, rest.shape, 0)
-    near |= _edges([_turned(box) for box in boxes], rest.T.shape, 0).T
+    """Return the parts that lie where the sides of boxes are, such as round corners."""
+    near = _edges(boxes, rest.shape)
+    near |= _edges([_turned(box) for box in boxes], rest.T.shape).T
     labels, count = ndimage.label(rest, np.ones((3, 3)))
     is_outside = np.zeros(count + 1, np.bool_)
     is_outside[labels[~near]] = True
