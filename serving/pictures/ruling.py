@@ -38,6 +38,21 @@ _Box = tuple[int, int, int, int]
 """Top, left, height, width."""
 
 
+class _Runs:
+    """The horizontal runs of ink, which may rise by a pixel."""
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self._thick = ndimage.maximum_filter(mask.view(np.uint8), (3, MAX_BREAK + 1))
+
+    def of(self, length: int) -> Mask:
+        """Keep those of some length."""
+        length |= 1
+        eroded = ndimage.minimum_filter1d(self._thick, length + MAX_BREAK, axis=1, mode="constant")
+        opened = ndimage.maximum_filter1d(eroded, length, axis=1, mode="constant")
+        return np.asarray(self.mask & (opened > 0))
+
+
 def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
     """Return (H, W) ink with lines and boxes set to 0.
 
@@ -47,11 +62,13 @@ def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
         faintest: what is above may be a line.
     """
     mask = ink > faintest
-    level, upright = _combs(mask)
-    level |= _ruled(mask) | _underlines(mask)
-    upright |= _ruled(mask.T).T
-    boxes = _boxes(mask)
-    level, upright = _with_sides(mask, level, upright, boxes)
+    across, down = _Runs(mask), _Runs(np.ascontiguousarray(mask.T))
+    level, upright = _combs(across, down)
+    level |= _ruled(across) | _underlines(across)
+    upright |= _ruled(down).T
+    boxes = _boxes(across, down)
+    if boxes:
+        level, upright = _with_sides(across, down, level, upright, boxes)
     lines = _without_crossings(mask, level, upright)
     if not lines.any():
         return ink
@@ -88,15 +105,6 @@ def _thickness(lines: Mask) -> int:
     return max(1, round(2 * int(np.count_nonzero(lines)) / max(edges, 1)))
 
 
-def _straight(mask: Mask, length: int) -> Mask:
-    """Keep horizontal runs of some length, which may rise by a pixel."""
-    thick = ndimage.maximum_filter(mask.view(np.uint8), (3, MAX_BREAK + 1))
-    length |= 1
-    eroded = ndimage.minimum_filter1d(thick, length + MAX_BREAK, axis=1, mode="constant")
-    opened = ndimage.maximum_filter1d(eroded, length, axis=1, mode="constant")
-    return np.asarray(mask & (opened > 0))
-
-
 def _parts(mask: Mask) -> tuple[Numbers, Numbers]:
     """Return (H, W) numbers of the connected parts, from 1, and their boxes: (N, 4) y, x, h, w."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
@@ -121,13 +129,13 @@ def _in_line(lines: Numbers, others: Numbers) -> Mask:
     return np.asarray(np.abs(y - y_other) <= 3 + MAX_SKEW * np.abs(x - x_other))
 
 
-def _ruled(mask: Mask) -> Mask:
+def _ruled(runs: _Runs) -> Mask:
     """Find horizontal lines across the picture, level within a few degrees."""
-    width = mask.shape[1]
-    labels, parts = _parts(_straight(mask, max(25, width // 8)))
+    width = runs.mask.shape[1]
+    labels, parts = _parts(runs.of(max(25, width // 8)))
     sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
     heights, spans = parts[:, 2:].T
-    thickest = max(5.0, MAX_THICKNESS * max(mask.shape))
+    thickest = max(5.0, MAX_THICKNESS * max(runs.mask.shape))
     is_thin = (heights <= np.maximum(4, 0.1 * spans)) & (sizes <= thickest * spans)
     thin = np.flatnonzero(is_thin)
     same = _in_line(parts[thin], parts[thin]) * spans[thin]
@@ -135,18 +143,19 @@ def _ruled(mask: Mask) -> Mask:
     return _chosen(labels, thin[is_long])
 
 
-def _underlines(mask: Mask) -> Mask:
+def _underlines(across: _Runs) -> Mask:
     """Find short horizontal lines on which digits stand, and what continues them."""
+    mask = across.mask
     parts = _parts(mask)[1]
     heights, spans = parts[:, 2:].T
     is_flat = (spans >= MIN_SIDE) & (spans >= MIN_FLAT * heights)
     under = [part for part in parts[is_flat][:MAX_LINES].tolist() if _is_under_ink(mask, *part)]
     if not under:
         return np.zeros_like(mask)
-    labels, runs = _parts(_straight(mask, MIN_SIDE))
-    flat = np.flatnonzero(runs[:, 3] >= MIN_FLAT / 2 * runs[:, 2])
-    same = _in_line(runs[flat], np.array(under))
-    same &= runs[flat, 3:] >= 0.6 * np.array(under)[:, 3]
+    labels, lines = _parts(across.of(MIN_SIDE))
+    flat = np.flatnonzero(lines[:, 3] >= MIN_FLAT / 2 * lines[:, 2])
+    same = _in_line(lines[flat], np.array(under))
+    same &= lines[flat, 3:] >= 0.6 * np.array(under)[:, 3]
     return _chosen(labels, flat[same.any(1)])
 
 
@@ -158,13 +167,13 @@ def _is_under_ink(mask: Mask, y: int, x: int, h: int, w: int) -> bool:
     )
 
 
-def _boxes(mask: Mask) -> list[_Box]:
+def _boxes(across: _Runs, down: _Runs) -> list[_Box]:
     """Find boxes: two vertical lines, and two horizontal ones from the one to the other.
 
     What is written may touch the lines or cross them, and so may other lines.
     """
-    level = _straight(mask, MIN_SIDE)
-    parts = _parts(_straight(mask.T, MIN_SIDE).T)[1]
+    mask, level = across.mask, across.of(MIN_SIDE)
+    parts = _parts(down.of(MIN_SIDE).T)[1]
     sides = parts[parts[:, 3] <= np.maximum(4, parts[:, 2] / 6)]
     sides = sides[np.argsort(sides[:, 1], kind="stable")][:MAX_LINES]
     boxes: list[_Box] = []
@@ -201,19 +210,20 @@ def _has_sides(mask: Mask, top: int, left: int, bottom: int, right: int) -> bool
     return all(side.mean() >= MIN_STRAIGHT for side in sides)
 
 
-def _with_sides(mask: Mask, ruled: Mask, columns: Mask, boxes: list[_Box]) -> tuple[Mask, Mask]:
+def _with_sides(
+    across: _Runs, down: _Runs, level: Mask, upright: Mask, boxes: list[_Box]
+) -> tuple[Mask, Mask]:
     """Add the sides of boxes, and what continues them, to horizontal and vertical lines."""
-    if not boxes:
-        return ruled, columns
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
-    level = _straight(mask, max(MIN_SIDE, int(0.7 * width)))
-    upright = _straight(mask.T, max(MIN_SIDE, int(0.7 * height))).T
-    near = _edges(boxes, mask.shape)
-    beside = _edges([_turned(box) for box in boxes], mask.T.shape)
-    ruled = ruled | _along(near, level)
-    columns = columns | _along(beside, upright.T).T
-    columns |= _joining(ruled, upright)
-    return ruled | _joining(columns.T, level.T).T, columns
+    rows, columns = (
+        across.of(max(MIN_SIDE, int(0.7 * width))),
+        down.of(max(MIN_SIDE, int(0.7 * height))),
+    )
+    level = level | _along(_edges(boxes, rows.shape), rows)
+    turned = [_turned(box) for box in boxes]
+    upright = upright | _along(_edges(turned, columns.shape), columns).T
+    upright |= _joining(level, columns.T)
+    return level | _joining(upright.T, rows.T).T, upright
 
 
 def _along(near: Mask, level: Mask) -> Mask:
@@ -260,10 +270,10 @@ def _joining(level: Mask, upright: Mask) -> Mask:
     return _chosen(labels, np.array(joining, np.intp))
 
 
-def _combs(mask: Mask) -> tuple[Mask, Mask]:
+def _combs(across: _Runs, down: _Runs) -> tuple[Mask, Mask]:
     """Find combs: a horizontal line on which equal vertical ones stand, equally far apart."""
-    bases, lines = _parts(_straight(mask, 2 * MIN_SIDE))
-    labels, parts = _parts(_straight(mask.T, MIN_TOOTH).T)
+    bases, lines = _parts(across.of(2 * MIN_SIDE))
+    labels, parts = _parts(down.of(MIN_TOOTH).T)
     grown = ndimage.maximum_filter(bases, 3)
     standing: dict[int, list[int]] = {}
     for number, (y, x, h, w) in enumerate(parts.tolist()):
@@ -275,7 +285,7 @@ def _combs(mask: Mask) -> tuple[Mask, Mask]:
         heights = parts[numbers, 2]
         usual = np.median(heights)
         equal = np.array(numbers)[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
-        if _are_even(parts[equal, 1]) and _are_low(mask, parts[equal]):
+        if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
             chosen.append(base)
             teeth.extend(equal.tolist())
     return (
