@@ -18,12 +18,14 @@ from serving.pictures.rows import Row, find_rows
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
-BIAS = 1.0
+BIAS = 0.5
 """Added to the log odds of a whole digit."""
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
-MIN_TOTAL = 5.5
-"""A number's score; what has less is none. A single digit must be surer than each of several."""
+MIN_TOTAL = 5.0
+"""A number's score; what has less is none."""
+MIN_ALONE = 8.0
+"""The same of a single digit, which scribbles resemble more often than several in a row."""
 SHARPNESS = 0.2
 """The exponent of a path's probability: other paths often give the same digits."""
 MAX_BLANK = 1.2
@@ -134,7 +136,7 @@ class Reading:
         best = path.best_path(spans[kept], scores[kept], skips(row, pieces))
         found = []
         for run in _runs(kept[best.candidates].tolist(), line):
-            if scores[run].sum() < MIN_TOTAL:
+            if scores[run].sum() < (MIN_TOTAL if len(run) > 1 else MIN_ALONE):
                 continue
             digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
             sure = float(np.exp(surest[run].sum())) * best.probability**SHARPNESS

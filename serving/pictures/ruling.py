@@ -27,7 +27,7 @@ MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""
 MAX_BREAK = 4
 """Pixels without ink in a line."""
-MAX_LINES = 400
+MAX_LINES = 2000
 """That are compared with each other."""
 MAX_BREADTH = 2
 """Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
@@ -137,7 +137,7 @@ def _ruled(runs: _Runs) -> Mask:
     heights, spans = parts[:, 2:].T
     thickest = max(5.0, MAX_THICKNESS * max(runs.mask.shape))
     is_thin = (heights <= np.maximum(4, 0.1 * spans)) & (sizes <= thickest * spans)
-    thin = np.flatnonzero(is_thin)
+    thin = np.flatnonzero(is_thin)[:MAX_LINES]
     same = _in_line(parts[thin], parts[thin]) * spans[thin]
     is_long = (same.sum(1) >= MIN_SPAN * width) & (same.max(1, initial=0) >= width / 5)
     return _chosen(labels, thin[is_long])
@@ -153,7 +153,7 @@ def _underlines(across: _Runs) -> Mask:
     if not under:
         return np.zeros_like(mask)
     labels, lines = _parts(across.of(MIN_SIDE))
-    flat = np.flatnonzero(lines[:, 3] >= MIN_FLAT / 2 * lines[:, 2])
+    flat = np.flatnonzero(lines[:, 3] >= MIN_FLAT / 2 * lines[:, 2])[:MAX_LINES]
     same = _in_line(lines[flat], np.array(under))
     same &= lines[flat, 3:] >= 0.6 * np.array(under)[:, 3]
     return _chosen(labels, flat[same.any(1)])
