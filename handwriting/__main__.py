@@ -28,7 +28,7 @@ examples:
   python -m handwriting evaluate                        the table of docs/reading-pictures.md
   python -m handwriting evaluate --rows "boxes of a form" --wrong
   python -m handwriting evaluate --digits validation    to tune on; the test digits are for reports
-  python -m handwriting fit                             fits rejecter.npz again: an hour of two cores
+  python -m handwriting fit                             fits rejecter.npz again, in an hour
 """
 
 

@@ -15,7 +15,7 @@ from training.config import Deformation
 from training.data.augmentation import fields
 from training.data.warping import warp
 
-EPOCHS, PATH_EPOCHS = 1, 3
+EPOCHS, PATH_EPOCHS = 1, 6
 BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
 LEARNING_RATE, PATH_LEARNING_RATE = 2e-3, 1e-3
 LABELS_WEIGHT = 6.0

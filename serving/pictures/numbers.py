@@ -18,13 +18,13 @@ from serving.pictures.rows import Row, find_rows
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
-BIAS = 0.5
+BIAS = 1.0
 """Added to the log odds of a whole digit."""
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
-MIN_TOTAL = 5.0
+MIN_TOTAL = 5.5
 """A number's score; what has less is none."""
-MIN_ALONE = 8.0
+MIN_ALONE = 8.5
 """The same of a single digit, which scribbles resemble more often than several in a row."""
 SHARPNESS = 0.2
 """The exponent of a path's probability: other paths often give the same digits."""
