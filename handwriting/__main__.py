@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,9 @@ _T = TypeVar("_T")
 
 VALIDATION_SPLIT = 1 / 12
 """Of the training digits: 5,000 that nothing is fitted on, to tune on."""
+
+MIN_PAGES = 100
+"""To fit on: one in twenty of the rows is held out, and must have digits."""
 
 _EXAMPLES = """\
 examples:
@@ -49,21 +52,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="print how often numbers are read rightly")
     evaluate.set_defaults(run=_evaluate)
     add = evaluate.add_argument
-    add("--number", type=int, default=1000, help="pages of each kind (1000)")
+    add("--number", type=_count(1), default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
     add("--digits", choices=("test", "validation"), default="test",
         help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
-    add("--rows", nargs="*", default=(), metavar="KIND", help="the kinds of pages (all)")
+    add("--rows", nargs="+", default=(), metavar="KIND", choices=[*evaluation.ROWS, *EMPTY],
+        help="the kinds of pages (all)")  # fmt: skip
     add("--wrong", action="store_true", help="print what was read wrongly")
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
     fit = commands.add_parser("fit", help="fit the rejecter on composed pages")
     fit.set_defaults(run=_fit)
     add = fit.add_argument
-    add("--pages", type=int, default=24_000, help="pages to fit on (24000)")
+    add("--pages", type=_count(MIN_PAGES), default=24_000, help="pages to fit on (24000)")
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
-    add("--epochs", type=int, default=fitting.EPOCHS,
+    add("--epochs", type=_count(1), default=fitting.EPOCHS,
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
-    add("--path-epochs", type=int, default=fitting.PATH_EPOCHS,
+    add("--path-epochs", type=_count(1), default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
     add(
@@ -74,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
         help="or a folder, for rejecter.npz in it (serving/pictures)",
     )
     return parser
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """Return what reads a number from the command line, and refuses one that is too small."""
+
+    def count(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, got {text}")
+        return int(text)
+
+    return count
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -30,6 +30,8 @@ EASY_LOSS = 0.02
 """A row that lost less in its last epoch is easy."""
 EASY_SHARE = 0.35
 """Of the easy rows that are in an epoch; each counts as many times more."""
+LATER_SHARE = 0.72
+"""Of all rows, that are then in each epoch after the first: the rate falls to 0 by the last."""
 DEFORMATION = Deformation(
     rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
     thickness=0.3, kept=0.15,
@@ -79,17 +81,18 @@ class Fit:
 
     def by_paths(self, rows: Sequence[LabelledRow], epochs: int = PATH_EPOCHS) -> None:
         """Train on deformed rows, each by the paths through it and by its labels."""
-        num_steps = -(-len(rows) // PATH_BATCH_ROWS) * epochs
+        num_steps = round(len(rows) / PATH_BATCH_ROWS * (1 + LATER_SHARE * (epochs - 1)))
         step = self._step(PATH_LEARNING_RATE, num_steps, with_dropout=False)
         last = np.full(len(rows), np.inf)
         for epoch in range(epochs):
-            losses: list[float] = []
+            losses: list[tuple[float, float]] = []
             for batch, times in self._batches(last):
                 some = [self._deformed(rows[index]) for index in batch]
                 columns = _columns(some)
                 gradient, of_labels, values = self._gradient(some, times)
                 last[batch] = values
-                losses += [value for row, value in zip(some, values, strict=True) if row.text]
+                counted = zip(some, values, times.tolist(), strict=True)
+                losses += [(value, count) for row, value, count in counted if row.text]
                 kinds = [1 if row.text else TEXTLESS_WEIGHT for row in some]
                 counts = [len(row.labels) for row in some]
                 weights = np.repeat(LABELS_WEIGHT * times * kinds, counts).astype(np.float32)
@@ -98,7 +101,8 @@ class Fit:
                 chosen = [column[teaches] for column in (*columns, weights, gradient)]
                 if teaches.any():
                     step(*chosen)
-            print(f"paths, epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
+            mean = sum(value * count for value, count in losses) / sum(count for _, count in losses)
+            print(f"paths, epoch {epoch + 1} of {epochs}: loss {mean:.4f}", flush=True)
 
     def _batches(self, last: _Floats) -> Iterator[tuple[npt.NDArray[np.intp], _Floats]]:
         """Yield the rows of each batch of an epoch, and how many times each counts."""

@@ -1,0 +1,24 @@
+"""`python -m handwriting` refuses what it can't do, in one line."""
+
+import pytest
+
+from handwriting.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--number", "0"], "expected 1 or more, got 0"),
+        (["evaluate", "--rows", "poems"], "invalid choice: 'poems'"),
+        (["fit", "--pages", "3"], "expected 100 or more, got 3"),
+        (["fit", "--epochs", "x"], "invalid count value: 'x'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
