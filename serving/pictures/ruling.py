@@ -1,5 +1,7 @@
 """Removes ruled lines, and the boxes and combs of forms, from ink; what crosses them stays."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 
@@ -280,18 +282,26 @@ def _combs(across: _Runs, down: _Runs) -> tuple[Mask, Mask]:
         base = int(grown[y + h - 3 : y + h + 2, x : x + w].max())
         if base and w <= h / 2 and lines[base - 1, 2] <= lines[base - 1, 3] / 8:
             standing.setdefault(base - 1, []).append(number)
-    chosen, teeth = [], []
+    upright, chosen = np.zeros_like(bases, np.bool_), []
     for base, numbers in standing.items():
         heights = parts[numbers, 2]
         usual = np.median(heights)
         equal = np.array(numbers)[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
         if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
             chosen.append(base)
-            teeth.extend(equal.tolist())
-    return (
-        _chosen(bases, np.array(chosen, np.intp)),
-        _chosen(labels, np.array(teeth, np.intp)),
-    )
+            upright |= _chosen(labels, equal)
+            for y, x, h, w in _between(parts[equal]):
+                upright[y : y + h, x : x + w] |= across.mask[y : y + h, x : x + w]
+    return _chosen(bases, np.array(chosen, np.intp)), upright
+
+
+def _between(teeth: Numbers) -> Iterator[list[int]]:
+    """Yield where teeth are missing between others, since digits touch them: y, x, h, w."""
+    teeth = teeth[np.argsort(teeth[:, 1])]
+    gaps = np.diff(teeth[:, 1])
+    for tooth, following, times in zip(teeth, teeth[1:], np.rint(gaps / gaps.min()), strict=False):
+        for step in range(1, int(times)):
+            yield np.rint(tooth + (following - tooth) * step / times).astype(np.intp).tolist()
 
 
 def _are_even(places: Numbers) -> bool:

@@ -108,3 +108,12 @@ def test_a_fives_bar_stays() -> None:
     draw.line((60, 50, 60, 80, 110, 85, 110, 120, 60, 130), 255, 5)
     digit = (np.asarray(image) / 255).astype(np.float32)
     assert np.array_equal(without_ruling(digit, 0.4, 0.2), digit)
+
+
+def test_a_tooth_that_a_digit_touches_is_removed() -> None:
+    lines, digits = field("combs", 5), np.zeros((HEIGHT, WIDTH), np.float32)
+    tooth = LEFT + 2 * SIDE
+    digits[TOP : TOP + 42, tooth - 1 : tooth + 5] = 1  # a one that stands on it
+    left = without_ruling(np.maximum(lines, digits), 0.4, 0.2)
+    assert np.count_nonzero(left[TOP + SIDE - 16 : TOP + SIDE]) == 0
+    assert left[TOP : TOP + 36][digits[TOP : TOP + 36] > 0].all()
