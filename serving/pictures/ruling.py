@@ -69,12 +69,14 @@ def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
     level |= _ruled(across) | _underlines(across)
     upright |= _ruled(down).T
     boxes = _boxes(across, down)
+    near = _edges(boxes, mask.shape), _edges([_turned(box) for box in boxes], mask.T.shape).T
     if boxes:
-        level, upright = _with_sides(across, down, level, upright, boxes)
+        level, upright = _with_sides(across, down, level, upright, boxes, near)
     lines = _without_crossings(mask, level, upright)
     if not lines.any():
         return ink
-    lines |= _remains(mask & ~lines, boxes)
+    if boxes:
+        lines |= _remains(mask & ~lines, near[0] | near[1])
     halo = ndimage.maximum_filter(lines, 3) & ~mask
     return np.where(lines | halo, 0, ink).astype(np.float32)
 
@@ -135,7 +137,7 @@ def _ruled(runs: _Runs) -> Mask:
     """Find horizontal lines across the picture, level within a few degrees."""
     width = runs.mask.shape[1]
     labels, parts = _parts(runs.of(max(25, width // 8)))
-    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    sizes = np.bincount(labels.ravel())[1:]
     heights, spans = parts[:, 2:].T
     thickest = max(5.0, MAX_THICKNESS * max(runs.mask.shape))
     is_thin = (heights <= np.maximum(4, 0.1 * spans)) & (sizes <= thickest * spans)
@@ -213,17 +215,17 @@ def _has_sides(mask: Mask, top: int, left: int, bottom: int, right: int) -> bool
 
 
 def _with_sides(
-    across: _Runs, down: _Runs, level: Mask, upright: Mask, boxes: list[_Box]
-) -> tuple[Mask, Mask]:
-    """Add the sides of boxes, and what continues them, to horizontal and vertical lines."""
+    across: _Runs, down: _Runs, level: Mask, upright: Mask, boxes: list[_Box],
+    near: tuple[Mask, Mask],
+) -> tuple[Mask, Mask]:  # fmt: skip
+    """Add the sides of boxes, which lie `near`, and what continues them, to lines of both kinds."""
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
     rows, columns = (
         across.of(max(MIN_SIDE, int(0.7 * width))),
         down.of(max(MIN_SIDE, int(0.7 * height))),
     )
-    level = level | _along(_edges(boxes, rows.shape), rows)
-    turned = [_turned(box) for box in boxes]
-    upright = upright | _along(_edges(turned, columns.shape), columns).T
+    level = level | _along(near[0], rows)
+    upright = upright | _along(near[1].T, columns).T
     upright |= _joining(level, columns.T)
     return level | _joining(upright.T, rows.T).T, upright
 
@@ -231,7 +233,7 @@ def _with_sides(
 def _along(near: Mask, level: Mask) -> Mask:
     """Return the horizontal lines that lie where boxes' sides are, but no thicker strokes."""
     labels, parts = _parts(level)
-    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    sizes = np.bincount(labels.ravel())[1:]
     along = np.flatnonzero(
         np.bincount(labels[near], minlength=len(sizes) + 1)[1:] >= MIN_NEAR * sizes
     )
@@ -260,7 +262,7 @@ def _joining(level: Mask, upright: Mask) -> Mask:
     """Return the vertical lines whose both ends are at horizontal lines: other boxes' sides."""
     grown = ndimage.maximum_filter(level, 5)
     labels, parts = _parts(upright)
-    sizes = np.bincount(labels.ravel(), minlength=len(parts) + 1)[1:]
+    sizes = np.bincount(labels.ravel())[1:]
     thickest = MAX_BREADTH * (_thickness(level) + 1)
     joining = [
         number
@@ -323,10 +325,8 @@ def _are_low(mask: Mask, teeth: Numbers) -> bool:
     return bool(above.any())
 
 
-def _remains(rest: Mask, boxes: list[_Box]) -> Mask:
+def _remains(rest: Mask, near: Mask) -> Mask:
     """Return the parts that lie where the sides of boxes are, such as round corners."""
-    near = _edges(boxes, rest.shape)
-    near |= _edges([_turned(box) for box in boxes], rest.T.shape).T
     labels, count = ndimage.label(rest, np.ones((3, 3)))
     is_outside = np.zeros(count + 1, np.bool_)
     is_outside[labels[~near]] = True
