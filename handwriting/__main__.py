@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from commandline.parser import Parser
 from handwriting import evaluation, examples, fitting
 from handwriting.evaluation import Outcome
 from handwriting.pages import EMPTY
+from serving.cli import values
 from serving.cli.progress import Bar
 from serving.pictures.candidates import NUM_MEASURES
 from serving.pictures.rejecter import WEIGHTS
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="print how often numbers are read rightly")
     evaluate.set_defaults(run=_evaluate)
     add = evaluate.add_argument
-    add("--number", type=_count(1), default=1000, help="pages of each kind (1000)")
+    add("--number", type=values.count, default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
     add("--digits", choices=("test", "validation"), default="test",
         help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
@@ -63,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit the rejecter on composed pages")
     fit.set_defaults(run=_fit)
     add = fit.add_argument
-    add("--pages", type=_count(MIN_PAGES), default=24_000, help="pages to fit on (24000)")
+    add("--pages", type=values.at_least(MIN_PAGES), default=24_000, help="pages to fit on (24000)")
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
-    add("--epochs", type=_count(1), default=fitting.EPOCHS,
+    add("--epochs", type=values.count, default=fitting.EPOCHS,
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
-    add("--path-epochs", type=_count(1), default=fitting.PATH_EPOCHS,
+    add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)")
     add(
@@ -78,17 +79,6 @@ def _parser() -> argparse.ArgumentParser:
         help="or a folder, for rejecter.npz in it (serving/pictures)",
     )
     return parser
-
-
-def _count(least: int) -> Callable[[str], int]:
-    """Return what reads a number from the command line, and refuses one that is too small."""
-
-    def count(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected {least} or more, got {text}")
-        return int(text)
-
-    return count
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ OTHER_FONTS = [
 ]  # fmt: skip
 """Fonts to fit on; those of FONTS are for evaluation."""
 FIELDS = ("boxes", "round boxes", "lines", "combs")
+"""What forms have around or under each digit."""
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefghijkmnprstuvwxy"
 """Without those that are digits, too, where nothing stands beside them: I, O, S, Z, l, o, q, z."""
 
@@ -68,7 +69,7 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
     draw = ImageDraw.Draw(sheet)
     for index in range(num_boxes):
         x, y = margin[2] + index * pitch, margin[0]
-        _draw_field(draw, field, (x, y, x + side, y + height), weight, pen)
+        draw_field(draw, field, (x, y, x + side, y + height), weight, pen)
     turn = rng.uniform(-1.5, 1.5)
     lines = np.asarray(sheet.rotate(turn, Image.Resampling.BILINEAR))
     return Composed(
@@ -76,10 +77,18 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
     )
 
 
-def _draw_field(
+def draw_field(
     draw: ImageDraw.ImageDraw, field: str, box: tuple[int, int, int, int], weight: int, pen: int
 ) -> None:
-    """Draw what is around one digit."""
+    """Draw what is around one digit.
+
+    Args:
+        draw: draws on the page.
+        field: one of FIELDS.
+        box: left, top, right and bottom of the digit's place.
+        weight: the lines' grey level.
+        pen: their width in pixels.
+    """
     left, top, right, bottom = box
     if field == "boxes":
         draw.rectangle(box, outline=weight, width=pen)

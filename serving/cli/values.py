@@ -1,6 +1,7 @@
 """Values of options that are more than a number or a path."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -32,9 +33,17 @@ def probability(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
 
 
-def count(text: str) -> int:
-    """Read a whole number that is at least 1."""
-    with suppress(ValueError):
-        if int(text) >= 1:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        with suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, got {text!r}")
+
+    return number
+
+
+count = at_least(1)
+"""Reads a whole number that is at least 1."""

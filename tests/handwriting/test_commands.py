@@ -8,10 +8,10 @@ from handwriting.__main__ import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "--number", "0"], "expected 1 or more, got 0"),
+        (["evaluate", "--number", "0"], "expected a whole number, at least 1, got '0'"),
         (["evaluate", "--rows", "poems"], "invalid choice: 'poems'"),
-        (["fit", "--pages", "3"], "expected 100 or more, got 3"),
-        (["fit", "--epochs", "x"], "invalid count value: 'x'"),
+        (["fit", "--pages", "3"], "expected a whole number, at least 100, got '3'"),
+        (["fit", "--epochs", "x"], "expected a whole number, at least 1, got 'x'"),
         ([], "COMMAND"),
     ],
 )

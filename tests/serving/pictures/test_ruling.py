@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from handwriting.drawing import FONTS
-from handwriting.pages import FIELDS
+from handwriting.pages import FIELDS, draw_field
 from serving.pictures.ruling import without_ruling
 
 Levels = npt.NDArray[np.float32]
@@ -29,19 +29,10 @@ def field(kind: str, count: int, gap: int = 0, pen: int = 2) -> Levels:
     """Draw a form's field."""
     image = Image.new("L", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(image)
+    inset = {"round boxes": 3, "lines": 6}.get(kind, 0)
     for index in range(count):
         left = LEFT + index * (SIDE + gap)
-        right, bottom = left + SIDE, TOP + SIDE
-        if kind == "boxes":
-            draw.rectangle((left, TOP, right, bottom), outline=160, width=pen)
-        elif kind == "round boxes":
-            draw.rounded_rectangle((left + 3, TOP, right - 3, bottom), 9, outline=160, width=pen)
-        elif kind == "lines":
-            draw.line((left + 6, bottom, right - 6, bottom), 160, pen)
-        else:
-            draw.line((left, bottom, right, bottom), 160, pen)
-            for x in (left, right):
-                draw.line((x, bottom - 20, x, bottom), 160, pen)
+        draw_field(draw, kind, (left + inset, TOP, left + SIDE - inset, TOP + SIDE), 160, pen)
     return (np.asarray(image) / 255).astype(np.float32)
 
 
