@@ -12,8 +12,7 @@ from handwriting.examples import LabelledRow
 from handwriting.paths import text_loss
 from serving.pictures.rejecter import SHARE
 from training.config import Deformation
-from training.data.augmentation import fields
-from training.data.warping import warp
+from training.data.augmentation import deform
 
 EPOCHS, PATH_EPOCHS = 1, 6
 BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
@@ -114,12 +113,8 @@ class Fit:
             yield batch, np.where(is_easy[batch], 1 / EASY_SHARE, 1.0)
 
     def _deformed(self, row: LabelledRow) -> LabelledRow:
-        if self._rng.random() < DEFORMATION.kept:
-            return row
-        field = fields(1, DEFORMATION, self._rng)[0]
-        growth = self._rng.uniform(-DEFORMATION.thickness, DEFORMATION.thickness)
-        both = warp(np.concatenate([row.images, row.surroundings]), field, growth)
-        images, surroundings = np.split(both, 2)
+        both = np.concatenate([row.images, row.surroundings])
+        images, surroundings = np.split(deform(both, DEFORMATION, self._rng, len(both)), 2)
         return row._replace(images=images, surroundings=surroundings)
 
     def path_loss(self, rows: Sequence[LabelledRow]) -> float:

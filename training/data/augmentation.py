@@ -121,25 +121,28 @@ def cut(
     return Batches(images[place], targets[place])
 
 
-def deform(images: Images, deformation: Deformation, rng: np.random.Generator) -> Images:
-    """Warp each run of GROUP images by a random field of its own, but for some that stay crisp.
+def deform(
+    images: Images, deformation: Deformation, rng: np.random.Generator, group: int = GROUP
+) -> Images:
+    """Warp each run of some images by a random field of its own, but for some that stay crisp.
 
     Args:
         images: (N, 784) uint8.
         deformation: the amplitudes.
         rng: draws the fields.
+        group: the images of a run.
 
     Returns:
         (N, 784) uint8, in the order of the images.
     """
-    starts = range(0, len(images), GROUP)
+    starts = range(0, len(images), group)
     deformed = np.empty_like(images)
     drawn = fields(len(starts), deformation, rng)
     growths = rng.uniform(-deformation.thickness, deformation.thickness, len(starts))
     is_kept = rng.random(len(starts)) < deformation.kept
     for start, field, growth, kept in zip(starts, drawn, growths, is_kept, strict=True):
-        group = images[start : start + GROUP]
-        deformed[start : start + GROUP] = group if kept else warp(group, field, growth)
+        run = images[start : start + group]
+        deformed[start : start + group] = run if kept else warp(run, field, growth)
     return deformed
 
 
