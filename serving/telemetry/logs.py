@@ -41,19 +41,22 @@ def setup(log_format: LogFormat) -> None:
 
 
 def print_line(line: str, stream: TextIO | None) -> bool:
-    """Print a line; takes a second at most, and raises nothing.
+    """Print a line after those that were logged; takes a second at most, and raises nothing.
 
     Returns:
         False if it has not been read yet: the stream stays locked until then.
     """
 
-    def write() -> None:
+    def write(stream: TextIO) -> None:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
         with suppress(OSError, ValueError):  # full, or closed
-            print(line, file=stream, flush=True)
+            stream.write(line + "\n")  # at once: print() would let another line between the two
+            stream.flush()
 
     if stream is None:  # it was closed when the process began
         return True
-    thread = threading.Thread(target=write, daemon=True)
+    thread = threading.Thread(target=write, args=(stream,), daemon=True)
     thread.start()
     thread.join(_PATIENCE_S)
     return not thread.is_alive()

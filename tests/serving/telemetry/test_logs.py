@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -131,3 +132,29 @@ def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch: pytest.MonkeyPa
         logging.getLogger("serving.test").warning("nobody sees this")
         logging.getLogger().handlers[0].flush()
         logs.print_line("nor this", stream)  # type: ignore[arg-type]
+
+
+class Slow:
+    """A stream in which another thread may write while one does."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        for part in (text[:5], text[5:]):
+            time.sleep(0.02)
+            self.text += part
+
+    def flush(self) -> None:
+        pass
+
+
+def test_printed_line_comes_after_the_logged_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Slow()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.setup("text")
+    logging.getLogger("serving.test").warning("first")
+    assert logs.print_line("the reason", stream)  # type: ignore[arg-type]
+    first, last = stream.text.splitlines()
+    assert first.endswith("first")
+    assert last == "the reason"
