@@ -32,7 +32,7 @@ examples:
   python -m handwriting evaluate                        the table of docs/reading-pictures.md
   python -m handwriting evaluate --rows "boxes of a form" --wrong
   python -m handwriting evaluate --digits validation    to tune on; the test digits are for reports
-  python -m handwriting fit                             fits rejecter.npz again, in an hour
+  python -m handwriting fit                             fits rejecter.npz again, in two hours
 """
 
 
@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit the rejecter on composed pages")
     fit.set_defaults(run=_fit)
     add = fit.add_argument
-    add("--pages", type=values.at_least(MIN_PAGES), default=24_000, help="pages to fit on (24000)")
+    add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
+        help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
     add("--epochs", type=values.count, default=fitting.EPOCHS,
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip

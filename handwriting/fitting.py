@@ -1,24 +1,28 @@
 """Fits the rejecter: first candidate by candidate, then by the paths through whole rows."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from handwriting.examples import LabelledRow
+from handwriting.examples import NO_DIGIT, LabelledRow
 from handwriting.paths import text_loss
-from serving.pictures.rejecter import SHARE
+from serving.pictures.parts import Mask, Numbers
+from serving.pictures.rejecter import SHARE, odds
 from training.config import Deformation
-from training.data.augmentation import deform
+from training.data.augmentation import ahead, deform
 
-EPOCHS, PATH_EPOCHS = 1, 6
+EPOCHS, PATH_EPOCHS = 1, 18
 BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
 LEARNING_RATE, PATH_LEARNING_RATE = 2e-3, 1e-3
-LABELS_WEIGHT = 6.0
-"""Of the labels' mean loss beside the rows' paths."""
+LABEL_WEIGHT = 0.04
+"""Of each candidate's label beside its row's paths."""
+DIGIT_WEIGHT = 3.0
+"""Of a digit's label beside those of no digit: the classifier learned from the same digits, so that
+with its probabilities the paths teach little of which digit it is."""
 TEXTLESS_WEIGHT = 4.0
 """Of the labels in a row without digits, which has no right path."""
 MIN_LOSS = 0.01
@@ -29,18 +33,25 @@ EASY_LOSS = 0.02
 """A row that lost less in its last epoch is easy."""
 EASY_SHARE = 0.35
 """Of the easy rows that are in an epoch; each counts as many times more."""
-LATER_SHARE = 0.72
-"""Of all rows, that are then in each epoch after the first: the rate falls to 0 by the last."""
+MIN_ODDS = -6.0
+"""Of a whole digit: what seems less of one, and is none, is left out of the row's paths."""
+LOOKS = (0, 1, 3, 6, 10, 14)
+"""The epochs before which the odds of all candidates are found."""
+LOOK_ROWS = 64
+NONE_SHARE = 0.15
+"""Of the candidates that are no digit, which are trained on before the paths."""
 DEFORMATION = Deformation(
     rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
     thickness=0.3, kept=0.15,
 )  # fmt: skip
 """Of a row: all of its candidates alike."""
-FILTERS = (24, 48)
-UNITS = 96
+FILTERS = (48, 96)
+UNITS = 192
 
 _WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 _Floats = npt.NDArray[np.float32]
+_Array = npt.NDArray[Any]
+_T = TypeVar("_T")
 
 
 class Fit:
@@ -67,54 +78,77 @@ class Fit:
     def by_labels(self, rows: Sequence[LabelledRow], epochs: int = EPOCHS) -> None:
         """Train on deformed candidates, each by its label."""
         num_batches = -(-len(rows) // BATCH_ROWS)
-        step = self._step(LEARNING_RATE, num_batches * epochs, with_dropout=True)
+        step = self._step(with_dropout=True)
+
+        def make(batch: Numbers) -> list[_Array]:
+            return _columns([self._deformed(self._thinned(rows[index])) for index in batch])
+
         for epoch in range(epochs):
             losses = []
-            for batch in np.array_split(self._rng.permutation(len(rows)), num_batches):
-                columns = _columns([self._deformed(rows[index]) for index in batch])
+            batches = np.array_split(self._rng.permutation(len(rows)), num_batches)
+            for done, columns in enumerate(_made_ahead(make, batches)):
                 count = len(columns[3])
-                weights = np.full(count, 1 / _num_known(columns[3]), np.float32)
+                weights = np.full(count, 1 / max(1, count), np.float32)
                 no_gradient = np.zeros((count, 10), np.float32)
-                losses.append(float(step(*columns, weights, no_gradient)))
+                rate = LEARNING_RATE * _falling((epoch + done / num_batches) / epochs)
+                losses.append(float(step(rate, *columns, weights, no_gradient)))
             print(f"labels, epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
 
     def by_paths(self, rows: Sequence[LabelledRow], epochs: int = PATH_EPOCHS) -> None:
         """Train on deformed rows, each by the paths through it and by its labels."""
-        num_steps = round(len(rows) / PATH_BATCH_ROWS * (1 + LATER_SHARE * (epochs - 1)))
-        step = self._step(PATH_LEARNING_RATE, num_steps, with_dropout=False)
+        step = self._step(with_dropout=False)
         last = np.full(len(rows), np.inf)
         for epoch in range(epochs):
-            losses: list[tuple[float, float]] = []
-            for batch, times in self._batches(last):
-                some = [self._deformed(rows[index]) for index in batch]
-                columns = _columns(some)
-                gradient, of_labels, values = self._gradient(some, times)
-                last[batch] = values
-                counted = zip(some, values, times.tolist(), strict=True)
-                losses += [(value, count) for row, value, count in counted if row.text]
-                kinds = [1 if row.text else TEXTLESS_WEIGHT for row in some]
-                counts = [len(row.labels) for row in some]
-                weights = np.repeat(LABELS_WEIGHT * times * kinds, counts).astype(np.float32)
-                weights /= _num_known(columns[3])
-                teaches = (np.abs(gradient).max(1) > MIN_GRADIENT) | (of_labels > MIN_LOSS)
-                chosen = [column[teaches] for column in (*columns, weights, gradient)]
-                if teaches.any():
-                    step(*chosen)
-            mean = sum(value * count for value, count in losses) / sum(count for _, count in losses)
-            print(f"paths, epoch {epoch + 1} of {epochs}: loss {mean:.4f}", flush=True)
+            if epoch in LOOKS:
+                is_plausible = self._plausible(rows)
+            batches = self._batches(last)
 
-    def _batches(self, last: _Floats) -> Iterator[tuple[npt.NDArray[np.intp], _Floats]]:
-        """Yield the rows of each batch of an epoch, and how many times each counts."""
+            def make(batch: Numbers, kept: list[Mask] = is_plausible) -> list[LabelledRow]:
+                return [self._deformed(_part(rows[index], kept[index])) for index in batch]
+
+            made = _made_ahead(make, [batch for batch, _ in batches])
+            total = count = 0.0
+            for done, ((batch, times), some) in enumerate(zip(batches, made, strict=True)):
+                columns = _columns(some)
+                gradient, of_labels, losses = self._gradient(some, times)
+                last[batch] = losses
+                counted = times * [row.text != "" for row in some]
+                total, count = total + float(counted @ losses), count + float(counted.sum())
+                weights = _label_weights(some, times)
+                teaches = (np.abs(gradient).max(1) > MIN_GRADIENT) | (of_labels > MIN_LOSS)
+                if teaches.any():
+                    rate = PATH_LEARNING_RATE * _falling((epoch + done / len(batches)) / epochs)
+                    step(rate, *(column[teaches] for column in (*columns, weights, gradient)))
+            print(f"paths, epoch {epoch + 1} of {epochs}: loss {total / count:.4f}", flush=True)
+
+    def _plausible(self, rows: Sequence[LabelledRow]) -> list[Mask]:
+        """Return which candidates of each row are on paths that count: the others cost time."""
+        kept: list[Mask] = []
+        for start in range(0, len(rows), LOOK_ROWS):
+            some = [rows[index] for index in range(start, min(start + LOOK_ROWS, len(rows)))]
+            images, surroundings, measures, labels, _ = _columns(some)
+            logits = self._logits(images, surroundings, measures, with_dropout=False).numpy()
+            is_kept = (odds(logits) > MIN_ODDS) | (labels != NO_DIGIT)
+            kept += np.split(is_kept, np.cumsum([len(row.labels) for row in some])[:-1])
+        return kept
+
+    def _thinned(self, row: LabelledRow) -> LabelledRow:
+        """Leave out most of the candidates that are no digit, and those that are open."""
+        is_some = self._rng.random(len(row.labels)) < NONE_SHARE
+        return _part(row, (row.labels >= 0) & ((row.labels != NO_DIGIT) | is_some))
+
+    def _batches(self, last: _Floats) -> list[tuple[Numbers, _Floats]]:
+        """Return the rows of each batch of an epoch, and how many times each counts."""
         is_easy = last < EASY_LOSS
         order = self._rng.permutation(np.flatnonzero(
             ~is_easy | (self._rng.random(len(last)) < EASY_SHARE)
         ))  # fmt: skip
-        for batch in np.array_split(order, max(1, -(-len(order) // PATH_BATCH_ROWS))):
-            yield batch, np.where(is_easy[batch], 1 / EASY_SHARE, 1.0)
+        batches = np.array_split(order, max(1, -(-len(order) // PATH_BATCH_ROWS)))
+        return [(batch, np.where(is_easy[batch], 1 / EASY_SHARE, 1.0)) for batch in batches]
 
     def _deformed(self, row: LabelledRow) -> LabelledRow:
         both = np.concatenate([row.images, row.surroundings])
-        images, surroundings = np.split(deform(both, DEFORMATION, self._rng, len(both)), 2)
+        images, surroundings = np.split(deform(both, DEFORMATION, self._rng, max(1, len(both))), 2)
         return row._replace(images=images, surroundings=surroundings)
 
     def path_loss(self, rows: Sequence[LabelledRow]) -> float:
@@ -154,14 +188,13 @@ class Fit:
             loss = text_loss(row.spans, scores[part], row.skips, row.text) if row.text else None
             if loss is not None:
                 gradient[part] = count * loss.gradient / len(rows)
-            values.append(float(of_labels[part].max()) if loss is None else loss.value)
+            values.append(float(of_labels[part].max(initial=0)) if loss is None else loss.value)
         return gradient, of_labels, values
 
-    def _step(self, rate: float, num_steps: int, *, with_dropout: bool) -> Any:
+    def _step(self, *, with_dropout: bool) -> Any:
         """Return a function that trains on a batch, and returns the weighted loss of its labels."""
         tf, model = self._tf, self._model
-        schedule = self._keras.optimizers.schedules.CosineDecay(rate, num_steps)
-        optimizer = self._keras.optimizers.AdamW(schedule, weight_decay=1e-3, global_clipnorm=2.0)
+        optimizer = self._keras.optimizers.AdamW(1e-3, weight_decay=1e-3, global_clipnorm=2.0)
 
         def step(
             images: Any, surroundings: Any, measures: Any, labels: Any, probabilities: Any,
@@ -176,7 +209,13 @@ class Fit:
             optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
             return of_labels
 
-        return tf.function(step, reduce_retracing=True)
+        compiled = tf.function(step, reduce_retracing=True)
+
+        def at_rate(rate: float, *columns: Any) -> Any:
+            optimizer.learning_rate.assign(rate)
+            return compiled(*columns)
+
+        return at_rate
 
     def _logits(self, images: Any, surroundings: Any, measures: Any, *, with_dropout: bool) -> Any:
         tf = self._tf
@@ -199,10 +238,31 @@ class Fit:
         return losses * tf.cast(labels >= 0, tf.float32)
 
 
-def _num_known(labels: npt.NDArray[np.int8]) -> int:
-    return max(1, int(np.count_nonzero(labels >= 0)))
+def _label_weights(rows: Sequence[LabelledRow], times: _Floats) -> _Floats:
+    """Return the weight of each candidate's label beside the rows' paths: (N,)."""
+    kinds = times * [1 if row.text else TEXTLESS_WEIGHT for row in rows]
+    of_rows = np.repeat(kinds, [len(row.labels) for row in rows])
+    labels = np.concatenate([row.labels for row in rows])
+    weights = of_rows * np.where(labels == NO_DIGIT, 1, DIGIT_WEIGHT)
+    return (LABEL_WEIGHT / len(rows) * weights).astype(np.float32)
 
 
-def _columns(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
+def _falling(done: float) -> float:
+    """Return the share of a learning rate after some of the training, 0 to 1: half a cosine."""
+    return float(1 + np.cos(np.pi * done)) / 2
+
+
+def _made_ahead(make: Callable[[Numbers], _T], batches: Sequence[Numbers]) -> Iterator[_T]:
+    """Make each batch while the one before is trained on."""
+    return ahead(lambda index: make(batches[index]), range(len(batches)))
+
+
+def _part(row: LabelledRow, is_kept: Mask) -> LabelledRow:
+    """Leave out some of a row's candidates."""
+    names = LabelledRow._fields[:6]
+    return row._replace(**{name: getattr(row, name)[is_kept] for name in names})
+
+
+def _columns(rows: Sequence[LabelledRow]) -> list[_Array]:
     """Join the rows' images, surroundings, measures, labels and probabilities."""
     return [np.concatenate(column) for column in zip(*(row[:5] for row in rows), strict=True)]

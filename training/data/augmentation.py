@@ -8,7 +8,7 @@ field each time.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from training.data.degradation import degrade
 from training.data.mnist import CLASSES, SIDE, Examples, Images, Labels
 from training.data.outliers import outliers
 from training.data.warping import Field, warp
+
+_T = TypeVar("_T")
 
 GROUP = 64
 """Images that share one field: twice as many are no faster, half as many 15 % slower."""
@@ -56,13 +58,21 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
     return ahead(make, range(start, recipe.epochs))
 
 
-def ahead(make: Callable[[int], Batches], numbers: range) -> Iterator[Batches]:
-    """Make each epoch on a thread, while the caller uses the one before."""
+def ahead(make: Callable[[int], _T], numbers: range) -> Iterator[_T]:
+    """Make each of some things on a thread, such as epochs, while the caller uses the one before.
+
+    Args:
+        make: returns what has a number.
+        numbers: of which, in steps of 1.
+
+    Yields:
+        What has each number, in order.
+    """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming: Future[Batches] | None = None
-        for epoch in numbers:
-            ready = coming or thread.submit(make, epoch)
-            coming = thread.submit(make, epoch + 1) if epoch + 1 in numbers else None
+        coming: Future[_T] | None = None
+        for number in numbers:
+            ready = coming or thread.submit(make, number)
+            coming = thread.submit(make, number + 1) if number + 1 in numbers else None
             yield ready.result()
 
 
