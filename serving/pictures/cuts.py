@@ -24,7 +24,7 @@ BAND = 0.16
 """Of the height: how far a cut may bend to each side."""
 MAX_CUT = 0.7
 """Of the height: the most ink that a cut crosses."""
-MIN_CUT_DISTANCE = 0.2
+MIN_CUT_DISTANCE = 0.15
 """Of the height: how far a cut is from every better one, on average."""
 SLANTS = (-0.3, 0.0, 0.3)
 """Of the lines that cuts bend around, columns for a row."""

@@ -41,11 +41,6 @@ class Page(NamedTuple):
     height: int
 
 
-def read_grey(source: str | Path | BinaryIO) -> Grey:
-    """Read a picture of one digit as levels, at most MAX_SIDE a side; see `read_page`."""
-    return read_page(source, MAX_SIDE).grey
-
-
 def read_page(source: str | Path | BinaryIO, max_side: int = MAX_PAGE_SIDE) -> Page:
     """Read a picture, or the first of an animation, as one level a pixel.
 

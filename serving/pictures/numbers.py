@@ -18,11 +18,11 @@ from serving.pictures.rows import Row, find_rows
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
-BIAS = 1.0
+BIAS = 0.5
 """Added to the log odds of a whole digit."""
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
-MIN_TOTAL = 5.5
+MIN_TOTAL = 6.0
 """A number's score; what has less is none."""
 MIN_ALONE = 8.5
 """The same of a single digit, which scribbles resemble more often than several in a row."""
@@ -104,6 +104,13 @@ class Reading:
         images = [line.candidates.images for line in self._lines]
         return np.concatenate([np.empty((0, 784), np.uint8), *images])
 
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """(N, 11): the rejecter's, of the images."""
+        return np.concatenate(
+            [np.empty((0, 11), np.float32), *(line.logits for line in self._lines)]
+        )
+
     def numbers(self, probabilities: Probabilities) -> list[Number]:
         """Return the numbers, from the top to the bottom, from the left to the right.
 
@@ -161,6 +168,13 @@ class Reading:
         )  # fmt: skip
 
 
+def has_several_digits(page: Page) -> bool:
+    """Return whether a number of two or more digits is found, by the rejecter alone."""
+    reading = Reading(page)
+    found = reading.numbers(rejecter.probabilities(reading.logits))
+    return any(len(number.digits) > 1 for number in found)
+
+
 def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:
     """Return the score of leaving out each piece: (P,)."""
     heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
@@ -192,12 +206,15 @@ def _runs(chosen: list[int], line: _Line) -> list[list[int]]:
 
 
 def _letters(chosen: list[int], line: _Line) -> set[int]:
-    """Return the pieces left out that are too high to be specks."""
+    """Return the pieces left out that are too high to be specks.
+
+    What was cut from a digit is none: where digits touch, some ink is left between them.
+    """
     used = {piece for number in chosen for piece in range(*line.candidates.spans[number])}
-    heights = line.pieces.boxes[:, 2] - line.pieces.boxes[:, 0]
-    return {
-        piece for piece in range(len(heights)) if heights[piece] > 0.35 * line.row.height
-    } - used
+    parts, boxes = line.pieces.parts, line.pieces.boxes
+    is_high = boxes[:, 2] - boxes[:, 0] > 0.35 * line.row.height
+    is_letter = is_high & ~np.isin(parts, parts[sorted(used)])
+    return set(np.flatnonzero(is_letter).tolist())
 
 
 def _is_in_word(run: list[int], letters: set[int], line: _Line) -> bool:

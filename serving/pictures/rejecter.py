@@ -4,6 +4,7 @@ A small convolutional network in numpy. It sees a candidate, the ink around it, 
 its row. `python -m handwriting fit` makes its weights.
 """
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def logits(candidates: Candidates) -> Floats:
         hidden = np.maximum(
             _convolved(hidden, weights[f"kernel{layer}"]) + weights[f"bias{layer}"], 0
         )
-    flat = np.concatenate([hidden.reshape(len(hidden), -1), candidates.measures], axis=1)
+    pixels = hidden.reshape(len(hidden), math.prod(hidden.shape[1:]))  # not -1: N may be 0
+    flat = np.concatenate([pixels, candidates.measures], axis=1)
     dense = np.maximum(flat @ weights["kernel3"] + weights["bias3"], 0)
     answer: Floats = dense @ weights["kernel4"] + weights["bias4"]
     return answer
@@ -64,8 +66,16 @@ def agreed(probabilities: Probabilities, logits: Floats) -> Probabilities:
     The classifier is the better one, but has never seen a digit that was cut, nor ink around it.
     """
     logs = (1 - SHARE) * np.log(np.maximum(probabilities, 1e-6)) + SHARE * logits[:, :10]
-    logs -= logs.max(1, initial=-np.inf, keepdims=True)
-    weights = np.exp(logs)
+    return _softmax(logs)
+
+
+def probabilities(logits: Floats) -> Probabilities:
+    """Return the rejecter's own probabilities of the digits, if it is one: (N, 10)."""
+    return _softmax(logits[:, :10])
+
+
+def _softmax(logs: Floats) -> Probabilities:
+    weights = np.exp(logs - logs.max(1, initial=-np.inf, keepdims=True))
     answer: Probabilities = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return answer
 

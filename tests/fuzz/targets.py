@@ -70,7 +70,7 @@ def manifest(data: bytes) -> None:
 def picture(data: bytes) -> None:
     """The reader of picture files, Pillow's decoders included, and the search for the digit."""
     try:
-        image = normalizer.to_image(decoder.read_grey(io.BytesIO(data)))
+        image = normalizer.to_image(decoder.read_page(io.BytesIO(data), decoder.MAX_SIDE).grey)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000

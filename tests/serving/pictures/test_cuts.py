@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from serving.pictures import rejecter
 from serving.pictures.candidates import Candidates, join
 from serving.pictures.cuts import Pieces, cut
 from serving.pictures.rows import Row
@@ -49,9 +50,9 @@ def test_cut_pieces_are_candidates_with_and_without_shared_ink(row: Row, pieces:
     assert wide > narrow
 
 
-def ink_width(found: Candidates, index: int) -> int:
-    """Count an image's columns with ink; the stroke is as high in each."""
-    return int((found.images[index].reshape(28, 28) > 64).any(0).sum())
+def ink_width(found: Candidates, index: int) -> float:
+    """Sum the ink of an image's columns, where each has most of it."""
+    return float(found.images[index].reshape(28, 28).max(0).sum(dtype=float)) / 255
 
 
 def test_stroke_alone_is_not_cut() -> None:
@@ -61,3 +62,10 @@ def test_stroke_alone_is_not_cut() -> None:
     assert len(pieces.boxes) == 1
     assert not pieces.shared.any()
     assert not join(row_of(levels), pieces).is_wide.any()
+
+
+def test_row_of_specks_has_no_candidates() -> None:
+    levels = np.zeros((HEIGHT, 60), np.float32)
+    levels[20, 10:12] = levels[30, 40:42] = 1
+    row = row_of(levels)
+    assert rejecter.logits(join(row, cut(row))).shape == (0, 11)

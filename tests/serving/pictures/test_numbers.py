@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from handwriting import evaluation
 from handwriting.papers import PAPERS, file_of, lay
 from handwriting.strings import Composed, compose, random_string
 from serving import Classifier, ConfigurationError, InvalidRequest, Number, read_numbers
+from serving.pictures import numbers
 from serving.pictures.reader import BATCH
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
@@ -109,6 +112,17 @@ def test_number_has_the_probabilities_of_its_digits(
         assert sum(digit.probabilities) == pytest.approx(1, abs=1e-5)
         image = np.frombuffer(digit.image, np.uint8)[None]
         assert classifier.classify(image).digits == [digit.digit]
+
+
+def test_letter_next_to_digits_is_no_ink_that_touches_them() -> None:
+    heights = [40, 40, 38, 40, 10]
+    boxes = np.array([(0, 30 * at, height, 30 * at + 25) for at, height in enumerate(heights)])
+    pieces = SimpleNamespace(boxes=boxes, parts=np.array([1, 2, 2, 3, 4]))
+    spans = np.array([(0, 1), (1, 2), (3, 4)])  # pieces 2 and 4 are left out
+    row, candidates = SimpleNamespace(height=40), SimpleNamespace(spans=spans)
+    line = cast(numbers._Line, SimpleNamespace(row=row, pieces=pieces, candidates=candidates))
+    assert numbers._letters([0, 2], line) == {1, 2}
+    assert numbers._letters([0, 1, 2], line) == set()
 
 
 def test_rejecter_decides_where_the_network_does_not(composed: Composed) -> None:

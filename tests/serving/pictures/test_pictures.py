@@ -258,13 +258,13 @@ def test_message_says_how_many_digits_and_where() -> None:
         from_picture(saved(image))
 
 
-def test_touching_pair_is_refused_more_often_than_not(mnist_sample: Mnist) -> None:
+def test_most_touching_pairs_are_refused(mnist_sample: Mnist) -> None:
     rng = np.random.default_rng(4)
-    pairs = [random_string(mnist_sample.test, rng, -3, 0) for _ in range(200)]
+    pairs = [random_string(mnist_sample.test, rng, -3, 0) for _ in range(400)]
     touching = [pair for pair in pairs if len(pair.text) == 2 and pair.touches]
     refused = sum(is_refused_as_several(pair.ink) for pair in touching)
-    assert len(touching) > 5
-    assert refused > 0.3 * len(touching)
+    assert len(touching) > 12
+    assert refused > 0.65 * len(touching)  # 91 % of 150
 
 
 def test_single_handwriting_is_not_refused(images: Images) -> None:
