@@ -1,9 +1,9 @@
 """Fits the rejecter: first candidate by candidate, then by the paths through whole rows."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,6 @@ UNITS = 192
 _WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 _Floats = npt.NDArray[np.float32]
 _Array = npt.NDArray[Any]
-_T = TypeVar("_T")
 
 
 class Fit:
@@ -86,7 +85,7 @@ class Fit:
         for epoch in range(epochs):
             losses = []
             batches = np.array_split(self._rng.permutation(len(rows)), num_batches)
-            for done, columns in enumerate(_made_ahead(make, batches)):
+            for done, columns in enumerate(ahead(make, batches)):
                 count = len(columns[3])
                 weights = np.full(count, 1 / max(1, count), np.float32)
                 no_gradient = np.zeros((count, 10), np.float32)
@@ -106,7 +105,7 @@ class Fit:
             def make(batch: Numbers, kept: list[Mask] = is_plausible) -> list[LabelledRow]:
                 return [self._deformed(_part(rows[index], kept[index])) for index in batch]
 
-            made = _made_ahead(make, [batch for batch, _ in batches])
+            made = ahead(make, [batch for batch, _ in batches])
             total = count = 0.0
             for done, ((batch, times), some) in enumerate(zip(batches, made, strict=True)):
                 columns = _columns(some)
@@ -250,11 +249,6 @@ def _label_weights(rows: Sequence[LabelledRow], times: _Floats) -> _Floats:
 def _falling(done: float) -> float:
     """Return the share of a learning rate after some of the training, 0 to 1: half a cosine."""
     return float(1 + np.cos(np.pi * done)) / 2
-
-
-def _made_ahead(make: Callable[[Numbers], _T], batches: Sequence[Numbers]) -> Iterator[_T]:
-    """Make each batch while the one before is trained on."""
-    return ahead(lambda index: make(batches[index]), range(len(batches)))
 
 
 def _part(row: LabelledRow, is_kept: Mask) -> LabelledRow:

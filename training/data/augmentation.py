@@ -6,7 +6,7 @@ Every epoch draws new groups and every batch mixes all groups, so an image gets 
 field each time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,8 @@ from training.data.mnist import CLASSES, SIDE, Examples, Images, Labels
 from training.data.outliers import outliers
 from training.data.warping import Field, warp
 
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 GROUP = 64
 """Images that share one field: twice as many are no faster, half as many 15 % slower."""
@@ -58,22 +59,25 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
     return ahead(make, range(start, recipe.epochs))
 
 
-def ahead(make: Callable[[int], _T], numbers: range) -> Iterator[_T]:
-    """Make each of some things on a thread, such as epochs, while the caller uses the one before.
+def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
+    """Make something of each item on a thread, while the caller uses what was made before.
 
     Args:
-        make: returns what has a number.
-        numbers: of which, in steps of 1.
+        make: makes it, such as an epoch of its number.
+        items: what each is made of.
 
     Yields:
-        What has each number, in order.
+        What was made, in the items' order.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming: Future[_T] | None = None
-        for number in numbers:
-            ready = coming or thread.submit(make, number)
-            coming = thread.submit(make, number + 1) if number + 1 in numbers else None
-            yield ready.result()
+        coming: Future[_Made] | None = None
+        for item in items:
+            following = thread.submit(make, item)
+            if coming:
+                yield coming.result()
+            coming = following
+        if coming:
+            yield coming.result()
 
 
 def batches(
