@@ -45,7 +45,7 @@ serve-edge: $(INSTALLED) .venv-edge/.installed  ## two servers behind Envoy with
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
 	$(RUN) -m training train --recipe $(RECIPE)
 	$(RUN) -m training export
-	$(RUN) demo.py
+	$(RUN) -m deploy.demo
 
 bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.html
 	$(RUN) -m benchmarks run --suite bench

@@ -11,7 +11,7 @@ from benchmarks.run.scenarios import NAMES as SCENARIOS
 from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import CATALOGUE
 from benchmarks.verification.plan import RESULTS
-from commandline.parser import Parser
+from serving.cli.parser import Parser
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser; each command's name is in `command`."""
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        prog="digits-bench",
+        prog="python -m benchmarks",
         description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
         epilog=_EXAMPLES,
         formatter_class=raw,

@@ -20,8 +20,8 @@ from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Spec
 from benchmarks.verification import steps
 from benchmarks.verification.plan import RESULTS, plan_of
-from commandline import extras
-from commandline.parser import blame
+from serving import installation
+from serving.cli.parser import blame
 from serving.errors import DigitsError
 from serving.model.repository import find_root
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UnusableResults, DigitsError) as err:
         return _fail(blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
-        return _fail(extras.advice(err, EXTRAS), UNUSABLE)
+        return _fail(installation.advice(err, EXTRAS), UNUSABLE)
     except OSError as err:
         return _fail(str(err), FAILED)
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def _check_machine() -> None:
     """Check, before minutes of work, that measuring and reporting are possible here."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
-    extras.require("matplotlib", "packaging", "onnxruntime")
+    installation.require("matplotlib", "packaging", "onnxruntime")
 
 
 def _report(output: Path) -> None:
@@ -194,7 +194,7 @@ def _recommend(options: argparse.Namespace) -> int:
 
 def _fail(reason: str, code: int) -> int:
     """Print what went wrong, on stderr."""
-    print(f"digits-bench: {reason}", file=sys.stderr)
+    print(f"python -m benchmarks: {reason}", file=sys.stderr)
     return code
 
 

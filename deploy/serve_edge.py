@@ -43,10 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 _HOW_TO_CALL = """\
 edge tls={edge.tls} mtls={edge.mtls} admin={edge.admin}
 
-Call it (the certificate is made for this run):
-  cd {certs}
-  digits-serve classify PICTURE --target {edge.tls} --tls-ca client-ca.pem
-  ... --target {edge.mtls} --tls-cert client-cert.pem --tls-key client-key.pem
+Call it (the certificates in {certs} are made for this run):
+  .venv/bin/digit-serving classify PICTURE --target {edge.tls} --tls-ca {certs}/client-ca.pem
+  ... --target {edge.mtls} --tls-cert {certs}/client-cert.pem --tls-key {certs}/client-key.pem
 Ctrl-C drains and ends all."""
 
 

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from commandline.parser import Parser
 from handwriting import evaluation, examples, fitting
 from handwriting.evaluation import Outcome
 from handwriting.pages import EMPTY
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="python -m handwriting",
         description="Measure how numbers are read from pictures, and fit what rejects all else.",
         epilog=_EXAMPLES,

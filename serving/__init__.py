@@ -86,7 +86,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from commandline.checkout import version
+        from serving.installation import version
 
         return version()
     if name not in __all__:

@@ -1,4 +1,4 @@
-"""The command line: `python -m serving {serve,classify,read,score,info,health}`."""
+"""The command line: `digit-serving {serve,classify,read,score,info,health}`."""
 
 import sys
 
@@ -9,10 +9,10 @@ if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
 
 import os
 
-from commandline import extras
-from commandline.parser import blame
+from serving import installation
 from serving.cli.arguments import parser
 from serving.cli.commands import COMMANDS
+from serving.cli.parser import blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.telemetry import logs
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return _end_output()
     except ModuleNotFoundError as err:
-        return _fail(extras.advice(err, EXTRAS), 2)
+        return _fail(installation.advice(err, EXTRAS), 2)
     except _UNUSABLE as err:
         return _fail(blame(str(err), options.variables), 2)
     except DigitsError as err:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(reason: str, code: int) -> int:
-    if not logs.print_line(f"digits-serve: {reason}", sys.stderr):
+    if not logs.print_line(f"{installation.DISTRIBUTION}: {reason}", sys.stderr):
         signals.end_process(code)
     return code
 

@@ -59,23 +59,20 @@ def test_training_help_loads_no_tensorflow() -> None:
     assert "tensorflow" not in modules_after("import training.__main__")
 
 
-def test_benchmarks_use_serving_only() -> None:
+def test_benchmarks_use_serving_and_the_look_of_reports_only() -> None:
     for path in (ROOT / "benchmarks").rglob("*.py"):
-        assert "training" not in {name.split(".")[0] for name in imports_of(path)}, path
+        used = {name for name in imports_of(path) if name.split(".")[0] == "training"}
+        assert all(name.startswith("training.report.") for name in used), path
     loaded = modules_after("import benchmarks.__main__")
     assert not loaded & {*HEAVY, "matplotlib"}
 
 
-def test_reports_know_no_program() -> None:
-    programs = {"training", "serving", "benchmarks"}
-    for path in (ROOT / "reports").rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports_of(path)} & programs, path
-    assert "matplotlib" not in modules_after("import reports.page")
-
-
-def test_serving_draws_no_reports() -> None:
-    for path in (ROOT / "serving").rglob("*.py"):
-        assert "reports" not in {name.split(".")[0] for name in imports_of(path)}, path
+def test_look_of_reports_needs_nothing_else_of_training() -> None:
+    loaded = modules_after("import training.report.drawing")
+    ours = {name for name in loaded if name.split(".")[0] in ROOMS}
+    assert ours == {"training", *(f"training.report{name}" for name in ("", ".page", ".drawing"))}
+    assert not loaded & {"tensorflow", "keras"}
+    assert "matplotlib" not in modules_after("import training.report.page")
 
 
 def test_import_starts_nothing() -> None:
@@ -88,12 +85,6 @@ def test_import_starts_nothing() -> None:
         "assert not logging.root.handlers\n"
     )
     modules_after(code)
-
-
-def test_command_lines_share_what_imports_none_of_them() -> None:
-    for path in (ROOT / "commandline").glob("*.py"):
-        others = {name.partition(".")[0] for name in imports_of(path)} - sys.stdlib_module_names
-        assert others <= {"commandline"}, path
 
 
 def imports_of(path: Path, *, run_time: bool = False) -> set[str]:
@@ -128,23 +119,25 @@ def test_training_and_serving_never_import_each_other() -> None:
 def test_reading_pictures_needs_no_server_and_no_model() -> None:
     loaded = modules_after("import serving.pictures.reader, serving.pictures.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
-    assert ours <= {"pictures", "errors", "images", "signature"}
+    assert ours <= {"pictures", "errors", "images", "installation", "signature"}
     assert not loaded & {"grpc", "onnxruntime"}
 
 
 def test_only_tests_import_handwriting() -> None:
-    for package in ("serving", "training", "benchmarks", "commandline", "reports"):
+    for package in ("serving", "training", "benchmarks"):
         for path in (ROOT / package).rglob("*.py"):
             assert "handwriting" not in {name.split(".")[0] for name in imports_of(path)}, path
 
 
 ROOMS = {
     "serving": """
-        errors signature predictions images config system credentials model.info pictures
-        telemetry.metrics telemetry model batching classifier scoring protocols transports client
-        server cli __main__ __init__
+        errors installation signature predictions images config system credentials model.info
+        pictures telemetry.metrics telemetry model batching classifier scoring protocols transports
+        client server cli __main__ __init__
     """,
-    "training": "errors config files data fitting export study cli __main__ __init__",
+    "training": """
+        errors commandline config files report data fitting export study cli __main__ __init__
+    """,
     "handwriting": """
         drawing strings papers pages workers examples paths fitting evaluation __main__ __init__
     """,
@@ -206,10 +199,7 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize(
-    "top",
-    ["serving", "training", "benchmarks", "handwriting", "tests", "reports", "commandline"],
-)
+@pytest.mark.parametrize("top", ["serving", "training", "benchmarks", "handwriting", "tests"])
 def test_no_folder_is_too_full(top: str) -> None:
     for folder in [ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())]:
         files = list(folder.glob("*.py"))

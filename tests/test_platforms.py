@@ -93,13 +93,13 @@ assert main(["classify", sys.argv[1]]) == 0
 def test_server_says_in_one_line_what_it_needs(tmp_path: Path) -> None:
     code = "from serving.__main__ import main\nassert main(['serve', '--port', '0']) == 2"
     (line,) = run(tmp_path, SERVED, code).splitlines()
-    assert line.startswith("digits-serve: serve needs Linux")
+    assert line.startswith("digit-serving: serve needs Linux")
 
 
 def test_benchmarks_say_in_one_line_what_they_need(tmp_path: Path) -> None:
     code = "from benchmarks.__main__ import main\nassert main(['run']) == 2"
     (line,) = run(tmp_path, SERVED, code).splitlines()
-    assert line.startswith("digits-bench: needs Linux")
+    assert line.startswith("python -m benchmarks: needs Linux")
 
 
 def test_kept_benchmarks_are_drawn(tmp_path: Path) -> None:

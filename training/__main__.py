@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from commandline import checkout, extras
+from training import commandline
 from training.cli import parser
 from training.config import RECIPES
 from training.data.extra import Extra
@@ -16,10 +16,8 @@ from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError, UnusableInput
 
-EXTRAS = dict.fromkeys(
-    ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy"), "train"
-)
-"""What the base installation lacks, and the extra that brings it."""
+EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
+"""What the base installation lacks, and the extra `train` brings."""
 
 _UP = "\033[A\033[K"
 """On a terminal: go to the line above, and clear it."""
@@ -37,13 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         if arguments.command != "data":
-            extras.require(*EXTRAS)  # now, not after the training
+            commandline.require(EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
     except TrainingError as err:
         return _fail(str(err), err.exit_code)
-    except ModuleNotFoundError as err:
-        return _fail(extras.advice(err, EXTRAS), UnusableInput.exit_code)
     except OSError as err:
         return _fail(str(err), TrainingError.exit_code)
     except KeyboardInterrupt as err:
@@ -85,7 +81,7 @@ def _train(arguments: argparse.Namespace) -> None:
             f"your own digits, held out: {own['accuracy']:.2%} "
             f"({own['errors']} errors in {own['held_out']})"
         )
-    print(f"look at {folder / 'report.html'}; {checkout.run('export')} comes next")
+    print(f"look at {folder / 'report.html'}; {commandline.run('export')} comes next")
     if metrics["epochs"] < recipe.epochs:
         kept = f"kept the best of {metrics['epochs']} epochs; --resume continues"
         raise KeyboardInterrupt(kept)
@@ -178,7 +174,7 @@ def _show(line: str) -> None:
 
 def _fail(reason: str, code: int) -> int:
     """Print on stderr what went wrong."""
-    print(f"digits-train: {reason}", file=sys.stderr)
+    print(f"{commandline.PROGRAM}: {reason}", file=sys.stderr)
     return code
 
 

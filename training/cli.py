@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from commandline.parser import Parser
+from training.commandline import PROGRAM, Parser, version
 from training.config import RECIPES
 from training.study.results import RESULTS
 
@@ -38,13 +38,15 @@ PATHS = {
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands and their options; the command's name is parsed as `command`."""
-    digits_train = Parser(
-        prog="digits-train",
+    program = argparse.ArgumentParser(
+        prog=PROGRAM,
         description="Train a digit classifier on MNIST, and export it for serving.",
         epilog="In short: train, then export. Each command has a --help of its own.",
     )
-    digits_train.add_version()
-    commands = digits_train.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    program.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    commands = program.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
 
     def add(name: str, text: str, *paths: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -83,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         "study", "train every recipe from several seeds and compare them (hours; resumable)",
         "--artifacts", "--results",
     )  # fmt: skip
-    return digits_train
+    return program
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
@@ -113,7 +115,8 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--resume",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="continue an interrupted training of the same recipe, seed and epochs",
     )
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks.report.table import short
 from benchmarks.targets.target import Spec
-from reports.drawing import MUTED, WIDTH, tidy
+from training.report.drawing import MUTED, WIDTH, tidy
 
 COLOURS = {
     "h2": "#2166ac", "native": "#4393c3", "bare": "#67a9cf", "grpcio": "#1b8a5a",

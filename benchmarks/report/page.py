@@ -9,7 +9,7 @@ from benchmarks.report.figures import Figures
 from benchmarks.report.pictures import draw_all
 from benchmarks.report.table import Table
 from benchmarks.run.result_file import Results, UnusableResults
-from reports.page import Picture, page, section
+from training.report.page import Picture, page, section
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
 

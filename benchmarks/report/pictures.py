@@ -10,8 +10,8 @@ from benchmarks.report.figures import Figures
 from benchmarks.report.table import seconds, short
 from benchmarks.run.histogram import Histogram
 from benchmarks.targets.target import Spec
-from reports.drawing import INK, draw
-from reports.page import Picture
+from training.report.drawing import INK, draw
+from training.report.page import Picture
 
 _QUANTILES = 1 - 10 ** -np.linspace(0, 4, 200)
 _NINES = {0.5: "50", 0.9: "90", 0.99: "99", 0.999: "99.9", 0.9999: "99.99"}

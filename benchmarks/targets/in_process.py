@@ -19,7 +19,7 @@ from benchmarks.load.threads import Call, ThreadLoad
 from benchmarks.load.trace import Deadline, Load, Seconds, Trace
 from benchmarks.targets.commands import ENGINE_KINDS
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from commandline import checkout
+from serving import installation
 from serving.errors import DigitsError
 from serving.images import Images
 
@@ -84,7 +84,7 @@ def _keras(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call `model.predict`, the tutorial's way, or the Keras model compiled to a graph."""
     file = artifacts / "model.keras"
     if not file.is_file():
-        raise NotMeasured(f"no trained model.keras: run {checkout.run('train')}")
+        raise NotMeasured(f"no trained model.keras: run {installation.run('train')}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's first lines ignore the level
     if spec.device == "cpu":

@@ -21,7 +21,7 @@ from benchmarks.load.network import NetworkLoad
 from benchmarks.targets.commands import TOKEN, command_of, method_of, variant_of
 from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from commandline.parser import PREFIX
+from serving.cli.parser import PREFIX
 
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0

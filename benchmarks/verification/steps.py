@@ -53,7 +53,9 @@ def verify(plan: Plan, progress: Callable[[str], None]) -> Results:
             reason = f"{type(err).__name__}: {err}"
         if reason:
             reason = " ".join(reason.split())
-            print(f"digits-bench: {name}: not measured: {reason}", file=sys.stderr, flush=True)
+            print(
+                f"python -m benchmarks: {name}: not measured: {reason}", file=sys.stderr, flush=True
+            )
         seconds = round(perf_counter() - begin_s, 1)
         results.steps.append(Step(name=name, seconds=seconds, reason=reason))
         results.save(plan.output)

@@ -60,7 +60,7 @@ def call(arguments: Sequence[str], limit_s: float, device: str = "") -> str:
     if code == -signal.SIGKILL:
         raise NotMeasured(f"training {arguments[0]} was killed; it has {limit_s:g} s")
     if code:
-        ours = [each for each in reasons if each.startswith("digits-train: ")] or reasons[-1:]
+        ours = [each for each in reasons if each.startswith("python -m training: ")] or reasons[-1:]
         raise NotMeasured(f"training {arguments[0]} failed: {' '.join(ours) or code}")
     return line.strip()
 

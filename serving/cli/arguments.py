@@ -1,11 +1,11 @@
-"""The commands of `python -m serving`, their options and their help texts."""
+"""The commands of `digit-serving`, their options and their help texts."""
 
 import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from commandline.parser import Parser
 from serving.cli import scoring, values
+from serving.cli.parser import Parser
 from serving.config import (
     BatchingConfig,
     Device,
@@ -15,15 +15,16 @@ from serving.config import (
     ServerConfig,
     TransportName,
 )
+from serving.installation import DISTRIBUTION
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the command's name is parsed as `command`."""
-    digits_serve = Parser(
-        prog="digits-serve", description="Serve a digit classifier over gRPC, or call one."
+    program = Parser(
+        prog=DISTRIBUTION, description="Serve a digit classifier over gRPC, or call one."
     )
-    digits_serve.add_version()
-    commands = digits_serve.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    program.add_version()
+    commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(
         commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM", _SERVE))
     )
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_info(commands.add_parser("info", **_help("print the model, its device and its limits")))
     _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
-    return digits_serve
+    return program
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -62,23 +63,23 @@ def _help(text: str, examples: str = "") -> dict[str, Any]:
 
 
 _SERVE = """\
-  python -m serving serve --models models --workers 2
-  python -m serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
-  DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json python -m serving serve --host 0.0.0.0
+  digit-serving serve --models models --workers 2
+  digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
+  DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
 _CLASSIFY = """\
-  python -m serving classify seven.png scans/ --csv > answers.csv
-  python -m serving classify - --target 127.0.0.1:50051 < seven.png
-  python -m serving classify scans/ --reject-below 0.9 --collect own
+  digit-serving classify seven.png scans/ --csv > answers.csv
+  digit-serving classify - --target 127.0.0.1:50051 < seven.png
+  digit-serving classify scans/ --reject-below 0.9 --collect own
 """
 _READ = """\
-  python -m serving read form.png                             form.png: 90210 (98.7 %)
-  python -m serving read scans/ --json > numbers.jsonl        with a box for each digit
-  python -m serving read note.jpg --reject-below 0.9          ? instead of what is less probable
+  digit-serving read form.png                             form.png: 90210 (98.7 %)
+  digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
+  digit-serving read note.jpg --reject-below 0.9          ? instead of what is less probable
 """
 _PROBE = """\
-  python -m serving health                                   exit code 0: SERVING, else 1
-  python -m serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
+  digit-serving health                                   exit code 0: SERVING, else 1
+  digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
 """
 
 

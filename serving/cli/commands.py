@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from commandline import extras
+from serving import installation
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, InvalidRequest, Unavailable
 from serving.system import signals
@@ -36,7 +36,7 @@ def _serve(options: argparse.Namespace) -> int:
     if signals.HANG_UP is None:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Here, so that a missing package is one line and not a traceback of each worker.
-    extras.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
+    installation.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
     from serving.server.run import run
 
     logs.setup(options.log_format)
@@ -58,12 +58,12 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
         port = _USUAL_HTTP_PORT if all(map(find_spec, _HTTP)) else None
         return {"http_port": port, "http_is_optional": True}
     if options.http_port is not None:
-        extras.require(*_HTTP)
+        installation.require(*_HTTP)
     return {"http_port": options.http_port}
 
 
 def _classify(options: argparse.Namespace) -> int:
-    extras.require("PIL", "scipy")
+    installation.require("PIL", "scipy")
     if options.csv and options.json:
         raise ConfigurationError("--csv and --json exclude each other")
     from serving.cli import picture_files
@@ -98,7 +98,7 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> int:
-    extras.require("PIL", "scipy")
+    installation.require("PIL", "scipy")
     from serving.cli import picture_files
     from serving.cli.answers import NumbersAnswer, Report
     from serving.pictures.reader import find_candidates, numbers_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from commandline import extras
+from serving import installation
 from serving.cli import values
 from serving.cli.progress import Bar
 from serving.config import ModelConfig
@@ -26,9 +26,9 @@ _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
 
 EXAMPLES = """\
-  python -m serving score digits.parquet --output scored
-  python -m serving score scans/ --output s3://bucket/scored --resume
-  python -m serving score s3://bucket/digits --output s3://bucket/scored --drop-images --ray
+  digit-serving score digits.parquet --output scored
+  digit-serving score scans/ --output s3://bucket/scored --resume
+  digit-serving score s3://bucket/digits --output s3://bucket/scored --drop-images --ray
 """
 
 
@@ -71,7 +71,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         ModuleNotFoundError: an extra is not installed.
         DigitsError: see the functions of `serving.scoring`.
     """
-    extras.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
+    installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
     from serving.model.loaded_model import load_model
     from serving.scoring.location import Location, without_credentials
     from serving.scoring.opening import open_dataset

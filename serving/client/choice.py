@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from serving.client.place import Place, place_of
 from serving.config import TransportName
 from serving.errors import ConfigurationError
+from serving.installation import install
 
 
 def choose(transport: TransportName, target: str) -> Place | None:
@@ -34,9 +35,7 @@ def choose(transport: TransportName, target: str) -> Place | None:
             "servers and gRPC's other targets"
         )
     if not is_installed:
-        raise ConfigurationError(
-            "transport h2 needs ngh2 and no Windows: pip install 'digit-serving[fast]'"
-        )
+        raise ConfigurationError(f"transport h2 needs ngh2 and no Windows: {install('fast')}")
     return place
 
 

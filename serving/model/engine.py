@@ -15,6 +15,7 @@ import numpy as np
 from serving.config import Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, ModelError
 from serving.images import Images
+from serving.installation import install
 from serving.model.onnx_runtime import (
     INPUT,
     OUTPUT,
@@ -182,7 +183,7 @@ def open_engine(
     if not engines:
         raise DeviceError(
             f"device {device!r} needs ONNX Runtime with {asked[0].provider}: "
-            "pip uninstall onnxruntime, then pip install 'digit-serving[serve-gpu]'"
+            f"pip uninstall onnxruntime, then {install('serve-gpu')}"
         )
     for engine in engines[:-1]:
         try:

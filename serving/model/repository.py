@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from commandline import checkout
+from serving import installation
 from serving.config import Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.manifest import FILES, MANIFEST, MAX_BYTES, Manifest, parse_manifest
@@ -41,7 +41,7 @@ def versions(model_dir: Path) -> list[str]:
     except OSError as err:
         raise ConfigurationError(f"can't read {model_dir}: {err.strerror}") from err
     if not found:
-        raise ModelNotFound(f"no model in {model_dir}: run {checkout.run('train', 'export')}")
+        raise ModelNotFound(f"no model in {model_dir}: run {installation.run('train', 'export')}")
     return sorted(found, key=int, reverse=True)
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
+from serving.installation import install
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Number, Reading
@@ -111,6 +112,4 @@ def find_candidates(source: str | Path | BinaryIO) -> "Reading":
 
 
 def _missing() -> ConfigurationError:
-    return ConfigurationError(
-        "pictures need Pillow and SciPy: pip install 'digit-serving[pictures]'"
-    )
+    return ConfigurationError(f"pictures need Pillow and SciPy: {install('pictures')}")

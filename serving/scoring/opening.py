@@ -4,7 +4,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from commandline import extras
+from serving import installation
 from serving.errors import ConfigurationError
 from serving.pictures.files import SUFFIXES
 from serving.scoring import idx, npz, picture_folder
@@ -58,7 +58,7 @@ def _open_folder(
         raise ConfigurationError(
             f"{root} holds no Parquet files and no pictures; name an IDX or NPZ file itself"
         )
-    extras.require("PIL", "scipy")
+    installation.require("PIL", "scipy")
     if signature.input_shape != DIGITS.input_shape:
         raise ConfigurationError(f"pictures are read as images of 28 x 28, not as {signature}")
     return picture_folder.open_pictures(root, pictures, rows_per_file)

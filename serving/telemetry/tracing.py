@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from serving.errors import ConfigurationError
+from serving.installation import install
 
 latest_run: ContextVar[tuple[float, float]] = ContextVar("latest_run", default=(0.0, 0.0))
 """Start and end of the run whose answers are being sent, in monotonic seconds."""
@@ -45,7 +46,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as err:
-            raise ConfigurationError("traces need: pip install 'digit-serving[otel]'") from err
+            raise ConfigurationError(f"traces need: {install('otel')}") from err
         exporter = OTLPSpanExporter(endpoint, insecure=scheme == "http")
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):

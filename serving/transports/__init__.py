@@ -11,6 +11,7 @@ from typing import Protocol
 from serving.classifier import Classifier
 from serving.config import ServerConfig, TransportName
 from serving.errors import ConfigurationError
+from serving.installation import install
 from serving.predictions import Predictions
 from serving.protocols.method import Method
 
@@ -92,5 +93,5 @@ def choose_transport(name: TransportName) -> TransportName:
     if name == "auto":
         return "h2" if has_h2 else "grpcio"
     if name == "h2" and not has_h2:
-        raise ConfigurationError("transport h2 needs ngh2: pip install 'digit-serving[serve]'")
+        raise ConfigurationError(f"transport h2 needs ngh2: {install('serve')}")
     return name

@@ -106,7 +106,7 @@ def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run("run", "--models", tmp_path, "--targets", "engine") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert all(line.startswith("digits-bench: ") for line in lines)
+    assert all(line.startswith("python -m benchmarks: ") for line in lines)
 
 
 @pytest.mark.parametrize("command", ["run", "compare", "plot", "recommend"])

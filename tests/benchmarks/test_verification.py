@@ -65,7 +65,7 @@ def test_step_that_fails_is_a_line_and_the_others_still_run(
     assert [sample.spec for sample in kept.samples] == [Spec(target="engine")]
     assert [str(skip.spec) for skip in kept.skips] == ["engine cuda"]
     lines = capfd.readouterr().err.splitlines()
-    assert len([line for line in lines if line.startswith("digits-bench: ")]) == 5
+    assert len([line for line in lines if line.startswith("python -m benchmarks: ")]) == 5
     found = {table.title: table.rows for table in tables(kept)}
     assert ["engine cuda", "engine", "not measured"] in found["Crossover"]
     assert any(row[2].startswith("not measured: nothing") for row in found["Verification"])

@@ -34,7 +34,7 @@ def analyze(program: Callable[[str, str], Path]) -> Callable[..., str]:
 
 def test_unit_is_valid(analyze: Callable[..., str], tmp_path: Path) -> None:
     text = UNIT.read_text()
-    program = "/opt/digit-serving/bin/digits-serve"
+    program = "/opt/digit-serving/bin/digit-serving"
     assert text.count(f"ExecStart={program}") == 1
     copy = tmp_path / UNIT.name
     copy.write_text(text.replace(program, "/bin/true"))  # it must exist

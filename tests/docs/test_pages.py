@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]
 MADE = {"benchmarks/results/local/"}
 """What a command makes."""
-_FOLDERS = "benchmarks|commandline|deploy|docs|protos|reports|requirements|serving|tests|training"
+_FOLDERS = "benchmarks|deploy|docs|protos|requirements|serving|tests|training"
 _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 
 

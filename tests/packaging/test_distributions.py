@@ -41,8 +41,12 @@ ANYWHERE = (
 
 CLIENT = """
 import sys
+from importlib.metadata import distribution, packages_distributions
 import numpy as np
 from serving import Client
+owned = {name for name, owners in packages_distributions().items() if "digit-serving" in owners}
+assert owned == {"serving", "training", "benchmarks"}, owned
+assert distribution("digit-serving").entry_points.names == {"digit-serving"}
 with Client(sys.argv[1]) as client:
     assert len(client.classify(np.zeros((3, 784), np.uint8)).digits) == 3
 assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
@@ -192,7 +196,7 @@ def test_sdist_has_all_that_the_repository_has(built: Path, tracked: list[str]) 
 def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     found = {name.partition("/")[0] for name in names if ".dist-info" not in name}
-    assert found == {"serving", "training", "benchmarks", "commandline", "reports"}
+    assert found == {"serving", "training", "benchmarks"}
     assert "serving/pretrained/digits/1/model.onnx" in names
     assert "serving/py.typed" in names
 
@@ -201,7 +205,7 @@ def test_server_from_the_wheel_answers_a_client_alone(
     install: Install, serving_venv: Venv, wheel: Path, python: str, picture: Path
 ) -> None:
     client = install(str(wheel), python=python)
-    program = str(serving_venv.program("digits-serve"))
+    program = str(serving_venv.program("digit-serving"))
     command = [program, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
     with subprocess.Popen(
         command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE, text=True
@@ -211,24 +215,24 @@ def test_server_from_the_wheel_answers_a_client_alone(
             server = RunningServer(process, process.stdout.readline())
             client.run("python", "-c", CLIENT, server.address)
             ask = ("--target", server.address)
-            answer = serving_venv.run("digits-serve", "classify", picture, *ask)
+            answer = serving_venv.run("digit-serving", "classify", picture, *ask)
             page = HttpPeer(server.facts["http"])
             assert page.post("/v1/digits", picture.read_bytes()).status == 200
             assert page.get("/draw.js").status == 200
-            info = client.run("digits-serve", "info", "--json", *ask)
+            info = client.run("digit-serving", "info", "--json", *ask)
             assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")
     assert '"device"' in info
 
 
 def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv: Venv, picture: Path) -> None:
-    output = serving_venv.run("digits-serve", "classify", picture)
+    output = serving_venv.run("digit-serving", "classify", picture)
     assert output.splitlines()[-1].startswith(f"{picture}: ")
 
 
 def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
     venv = install(f"{wheel}[train]")
-    venv.run("digits-train", "--help")
+    venv.run("python", "-m", "training", "--help")
     venv.run("python", "-c", TRAIN, ROOT / "tests" / "data" / "mnist-sample.npz")
     assert (venv.elsewhere / "models" / "digits" / "1" / "model.onnx").is_file()
     assert (venv.elsewhere / "artifacts" / "report.html").is_file()
@@ -237,7 +241,7 @@ def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
 def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
     venv = install(f"{wheel}[bench]")
     shutil.copy(ROOT / "benchmarks" / "results" / "triton.json", venv.elsewhere / "kept.json")
-    venv.run("digits-bench", "plot", "kept.json")
+    venv.run("python", "-m", "benchmarks", "plot", "kept.json")
     assert (venv.elsewhere / "kept.html").is_file()
 
 

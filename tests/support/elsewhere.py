@@ -56,7 +56,7 @@ def leave_linux(*packages: str) -> None:
     os.rename = _without_overwriting(os.rename)
     asyncio.SelectorEventLoop.add_signal_handler = _refuse  # type: ignore[assignment]
     # There the locale decides what a text file's bytes mean, unless its reader does.
-    ours = r"(serving|training|benchmarks|commandline|reports)(\.|$)"
+    ours = r"(serving|training|benchmarks)(\.|$)"
     warnings.filterwarnings("error", category=EncodingWarning, module=ours)
 
 

@@ -21,7 +21,7 @@ STOP_TIMEOUT_S = 20.0
 
 @dataclass
 class RunningServer:
-    """A `python -m serving serve` that has said it is ready."""
+    """A `digit-serving serve` that has said it is ready."""
 
     process: subprocess.Popen[str]
     start_line: str

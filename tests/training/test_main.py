@@ -24,7 +24,7 @@ def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
-    assert f"usage: digits-train {command}".strip() in text
+    assert f"usage: python -m training {command}".strip() in text
     assert command == "" or "--data-dir PATH" in text
 
 
@@ -60,7 +60,7 @@ def test_data_without_a_source_exits_with_2(
 
     monkeypatch.setattr(Mnist, "load", fail)
     assert main(["train"]) == 2
-    assert capsys.readouterr().err == "digits-train: can't get MNIST\n"
+    assert capsys.readouterr().err == "python -m training: can't get MNIST\n"
 
 
 def test_full_disk_exits_with_1_and_names_the_file(
@@ -130,7 +130,9 @@ def test_interrupted_training_says_what_it_kept(
     monkeypatch.setattr(report, "write", lambda *arguments: None)
     assert main(["train"]) == 1
     error = capsys.readouterr().err
-    assert error == "digits-train: interrupted: kept the best of 7 epochs; --resume continues\n"
+    assert (
+        error == "python -m training: interrupted: kept the best of 7 epochs; --resume continues\n"
+    )
 
 
 def test_interrupt_that_leaves_nothing_exits_with_1(
@@ -141,7 +143,7 @@ def test_interrupt_that_leaves_nothing_exits_with_1(
 
     monkeypatch.setattr("training.fitting.train.train", interrupt)
     assert main(["train"]) == 1
-    assert capsys.readouterr().err == "digits-train: interrupted\n"
+    assert capsys.readouterr().err == "python -m training: interrupted\n"
 
 
 def test_resume_of_nothing_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import onnx
 
-from commandline import checkout
+from training import commandline
 from training.data.mnist import Images
 from training.errors import ExportError
 from training.export import graph, int8_gate, manifest, parity, quantization
@@ -98,7 +98,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     print_now(f"  size      {size_mb:.2f} MB, {facts['parameters']:,} parameters")
     if accuracy is not None:
         print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
-    print_now(f"published {version}; serve it with {_serve_command(version.parent)}")
+    print_now(f"published {version}; serve it with {commandline.serve(version.parent)}")
     return version
 
 
@@ -152,10 +152,3 @@ def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[st
         return publish(models / name, version_files, {"config.pbtxt": config.encode()})
     except OSError as err:
         raise ExportError(f"not published, cannot write {models / name}: {err.strerror}") from err
-
-
-def _serve_command(folder: Path) -> str:
-    """Return the command that serves a model from its folder."""
-    if folder == Path("models", "digits"):
-        return checkout.run("serve")
-    return f"`python -m serving serve --models {folder.parent} --model {folder.name}`"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.page import Table
+from training.report.page import Table
 from training.study.corruptions import MNIST_C
 from training.study.intervals import difference_interval, mcnemar, mean_interval
 from training.study.results import Results, Run, chosen_run

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from reports.drawing import INK, MUTED, RULE, WIDTH, tidy
 from training.data.mnist import SIDE, Images
+from training.report.drawing import INK, MUTED, RULE, WIDTH, tidy
 
 TRAINING, VALIDATION = "#e08214", "#2166ac"
 

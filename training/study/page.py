@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reports.page import Picture, Table, page, section
 from training.config import RECIPES
+from training.report.page import Picture, Table, page, section
 
 CAPTIONS = {
     "curves": (

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from reports.drawing import draw
-from reports.page import Table
 from training.data.mnist import Labels, Mnist
 from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import Probabilities, probabilities
+from training.report.drawing import draw
+from training.report.page import Table
 from training.study import comparison, corruptions, figures, page
 from training.study.results import RESULTS, Results
 

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from commandline import checkout
+from serving import installation
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
 from serving.model.info import ModelInfo
@@ -32,7 +32,7 @@ def check_model(name: str, version: str, info: ModelInfo) -> None:
 def server_metadata() -> Any:
     """Build the ServerMetadataResponse."""
     return inference_pb.ServerMetadataResponse(
-        name=checkout.DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
+        name=installation.DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
     )
 
 
@@ -80,4 +80,4 @@ def repository_index(info: ModelInfo, *, is_ready: bool, only_ready: bool) -> An
     return inference_pb.RepositoryIndexResponse(models=[model])
 
 
-_version = cache(checkout.version)
+_version = cache(installation.version)

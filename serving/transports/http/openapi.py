@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from commandline import checkout
+from serving import installation
 from serving.classifier import Classifier
 from serving.signature import Signature
 from serving.transports.http.calls import TIMEOUT_HEADER
@@ -27,7 +27,7 @@ def openapi_document(classifier: Classifier) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Handwritten digits",
-            "version": checkout.version(),
+            "version": installation.version(),
             "description": "Pictures in, digits out; and the Open Inference Protocol v2. The same "
             "model, batches and limits as over gRPC.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},

@@ -84,8 +84,7 @@ def test_missing_client_is_not_measured(setting: Setting) -> None:
 
 
 def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_path: Path) -> None:
-    for package in ("serving", "commandline"):
-        shutil.copytree(ROOT / package, tmp_path / package)
+    shutil.copytree(ROOT / "serving", tmp_path / "serving")
     with (tmp_path / "serving" / "__init__.py").open("a") as file:
         file.write("\nimport pathlib\npathlib.Path('imported').touch()\n")
     there = replace(setting, checkouts={"old-infer": tmp_path})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.installation import install
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]
@@ -43,31 +44,31 @@ def run(programs: Path, *command: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("digits-serve serve", "serve"),
-        ("digits-serve info", "serve"),
-        ("digits-serve classify seven.png", "pictures"),
-        ("digits-train train", "train"),
-        ("digits-train export", "train"),
-        ("digits-train report", "train"),
-        ("digits-train study", "train"),
-        ("digits-bench run", "bench"),
-        (f"digits-bench plot {ROOT}/benchmarks/results/bench.json", "bench"),
+        ("digit-serving serve", "serve"),
+        ("digit-serving info", "serve"),
+        ("digit-serving classify seven.png", "pictures"),
+        ("python -m training train", "train"),
+        ("python -m training export", "train"),
+        ("python -m training report", "train"),
+        ("python -m training study", "train"),
+        ("python -m benchmarks run", "bench"),
+        (f"python -m benchmarks plot {ROOT}/benchmarks/results/bench.json", "bench"),
     ],
 )
 def test_what_needs_an_extra_names_it(programs: Path, command: str, extra: str) -> None:
     done = run(programs, *command.split())
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f"pip install 'digit-serving[{extra}]'\n")
+    assert done.stderr.endswith(f"{install(extra)}\n")
     assert "Traceback" not in done.stderr
 
 
 def test_programs_tell_their_version_and_help(programs: Path) -> None:
-    for name in ("digits-serve", "digits-train", "digits-bench"):
-        assert run(programs, name, "--version").stdout.startswith(f"{name} 0")
-        assert run(programs, name, "--help").returncode == 0
+    for name in ("digit-serving", "python -m training", "python -m benchmarks"):
+        assert run(programs, *name.split(), "--version").stdout.startswith(f"{name} 0")
+        assert run(programs, *name.split(), "--help").returncode == 0
 
 
 def test_client_works(programs: Path, models: Path) -> None:
     with running_server(models) as server:
-        assert run(programs, "digits-serve", "info", "--target", server.address).returncode == 0
-        assert run(programs, "digits-serve", "health", "--target", server.address).returncode == 0
+        assert run(programs, "digit-serving", "info", "--target", server.address).returncode == 0
+        assert run(programs, "digit-serving", "health", "--target", server.address).returncode == 0

@@ -123,7 +123,7 @@ def test_serve_that_cannot_start_says_why_in_one_line(
 ) -> None:
     code, out, err = run("serve", "--models", models, "--port", 0, *options, capsys=capsys)
     assert (code, out) == (2, "")
-    assert err.startswith(f"digits-serve: {message}")
+    assert err.startswith(f"digit-serving: {message}")
     assert err.count("\n") == 1
 
 
@@ -145,7 +145,7 @@ def test_bad_value_from_the_environment_names_its_variable(
     monkeypatch.setenv("DIGITS_PORT", "70000")
     code, out, err = run("serve", "--models", models, capsys=capsys)
     assert (code, out) == (2, "")
-    assert err == "digits-serve: port must be 0 to 65535, got 70000 (set by DIGITS_PORT)\n"
+    assert err == "digit-serving: port must be 0 to 65535, got 70000 (set by DIGITS_PORT)\n"
 
 
 def test_environment_configures_a_server(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_help_is_shown(command: tuple[str, ...]) -> None:
         [sys.executable, "-m", "serving", *command, "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0
-    assert result.stdout.startswith("usage: digits-serve")
+    assert result.stdout.startswith("usage: digit-serving")
 
 
 def test_unknown_option_is_a_usage_error() -> None:

@@ -1,4 +1,4 @@
-"""`python -m serving health`, as an exec probe runs it."""
+"""`digit-serving health`, as an exec probe runs it."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_target_comes_from_the_environment(
 def test_nobody_there_is_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = health(capsys, "--target", "127.0.0.1:1")
     assert (code, out) == (1, "")
-    assert err.startswith("digits-serve: 127.0.0.1:1: UNAVAILABLE: ")
+    assert err.startswith("digit-serving: 127.0.0.1:1: UNAVAILABLE: ")
     assert err.count("\n") == 1
 
 
@@ -45,7 +45,7 @@ def test_server_that_hangs_is_1(transport: str, capsys: pytest.CaptureFixture[st
         server.tell("hold")
         wait_until(lambda: health(capsys, "--target", server.address)[0] == 1)
         err = health(capsys, "--target", server.address)[2]
-        assert err == f"digits-serve: {server.address}: NOT_SERVING\n"
+        assert err == f"digit-serving: {server.address}: NOT_SERVING\n"
         server.tell("release")
 
 
@@ -88,7 +88,7 @@ MISSING = "can't read no-such-file: No such file or directory"
 def test_options_that_cannot_be_used_are_2(
     options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert health(capsys, *options) == (2, "", f"digits-serve: {message}\n")
+    assert health(capsys, *options) == (2, "", f"digit-serving: {message}\n")
 
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])

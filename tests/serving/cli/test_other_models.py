@@ -28,7 +28,7 @@ def test_pictures_are_for_models_of_28_x_28(
     out, err = capsys.readouterr()
     assert (out, err) == (
         "",
-        "digits-serve: pictures are read as images of 28 x 28: "
+        "digit-serving: pictures are read as images of 28 x 28: "
         "expected images of shape (N, 1024) or (N, 32, 32), got (1, 784)\n",
     )
     assert main([*classify, str(tmp_path), "--model", "pets"]) == 0

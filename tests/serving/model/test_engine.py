@@ -208,7 +208,7 @@ def test_cuda_without_a_gpu_ends_with_one_line(
     assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
     out, err = capfd.readouterr()
     (line,) = err.splitlines()
-    assert re.match(f"digits-serve: .*({NO_GPU})", line)
+    assert re.match(f"digit-serving: .*({NO_GPU})", line)
     assert not out
 
 

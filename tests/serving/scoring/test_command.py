@@ -9,6 +9,7 @@ import pytest
 
 from serving.cli import scoring
 from serving.images import Images
+from serving.installation import install
 from tests.serving.scoring.conftest import Score, rows_of, write
 
 
@@ -23,7 +24,7 @@ def test_missing_package_is_one_line(module: str, options: list[str], extra: str
     environment = {"DIGITS_OUTPUT": "b", "DIGITS_MODEL": "digits"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    line = f"digits-serve: {module} is not installed: pip install 'digit-serving[{extra}]'\n"
+    line = f"digit-serving: {module} is not installed: {install(extra)}\n"
     assert result.stderr.endswith(line)
 
 

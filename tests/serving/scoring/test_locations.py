@@ -39,7 +39,7 @@ def test_credentials_are_not_printed(
     source = str(write(tmp_path, rows_of(images)))
     assert main(["score", source, "--output", "nowhere://me:secret@there/a?key=secret"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("digits-serve: nowhere://there/a: ")
+    assert line.startswith("digit-serving: nowhere://there/a: ")
     assert "secret" not in line
     assert without_credentials("s3://key:secret@bucket/a?region=x") == "s3://bucket/a"
     assert without_credentials("a?b@c") == "a?b@c"

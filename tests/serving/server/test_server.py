@@ -136,4 +136,6 @@ def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
         command = [*serve_command(models, "--transport", transport), "--port", str(port)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert result.returncode == 2
-    assert result.stderr == (f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n")
+    assert result.stderr == (
+        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    )

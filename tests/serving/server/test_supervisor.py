@@ -156,7 +156,7 @@ def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
     code, out, err = run_to_its_end(models, PYTHONPATH=path)
     assert (code, out) == (1, "")
     last = err.splitlines()[-1]
-    assert last.startswith("digits-serve: worker ")
+    assert last.startswith("digit-serving: worker ")
     assert last.endswith("died 5 times in a row (exit code 3), and no other one serves")
 
 
@@ -175,7 +175,7 @@ def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) ->
 def test_workers_that_cannot_start_say_why_in_one_line(tmp_path: Path) -> None:
     code, out, err = run_to_its_end(tmp_path)
     assert (code, out) == (2, "")
-    assert err.startswith(f"digits-serve: no model in {tmp_path}/digits")
+    assert err.startswith(f"digit-serving: no model in {tmp_path}/digits")
     assert err.count("\n") == 1
 
 
@@ -184,7 +184,7 @@ def test_taken_port_is_one_clear_line(models: Path) -> None:
         port = other.getsockname()[1]
         code, out, err = run_to_its_end(models, "--port", str(port))
     assert (code, out) == (2, "")
-    assert err == f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    assert err == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
 
 
 def test_reserved_port_may_be_shared() -> None:

@@ -94,7 +94,7 @@ def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path, work
         closed.chmod(0o700)
         assert (result.returncode, result.stdout) == (2, "")
         *warnings, line = result.stderr.splitlines()
-        assert line.startswith("digits-serve: ")
+        assert line.startswith("digit-serving: ")
         assert "Permission denied" in line
         assert all("skipped version 1" in warning for warning in warnings)
 
@@ -108,4 +108,4 @@ def test_too_few_descriptors_are_one_clear_line(models: Path, workers: str, numb
     result = run_to_its_end(models, "--workers", workers, prepare=limit)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"digits-serve: ulimit -n is {number}: at least ")
+    assert line.startswith(f"digit-serving: ulimit -n is {number}: at least ")

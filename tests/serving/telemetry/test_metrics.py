@@ -159,7 +159,7 @@ def test_taken_metrics_port_is_one_clear_line(
     options = ["--models", str(models), "--port", "0", "--metrics-port", port]
     assert main(["serve", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err == (
-        f"digits-serve: can't listen on 127.0.0.1:{port}: the port is taken\n"
+        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
     )
 
 

@@ -178,7 +178,7 @@ def test_missing_token_file_is_one_clear_line(
     options += ["--http-port", "off", "--metrics-port", "off"]  # others may have the usual ones
     assert main(["serve", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err == (
-        f"digits-serve: can't read {tmp_path}/none: No such file or directory\n"
+        f"digit-serving: can't read {tmp_path}/none: No such file or directory\n"
     )
 
 

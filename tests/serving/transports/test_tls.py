@@ -292,7 +292,7 @@ def test_options_that_do_not_fit_end_with_one_line(
     usual = ["--models", str(models), "--port", "0", "--device", "cpu"]
     assert main(["serve", *usual, *options]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"digits-serve: {message}")
+    assert error.startswith(f"digit-serving: {message}")
     assert error.count("\n") == 1
 
 

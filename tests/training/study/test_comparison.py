@@ -1,7 +1,7 @@
 from pathlib import Path
 from typing import Any
 
-from reports.page import Table
+from training.report.page import Table
 from training.study.comparison import (
     ablation_table,
     corruption_table,

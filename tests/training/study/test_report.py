@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from reports.drawing import draw
-from reports.page import Picture
 from training.config import RECIPES
 from training.data.mnist import Mnist
 from training.errors import NotTrained
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
+from training.report.drawing import draw
+from training.report.page import Picture
 from training.study import figures, page, report
 from training.study.corruptions import CORRUPTIONS
 

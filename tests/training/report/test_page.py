@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.page import Picture, page, section
+from training.report.page import Picture, page, section
 
 TABLE = [["target", *(f"column {n} with words" for n in range(12))], ["a", *("1,000",) * 12]]
 PICTURE = Picture(

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 if the accuracy over gRPC is the manifest's, to the image; else 1.
     """
-    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
     parser.add_argument("--data-dir", type=Path, help="folder of the four MNIST files")
     options = parser.parse_args(argv)
@@ -38,19 +38,20 @@ def main(argv: list[str] | None = None) -> int:
         elapsed_s = time.perf_counter() - start_s
 
     num_images = len(mnist.test_labels)
+    accuracy = info.test_accuracy or 0.0
     num_right = int((predictions.digits == mnist.test_labels).sum())
     print(f"""
 {num_images:,} test images over gRPC, version {info.version} on the {info.device}
   test accuracy  {num_right / num_images:.2%} ({num_images - num_right} wrong)
-  manifest says  {info.test_accuracy:.2%}
+  manifest says  {accuracy:.2%}
   rate           {num_images / elapsed_s:,.0f} images/s, one client
 
 How to go on
   make serve                                        serve it; draw at http://127.0.0.1:8080
-  .venv/bin/python -m serving classify PICTURE...   your own digits, PNG or JPEG
+  .venv/bin/digit-serving classify PICTURE...   your own digits, PNG or JPEG
   artifacts/report.html                             how the training went
 """)
-    if num_right != round(info.test_accuracy * num_images):
+    if num_right != round(accuracy * num_images):
         print("demo: the served accuracy is not the manifest's", file=sys.stderr)
         return 1
     return 0

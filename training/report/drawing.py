@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.page import Picture
+from training.report.page import Picture
 
 INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 WIDTH = 6.0

@@ -8,33 +8,39 @@ from pathlib import Path
 import pytest
 
 import serving
-from commandline import checkout
+from serving import installation
+from training import commandline
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_version_is_that_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert serving.__version__ == checkout.version() == project["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert serving.__version__ == installation.version() == commandline.version() == version
 
 
 def test_version_works_in_a_checkout_that_is_not_installed() -> None:
     command = [sys.executable, "-S", "-c", "import serving; print(serving.__version__)"]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT)}
     output = subprocess.check_output(command, env=environment, text=True, cwd="/")
-    assert output.strip() == checkout.version()
+    assert output.strip() == installation.version()
 
 
 def test_commands_are_make_only_where_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert checkout.run("train", "export") == "`make train export`"
+    assert installation.run("train", "export") == "`make train export`"
+    assert commandline.run("export") == "`make export`"
+    assert commandline.serve(Path("models/digits")) == "`make serve`"
+    served = "`.venv/bin/digit-serving serve --models m --model mine`"
+    assert commandline.serve(Path("m/mine")) == served
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Makefile").touch()  # another project's
     expected = "`python -m training train` and `python -m training export`"
-    assert checkout.run("train", "export") == expected
-    assert checkout.run("serve") == "`python -m serving serve`"
+    assert installation.run("train", "export") == expected
+    assert commandline.run("export") == "`python -m training export`"
+    assert commandline.serve(Path("models/digits")) == "`digit-serving serve`"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

@@ -3,16 +3,17 @@
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from commandline.checkout import version
+from serving.installation import version
 
 PREFIX = "DIGITS_"
 
-_FLAG = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_FLAG = {"1": "", "true": "", "yes": "", "0": "no-", "false": "no-", "no": "no-"}
+"""Text of a flag's variable to what stands before the flag's name."""
+
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes gives each container the addresses of its services as `<SERVICE>_PORT=tcp://...`, so
 a service named `digits` sets DIGITS_PORT, and one named `digits-metrics` DIGITS_METRICS_PORT."""
@@ -28,17 +29,16 @@ class Parser(argparse.ArgumentParser):
         """Take what ArgumentParser takes."""
         self.variables: dict[str, argparse.Action] = {}
         """The action of each variable."""
+        self._in_effect: dict[str, str] = {}
         super().__init__(*arguments, **options)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an argument; a flag also gets `--no-FLAG`, which overrides the environment."""
         action = super().add_argument(*names, **options)
-        long_names = [name[2:] for name in action.option_strings if name.startswith("--")]
-        if long_names and options.get("action", "store") in ("store", "store_true"):
-            variable = PREFIX + long_names[0].upper().replace("-", "_")
-            self.variables[variable] = action
+        if names[0].startswith("--") and options.get("action", "store") in ("store", "store_true"):
+            self.variables[PREFIX + names[0][2:].upper().replace("-", "_")] = action
             if action.nargs == 0:
-                super().add_argument(f"--no-{long_names[0]}", dest=action.dest,
+                super().add_argument(f"--no-{names[0][2:]}", dest=action.dest,
                                      action="store_false", help=argparse.SUPPRESS)  # fmt: skip
         return action
 
@@ -50,55 +50,40 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the command line; variables of the environment are the defaults."""
+        """Parse the command line with the variables' options in front of it."""
         words = sys.argv[1:] if args is None else list(args)
-        given = {} if {"-h", "--help"} & set(words) else self._given()
-        for variable, text in given.items():
-            action = self.variables[variable]
-            action.default = self._value(action, variable, text)
-            action.required = False
-        parsed, rest = super().parse_known_args(words, namespace)
-        parsed.variables = getattr(parsed, "variables", {}) | {
-            variable: text
-            for variable, text in given.items()
-            if getattr(parsed, (action := self.variables[variable]).dest) == action.default
-        }
+        if not {"-h", "--help"} & set(words):
+            self._in_effect = self._given({word.partition("=")[0] for word in words})
+        options = [self._option(*variable) for variable in self._in_effect.items()]
+        parsed, rest = super().parse_known_args([*options, *words], namespace)
+        parsed.variables = getattr(parsed, "variables", {}) | self._in_effect
         return parsed, rest
 
-    def _given(self) -> dict[str, str]:
-        """Return this parser's variables that are set."""
-        given = {name: os.environ.get(name, "") for name in self.variables}
+    def _given(self, words: set[str]) -> dict[str, str]:
+        """Return the variables that are set and whose options the command line lacks."""
         return {
             name: text
-            for name, text in given.items()
-            if text and not (name.endswith("_PORT") and _SERVICE_LINK.match(text))
+            for name, action in self.variables.items()
+            if (text := os.environ.get(name))
+            and not words & {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
+            and not (name.endswith("_PORT") and _SERVICE_LINK.match(text))
         }
 
-    def _value(self, action: argparse.Action, variable: str, text: str) -> Any:
-        """Convert a variable's text to the option's type, or exit with one line."""
-        if action.nargs == 0:
-            if text.lower() not in _FLAG:
-                self._refuse(variable, f"expected 1 or 0, true or false, yes or no, got {text!r}")
-            return _FLAG[text.lower()]
-        if action.nargs in (None, "?"):
-            return self._converted(action, variable, text)
-        return [self._converted(action, variable, word) for word in shlex.split(text)]
+    def _option(self, variable: str, text: str) -> str:
+        """Write a variable as an option."""
+        action = self.variables[variable]
+        name = action.option_strings[0][2:]
+        if action.nargs != 0:
+            return f"--{name}={text}"
+        if text.lower() not in _FLAG:
+            self.error(f"argument --{name}: expected one of {', '.join(_FLAG)}, got {text!r}")
+        return f"--{_FLAG[text.lower()]}{name}"
 
-    def _converted(self, action: argparse.Action, variable: str, text: str) -> Any:
-        convert: Any = action.type or str
-        try:
-            value = convert(text)
-        except argparse.ArgumentTypeError as err:
-            self._refuse(variable, str(err))
-        except (TypeError, ValueError):
-            expected = {int: "a whole number", float: "a number"}.get(convert, action.metavar)
-            self._refuse(variable, f"expected {expected}, got {text!r}")
-        if action.choices is not None and value not in action.choices:
-            self._refuse(variable, f"expected one of {', '.join(action.choices)}, got {text!r}")
-        return value
-
-    def _refuse(self, variable: str, reason: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {variable}: {reason}\n")
+    def error(self, message: str) -> NoReturn:
+        """End with one line, which names the variable that is at fault, if one is."""
+        option = message.removeprefix("argument ").partition(":")[0]
+        guilty = [v for v in self._in_effect if option in self.variables[v].option_strings]
+        self.exit(2, f"{self.prog}: {_set_by(message, guilty)}; see --help\n")
 
     def format_help(self) -> str:
         """Add a paragraph on the environment below the options."""
@@ -127,6 +112,10 @@ def blame(message: str, variables: dict[str, str]) -> str:
         variables: those in effect, as `Parser` returns them.
     """
     guilty = [name for name, text in variables.items() if _is_about(message, name, text)]
+    return _set_by(message, guilty)
+
+
+def _set_by(message: str, guilty: list[str]) -> str:
     return f"{message} (set by {', '.join(guilty)})" if guilty else message
 
 
