@@ -125,7 +125,8 @@ def fetch(cache: Path) -> dict[str, bytes]:
             contents[file.name] = idx.read(cache, file)
         except DataError as err:
             failures.append(str(err))
-    for name, source in sources.all_sources().items():
+    found = sources.all_sources()
+    for name, source in found.items():
         missing = [file for file in FILES if file.name not in contents]
         if not missing:
             break
@@ -135,7 +136,8 @@ def fetch(cache: Path) -> dict[str, bytes]:
                 contents[file.name] = content
         except (DataError, OSError) as err:
             failures.append(f"{name}: {err}")
-            print(failures[-1], flush=True)
+            if name != [*found][-1]:
+                print(f"can't get MNIST from {name}: trying the next source", flush=True)
     if len(contents) < len(FILES):
         raise DataError(_advice(cache, failures))
     return {file.name: contents[file.name] for file in FILES}

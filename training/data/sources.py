@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import urlopen
 
 from training.data.idx import IdxFile
@@ -80,7 +81,8 @@ def _download(mirror: str, file: IdxFile) -> bytes:
                 content += chunk
                 _show_progress(file, len(content))
     except (OSError, EOFError, zlib.error, HTTPException) as err:
-        raise DataError(f"{file.name}.gz: {err}") from err
+        reason = err.reason if type(err) is URLError else err  # its own text is <urlopen error ...>
+        raise DataError(f"{file.name}.gz: {reason}") from err
     return bytes(content)
 
 

