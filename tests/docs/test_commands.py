@@ -49,6 +49,12 @@ def test_commands_are_found() -> None:
     assert len(command_lines()) > 20
 
 
+def test_readme_begins_with_the_demo_and_the_tests() -> None:
+    top, _, _ = (ROOT / "README.md").read_text("utf-8").partition("\n## ")
+    assert re.findall(r"(?m)^ {4}(make \w+) +# \d+ minutes: ", top) == ["make demo", "make test"]
+    assert " GB" in top
+
+
 def test_targets_on_a_page_are_those_of_the_makefile() -> None:
     targets = set(re.findall(r"(?m)^([a-z-]+):.*##", (ROOT / "Makefile").read_text()))
     named = {
