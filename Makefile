@@ -1,7 +1,7 @@
 # Every target bootstraps what it needs in .venv; `make` alone lists them.
 #   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers; gpu is cuda, too);
 #                    a switch rebuilds .venv
-#   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.13
+#   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.14
 #   RECIPE=...       the training recipe: default, seed or best
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
@@ -21,8 +21,8 @@ $(error DEVICE is cpu or cuda, not '$(DEVICE)')
 endif
 RECIPE ?= default
 SOAK_S ?= 1800
-PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
-	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(p))))
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $(p))))
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed-$(DEVICE)
 PIP := -m pip --disable-pip-version-check --quiet
@@ -118,14 +118,14 @@ clean:  ## remove everything built, trained or exported (the MNIST cache stays)
 
 .PHONY: python
 python:
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13: apt-get install python3 (or name one: make PYTHON=...)" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 to 3.14: apt-get install python3 (or name one: make PYTHON=...)" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 2; }
 
 .venv/.installed-%: requirements/%.lock pyproject.toml | python
 	@echo "installing into .venv ($*, a minute or two) ..."
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(RUN) $(PIP) install --require-hashes -r requirements/$*.lock
+	$(RUN) $(PIP) install --no-compile --no-cache-dir --require-hashes -r requirements/$*.lock
 	$(RUN) $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")
-PYTHONS = ("3.11", "3.13")
+PYTHONS = ("3.11", "3.14")
 ANYWHERE = (
     "",
     "fast",
@@ -137,13 +137,18 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
-@pytest.fixture(scope="session", params=("3.11", "3.12", "3.13"))
+@pytest.fixture(scope="session", params=("3.11", "3.12", "3.13", "3.14"))
 def python(request: pytest.FixtureRequest) -> str:
     """Each interpreter that the README names and this machine has."""
-    name = f"python{request.param}"
+    return interpreter(request.param)
+
+
+def interpreter(version: str) -> str:
+    """Return the name of an interpreter; skip if this machine lacks it."""
+    name = f"python{version}"
     if shutil.which(name) is None or subprocess.run([name, "-c", ""]).returncode:
-        pytest.skip(f"needs python{request.param}")
-    return f"python{request.param}"
+        pytest.skip(f"needs {name}")
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +175,14 @@ def test_first_commands_of_the_readme_work_in_a_checkout(built: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
     assert "seven.png: 7 " in result.stdout
+
+
+def test_older_python_is_refused_before_anything_is_resolved(built: Path, tmp_path: Path) -> None:
+    venv = Venv(tmp_path / "venv", tmp_path)
+    subprocess.run([interpreter("3.10"), "-m", "venv", venv.folder], check=True, env=environment())
+    output = venv.run("pip", "install", f"{built.parent}[serve]", code=1)
+    assert "digit-serving needs Python 3.11 or newer, this is 3.10." in output
+    assert "onnxruntime" not in output
 
 
 def test_both_pass_the_index_checks(tools: Venv, built: Path, wheel: Path) -> None:
