@@ -136,7 +136,7 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
     from serving.model.onnx_runtime import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*digit-serving\[serve-gpu\]"):
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*install '\.\[serve-gpu\]'"):
         open_engine(onnx_bytes, DIGITS, "cuda")
 
 

@@ -211,5 +211,5 @@ def test_missing_pillow_names_the_extra(
     monkeypatch.delattr("serving.pictures.numbers", raising=False)
     monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigurationError, match=r"digit-serving\[pictures\]"):
+    with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
         read_numbers(io.BytesIO(), classifier)

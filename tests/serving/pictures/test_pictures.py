@@ -158,7 +158,7 @@ def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: 
     monkeypatch.delattr("serving.pictures.normalizer", raising=False)
     monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigurationError, match=r"digit-serving\[pictures\]"):
+    with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
         from_picture(file)
 
 

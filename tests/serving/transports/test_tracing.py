@@ -155,5 +155,5 @@ def test_endpoint_is_a_url(endpoint: str) -> None:
 
 def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(ConfigurationError, match=r"digit-serving\[otel\]"):
+    with pytest.raises(ConfigurationError, match=r"install '\.\[otel\]'"):
         Tracer("http://127.0.0.1:4317")

@@ -150,7 +150,7 @@ def test_next_export_is_the_next_version(
     assert [first, second] == [tmp_path / "mine" / "1", tmp_path / "mine" / "2"]
     assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
     assert 'name: "mine"' in (tmp_path / "mine" / "config.pbtxt").read_text()
-    command = f"digit-serving serve --models {tmp_path} --model mine"
+    command = f".venv/bin/digit-serving serve --models {tmp_path} --model mine"
     assert f"published {second}; serve it with `{command}`" in capsys.readouterr().out
 
 

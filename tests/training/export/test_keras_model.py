@@ -362,7 +362,7 @@ def test_command_needs_no_mnist(
     monkeypatch.setattr(Mnist, "load", pytest.fail)
     own = ["--keras", str(files[0]), "--samples", str(files[1]), "--name", "letters"]
     assert main(["export", *own, "--models", str(tmp_path)]) == 0
-    command = f"digit-serving serve --models {tmp_path} --model letters"
+    command = f".venv/bin/digit-serving serve --models {tmp_path} --model letters"
     assert f"published {tmp_path}/letters/1; serve it with `{command}`" in capsys.readouterr().out
 
 
