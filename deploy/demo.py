@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
   rate           {num_images / elapsed_s:,.0f} images/s, one client
 
 How to go on
-  make serve                                        serve it; draw at http://127.0.0.1:8080
+  make serve                                    serve it; draw at http://127.0.0.1:8080
   .venv/bin/digit-serving classify PICTURE...   your own digits, PNG or JPEG
-  artifacts/report.html                             how the training went
+  artifacts/report.html                         how the training went
 """)
     if num_right != round(accuracy * num_images):
         print("demo: the served accuracy is not the manifest's", file=sys.stderr)
