@@ -90,7 +90,8 @@ class Classifier:
         Raises:
             ModelNotFound: no such model, or no such version of it.
             CorruptModel: the version is damaged, differs from its manifest, answers its golden
-                samples wrongly, or is not ready after 60 s. With version None: every version is.
+                samples wrongly, or takes too long: 60 s of processor time to read and build, 10 s
+                to check. With version None: every version is.
             DeviceError: the device can't be used on this machine.
             ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
                 directory can't be read.

@@ -72,7 +72,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         DigitsError: see the functions of `serving.scoring`.
     """
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
-    from serving.model.loaded_model import load_model
+    from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
     from serving.scoring.location import Location, without_credentials
     from serving.scoring.opening import open_dataset
     from serving.scoring.output import SUMMARY, prepare
@@ -89,6 +89,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         device,
         config.precision,
         max_images,
+        BATCH_LIMIT_FACTOR,
     )
     dataset = open_dataset(source, model.signature, options.column, options.rows_per_file)
     task = _task(options, target, dataset)

@@ -4,7 +4,9 @@ A model can answer its golden samples correctly and still be unfit: one that ans
 batch, or whose rows depend on their neighbours, gives wrong answers once requests are batched.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 import numpy as np
 
@@ -18,6 +20,11 @@ _NEIGHBOUR_TOLERANCE = 1e-2
 """Largest difference of a row's probability from the one it has alone: noise is near no class, so
 rounding has more effect than on golden samples."""
 _NUM_NOISE = 16
+_ALONE_S, _BATCHES_S = 1.0, 2.0
+"""Processor time for the runs of one image, and for those of batches: where a run takes long, the
+later samples and the larger batches are left out."""
+_MIN_ALONE = 4
+"""Samples that are run alone, however long that takes; so is the smallest batch."""
 
 
 class Unfit(Exception):
@@ -29,14 +36,18 @@ def check(
     golden: Images,
     expected: Probabilities,
     max_batch_size: int,
+    clock: Callable[[], float] = time.thread_time,
 ) -> None:
     """Run golden samples and noise, alone and mixed in batches of every size.
+
+    Where a run takes long, only as many samples and sizes as fit into some 3 s of `clock`.
 
     Args:
         run: the model; see `Engine.run`.
         golden: (N, pixels) uint8, N >= 1.
         expected: (N, classes) float32, the manifest's probabilities for them.
         max_batch_size: the largest batch.
+        clock: the processor time of this thread, in seconds.
 
     Raises:
         Unfit: a run failed, or an answer is wrong.
@@ -44,17 +55,20 @@ def check(
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (_NUM_NOISE, golden.shape[1]), np.uint8)
     probes = np.concatenate([golden, noise])
-    num_classes = expected.shape[1]
-    alone = np.concatenate([_answers(run, probe[None], num_classes) for probe in probes])
-    difference = np.abs(alone[: len(golden)] - expected).max()
+    begin_s = clock()
+    alone = _alone(run, probes, expected.shape[1], clock)
+    image_s = (clock() - begin_s) / len(alone)
+    num_golden = min(len(golden), len(alone))
+    difference = np.abs(alone[:num_golden] - expected[:num_golden]).max()
     if difference > GOLDEN_TOLERANCE:
         raise Unfit(
             f"answers its golden samples wrongly: a probability is off by {difference:.2g}, "
             f"at most {GOLDEN_TOLERANCE:g} expected"
         )
-    for size in _sizes(max_batch_size):
-        rows = generator.integers(0, len(probes), size)
-        difference = np.abs(_answers(run, probes[rows], num_classes) - alone[rows]).max()
+    for size in _sizes(max_batch_size, image_s):
+        chosen = generator.integers(0, len(alone), size)
+        answers = _answers(run, probes[chosen], expected.shape[1])
+        difference = np.abs(answers - alone[chosen]).max()
         if difference > _NEIGHBOUR_TOLERANCE:
             raise Unfit(
                 f"answers depending on the batch: of {size} images, a probability is off by "
@@ -62,10 +76,33 @@ def check(
             )
 
 
-def _sizes(max_batch_size: int) -> list[int]:
-    """Return every power of two, which a GPU runs unpadded, and one less, which is padded."""
+def _alone(
+    run: Callable[[Images], Probabilities],
+    probes: Images,
+    num_classes: int,
+    clock: Callable[[], float],
+) -> Probabilities:
+    """Run images one by one, the first ones if that takes long; return their probabilities."""
+    end_s = clock() + _ALONE_S
+    rows: list[Probabilities] = []
+    for probe in probes:
+        if len(rows) >= _MIN_ALONE and clock() > end_s:
+            break
+        rows.append(_answers(run, probe[None], num_classes))
+    return np.concatenate(rows)
+
+
+def _sizes(max_batch_size: int, image_s: float) -> Iterator[int]:
+    """Yield every power of two, which a GPU runs unpadded, and one less, which is padded.
+
+    All from 2 up if an image takes `image_s` little enough, else the smallest.
+    """
     full = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
-    return sorted({*full, *(size - 1 for size in full if size > 1)})
+    sizes = sorted({*full, *(size - 1 for size in full)} - {0, 1})
+    for size, num_images in zip(sizes, accumulate(sizes), strict=True):
+        if size > sizes[0] and num_images * image_s > _BATCHES_S:
+            return
+        yield size
 
 
 def _answers(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serving.config import Device, Precision
 from serving.model import repository
-from serving.model.loaded_model import LoadedModel, load_model
+from serving.model.loaded_model import BATCH_LIMIT_FACTOR, LoadedModel, load_model
 from serving.model.manifest import FILES, MANIFEST
 
 
@@ -38,4 +38,6 @@ class ShippedModel:
             (model_dir / self.version).mkdir(parents=True)
             (model_dir / self.version / MANIFEST).write_bytes(self.manifest)
             (model_dir / self.version / FILES[self.precision]).write_bytes(self.onnx)
-            return load_model(model_dir, self.version, device, self.precision, max_batch_size)
+            return load_model(
+                model_dir, self.version, device, self.precision, max_batch_size, BATCH_LIMIT_FACTOR
+            )

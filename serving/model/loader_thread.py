@@ -1,0 +1,63 @@
+"""A thread for a step of loading, with a limit that a busy machine does not use up."""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+_LOOK_S = 0.25
+_MAX_QUIET_LOOKS = 240
+"""Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
+in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
+
+_Result = TypeVar("_Result")
+
+
+def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S) -> _Result:
+    """Do some work on a thread of its own, since a file or a graph that hangs can't be stopped.
+
+    Args:
+        limit_s: the most processor time of the thread, in seconds. macOS and Windows don't show
+            it to other threads: there it is time on the clock.
+        work: the step.
+        look_s: seconds between two looks at the thread.
+
+    Raises:
+        TimeoutError: it takes longer, or makes no progress for a minute; the thread is left
+            behind.
+    """
+    future: Future[_Result] = Future()
+    clock: Future[Callable[[], float]] = Future()
+
+    def run() -> None:
+        try:
+            clock.set_result(_thread_clock())
+            future.set_result(work())
+        except BaseException as err:
+            future.set_exception(err)
+
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
+    used_s, num_quiet = 0.0, 0
+    while not concurrent.futures.wait([future], look_s).done:
+        try:
+            before_s, used_s = used_s, clock.result()()
+        except OSError:  # the thread has ended since
+            continue
+        if used_s > limit_s:
+            raise TimeoutError(f"is not ready after {limit_s:g} s of processor time")
+        num_quiet = num_quiet + 1 if used_s == before_s else 0
+        if num_quiet >= _MAX_QUIET_LOOKS:
+            raise TimeoutError(f"makes no progress for {_MAX_QUIET_LOOKS * look_s:g} s")
+    return future.result()
+
+
+def _thread_clock() -> Callable[[], float]:
+    """Return a clock of this thread's processor time that other threads can read."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        begin_s = time.monotonic()
+        return lambda: time.monotonic() - begin_s
+    clock_id = time.pthread_getcpuclockid(threading.get_ident())
+    return partial(time.clock_gettime, clock_id)
