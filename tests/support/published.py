@@ -216,7 +216,7 @@ BAD: dict[str, Callable[[Path, str], None]] = {
     "no name": _with_manifest(lambda manifest: manifest.pop("name")),
     "name of 1 MB": _with_manifest(lambda manifest: manifest.update(name="d" * 1_000_000)),
     "long name": _with_manifest(lambda manifest: manifest.update(name="d" * 1000)),
-    "manifest of 10 MB": _with_manifest(lambda manifest: manifest.update(note="d" * 10_000_000)),
+    "manifest over 512 KiB": _with_manifest(lambda manifest: manifest.update(note="d" * 2**19)),
     "no signature": _with_manifest(lambda manifest: manifest.update(signature=None)),
     "pixels of floats": _with_signature(dtype="float32"),
     "another shape": _with_signature(input_shape=[32, 32]),

@@ -34,6 +34,7 @@ import tensorflow as tf
 import tf2onnx
 
 from training.data.mnist import Images
+from training.errors import ExportError
 from training.export.onnx_runtime import onnxruntime
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
@@ -44,6 +45,8 @@ GOLDEN_IMAGES = 32
 GOLDEN_PER_CLASS = 2
 GOLDEN_BYTES = 256 << 10
 """The most that golden samples take in the manifest, unless a single one takes more."""
+MAX_BYTES = 512 << 10
+"""The longest manifest that a server reads."""
 NUMBER_BYTES = 32
 """Of a probability in the manifest, on a line of its own."""
 GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
@@ -69,10 +72,19 @@ class Signature:
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
-    """Write the manifest of one version as JSON that a person can read too."""
-    return json.dumps(
-        {"format": FORMAT, "name": name, "version": version, **contents}, indent=2
-    ).encode()
+    """Write the manifest of one version as JSON that a person can read too.
+
+    Raises:
+        ExportError: it is longer than a server reads: one golden sample alone is too large.
+    """
+    document = {"format": FORMAT, "name": name, "version": version, **contents}
+    data = json.dumps(document, indent=2).encode()
+    if len(data) > MAX_BYTES:
+        raise ExportError(
+            f"not published, its manifest has {len(data)} bytes, at most {MAX_BYTES} expected: "
+            "train on smaller images"
+        )
+    return data
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -13,9 +13,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from serving.model import manifest as read_manifest
 from training.data.mnist import Mnist
 from training.errors import ExportError, NotTrained
 from training.export import graph, quantization
+from training.export import manifest as written_manifest
 from training.export.digits import export
 from training.export.manifest import choose_golden
 from training.export.onnx_runtime import onnxruntime
@@ -230,3 +232,9 @@ def test_full_disk_publishes_nothing(
     with pytest.raises(ExportError, match=r"cannot write .*digits: No space left on device"):
         export(artifacts, tmp_path, mnist_sample)
     assert list((tmp_path / "digits").iterdir()) == []
+
+
+def test_manifest_that_no_server_reads_is_not_published() -> None:
+    assert written_manifest.MAX_BYTES == read_manifest.MAX_BYTES
+    with pytest.raises(ExportError, match="at most 524288 expected"):
+        written_manifest.render("digits", "1", {"recipe": "d" * written_manifest.MAX_BYTES})
