@@ -39,10 +39,10 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "byte_s", "calls", "can_sift", "closing", "ended", "head", "headers", "http2",
-        "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s", "output",
-        "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id", "tag_s", "tls",
-        "touched", "trusted", "unread", "waiting",
+        "active_s", "byte_s", "calls", "can_sift", "closing", "ended", "has_settings", "head",
+        "headers", "http2", "is_open", "is_writing", "jitter", "limits", "num_tiny", "opened_s",
+        "output", "preface_left", "retired", "sieve", "socket", "swept_s", "swept_stream_id",
+        "tag_s", "tls", "touched", "trusted", "unread", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,8 @@ class Connection:
         """Spreads over time what connections of the same age would do together."""
         self.preface_left = _PREFACE
         """The part of HTTP/2's preface that has not arrived."""
+        self.has_settings = False
+        """Whether its end, the peer's SETTINGS, was seen to have arrived."""
         self.ended: list[int] = []
         """Answered streams whose callers may still be sending."""
         self.unread: set[Stream] = set()
@@ -130,6 +132,12 @@ class Connection:
             self.closing = True
             raise OSError("not HTTP/2")
         self.preface_left = self.preface_left[len(part) :]
+
+    def has_begun(self) -> bool:
+        """Return whether HTTP/2's preface has arrived, with the peer's SETTINGS."""
+        if not self.has_settings and not self.preface_left:
+            self.has_settings = http2.has_settings(self.http2)
+        return self.has_settings
 
     def send(
         self, stream_id: int, headers: Headers = (), data: bytes = b"",

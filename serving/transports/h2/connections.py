@@ -145,7 +145,7 @@ class Connections:
         for connection in self:
             quiet_s = now_s - connection.active_s
             self._retire(connection, now_s)
-            if connection.preface_left:
+            if not connection.has_begun():
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
                 is_over = bool(connection.output) and quiet_s > limits.message_s

@@ -25,6 +25,9 @@ _CONNECTION_WINDOW = 1 << 30
 """So large that only the streams' windows bound a peer: else stalled streams would stall the
 connection's other calls."""
 
+_UNKNOWN = 0xFFFFFFFF
+"""The value of a setting of which nothing is known before the peer's first SETTINGS."""
+
 _CONFIGURATION = ngh2.Configuration(
     # A stream's window opens when its data is consumed: back-pressure.
     auto_window_update=False,
@@ -49,6 +52,15 @@ def open_session(limits: Limits, session_class: type[Session] = Session) -> Sess
     )
     session.set_local_window_size(_CONNECTION_WINDOW)
     return session
+
+
+def has_settings(session: Session) -> bool:
+    """Return whether the peer's SETTINGS, which end its preface, have arrived."""
+    try:
+        settings = session.remote_settings
+    except Error:  # it is over
+        return True
+    return settings[ngh2.Setting.NO_RFC7540_PRIORITIES] != _UNKNOWN
 
 
 def changes_table(block: bytes) -> bool:

@@ -438,14 +438,19 @@ def test_unary_calls_whose_message_does_not_arrive_are_ended(served: Classifier)
 
 
 @pytest.mark.usefixtures("sweeps_often")
-def test_connection_whose_preface_does_not_arrive_is_closed(served: Classifier) -> None:
+@pytest.mark.parametrize("part", [
+    b"", PREFACE[:9], PREFACE, PREFACE + SettingsFrame(0, {3: 100}).serialize()[:-1],
+])  # fmt: skip
+def test_connection_whose_preface_does_not_arrive_is_closed(
+    served: Classifier, part: bytes
+) -> None:
     with (
         h2_server(served, limits(handshake_s=0.5)) as address,
         Connection(address, TIMEOUT_S) as connection,
         Connection(address, TIMEOUT_S) as slow,
     ):
         connection.open()
-        slow.send(PREFACE[:9])
+        slow.send(part)
         slow.wait_closed()
         connection.call(1, REQUEST)
         assert connection.reply(1).status == 0
