@@ -13,6 +13,7 @@ from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
+from serving.protocols.oip.typed import TypedContents
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
 
@@ -38,14 +39,20 @@ def request(data: bytes) -> None:
 
 
 def infer(data: bytes) -> None:
-    """ModelInfer's parser and checks."""
+    """ModelInfer's parser and checks, against protobuf's own."""
     try:
-        message = parse(ModelInferRequest, data)
-        inference = tensors.decode(message, DIGITS.image_bytes, MAX_IMAGES)
+        typed = TypedContents(data)
+        message = parse(ModelInferRequest, typed.rest)
+        inference = tensors.decode(message, DIGITS.image_bytes, MAX_IMAGES, typed)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000
         return
+    reference = ModelInferRequest.FromString(data)
+    if inference.is_raw:
+        assert inference.pixels == reference.raw_input_contents[0]
+    else:
+        assert inference.pixels == bytes(reference.inputs[0].contents.uint_contents)
     num_images, rest = divmod(len(inference.pixels), DIGITS.image_bytes)
     assert not rest
     assert 1 <= num_images <= MAX_IMAGES

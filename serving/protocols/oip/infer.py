@@ -16,10 +16,10 @@ from serving.predictions import ClassNumbers
 from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse
 from serving.protocols.oip import metadata, tensors
-from serving.protocols.oip.cost import check_cost
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.statistics import Statistics
 from serving.protocols.oip.tensors import Inference
+from serving.protocols.oip.typed import TypedContents
 from serving.protocols.plan import Layouts, Plan
 
 _RAW_CONTENTS = b"\x3a"
@@ -45,9 +45,9 @@ class Infer:
         if known is not None:
             return known
         received_s = time.monotonic()
-        check_cost(message)
-        request = parse(ModelInferRequest, message)
-        inference = self._decode(request)
+        typed = TypedContents(message)
+        request = parse(ModelInferRequest, typed.rest)
+        inference = self._decode(request, typed)
         if _is_plain(request, inference, message):
             write = _RawWriter(partial(self._write, inference)).write
             plan = Plan(self._method, inference.num_images, write, statistics=self.statistics)
@@ -61,10 +61,11 @@ class Infer:
             decode_s=time.monotonic() - received_s,
         )
 
-    def _decode(self, request: Any) -> Inference:
+    def _decode(self, request: Any, typed: TypedContents) -> Inference:
         info = self._classifier.model_info()
         metadata.check_model(request.model_name, request.model_version, info)
-        return tensors.decode(request, info.signature.image_bytes, info.max_request_images)
+        image_bytes, max_images = info.signature.image_bytes, info.max_request_images
+        return tensors.decode(request, image_bytes, max_images, typed)
 
     def _write(
         self, inference: Inference, digits: ClassNumbers, rows: bytes | bytearray, version: str
@@ -86,7 +87,8 @@ class Infer:
         if isinstance(error, Unavailable):
             return None
         try:
-            identifier = parse(ModelInferRequest, request).id[: tensors.MAX_ID_CHARACTERS]
+            rest = TypedContents(request).rest
+            identifier = parse(ModelInferRequest, rest).id[: tensors.MAX_ID_CHARACTERS]
         except InvalidRequest:
             identifier = ""
         data: bytes = ModelStreamInferResponse(

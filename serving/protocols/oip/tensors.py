@@ -12,6 +12,7 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.images import check_count
 from serving.protocols.oip import inference_pb
+from serving.protocols.oip.typed import TypedContents
 
 INPUT, OUTPUT = "images", "probabilities"
 
@@ -38,13 +39,16 @@ class Inference(NamedTuple):
     """Whether tensors are raw bytes in both directions, or typed contents."""
 
 
-def decode(request: Any, image_bytes: int, max_images: int) -> Inference:
+def decode(
+    request: Any, image_bytes: int, max_images: int, typed: TypedContents | None = None
+) -> Inference:
     """Decode and check a ModelInferRequest for our model.
 
     Args:
         request: the message.
         image_bytes: the size of an image.
         max_images: the most images allowed.
+        typed: the uint_contents that were taken out of the message; None if there are none.
 
     Raises:
         InvalidRequest: the text says what was expected and what came.
@@ -61,7 +65,7 @@ def decode(request: Any, image_bytes: int, max_images: int) -> Inference:
         _check_name("output", output.name, OUTPUT)
         _check_parameters(output)
     is_raw = len(request.raw_input_contents) > 0
-    pixels = _raw_pixels(request) if is_raw else _typed_pixels(tensor.contents)
+    pixels = _raw_pixels(request) if is_raw else _typed_pixels(tensor.contents, typed)
     if len(pixels) != num_images * image_bytes:
         raise InvalidRequest(
             f"expected {num_images * image_bytes} {'bytes' if is_raw else 'uint_contents'} "
@@ -130,26 +134,10 @@ def _raw_pixels(request: Any) -> bytes:
     return pixels
 
 
-def _typed_pixels(contents: Any) -> bytes:
+def _typed_pixels(contents: Any, typed: TypedContents | None) -> bytes:
     for field, _ in contents.ListFields():
-        if field.name != "uint_contents":
-            raise InvalidRequest(f"expected uint_contents for UINT8, got {field.name}")
-    # Three million Python ints would take 0.2 s. As bytes they are varints of one or two bytes.
-    num_values = len(contents.uint_contents)
-    if not num_values:
-        return b""
-    encoded = np.frombuffer(contents.SerializeToString(), np.uint8)
-    start = int((encoded[1:] < 0x80).argmax()) + 2  # past the tag and the length
-    packed = encoded[start:]
-    ends = np.flatnonzero(packed < 0x80)[:num_values]  # unknown fields can follow
-    sizes = np.diff(ends, prepend=-1)
-    last = packed[ends]
-    is_long = sizes > 1
-    wrong = np.flatnonzero((is_long & (last > 1)) | (sizes > 2))
-    if len(wrong):
-        first = contents.uint_contents[int(wrong[0])]
-        raise InvalidRequest(f"expected uint_contents from 0 to 255, got {first}")
-    return np.where(is_long, packed[ends - 1] & 0x7F | last << 7, last).tobytes()
+        raise InvalidRequest(f"expected uint_contents for UINT8, got {field.name}")
+    return b"" if typed is None else typed.pixels()
 
 
 def _timeout_s(parameters: Any) -> float | None:

@@ -1,0 +1,100 @@
+"""Typed contents in every encoding that protobuf allows."""
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest
+from serving.protocols.digits_v1.wire import varint
+from serving.protocols.oip.inference_pb import ModelInferRequest
+from serving.protocols.oip.typed import TypedContents
+
+NUMBERS = list(range(256)) * 3 + [0, 128, 255, 127]
+TENSOR = b"\x0a\x06images\x12\x05UINT8\x18\x01\x18\x84\x06"
+"""Name, type, and the shape [1, 772], not packed."""
+
+
+def field(number: int, value: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def packed(numbers: list[int]) -> bytes:
+    return field(4, b"".join(map(varint, numbers)))
+
+
+def unpacked(numbers: list[int]) -> bytes:
+    return b"".join(b"\x20" + varint(number) for number in numbers)
+
+
+def padded(number: int, size: int) -> bytes:
+    """A varint that is longer than it need be."""
+    return bytes([number & 0x7F | 0x80, number >> 7 | 0x80]) + b"\x80" * (size - 3) + b"\x00"
+
+
+def request(*contents: bytes) -> bytes:
+    """A ModelInferRequest whose input has `contents`, each in a field of its own."""
+    tensor = TENSOR + b"".join(field(5, each) for each in contents)
+    return field(1, b"digits") + field(5, tensor) + field(3, b"an id")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        request(packed(NUMBERS)),
+        request(unpacked(NUMBERS)),
+        request(packed(NUMBERS[:400]) + packed(NUMBERS[400:])),
+        request(packed(NUMBERS[:300]) + unpacked(NUMBERS[300:])),
+        request(unpacked(NUMBERS[:-3]) + packed(NUMBERS[-3:-1]) + unpacked(NUMBERS[-1:])),
+        request(unpacked(NUMBERS[:-1]) + b"\x78\x01" + unpacked(NUMBERS[-1:])),
+        request(unpacked(NUMBERS) + b"\x7a\x03abc"),
+        request(packed(NUMBERS[:7]), unpacked(NUMBERS[7:])),
+        request(field(4, b"".join(padded(number, 3) for number in NUMBERS))),
+        request(b"".join(b"\x20" + padded(number, 10) for number in NUMBERS)),
+    ],
+)
+def test_numbers_are_those_that_protobuf_reads(message: bytes) -> None:
+    (tensor,) = ModelInferRequest.FromString(message).inputs
+    assert list(tensor.contents.uint_contents) == NUMBERS
+    typed = TypedContents(message)
+    assert list(typed.pixels()) == NUMBERS
+    rest = ModelInferRequest.FromString(typed.rest)
+    assert not rest.inputs[0].contents.uint_contents
+    assert (rest.model_name, rest.id, rest.inputs[0].shape) == ("digits", "an id", tensor.shape)
+    assert rest.inputs[0].HasField("contents")
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        (packed([1, 2, 300, 400]), "expected uint_contents from 0 to 255, got 300"),
+        (unpacked([7, 256]), "expected uint_contents from 0 to 255, got 256"),
+        (field(4, b"\x81\x80\x01"), "expected uint_contents from 0 to 255, got 16385"),
+        (field(4, b"\x01\x80"), "expected uint_contents, got bytes that are no varints"),
+        (field(4, b"\x80" * 10 + b"\x00"), "expected uint_contents, got bytes that are no varints"),
+    ],
+)
+def test_other_numbers_are_refused(contents: bytes, text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        TypedContents(request(contents)).pixels()
+    assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("contents", [unpacked([1, 2]) + b"\x20", unpacked([1, 2]) + b"\x20\x80"])
+def test_cut_off_field_is_left_to_the_parser(contents: bytes) -> None:
+    with pytest.raises(DecodeError):
+        ModelInferRequest.FromString(TypedContents(request(contents)).rest)
+
+
+def test_fields_are_counted_in_all_inputs_together() -> None:
+    tensor = field(5, TENSOR + field(5, packed([1])) * 8)
+    with pytest.raises(InvalidRequest, match="expected at most 64 fields"):
+        TypedContents(tensor * 5)
+
+
+def test_largest_request_is_taken_apart_without_its_numbers() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, 4096 * 784, np.uint8)
+    encoded = np.empty((len(pixels), 2), np.uint8)
+    encoded[:, 0], encoded[:, 1] = pixels | 0x80, pixels >> 7
+    typed = TypedContents(request(field(4, encoded.tobytes())))
+    assert len(typed.rest) < 100
+    assert typed.pixels() == pixels.tobytes()
