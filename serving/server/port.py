@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError
@@ -24,32 +24,47 @@ def optional_http(config: ServerConfig) -> Iterator[None]:
 
 
 @contextmanager
-def reserved_port(host: str, port: int) -> Iterator[int]:
-    """Reserve a port for processes that listen on it with SO_REUSEPORT; this one does not listen.
+def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.socket]]:
+    """Reserve a port for the processes that inherit its sockets; this one does not listen.
 
-    So the number is known before a worker listens, and stays ours while no worker is alive.
+    So the port is known before a worker listens, and stays ours while no worker is alive. gRPC's
+    core takes no socket: it binds its own to the port, with SO_REUSEPORT.
 
     Args:
         host: the address to bind.
         port: the TCP port; 0 lets the kernel choose.
+        number: how many sockets to bind to it.
 
     Yields:
-        The port.
+        The sockets.
 
     Raises:
         ConfigurationError: the address can't be bound.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as reservation:
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
             _refuse_taken(family, address)
-            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reservation.bind(address)
-            yield reservation.getsockname()[1]
-    except (OSError, ValueError) as err:
-        raise cannot_listen(host, port, err) from err
+            sockets: list[socket.socket] = []
+            # One more, for the number: `refuse_callers` would free a port that the kernel chose.
+            for _ in range(1 + number):
+                sock = stack.enter_context(socket.socket(family, kind, protocol))
+                sock.setblocking(False)  # now: another worker may look at it before its own does
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sock.bind(sockets[0].getsockname() if sockets else address)
+                sockets.append(sock)
+        except (OSError, ValueError) as err:
+            raise cannot_listen(host, port, err) from err
+        yield sockets[1:]
+
+
+def refuse_callers(listeners: Iterable[socket.socket]) -> None:
+    """Have the kernel refuse callers until a process listens again; the port stays ours."""
+    for listener in listeners:
+        with suppress(OSError):  # nobody has listened on it
+            listener.shutdown(socket.SHUT_RD)
 
 
 def _refuse_taken(family: int, address: tuple[object, ...]) -> None:

@@ -90,6 +90,10 @@ class Server:
             counts=classifier.metrics.snapshot(),
         )
 
+    async def beat(self) -> None:
+        """Return once what answers calls has had its turn; never where that is stuck."""
+        await self._transport.beat()
+
     async def drain(self) -> bool:
         """Stop without losing an accepted call.
 
@@ -134,5 +138,5 @@ def _http_server(
     from serving.transports.http.server import HttpServer
 
     with optional_http(config):
-        return HttpServer(classifier, queries, config, shared=config.workers > 1)
+        return HttpServer(classifier, queries, config)
     return None

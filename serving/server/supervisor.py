@@ -4,6 +4,7 @@ They share only the port; the kernel gives each connection to one of them.
 """
 
 import asyncio
+import itertools
 import logging
 import signal
 import time
@@ -14,12 +15,13 @@ from functools import partial
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
 from serving.server.backoff import Backoff
-from serving.server.port import optional_http, reserved_port
+from serving.server.heartbeat import LOOK_S
+from serving.server.port import optional_http, refuse_callers, reserved_port
 from serving.server.ready_line import announce
-from serving.server.worker import Arguments
+from serving.server.worker import Arguments, Worker
 from serving.server.workers import Workers
 from serving.system import signals
-from serving.system.address import with_port
+from serving.system.address import Sockets, with_port
 from serving.telemetry.exporter import Exporter, exporting
 
 _log = logging.getLogger(__name__)
@@ -43,13 +45,20 @@ async def supervise(
     """
     with ExitStack() as stack:
         exporter = stack.enter_context(exporting(config))
-        port = stack.enter_context(reserved_port(config.host, config.port))
-        http_port = None
+        sockets: Sockets = {}
+
+        def reserve(host: str, port: int) -> int:
+            found = stack.enter_context(reserved_port(host, port, config.workers))
+            number: int = found[0].getsockname()[1]
+            sockets[host, number] = found
+            return number
+
+        port, http_port = reserve(config.host, config.port), None
         if config.http_port is not None:
             with optional_http(config):
-                http_port = stack.enter_context(reserved_port(config.http_host, config.http_port))
+                http_port = reserve(config.http_host, config.http_port)
         config = replace(config, port=port, http_port=http_port)
-        arguments = (model_config, batching, replace(config, metrics_port=None))
+        arguments = (sockets, model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(arguments, config, exporter).run()
 
 
@@ -61,6 +70,7 @@ class Supervisor:
     ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
         self._workers = Workers(arguments)
+        self._sockets = list(itertools.chain(*arguments[0].values()))
         self._config = config
         self._all_ready = asyncio.Event()
         self._exporter = exporter
@@ -124,10 +134,11 @@ class Supervisor:
         while True:
             worker = self._workers.start(place)
             worker.on_ready = self._count_ready
-            exit_code = await asyncio.shield(worker.ended)
+            exit_code = await self._end_of(worker, place)
             self._workers.remove(place)
             if worker.report is not None and not self._workers.num_ready:
                 self._outage_since_s = time.monotonic()
+                refuse_callers(self._sockets)
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
@@ -140,6 +151,15 @@ class Supervisor:
             self._workers.dead.restarts += 1
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
+
+    async def _end_of(self, worker: Worker, place: int) -> int:
+        """Wait for the end of a worker, or end it if it is frozen; return its exit code."""
+        while not (await asyncio.wait([worker.ended], timeout=LOOK_S))[0]:
+            if worker.is_frozen():
+                _log.warning("worker %d is frozen, it is ended and restarted", place)
+                worker.signal(signal.SIGKILL)
+                await asyncio.wait([worker.ended])
+        return worker.ended.result()
 
     def _count_ready(self) -> None:
         if self._all_ready.is_set():
@@ -157,6 +177,8 @@ class Supervisor:
     async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
         """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
+        for sock in self._sockets:
+            sock.close()  # so that the ports close with the last worker
         ended = asyncio.gather(*(worker.ended for worker in self._workers.alive))
         self._workers.signal(signal.SIGTERM)
         forced = asyncio.create_task(stops.get())

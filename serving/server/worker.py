@@ -1,6 +1,7 @@
 """One of several server processes on one port: the process, and its supervisor's view of it."""
 
 import asyncio
+import concurrent.futures
 import multiprocessing
 import os
 import signal
@@ -14,9 +15,11 @@ import uvloop
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
+from serving.server.heartbeat import Heartbeat
 from serving.server.serve import serve
 from serving.server.server import Server
-from serving.system import signals
+from serving.system import address, signals
+from serving.system.process import Activity
 from serving.telemetry import logs
 from serving.telemetry.report import Report
 
@@ -25,8 +28,8 @@ _REPORT_INTERVAL_S = 1.0
 _STALE_S = 3 * _REPORT_INTERVAL_S
 """A worker without a report for this long hangs."""
 
-Arguments = tuple[ModelConfig, BatchingConfig, ServerConfig]
-"""The configuration of a worker."""
+Arguments = tuple[address.Sockets, ModelConfig, BatchingConfig, ServerConfig]
+"""Its sockets and its configuration."""
 
 
 class Worker:
@@ -44,6 +47,7 @@ class Worker:
         """When it was ready, and when it last reported, in monotonic seconds."""
         self.on_ready: Callable[[], None] = lambda: None
         self._reported: asyncio.Future[None] | None = None
+        self._heartbeat = Heartbeat()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, *arguments), daemon=True)
@@ -94,6 +98,16 @@ class Worker:
         if not self.ended.done() and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
+    def is_frozen(self) -> bool:
+        """Return whether it serves no more, though nothing keeps it from its core.
+
+        Ask every second: it counts how often no report came.
+        """
+        self._receive()  # first: this process may have been slow, too
+        if self.report is None or self._process.pid is None:
+            return False
+        return self._heartbeat.is_frozen(self.reported_s, Activity.of(self._process.pid))
+
     def _receive(self) -> None:
         """Receive its messages; nothing blocks, since it sends whole messages or dies."""
         try:
@@ -131,6 +145,7 @@ class Worker:
 
 def _run(
     supervisor: Connection,
+    sockets: address.Sockets,
     model_config: ModelConfig,
     batching: BatchingConfig,
     config: ServerConfig,
@@ -140,9 +155,10 @@ def _run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     logs.setup(config.log_format)
+    address.inherit(sockets)
 
     def start_reporting(server: Server) -> None:
-        arguments = (supervisor, server.report)
+        arguments = (supervisor, server, asyncio.get_running_loop())
         threading.Thread(target=_keep_reporting, args=arguments, daemon=True).start()
 
     try:
@@ -153,12 +169,20 @@ def _run(
     signals.end_process(0 if is_drained else 1)
 
 
-def _keep_reporting(supervisor: Connection, report: Callable[[], Report]) -> None:
-    """Report now, on request, and every second; drain if the supervisor is gone."""
+def _keep_reporting(
+    supervisor: Connection, server: Server, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Report now, on request, and every second; drain if the supervisor is gone.
+
+    A report says that calls are answered: without it the supervisor replaces this process.
+    """
     try:
         while True:
-            supervisor.send(report())
+            asyncio.run_coroutine_threadsafe(server.beat(), loop).result()
+            supervisor.send(server.report())
             if supervisor.poll(_REPORT_INTERVAL_S):
                 supervisor.recv()
     except (EOFError, OSError):
         os.kill(os.getpid(), signal.SIGTERM)
+    except (RuntimeError, concurrent.futures.CancelledError):
+        pass  # the loop has ended, and the process is ending

@@ -23,7 +23,9 @@ class Workers:
 
     def start(self, place: int) -> Worker:
         """Start a worker in a place that is empty."""
-        worker = self._alive[place] = Worker(self._arguments)
+        sockets, model, batching, config = self._arguments
+        own_first = {name: each[place:] + each[:place] for name, each in sockets.items()}
+        worker = self._alive[place] = Worker((own_first, model, batching, config))
         return worker
 
     def remove(self, place: int) -> None:

@@ -14,6 +14,27 @@ _REASONS = {
 }
 _FIRST_FREE_PORT = 1024
 """Ports below need a privilege."""
+Sockets = dict[tuple[str, int], list[socket.socket]]
+"""Bound sockets by host and port, one for each worker of a supervisor."""
+_inherited: Sockets = {}
+"""Those of this worker's supervisor, its own first."""
+
+
+def inherit(sockets: Sockets) -> None:
+    """From now on, have `bind` return a socket that outlives this process.
+
+    The kernel divides new callers among the sockets. Those that wait in one are not lost with its
+    worker: the next one takes them, or the others do.
+
+    Args:
+        sockets: one for each worker, this one's first.
+    """
+    _inherited.update(sockets)
+
+
+def others(host: str, port: int) -> list[socket.socket]:
+    """Return the sockets of the other workers, which may not listen yet."""
+    return _inherited.get((host, port), [])[1:]
 
 
 def with_port(host: str, port: int) -> str:
@@ -33,19 +54,22 @@ def cannot_listen(host: str, port: int, error: OSError | ValueError) -> Configur
     return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
 
 
-def bind(host: str, port: int, *, backlog: int = 0, shared: bool = False) -> socket.socket:
-    """Bind a TCP socket to the first address of a host that can be bound.
+def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
+    """Bind a TCP socket to the first address of a host that can be bound, or take an inherited one.
 
     Args:
         host: a name or an address.
         port: the TCP port; 0 lets the kernel choose.
         backlog: how many connections wait in the kernel; 0 does not listen yet. Two sockets may be
             bound to a port at the same time, but only one of them can listen.
-        shared: whether other worker processes listen on the port too.
 
     Raises:
         ConfigurationError: none can be bound.
     """
+    if (host, port) in _inherited:
+        own = _inherited[host, port][0]
+        own.listen(backlog)
+        return own
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as err:  # ValueError: not a host name, such as "a..b"
@@ -53,7 +77,7 @@ def bind(host: str, port: int, *, backlog: int = 0, shared: bool = False) -> soc
     failure = OSError(errno.EADDRNOTAVAIL, "")
     for family, kind, protocol, _, address in found:
         try:
-            return _bound(socket.socket(family, kind, protocol), address, backlog, shared=shared)
+            return _bound(socket.socket(family, kind, protocol), address, backlog)
         except OSError as err:
             failure = err
     raise cannot_listen(host, port, failure) from failure
@@ -68,12 +92,8 @@ def check_free(host: str, port: int) -> None:
     bind(host, port).close()
 
 
-def _bound(
-    listener: socket.socket, address: tuple[object, ...], backlog: int, *, shared: bool
-) -> socket.socket:
+def _bound(listener: socket.socket, address: tuple[object, ...], backlog: int) -> socket.socket:
     try:
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         if backlog:

@@ -15,7 +15,7 @@ _FIRST_INHERITED = 3
 """The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
 
 
-def listen(host: str, port: int, *, shared: bool) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Listen on a TCP port, or on a unix socket where the host is "unix:PATH".
 
     A socket that systemd opened for this process is taken instead: callers who came before this
@@ -24,7 +24,6 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     Args:
         host: the address.
         port: the port; 0 lets the kernel choose.
-        shared: whether other worker processes listen on the port too.
 
     Returns:
         A socket that does not block.
@@ -37,7 +36,7 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     elif host.startswith(_UNIX):
         listener = _bind_unix(host.removeprefix(_UNIX))
     else:
-        listener = bind(host, port, backlog=_BACKLOG, shared=shared)
+        listener = bind(host, port, backlog=_BACKLOG)
     listener.setblocking(False)
     return listener
 

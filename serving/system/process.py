@@ -1,4 +1,4 @@
-"""Memory, file descriptors and start time of this process, from /proc."""
+"""Memory, file descriptors, start time and activity of processes, from /proc."""
 
 import os
 import time
@@ -33,12 +33,35 @@ class Usage(NamedTuple):
         return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
 
 
+class Activity(NamedTuple):
+    """What a process does at one moment."""
+
+    cpu_s: float = 0.0
+    """The processor time that it has taken."""
+    is_waiting_for_machine: bool = True
+    """Whether a thread waits for a core or for a disk, or computes; the default without /proc."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Activity":
+        """Look at a process."""
+        try:
+            threads = [_stat(path / "stat") for path in Path(f"/proc/{pid}/task").iterdir()]
+            ticks = sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:13]))
+        except OSError:  # it has ended, or a thread of it has
+            return cls()
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), any(stat[0] in "RD" for stat in threads))
+
+
+def _stat(path: Path) -> list[str]:
+    """Return the fields of a stat file from the state on: the command before may hold blanks."""
+    return path.read_text("utf-8", "replace").rpartition(")")[2].split()
+
+
 def start_time_s() -> float:
     """Return when this process started, in seconds since 1970; 0 without /proc."""
     try:
-        # The command, in parentheses, may hold blanks; the start is the 20th field behind it.
-        fields = (_PROC / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        start_ticks = int(_stat(_PROC / "stat")[19])
     except OSError:
         return 0.0
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age_s

@@ -37,6 +37,9 @@ class Transport(Protocol):
     async def ask(self, image: bytes) -> Predictions:
         """Classify one image the way every request goes; raises DigitsError."""
 
+    async def beat(self) -> None:
+        """Return once what answers calls has had its turn."""
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls as Unavailable, and answer the accepted ones.
 

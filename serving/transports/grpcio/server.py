@@ -92,6 +92,9 @@ class GrpcioServer:
         """Images that wait for a run."""
         return self._batcher.num_waiting
 
+    async def beat(self) -> None:
+        """Return: the running event loop answers the calls."""
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls as Unavailable while the port still listens, and answer accepted ones.
 

@@ -26,20 +26,21 @@ class Connections:
     """Used by the loop's thread only."""
 
     def __init__(
-        self, listener: socket.socket, selector: selectors.BaseSelector, limits: Limits,
+        self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
         calls: Calls, tls: Callable[[], ssl.SSLContext] | None, access_log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
         Args:
-            listener: listens already, and does not block.
+            listeners: the first listens already, and does not block. The others are those of other
+                workers, looked at with each sweep: callers do not wait for one that is frozen.
             selector: the loop's.
             limits: what peers may use.
             calls: forgets the calls of a connection that is over.
             tls: returns the context for new connections; None is plaintext.
             access_log: logs their calls; None logs none.
         """
-        self._listener = listener
+        self._listener, *self._others = listeners
         self._selector = selector
         self._limits = limits
         self._calls = calls
@@ -72,11 +73,15 @@ class Connections:
         if len(self._open) >= max_connections and not self._make_room():
             self.stop_listening()
             return
+        self._accept_from(self._listener, now_s, tag_s)
+
+    def _accept_from(self, listener: socket.socket, now_s: float, tag_s: float) -> None:
+        max_connections = self._limits.max_connections
         for _ in range(_MAX_ACCEPTED):
             if len(self._open) >= max_connections:
                 return  # the next round finds out whether another one waits
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as err:
@@ -139,6 +144,8 @@ class Connections:
     def sweep(self, now_s: float) -> None:
         """Close connections that are idle, stuck or old; accept new ones again."""
         self.listen()
+        for other in self._others:
+            self._accept_from(other, now_s, 0.0)
         limits = self._limits
         free = 1 - len(self._open) / limits.max_connections
         idle_s = limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
@@ -169,6 +176,7 @@ class Connections:
         """Close the port and all connections."""
         self._is_closed = True
         self.stop_listening()
-        self._listener.close()
+        for listener in (self._listener, *self._others):
+            listener.close()
         for connection in self:
             self.say_goodbye(connection)

@@ -11,6 +11,7 @@ from serving.errors import Unavailable
 from serving.predictions import Predictions
 from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
+from serving.system.address import others
 from serving.system.cores import may_poll
 from serving.system.listener import address_of, listen
 from serving.transports.access_log import access_log
@@ -56,7 +57,7 @@ class H2Server:
     async def start(self) -> str:
         """See `Transport`."""
         classifier, batching, config = self._classifier, self._classifier.batching, self._config
-        listener = listen(config.host, config.port, shared=config.workers > 1)
+        listener = listen(config.host, config.port)
         loop = self._loop = Loop(
             listener,
             self._queue,
@@ -67,8 +68,9 @@ class H2Server:
         calls = self._calls = Calls(
             self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
         )  # fmt: skip
+        spare = others(config.host, config.port)
         connections = Connections(
-            listener, loop.selector, self._limits, calls, self._tls, self._log
+            [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log
         )  # fmt: skip
         loop.attach(connections, calls, Runs(classifier, self._queue, calls))
         loop.start()
@@ -90,6 +92,17 @@ class H2Server:
         caller = LocalCaller(asyncio.get_running_loop())
         self._loop.post(partial(caller.ask, self._calls, image))
         return await caller.answer
+
+    async def beat(self) -> None:
+        """See `Transport`."""
+        assert self._loop is not None
+        ours, turn = asyncio.get_running_loop(), asyncio.Event()
+
+        def answer() -> None:
+            ours.call_soon_threadsafe(turn.set)
+
+        self._loop.post(answer)
+        await turn.wait()
 
     async def drain(self, timeout_s: float) -> bool:
         """See `Transport`."""

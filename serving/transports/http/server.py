@@ -39,16 +39,13 @@ _BACKLOG = 256
 class HttpServer:
     """Answers HTTP from `start` to `stop`."""
 
-    def __init__(
-        self, classifier: Classifier, queries: Queries, config: ServerConfig, *, shared: bool
-    ) -> None:
+    def __init__(self, classifier: Classifier, queries: Queries, config: ServerConfig) -> None:
         """Bind the port; `start` begins to answer.
 
         Args:
             classifier: runs the images.
             queries: answers queries about the server and its model.
             config: address, TLS and tokens.
-            shared: whether other worker processes listen on the port too.
 
         Raises:
             ConfigurationError: the address can't be bound, or a certificate or token can't be used.
@@ -63,7 +60,7 @@ class HttpServer:
         self._log = log
         context = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
-        self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG, shared=shared)
+        self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG)
         scheme = "http" if context is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"

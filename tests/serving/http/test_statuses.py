@@ -69,7 +69,7 @@ def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
     with Classifier(model, batching) as classifier:
         queries = Queries(classifier, Health(("",)))
-        server = HttpServer(classifier, queries, ServerConfig(http_port=0), shared=False)
+        server = HttpServer(classifier, queries, ServerConfig(http_port=0))
         server.start()
         gated = Gated(engine, classifier, server)
         try:

@@ -8,25 +8,27 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from serving import Classifier
 from serving.images import Images
 from serving.model.info import ModelInfo
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.backoff import Backoff
-from serving.server.port import reserved_port
+from serving.server.port import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts
 from serving.telemetry.report import Report, total
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
-from tests.support.processes import Footprint
+from tests.support.processes import Footprint, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
 from tests.support.servers import RunningServer, running_server, serve_command
 
@@ -87,9 +89,7 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
         for answer, digit in zip(again, expected, strict=True):
             assert answer in (digit, grpc.StatusCode.UNAVAILABLE)
 
-        assert server.process.stderr is not None
-        while "worker restarted, 2 serving" not in server.process.stderr.readline():
-            assert server.process.poll() is None
+        wait_for_line(server, "worker restarted, 2 serving")
         after = workers_of(server)
         assert before[1] in after
         assert len(set(after) - set(before)) == 1
@@ -103,6 +103,57 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
         assert value(samples, "digits_images_total") == 3 * NUM_CONNECTIONS - num_lost
         assert value(samples, "digits_batch_images_sum") == 3 * NUM_CONNECTIONS - num_lost
         assert value(samples, "digits_queue_images") == 0
+
+
+def wait_for_line(server: RunningServer, text: str) -> None:
+    """Read the log up to a line that holds `text`."""
+    assert server.process.stderr is not None
+    while text not in server.process.stderr.readline():
+        assert server.process.poll() is None
+
+
+def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(
+    models: Path, images: Images, classifier: Classifier
+) -> None:
+    expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
+    with two_workers(models, "h2") as server, ExitStack() as closing:
+        before = workers_of(server)
+        os.kill(before[0], signal.SIGSTOP)
+        talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
+        assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
+        wait_for_line(server, "worker 0 is frozen")
+        wait_for_line(server, "worker restarted, 2 serving")
+        assert before[0] not in workers_of(server)
+        assert before[1] in workers_of(server)
+        assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
+
+
+def test_callers_that_a_killed_worker_had_not_taken_are_answered(
+    models: Path, images: Images, classifier: Classifier
+) -> None:
+    expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
+    with two_workers(models, "h2") as server, ExitStack() as closing:
+        workers = workers_of(server)
+        port = int(server.address.rpartition(":")[2])
+        for pid in workers:  # neither takes a caller
+            os.kill(pid, signal.SIGSTOP)
+        talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
+        asked = [
+            closing.enter_context(ThreadPoolExecutor(1)).submit(talk.ask, image)
+            for talk, image in zip(talks, images, strict=False)
+        ]
+        wait_until(lambda: num_connected(port) == NUM_CONNECTIONS)
+        os.kill(workers[0], signal.SIGKILL)
+        os.kill(workers[1], signal.SIGCONT)
+        assert [answer.result() for answer in asked] == expected
+
+
+def num_connected(port: int) -> int:
+    """How many connections to a port the kernel has, whether a worker has taken them or not."""
+    fields = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(
+        local == f"0100007F:{port:04X}" and state == "01" for _, local, _, state, *_ in fields
+    )
 
 
 def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> None:
@@ -187,14 +238,24 @@ def test_taken_port_is_one_clear_line(models: Path) -> None:
     assert err == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
 
 
+def test_port_without_workers_refuses_callers_until_one_listens_again() -> None:
+    with reserved_port("127.0.0.1", 0, 1) as (listener,):
+        address = listener.getsockname()
+        for _ in range(2):
+            listener.listen()
+            socket.create_connection(address).close()
+            refuse_callers([listener])
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+
+
 def test_reserved_port_may_be_shared() -> None:
     with (
-        reserved_port("127.0.0.1", 0) as port,
-        socket.create_server(("127.0.0.1", port), reuse_port=True),
-        socket.create_server(("127.0.0.1", port), reuse_port=True),
-        socket.create_connection(("127.0.0.1", port)),
+        reserved_port("127.0.0.1", 0, 2) as (first, second),
+        socket.create_server(first.getsockname(), reuse_port=True) as of_grpc,
+        socket.create_connection(second.getsockname()),
     ):
-        assert port > 0
+        assert of_grpc.accept()
 
 
 def test_backoff_doubles_and_forgets_after_a_long_life() -> None:

@@ -4,6 +4,7 @@ The loop reads nothing while the engine holds it: so what is sent meanwhile is r
 makes one batch.
 """
 
+import asyncio
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,13 +16,15 @@ from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame
 
 import serving
 from serving import Classifier
-from serving.config import BatchingConfig
+from serving.config import BatchingConfig, ServerConfig
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
+from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.transports.h2 import connections, queue, runs
 from serving.transports.h2.limits import Limits
+from serving.transports.h2.server import H2Server
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.h2_connection import Connection, Reply, message, request_headers
 from tests.support.h2_server import h2_server, with_small_buffer
@@ -264,3 +267,25 @@ def test_answer_that_comes_while_the_socket_is_full_is_sent_later(held: Held) ->
         assert digits(other.reply(3)) == [5]
     connection.wait(lambda: bool(connection.replies.get(1, Reply()).body))
     assert digits(connection.replies[1]) == [0]
+
+
+def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
+    engine = GatedModel()
+    model = LoadedModel(engine, MANIFEST, "fp32", quick_images=64)
+
+    async def beat_during_a_run(server: H2Server) -> None:
+        await server.start()
+        await server.beat()
+        call = asyncio.create_task(server.ask(images_of(0).tobytes()))
+        await asyncio.to_thread(engine.wait_until_running)
+        beat = asyncio.create_task(server.beat())
+        done, _ = await asyncio.wait([beat, call], timeout=0.1)
+        assert not done
+        engine.open()
+        await asyncio.wait_for(beat, TIMEOUT_S)
+        await call
+        await server.stop(0.0)
+
+    with Classifier(model, batching) as classifier:
+        methods = digits_methods(classifier, "h2")
+        asyncio.run(beat_during_a_run(H2Server(classifier, methods, ServerConfig(port=0))))
