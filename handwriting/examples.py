@@ -1,7 +1,7 @@
 """Candidates of composed pages, labelled by what they are: a digit as a whole, or none."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +149,7 @@ def _labels(
 
 
 def _sums(
-    weights: npt.NDArray[np.generic], pieces: cuts.Pieces, found: candidates.Candidates
+    weights: npt.NDArray[Any], pieces: cuts.Pieces, found: candidates.Candidates
 ) -> npt.NDArray[np.float64]:
     """Sum the (H, W) weights of each candidate's pixels."""
     labels, shared, count = pieces.labels, pieces.shared, len(pieces.boxes) + 2

@@ -55,8 +55,7 @@ def fog(pictures: Pictures, rng: np.random.Generator) -> Pictures:
         cloud += spread @ noise @ spread.T * np.float32(FOG_DECAY**-octave)
     cloud -= cloud.min(axis=(1, 2), keepdims=True)
     densest = cloud.max(axis=(1, 2), keepdims=True)
-    foggy: Pictures = (pictures + 255 * FOG * cloud / densest) / (1 + FOG)
-    return foggy
+    return np.asarray((pictures + 255 * FOG * cloud / densest) / (1 + FOG), np.float32)
 
 
 def spatter(pictures: Pictures, rng: np.random.Generator) -> Pictures:

@@ -147,7 +147,7 @@ def test_report_is_written_without_a_single_mistake(
 def test_confusion_counts_real_by_row_and_predicted_by_column() -> None:
     answers = np.eye(10, dtype=np.float32)[[4, 9, 9]]
     counts = report.confusion_counts(answers, np.array([4, 4, 9], np.uint8))
-    assert (counts[4, 4], counts[4, 9], counts[9, 9], counts.sum()) == (1, 1, 1, 3)
+    assert (counts[4, 4], counts[4, 9], counts[9, 9], int(counts.sum())) == (1, 1, 1, 3)
 
 
 def test_digit_table_names_the_commonest_mistake() -> None:
