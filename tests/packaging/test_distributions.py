@@ -17,7 +17,7 @@ from PIL import Image
 
 from serving.images import Images
 from tests.serving.http.peer import HttpPeer
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, program
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
 
@@ -218,10 +218,10 @@ def test_server_from_the_wheel_answers_a_client_alone(
     install: Install, serving_venv: Venv, wheel: Path, python: str, picture: Path
 ) -> None:
     client = install(str(wheel), python=python)
-    program = str(serving_venv.program("digit-serving"))
-    command = [program, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
-    with subprocess.Popen(
-        command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE, text=True
+    serve = serving_venv.program("digit-serving")
+    command: list[str | Path] = [serve, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
+    with program(
+        command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         with closing(process.stdout):

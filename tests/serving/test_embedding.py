@@ -28,6 +28,7 @@ from serving.model.fork_safety import native_run
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
+from tests.support.processes import FORKS
 from tests.support.published import publish
 
 
@@ -121,7 +122,7 @@ def run_script(code: str, models: Path) -> subprocess.CompletedProcess[str]:
         images = np.zeros((600, 784), np.uint8)
     """
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(begin) + textwrap.dedent(code)],
+        [sys.executable, *FORKS, "-c", textwrap.dedent(begin) + textwrap.dedent(code)],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 

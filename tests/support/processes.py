@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.servers import RunningServer
 
 TIMEOUT_S = 20.0
+FORKS = ("-W", "ignore:This process:DeprecationWarning")
+"""For a program that forks: Python >= 3.12 warns of each fork beside threads."""
 GRPC_POOL = "event_engine"
 """What the threads of gRPC's pool are called."""
 

@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -58,18 +59,24 @@ def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
 @contextmanager
 def started(command: list[str]) -> Iterator[RunningServer]:
     """Start a server, and wait for its first line."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
+    with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         start_line = process.stdout.readline()
         assert start_line, process.stderr.read()
         yield RunningServer(process, start_line)
-    finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+
+
+@contextmanager
+def program(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a program and wait for its end; kill it if the test fails, or runs out of time."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 MODEL_INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString()

@@ -19,6 +19,7 @@ from serving.cli.answers import escape
 from serving.cli.progress import Bar
 from serving.images import Images
 from serving.pictures.reader import from_picture
+from tests.support.servers import program
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
@@ -131,8 +132,8 @@ def test_answer_is_printed_before_the_next_picture_is_there(
 ) -> None:
     late = tmp_path / "late.png"
     os.mkfifo(late)
-    with subprocess.Popen(
-        [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE, text=True
+    with program(
+        [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(f"{folder / 'b.png'}: ")
@@ -142,9 +143,9 @@ def test_answer_is_printed_before_the_next_picture_is_there(
 
 
 def test_reader_that_leaves_ends_it_without_a_traceback(models: Path, folder: Path) -> None:
-    with subprocess.Popen(
+    with program(
         [*COMMAND, *[folder] * 20, "--models", models],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
@@ -157,9 +158,9 @@ def test_reader_that_leaves_ends_it_without_a_traceback(models: Path, folder: Pa
 def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path: Path) -> None:
     never = tmp_path / "never.png"
     os.mkfifo(never)
-    with subprocess.Popen(
+    with program(
         [*COMMAND, folder / "b.png", never, "--models", models],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None

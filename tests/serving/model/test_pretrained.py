@@ -15,6 +15,7 @@ from serving.__main__ import main
 from serving.config import Precision
 from serving.images import Images
 from serving.model.repository import PRETRAINED, find_root
+from tests.support.servers import program
 from training.data.mnist import Mnist
 
 MAX_BYTES = 1_500_000
@@ -88,9 +89,9 @@ def test_exported_model_goes_before_the_box(models: Path, tmp_path: Path) -> Non
 
 def test_server_needs_no_export(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off"]
-    with subprocess.Popen(
+    with program(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as server:  # fmt: skip
         assert server.stdout is not None
         line = server.stdout.readline()

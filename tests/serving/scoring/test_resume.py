@@ -12,6 +12,7 @@ from serving.images import Images
 from serving.model.repository import PRETRAINED
 from tests.serving.scoring.conftest import Score, read, rows_of, write
 from tests.support.processes import wait_until
+from tests.support.servers import program
 
 NUM_FILES = 200
 
@@ -30,7 +31,7 @@ def command(source: Path, out: Path) -> list[str]:
 
 def interrupt(source: Path, out: Path, number: int) -> int:
     """Start a run and send it a signal once it has made some files."""
-    with subprocess.Popen(command(source, out), stderr=subprocess.PIPE, text=True) as process:
+    with program(command(source, out), stderr=subprocess.PIPE) as process:
         wait_until(lambda: len(list(out.glob("part-*"))) > 5)
         process.send_signal(number)
         assert process.stderr is not None

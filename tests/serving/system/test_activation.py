@@ -9,7 +9,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
-from tests.support.servers import RunningServer, serve_command
+from tests.support.servers import RunningServer, program, serve_command
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
 """As systemd starts a service: the socket is file descriptor 3, the process id is the program's."""
@@ -29,9 +29,7 @@ def test_socket_of_systemd_is_taken(
             early = caller.submit(client.classify, images[:2])  # it waits in the socket
             serve = serve_command(models, "--transport", "h2", "--host", "192.0.2.1")
             command = ["bash", "-c", ACTIVATED.format(listener.fileno()), "bash", *serve]
-            with subprocess.Popen(
-                command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE, text=True
-            ) as process:
+            with program(command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE) as process:
                 assert process.stdout is not None
                 server = RunningServer(process, process.stdout.readline())
                 assert server.address == target
@@ -44,7 +42,7 @@ def test_socket_for_another_process_is_not_taken(
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
-    with subprocess.Popen(serve_command(models), stdout=subprocess.PIPE, text=True) as process:
+    with program(serve_command(models), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         server = RunningServer(process, process.stdout.readline())
         assert server.address.startswith("127.0.0.1:")

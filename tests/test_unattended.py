@@ -1,0 +1,49 @@
+"""The suite runs in the background, too, and ends although a test hangs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "pytest", "-c", "/dev/null", "-p", "tests.support.unattended"]
+
+PROGRAM_IGNORES = """
+import subprocess, sys
+def test_program():
+    code = "import signal; print(signal.getsignal(signal.{name}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "IGN" not in ended.stdout, ended.stdout
+"""
+
+HANGS = {
+    "cleanup": "import subprocess\ndef test_hang():\n"
+    "    with subprocess.Popen(['sleep', '{s}']): subprocess.run(['sleep', '{s}'])",
+    "fixture of a test that failed": "import pytest, time\n@pytest.fixture\ndef late():\n"
+    "    yield\n    time.sleep({s})\ndef test_hang(late): assert 0",
+}
+
+
+def run_pytest(folder: Path, code: str, *command: str) -> subprocess.CompletedProcess[str]:
+    (folder / "test_it.py").write_text(code)
+    command = (*command, *COMMAND, "--rootdir", str(folder), "--timeout", "2", str(folder))
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_programs_of_a_run_in_the_background_are_ended_by_signals(
+    tmp_path: Path, name: str
+) -> None:
+    ignore = ("bash", "-c", f'trap "" {name}; exec "$@"', "bash")
+    code = PROGRAM_IGNORES.format(name=name)
+    ended = run_pytest(tmp_path, code, *ignore)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("kind", list(HANGS))
+def test_test_that_cannot_end_ends_the_run(tmp_path: Path, kind: str) -> None:
+    ended = run_pytest(tmp_path, HANGS[kind].format(s=100))
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Timeout (0:00:02.500000)!"), ended
+    assert f'File "{tmp_path}/test_it.py"' in ended.stderr
