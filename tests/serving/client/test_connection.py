@@ -24,6 +24,7 @@ from serving.errors import DigitsError, Unavailable
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
 from tests.support.fakes import TIMEOUT_S
+from tests.support.processes import FORKS
 from tests.support.servers import Handler, RunningServer, fake_server, free_address, running_server
 
 ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
@@ -377,6 +378,7 @@ def test_client_made_before_a_fork_connects_in_the_child(
             client.classify(image)
     """
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
-    )
+        [sys.executable, *FORKS, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
