@@ -17,7 +17,7 @@ from tests.support.servers import RunningServer, running_server
 from training.data.mnist import Mnist
 from training.errors import DataError
 
-pytest_plugins = ["tests.support.unattended"]
+pytest_plugins = ["tests.unattended"]
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here

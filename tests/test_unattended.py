@@ -1,4 +1,4 @@
-"""The suite runs in the background, too, and ends although a test hangs."""
+"""The suite runs in the background, too, ends although a test hangs, and shows what matters."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMAND = [sys.executable, "-m", "pytest", "-c", "/dev/null", "-p", "tests.support.unattended"]
+COMMAND = [sys.executable, "-m", "pytest", "-p", "tests.unattended"]
+NO_SETTINGS = ("-c", "/dev/null")
 
 PROGRAM_IGNORES = """
 import subprocess, sys
@@ -25,10 +26,12 @@ HANGS = {
 }
 
 
-def run_pytest(folder: Path, code: str, *command: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(
+    folder: Path, code: str, *command: str, settings: tuple[str, ...] = NO_SETTINGS
+) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(code)
-    command = (*command, *COMMAND, "--rootdir", str(folder), "--timeout", "2", str(folder))
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    options = ("--rootdir", str(folder), *settings, "--timeout", "2", str(folder))
+    return subprocess.run((*command, *COMMAND, *options), cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
@@ -47,3 +50,20 @@ def test_test_that_cannot_end_ends_the_run(tmp_path: Path, kind: str) -> None:
     assert ended.returncode == 1
     assert ended.stderr.startswith("Timeout (0:00:02.500000)!"), ended
     assert f'File "{tmp_path}/test_it.py"' in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "ending"),
+    [
+        ("gast.astn", "1 passed in"),
+        ("serving.client", "1 failed in"),
+        ("other", "1 passed, 1 warn"),
+    ],
+)
+def test_deprecations_within_libraries_are_not_shown(
+    tmp_path: Path, module: str, ending: str
+) -> None:
+    code = "import warnings\ndef test_warning():\n    warnings.warn_explicit("
+    code += f"'late', DeprecationWarning, 'file.py', 1, {module!r})"
+    ended = run_pytest(tmp_path, code, settings=("-c", "pyproject.toml"))
+    assert ending in ended.stdout.splitlines()[-1]
