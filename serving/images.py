@@ -72,7 +72,7 @@ def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
         return array
     try:
         images = np.asarray(array)
-    except MemoryError:
+    except (MemoryError, TimeoutError):  # as raised by a handler of a signal
         raise
     except Exception as err:  # ragged lists, and anything that an object's __array__ raises
         reason = " ".join(str(err).split())[:_MAX_SHOWN_CHARACTERS]

@@ -96,6 +96,8 @@ class OnnxEngine:
         try:
             return self._run(_OUTPUTS, {INPUT: images}, self._run_options)[0]  # type: ignore[no-any-return]
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
+            if err.__traceback__ and err.__traceback__.tb_next:  # Python: a handler of a signal
+                raise
             raise ModelError() from err
 
 
