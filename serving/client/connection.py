@@ -19,7 +19,7 @@ from serving.client.access import Access
 from serving.client.answers import model_info_of, predictions_of
 from serving.client.calls import Failure
 from serving.client.choice import choose
-from serving.client.retries import Attempts
+from serving.client.retries import Attempts, RetryBudget
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.images import as_images, as_pixels
@@ -66,7 +66,8 @@ class Connection:
                 ready. A name is resolved again when a connection ends, one of several is not.
             timeout_s: seconds for a call, including all its attempts and messages. While the server
                 does not answer, a call is retried until then, so a restart of the server fails no
-                call. A client that never had an answer gives up after 5 s.
+                call. A client that never had an answer gives up after 5 s. While a server answers
+                UNAVAILABLE to most calls, they are not retried.
             attempt_timeout_s: seconds for one attempt; then the call is sent again, to the next of
                 several servers, until `timeout_s`. So a server that stands still delays a call and
                 fails none. None: an attempt may take the whole time, since a server that is only
@@ -95,6 +96,7 @@ class Connection:
             token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
         )  # fmt: skip
         self._has_answered = False
+        self._budget = RetryBudget()
         self._model: ModelInfo | None = None
         """What the server serves, once it was asked."""
         self._is_closed = threading.Event()
@@ -191,6 +193,7 @@ class Connection:
             await self._pause(attempts.pause_s(*outcome))
             outcome = await self._exchange(path, message, attempts)
         self._has_answered = True
+        self._budget.put()
         return outcome
 
     def _attempts(self) -> Attempts:
@@ -199,6 +202,7 @@ class Connection:
             self._timeout_s,
             attempt_timeout_s=self._attempt_timeout_s,
             first_contact=not self._has_answered,
+            budget=self._budget,
         )
 
     def _check_open(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from _thread import allocate_lock
 from collections.abc import Generator
 from typing import Any
@@ -10,7 +11,13 @@ import grpc
 
 from serving.client.access import Access
 from serving.client.addresses import target_of
-from serving.client.calls import CUT_OFF, Failure
+from serving.client.calls import (
+    CUT_OFF,
+    KEEPALIVE_TIME_S,
+    KEEPALIVE_TIMEOUT_S,
+    PUSHBACK,
+    Failure,
+)
 
 _SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
@@ -22,11 +29,11 @@ all calls while more than half of them fail."""
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", 16 << 20),
-    # A waiting call notices within 15 s that its peer vanished silently.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    # Servers of others may refuse pings that are so frequent: core then doubles the time.
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME_S * 1e3)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
     # The same for core's own pings: core merges ours with one that is in flight.
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a waiting call sends no data
     # A server that is back is found within one or two seconds, within five if packets are lost.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -35,6 +42,12 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
     # Each client has its own connections: a new client does not inherit a dead one.
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+_UNANSWERED = re.compile(
+    "connections to all backends|failed to connect|errors resolving|DNS|Stream removed|"
+    "Socket closed|recvmsg|ping|GOAWAY|Cancelling all calls"
+)
+"""Words of core's for a call that no server has answered; nothing else says so."""
 
 _MAX_IN_FLIGHT = 512
 """Messages that an AsyncClient has in flight; further ones wait. Servers refuse streams past a
@@ -80,7 +93,7 @@ class GrpcioCalls:
         try:
             data: bytes = call.result()
         except grpc.RpcError as err:
-            return err.code(), err.details()
+            return _failure(err)
         except grpc.FutureCancelledError:
             return CUT_OFF
         except BaseException:  # KeyboardInterrupt
@@ -94,7 +107,7 @@ class GrpcioCalls:
         try:
             data: bytes = stub(message, timeout=timeout_s, metadata=self._access.metadata)
         except grpc.RpcError as err:
-            return err.code(), err.details()
+            return _failure(err)
         except ValueError:  # the channel was closed
             return CUT_OFF
         return data
@@ -106,6 +119,13 @@ class GrpcioCalls:
     def _stub(self, path: str) -> Any:
         with self._lock:
             return self._stubs.setdefault(path, self._channel.unary_unary(path))
+
+
+def _failure(error: Any) -> Failure:
+    """Return how a call has ended."""
+    details = error.details() or ""
+    is_answer = not any(key == PUSHBACK for key, _ in error.trailing_metadata() or ())
+    return error.code(), details, is_answer and not _UNANSWERED.match(details)
 
 
 class _Ended:
@@ -156,7 +176,7 @@ class GrpcioLoopCalls:
         try:
             data: bytes = await call
         except grpc.aio.AioRpcError as err:
-            return err.code(), err.details()
+            return _failure(err)
         except asyncio.CancelledError:
             # The task was cancelled, the channel was closed, or the status is CANCELLED.
             task = asyncio.current_task()

@@ -1,4 +1,7 @@
-"""Retries: a call is sent again while no server answers, until its deadline."""
+"""Retries: a call is sent again while no server answers, until its deadline.
+
+While a server answers UNAVAILABLE, only as long as the client's budget lasts.
+"""
 
 import copy
 import math
@@ -7,7 +10,7 @@ import time
 
 import grpc
 
-from serving.errors import Unavailable
+from serving.errors import DigitsError, Unavailable
 from serving.protocols.status import error_from
 
 _FIRST_CONTACT_S = 5.0
@@ -22,6 +25,31 @@ _PERMANENT = ("andshake", "erification")
 """Words of gRPC's core for certificates that do not match: another attempt fails, too."""
 
 
+class RetryBudget:
+    """The retries of all calls of a client together: the token bucket of gRFC A6.
+
+    A failed attempt takes a token, an answer puts a part of one back, and half of the tokens are
+    kept: a server that fails most calls gets each of them once, and recovers.
+    """
+
+    _MAX_TOKENS = 100.0
+    _TOKENS_AN_ANSWER = 0.1
+
+    def __init__(self) -> None:
+        """Start with all tokens."""
+        self._tokens = self._MAX_TOKENS  # no lock: threads that meet lose a token or a part of it
+
+    def put(self) -> None:
+        """Note an answer."""
+        if self._tokens < self._MAX_TOKENS:
+            self._tokens = min(self._MAX_TOKENS, self._tokens + self._TOKENS_AN_ANSWER)
+
+    def take(self) -> bool:
+        """Note a failed attempt; return whether it may be made again."""
+        self._tokens = max(0.0, self._tokens - 1.0)
+        return self._tokens > self._MAX_TOKENS / 2
+
+
 class Attempts:
     """The attempts of one call."""
 
@@ -32,6 +60,7 @@ class Attempts:
         *,
         attempt_timeout_s: float | None = None,
         first_contact: bool = False,
+        budget: RetryBudget | None = None,
     ) -> None:
         """Start the clock.
 
@@ -40,13 +69,16 @@ class Attempts:
             timeout_s: for all attempts together.
             attempt_timeout_s: for one attempt; None is no other limit.
             first_contact: whether the client has never had an answer.
+            budget: of the client's calls; None is no limit.
         """
         self._address = address
         now_s = time.monotonic()
         self._deadline_s = now_s + timeout_s
         self._attempt_timeout_s = math.inf if attempt_timeout_s is None else attempt_timeout_s
         self._until_s = now_s + (min(timeout_s, _FIRST_CONTACT_S) if first_contact else timeout_s)
+        self._budget = budget
         self._pause_s = _SHORTEST_PAUSE_S
+        self._was_late = False
         self._reason: Unavailable | None = None
 
     def of_one_message(self) -> "Attempts":
@@ -58,12 +90,13 @@ class Attempts:
         """Seconds that the next attempt may take."""
         return min(self._attempt_timeout_s, max(0.0, self._deadline_s - time.monotonic()))
 
-    def pause_s(self, code: grpc.StatusCode, details: str | None) -> float:
+    def pause_s(self, code: grpc.StatusCode, details: str | None, is_answer: bool = False) -> float:
         """Return how long to wait before the call is sent again.
 
         Args:
             code: how this attempt ended.
             details: the text that came with it.
+            is_answer: whether a server answered so; its retry takes a token of the budget.
 
         Raises:
             DigitsError: the call is not sent again; this is the reason why it failed.
@@ -72,14 +105,24 @@ class Attempts:
         error = error_from(code, details, self._address)
         is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
         if is_late and self._attempt_timeout_s < math.inf and time.monotonic() < self._until_s:
-            return 0.0  # the attempt's time is over, not the call's: another server may answer
+            # The attempt's time is over, not the call's: another server may answer. The first time
+            # takes no token, since a server that stands still meets every caller once.
+            is_answer, self._was_late = self._was_late, True
+            self._spend(is_answer, error)
+            return 0.0
         if code not in _AGAIN or any(word in details for word in _PERMANENT):
             # No time was left for another attempt, so report why the last one failed.
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
+        self._spend(is_answer, error)
         self._reason = error
         pause_s = self._pause_s * random.uniform(0.5, 1.5)  # spreads callers that failed together
         if time.monotonic() + pause_s >= self._until_s:
             raise error
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         return pause_s
+
+    def _spend(self, is_charged: bool, error: DigitsError) -> None:
+        """Take a token for another attempt; raise the error if there are too few."""
+        if is_charged and self._budget is not None and not self._budget.take():
+            raise error

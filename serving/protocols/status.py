@@ -58,10 +58,10 @@ class Status(NamedTuple):
     def of(cls, error: DigitsError) -> Self:
         """Return the status of one of our errors, with its text.
 
-        That of an overload also says when to retry (gRFC A6).
+        That of an overload, or of an end of the server, also says when to retry (gRFC A6).
         """
         pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
-        metadata = pushback if isinstance(error, Overloaded) else ()
+        metadata = pushback if isinstance(error, Overloaded | Unavailable) else ()
         return cls(STATUS[type(error)], str(error), metadata)
 
 

@@ -1,5 +1,6 @@
 """Connecting for HTTP/2: where to, how it fails, and the handshake of TLS."""
 
+import errno
 import socket
 import ssl
 import time
@@ -37,6 +38,17 @@ def connect(
         OSError: nobody answers, or TLS fails.
     """
     until_s = min(deadline_s, time.monotonic() + CONNECT_S)
+    try:
+        return _connect(place, access, until_s)
+    except TimeoutError as err:
+        if time.monotonic() >= until_s:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
+        raise
+
+
+def _connect(
+    place: Place, access: Access, until_s: float
+) -> tuple[socket.socket, Session, Tls | Plain]:
     sock = socket.create_connection((place.host, place.port), _left(until_s))
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -46,6 +58,11 @@ def connect(
         sock.close()
         raise
     return sock, session_of(place, access), cipher
+
+
+def is_alarm(error: BaseException) -> bool:
+    """Return whether a handler of a signal raised an error: those of the system have a number."""
+    return isinstance(error, TimeoutError) and error.errno is None
 
 
 def failure_of(error: OSError) -> Failure:

@@ -16,9 +16,6 @@ from serving.client.h2.silence import Silence
 from serving.client.place import Place
 from serving.credentials.tls import NO_HTTP2
 
-_GUARD_S = 2.5
-"""How often a connection with calls in flight is looked at."""
-
 
 class LoopCall(Call):
     """A call that a task can wait for."""
@@ -69,12 +66,12 @@ class _Link(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        self._silence.end()
         try:
             ended = self.session.receive(data)
         except ngh2.NGH2Error as err:
             self.fail((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
             return
+        self._silence.end(self._loop.time(), self.session.num_calls)
         _end(ended)
         self._flush()
         if self.session.is_ending and not self.session.num_calls:
@@ -90,7 +87,7 @@ class _Link(asyncio.Protocol):
         """Begin a call; what tasks start in one turn of the loop is written at once."""
         self._silence.begin(self._loop.time())
         if self._guard is None:
-            self._guard = self._loop.call_later(_GUARD_S, self._check_alive)
+            self._guard = self._loop.call_at(self._silence.due_s(), self._check_alive)
         try:
             self.session.start(call, path, message, timeout_s, metadata)
         except ngh2.NGH2Error as err:
@@ -128,14 +125,13 @@ class _Link(asyncio.Protocol):
         if not self.session.num_calls:
             return
         now_s = self._loop.time()
-        if self._silence.is_long(now_s):
-            if self._silence.is_death(now_s):
-                self.fail((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
-                return
-            if self._silence.ask(now_s):
-                self.session.ping()
-                self._flush()
-        self._guard = self._loop.call_later(_GUARD_S, self._check_alive)
+        if self._silence.is_death(now_s):
+            self.fail((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
+            return
+        if self._silence.ask(now_s):
+            self.session.ping()
+            self._flush()
+        self._guard = self._loop.call_at(self._silence.due_s(), self._check_alive)
 
 
 class H2LoopCalls:

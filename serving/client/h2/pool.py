@@ -7,7 +7,7 @@ import grpc
 
 from serving.client.access import Access
 from serving.client.calls import CUT_OFF, Failure
-from serving.client.h2.connect import connect, failure_of
+from serving.client.h2.connect import connect, failure_of, is_alarm
 from serving.client.h2.threads import Link, ThreadCall
 from serving.client.place import Place
 
@@ -74,6 +74,8 @@ class H2Calls:
             try:
                 link = Link(*connect(self._place, self._access, deadline_s))
             except OSError as err:
+                if is_alarm(err):
+                    raise
                 self._num_failed += 1
                 self._failure = failure_of(err)
                 return self._failure

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import grpc
 import ngh2
 
-from serving.client.calls import Failure
+from serving.client.calls import PUSHBACK, Failure
 
 _MAX_ANSWER_BYTES = 16 << 20
 """The longest message that is taken, as on grpcio."""
@@ -202,11 +202,11 @@ def _read_headers(call: Call, headers: Iterable[tuple[bytes, bytes]], is_first: 
     if is_first and fields.get(b":status") != b"200":
         status = fields.get(b":status", b"")
         code = _HTTP.get(status, grpc.StatusCode.UNKNOWN)
-        call.failure = code, f"the answer has HTTP status {status.decode('ascii', 'replace')}"
+        call.failure = code, f"the answer has HTTP status {status.decode('ascii', 'replace')}", True
     elif (number := fields.get(b"grpc-status")) is not None:
         text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
         code = _CODES.get(int(number) if number.isdigit() else -1, grpc.StatusCode.UNKNOWN)
-        call.failure = code, text
+        call.failure = code, text, PUSHBACK.encode() not in fields
     elif not is_first:
         call.failure = grpc.StatusCode.UNKNOWN, "the answer has no status"
 

@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 import ngh2
 
-from serving.client.calls import Failure
+from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, Failure
+from serving.client.h2.connect import is_alarm
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
 from serving.credentials.tls import Plain, Tls
@@ -24,7 +25,7 @@ _READ_BYTES = 256 << 10
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
 _PATIENCE_S = 5.0
-"""The longest sleep of a reader, and how long a server may take to read what is no call."""
+"""How long a server may take to read what is no call."""
 
 
 class ThreadCall(Call):
@@ -186,10 +187,11 @@ class Link:
                 now_s = time.monotonic()
                 if now_s >= call.deadline_s:
                     break
-                self._check_alive(now_s)
-                until_s = min(call.deadline_s - now_s, _PATIENCE_S)
-                if self._readable.poll(until_s * 1e3 + 1):
+                until_s = min(call.deadline_s, self._silence.due_s())
+                if self._readable.poll(max(0.0, until_s - now_s) * 1e3 + 1):
                     self._read()
+                else:
+                    self._check_alive(time.monotonic())
         finally:
             self._stop_reading()
         if call.outcome is None:
@@ -202,19 +204,22 @@ class Link:
         except BlockingIOError:
             return
         except OSError as err:
-            data, reason = b"", str(err)
-        else:
-            reason = "the server closed the connection"
+            self.close((grpc.StatusCode.UNAVAILABLE, str(err)))
+            if is_alarm(err):
+                raise
+            return
         with self._lock:
             if not data:
-                self._end((grpc.StatusCode.UNAVAILABLE, reason))
+                self._end((grpc.StatusCode.UNAVAILABLE, "the server closed the connection"))
                 return
             self._used_s = time.monotonic()
-            self._silence.end()
             try:
                 ended = self._session.receive(self._cipher.decrypt(data))
+                self._silence.end(self._used_s, self._session.num_calls)
             except (ngh2.NGH2Error, OSError) as err:
                 self._end((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
+                if is_alarm(err):
+                    raise
                 return
             self._wake(ended)
         self.write(self._used_s + _PATIENCE_S)
@@ -236,7 +241,7 @@ class Link:
 
     def _check_alive(self, now_s: float) -> None:
         """Ask a silent server for a sign of life; give it up if there is none."""
-        if not self._silence.is_long(now_s):
+        if now_s < self._silence.due_s():
             return
         with self._lock:
             if self._silence.is_death(now_s):
@@ -266,7 +271,7 @@ class Link:
             with self._lock:
                 self._is_writing = False
                 self._end((grpc.StatusCode.UNAVAILABLE, f"can't send: {err}"))
-            if not isinstance(err, OSError):
+            if not isinstance(err, OSError) or is_alarm(err):
                 raise
 
     def _next(self) -> bytes:
@@ -277,6 +282,6 @@ class Link:
             try:
                 return self._socket.send(data)
             except BlockingIOError:
-                left_s = until_s - time.monotonic()
+                left_s = min(until_s - time.monotonic(), KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S)
                 if left_s <= 0 or not self._writable.poll(left_s * 1e3 + 1):
-                    raise TimeoutError("the server does not read") from None
+                    raise BrokenPipeError("the server does not read") from None

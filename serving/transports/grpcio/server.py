@@ -152,8 +152,8 @@ def _options(batching: BatchingConfig, signature: Signature, workers: int) -> li
         ("grpc.max_allowed_incoming_connections", 4096),
         ("grpc.server_handshake_timeout_ms", 10_000),  # the default of 120 s helps idle attackers
         # Clients ping while calls wait, to notice when the server is gone; pings closer than this
-        # end the connection (5 minutes by default). Our clients ping every 10 s.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # end the connection (5 minutes by default). Our clients ping every 1.5 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Only workers share the port: without this, any second server could silently share it.
         ("grpc.so_reuseport", int(workers > 1)),

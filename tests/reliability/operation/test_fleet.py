@@ -94,7 +94,7 @@ def test_frozen_replica_fails_no_call(client: Client, replicas: list[Replica]) -
     with Callers(client) as callers:
         time.sleep(1)
         replicas[0].send(signal.SIGSTOP)
-        time.sleep(20)  # a ping after 10 s has no answer in 5 s: the connection ends
+        time.sleep(6)  # a ping after 1.5 s has no answer in 1.25 s: the connection ends
         num_calls = len(callers.latencies_s)
         time.sleep(2)
     print(callers)

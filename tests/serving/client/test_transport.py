@@ -1,6 +1,7 @@
 """Which transport carries a client's calls, and what only HTTP/2 of our own has to get right."""
 
 import asyncio
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from serving import AsyncClient, Client
 from serving.client import choice
+from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 from serving.client.h2.silence import Silence
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.images import Images
@@ -249,14 +251,24 @@ def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> N
 def test_silence_is_death_once_a_question_has_no_answer() -> None:
     silence = Silence()
     silence.begin(0.0)
-    silence.begin(9.0)  # the first one timed out
-    assert not silence.is_long(9.9)
-    assert silence.is_long(10.0)
-    assert silence.ask(10.0)
-    assert not silence.ask(11.0)
-    assert not silence.is_death(14.9)
-    assert silence.is_death(15.0)
-    silence.end()
-    silence.begin(20.0)
-    assert not silence.is_long(29.0)
-    assert not silence.is_death(29.0)
+    silence.begin(1.0)  # the first one timed out
+    assert silence.due_s() == KEEPALIVE_TIME_S
+    assert not silence.ask(silence.due_s() - 0.1)
+    assert silence.ask(silence.due_s())
+    assert not silence.ask(silence.due_s())
+    assert silence.due_s() == KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S <= 3.0
+    assert not silence.is_death(silence.due_s() - 0.1)
+    assert silence.is_death(silence.due_s())
+
+
+def test_silence_begins_again_while_calls_wait() -> None:
+    silence = Silence()
+    silence.begin(0.0)
+    assert silence.ask(silence.due_s())
+    silence.end(2.0, num_calls=2)  # the ping's answer
+    assert silence.due_s() == 2.0 + 2 * KEEPALIVE_TIME_S
+    assert not silence.is_death(100.0)
+    silence.end(100.0, num_calls=1)  # a call's
+    assert silence.due_s() == 100.0 + KEEPALIVE_TIME_S
+    silence.end(101.0, num_calls=0)
+    assert silence.due_s() == math.inf

@@ -1,0 +1,179 @@
+"""When a call is sent again, how often, and when it is not."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+
+from serving import AsyncClient, Classifier, Client
+from serving.client.retries import RetryBudget
+from serving.errors import DigitsError, Unavailable
+from serving.images import Images
+from serving.protocols.digits_v1 import wire
+from tests.support.fakes import TIMEOUT_S
+from tests.support.fleet.router import Router
+from tests.support.servers import RunningServer, fake_server
+
+ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
+NUM_CALLS = 300
+PATIENT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def image() -> Images:
+    return np.zeros((1, 784), np.uint8)
+
+
+class Refusing:
+    """A server's method that answers UNAVAILABLE, and counts."""
+
+    def __init__(self, *trailers: tuple[str, str]) -> None:
+        self.trailers = trailers
+        self.num_attempts = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        with self.lock:
+            self.num_attempts += 1
+        context.set_trailing_metadata(self.trailers)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+
+def from_threads(address: str, image: Images) -> list[DigitsError | None]:
+    with Client(address, timeout_s=PATIENT_S) as client, ThreadPoolExecutor(30) as pool:
+        calls = [pool.submit(client.classify, image) for _ in range(NUM_CALLS)]
+        return [call.exception() for call in calls]  # type: ignore[misc]
+
+
+def from_tasks(address: str, image: Images) -> list[object]:
+    async def ask() -> list[object]:
+        async with AsyncClient(address, timeout_s=PATIENT_S) as client:
+            calls = (client.classify(image) for _ in range(NUM_CALLS))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("ask", [from_threads, from_tasks])
+def test_server_that_fails_most_calls_gets_few_of_them_twice(
+    image: Images, ask: Callable[[str, Images], list[object]]
+) -> None:
+    refuse = Refusing()
+    with fake_server(refuse) as address:
+        outcomes = ask(address, image)
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert NUM_CALLS < refuse.num_attempts <= 1.2 * NUM_CALLS
+
+
+def test_answers_bring_the_retries_back() -> None:
+    budget = RetryBudget()
+    assert sum(budget.take() for _ in range(200)) == 49
+    for _ in range(505):
+        budget.put()
+    assert not budget.take()
+    for _ in range(20):
+        budget.put()
+    assert budget.take()
+
+
+def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
+    """Ours do as they end: a restart fails no call of however many."""
+    refuse = Refusing(("grpc-retry-pushback-ms", "100"))
+
+    def refuse_then_answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        return ONE if refuse.num_attempts >= NUM_CALLS else refuse(request, context)
+
+    with fake_server(refuse_then_answer) as address:
+        assert from_threads(address, image) == [None] * NUM_CALLS
+
+
+def test_server_that_stands_still_is_left_before_the_deadline(
+    server: RunningServer, image: Images
+) -> None:
+    """A call that waits finds out by a ping, and takes another connection."""
+
+    async def ask(router: Router) -> int:
+        async with AsyncClient(router.address) as client:
+            await client.classify(image)
+            router.forget()
+            return len(await client.classify(image))
+
+    router = Router(server.address)
+    try:
+        with Client(router.address) as client:
+            client.classify(image)
+            router.forget()
+            assert len(client.classify(image)) == 1
+        assert asyncio.run(ask(router)) == 1
+    finally:
+        router.close()
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[], None]]:
+    """What programs bound the time of a call with; not SIGALRM, which pytest has taken."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the program's own")
+
+    before = signal.signal(signal.SIGVTALRM, ring)
+    yield lambda: os.kill(os.getpid(), signal.SIGVTALRM)
+    signal.signal(signal.SIGVTALRM, before)
+
+
+def test_alarm_in_a_call_comes_out_as_itself(alarm: Callable[[], None], image: Images) -> None:
+    is_over = threading.Event()
+
+    def hang(_: bytes, context: grpc.ServicerContext) -> bytes:
+        alarm()
+        is_over.wait(TIMEOUT_S)
+        return ONE
+
+    with fake_server(hang) as address, Client(address, timeout_s=PATIENT_S) as client:
+        with pytest.raises(TimeoutError, match="the program's own"):
+            client.classify(image)
+        is_over.set()
+
+
+def test_alarm_while_it_connects_comes_out_as_itself(
+    alarm: Callable[[], None], tmp_path: Path, image: Images
+) -> None:
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+
+    def accept() -> None:
+        connection, _ = silent.accept()
+        with connection:
+            connection.recv(1)  # TLS has begun
+            alarm()
+            is_over.wait(TIMEOUT_S)
+
+    is_over = threading.Event()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ThreadPoolExecutor(1) as pool,
+        Client(f"127.0.0.1:{silent.getsockname()[1]}", tls_ca=authority) as client,
+    ):
+        pool.submit(accept)
+        with pytest.raises(TimeoutError, match="the program's own"):
+            client.classify(image)
+        is_over.set()
+
+
+def test_alarm_in_a_run_comes_out_as_itself(
+    alarm: Callable[[], None], classifier: Classifier, images: Images
+) -> None:
+    for _ in range(10):
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
+        with pytest.raises(TimeoutError, match="the program's own"):
+            deque(iter(lambda: classifier.classify(images), None), maxlen=0)
