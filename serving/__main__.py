@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 served or answered, 2 bad usage or configuration, 1 anything else.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we say in one line what goes wrong
-    options = parser().parse_args(argv)
+    arguments = parser()
+    options = arguments.parse_args(argv)
+    for line in arguments.unknown_variables("DIGITS_TOKEN"):
+        logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
     try:
         code = COMMANDS[options.command](options)
         if sys.stdout is not None:

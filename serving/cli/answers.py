@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from serving.cli.progress import Bar
 from serving.pictures.facts import number_facts
 from serving.predictions import Predictions
+from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Number
@@ -68,6 +69,7 @@ class Report(Generic[_Answer]):
             total: how many answers there will be.
         """
         self._print: Callable[[_Answer], None] = PRINTERS[kind]
+        self._total, self._num_failed = total, 0
         self._bar = Bar(total, sys.stderr)
         # The terminal's encoding may not have every character of a file's name.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
@@ -79,6 +81,7 @@ class Report(Generic[_Answer]):
 
     def add(self, answer: _Answer) -> None:
         """Print one answer."""
+        self._num_failed += answer.error is not None
         self._bar.clear()
         self._print(answer)
         if sys.stdout is not None:
@@ -88,6 +91,12 @@ class Report(Generic[_Answer]):
     def close(self) -> None:
         """Remove the bar."""
         self._bar.clear()
+
+    def exit_code(self) -> int:
+        """Return 1 if any picture failed; say on stderr how many, where answers may hide it."""
+        if self._num_failed and self._total > 1:
+            logs.print_line(f"{self._num_failed} of {self._total} failed", sys.stderr)
+        return 1 if self._num_failed else 0
 
 
 def escape(text: str) -> str:

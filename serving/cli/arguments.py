@@ -18,7 +18,7 @@ from serving.config import (
 from serving.installation import DISTRIBUTION
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of all commands; the command's name is parsed as `command`."""
     program = Parser(
         prog=DISTRIBUTION, description="Serve a digit classifier over gRPC, or call one."
@@ -179,7 +179,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", metavar="HOST:PORT",
+    parser.add_argument("--target", type=values.target, metavar="HOST:PORT",
         help="call a running server instead of loading the model here")  # fmt: skip
     _add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -188,8 +188,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", default=f"127.0.0.1:{ServerConfig().port}", metavar="HOST:PORT",
-        help="the server")  # fmt: skip
+    add("--target", type=values.target, default=f"127.0.0.1:{ServerConfig().port}",
+        metavar="HOST:PORT", help="the server")  # fmt: skip
     add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
         help="name that the certificate must have (default: the target's)")  # fmt: skip

@@ -76,7 +76,6 @@ def _classify(options: argparse.Namespace) -> int:
     report: Report[Answer] = Report(
         "csv" if options.csv else "json" if options.json else "text", len(found)
     )
-    is_good = True
     with (
         closing(picture_files.read(found, from_picture)) as readings,
         _open(options) as classifier,
@@ -84,7 +83,6 @@ def _classify(options: argparse.Namespace) -> int:
     ):
         for picture, image in readings:
             if isinstance(image, str):
-                is_good = False
                 report.add(Answer(picture=picture, error=image))
             else:
                 answered = answer(picture, _predictions(classifier, image), options.reject_below)
@@ -92,9 +90,10 @@ def _classify(options: argparse.Namespace) -> int:
                 if collection is not None and answered.rejected:
                     collection.add(Path(picture), int(answered.digit or 0))
     if collection is not None:
-        line = f"{collection.num_kept} pictures kept in {collection.folder}"
+        noun = "picture" if collection.num_kept == 1 else "pictures"
+        line = f"{collection.num_kept} {noun} kept in {collection.folder}"
         logs.print_line(line, sys.stderr)
-    return 0 if is_good else 1
+    return report.exit_code()
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -107,7 +106,6 @@ def _read(options: argparse.Namespace) -> int:
     report: Report[NumbersAnswer] = Report(
         "numbers json" if options.json else "numbers", len(found)
     )
-    is_good = True
     with (
         closing(picture_files.read(found, find_candidates)) as readings,
         _open(options) as classifier,
@@ -117,14 +115,14 @@ def _read(options: argparse.Namespace) -> int:
             error = reading if isinstance(reading, str) else None
             numbers = [] if error else numbers_of(reading, partial(_predictions, classifier))
             if not numbers:
-                is_good, error = False, error or "no number found"
+                error = error or "no number found"
             report.add(
                 NumbersAnswer(
                     picture=picture, numbers=tuple(numbers),
                     reject_below=options.reject_below, error=error,
                 )
             )  # fmt: skip
-    return 0 if is_good else 1
+    return report.exit_code()
 
 
 def _predictions(classifier: "Classifier | Client", images: "Images") -> "Predictions":
@@ -214,13 +212,13 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 
 def _usual_models(model: str) -> Path:
-    """Choose the repository if none is named; log a warning if it is the bundled one."""
+    """Choose the repository if none is named; log if it is the bundled one."""
     from serving.model import repository
 
     usual = ModelConfig().models
     root = repository.find_root(model, usual)
     if root != usual:
-        _log.warning("no model in %s: using the bundled one, %s", usual / model, root / model)
+        _log.info("no model in %s: using the bundled one, %s", usual / model, root / model)
     return root
 
 

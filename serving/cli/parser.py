@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from serving.installation import version
@@ -17,6 +17,9 @@ _FLAG = {"1": "", "true": "", "yes": "", "0": "no-", "false": "no-", "no": "no-"
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes gives each container the addresses of its services as `<SERVICE>_PORT=tcp://...`, so
 a service named `digits` sets DIGITS_PORT, and one named `digits-metrics` DIGITS_METRICS_PORT."""
+
+_LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+"""Names of further such variables."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +87,26 @@ class Parser(argparse.ArgumentParser):
         option = message.removeprefix("argument ").partition(":")[0]
         guilty = [v for v in self._in_effect if option in self.variables[v].option_strings]
         self.exit(2, f"{self.prog}: {_set_by(message, guilty)}; see --help\n")
+
+    def unknown_variables(self, *others: str) -> Iterator[str]:
+        """Yield a line for each variable of ours that is set and that no command reads.
+
+        Args:
+            others: variables that are read elsewhere.
+        """
+        known = {*others, *self.variables}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known.update(*(command.variables for command in action.choices.values()))
+        for name, text in sorted(os.environ.items()):
+            is_link = _SERVICE_LINK.match(text) or _LINK_NAME.search(name)
+            if name.startswith(PREFIX) and text and name not in known and not is_link:
+                from difflib import get_close_matches  # here: a probe has no use for it
+
+                ends = [each.removeprefix(PREFIX) for each in known]
+                near = get_close_matches(name.removeprefix(PREFIX), ends, 1)
+                hint = f"did you mean {PREFIX}{near[0]}?" if near else "ignored"
+                yield f"unknown variable {name}: {hint}"
 
     def format_help(self) -> str:
         """Add a paragraph on the environment below the options."""

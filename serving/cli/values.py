@@ -33,6 +33,18 @@ def probability(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
 
 
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+
+
+def target(text: str) -> str:
+    """Read a server's address: HOST:PORT, several, or another target of gRPC's by its scheme."""
+    host, _, port = text.rpartition(":")
+    scheme, colon, _ = text.partition(":")
+    if not (host and port.isdecimal()) and not (colon and scheme in _SCHEMES):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
+    return text
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Return what reads a whole number that is not smaller."""
 

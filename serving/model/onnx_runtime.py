@@ -10,7 +10,13 @@ from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime
+from commandline import extras
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as err:  # for those who embed a Classifier
+    hint = extras.advice(err, {"onnxruntime": "serve"})
+    raise ModuleNotFoundError(hint, name=err.name) from None
 
 from serving.errors import CorruptModel, DeviceError
 from serving.signature import Signature

@@ -9,6 +9,7 @@ effect.
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from serving import installation
@@ -34,15 +35,32 @@ def versions(model_dir: Path) -> list[str]:
         ConfigurationError: the directory can't be read.
     """
     try:
-        with os.scandir(model_dir) as entries:
-            found = [e.name for e in entries if _VERSION.fullmatch(e.name) and os.path.isdir(e)]
-    except (FileNotFoundError, NotADirectoryError):
-        found = []
+        found = [name for name in _folders(model_dir) if _VERSION.fullmatch(name)]
     except OSError as err:
         raise ConfigurationError(f"can't read {model_dir}: {err.strerror}") from err
     if not found:
-        raise ModelNotFound(f"no model in {model_dir}: run {installation.run('train', 'export')}")
+        raise ModelNotFound(f"no model in {model_dir}{_instead(model_dir)}")
     return sorted(found, key=int, reverse=True)
+
+
+def _instead(model_dir: Path) -> str:
+    """Say where a model is, if one is near a directory that has none, else how to make one."""
+    root = model_dir.parent
+    with suppress(OSError):
+        near = (path / name for path in (root, model_dir) for name in sorted(_folders(path)))
+        for folder in (root, *near):
+            if any((folder / name / MANIFEST).is_file() for name in _folders(folder)):
+                return f", but in {folder}: --models {folder.parent} --model {folder.name}"
+    return f": run {checkout.run('train', 'export')}"
+
+
+def _folders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if os.path.isdir(entry)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def find_root(model: str, root: Path) -> Path:

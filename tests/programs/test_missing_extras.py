@@ -80,6 +80,15 @@ def test_missing_extra_is_one_line_that_names_it(
     assert all("using the bundled one" in warning for warning in warnings)
 
 
+def test_classifier_on_the_base_installation_names_the_extra() -> None:
+    code = HIDE.partition("sys.argv")[0].format(hidden=SERVE)
+    code += "from serving import Classifier; Classifier.pretrained()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    error = ModuleNotFoundError(name="onnxruntime")
+    expected = extras.advice(error, {"onnxruntime": "serve"})
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"
+
+
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [

@@ -74,7 +74,7 @@ def test_folder_without_pictures_is_an_error(
     empty.mkdir()
     code, out, err = run(empty, folder / "b.png", "--models", models, capsys=capsys)
     assert (code, len(out)) == (1, 1)
-    assert err == [f"{empty}: no pictures in this folder"]
+    assert err == [f"{empty}: no pictures in this folder", "1 of 2 failed"]
 
 
 def test_stdin_is_read_where_a_dash_is_given(models: Path, folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_csv_has_a_line_a_picture_and_the_names_above(
 ) -> None:
     (folder / "bad.png").write_text("no picture")
     code, out, err = run(folder, "--csv", "--models", models, "--reject-below", 1, capsys=capsys)
-    assert (code, err) == (1, [])
+    assert (code, err) == (1, [f"1 of {len(SORTED) + 1} failed"])
     rows = {Path(row["picture"]).name: row for row in csv.DictReader(out)}
     assert rows["bad.png"]["error"].startswith("expected a picture (PNG, JPEG")
     assert rows["bad.png"]["digit"] == ""
@@ -264,6 +264,7 @@ def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
     assert [line.split(": ")[0] for line in result.stderr.splitlines()] == [
         str(folder / "b.png"),
         str(folder / "bomb.png"),
+        "2 of 2 failed",
     ]
 
 

@@ -49,6 +49,13 @@ def test_unsure_pictures_are_copied_under_their_guess(
     assert output.err == f"2 pictures kept in {own}\n"
 
 
+def test_one_picture_is_one(
+    models: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect(models, scans / "a", tmp_path / "own") == 0
+    assert capsys.readouterr().err == f"1 picture kept in {tmp_path / 'own'}\n"
+
+
 def test_sure_pictures_are_not_copied(models: Path, scans: Path, tmp_path: Path) -> None:
     assert collect(models, scans, tmp_path / "own", "0.000001") == 0
     assert not files_in(tmp_path / "own")

@@ -67,7 +67,9 @@ def test_bad_file_is_named_and_the_others_are_answered(
         str(pictures[0]),
         str(pictures[2]),
     ]
-    assert [line.split(":")[0] for line in err.splitlines()] == [str(pictures[1]), "missing.png"]
+    *errors, last = err.splitlines()
+    assert [line.split(":")[0] for line in errors] == [str(pictures[1]), "missing.png"]
+    assert last == "2 of 4 failed"  # which a file or a pager may hide
 
 
 def test_json_is_one_object_a_line_errors_included(
@@ -76,7 +78,7 @@ def test_json_is_one_object_a_line_errors_included(
     pictures[1].write_text("no picture")
     code, out, err = run("classify", *pictures, "--models", models, "--json", capsys=capsys)
     first, second, third = map(json.loads, out.splitlines())
-    assert (code, err) == (1, "")
+    assert (code, err) == (1, "1 of 3 failed\n")
     assert [first["picture"], second["picture"], third["picture"]] == list(map(str, pictures))
     assert "error" in second
     assert len(first["probabilities"]) == 10
@@ -125,6 +127,42 @@ def test_serve_that_cannot_start_says_why_in_one_line(
     assert (code, out) == (2, "")
     assert err.startswith(f"digit-serving: {message}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", ["models/letters", "models"])
+def test_models_folder_without_the_model_names_the_one_that_has(
+    models: Path, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The first is what `Classifier.load` takes."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/letters").symlink_to(models / "digits")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("serve", "--models", named, "--port", 0, capsys=capsys)
+    expected = f"no model in {named}/digits, but in models/letters: --models models --model letters"
+    assert (code, err) == (2, f"digits-serve: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"DIGITS_PROT": "1"}, "unknown variable DIGITS_PROT: did you mean DIGITS_PORT?\n"),
+        ({"DIGITS_OF_PI": "1"}, "unknown variable DIGITS_OF_PI: ignored\n"),
+        ({"DIGITS_TOKEN": "t" * 32, "DIGITS_WORKERS": "2", "DIGITS_DEVICE": ""}, ""),
+        ({"DIGITS_SERVICE_HOST": "10.0.0.1", "DIGITS_SERVICE_PORT_GRPC": "50051",
+          "DIGITS_PORT": "tcp://10.0.0.1:50051", "DIGITS_HTTP_PORT": "tcp://10.0.0.1:80",
+          "DIGITS_PORT_50051_TCP": "tcp://10.0.0.1:50051", "DIGITS_PORT_50051_TCP_PROTO": "tcp",
+          "DIGITS_X_PORT_1_UDP_ADDR": "10.0.0.1", "DIGITS_X_PORT": "udp://10.0.0.1:1"}, ""),
+    ],
+)  # fmt: skip
+def test_unknown_variable_is_named(
+    variables: dict[str, str], expected: str, models: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    code, _, err = run("info", "--models", models, capsys=capsys)
+    assert (code, err.removeprefix("digits-serve: ")) == (0, expected)
 
 
 def test_corrupt_model_ends_with_one_line(

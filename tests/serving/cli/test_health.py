@@ -91,6 +91,16 @@ def test_options_that_cannot_be_used_are_2(
     assert health(capsys, *options) == (2, "", f"digit-serving: {message}\n")
 
 
+@pytest.mark.parametrize("target", ["foo", "foo:", ":50051", "http://foo", "a:1,b"])
+def test_target_without_a_port_is_a_usage_error(
+    target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["health", "--target", target])
+    assert ended.value.code == 2
+    assert f"argument --target: expected HOST:PORT, got {target!r}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])
 def test_timeout_that_is_none_is_a_usage_error(timeout: str) -> None:
     with pytest.raises(SystemExit) as ended:
