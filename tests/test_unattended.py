@@ -13,7 +13,7 @@ NO_SETTINGS = ("-c", "/dev/null")
 PROGRAM_IGNORES = """
 import subprocess, sys
 def test_program():
-    code = "import signal; print(signal.getsignal(signal.{name}))"
+    code = "import signal; print(repr(signal.getsignal(signal.{name})))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "IGN" not in ended.stdout, ended.stdout
 """

@@ -3,9 +3,11 @@ import pickle
 import re
 from pathlib import Path
 
+import pytest
+
 from serving import errors
 from serving.errors import DigitsError, RequestError, ServingError
-from serving.protocols.status import MODEL_TEXTS, STATUS, error_from
+from serving.protocols.status import MODEL_TEXTS, STATUS, Status, error_from
 
 
 def leaves(root: type[DigitsError]) -> set[type[DigitsError]]:
@@ -80,3 +82,9 @@ def test_errors_survive_a_pipe_between_processes() -> None:
     for error in (errors.Overloaded(), errors.Overloaded("full"), errors.InvalidRequest("bad")):
         copied = pickle.loads(pickle.dumps(error))
         assert (type(copied), str(copied)) == (type(error), str(error))
+
+
+@pytest.mark.parametrize("error", [errors.Overloaded(), errors.Unavailable("shutting down")])
+def test_errors_that_pass_ask_for_another_attempt(error: errors.DigitsError) -> None:
+    assert Status.of(error).metadata == (("grpc-retry-pushback-ms", "100"),)
+    assert Status.of(errors.ModelError()).metadata == ()
