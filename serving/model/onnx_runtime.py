@@ -10,12 +10,12 @@ from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from commandline import extras
+from serving import installation
 
 try:
     import onnxruntime
 except ModuleNotFoundError as err:  # for those who embed a Classifier
-    hint = extras.advice(err, {"onnxruntime": "serve"})
+    hint = installation.advice(err, {"onnxruntime": "serve"})
     raise ModuleNotFoundError(hint, name=err.name) from None
 
 from serving.errors import CorruptModel, DeviceError

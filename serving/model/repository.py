@@ -51,7 +51,7 @@ def _instead(model_dir: Path) -> str:
         for folder in (root, *near):
             if any((folder / name / MANIFEST).is_file() for name in _folders(folder)):
                 return f", but in {folder}: --models {folder.parent} --model {folder.name}"
-    return f": run {checkout.run('train', 'export')}"
+    return f": run {installation.run('train', 'export')}"
 
 
 def _folders(folder: Path) -> list[str]:

@@ -85,7 +85,7 @@ def test_classifier_on_the_base_installation_names_the_extra() -> None:
     code += "from serving import Classifier; Classifier.pretrained()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     error = ModuleNotFoundError(name="onnxruntime")
-    expected = extras.advice(error, {"onnxruntime": "serve"})
+    expected = installation.advice(error, {"onnxruntime": "serve"})
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"
 
 
