@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from serving.model.info import ModelInfo
-    from serving.pictures.numbers import FoundDigit, Number
+    from serving.pictures.facts import FoundDigit, Number
     from serving.pictures.reader import from_picture, read_numbers
     from serving.predictions import Prediction, Predictions
     from serving.signature import Signature
@@ -72,9 +72,9 @@ _HOMES = {
     "BatchingConfig": "serving.config",
     "Classifier": "serving.classifier",
     "Client": "serving.client",
-    "FoundDigit": "serving.pictures.numbers",
+    "FoundDigit": "serving.pictures.facts",
     "ModelInfo": "serving.model.info",
-    "Number": "serving.pictures.numbers",
+    "Number": "serving.pictures.facts",
     "Prediction": "serving.predictions",
     "Predictions": "serving.predictions",
     "Signature": "serving.signature",

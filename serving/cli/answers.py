@@ -14,7 +14,7 @@ from serving.predictions import Predictions
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
-    from serving.pictures.numbers import Number
+    from serving.pictures.facts import Number
 
 _NUM_DECIMALS = 6
 

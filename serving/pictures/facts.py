@@ -1,16 +1,59 @@
-"""Numbers as JSON has them: the same on the command line and over HTTP."""
+"""Numbers that were found, and as JSON has them: the same on the command line and over HTTP."""
 
 import base64
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from serving.pictures.numbers import FoundDigit, Number
+import numpy as np
 
 _NUM_DECIMALS = 6
 
 
+class Box(NamedTuple):
+    """A rectangle in the picture, in its pixels, the camera's orientation applied."""
+
+    left: int
+    top: int
+    right: int
+    """Exclusive."""
+    bottom: int
+    """Exclusive."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDigit:
+    """A digit of a number."""
+
+    digit: int
+    probability: float
+    """Of that digit, 0 to 1."""
+    probabilities: tuple[float, ...]
+    """Of each class: of the network and the rejecter together."""
+    box: Box
+    image: bytes
+    """What the network saw: 784 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number that was found in a picture."""
+
+    text: str
+    """Its digits, such as "90210"."""
+    probability: float
+    """That all of its digits are right, and that there are no others, 0 to 1."""
+    digits: tuple[FoundDigit, ...]
+    """From the left to the right."""
+
+    @property
+    def box(self) -> Box:
+        """The rectangle around all digits."""
+        sides = np.array([digit.box for digit in self.digits])
+        return Box(*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
+
+
 def number_facts(
-    number: "Number", reject_below: float, *, with_images: bool = False
+    number: Number, reject_below: float, *, with_images: bool = False
 ) -> dict[str, Any]:
     """Return a number as a dictionary that `json.dumps` accepts.
 
@@ -28,7 +71,7 @@ def number_facts(
     }
 
 
-def _digit_facts(digit: "FoundDigit", with_images: bool) -> dict[str, Any]:
+def _digit_facts(digit: FoundDigit, with_images: bool) -> dict[str, Any]:
     facts = {
         "digit": digit.digit,
         "probability": round(digit.probability, _NUM_DECIMALS),

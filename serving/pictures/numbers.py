@@ -1,6 +1,8 @@
 """Finds the numbers on a page: candidates for digits first, then, by their classes, the numbers."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from serving.pictures import candidates, cuts, path, rejecter
 from serving.pictures.candidates import Candidates
 from serving.pictures.cuts import Pieces
 from serving.pictures.decoder import Page
+from serving.pictures.facts import Box, FoundDigit, Number
 from serving.pictures.page import find_ink
 from serving.pictures.parts import Numbers
 from serving.pictures.rows import Row, find_rows
@@ -26,55 +29,17 @@ MIN_TOTAL = 6.0
 """A number's score; what has less is none."""
 MIN_ALONE = 8.5
 """The same of a single digit, which scribbles resemble more often than several in a row."""
+STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
+"""Of a drawing that is one number: what is added to the log odds of an uncut 1, and of another
+digit. On a page, an upright stroke is more often a letter or a line than a 1."""
+MIN_DRAWN = 0.1
+"""The probability from which a drawing shows digits."""
 SHARPNESS = 0.2
 """The exponent of a path's probability: other paths often give the same digits."""
 MAX_BLANK = 1.2
 """Of the row's height, beyond 1.5 usual gaps: a wider blank ends a number."""
 MIN_BLANK = 0.25
 """Of the row's height, between a number and a letter."""
-
-
-class Box(NamedTuple):
-    """A rectangle in the picture, in its pixels, the camera's orientation applied."""
-
-    left: int
-    top: int
-    right: int
-    """Exclusive."""
-    bottom: int
-    """Exclusive."""
-
-
-@dataclass(frozen=True, slots=True)
-class FoundDigit:
-    """A digit of a number."""
-
-    digit: int
-    probability: float
-    """Of that digit, 0 to 1."""
-    probabilities: tuple[float, ...]
-    """Of each class: of the network and the rejecter together."""
-    box: Box
-    image: bytes
-    """What the network saw: 784 bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number that was found in a picture."""
-
-    text: str
-    """Its digits, such as "90210"."""
-    probability: float
-    """That all of its digits are right, and that there are no others, 0 to 1."""
-    digits: tuple[FoundDigit, ...]
-    """From the left to the right."""
-
-    @property
-    def box(self) -> Box:
-        """The rectangle around all digits."""
-        sides = np.array([digit.box for digit in self.digits])
-        return Box(*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
 
 
 class _Line(NamedTuple):
@@ -85,6 +50,16 @@ class _Line(NamedTuple):
     """(N,): log odds that a candidate is one whole digit."""
     logits: npt.NDArray[np.float32]
     """(N, 11): the rejecter's."""
+
+
+class _Choice(NamedTuple):
+    """The best way through a line's candidates."""
+
+    run: list[int]
+    """The candidates that are digits, left to right."""
+    probabilities: Probabilities
+    scores: npt.NDArray[np.float64]
+    path_probability: float
 
 
 class Reading:
@@ -120,35 +95,57 @@ class Reading:
         Raises:
             InvalidRequest: the classes are not the ten digits.
         """
+        found: list[Number] = []
+        for line, agreed in self._rows(probabilities):
+            choice = _choose(line, agreed, line.odds)
+            found += [
+                self._number(line, run, choice)
+                for run in _runs(choice.run, line)
+                if choice.scores[run].sum() >= (MIN_TOTAL if len(run) > 1 else MIN_ALONE)
+            ]
+        return found
+
+    def drawn_numbers(self, probabilities: Probabilities) -> list[Number]:
+        """Return the numbers of a drawing: if there is none, all of its ink may be one.
+
+        Args:
+            probabilities: see `numbers`.
+
+        Raises:
+            InvalidRequest: see `numbers`.
+        """
+        found = self.numbers(probabilities)
+        if found or len(self._lines) != 1:
+            return found
+        for line, agreed in self._rows(probabilities):
+            odds = _drawn_odds(line, agreed)
+            choice = _choose(line, agreed, odds)
+            run = choice.run
+            if _runs(run, line) == [run] and not _letters(run, line):
+                number = self._number(line, run, choice)
+                are_digits = float(np.exp(-np.logaddexp(0, -odds[run]).sum()))
+                sure = number.probability * are_digits
+                return [replace(number, probability=sure)] if sure >= MIN_DRAWN else []
+        return []
+
+    def _rows(self, probabilities: Probabilities) -> Iterator[tuple[_Line, Probabilities]]:
+        """Yield each line of candidates with their probabilities, of both networks together."""
         if probabilities.shape[1] != NUM_DIGITS:
             raise InvalidRequest(
                 f"numbers need a model of {NUM_DIGITS} classes, got {probabilities.shape[1]}"
             )
-        found, start = [], 0
+        start = 0
         for line in self._lines:
             end = start + len(line.odds)
-            found += self._numbers_of(line, probabilities[start:end])
+            if end > start:
+                yield line, rejecter.agreed(probabilities[start:end], line.logits)
             start = end
-        return found
 
-    def _numbers_of(self, line: _Line, probabilities: Probabilities) -> list[Number]:
-        row, pieces, spans = line.row, line.pieces, line.candidates.spans
-        if not len(spans):
-            return []
-        probabilities = rejecter.agreed(probabilities, line.logits)
-        surest = np.log(np.maximum(probabilities.max(1), 1e-6))
-        scores = line.odds + BIAS + surest
-        order = np.argsort(-scores, kind="stable")
-        kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
-        best = path.best_path(spans[kept], scores[kept], skips(row, pieces))
-        found = []
-        for run in _runs(kept[best.candidates].tolist(), line):
-            if scores[run].sum() < (MIN_TOTAL if len(run) > 1 else MIN_ALONE):
-                continue
-            digits = tuple(self._digit(line, number, probabilities[number]) for number in run)
-            sure = float(np.exp(surest[run].sum())) * best.probability**SHARPNESS
-            found.append(Number("".join(str(digit.digit) for digit in digits), sure, digits))
-        return found
+    def _number(self, line: _Line, run: list[int], choice: _Choice) -> Number:
+        digits = tuple(self._digit(line, each, choice.probabilities[each]) for each in run)
+        sure = math.prod(max(digit.probability, 1e-6) for digit in digits)
+        sure *= choice.path_probability**SHARPNESS
+        return Number("".join(str(digit.digit) for digit in digits), sure, digits)
 
     def _digit(
         self, line: _Line, number: int, probabilities: npt.NDArray[np.float32]
@@ -186,6 +183,26 @@ def _line(row: Row) -> _Line:
     found = candidates.join(row, pieces)
     logits = rejecter.logits(found)
     return _Line(row, pieces, found, rejecter.odds(logits), logits)
+
+
+def _choose(line: _Line, probabilities: Probabilities, odds: npt.NDArray[np.float64]) -> _Choice:
+    spans = line.candidates.spans
+    scores = odds + BIAS + np.log(np.maximum(probabilities.max(1), 1e-6))
+    order = np.argsort(-scores, kind="stable")
+    kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
+    best = path.best_path(spans[kept], scores[kept], skips(line.row, line.pieces))
+    return _Choice(kept[best.candidates].tolist(), probabilities, scores, best.probability)
+
+
+def _drawn_odds(line: _Line, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """Return the log odds that candidates of a drawing are whole digits: (N,)."""
+    parts = line.pieces.parts
+    is_uncut = [
+        not np.isin(parts[first:last], np.delete(parts, np.s_[first:last])).any()
+        for first, last in line.candidates.spans
+    ]
+    is_stroke = (probabilities.argmax(1) == 1) & is_uncut
+    return line.odds + np.where(is_stroke, STROKE_ODDS, DRAWN_ODDS)
 
 
 def _runs(chosen: list[int], line: _Line) -> list[list[int]]:

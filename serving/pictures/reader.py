@@ -12,7 +12,8 @@ from serving.images import Images
 from serving.installation import install
 
 if TYPE_CHECKING:
-    from serving.pictures.numbers import Number, Reading
+    from serving.pictures.facts import Number
+    from serving.pictures.numbers import Reading
     from serving.predictions import Predictions
 
 MIN_ODDS = -15.0

@@ -1,145 +1,69 @@
-"""The page to draw on, in Chromium: by mouse, finger, keyboard and file, and without a server."""
+"""The page to draw on, in Chromium: its windows, files and code lines, and without a server."""
 
 import io
-import shutil
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from handwriting.drawing import STROKES, curve
+from handwriting.drawing import curve
 from serving.model.repository import PRETRAINED
 from tests.support.servers import running_server
+from tests.web.strokes import draw_by_mouse, place_of, strokes_of
 
-CHROMIUM = shutil.which("chromium")
 TOKEN = "token-0123456789abcdef"
 
 
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM, "the tests of the page need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def test_example_fills_the_canvas(page: Page) -> None:
+    page.click("#example")
+    sides = page.evaluate("[0, 1].map((s) => strokes.flat().map((p) => p[s]))")
+    widths = [max(side) - min(side) for side in sides]
+    assert widths[0] >= 500
+    assert widths[1] >= 380
 
 
-@pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Page]:
-    """A page that may ask its own server only, and log no error."""
-    context = browser.new_context(has_touch=True, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    strangers: list[str] = []
-    errors: list[str] = []
-
-    def check(route: Route) -> None:
-        if not route.request.url.startswith(url):
-            strangers.append(route.request.url)
-        route.continue_()
-
-    page.route("**/*", check)
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    yield page
-    context.close()
-    assert not strangers
-    assert not errors
-
-
-def strokes_of(
-    digit: int, left: float = 0.2, top: float = 0.12, height: float = 10 / 13
-) -> list[list[tuple[float, float]]]:
-    """Give a digit's strokes as points from 0 to 1."""
-    lines = []
-    for line in STROKES[digit][0].split("|"):
-        points = np.array([[float(v) for v in point.split(",")] for point in line.split()])
-        path = curve(points * [0.13 * height, 0.1 * height] + [left, top], step=0.05 * height)
-        lines.append([(float(x), float(y)) for x, y in path])
-    return lines
-
-
-def place_of(page: Page) -> tuple[float, float, float]:
-    box = page.locator("#canvas").bounding_box()
-    assert box is not None
-    return box["x"], box["y"], box["width"]
-
-
-def draw_by_mouse(page: Page, digit: int) -> None:
-    draw_strokes(page, strokes_of(digit))
-
-
-def draw_strokes(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
-    left, top, side = place_of(page)
-    for stroke in strokes:
-        page.mouse.move(left + stroke[0][0] * side, top + stroke[0][1] * side)
-        page.mouse.down()
-        for x, y in stroke[1:]:
-            page.mouse.move(left + x * side, top + y * side)
-        page.mouse.up()
-
-
-def draw_by_finger(page: Page, digit: int) -> None:
-    left, top, side = place_of(page)
-    session = page.context.new_cdp_session(page)
-
-    def touch(kind: str, *points: tuple[float, float]) -> None:
-        places = [{"x": left + x * side, "y": top + y * side} for x, y in points]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
-
-    for stroke in strokes_of(digit):
-        touch("touchStart", stroke[0])
-        for point in stroke[1:]:
-            touch("touchMove", point)
-        touch("touchEnd")
-
-
-@pytest.mark.parametrize("digit", range(10))
-@pytest.mark.parametrize("draw", [draw_by_mouse, draw_by_finger])
-def test_drawn_digit_is_read(draw: Any, digit: int, page: Page) -> None:
-    draw(page, digit)
-    expect(page.locator("#answer")).to_have_text(str(digit))
-    expect(page.locator("#bars li")).to_have_count(10)
-    expect(page.locator("#bars li.first span").first).to_have_text(str(digit))
-    page.click("#clear")
-    expect(page.locator("#answer")).to_have_text("")
-
-
-@pytest.mark.parametrize("number", ["42", "907", "1358"])
-def test_drawn_number_is_read(number: str, page: Page) -> None:
-    height = 1.1 / len(number)
-    for index, digit in enumerate(number):
-        left = 0.06 + index * 0.93 / len(number)
-        draw_strokes(page, strokes_of(int(digit), left, 0.3, height * 0.8))
-    expect(page.locator("#answer")).to_have_text(number)
-    expect(page.locator("#note")).to_contain_text("%")
-    assert page.evaluate("found.map((digit) => digit.digit).join('')") == number
-    lefts = page.evaluate("found.map((digit) => digit.box.left)")
-    assert lefts == sorted(lefts)
-    page.click("#clear")
-    expect(page.locator("#answer")).to_have_text("")
-    assert page.evaluate("found.length") == 0
-
-
-def test_undo_takes_the_last_stroke_back(page: Page) -> None:
+@pytest.mark.parametrize("command", ["curl", "python"])
+def test_code_answers_as_the_page(command: str, page: Page, tmp_path: Path) -> None:
     draw_by_mouse(page, 1)
     expect(page.locator("#answer")).to_have_text("1")
-    draw_by_mouse(page, 0)
-    expect(page.locator("#answer")).not_to_have_text("1")
-    page.click("#undo")
-    page.click("#undo") if len(strokes_of(0)) > 1 else None
-    expect(page.locator("#answer")).to_have_text("1")
+    page.click("summary")
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    code = page.locator(f"#{command}").inner_text()
+    program = ["sh", "-c", code] if command == "curl" else [sys.executable, "-c", code]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    if command == "curl":
+        (number,) = json.loads(result.stdout)["pictures"][0]["numbers"]
+        assert number["text"] == "1"
+    else:
+        assert result.stdout.split()[0] == "1"
 
 
-def test_keyboard_draws(page: Page) -> None:
-    page.focus("#canvas")
-    for key in [*["ArrowUp"] * 3, " ", *["ArrowDown"] * 20, " "]:
-        page.keyboard.press(key)
-    expect(page.locator("#answer")).to_have_text("1")
+def test_code_names_the_file_and_the_token(page: Page) -> None:
+    page.evaluate("sessionStorage.setItem('token', 'secret')")
+    seven = Path(__file__).parents[2] / "docs" / "pictures" / "seven.png"
+    files = {"name": "my $(seven).png", "mimeType": "image/png", "buffer": seven.read_bytes()}
+    page.set_input_files("#file", files)  # type: ignore[arg-type]
+    expect(page.locator("#answer")).to_have_text("7")
+    for command in ("curl", "python"):
+        code = page.locator(f"#{command}").text_content() or ""
+        assert "my_seven_.png" in code
+        assert "secret" not in code
+        assert "TOKEN" in code
+
+
+def test_page_says_that_it_needs_javascript(page: Page) -> None:
+    words = page.locator("noscript").text_content() or ""
+    assert "needs JavaScript" in words
+    assert "curl" in words
 
 
 def test_picture_from_a_file_is_read(page: Page) -> None:
@@ -162,14 +86,47 @@ def test_what_is_no_picture_is_refused_in_words(page: Page) -> None:
     expect(page.locator("#note")).to_contain_text("expected a picture")
 
 
-def test_less_sure_than_asked_says_so(page: Page) -> None:
-    page.locator("#threshold").fill("99")
-    draw_by_mouse(page, 1)
-    page.click("#clear")
-    for _ in range(3):
-        draw_by_mouse(page, 4)
-        draw_by_mouse(page, 9)
-    expect(page.locator("#note")).to_contain_text("not sure")
+def test_finger_scrolls_beside_the_canvas(browser: Any, url: str) -> None:
+    phone = {"width": 390, "height": 844}
+    page = browser.new_page(viewport=phone, has_touch=True, is_mobile=True)
+    page.goto(url)
+    left, _, side = place_of(page)
+    assert left >= 24
+    assert left + side <= phone["width"] - 24
+    page.close()
+
+
+def contrast(*colours: list[int]) -> float:
+    """Return the ratio of two colours' luminances, as WCAG 2.2 defines it."""
+    shares = np.array([colour[:3] for colour in colours]) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return float(light / dark)
+
+
+@pytest.mark.parametrize("paper", [0, 128, 255])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_labels_of_boxes_have_contrast(scheme: Any, paper: int, page: Page) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.click("#example")
+    expect(page.locator("#answer")).to_have_text("42")
+    ground, letter = page.evaluate(
+        """(paper) => {
+        context.fillStyle = `rgb(${paper} ${paper} ${paper})`;
+        context.fillRect(0, 0, canvas.width, canvas.height); // as a photo is behind the boxes
+        const pixel = (x, y) => [...context.getImageData(x, y, 1, 1).data];
+        let colours;
+        context.fillText = (text, x, y) => {
+            const ground = pixel(x, y - 8);
+            context.fillRect(0, 0, 1, 1);
+            colours = [ground, pixel(0, 0)];
+        };
+        drawBoxes();
+        return colours;
+    }""",
+        paper,
+    )
+    assert contrast(ground, letter) >= 4.5
 
 
 def test_labels_reach_a_screen_reader(page: Page) -> None:
@@ -184,16 +141,20 @@ def test_labels_reach_a_screen_reader(page: Page) -> None:
     assert unlabelled == []
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "height"), [(390, 900), (1280, 900), (844, 390), (1280, 400), (640, 700)]
+)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits(width: int, scheme: Any, page: Page, tmp_path: Path) -> None:
-    page.set_viewport_size({"width": width, "height": 900})
+def test_page_fits(width: int, height: int, scheme: Any, page: Page, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": width, "height": height})
     page.emulate_media(color_scheme=scheme)
     draw_by_mouse(page, 3)
     expect(page.locator("#answer")).to_have_text("3")
     overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert overflow <= 0
-    page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
+    for name in ("#canvas", "#clear", "#note"):  # without scrolling
+        expect(page.locator(name)).to_be_in_viewport(ratio=1)
+    page.screenshot(path=tmp_path / f"{scheme}-{width}x{height}.png", full_page=True)
     page.goto(page.url + "docs")
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 

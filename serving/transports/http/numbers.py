@@ -49,6 +49,7 @@ class Numbers:
         deadline_s = deadline_of(request)
         reject_below = share_of(request, "reject_below")
         with_images = "image" in request.query_params
+        is_drawing = "drawing" in request.query_params
         items, version = [], None
         async with self._bodies.read(request, MAX_BODY_BYTES) as body:
             for name, content in await pictures_of(request, body):
@@ -60,7 +61,8 @@ class Numbers:
                     items.append(item | {"error": str(reading)})
                     continue
                 rows = await self._classified(reading, request, deadline_s)
-                numbers = [] if rows is None else reading.numbers(rows.probabilities)
+                find = reading.drawn_numbers if is_drawing else reading.numbers
+                numbers = [] if rows is None else find(rows.probabilities)
                 version = version if rows is None else rows.model_version
                 facts = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
                 items.append(item | {"numbers": facts})

@@ -109,6 +109,13 @@ _PICTURES = {
     "application/octet-stream": {"schema": _PICTURE},
     **{f"image/{kind}": {"schema": _PICTURE} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
 }
+
+
+def _flag(name: str, description: str) -> dict[str, Any]:
+    description = f"If given, {description}"
+    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+
+
 _OPTIONS = [
     {
         "name": "reject_below",
@@ -116,14 +123,10 @@ _OPTIONS = [
         "description": "What is less probable than this is marked `rejected`.",
         "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     },
-    {
-        "name": "image",
-        "in": "query",
-        "description": "If given, the answer holds what the network sees.",
-        "schema": {"type": "string"},
-    },
+    _flag("image", "the answer holds what the network sees."),
     _TIMEOUT,
 ]
+_DRAWING = _flag("drawing", "all ink of a picture may be one number, such as an upright stroke.")
 
 
 def _digits(max_images: int) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def _numbers() -> dict[str, Any]:
         description="One picture as the body, or several as files of a form. The numbers of a "
         "picture are in reading order, each digit with its box in the picture's pixels; there may "
         "be none. Of a form's pictures, one that can't be read has an `error` instead.",
-        parameters=_OPTIONS,
+        parameters=[*_OPTIONS, _DRAWING],
         requestBody={"required": True, "content": _PICTURES},
     )
 

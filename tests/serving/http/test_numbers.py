@@ -55,6 +55,17 @@ def test_files_of_a_form_are_answered_in_their_order(page: bytes, http: HttpPeer
     assert pictures[2]["numbers"] == []
 
 
+def test_stroke_is_a_number_in_a_drawing_only(http: HttpPeer) -> None:
+    image = Image.new("L", (320, 320), 255)
+    image.paste(0, (150, 60, 164, 200))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    (of_page,) = http.post("/v1/numbers", file.getvalue()).json["pictures"]
+    assert of_page["numbers"] == []
+    (of_drawing,) = http.post("/v1/numbers?drawing", file.getvalue()).json["pictures"]
+    assert [number["text"] for number in of_drawing["numbers"]] == ["1"]
+
+
 def test_what_is_less_probable_than_asked_is_rejected(page: bytes, http: HttpPeer) -> None:
     reply = http.post("/v1/numbers?reject_below=1", page)
     assert reply.json["pictures"][0]["numbers"][0]["rejected"] is True

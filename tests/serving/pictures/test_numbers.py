@@ -8,14 +8,14 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from handwriting import evaluation
 from handwriting.papers import PAPERS, file_of, lay
 from handwriting.strings import Composed, compose, random_string
 from serving import Classifier, ConfigurationError, InvalidRequest, Number, read_numbers
 from serving.pictures import numbers
-from serving.pictures.reader import BATCH
+from serving.pictures.reader import BATCH, find_candidates
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
 
@@ -150,6 +150,58 @@ def test_lines_are_in_reading_order(classifier: Classifier, digits: Examples) ->
 
 def test_blank_picture_has_no_number(classifier: Classifier) -> None:
     assert read_numbers(file_of(np.full((90, 200), 255, np.uint8)), classifier) == []
+
+
+def drawing(*strokes: list[tuple[float, float]]) -> bytes:
+    image = Image.new("L", (1280, 1280), 255)
+    for stroke in strokes:
+        points = [(x * 1280, y * 1280) for x, y in stroke]
+        ImageDraw.Draw(image).line(points, fill=0, width=56, joint="curve")
+    file = io.BytesIO()
+    image.resize((320, 320)).save(file, "PNG")
+    return file.getvalue()
+
+
+ONE, SECOND_ONE = [(0.3, 0.2), (0.3, 0.6)], [(0.6, 0.2), (0.6, 0.6)]
+ZIGZAG = [(0.2 + 0.1 * step, 0.3 + 0.3 * (step % 2)) for step in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("strokes", "text"),
+    [
+        ((ONE,), "1"),
+        ((ONE, SECOND_ONE), "11"),
+        ((ZIGZAG,), None),
+        (([(0.2, 0.2), (0.8, 0.8)], [(0.8, 0.2), (0.2, 0.8)]), None),
+        (([(0.3, 0.8), (0.5, 0.2), (0.7, 0.8)], [(0.4, 0.6), (0.6, 0.6)]), None),
+    ],
+)
+def test_ink_of_a_drawing_may_be_a_number(
+    strokes: tuple[list[tuple[float, float]], ...], text: str | None, classifier: Classifier
+) -> None:
+    reading = find_candidates(io.BytesIO(drawing(*strokes)))
+    probabilities = classifier.classify(reading.images).probabilities
+    assert reading.numbers(probabilities) == []
+    found = reading.drawn_numbers(probabilities)
+    assert texts(found) == ([text] if text else [])
+    assert all(number.probability > 0.9 for number in found)
+
+
+def test_drawn_digits_are_read_with_a_fair_certainty(
+    classifier: Classifier, digits: Examples
+) -> None:
+    sure, right = [], []
+    for image, label in zip(digits.images[:60], digits.labels[:60], strict=True):
+        picture = Image.new("L", (320, 320), 255)
+        picture.paste(Image.fromarray(255 - image.reshape(28, 28)).resize((200, 200)), (60, 60))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        reading = find_candidates(io.BytesIO(file.getvalue()))
+        found = reading.drawn_numbers(classifier.classify(reading.images).probabilities)
+        sure.append(sum(number.probability for number in found))
+        right.append(texts(found) == [str(label)])
+    assert np.mean(right) > 0.9
+    assert abs(np.mean(sure) - np.mean(right)) < 0.08
 
 
 def test_page_of_many_digits_is_classified_in_few_calls(digits: Examples) -> None:

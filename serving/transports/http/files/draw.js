@@ -3,13 +3,14 @@
 
 const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
-const ENOUGH = 0.95; // probability of a number from which it is not read as one digit, too
+const EXAMPLE = "1,0 0,6 0,6 6,6|4,3 4,10|8,3 9,1 11,0 13,1 13,4 11,7 8,10 8,10 14,10"; // 42
 const STEP = 20; // of the pen that the arrow keys move
+const PATH = "v1/numbers?drawing";
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
 const answerShown = byId("answer"), note = byId("note");
 
-let strokes = []; // each a list of [x, y]
+let strokes = [], stroke = null; // each a list of [x, y]; the one that the pointer draws
 let picture = null; // an ImageBitmap and its blob, instead of strokes
 let isAsking = false, isChanged = false; // whether a request is in progress, and out of date
 let found = []; // the digits of numbers, each with its box in the pixels of what was sent
@@ -21,11 +22,15 @@ function drawStrokes(target, colour, scale = 1) {
   target.strokeStyle = target.fillStyle = colour;
   target.lineWidth = PEN * scale;
   target.lineCap = target.lineJoin = "round";
-  for (const stroke of strokes) {
+  for (const points of strokes) {
+    const at = (index) => (points[index] || points.at(-1)).map((side) => side * scale);
     target.beginPath();
-    target.moveTo(stroke[0][0] * scale, stroke[0][1] * scale);
-    for (const [x, y] of stroke) target.lineTo(x * scale, y * scale);
-    if (stroke.length === 1) target.lineTo(stroke[0][0] * scale + 0.1, stroke[0][1] * scale);
+    target.moveTo(...at(0));
+    points.forEach((_, index) => {
+      const [x, y] = at(index), [nextX, nextY] = at(index + 1);
+      target.quadraticCurveTo(x, y, (x + nextX) / 2, (y + nextY) / 2);
+    });
+    target.lineTo(at(points.length)[0] + 0.1, at(points.length)[1]);
     target.stroke();
   }
 }
@@ -41,13 +46,19 @@ function placeOf(bitmap) {
 function drawBoxes() {
   const place = picture ? placeOf(picture.bitmap) : { left: 0, top: 0, width: canvas.width };
   const scale = picture ? place.width / picture.bitmap.width : 1 / SENT;
-  context.strokeStyle = context.fillStyle = style("--accent");
+  context.strokeStyle = style("--accent");
   context.lineWidth = 2;
-  context.font = "600 22px system-ui, sans-serif";
+  const size = 16 * canvas.width / canvas.clientWidth; // of the letters: 16 pixels of the window
+  context.font = `600 ${size}px system-ui, sans-serif`;
   for (const { digit, box } of found) {
     const x = place.left + box.left * scale - 4, y = place.top + box.top * scale - 4;
-    context.strokeRect(x, y, (box.right - box.left) * scale + 8, (box.bottom - box.top) * scale + 8);
-    context.fillText(digit, x, y > 24 ? y - 5 : (box.bottom * scale + place.top + 26));
+    const height = (box.bottom - box.top) * scale + 8;
+    context.strokeRect(x, y, (box.right - box.left) * scale + 8, height);
+    const top = y > 1.2 * size ? y - 1.2 * size : y + height;
+    context.fillStyle = style("--accent"); // a plate: there may be ink behind, or a photo
+    context.fillRect(x - 1, top, size, 1.2 * size);
+    context.fillStyle = style("--on-accent");
+    context.fillText(digit, x + 0.2 * size, top + 0.95 * size);
   }
 }
 
@@ -102,30 +113,24 @@ async function askOnce() {
   try {
     const body = picture ? picture.blob : drawing();
     const started = performance.now();
-    const numbers = await answerTo("v1/numbers", body);
-    const answer = numbers && numbers.pictures[0];
+    const answer = await answerTo(body);
     if (!answer) return;
-    // What is no number for sure may be one digit: that is read with less doubt whether it is any.
-    const sure = answer.error ? 1 : certaintyOf(answer.numbers);
-    const digits = sure < ENOUGH && (await answerTo("v1/digits", body));
-    const one = digits && digits.digits[0];
-    const took = `${(performance.now() - started).toFixed(0)} ms`;
-    if (one && (one.error ? !sure : one.probability > sure)) showOne(one, took);
-    else showNumbers(answer, took);
+    showAnswer(answer.pictures[0], `${(performance.now() - started).toFixed(0)} ms`);
+    showCode(body);
   } catch {
     show("", "The server does not answer. Is it still running?", true);
   }
 }
 
 // Returns the answer; null, once it has shown why, if there is none.
-async function answerTo(path, body) {
+async function answerTo(body) {
   const form = new FormData(); // of its files, one that can't be read is an answer, too
   form.append("picture", body);
   const headers = {};
   const token = sessionStorage.getItem("token");
   if (token) headers.Authorization = "Bearer " + token;
-  const query = "?image&reject_below=" + byId("threshold").value / 100;
-  const response = await fetch(path + query, { method: "POST", body: form, headers });
+  const url = PATH + "&image&reject_below=" + byId("threshold").value / 100;
+  const response = await fetch(url, { method: "POST", body: form, headers });
   const content = await response.json();
   byId("access").hidden = response.status !== 401;
   if (response.ok) return content;
@@ -133,31 +138,48 @@ async function answerTo(path, body) {
   return null;
 }
 
-function showNumbers({ error, numbers }, took) {
+// One rule: the reader of numbers says how many digits there are, and how sure it is of all of
+// them together. A single digit's ten bars have that certainty; several have a bar each.
+function showAnswer({ error, numbers }, took) {
   if (error) return show("", error);
-  const digits = numbers.flatMap((number) => number.digits);
+  if (!numbers.length) return show("", "Nothing here looks like digits.");
+  const sure = numbers.reduce((product, number) => product * number.probability, 1);
   const rejected = numbers.some((number) => number.rejected);
-  if (digits.length === 1) return showOne({ ...digits[0], rejected }, took);
-  const text = numbers.map((number) => number.text).join(" ");
-  show(text, certainty(certaintyOf(numbers), rejected, took), rejected);
+  const remark = `${percent(sure)}${rejected ? ": I am not sure" : " sure"} · ${took}`;
+  show(numbers.map((number) => number.text).join(" "), remark, rejected);
+  const digits = numbers.flatMap((number) => number.digits), [first] = digits;
+  const isOne = digits.length === 1;
+  byId("details").hidden = false;
+  byId("seen").parentElement.hidden = !isOne;
+  if (isOne) {
+    const scale = sure / first.probability;
+    showBars(first.probabilities.map((probability, digit) => [digit, probability * scale]), first.digit);
+    return showSeen(first.image);
+  }
+  showBars(digits.map(({ digit, probability }) => [digit, probability]));
   found = digits;
   repaint();
 }
 
-// The probability that all numbers are right; 0 if there is none.
-function certaintyOf(numbers) {
-  return numbers.length && numbers.reduce((product, number) => product * number.probability, 1);
-}
+const percent = (share) => (share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %");
 
-function showOne(digit, took) {
-  if (digit.error) return show("", digit.error);
-  show(digit.digit, certainty(digit.probability, digit.rejected, took), digit.rejected);
-  byId("details").hidden = false;
-  showDigit(digit);
-}
+function showCode(body) {
+  const link = byId("save"), url = new URL(PATH, location);
+  const name = (body.name || "drawing.png").replace(/[^\w.-]+/g, "_");
+  const token = sessionStorage.getItem("token");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(body);
+  link.download = link.textContent = name;
+  byId("curl").textContent =
+    `curl ${token ? '-H "Authorization: Bearer $TOKEN" ' : ""}--data-binary @${name} '${url}'`;
+  const headers = token ? ', {"Authorization": "Bearer " + os.environ["TOKEN"]}' : "";
+  byId("python").textContent = `import json${token ? ", os" : ""}
+from urllib.request import Request, urlopen
 
-function certainty(probability, rejected, took) {
-  return `${(100 * probability).toFixed(1)} %${rejected ? ": I am not sure" : ""} · ${took}`;
+with open("${name}", "rb") as file:
+    request = Request("${url}", file.read()${headers})
+for number in json.load(urlopen(request))["pictures"][0]["numbers"]:
+    print(number["text"], number["probability"])`;
 }
 
 function show(text, remark, isWarning = false) {
@@ -171,19 +193,22 @@ function show(text, remark, isWarning = false) {
   }
 }
 
-function showDigit({ digit, probabilities, image }) {
-  const rows = probabilities.map((probability, index) => {
+function showBars(shares, best) {
+  const rows = shares.map(([digit, probability]) => {
     const row = document.createElement("li"), name = document.createElement("span");
     const bar = document.createElement("meter"), share = document.createElement("span");
-    row.className = index === digit ? "first" : "";
-    name.textContent = index;
+    row.className = digit === best ? "first" : "";
+    name.textContent = digit;
     bar.value = probability;
-    bar.setAttribute("aria-label", `probability of ${index}`);
-    share.textContent = (100 * probability).toFixed(1) + " %";
+    bar.setAttribute("aria-label", `probability of ${digit}`);
+    share.textContent = percent(probability);
     row.append(name, bar, share);
     return row;
   });
   byId("bars").replaceChildren(...rows);
+}
+
+function showSeen(image) {
   const target = byId("seen").getContext("2d"), pixels = target.createImageData(28, 28);
   const levels = atob(image);
   for (let i = 0; i < 784; i++) {
@@ -211,13 +236,14 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   picture = null;
   pen = null;
-  strokes.push([pointOf(event)]);
+  stroke = [pointOf(event)];
+  strokes.push(stroke);
   changed();
 });
 canvas.addEventListener("pointermove", (event) => {
   if (!canvas.hasPointerCapture(event.pointerId)) return;
   const events = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
-  strokes.at(-1).push(...(events.length ? events : [event]).map(pointOf));
+  stroke.push(...(events.length ? events : [event]).map(pointOf));
   changed();
 });
 
@@ -241,8 +267,23 @@ canvas.addEventListener("keydown", (event) => {
   changed();
 });
 
-byId("undo").addEventListener("click", () => {
+function undo() {
   strokes.pop();
+  changed();
+}
+byId("undo").addEventListener("click", undo);
+addEventListener("keydown", (event) => {
+  const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
+  if (!isUndo || !strokes.length || event.target === byId("token")) return;
+  event.preventDefault();
+  undo();
+});
+byId("example").addEventListener("click", () => {
+  picture = pen = null;
+  strokes = EXAMPLE.split("|").map((line) => line.split(" ").map((point) => {
+    const [x, y] = point.split(",");
+    return [40 + 40 * x, 120 + 40 * y];
+  }));
   changed();
 });
 byId("clear").addEventListener("click", () => {
