@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,17 @@ for name in [name for name in os.environ if name.startswith("DIGITS_")]:
 os.environ["DIGITS_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+
+
+SEED = int(os.environ.get("TEST_SEED", "20261124"))
+"""Of all that tests draw at random."""
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> random.Random:
+    """Seeded by the run's seed and the test's name."""
+    print(f"TEST_SEED={SEED}")
+    return random.Random(f"{SEED}:{request.node.name}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,15 @@
 
 import io
 import math
+import random
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel, InvalidRequest
+from serving.http2.client import ClientConnection
+from serving.http2.frames import SETTINGS, Http2Error, frame, word
+from serving.http2.limits import Limits
 from serving.model.manifest import parse_manifest
 from serving.pictures import decoder, normalizer
 from serving.protocols.digits_v1 import wire
@@ -16,6 +20,7 @@ from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.typed import TypedContents
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
+from tests.serving.http2.test_recognition import Peer, calls_of, server
 
 MAX_IMAGES = 4
 
@@ -86,9 +91,42 @@ def picture(data: bytes) -> None:
     assert image.any()
 
 
+def http2(data: bytes) -> None:
+    """HTTP/2 as a server: recognised or frame by frame, the same bytes are the same calls."""
+    peer = Peer(random.Random(0))
+    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
+    half = len(data) // 2
+    reads = [warm, data[:half], data[half:]]
+    one, other = server(), server()
+    by_frames, _, end = calls_of(one, reads, recognise=False)
+    recognised, _, same_end = calls_of(other, reads, recognise=True)
+    assert end == same_end
+    assert end or by_frames == recognised
+    for connection in (one, other):
+        for stream in list(connection.streams):
+            connection.answer(stream, bytes(50))
+        connection.data_to_send()
+
+
+def http2_client(data: bytes) -> None:
+    """HTTP/2 as a client: a server may send anything."""
+    client = ClientConnection(Limits())
+    for number in range(4):
+        client.request(((b":method", b"POST"), (b":path", b"/")), bytes(100 * number))
+    try:
+        client.receive(frame(SETTINGS, 0, bytes(4)) + data, 0.0)
+        client.receive(data, 0.0)
+    except Http2Error:
+        client.request(((b":method", b"POST"),), b"")
+    client.cancel(word(3))
+    client.data_to_send()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request,
     "infer": infer,
     "manifest": manifest,
     "picture": picture,
+    "http2": http2,
+    "http2_client": http2_client,
 }

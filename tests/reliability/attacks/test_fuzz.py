@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SEED
 from tests.fuzz.targets import TARGETS
-from tests.reliability.conftest import SEED
 
 ROOT = Path(__file__).parents[3]
 FUZZ_S = int(os.environ.get("FUZZ_S", "10"))

@@ -14,7 +14,7 @@ from serving import Client
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
-from tests.reliability.conftest import SEED
+from tests.conftest import SEED
 from tests.serving.transports.test_bad_requests import mutate
 from tests.support.h2_connection import Connection, request_headers
 from tests.support.inference_peer import raw_request, typed_request

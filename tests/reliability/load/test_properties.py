@@ -19,7 +19,7 @@ from serving.model.onnx_runtime import onnxruntime
 from serving.predictions import Probabilities
 from serving.protocols.digits_v1.wire import decode_response, encode_request
 from serving.protocols.oip import inference_pb
-from tests.reliability.conftest import SEED
+from tests.conftest import SEED
 from tests.support.inference_peer import probabilities_in, raw_request
 from tests.support.load import OWN_CONNECTION
 from tests.support.raw import CLASSIFY, TIMEOUT_S

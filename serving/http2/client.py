@@ -1,0 +1,101 @@
+"""The client's side of a connection: requests out, responses in."""
+
+from collections import OrderedDict
+
+from serving.http2 import events as kinds
+from serving.http2.connection import Connection
+from serving.http2.frames import (
+    ENABLE_PUSH,
+    MAX_CONCURRENT_STREAMS,
+    PREFACE,
+    ErrorCode,
+    Http2Error,
+    word,
+)
+from serving.http2.hpack.table import Fields
+from serving.http2.limits import Limits
+from serving.http2.output import Stream
+
+_NO_PUSH = ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
+
+
+class ClientConnection(Connection):
+    """A client's connection."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Begin; the preface and our settings are ready to be sent."""
+        super().__init__(limits, is_server=False, first=PREFACE)
+        self._next = 1
+        self._max_streams = 1 << 31
+        """The most streams that the server lets us have open."""
+        self._waiting: OrderedDict[bytes, tuple[Fields, bytes]] = OrderedDict()
+        """Requests that wait until it does."""
+
+    def _settings(self) -> bytes:
+        return super()._settings() + _NO_PUSH
+
+    def request(self, fields: Fields, data: bytes) -> bytes:
+        """Send a request with all its data; return its stream."""
+        stream = word(self._next)
+        self._next += 2
+        self._waiting[stream] = fields, data
+        self._start_waiting()
+        return stream
+
+    def cancel(self, stream: bytes) -> None:
+        """Take back a request that waits, or reset its stream."""
+        if stream in self.streams:
+            self.reset(stream, ErrorCode.CANCEL)
+        else:
+            self._waiting.pop(stream, None)
+        self._start_waiting()
+
+    def receive(self, data: bytes, now_s: float) -> list[kinds.Event]:
+        """See `Connection`; begins the requests that have waited."""
+        found = super().receive(data, now_s)
+        if self._waiting:
+            self._start_waiting()
+        return found
+
+    def _start_waiting(self) -> None:
+        waiting = self._waiting
+        while waiting and len(self.streams) < self._max_streams:
+            stream, (fields, data) = waiting.popitem(last=False)
+            state = self.streams[stream] = Stream(None, self.limits.stream_window_bytes)
+            self._send_block(stream, self.encoder.encode(fields), end=not data)
+            if data:
+                self._send(stream, data, b"")
+            else:
+                self._finish(stream, state)
+
+    def _is_idle(self, stream: bytes) -> bool:
+        return not stream[3] & 1 or int.from_bytes(stream, "big") >= self._next
+
+    def _take_block(self, stream: bytes, flags: int, raw: bytes) -> None:
+        state = self.streams.get(stream)
+        if state is None and self._is_idle(stream):
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "HEADERS on an idle stream")
+        if state is not None and state.block is not None:
+            self._take_trailers(stream, flags, raw)
+            return
+        block, ended = self.reader.read(raw), bool(flags & 1)
+        if not isinstance(state, Stream):
+            return  # the answer has crossed our reset
+        if block.is_malformed or (ended and block.content_length):
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        if block.fields[0][1].startswith(b"1"):  # another one follows
+            if ended:
+                self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        self._small_frames.add(self.limits.small_frames_per_request)
+        state.block = block
+        state.content_left = block.content_length
+        if ended:
+            self._end_peer(stream, state)
+        self.events.append((kinds.HEADERS, stream, block, ended))
+
+    def _take_setting(self, name: int, value: int) -> None:
+        if name == MAX_CONCURRENT_STREAMS:
+            self._max_streams = value
+        super()._take_setting(name, value)

@@ -1,0 +1,60 @@
+"""Every limit of the engine, with its unit."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a peer may use of one connection."""
+
+    max_streams: int = 1_024
+    """Streams that it may have open; one more is refused."""
+    stream_window_bytes: int = 1 << 20
+    """What it may send on a stream before that is acknowledged."""
+    connection_window_bytes: int = 1 << 30
+    """What it may send in all before it is read; so large that only the streams' windows bound it:
+    else stalled streams would stall the connection's other calls."""
+    max_frame_bytes: int = 1 << 18
+    """The longest DATA frame; what has come of a long one is handed on at once."""
+    announced_header_bytes: int = 16 << 10
+    """The most metadata of a call, as announced; beyond `max_header_list_bytes` the connection
+    ends, since a block that is not decoded leaves the table behind."""
+    max_header_list_bytes: int = 64 << 10
+    max_header_fields: int = 256
+    max_block_bytes: int = 64 << 10
+    """The longest header block, encoded."""
+    max_continuations: int = 64
+    """The most CONTINUATION frames of a block (CVE-2024-27316 and its kin)."""
+    burst_resets: int = 100_000
+    resets_per_s: float = 20_000.0
+    """Streams that it resets (CVE-2023-44487) or has us reset by its errors (CVE-2025-8671).
+    Callers that time out together reset up to all their streams at once, many times a second, and
+    a reset costs less than the call that it ends."""
+    burst_small_frames: int = 1_000
+    small_frames_per_s: float = 200.0
+    """Frames that cost more than they carry: nearly empty DATA, settings, pings, window updates,
+    priorities, unknown ones, frames on streams that are over (CVE-2019-9512, -9515, -9518). Each
+    request and each message allows a few more."""
+    small_frames_per_request: int = 3
+    small_bytes: int = 64
+    """Less data in a frame that does not end its stream is small."""
+
+
+class Budget:
+    """What a peer may do at once, and what it gains with time."""
+
+    def __init__(self, burst: int, per_s: float) -> None:
+        """Start with all of it."""
+        self._burst, self._per_s = burst, per_s
+        self._left = float(burst)
+        self._taken_s = 0.0
+
+    def take(self, now_s: float) -> bool:
+        """Use one; return whether there was one left."""
+        gained_s, self._taken_s = now_s - self._taken_s, now_s
+        self._left = min(self._burst, self._left + gained_s * self._per_s) - 1
+        return self._left >= 0
+
+    def add(self, number: int) -> None:
+        """Let the peer do more."""
+        self._left += number

@@ -1,0 +1,198 @@
+"""The server's side of a connection: requests in, responses out."""
+
+from collections.abc import Iterable
+
+from serving.http2 import events as kinds
+from serving.http2.connection import Connection
+from serving.http2.frames import (
+    DATA,
+    DEFAULT_FRAME,
+    END_HEADERS,
+    END_STREAM,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    MAX_WINDOW,
+    PREFACE,
+    RST_STREAM,
+    ErrorCode,
+    Http2Error,
+    frame,
+    word,
+)
+from serving.http2.headers import Block
+from serving.http2.hpack.encoder import encode_literally
+from serving.http2.hpack.table import Fields
+from serving.http2.limits import Limits
+from serving.http2.output import Stream
+
+_MAX_PARTS = 64
+"""Lengths of messages whose responses are prepared."""
+
+
+class NotHttp2(Http2Error):
+    """The peer speaks something else."""
+
+
+class ServerConnection(Connection):
+    """A server's connection."""
+
+    def __init__(self, limits: Limits, response: Fields, trailers: Fields) -> None:
+        """Begin; our settings are ready to be sent.
+
+        Args:
+            limits: what the peer may use.
+            response: the fields that begin every response, but refusals.
+            trailers: the fields that end those that went well.
+        """
+        super().__init__(limits, is_server=True)
+        self._response, self._trailers = response, trailers
+        self._preface = PREFACE
+        self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
+        """By length of a message: what stands between stream numbers in a whole response."""
+
+    def _take_preface(self, data: bytes) -> int:
+        part = data[: len(self._preface)]
+        if not self._preface.startswith(part):
+            raise NotHttp2(ErrorCode.PROTOCOL_ERROR, "not HTTP/2")
+        self._preface = self._preface[len(part) :]
+        return len(part)
+
+    def announce_end(self) -> None:
+        """Ask the peer to open no more streams; those that cross this are still taken."""
+        self._go_away(word(MAX_WINDOW), ErrorCode.NO_ERROR)
+
+    def answer(self, stream: bytes, message: bytes) -> None:
+        """Send a whole response; nothing happens if the caller has left.
+
+        Args:
+            stream: whose response has not begun.
+            message: its data.
+        """
+        state, size = self.streams.get(stream), len(message)
+        if state is None:
+            return
+        window = self._first_window
+        if isinstance(state, Stream):
+            window += state.send_credit
+        parts = self._parts.get(size)
+        if parts is not None and state.ended and size <= self._send_window and size <= window:
+            del self.streams[stream]
+            self._send_window -= size
+            headers, data, trailers, end = parts
+            self._ready += (headers, stream, data, stream, message, trailers, stream, end)
+            return
+        self.respond(stream)
+        self.send(stream, message)
+        self.end(stream)
+        if parts is None:
+            self._learn(size)
+
+    def respond(self, stream: bytes, fields: Fields = ()) -> None:
+        """Begin a response; with the usual fields if there are none."""
+        if stream in self.streams:
+            block = encode_literally(fields) if fields else self.encoder.encode(self._response)
+            self._send_block(stream, block, end=False)
+
+    def send(self, stream: bytes, data: bytes) -> None:
+        """Send a part of a response, as the windows allow."""
+        if stream in self.streams:
+            self._send(stream, data)
+
+    def end(self, stream: bytes, trailers: Fields = ()) -> None:
+        """End a response; with the usual trailers if there are none."""
+        if stream not in self.streams:
+            return
+        state = self._full(stream)
+        if trailers or state.unsent:
+            self._send(stream, b"", encode_literally(trailers or self._trailers))
+            return
+        self._send_block(stream, self.encoder.encode(self._trailers), end=True)
+        self._finish(stream, state)
+
+    def refuse(self, streams: Iterable[bytes], fields: Fields, data: bytes = b"") -> None:
+        """Send calls whose response has not begun the same one, and end them."""
+        block = encode_literally(fields)
+        head = _head(HEADERS, END_HEADERS | (0 if data else END_STREAM), len(block))
+        for stream in streams:
+            state = self.streams.get(stream)
+            if state is None:
+                continue
+            if self.encoder.resized:
+                self._send_block(stream, block, end=not data)
+            else:
+                self._ready += (head, stream, block)
+            if data:
+                self._send(stream, data, b"")
+                continue
+            del self.streams[stream]
+            if not state.ended:
+                self._stop(stream)
+
+    def _learn(self, size: int) -> None:
+        """Prepare whole responses with a message of a length."""
+        if size > DEFAULT_FRAME:
+            return
+        # Without room in the peer's table literals do, too: they need no table.
+        response = self.encoder.repeated(self._response) or encode_literally(self._response)
+        trailers = self.encoder.repeated(self._trailers) or encode_literally(self._trailers)
+        if len(self._parts) >= _MAX_PARTS:
+            self._parts.clear()
+        self._parts[size] = (
+            _head(HEADERS, END_HEADERS, len(response)),
+            response + _head(DATA, 0, size),
+            _head(HEADERS, END_HEADERS | END_STREAM, len(trailers)),
+            trailers,
+        )
+
+    def _take_setting(self, name: int, value: int) -> None:
+        super()._take_setting(name, value)
+        if name == HEADER_TABLE_SIZE:
+            self._parts.clear()
+
+    def _finish(self, stream: bytes, state: Stream) -> None:
+        state.finished = True
+        del self.streams[stream]
+        if not state.ended:
+            self._stop(stream)
+
+    def _stop(self, stream: bytes) -> None:
+        """Have a caller stop sending, now that it has its response (RFC 9113, section 8.1)."""
+        self._note_reset(stream)
+        self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.NO_ERROR)))
+
+    def _is_idle(self, stream: bytes) -> bool:
+        return stream > self.last_stream or not stream[3] & 1
+
+    def _take_block(self, stream: bytes, flags: int, raw: bytes) -> None:
+        if not stream[3] & 1:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a stream of an even number")
+        if stream <= self.last_stream:
+            if stream not in self.streams and stream not in self._reset:
+                raise Http2Error(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is over")
+            self._take_trailers(stream, flags, raw)
+            return
+        block, ended = self.reader.read(raw), bool(flags & END_STREAM)
+        self.last_stream = stream
+        self._small_frames.add(self.limits.small_frames_per_request)
+        if self._has_gone:
+            self._note_reset(stream)
+        elif block.is_malformed or (ended and block.content_length):
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+        elif len(self.streams) >= self.limits.max_streams:
+            self._note_reset(stream)
+            self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
+        else:
+            self._open(stream, block, ended=ended)
+
+    def _open(self, stream: bytes, block: Block, *, ended: bool) -> None:
+        state = self.streams[stream] = Stream(block, self.limits.stream_window_bytes)
+        if block.content_length is not None:
+            state.content_left = block.content_length
+        if ended:
+            state.ended = True
+        self.events.append((kinds.HEADERS, stream, block, ended))
+
+
+def _head(kind: int, flags: int, length: int) -> bytes:
+    """Write a frame's header up to its stream."""
+    return word(length << 8 | kind) + bytes((flags,))

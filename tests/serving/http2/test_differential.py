@@ -1,0 +1,317 @@
+"""The same conversations, to our engine, to python-hyper's and to nghttp2: the same calls.
+
+Allowed differences, where a peer breaks the rules: an error of a stream here may be one of the
+connection there (RFC 9113, section 5.4.2 lets either side escalate), and frames on streams that are
+over may be ignored there (section 5.1).
+"""
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import hpack
+import ngh2
+import pytest
+
+from serving.http2 import events
+from serving.http2.client import ClientConnection
+from serving.http2.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITIZED,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Http2Error,
+    frame,
+    word,
+)
+from serving.http2.limits import Limits
+from serving.http2.server import ServerConnection
+
+NUM_CONVERSATIONS = int(os.environ.get("HTTP2_CONVERSATIONS", "1500"))
+CONNECTION = bytes(4)
+START = PREFACE + frame(SETTINGS, 0, CONNECTION)
+REQUEST = [
+    (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a.B/C"), (b":authority", b"x"),
+    (b"te", b"trailers"), (b"content-type", b"application/grpc"),
+]  # fmt: skip
+RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+OK = ((b"grpc-status", b"0"),)
+
+Calls = dict[int, list[Any]]
+"""By stream: fields, data, whether the caller has ended it, whether it was reset."""
+
+
+class Caller:
+    """Writes conversations that keep to the rules."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.random = generator
+        self.encoder = hpack.Encoder()
+        self.open: list[int] = []
+        self.next = 1
+        self.window = 65_000
+        """What is left of hyper's window, which is opened after a read."""
+
+    def conversation(self, length: int) -> list[bytes]:
+        """Frames, in order."""
+        kinds = [self.request] * 4 + [self.data] * 5 + [self.trailers, self.reset, self.widen]
+        kinds += [self.ping, self.priority, self.setting, self.unknown]
+        return [self.random.choice(kinds)() for _ in range(length)]
+
+    def padded(self, payload: bytes) -> tuple[bytes, int]:
+        if self.random.random() < 0.8:
+            return payload, 0
+        length = self.random.randrange(20)
+        return bytes((length,)) + payload + bytes(length), PADDED
+
+    def request(self) -> bytes:
+        fields = [*REQUEST, (b"grpc-timeout", b"%dm" % self.random.randrange(1, 30))]
+        if self.random.random() < 0.3:
+            fields.append(
+                (b"x-%d" % self.random.randrange(9), self.random.randbytes(8).hex().encode())
+            )
+        stream, self.next = self.next, self.next + self.random.choice((2, 2, 2, 4))
+        flags = END_STREAM if self.random.random() < 0.1 else 0
+        if not flags:
+            self.open.append(stream)
+        return self.block(stream, flags, fields)
+
+    def block(self, stream: int, flags: int, fields: list[tuple[bytes, bytes]]) -> bytes:
+        block = self.encoder.encode(fields, huffman=self.random.random() < 0.5)
+        if self.random.random() < 0.2:
+            block, flags = b"\0\0\0\0\x10" + block, flags | PRIORITIZED
+        if self.random.random() < 0.2 and len(block) > 5:
+            cut = self.random.randrange(5, 5 + len(block))
+            start = frame(HEADERS, flags, word(stream), block[:cut])
+            return start + frame(CONTINUATION, END_HEADERS, word(stream), block[cut:])
+        payload, padded = self.padded(block)
+        return frame(HEADERS, flags | padded | END_HEADERS, word(stream), payload)
+
+    def any_open(self) -> int | None:
+        return self.random.choice(self.open) if self.open else None
+
+    def data(self) -> bytes:
+        stream = self.any_open()
+        if stream is None:
+            return self.ping()
+        length = min(self.random.choice((0, 1, 80, 5000, 15_000)), self.window)
+        data, flags = self.padded(self.random.randbytes(length))
+        self.window -= min(self.window, len(data))
+        if self.random.random() < 0.4:
+            flags |= END_STREAM
+            self.open.remove(stream)
+        return frame(DATA, flags, word(stream), data)
+
+    def trailers(self) -> bytes:
+        stream = self.any_open()
+        if stream is None:
+            return self.ping()
+        self.open.remove(stream)
+        return self.block(stream, END_STREAM, [(b"x-checksum", b"1")])
+
+    def reset(self) -> bytes:
+        stream = self.any_open()
+        if stream is None:
+            return self.ping()
+        self.open.remove(stream)
+        return frame(RST_STREAM, 0, word(stream), word(8))
+
+    def widen(self) -> bytes:
+        stream = self.random.choice((0, self.any_open() or 0))
+        return frame(WINDOW_UPDATE, 0, word(stream), word(self.random.randrange(1, 1000)))
+
+    def ping(self) -> bytes:
+        return frame(PING, self.random.choice((0, 1)), CONNECTION, self.random.randbytes(8))
+
+    def priority(self) -> bytes:
+        return frame(PRIORITY, 0, word(self.next + 100), bytes(5))
+
+    def setting(self) -> bytes:
+        name, value = self.random.choice(
+            ((4, 0), (4, 70_000), (1, 0), (1, 4096), (5, 20_000), (99, 1))
+        )
+        return frame(SETTINGS, 0, CONNECTION, name.to_bytes(2, "big") + word(value))
+
+    def unknown(self) -> bytes:
+        return frame(self.random.randrange(32, 256), 0xFF, CONNECTION, self.random.randbytes(9))
+
+
+def reads_of(data: bytes, generator: random.Random) -> list[bytes]:
+    cuts = sorted(generator.randrange(len(data)) for _ in range(generator.randrange(4)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def by_ours(reads: list[bytes]) -> tuple[Calls, bool]:
+    """The calls, and whether the connection broke."""
+    connection = ServerConnection(Limits(), RESPONSE, OK)
+    calls: Calls = {}
+    try:
+        for data in reads:
+            for kind, number, value, ended in connection.receive(data, 0.0):
+                stream = int.from_bytes(number, "big")
+                if kind == events.HEADERS:
+                    calls[stream] = [list(value.fields), b"", ended, False]
+                elif kind == events.DATA:
+                    calls[stream][1] += value
+                elif kind == events.RESET:
+                    calls[stream][3] = True
+                if ended:
+                    calls[stream][2] = True
+    except Http2Error:
+        return calls, True
+    return calls, False
+
+
+def by_hyper(reads: list[bytes]) -> tuple[Calls, bool]:
+    configuration = h2.config.H2Configuration(client_side=False, header_encoding=False)
+    connection = h2.connection.H2Connection(configuration)
+    calls: Calls = {}
+    connection.initiate_connection()
+    try:
+        for data in reads:
+            for event in connection.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    fields = [(bytes(name), bytes(value)) for name, value in event.headers]
+                    calls[event.stream_id] = [fields, b"", False, False]
+                elif isinstance(event, h2.events.DataReceived):
+                    calls[event.stream_id][1] += event.data
+                    connection.acknowledge_received_data(
+                        event.flow_controlled_length, event.stream_id
+                    )
+                elif isinstance(event, h2.events.StreamEnded):
+                    calls[event.stream_id][2] = True
+                elif isinstance(event, h2.events.StreamReset) and event.stream_id in calls:
+                    calls[event.stream_id][2:] = [True, True]
+    except h2.exceptions.ProtocolError:
+        return calls, True
+    return calls, False
+
+
+def by_nghttp2(reads: list[bytes]) -> tuple[Calls, bool]:
+    configuration = ngh2.Configuration(auto_window_update=False)
+    connection = ngh2.Connection(ngh2.Role.SERVER, configuration)
+    calls: Calls = {}
+    connection.initiate_connection({ngh2.Setting.INITIAL_WINDOW_SIZE: 1 << 20})
+    connection.set_local_window_size(1 << 30)
+    try:
+        for data in reads:
+            connection.receive_data(data)
+            for event in connection.events():
+                if isinstance(event, ngh2.RequestReceived):
+                    calls[event.stream_id] = [list(event.headers), b"", event.end_stream, False]
+                elif isinstance(event, ngh2.DataReceived):
+                    calls[event.stream_id][1] += event.data
+                    calls[event.stream_id][2] |= bool(event.end_stream)
+                elif isinstance(event, ngh2.TrailersReceived):
+                    calls[event.stream_id][2] = True
+                elif isinstance(event, ngh2.StreamClosed) and event.stream_id in calls:
+                    calls[event.stream_id][2:] = [True, True]
+                elif isinstance(event, ngh2.ConnectionClosed):
+                    return calls, True
+            connection.data_to_send()
+    except ngh2.NGH2Error:
+        return calls, True
+    return calls, not connection.want_read
+
+
+@pytest.mark.parametrize("theirs", [by_hyper, by_nghttp2])
+def test_conversations_by_the_rules_are_understood_alike(
+    generator: random.Random, theirs: Callable[[list[bytes]], tuple[Calls, bool]]
+) -> None:
+    for _ in range(NUM_CONVERSATIONS):
+        frames = Caller(generator).conversation(generator.randint(1, 25))
+        reads = reads_of(START + b"".join(frames), generator)
+        assert by_ours(reads) == theirs(reads)
+
+
+def test_broken_conversations_are_refused_or_understood_alike(generator: random.Random) -> None:
+    """Frames left out, doubled or moved, bytes changed: calls that all accept are the same."""
+    num_compared = 0
+    for _ in range(NUM_CONVERSATIONS):
+        frames = Caller(generator).conversation(generator.randint(2, 15))
+        for _ in range(generator.randint(1, 2)):
+            at = generator.randrange(len(frames))
+            frames[at : at + 1] = generator.choice(([], frames[at : at + 1] * 2, [frames[0]]))
+        data = bytearray(b"".join(frames))
+        if generator.random() < 0.5 and data:
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        reads = reads_of(START + bytes(data), generator)
+        ours, is_broken = by_ours(reads)
+        for theirs in (by_hyper, by_nghttp2):
+            others, are_broken = theirs(reads)
+            if is_broken or are_broken:
+                continue
+            num_compared += 1
+            for stream in ours.keys() & others.keys():
+                fields, body, *ends = ours[stream]
+                their_fields, their_body, *their_ends = others[stream]
+                if not (ends[1] or their_ends[1]):
+                    assert (fields, ends) == (their_fields, their_ends)
+                    assert body.startswith(their_body)  # of a long frame ours hands on a part
+    assert num_compared > NUM_CONVERSATIONS // 10
+
+
+@pytest.mark.parametrize("window", [80, 1000, 65_535])
+def test_our_client_and_hypers_server_understand_each_other(
+    generator: random.Random, window: int
+) -> None:
+    """Any sizes, in any windows, more calls than the server takes at once."""
+    client = ClientConnection(Limits(stream_window_bytes=window))
+    configuration = h2.config.H2Configuration(client_side=False, header_encoding=False)
+    server = h2.connection.H2Connection(configuration)
+    server.initiate_connection()
+    server.update_settings({3: 5, 4: window})
+    client.receive(server.data_to_send(), 0.0)  # hyper's counts at once
+    sent = {}
+    for number in range(60):
+        message = generator.randbytes(generator.choice((0, 1, 300, 20_000)))
+        fields = (*REQUEST, (b"x-number", str(number).encode()))
+        sent[client.request(fields, message)] = message
+    got: dict[bytes, list[Any]] = {}
+    bodies: dict[int, bytes] = {}
+    left: dict[int, bytes] = {}
+    for _ in range(100_000):
+        data = client.data_to_send()
+        for event in server.receive_data(data) if data else ():
+            stream = getattr(event, "stream_id", 0)
+            if isinstance(event, h2.events.RequestReceived):
+                bodies[stream] = b""
+            elif isinstance(event, h2.events.DataReceived):
+                bodies[stream] += event.data
+                server.acknowledge_received_data(event.flow_controlled_length, stream)
+            elif isinstance(event, h2.events.StreamEnded):
+                server.send_headers(stream, RESPONSE)
+                left[stream] = bodies[stream][::-1]
+        for stream in list(left):
+            room = min(server.local_flow_control_window(stream), 16_384)
+            part, left[stream] = left[stream][:room], left[stream][room:]
+            server.send_data(stream, part)
+            if not left[stream]:
+                server.send_headers(stream, OK, end_stream=True)
+                del left[stream]
+        answer = server.data_to_send()
+        for kind, each, value, _ in client.receive(answer, 0.0):
+            if kind == events.HEADERS:
+                got[each] = [value.fields, b"", None]
+            elif kind == events.DATA:
+                got[each][1] += value
+                client.acknowledge(each, len(value))
+            elif kind == events.TRAILERS:
+                got[each][2] = value
+        if len(got) == len(sent) and not client.streams:
+            break
+    assert got == {stream: [RESPONSE, message[::-1], OK] for stream, message in sent.items()}

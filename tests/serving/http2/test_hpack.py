@@ -1,0 +1,167 @@
+"""HPACK against RFC 7541's examples and against python-hyper's, both ways."""
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+
+import hpack
+import pytest
+
+from serving.http2.headers import is_valid
+from serving.http2.hpack import huffman
+from serving.http2.hpack.decoder import Decoder, HpackError
+from serving.http2.hpack.encoder import Encoder
+from serving.http2.hpack.encoder import encode_literally as encode
+from serving.http2.hpack.table import DEFAULT_TABLE, Field, Fields
+
+REQUESTS: tuple[Fields, ...] = (
+    ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"),
+     (b":authority", b"www.example.com")),
+    ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"),
+     (b":authority", b"www.example.com"), (b"cache-control", b"no-cache")),
+    ((b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/index.html"),
+     (b":authority", b"www.example.com"), (b"custom-key", b"custom-value")),
+)  # fmt: skip
+PLAIN = (  # appendix C.3
+    "828684410f7777772e6578616d706c652e636f6d",
+    "828684be58086e6f2d6361636865",
+    "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+)
+HUFFMAN = (  # appendix C.4
+    "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+    "828684be5886a8eb10649cbf",
+    "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+)
+RESPONSES = (  # appendix C.6, with a table of 256 bytes, so that entries are evicted
+    "3fe101"
+    "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad1718"
+    "63c78f0b97c8e9ae82ae43d3",
+    "4883640effc1c0bf",
+    "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7"
+    "b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
+)  # fmt: skip
+COOKIE = (b"set-cookie", b"foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1")
+
+
+def decoder(max_list_bytes: int = 1 << 20, max_fields: int = 1000) -> Decoder:
+    return Decoder(max_list_bytes, max_fields, is_valid)
+
+
+@pytest.mark.parametrize("blocks", [PLAIN, HUFFMAN], ids=["plain", "huffman"])
+def test_examples_of_the_rfc_are_decoded(blocks: tuple[str, ...]) -> None:
+    ours = decoder()
+    assert tuple(ours.decode(bytes.fromhex(block)) for block in blocks) == REQUESTS
+
+
+def test_examples_with_evictions_are_decoded() -> None:
+    ours = decoder()
+    fields = [ours.decode(bytes.fromhex(block)) for block in RESPONSES]
+    assert [each[0] for each in fields] == [(b":status", s) for s in (b"302", b"307", b"200")]
+    assert fields[0][3] == fields[1][3] == (b"location", b"https://www.example.com")
+    assert fields[2][5] == COOKIE
+
+
+def random_fields(generator: random.Random) -> Fields:
+    names = [b":path", b"te", b"x-request-id", b"grpc-timeout", b"user-agent", b"traceparent"]
+    return tuple(
+        (generator.choice(names), generator.randbytes(generator.choice((0, 1, 8, 60, 300))))
+        for _ in range(generator.randint(0, 12))
+    )
+
+
+def test_blocks_of_hypers_encoder_mean_the_same(generator: random.Random) -> None:
+    theirs, ours = hpack.Encoder(), decoder()
+    for _ in range(3000):
+        if generator.random() < 0.05:
+            theirs.header_table_size = generator.randrange(DEFAULT_TABLE + 1)
+        fields = random_fields(generator)
+        block = theirs.encode(fields, huffman=generator.random() < 0.5)
+        assert ours.decode(block) == fields
+
+
+def test_hypers_decoder_reads_our_blocks(generator: random.Random) -> None:
+    theirs, ours = hpack.Decoder(), Encoder()
+    theirs.max_allowed_table_size = DEFAULT_TABLE
+    usual = [random_fields(generator) for _ in range(20)]
+    for _ in range(3000):
+        if generator.random() < 0.05:
+            size = generator.choice((0, 100, 1000, DEFAULT_TABLE, 1 << 20))
+            ours.resize(size)
+        fields = generator.choice(usual)
+        block = encode(fields) if generator.random() < 0.2 else ours.encode(fields)
+        block, ours.resized = ours.resized + block, b""
+        assert tuple(theirs.decode(block, raw=True)) == fields
+
+
+def test_repeated_fields_take_a_byte_each() -> None:
+    ours = Encoder()
+    fields = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+    assert ours.repeated(fields) is None
+    assert len(ours.encode(fields)) > 2
+    assert ours.repeated(fields) == ours.encode(fields) == b"\x88\xbe"
+    ours.resize(0)
+    assert ours.repeated(fields) is None
+
+
+def test_every_string_survives_huffmans_code(generator: random.Random) -> None:
+    theirs = hpack.huffman.HuffmanEncoder(
+        hpack.huffman_constants.REQUEST_CODES, hpack.huffman_constants.REQUEST_CODES_LENGTH
+    )
+    for number in range(2000):
+        text = bytes((number % 256,)) + generator.randbytes(generator.randrange(40))
+        assert huffman.decode(theirs.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "encoded", ["ff", "1e", "ffffffff", "1c64ff", "f8ffff"],
+    ids=["8-bits", "no-padding", "end-of-string", "long-padding", "longer-padding"],
+)  # fmt: skip
+def test_wrong_ends_of_huffmans_code_are_refused(encoded: str) -> None:
+    data = bytes.fromhex(encoded)
+    with pytest.raises(hpack.HPACKDecodingError):
+        hpack.huffman_table.decode_huffman(data)
+    with pytest.raises(ValueError, match=r"padding|end"):
+        huffman.decode(data)
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["80", "be", "ff80", "ffffffffffffffff7f", "3fe220", "8220", "4005", "400161", "0085ff"],
+    ids=["index-0", "beyond", "cut-integer", "long-integer", "large-table", "late-resize",
+         "cut-name", "no-value", "cut-string"],
+)  # fmt: skip
+def test_malformed_block_is_refused(block: str) -> None:
+    with pytest.raises(HpackError):
+        decoder().decode(bytes.fromhex(block))
+
+
+def test_blocks_that_unpack_to_too_much_are_refused() -> None:
+    ours = decoder(max_list_bytes=64 << 10, max_fields=256)
+    bomb = ours.decode(b"\x40\x01a\x7f\xa1\x1e" + bytes(4000).replace(b"\0", b"x"))
+    assert len(bomb[0][1]) == 4000
+    with pytest.raises(HpackError, match="more header fields"):
+        ours.decode(b"\xbe" * 17)
+    with pytest.raises(HpackError, match="more header fields"):
+        ours.decode(b"\x82" * 257)
+
+
+def test_invalid_fields_do_not_have_the_table_searched() -> None:
+    class Unsearched(list[Field]):
+        def __iter__(self) -> Iterator[Field]:
+            raise AssertionError
+
+    ours = Decoder(1 << 20, 1000, lambda field: field[1] != b"bad")
+    ours._table.fields = Unsearched(ours._table.fields)
+    assert len(ours.decode(b"\x40\x01a\x03bad" * 3)) == 3
+    assert ours.has_invalid
+    ours.decode(b"\x40\x01a\x04good")
+    assert not ours.has_invalid
+    assert ours.decode(b"\xbf") == ((b"a", b"bad"),)
+    assert ours.has_invalid
+
+
+def test_random_bytes_raise_nothing_else(generator: random.Random) -> None:
+    for _ in range(20_000):
+        ours = decoder()
+        with suppress(HpackError):
+            ours.decode(generator.randbytes(generator.randrange(1, 40)))

@@ -1,0 +1,296 @@
+"""What a peer may send too much of, on the engine alone: each class of HTTP/2's known attacks."""
+
+from collections.abc import Callable
+
+import hpack
+import pytest
+
+from serving.http2 import events, headers
+from serving.http2.client import ClientConnection
+from serving.http2.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ErrorCode,
+    Http2Error,
+    frame,
+    word,
+)
+from serving.http2.limits import Limits
+from serving.http2.server import NotHttp2, ServerConnection
+
+RESPONSE = ((b":status", b"200"),)
+OK = ((b"grpc-status", b"0"),)
+ONE, CONNECTION = word(1), bytes(4)
+BLOCK = hpack.Encoder().encode(
+    [(":method", "POST"), (":scheme", "http"), (":path", "/a"), ("te", "trailers")]
+)
+CALL = frame(HEADERS, END_HEADERS, ONE, BLOCK)
+START = PREFACE + frame(SETTINGS, 0, CONNECTION)
+
+
+def connection(**limits: int) -> ServerConnection:
+    server = ServerConnection(Limits(**limits), RESPONSE, OK)
+    server.receive(START, 0.0)
+    server.data_to_send()
+    return server
+
+
+def calls(number: int, after: Callable[[bytes], bytes]) -> bytes:
+    """Calls that begin alike, without the header table, and what follows on each stream."""
+    block = b"\x83\x86\x04\x02/a"
+    streams = [word(stream) for stream in range(1, 2 * number, 2)]
+    return b"".join(frame(HEADERS, END_HEADERS, s, block) + after(s) for s in streams)
+
+
+FLOODS = {
+    "rapid resets (CVE-2023-44487)":
+        calls(200, lambda s: frame(RST_STREAM, 0, s, word(8))),
+    "resets that the server has to send (CVE-2025-8671)":
+        calls(4000, lambda s: frame(WINDOW_UPDATE, 0, s, word(0))),
+    "a header block without end (CVE-2024-27316)":
+        frame(HEADERS, 0, ONE, BLOCK) + frame(CONTINUATION, 0, ONE, b"") * 100,
+    "a long header block (CVE-2024-27316)":
+        frame(HEADERS, 0, ONE, BLOCK) + frame(CONTINUATION, 0, ONE, bytes(16_000)) * 5,
+    "pings (CVE-2019-9512)": frame(PING, 0, CONNECTION, bytes(8)) * 2000,
+    "settings (CVE-2019-9515)": frame(SETTINGS, 0, CONNECTION) * 2000,
+    "empty data (CVE-2019-9518)": CALL + frame(DATA, 0, ONE) * 2000,
+    "bytes of data": CALL + frame(DATA, 0, ONE, b"\0") * 2000,
+    "padding": CALL + frame(DATA, PADDED, ONE, b"\x20" + bytes(32)) * 2000,
+    "priorities (CVE-2019-9513)": frame(PRIORITY, 0, word(9), bytes(5)) * 2000,
+    "windows": frame(WINDOW_UPDATE, 0, CONNECTION, word(1)) * 2000,
+    "unknown frames": frame(99, 0, CONNECTION, bytes(5)) * 2000,
+    "data on a stream that is over":
+        frame(HEADERS, END_HEADERS | END_STREAM, ONE, BLOCK)
+        + frame(DATA, 0, ONE, b"\0") * 2000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_flood_ends_the_connection(name: str) -> None:
+    server = connection(burst_resets=100)
+    with pytest.raises(Http2Error) as caught:
+        server.receive(FLOODS[name], 0.0)
+    assert caught.value.code == ErrorCode.ENHANCE_YOUR_CALM
+    assert frame(GOAWAY, 0, b"")[3:5] in server.data_to_send()
+
+
+def test_what_callers_do_in_passing_is_no_flood() -> None:
+    """Each call with two updates of windows and a ping, as grpcio's."""
+    server = connection()
+
+    def follow(stream: bytes) -> bytes:
+        update = frame(WINDOW_UPDATE, 0, stream, word(5)) + frame(
+            WINDOW_UPDATE, 0, CONNECTION, word(5)
+        )
+        ping = frame(PING, 0, CONNECTION, bytes(8))
+        return update + ping + frame(DATA, END_STREAM, stream, bytes(800))
+
+    for at in range(10):
+        data = calls(1000, follow)
+        server = connection()
+        server.receive(data, float(at))
+        assert len(server.streams) == 1000
+
+
+def test_bomb_of_headers_is_not_unpacked() -> None:
+    server = connection()
+    bomb = b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000
+    server.receive(frame(HEADERS, END_HEADERS, ONE, bomb), 0.0)
+    with pytest.raises(Http2Error) as caught:
+        server.receive(frame(HEADERS, END_HEADERS, word(3), b"\xbe" * 10_000), 0.0)
+    assert caught.value.code == ErrorCode.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(DATA, 0, CONNECTION, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (frame(DATA, 0, ONE, b"x"), ErrorCode.PROTOCOL_ERROR),
+        (frame(HEADERS, 4, word(2), BLOCK), ErrorCode.PROTOCOL_ERROR),
+        (frame(HEADERS, 4, CONNECTION, BLOCK), ErrorCode.PROTOCOL_ERROR),
+        (frame(HEADERS, 12, ONE, b"\xff" + BLOCK), ErrorCode.PROTOCOL_ERROR),
+        (frame(HEADERS, 0x24, ONE, word(1) + b"\0" + BLOCK), ErrorCode.PROTOCOL_ERROR),
+        (frame(HEADERS, 0, ONE, BLOCK) + frame(PING, 0, CONNECTION, bytes(8)),
+         ErrorCode.PROTOCOL_ERROR),
+        (frame(CONTINUATION, 4, ONE, BLOCK), ErrorCode.PROTOCOL_ERROR),
+        (frame(RST_STREAM, 0, ONE, word(8)), ErrorCode.PROTOCOL_ERROR),
+        (frame(RST_STREAM, 0, ONE, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(WINDOW_UPDATE, 0, ONE, word(8)), ErrorCode.PROTOCOL_ERROR),
+        (frame(WINDOW_UPDATE, 0, CONNECTION, word(0)), ErrorCode.PROTOCOL_ERROR),
+        (frame(WINDOW_UPDATE, 0, CONNECTION, word(2**31 - 1)), ErrorCode.FLOW_CONTROL_ERROR),
+        (frame(SETTINGS, 0, ONE), ErrorCode.PROTOCOL_ERROR),
+        (frame(SETTINGS, 1, CONNECTION, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(SETTINGS, 0, CONNECTION, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(SETTINGS, 0, CONNECTION, b"\0\2" + word(2)), ErrorCode.PROTOCOL_ERROR),
+        (frame(SETTINGS, 0, CONNECTION, b"\0\4" + word(2**31)), ErrorCode.FLOW_CONTROL_ERROR),
+        (frame(SETTINGS, 0, CONNECTION, b"\0\5" + word(1)), ErrorCode.PROTOCOL_ERROR),
+        (frame(PING, 0, CONNECTION, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(PING, 0, ONE, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+        (frame(PUSH_PROMISE, 4, ONE, word(2)), ErrorCode.PROTOCOL_ERROR),
+        (frame(GOAWAY, 0, CONNECTION, b"x"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(PRIORITY, 0, CONNECTION, bytes(5)), ErrorCode.PROTOCOL_ERROR),
+        (b"\xff\xff\xff" + frame(DATA, 0, ONE)[3:], ErrorCode.FRAME_SIZE_ERROR),
+        (CALL + frame(DATA, PADDED, ONE, b"\5x"), ErrorCode.PROTOCOL_ERROR),
+        (CALL + CALL.replace(BLOCK, b"\x83", 1)[:3] + b"", None),
+    ],
+)  # fmt: skip
+def test_broken_frames_end_the_connection(data: bytes, code: ErrorCode | None) -> None:
+    server = connection()
+    if code is None:  # cut off: more may come
+        assert len(server.receive(data, 0.0)) == 1
+        return
+    with pytest.raises(Http2Error) as caught:
+        server.receive(data, 0.0)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_good"),
+    [
+        ({}, True),
+        ({":path": None}, False),
+        ({":scheme": None}, False),
+        ({":method": None}, False),
+        ({":status": "200"}, False),
+        ({"connection": "close"}, False),
+        ({"te": "gzip"}, False),
+        ({"Upper": "x"}, False),
+        ({"x": " blank"}, False),
+        ({"x": "a\nb"}, False),
+        ({"content-length": "-1"}, False),
+        ({":path": ""}, False),
+        ({"content-length": ""}, False),
+        ({"transfer-encoding": ""}, False),
+    ],
+)
+def test_malformed_requests_are_reset(headers: dict[str, str | None], is_good: bool) -> None:
+    fields = {":method": "POST", ":scheme": "http", ":path": "/a", "te": "trailers"} | headers
+    encoder = hpack.Encoder()
+    block = encoder.encode([(name, text) for name, text in fields.items() if text is not None])
+    server = connection()
+    found = server.receive(frame(HEADERS, END_HEADERS, ONE, block), 0.0)
+    assert len(found) == len(server.streams) == is_good
+    assert is_good or server.data_to_send() == frame(RST_STREAM, 0, ONE, word(1))
+    again = encoder.encode([(name, text) for name, text in fields.items() if text is not None])
+    found = server.receive(frame(HEADERS, END_HEADERS, word(3), again), 0.0)  # from the table now
+    assert len(found) == is_good
+
+
+@pytest.mark.parametrize(
+    ("lengths", "is_good"), [((5,), True), ((2, 3), True), ((4,), False), ((6,), False)]
+)
+def test_body_has_the_length_that_was_promised(lengths: tuple[int, ...], is_good: bool) -> None:
+    block = BLOCK + b"\x0f\x0d\x015"
+    server = connection()
+    data = frame(HEADERS, END_HEADERS, ONE, block)
+    for number, length in enumerate(lengths, 1):
+        flags = END_STREAM if number == len(lengths) else 0
+        data += frame(DATA, flags, ONE, bytes(length))
+    server.receive(data, 0.0)
+    assert (ONE in server.streams) == is_good
+
+
+@pytest.mark.parametrize("end", ["answer", "refuse", "respond"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_first_block_confirms_the_size_of_the_table(end: str, size: int) -> None:
+    """However it is encoded: peers that made their table smaller refuse any other."""
+    server, peer = connection(), hpack.Decoder()
+    server.receive(frame(HEADERS, END_HEADERS | END_STREAM, ONE, BLOCK), 0.0)
+    server.answer(ONE, b"x")
+    again = frame(HEADERS, END_HEADERS | END_STREAM, word(3), BLOCK)
+    server.receive(frame(SETTINGS, 0, CONNECTION, b"\0\1" + word(size)) + again, 0.0)
+    server.data_to_send()
+    peer.max_allowed_table_size = size
+    if end == "answer":
+        server.answer(word(3), b"x")
+    elif end == "refuse":
+        server.refuse([ONE, word(3)], RESPONSE)
+    else:
+        server.respond(word(3), RESPONSE)
+    sent = server.data_to_send()
+    assert sent[3] == HEADERS
+    assert peer.decode(sent[9 : 9 + sent[2]]) == hpack.Decoder().decode(b"\x88")
+
+
+@pytest.mark.parametrize("wider", [
+    frame(SETTINGS, 0, CONNECTION, b"\0\4" + word(1)), frame(WINDOW_UPDATE, 0, CONNECTION, word(1)),
+])  # fmt: skip
+def test_windows_of_all_streams_are_looked_at_once_a_read(
+    monkeypatch: pytest.MonkeyPatch, wider: bytes
+) -> None:
+    """Else a frame of 13 bytes has a thousand blocked answers looked at."""
+    server = connection()
+    server.receive(frame(SETTINGS, 0, CONNECTION, b"\0\4" + word(0)), 0.0)
+    for stream in (1, 3, 5):
+        server.receive(frame(HEADERS, END_HEADERS | END_STREAM, word(stream), BLOCK), 0.0)
+        server.answer(word(stream), bytes(100))
+    pumped = []
+    monkeypatch.setattr(server, "_pump", lambda stream, state: pumped.append(stream))
+    server.receive(wider * 100, 0.0)
+    assert pumped == [word(1), word(3), word(5)]
+
+
+@pytest.mark.parametrize("more", [b"\0\1a\0" * 40, b"\0\x7f\xff\x0e" + b"a" * 2046 + b"\0"])
+def test_large_blocks_are_not_kept(more: bytes) -> None:
+    """Neither by the connection nor, their names, by the process."""
+    server, block = connection(), b"\x83\x86\x04\x02/a" + more
+    server.receive(frame(HEADERS, END_HEADERS, ONE, block), 0.0)
+    opened = server.streams[ONE].block
+    assert opened is not None
+    names = tuple(name for name, _ in opened.fields)
+    assert len(names) in (4, 43)
+    assert not server.reader.blocks
+    assert names not in headers._request_shapes
+
+
+def test_padded_frame_may_come_in_any_parts() -> None:
+    data = CALL + frame(DATA, PADDED | END_STREAM, ONE, b"\5" + bytes(5000) + bytes(5))
+    for cut in (len(CALL) + 9, len(CALL) + 10, len(data) - 6, len(data) - 5, len(data) - 1):
+        server = connection()
+        found = server.receive(data[:cut], 0.0) + server.receive(data[cut:], 0.0)
+        assert sum(len(part) for kind, _, part, _ in found if kind == events.DATA) == 5000
+        assert found[-1][3]
+
+
+def test_other_protocols_are_recognised() -> None:
+    for data in (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", PREFACE[:-1] + b"x"):
+        with pytest.raises(NotHttp2):
+            ServerConnection(Limits(), RESPONSE, OK).receive(data, 0.0)
+    with pytest.raises(Http2Error, match="settings are missing"):
+        ServerConnection(Limits(), RESPONSE, OK).receive(PREFACE + CALL, 0.0)
+
+
+def test_stream_takes_no_more_than_its_window() -> None:
+    server = connection(stream_window_bytes=1000)
+    server.receive(CALL + frame(DATA, 0, ONE, bytes(1000)), 0.0)
+    assert ONE in server.streams
+    server.acknowledge(ONE, 600)
+    server.receive(frame(DATA, 0, ONE, bytes(600)), 0.0)
+    assert ONE in server.streams
+    server.receive(frame(DATA, 0, ONE, b"x"), 0.0)
+    assert ONE not in server.streams
+    assert server.data_to_send().endswith(frame(RST_STREAM, 0, ONE, word(3)))
+
+
+def test_requests_that_wait_are_taken_back_one_by_one() -> None:
+    """Of a server that takes none; their order, and those that were not taken back, stay."""
+    client = ClientConnection(Limits())
+    client.receive(frame(SETTINGS, 0, CONNECTION, b"\0\3" + word(0)), 0.0)
+    waiting = [client.request(RESPONSE, b"") for _ in range(200)]
+    for stream in waiting[:-2]:
+        client.cancel(stream)
+    assert not client.streams
+    client.receive(frame(SETTINGS, 0, CONNECTION, b"\0\3" + word(9)), 0.0)
+    assert list(client.streams) == waiting[-2:]

@@ -1,0 +1,262 @@
+"""Recognised or frame by frame: the same bytes are the same calls, wherever reads end."""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import hpack
+import pytest
+
+from serving.http2 import events
+from serving.http2.frames import PREFACE, Http2Error, frame, word
+from serving.http2.headers import OpenCall
+from serving.http2.limits import Limits
+from serving.http2.server import ServerConnection
+
+RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+OK = ((b"grpc-status", b"0"),)
+PREFIX, SIZE = b"\0\0\0\0\x0c\x0a\x0a", 10
+HEADERS = {
+    ":method": "POST", ":scheme": "http", ":path": "/a.B/C", ":authority": "x", "te": "trailers",
+}  # fmt: skip
+Calls = dict[bytes, list[Any]]
+
+
+class Peer:
+    """Writes what clients write."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.random = generator
+        self.encoder = hpack.Encoder()
+        self.stream = -1
+
+    def headers(self, **more: str) -> bytes:
+        self.stream += 2
+        fields = [*HEADERS.items(), *((n.replace("_", "-"), v) for n, v in more.items())]
+        return frame(1, 4, word(self.stream), self.encoder.encode(fields))
+
+    def data(self, stream: int, flags: int = 1) -> bytes:
+        return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
+
+    def burst(self) -> bytes:
+        """A few calls, as grpcio or as nghttp2 sends them, and what else comes between."""
+        timeout = self.random.choice(({}, {}, {"grpc_timeout": self.random.choice(("1S", "9m"))}))
+        if self.random.random() < 0.1:
+            timeout = {"traceparent": str(self.random.random())}
+        heads, bodies = [], []
+        for _ in range(self.random.randint(1, 4)):
+            heads.append(self.headers(**timeout))
+            update = frame(8, 0, word(self.stream), word(5))
+            body = self.data(self.stream)
+            bodies.append(update + body if self.random.random() < 0.5 else body)
+        together = self.random.random() < 0.5
+        parts = [a + b for a, b in zip(heads, bodies, strict=True)] if together else heads + bodies
+        for other in (
+            frame(6, 0, bytes(4), bytes(8)),
+            frame(8, 0, bytes(4), word(7)),
+            frame(3, 0, word(self.stream), word(8)),
+        ):
+            if self.random.random() < 0.1:
+                parts.append(other)
+        if self.random.random() < 0.1:
+            parts.append(self.stream_of_messages())
+        return b"".join(parts)
+
+    def stream_of_messages(self) -> bytes:
+        head = self.headers(x="stream")
+        body = [self.data(self.stream, 0) for _ in range(3)]
+        return head + b"".join(body) + self.data(self.stream, self.random.choice((0, 1)))
+
+
+def server(limits: Limits | None = None) -> ServerConnection:
+    connection = ServerConnection(limits or Limits(), RESPONSE, OK)
+    connection.receive(PREFACE + frame(4, 0, bytes(4)), 0.0)
+    connection.data_to_send()
+    return connection
+
+
+def calls_of(
+    connection: ServerConnection, reads: Iterable[bytes], *, recognise: bool
+) -> tuple[Calls, int, str]:
+    """Read bytes.
+
+    Returns:
+        What came on each stream, how many messages were recognised, and what ended it.
+    """
+    calls: Calls = {}
+    num_recognised = 0
+    try:
+        for data in reads:
+            for kind, stream, value, ended in connection.receive(data, 0.0):
+                if kind == events.CALLS:
+                    block, token, found = value
+                    assert token == "token"
+                    num_recognised += len(found)
+                    for each, message in found:
+                        calls.setdefault(each, [dict(block.fields)]).append(PREFIX + message)
+                        calls[each].append("end")
+                elif kind == events.MESSAGE:
+                    num_recognised += 1
+                    calls[stream].append(PREFIX + value[2])
+                elif kind == events.HEADERS:
+                    calls[stream] = [dict(value.fields)]
+                elif kind == events.DATA:
+                    calls[stream].append(value)
+                    state: Any = connection.streams.get(stream)
+                    if recognise and state is not None and value[: len(PREFIX)] == PREFIX:
+                        connection.expect(state.block, (PREFIX, SIZE), "token")
+                elif kind == events.RESET:
+                    calls.setdefault(stream, [dict(value[1].block.fields)]).append(int(value[0]))
+                if ended and kind in (events.MESSAGE, events.HEADERS, events.DATA):
+                    calls[stream].append("end")
+    except Http2Error as err:
+        return calls, num_recognised, str(err)
+    for stream, state in connection.streams.items():
+        if isinstance(state, OpenCall) and not state.ended:  # recognised, and not reported yet
+            calls.setdefault(stream, [dict(state.block.fields)])
+    return calls, num_recognised, ""
+
+
+def reads_of(data: bytes, generator: random.Random) -> list[bytes]:
+    cuts = sorted(generator.randrange(len(data)) for _ in range(len(data) // 300))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def test_recognised_calls_are_those_of_the_long_way(generator: random.Random) -> None:
+    total = 0
+    for _ in range(300):
+        peer = Peer(generator)
+        data = b"".join(peer.burst() for _ in range(30))
+        reads = reads_of(data, generator)
+        by_frames, none, end = calls_of(server(), reads, recognise=False)
+        recognised, number, same_end = calls_of(server(), reads, recognise=True)
+        assert (none, end, same_end) == (0, "", "")
+        assert recognised == by_frames
+        total += number
+    assert total > 10_000
+
+
+def test_calls_are_the_same_wherever_a_read_ends(generator: random.Random) -> None:
+    peer = Peer(generator)
+    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(4))
+    data = b"".join(peer.burst() for _ in range(6)) + peer.stream_of_messages()
+    expected, _, _ = calls_of(server(), [warm, data], recognise=False)
+    total = 0
+    for at in range(len(data) + 1):
+        found, number, _ = calls_of(server(), [warm, data[:at], data[at:]], recognise=True)
+        assert found == expected
+        total += number
+    assert total > len(data)
+    one_by_one = [warm, *(data[at : at + 1] for at in range(len(data)))]
+    assert calls_of(server(), one_by_one, recognise=True)[0] == expected
+
+
+def test_mutated_bytes_are_the_same_either_way(generator: random.Random) -> None:
+    """Calls, states and ends: what a peer may send wrong is wrong on both ways."""
+    for _ in range(1500):
+        peer = Peer(generator)
+        data = bytearray(b"".join(peer.burst() for _ in range(8)))
+        for _ in range(generator.randint(1, 3)):
+            at = generator.randrange(len(data))
+            data[at : at + generator.randint(0, 2)] = generator.randbytes(generator.randint(0, 2))
+        reads = [bytes(data[: len(data) // 2]), bytes(data[len(data) // 2 :])]
+        one, other = server(), server()
+        by_frames, _, end = calls_of(one, reads, recognise=False)
+        recognised, _, same_end = calls_of(other, reads, recognise=True)
+        assert same_end == end
+        assert set(one.streams) == set(other.streams)
+        if not end:  # else events of the last read are lost
+            assert recognised == by_frames
+
+
+def test_only_what_a_peer_may_open_is_recognised(generator: random.Random) -> None:
+    limits = Limits(max_streams=10)
+    peer, connection = Peer(generator), server(limits)
+    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
+    calls_of(connection, [warm], recognise=True)
+    more = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(20))
+    calls, number, _ = calls_of(connection, [more], recognise=True)
+    assert number == len(calls) == 7
+    assert connection.data_to_send().count(frame(3, 0, b"", word(7))[:5]) == 13
+
+
+def test_stream_that_is_opened_twice_is_an_error(generator: random.Random) -> None:
+    peer, connection = Peer(generator), server()
+    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
+    calls_of(connection, [warm], recognise=True)
+    call = peer.headers() + peer.data(peer.stream)
+    assert calls_of(connection, [call], recognise=True)[1] == 1
+    assert "over" in calls_of(connection, [call], recognise=True)[2]
+
+
+def test_message_is_not_taken_twice(generator: random.Random) -> None:
+    peer, connection = Peer(generator), server()
+    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
+    calls_of(connection, [warm], recognise=True)
+    data = peer.headers() + peer.data(peer.stream) + peer.data(peer.stream)
+    calls, _, _ = calls_of(connection, [data], recognise=True)
+    assert calls[word(peer.stream)][-1] == 5  # STREAM_CLOSED
+    assert not connection.streams.get(word(peer.stream))
+
+
+@pytest.mark.parametrize("window", [0, 3, 1 << 20])
+def test_answers_keep_to_the_peers_windows(generator: random.Random, window: int) -> None:
+    connection = ServerConnection(Limits(), RESPONSE, OK)
+    settings = frame(4, 0, bytes(4), b"\0\4" + word(window))
+    connection.receive(PREFACE + settings, 0.0)
+    peer = Peer(generator)
+    for _ in range(6):
+        calls_of(connection, [peer.headers() + peer.data(peer.stream)], recognise=True)
+        connection.answer(word(peer.stream), b"0123456789")
+    sent = connection.data_to_send().count(b"0123456789")
+    assert sent == (6 if window > 3 else 0)
+    connection.receive(frame(4, 0, bytes(4), b"\0\4" + word(10)), 0.0)
+    assert not connection.streams
+    assert not connection.num_unsent()
+
+
+def test_updates_of_small_windows_are_not_skipped(generator: random.Random) -> None:
+    peer, connection = Peer(generator), server()
+    for window in (1 << 20, 100):
+        setting = frame(4, 0, bytes(4), b"\0\4" + word(window))
+        calls_of(connection, [setting], recognise=False)
+        for _ in range(4):
+            head = peer.headers() + frame(8, 0, word(peer.stream), word(200))
+            calls_of(connection, [head + peer.data(peer.stream)], recognise=True)
+            connection.answer(word(peer.stream), bytes(250))
+    assert not connection.num_unsent()
+
+
+def test_promised_length_counts_for_recognised_calls_too(generator: random.Random) -> None:
+    """Blocks whose message has come in two frames are those of calls with two."""
+    peer, connection = Peer(generator), server()
+    size = len(PREFIX) + SIZE
+    for flags in (0, 0, 1):
+        data = peer.headers(content_length=str(2 * size)) + peer.data(peer.stream, flags)
+        calls, number, _ = calls_of(connection, [data], recognise=True)
+        assert not number
+    assert calls[word(peer.stream)][-1] == 1  # PROTOCOL_ERROR
+
+
+def test_headers_of_streams_are_events_though_their_messages_are_recognised(
+    generator: random.Random,
+) -> None:
+    peer, connection = Peer(generator), server()
+    for number in range(4):
+        data = peer.headers() + peer.data(peer.stream, 0) * 2
+        found = connection.receive(data, 0.0)
+        kinds = [event[0] for event in found]
+        kind = events.MESSAGE if number > 1 else events.DATA
+        assert kinds == [events.HEADERS, kind, kind]
+        state: Any = connection.streams[word(peer.stream)]
+        connection.expect(state.block, (PREFIX, SIZE), "token", calls=False)
+
+
+def test_layouts_of_a_block_are_few(generator: random.Random) -> None:
+    peer, connection = Peer(generator), server()
+    connection.receive(peer.headers(), 0.0)
+    block = connection.streams[word(peer.stream)].block
+    assert block is not None
+    for number in range(1000):
+        connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
+        assert len(block.messages) <= 16
