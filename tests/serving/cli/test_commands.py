@@ -140,7 +140,7 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     monkeypatch.chdir(tmp_path)
     code, _, err = run("serve", "--models", named, "--port", 0, capsys=capsys)
     expected = f"no model in {named}/digits, but in models/letters: --models models --model letters"
-    assert (code, err) == (2, f"digits-serve: {expected}\n")
+    assert (code, err) == (2, f"digit-serving: {expected}\n")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_unknown_variable_is_named(
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     code, _, err = run("info", "--models", models, capsys=capsys)
-    assert (code, err.removeprefix("digits-serve: ")) == (0, expected)
+    assert (code, err.removeprefix("digit-serving: ")) == (0, expected)
 
 
 def test_corrupt_model_ends_with_one_line(

@@ -98,7 +98,7 @@ def test_target_without_a_port_is_a_usage_error(
     with pytest.raises(SystemExit) as ended:
         main(["health", "--target", target])
     assert ended.value.code == 2
-    assert f"argument --target: expected HOST:PORT, got {target!r}\n" in capsys.readouterr().err
+    assert f"argument --target: expected HOST:PORT, got {target!r}; see" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])
