@@ -30,7 +30,7 @@ DONE, FAILED, UNUSABLE = 0, 1, 2
 
 EXTRAS = {
     "matplotlib": "bench", "packaging": "bench", "onnxruntime": "serve", "uvloop": "serve",
-    "ngh2": "serve", "tensorflow": "train", "keras": "train", "onnx": "train",
+    "tensorflow": "train", "keras": "train", "onnx": "train",
 }  # fmt: skip
 """What the base installation lacks, and the extra that brings it."""
 

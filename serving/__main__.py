@@ -23,7 +23,6 @@ EXTRAS = {
     "grpc_health": "serve",
     "grpc_reflection": "serve",
     "prometheus_client": "serve",
-    "ngh2": "serve",
     "uvloop": "serve",
     "starlette": "http",
     "uvicorn": "http",

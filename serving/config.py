@@ -120,7 +120,7 @@ class ServerConfig:
     http_is_optional: bool = False
     """Whether a server whose HTTP port is taken goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
-    """The gRPC implementation; "auto" takes h2 if ngh2 is installed."""
+    """The gRPC implementation; "auto" is h2."""
     workers: int = 1
     """Processes that share the port; each has the model and its share of the cores."""
     drain_s: float = 30.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "ngh2", "uvloop",
+    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
     "tensorflow", "keras",
 )  # fmt: skip
 _MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")

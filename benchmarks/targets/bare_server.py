@@ -1,4 +1,4 @@
-"""HTTP/2 by ngh2 and the model, nothing between: the price of all else that our server does.
+"""Our HTTP/2 engine and the model, nothing between: the price of all else that our server does.
 
 It reads, answers all that has come, and writes. No queue, no limits, no deadlines, no cancellation,
 no metrics; a bad request ends it. With --echo there is no model either, only fixed answers.
@@ -9,6 +9,7 @@ python -m benchmarks.targets.bare_server [--models models] [--precision fp32|int
 import argparse
 import selectors
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.targets.echo_server import answer_of
+from serving.http2 import events
+from serving.http2.frames import Http2Error
+from serving.http2.limits import Limits
+from serving.http2.server import ServerConnection
 from serving.model.loaded_model import load_model
 from serving.protocols.digits_v1 import wire
 from serving.signature import DIGITS
-from serving.transports.h2 import http2
-from serving.transports.h2.limits import Limits
 
-_LIMITS = Limits(max_message_bytes=8 << 20)
+_READ_BYTES = 512 << 10
 _PREFIX_BYTES = 5
 _RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _OK = ((b"grpc-status", b"0"),)
@@ -39,35 +42,46 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
-        self._http2 = http2.open_session(_LIMITS)
-        self._parts: dict[int, bytes] = {}
+        self._http2 = ServerConnection(Limits(), _RESPONSE, _OK)
+        self._parts: dict[bytes, bytes] = {}
 
-    def read(self, buffer: memoryview) -> dict[int, bytes] | None:
+    def read(self, buffer: memoryview) -> dict[bytes, bytes] | None:
         """Return the messages that are whole now, by stream; None if the peer has left."""
         num_bytes = 0
         with suppress(OSError):
             num_bytes = self.socket.recv_into(buffer)
-        try:
-            self._http2.receive_data(buffer[:num_bytes])
-        except http2.Error:  # more after a GOAWAY, such as h2load's last frames
+        if not num_bytes:
             return None
-        whole = {}
-        for event in self._http2.events():
-            if isinstance(event, http2.ConnectionClosed):
+        try:
+            found = self._http2.receive(bytes(buffer[:num_bytes]), time.monotonic())
+        except Http2Error:
+            return None
+        whole: dict[bytes, bytes] = {}
+        for kind, stream, value, ended in found:
+            if kind == events.CALLS:
+                _, prefix, calls = value
+                whole.update((each, prefix + message) for each, message in calls)
+            elif kind == events.GOAWAY:
                 return None
-            if isinstance(event, http2.DataReceived):
-                stream = event.stream_id
-                self._http2.acknowledge_received_data(len(event.data), stream)
-                self._parts[stream] = self._parts.get(stream, b"") + event.data
-                if event.end_stream:
+            elif kind == events.DATA:
+                self._http2.acknowledge(stream, len(value))
+                if ended and stream not in self._parts:
+                    self._expect(stream, value)
+                self._parts[stream] = self._parts.get(stream, b"") + value
+                if ended:
                     whole[stream] = self._parts.pop(stream)[_PREFIX_BYTES:]
-        return whole if num_bytes else None
+        return whole
 
-    def answer(self, stream: int, message: bytes) -> None:
+    def _expect(self, stream: bytes, data: bytes) -> None:
+        """Have one-image calls like this one recognised."""
+        state = self._http2.streams.get(stream)
+        if state is not None and state.block is not None and state.block.is_repeated:
+            at = len(data) - DIGITS.image_bytes
+            self._http2.expect(state.block, (data[:at], DIGITS.image_bytes), data[5:at])
+
+    def answer(self, stream: bytes, message: bytes) -> None:
         """Answer a call."""
-        self._http2.send_response(stream, _RESPONSE)
-        self._http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
-        self._http2.send_trailers(stream, _OK)
+        self._http2.answer(stream, b"\0" + len(message).to_bytes(4, "big") + message)
 
     def write(self) -> None:
         """Send what HTTP/2 has to say, windows and answers."""
@@ -78,14 +92,14 @@ class _Connection:
 
 def serve(answer: Answer) -> None:
     """Serve unary calls on a port that the kernel chooses, and print where, until killed."""
-    buffer = memoryview(bytearray(_LIMITS.read_bytes))
+    buffer = memoryview(bytearray(_READ_BYTES))
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     print(f"serving address=127.0.0.1:{listener.getsockname()[1]}", flush=True)
     while True:
         ready: list[Any] = [key.data for key, _ in selector.select()]
-        calls: list[tuple[_Connection, int, bytes]] = []
+        calls: list[tuple[_Connection, bytes, bytes]] = []
         for connection in ready:
             if connection is None:
                 sock, _ = listener.accept()

@@ -51,8 +51,8 @@ CATALOGUE = {
     **{target: _ours(about) for target, (_, about) in HTTP.items()},
     **{client: Entry(about) for client, about in CLIENTS.items()},
     "plain": Entry("the grpcio server of a tutorial"),
-    "bare": Entry("HTTP/2 by ngh2 and the model, no queue and no checks", as_int8=True),
-    "echo": Entry("HTTP/2 by ngh2 without a model"),
+    "bare": Entry("our HTTP/2 and the model, no queue and no checks", as_int8=True),
+    "echo": Entry("our HTTP/2 without a model"),
     "echo-grpcio": Entry("grpc.aio without a model"),
 }  # fmt: skip
 _ADDRESS = Entry("an Open Inference Protocol server")

@@ -107,7 +107,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
         "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
     add("--transport", choices=get_args(TransportName), default=config.transport,
-        help="gRPC implementation; auto takes h2 if ngh2 is installed")  # fmt: skip
+        help="gRPC implementation; auto is h2")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",
         help="processes that share the port and divide the cores; one that dies is restarted; "
         "limits such as the queue's are per worker")  # fmt: skip

@@ -1,32 +1,36 @@
 """Which library carries a client's calls."""
 
 import ipaddress
+import os
 import select
-from importlib.util import find_spec
 
 from serving.client.place import Place, place_of
 from serving.config import TransportName
 from serving.errors import ConfigurationError
-from serving.installation import install
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables of the environment by which grpcio connects through a proxy."""
 
 
 def choose(transport: TransportName, target: str) -> Place | None:
     """Return where h2 connects to, or None for grpcio.
 
     Args:
-        transport: "h2", "grpcio", or "auto": h2 where it is installed, for one address that is
-            not a name. A name may stand for several servers, among which grpcio takes turns.
+        transport: "h2", "grpcio", or "auto": h2 for one address that is not a name, without a
+            proxy, except on Windows. A name may stand for several servers, among which grpcio
+            takes turns.
         target: see `Connection`.
 
     Raises:
-        ConfigurationError: h2 was requested, and is not installed or not for this target.
+        ConfigurationError: h2 was requested, and is not for this target or this system.
     """
     if transport == "grpcio":
         return None
     place = place_of(target)
-    is_installed = find_spec("ngh2") is not None and hasattr(select, "poll")  # not on Windows
+    can_poll = hasattr(select, "poll")  # not on Windows
     if transport == "auto":
-        return place if place and is_installed and _is_address(place.host) else None
+        has_proxy = any(map(os.environ.get, _PROXIES))
+        return place if place and can_poll and not has_proxy and _is_address(place.host) else None
     if transport != "h2":
         raise ConfigurationError(f"transport must be auto, h2 or grpcio, got {transport!r}")
     if place is None:
@@ -34,8 +38,8 @@ def choose(transport: TransportName, target: str) -> Place | None:
             f"transport h2 takes one host:port, got {target!r}: use transport grpcio for several "
             "servers and gRPC's other targets"
         )
-    if not is_installed:
-        raise ConfigurationError(f"transport h2 needs ngh2 and no Windows: {install('fast')}")
+    if not can_poll:
+        raise ConfigurationError("transport h2 does not run on Windows: use transport grpcio")
     return place
 
 

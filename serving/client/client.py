@@ -117,7 +117,7 @@ class Client(Connection):
     def _open(self) -> Any:
         if self._place is None:
             return GrpcioCalls(self._target, self._access)
-        from serving.client.h2.pool import H2Calls  # loads ngh2
+        from serving.client.h2.pool import H2Calls
 
         return H2Calls(self._place, self._access)
 
@@ -189,6 +189,6 @@ class AsyncClient(Connection):
     def _open(self) -> Any:
         if self._place is None:
             return GrpcioLoopCalls(self._target, self._access)
-        from serving.client.h2.loop import H2LoopCalls  # loads ngh2
+        from serving.client.h2.loop import H2LoopCalls
 
         return H2LoopCalls(self._place, self._access)

@@ -56,7 +56,7 @@ class Connection:
         tls_ca: str | Path | None = None,
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
-        transport: TransportName = "grpcio",
+        transport: TransportName = "auto",
     ) -> None:
         """Configure the client; it connects when it is first used.
 
@@ -77,13 +77,12 @@ class Connection:
                 plaintext.
             tls_cert: PEM file of the client's own certificate, if the server requires one (mTLS).
             tls_key: PEM file of its key.
-            transport: "grpcio"; "h2", several times as fast, for one "host:port", which needs the
-                extra `fast`; or "auto": h2 where it is installed and the target is one address,
-                grpcio elsewhere.
+            transport: "h2", this project's own HTTP/2, several times as fast, for one "host:port";
+                "grpcio"; or "auto": h2 for one address that is not a name, grpcio elsewhere.
 
         Raises:
             ConfigurationError: a file can't be read, the token can't be sent, or h2 is not
-                installed or not for this target.
+                for this target.
         """
         self._target = target
         self._timeout_s = timeout_s

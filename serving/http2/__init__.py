@@ -1,10 +1,12 @@
 """HTTP/2 for gRPC without I/O, in pure Python (RFC 9113 and 7541): bytes in, events and bytes out.
 
-It imports nothing of this project and knows nothing of gRPC's messages beyond their being bytes.
+It imports nothing else of this project, and messages are only bytes to it.
 
-    bytes ──▶ known.py        calls that repeat others byte for byte, recognised without decoding
-              connection.py   any other frame, one by one: settings, windows, pings, floods
-              headers.py      header blocks, cached while they mean the same; hpack.py, huffman.py
-              server.py       requests in, responses out       client.py   the other role
-    bytes ◀── output.py       frames that are ready; data that the peer's windows keep back
+    bytes ──▶ connection.py   splits frames; header blocks by headers.py and hpack/
+              known.py        calls that repeat others byte for byte, recognised without decoding
+              data.py         DATA frames, within our windows
+              control.py      settings, pings, windows, resets
+    bytes ◀── output.py       frames that are ready, and data that the peer's windows keep back
+
+    server.py and client.py are the two roles, limits.py has every limit.
 """

@@ -5,13 +5,10 @@ abuse that grpcio does not (SECURITY.md). A transport is imported when it is ope
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Protocol
 
 from serving.classifier import Classifier
 from serving.config import ServerConfig, TransportName
-from serving.errors import ConfigurationError
-from serving.installation import install
 from serving.predictions import Predictions
 from serving.protocols.method import Method
 
@@ -87,14 +84,5 @@ def open_transport(
 
 
 def choose_transport(name: TransportName) -> TransportName:
-    """Return the name of the transport to open; resolves "auto".
-
-    Raises:
-        ConfigurationError: h2 was requested and its package is not installed.
-    """
-    has_h2 = find_spec("ngh2") is not None
-    if name == "auto":
-        return "h2" if has_h2 else "grpcio"
-    if name == "h2" and not has_h2:
-        raise ConfigurationError(f"transport h2 needs ngh2: {install('serve')}")
-    return name
+    """Return the name of the transport to open; resolves "auto"."""
+    return "h2" if name == "auto" else name

@@ -25,8 +25,7 @@ sys.modules.update(dict.fromkeys({hidden!r}))
 sys.argv = {argv!r}
 runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
 """
-SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client",
-         "ngh2")  # fmt: skip
+SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client")
 TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 BENCH = ("matplotlib", "packaging")
 EXTRAS = {

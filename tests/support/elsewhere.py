@@ -18,7 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "uvloop", "ngh2")
+MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty", "uvloop")
 NAMES = {
     os: (
         "sched_getaffinity", "sched_setaffinity", "register_at_fork", "fork", "forkpty", "sysconf",
@@ -31,7 +31,7 @@ NAMES = {
         "alarm", "setitimer", "pthread_sigmask", "SIG_BLOCK", "SIG_SETMASK", "pthread_kill",
     ),
     socket: ("AF_UNIX", "SO_REUSEPORT"),
-    select: ("epoll",),
+    select: ("epoll", "poll"),
 }  # fmt: skip
 LINUX_FOLDERS = ("/proc", "/sys")
 

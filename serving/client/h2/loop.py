@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc
-import ngh2
 
 from serving.client.access import Access
 from serving.client.calls import CUT_OFF, Failure
@@ -15,6 +14,7 @@ from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
 from serving.client.place import Place
 from serving.credentials.tls import NO_HTTP2
+from serving.http2.frames import Http2Error
 
 
 class LoopCall(Call):
@@ -68,7 +68,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             ended = self.session.receive(data)
-        except ngh2.NGH2Error as err:
+        except Http2Error as err:
             self.fail((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
             return
         self._silence.end(self._loop.time(), self.session.num_calls)
@@ -88,10 +88,9 @@ class _Link(asyncio.Protocol):
         self._silence.begin(self._loop.time())
         if self._guard is None:
             self._guard = self._loop.call_at(self._silence.due_s(), self._check_alive)
-        try:
-            self.session.start(call, path, message, timeout_s, metadata)
-        except ngh2.NGH2Error as err:
-            call.end((grpc.StatusCode.UNAVAILABLE, f"HTTP/2: {err}"))
+        self.session.start(call, path, message, timeout_s, metadata)
+        if call.outcome is not None:
+            call.end(call.outcome)
             return
         call.link = self
         self._flush_soon()

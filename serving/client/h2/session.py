@@ -1,27 +1,28 @@
-"""A client's HTTP/2 and gRPC without I/O: calls and bytes go in, bytes and outcomes come out.
-
-The only module of the client that imports ngh2.
-"""
+"""A client's gRPC without I/O: calls and bytes go in, bytes and outcomes come out."""
 
 import math
-from collections.abc import Iterable
-from contextlib import suppress
+import time
 from urllib.parse import unquote
 
 import grpc
-import ngh2
 
 from serving.client.calls import PUSHBACK, Failure
+from serving.http2 import events
+from serving.http2.client import ClientConnection
+from serving.http2.frames import ErrorCode
+from serving.http2.hpack.table import Fields
+from serving.http2.limits import Limits
 
 _MAX_ANSWER_BYTES = 16 << 20
 """The longest message that is taken, as on grpcio."""
-_WINDOW = 1 << 30
+_LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
 """What a server may send ahead; an answer is bounded by `_MAX_ANSWER_BYTES`."""
-_LAST_STREAM = 2**31 - 1 - 2 * 65_536
+_LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")
 """Past it no calls are begun: the protocol has no more numbers soon."""
 _MAX_HEADERS = 256
 """Headers that are kept, by path, timeout and metadata."""
 _PREFIX_BYTES = 5
+_MAX_STATUS_DIGITS = 4
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _HTTP = {
     b"400": grpc.StatusCode.INTERNAL, b"401": grpc.StatusCode.UNAUTHENTICATED,
@@ -30,13 +31,13 @@ _HTTP = {
     b"503": grpc.StatusCode.UNAVAILABLE, b"504": grpc.StatusCode.UNAVAILABLE,
 }  # fmt: skip
 """By gRPC's table for answers that are not gRPC's (http-grpc-status-mapping.md)."""
-_RESETS = {
-    int(ngh2.ErrorCode.REFUSED_STREAM): grpc.StatusCode.UNAVAILABLE,
-    int(ngh2.ErrorCode.CANCEL): grpc.StatusCode.CANCELLED,
-    int(ngh2.ErrorCode.ENHANCE_YOUR_CALM): grpc.StatusCode.RESOURCE_EXHAUSTED,
+_RESETS: dict[int | None, grpc.StatusCode] = {
+    ErrorCode.REFUSED_STREAM: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.CANCEL: grpc.StatusCode.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_CONFIGURATION = ngh2.Configuration(max_inbound_header_count=256)
 
+_GONE: Failure = (grpc.StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -44,13 +45,14 @@ Metadata = tuple[tuple[str, str], ...]
 class Call:
     """A unary call in flight."""
 
-    __slots__ = ("failure", "message", "outcome", "stream")
+    __slots__ = ("failure", "message", "num_bytes", "outcome", "stream")
 
     def __init__(self) -> None:
         """Make a call that has not begun."""
-        self.stream = 0
-        self.message = b""
+        self.stream = b""
+        self.message: list[bytes] = []
         """What came of the answer, with its prefix."""
+        self.num_bytes = 0
         self.failure: Failure | None = None
         """What its headers say, before the stream has ended."""
         self.outcome: bytes | Failure | None = None
@@ -67,21 +69,18 @@ class Session:
             authority: "host:port".
             scheme: "http" or "https".
         """
-        self._http2 = ngh2.Connection(ngh2.Role.CLIENT, _CONFIGURATION)
-        self._http2.initiate_connection(
-            {ngh2.Setting.ENABLE_PUSH: 0, ngh2.Setting.INITIAL_WINDOW_SIZE: _WINDOW}
-        )
-        self._http2.set_local_window_size(_WINDOW)
+        self._http2 = ClientConnection(_LIMITS)
         self._first = (
             (b":method", b"POST"),
             (b":scheme", scheme.encode()),
             (b":authority", authority.encode()),
         )
-        self._headers: dict[object, tuple[tuple[bytes, bytes], ...]] = {}
-        self._calls: dict[int, Call] = {}
+        self._headers: dict[object, Fields] = {}
+        self._calls: dict[bytes, Call] = {}
         self.is_ending = False
         """Whether no further calls may begin; those in flight are still answered."""
-        self._ready = b""
+        self._failure = _GONE
+        """Why they may not."""
 
     @property
     def num_calls(self) -> int:
@@ -90,23 +89,23 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """Return the bytes that are ready to be sent."""
-        ready, self._ready = self._ready, b""
-        return ready + self._http2.data_to_send()
+        return self._http2.data_to_send()
 
     def start(
         self, call: Call, path: str, message: bytes, timeout_s: float, metadata: Metadata
     ) -> None:
-        """Begin a call."""
-        http2 = self._http2
-        call.stream = stream = http2.send_request(self._headers_of(path, timeout_s, metadata))
-        http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=True)
+        """Begin a call; on a connection that is ending it has its outcome at once."""
+        if self.is_ending:
+            call.outcome = self._failure
+            return
+        headers = self._headers_of(path, timeout_s, metadata)
+        framed = b"\0" + len(message).to_bytes(4, "big") + message
+        call.stream = stream = self._http2.request(headers, framed)
         self._calls[stream] = call
         if stream > _LAST_STREAM:
             self.is_ending = True
 
-    def _headers_of(
-        self, path: str, timeout_s: float, metadata: Metadata
-    ) -> tuple[tuple[bytes, bytes], ...]:
+    def _headers_of(self, path: str, timeout_s: float, metadata: Metadata) -> Fields:
         timeout = _timeout_text(timeout_s)
         key = path, timeout, metadata
         headers = self._headers.get(key)
@@ -126,13 +125,11 @@ class Session:
     def cancel(self, call: Call) -> None:
         """Reset a call's stream, if it is in flight."""
         if self._calls.pop(call.stream, None) is call:
-            with suppress(ngh2.NGH2Error):  # the connection is at its end
-                self._http2.reset_stream(call.stream)
+            self._http2.cancel(call.stream)
 
     def ping(self) -> None:
         """Ask the server for a sign of life."""
-        with suppress(ngh2.NGH2Error):
-            self._http2.ping()
+        self._http2.ping()
 
     def receive(self, data: bytes) -> list[Call]:
         """Take what the server has sent.
@@ -141,46 +138,58 @@ class Session:
             The calls that have their outcome now.
 
         Raises:
-            ngh2.NGH2Error: the server breaks the protocol.
+            Http2Error: the server breaks the protocol.
         """
         ended = []
-        self._http2.receive_data(data)
-        for event in self._http2.events():
-            kind = type(event)
-            if kind is ngh2.GoAwayReceived:
+        for kind, stream, value, is_end in self._http2.receive(data, time.monotonic()):
+            if kind == events.GOAWAY:
                 self.is_ending = True
+                ended += self._end_unread(stream)
                 continue
-            call = self._calls.get(getattr(event, "stream_id", 0))
+            call = self._calls.get(stream)
             if call is None:
                 continue
-            if kind is ngh2.DataReceived:
-                self._take(call, event.data)  # type: ignore[attr-defined]
-            elif kind is ngh2.ResponseReceived or kind is ngh2.TrailersReceived:
-                _read_headers(call, event.headers, kind is ngh2.ResponseReceived)  # type: ignore[attr-defined]
-            elif kind is ngh2.StreamClosed:
-                del self._calls[call.stream]
-                call.outcome = _outcome(call, event.error_code)  # type: ignore[attr-defined]
+            if kind == events.DATA:
+                is_end |= self._take(call, value)
+            elif kind == events.HEADERS:
+                _read_headers(call, value.fields, is_first=True, is_last=is_end)
+            elif kind == events.TRAILERS:
+                _read_headers(call, value, is_first=False, is_last=True)
+            if is_end:
+                del self._calls[stream]
+                call.outcome = _outcome(call, value[0] if kind == events.RESET else None)
                 ended.append(call)
-        self._ready += self._http2.data_to_send()
-        if not self._http2.want_read:
-            ended += self.fail_all((grpc.StatusCode.UNAVAILABLE, "the HTTP/2 connection broke"))
         return ended
+
+    def _end_unread(self, last: bytes) -> list[Call]:
+        """End the calls that a server that goes has not looked at."""
+        unread = [call for stream, call in self._calls.items() if stream > last]
+        for call in unread:
+            self.cancel(call)
+            call.outcome = _GONE
+        return unread
 
     def fail_all(self, failure: Failure) -> list[Call]:
         """End all calls; the connection is lost."""
         self.is_ending = True
+        self._failure = failure
         calls = list(self._calls.values())
         self._calls.clear()
         for call in calls:
             call.outcome = failure
         return calls
 
-    def _take(self, call: Call, data: bytes) -> None:
-        call.message = call.message + data if call.message else data
-        if len(call.message) > _MAX_ANSWER_BYTES + _PREFIX_BYTES:
-            text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
-            call.failure, call.message = (grpc.StatusCode.RESOURCE_EXHAUSTED, text), b""
-            self._http2.reset_stream(call.stream)
+    def _take(self, call: Call, data: bytes) -> bool:
+        """Take a part of an answer; return whether it is too long, which ends the call."""
+        call.message.append(data)
+        call.num_bytes += len(data)
+        self._http2.acknowledge(call.stream, len(data))
+        if call.num_bytes <= _MAX_ANSWER_BYTES + _PREFIX_BYTES:
+            return False
+        text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
+        call.failure, call.message = (grpc.StatusCode.RESOURCE_EXHAUSTED, text), []
+        self._http2.reset(call.stream, ErrorCode.CANCEL)
+        return True
 
 
 def _timeout_text(timeout_s: float) -> bytes:
@@ -196,29 +205,33 @@ def _timeout_text(timeout_s: float) -> bytes:
     return b"%dH" % min(10**8 - 1, -(-milliseconds // 3_600_000))
 
 
-def _read_headers(call: Call, headers: Iterable[tuple[bytes, bytes]], is_first: bool) -> None:
+def _read_headers(call: Call, headers: Fields, *, is_first: bool, is_last: bool) -> None:
     """Read a status from the headers or the trailers of an answer."""
     fields = dict(headers)
-    if is_first and fields.get(b":status") != b"200":
-        status = fields.get(b":status", b"")
+    if is_first and fields[b":status"] != b"200":
+        status = fields[b":status"]
         code = _HTTP.get(status, grpc.StatusCode.UNKNOWN)
         call.failure = code, f"the answer has HTTP status {status.decode('ascii', 'replace')}", True
     elif (number := fields.get(b"grpc-status")) is not None:
         text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
-        code = _CODES.get(int(number) if number.isdigit() else -1, grpc.StatusCode.UNKNOWN)
+        is_number = number.isdigit() and len(number) <= _MAX_STATUS_DIGITS
+        code = _CODES.get(int(number) if is_number else -1, grpc.StatusCode.UNKNOWN)
         call.failure = code, text, PUSHBACK.encode() not in fields
-    elif not is_first:
+    elif is_last and call.failure is None:
         call.failure = grpc.StatusCode.UNKNOWN, "the answer has no status"
 
 
-def _outcome(call: Call, reset: int) -> bytes | Failure:
-    """Return the outcome of a call whose stream has ended."""
-    failure, message = call.failure, call.message
+def _outcome(call: Call, reset: int | None) -> bytes | Failure:
+    """Return the outcome of a call whose stream has ended, perhaps by a reset."""
+    failure = call.failure
+    if failure is None and reset is None:
+        return grpc.StatusCode.INTERNAL, "the answer has no status"
     if failure is None:
         code = _RESETS.get(reset, grpc.StatusCode.INTERNAL)
-        return code, f"the server reset the call (HTTP/2 error {reset})"
+        return code, f"the server reset the call (HTTP/2 error {reset:d})"
     if failure[0] is not grpc.StatusCode.OK:
         return failure
+    message = call.message[0] if len(call.message) == 1 else b"".join(call.message)
     if message[:1] != b"\0" or int.from_bytes(message[1:5], "big") != len(message) - _PREFIX_BYTES:
         return grpc.StatusCode.INTERNAL, "the answer is not one message without compression"
     return message[_PREFIX_BYTES:]

@@ -13,13 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-import ngh2
 
 from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, Failure
 from serving.client.h2.connect import is_alarm
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.h2.silence import Silence
 from serving.credentials.tls import Plain, Tls
+from serving.http2.frames import Http2Error
 
 _READ_BYTES = 256 << 10
 _IDLE_S = 0.05
@@ -111,11 +111,7 @@ class Link:
                 call.outcome = self._failure
                 return
             self._silence.begin(call.sent_s)
-            try:
-                self._session.start(call, path, message, timeout_s, metadata)
-            except ngh2.NGH2Error as err:
-                call.outcome = grpc.StatusCode.UNAVAILABLE, f"HTTP/2: {err}"
-                return
+            self._session.start(call, path, message, timeout_s, metadata)
         self.write(call.deadline_s)
 
     def cancel(self, call: ThreadCall) -> None:
@@ -216,7 +212,7 @@ class Link:
             try:
                 ended = self._session.receive(self._cipher.decrypt(data))
                 self._silence.end(self._used_s, self._session.num_calls)
-            except (ngh2.NGH2Error, OSError) as err:
+            except (Http2Error, OSError) as err:
                 self._end((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
                 if is_alarm(err):
                     raise

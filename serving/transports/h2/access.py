@@ -1,87 +1,95 @@
-"""Access lines and spans: an HTTP/2 session that records how its calls begin and end.
+"""Access lines and spans: a connection of HTTP/2 that records how its calls begin and end.
 
-It replaces ngh2's own where either is on, so a server without them runs none of this.
+It takes the place of the engine's where either is on, so a server without them runs none of this.
 """
 
 import socket
 from collections.abc import Iterable
 
+from serving.http2 import events
+from serving.http2.events import Event
+from serving.http2.headers import Block, Layout
+from serving.http2.hpack.table import Fields
+from serving.http2.server import ServerConnection
 from serving.transports.access_log import REQUEST_ID, STATUS_NAMES, AccessLog, LoggedCall
-from serving.transports.h2 import http2
 from serving.transports.h2.limits import Limits
+from serving.transports.h2.status import OK, RESPONSE
 
-_Headers = Iterable[tuple[bytes, bytes]]
 
-
-def open_session(
+def open_connection(
     limits: Limits, sock: socket.socket, access_log: AccessLog | None
-) -> http2.Session:
-    """Begin the server's side of a connection; `access_log`, if given, records its calls."""
+) -> ServerConnection:
+    """Begin HTTP/2 with a peer; `access_log`, if given, records its calls."""
     if access_log is None:
-        return http2.open_session(limits)
-    session = http2.open_session(limits, LoggedSession)
-    assert isinstance(session, LoggedSession)
-    session.log_to(access_log, sock)
-    return session
+        return ServerConnection(limits.http2, RESPONSE, OK)
+    return LoggedConnection(limits, sock, access_log)
 
 
-class LoggedSession(http2.Session):
-    """A session that logs its calls and returns each one's id in its trailers."""
+class LoggedConnection(ServerConnection):
+    """Logs its calls, and returns each one's id in its trailers; recognises none."""
 
-    def log_to(self, access_log: AccessLog, sock: socket.socket) -> None:
-        """Set where to log; called before the first call."""
+    def __init__(self, limits: Limits, sock: socket.socket, access_log: AccessLog) -> None:
+        """See `ServerConnection`."""
+        super().__init__(limits.http2, RESPONSE, OK)
         self._access_log = access_log
         self._peer = _peer_of(sock)
-        self._calls: dict[int, LoggedCall] = {}
+        self._calls: dict[bytes, LoggedCall] = {}
         """The calls that have not ended, by stream."""
 
-    def events(self) -> list[http2.Event]:
-        """Return the events; record the calls that begin, and those whose callers have left."""
-        events = super().events()
-        for event in events:
-            if isinstance(event, http2.RequestReceived):
-                fields = {n.decode("latin-1"): v.decode("latin-1") for n, v in event.headers}
+    def expect(self, block: Block, layout: Layout, token: object, *, calls: bool = True) -> None:
+        """Do nothing: each call is an event."""
+
+    def receive(self, data: bytes, now_s: float) -> list[Event]:
+        """See `Connection`; records the calls that begin, and those whose callers have left."""
+        found = super().receive(data, now_s)
+        for kind, stream, value, _ in found:
+            if kind == events.HEADERS:
+                fields = {n.decode("latin-1"): v.decode("latin-1") for n, v in value.fields}
                 call = LoggedCall(fields.get(":path", ""), self._peer, fields)
-                self._calls[event.stream_id] = call
-            elif isinstance(event, http2.StreamClosed):
-                self._end(event.stream_id, "CANCELLED")
-        return events
+                self._calls[stream] = call
+            elif kind == events.RESET:
+                self._end(stream, "CANCELLED")
+        return found
 
-    def send_response(self, stream_id: int, headers: _Headers, *, end_stream: bool = False) -> None:
-        """Send a response's headers, which may end the call."""
-        headers = tuple(headers)
-        if (b":status", b"200") not in headers:  # the request is not gRPC
-            self._calls.pop(stream_id, None)
-        if not end_stream:
-            super().send_response(stream_id, headers)
-            return
-        super().send_response(stream_id, self._with_id(stream_id, headers), end_stream=True)
-        self._end(stream_id, _status_in(headers))
+    def answer(self, stream: bytes, message: bytes) -> None:
+        """See `ServerConnection`."""
+        self.respond(stream)
+        self.send(stream, message)
+        self.end(stream)
 
-    def send_trailers(self, stream_id: int, headers: _Headers) -> None:
-        """Send a response's trailers, which end the call."""
-        headers = tuple(headers)
-        super().send_trailers(stream_id, self._with_id(stream_id, headers))
-        self._end(stream_id, _status_in(headers))
+    def end(self, stream: bytes, trailers: Fields = OK) -> None:
+        """See `ServerConnection`."""
+        super().end(stream, self._with_id(stream, trailers))
+        self._end(stream, _status_in(trailers))
+
+    def refuse(self, streams: Iterable[bytes], fields: Fields, data: bytes = b"") -> None:
+        """See `ServerConnection`."""
+        for stream in streams:
+            if data:  # the request is not gRPC
+                self._calls.pop(stream, None)
+                super().refuse([stream], fields, data)
+            else:
+                super().refuse([stream], self._with_id(stream, fields))
+                self._end(stream, _status_in(fields))
 
     def end_calls(self) -> None:
         """Log the calls of a connection that is over."""
-        for stream_id in list(self._calls):
-            self._end(stream_id, "CANCELLED")
+        for stream in list(self._calls):
+            self._end(stream, "CANCELLED")
 
-    def _with_id(self, stream_id: int, headers: http2.Headers) -> http2.Headers:
-        call = self._calls.get(stream_id)
+    def _with_id(self, stream: bytes, fields: Fields) -> Fields:
+        call = self._calls.get(stream)
         if call is None:
-            return headers
-        return (*headers, (REQUEST_ID.encode(), call.ids["request_id"].encode()))
+            return fields
+        return (*fields, (REQUEST_ID.encode(), call.ids["request_id"].encode()))
 
-    def _end(self, stream_id: int, status: str) -> None:
-        call = self._calls.pop(stream_id, None)
+    def _end(self, stream: bytes, status: str) -> None:
+        call = self._calls.pop(stream, None)
         if call is not None:
             self._access_log.end(call, status)
 
 
-def _status_in(trailers: http2.Headers) -> str:
+def _status_in(trailers: Fields) -> str:
     return STATUS_NAMES[int(dict(trailers)[b"grpc-status"])]
 
 

@@ -9,7 +9,6 @@ Each message is read once, here or in its Stream.
 import heapq
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
@@ -19,37 +18,26 @@ import grpc
 from serving.batching.request import Outcome, Request
 from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded
+from serving.http2 import events
+from serving.http2.headers import Block
 from serving.protocols.method import ImagesUnary
 from serving.protocols.plan import Plan, frame
 from serving.telemetry.tracing import latest_run
-from serving.transports.h2 import http2, status
-from serving.transports.h2.connection import RESPONSE, Connection
+from serving.transports.h2 import status
+from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head, Heads, HttpError
-from serving.transports.h2.http2 import (
-    ConnectionClosed,
-    DataReceived,
-    RequestReceived,
-    StreamClosed,
-    TrailersReceived,
-)
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.queue import Entry, Queue
-from serving.transports.h2.sieve import Sieve
-from serving.transports.h2.status import Status
+from serving.transports.h2.status import RESPONSE, Status
 from serving.transports.h2.stream import Stream
 
-_TINY_BYTES = 64
-"""Less data in a frame costs more to read than it is worth; clients send some, such as prefixes."""
-_MAX_TINY_FRAMES = 1000
-"""How many more of them than of other frames one connection may send."""
+_MAX_EXPECTED_BYTES = 16 << 10
+"""The longest messages that are recognised by their bytes: one frame, read in one piece."""
 _MIN_TIMERS = 1000
 """Timers of ended streams that are kept at least, until they are removed together."""
 _OVERLOADED = Overloaded()
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
-_NO_ROOM_BLOCK = http2.encode_without_table(_NO_ROOM)
-_MIN_REJECTED = 4
-"""Calls of one read whose refusal is worth a sieve."""
 
 
 class Calls:
@@ -88,7 +76,7 @@ class Calls:
         """Bytes of messages that have not arrived whole, or wait for room."""
         self._holding: dict[Stream, int] = {}
         self._num_timers = itertools.count()
-        self._timers: list[tuple[float, int, Connection, int, Stream]] = []
+        self._timers: list[tuple[float, int, Connection, bytes, Stream]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._max_timers = _MIN_TIMERS
         self.has_new_timers = False
@@ -98,124 +86,148 @@ class Calls:
         """Have headers read again where other tokens are valid now."""
         if self._heads.have_changed():
             for connection in connections:
-                connection.headers = None
-                if connection.sieve is not None:
-                    connection.sieve.forget()
+                connection.http2.forget()
 
-    def receive(self, connection: Connection, now_s: float) -> bool:
-        """Take the events of a connection's last read.
+    def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
+        """Take what a connection has sent.
 
-        Returns:
-            False if the connection is over.
+        Raises:
+            Http2Error: the peer broke the protocol.
         """
-        calls, inline_images = connection.calls, self.max_inline_images
-        known, head = connection.headers, connection.head
-        image_bytes = self.image_bytes
-        num_unread = connection.http2.queued_body_size()
-        is_open = self.refusal is None and num_unread <= self.limits.max_unread_bytes
-        acknowledge = connection.http2.acknowledge_received_data
-        entries: list[Entry] = []
-        rejected: list[int] = []
-        num_rows, room, measured = 0, 0.0, None
-        event: Any  # comparing its class is the fastest way to find out what it has
-        sieve = connection.sieve
-        for event in (sieve or connection.http2).events():
-            kind = event.__class__
-            if kind is RequestReceived:
-                headers = event.headers
-                if headers != known:
-                    known, head = headers, self._heads.get(headers)
-                    connection.headers, connection.head = known, head
-                    connection.trusted |= head.trusted
-                if is_open and head.is_plain and not event.end_stream:
-                    calls[event.stream_id] = head
-                else:
-                    self._open(connection, event.stream_id, head, now_s, ended=event.end_stream)
-            elif kind is DataReceived:
-                stream_id, data = event.stream_id, event.data
-                call: Any = calls.get(stream_id)
-                num_images = len(data) // image_bytes
-                size = num_images * image_bytes
-                plan = None
-                if call.__class__ is Head and event.end_stream:
-                    plan = call.layouts.get(data[: len(data) - size])
-                if plan is None or plan.num_rows != num_images or num_images > inline_images:
-                    self._receive_part(connection, stream_id, data, now_s, ended=event.end_stream)
+        streams = connection.streams
+        for kind, stream, value, ended in connection.http2.receive(data, now_s):
+            if kind == events.CALLS:
+                block, plan, found = value
+                self._queue_calls(connection, block.call, plan, found, now_s)
+                continue
+            if kind == events.RESET:
+                self._cancel(connection, value[1], now_s)
+                continue
+            if kind == events.GOAWAY:
+                connection.is_leaving = True
+                continue
+            state = streams.get(stream)
+            if state is None:  # over in the meantime
+                continue
+            if kind == events.HEADERS:
+                head = state.call = self._read(connection, value)
+                if head.is_plain and not ended and self.refusal is None:
                     continue
-                acknowledge(len(data), stream_id)
-                if call is not measured:  # calls with equal headers share their Head
-                    measured, deadline_s = call, now_s + call.timeout_s
-                    room = self.queue.room(call.timeout_s) - num_rows
-                if num_images > room:
-                    rejected.append(stream_id)
-                    continue
-                room -= num_images
-                num_rows += num_images
-                entries.append((connection, stream_id, data[-size:], plan, now_s, deadline_s, None))
-            elif kind is StreamClosed:
-                if event.stream_id in calls:
-                    self._cancel(connection, event.stream_id, now_s)
-            elif kind is TrailersReceived:
-                self._receive_part(connection, event.stream_id, b"", now_s, ended=True)
-            elif kind is ConnectionClosed:
-                return False
-        if entries:
-            self.queue.put_all(connection, entries, num_rows)
+                self._open(connection, stream, head, now_s, ended=ended)
+            elif kind == events.DATA:
+                self._take(connection, stream, state, value, now_s, ended=ended)
+            elif kind == events.MESSAGE:
+                self._take_message(connection, stream, state.call, value, now_s, ended=ended)
+            else:
+                self._receive_part(connection, stream, b"", now_s, ended=True)
+
+    def _read(self, connection: Connection, block: Block) -> Head:
+        """Understand headers."""
+        if block.call is None:
+            block.call = self._heads.get(block.fields)
+            connection.trusted |= block.call.trusted
+            block.shrink()
+        head: Head = block.call
+        return head
+
+    def _take(
+        self, connection: Connection, stream: bytes, state: Any, data: bytes, now_s: float,
+        *, ended: bool
+    ) -> None:  # fmt: skip
+        """Take data of a call: a whole message of images in a known layout, or anything else."""
+        call = state.call
+        num_images = len(data) // self.image_bytes
+        size = num_images * self.image_bytes
+        prefix = data[: len(data) - size]
+        plan = call.layouts.get(prefix) if call is not None else None
+        if plan is not None and plan.num_rows == num_images <= self.max_inline_images:
+            is_stream = call.__class__ is Stream
+            is_repeated = state.block.is_repeated or is_stream
+            if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self.refusal is None:
+                connection.http2.expect(state.block, (prefix, size), plan, calls=not is_stream)
+            if ended and call.__class__ is Head:
+                self._queue_calls(connection, call, plan, [(stream, data[-size:])], now_s)
+                return
+        self._receive_part(connection, stream, data, now_s, ended=ended)
+
+    def _take_message(
+        self, connection: Connection, stream: bytes, call: Head | Stream, value: Any, now_s: float,
+        *, ended: bool
+    ) -> None:  # fmt: skip
+        """Take a frame that was recognised as a message."""
+        (prefix, size), plan, pixels = value
+        if isinstance(call, Stream) and call.can_run:
+            call.run_message(plan, pixels, len(prefix) + size, now_s, ended=ended)
+        elif ended and isinstance(call, Head):
+            self._queue_calls(connection, call, plan, [(stream, pixels)], now_s)
+        else:
+            self._receive_part(connection, stream, prefix + pixels, now_s, ended=ended)
+
+    def _queue_calls(
+        self, connection: Connection, head: Head, plan: Plan, found: list[tuple[bytes, bytes]],
+        now_s: float,
+    ) -> None:  # fmt: skip
+        """Queue calls of one kind that have come whole, as far as there is room."""
+        is_unread = connection.http2.blocked and connection.is_unread(self.limits)
+        if self.refusal is not None or is_unread:
+            reason = status.UNREAD if self.refusal is None else Status.of(self.refusal)
+            for stream, _ in found:
+                self.refuse(connection, stream, head, reason)
+            return
+        num_rows = plan.num_rows
+        room = self.queue.room(head.timeout_s)
+        rejected: list[tuple[bytes, bytes]] = []
+        if room < num_rows * len(found):
+            num_accepted = max(0, int(room // num_rows))
+            found, rejected = found[:num_accepted], found[num_accepted:]
+        if found:
+            deadline_s = now_s + head.timeout_s
+            entries: list[Entry] = [
+                (connection, stream, pixels, plan, now_s, deadline_s, None)
+                for stream, pixels in found
+            ]
+            self.queue.put_all(connection, entries, num_rows * len(entries))
         if rejected:
-            self._reject(connection, rejected)
-        if sieve is not None:
-            self._count_rejected(sieve.refused)
-            sieve.refused.clear()
-            if sieve.is_over:
-                connection.sieve, connection.can_sift = None, sieve.is_useful
-        return True
+            self._reject(connection, head, [stream for stream, _ in rejected])
 
     def _receive_part(
-        self, connection: Connection, stream_id: int, data: bytes, now_s: float, *, ended: bool
+        self, connection: Connection, stream: bytes, data: bytes, now_s: float, *, ended: bool
     ) -> None:
         """Take data, or the end, of a call that is no message of images in a known layout."""
-        call = connection.calls.get(stream_id)
-        if call is None:
-            connection.consume(stream_id, len(data))
-            return
-        if len(data) < _TINY_BYTES and not ended:
-            connection.num_tiny += 1
-            if connection.num_tiny > _MAX_TINY_FRAMES:
-                raise http2.Error("too many tiny frames")
-        elif connection.num_tiny:
-            connection.num_tiny -= 1
+        call = connection.call(stream)
         if isinstance(call, Head):
-            call = self._stream(connection, stream_id, call, now_s)
-        call.receive(data, now_s, ended=ended)
+            call = self._stream(connection, stream, call, now_s)
+        if call is not None:
+            call.receive(data, now_s, ended=ended)
 
-    def _stream(self, connection: Connection, stream_id: int, head: Head, now_s: float) -> Stream:
+    def _stream(self, connection: Connection, stream_id: bytes, head: Head, now_s: float) -> Stream:
         """Make a call a stream, which ends at its deadline."""
-        stream = connection.calls[stream_id] = Stream(self, connection, stream_id, head)
+        stream = connection.streams[stream_id].call = Stream(self, connection, stream_id, head)
         if head.timeout_s != math.inf:
             deadline_s = now_s + head.timeout_s
             timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
             heapq.heappush(self._timers, timer)
             self.has_new_timers = True
             if len(self._timers) > self._max_timers:  # most are of streams that have ended
-                self._timers = [t for t in self._timers if t[2].calls.get(t[3]) is t[4]]
+                self._timers = [t for t in self._timers if t[2].call(t[3]) is t[4]]
                 heapq.heapify(self._timers)
                 self._max_timers = _MIN_TIMERS + 2 * len(self._timers)
         return stream
 
     def _open(
-        self, connection: Connection, stream_id: int, head: Head, now_s: float, *, ended: bool
+        self, connection: Connection, stream_id: bytes, head: Head, now_s: float, *, ended: bool
     ) -> None:
         """Begin any other call as a stream, or refuse it."""
         refusal = head.refusal
         if isinstance(refusal, HttpError):
             headers = ((b":status", refusal.status), (b"content-type", b"text/plain"))
-            connection.send(stream_id, headers, refusal.text, final=True)
+            connection.http2.refuse([stream_id], headers, refusal.text)
             self.touch(connection)
             return
         if refusal is None and isinstance(head.method, ImagesUnary):
             if self.refusal is not None:
                 refusal = Status.of(self.refusal)
-            elif connection.http2.queued_body_size() > self.limits.max_unread_bytes:
+            elif connection.is_unread(self.limits):
                 refusal = status.UNREAD
         if refusal is not None:
             self.refuse(connection, stream_id, head, refusal)
@@ -224,16 +236,15 @@ class Calls:
         if ended:
             self._receive_part(connection, stream_id, b"", now_s, ended=True)
 
-    def refuse(self, connection: Connection, stream_id: int, head: Head, reason: Status) -> None:
+    def refuse(self, connection: Connection, stream_id: bytes, head: Head, reason: Status) -> None:
         """End a call that has had no answer with a status."""
-        connection.calls.pop(stream_id, None)
-        connection.send(stream_id, (*RESPONSE, *reason.trailers), final=True)
+        connection.http2.refuse([stream_id], (*RESPONSE, *reason.trailers))
         self.metrics.count(head.name, reason.name)
         self.touch(connection)
 
-    def fail(self, connection: Connection, stream_id: int, error: DigitsError) -> None:
+    def fail(self, connection: Connection, stream_id: bytes, error: DigitsError) -> None:
         """End a call of images that waited with an error."""
-        head = connection.calls[stream_id]
+        head = connection.call(stream_id)
         assert isinstance(head, Head)
         head.note_failure(error)
         self.refuse(connection, stream_id, head, Status.of(error))
@@ -244,35 +255,14 @@ class Calls:
         if plan.num_rows <= self.queue.room(deadline_s - arrived_s):
             self.queue.put(entry)
         else:
-            self._reject(connection, [stream_id])
+            self._reject(connection, connection.call(stream_id), [stream_id])
 
-    def _reject(self, connection: Connection, stream_ids: list[int]) -> None:
+    def _reject(self, connection: Connection, head: Head, streams: list[bytes]) -> None:
         """Refuse calls that would wait in vain: cheaply, for there may be many."""
-        respond, take = connection.http2.send_response, connection.calls.pop
-        sieve = connection.sieve
-        num_rejected: Counter[Any] = Counter()
-        for stream_id in stream_ids:
-            head = take(stream_id, None)
-            num_rejected[head] += 1
-            if sieve is not None and isinstance(head, Head):
-                sieve.learn(stream_id, head)
-            try:
-                respond(stream_id, _NO_ROOM, end_stream=True)
-            except http2.Error:
-                pass  # the caller has left
-        num_rejected.pop(None, None)
-        self._count_rejected(num_rejected)
-        if sieve is None and connection.can_sift and len(stream_ids) >= _MIN_REJECTED:
-            connection.sieve = Sieve(
-                connection.http2, self.queue, self.image_bytes, self.max_inline_images,
-                _NO_ROOM_BLOCK,
-            )  # fmt: skip
-
-    def _count_rejected(self, num_rejected: Counter[Head]) -> None:
-        for head, times in num_rejected.items():
-            for _ in range(times):
-                head.note_failure(_OVERLOADED)
-            self.metrics.count(head.name, _REFUSED, times)
+        connection.http2.refuse(streams, _NO_ROOM)
+        for _ in streams:
+            head.note_failure(_OVERLOADED)
+        self.metrics.count(head.name, _REFUSED, len(streams))
 
     def hold(self, stream: Stream, num_bytes: int) -> None:
         """Note the bytes that a stream holds of messages; end those with the most if needed.
@@ -290,9 +280,13 @@ class Calls:
                     break
                 victim.end(status.OUT_OF_MEMORY)
 
-    def _cancel(self, connection: Connection, stream_id: int, now_s: float) -> None:
-        """Forget a call whose caller has left."""
-        call = connection.calls.pop(stream_id)
+    def _cancel(self, connection: Connection, state: Any, now_s: float) -> None:
+        """Forget a call whose caller has left, unless its answer was on its way."""
+        call = state.call
+        if call is None:
+            if state.trailers is not None:
+                return
+            call = self._read(connection, state.block)  # it came and went in one read
         if isinstance(call, Head):
             self.queue.note_cancelled(now_s)
             self.metrics.count(call.name, "CANCELLED")
@@ -327,22 +321,23 @@ class Calls:
     def forget(self, connection: Connection) -> None:
         """Cancel all calls of a connection that is over."""
         self.queue.forget(connection)
-        for stream_id in list(connection.calls):
-            self._cancel(connection, stream_id, 0.0)
+        streams = list(connection.streams.values())
+        connection.streams.clear()
+        for state in streams:
+            self._cancel(connection, state, 0.0)
 
     def drain(self, refusal: DigitsError, connections: Iterable[Connection]) -> None:
         """Refuse new calls of images, and those whose message has not arrived."""
         self.refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
-            if connection.sieve is not None:
-                connection.sieve.forget()
+            connection.http2.forget()
             waiting = {entry[1] for entry in connection.waiting}
-            for stream_id, call in list(connection.calls.items()):
-                if isinstance(call, Stream):
-                    call.drain(reason)
-                elif stream_id not in waiting:
-                    self.refuse(connection, stream_id, call, reason)
+            for stream_id, state in list(connection.streams.items()):
+                if isinstance(state.call, Stream):
+                    state.call.drain(reason)
+                elif state.call is not None and stream_id not in waiting:
+                    self.refuse(connection, stream_id, state.call, reason)
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
@@ -353,7 +348,7 @@ class Calls:
         self.has_new_timers = False
         while self._timers and self._timers[0][0] <= now_s:
             _, _, connection, stream_id, stream = heapq.heappop(self._timers)
-            if connection.calls.get(stream_id) is stream:
+            if connection.call(stream_id) is stream:
                 stream.end(status.LATE)
         for _ in range(len(self.stalled)):
             if not self.queue.has_room_for_streams:
@@ -365,15 +360,15 @@ class Calls:
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""
         waiting = {entry[1] for entry in connection.waiting}
-        for stream_id, call in list(connection.calls.items()):
-            if stream_id > connection.swept_stream_id:
-                break
-            if isinstance(call, Stream):
-                if call.is_incomplete:
-                    call.end(status.TOO_SLOW)
-            elif stream_id not in waiting:
-                self.refuse(connection, stream_id, call, status.TOO_SLOW)
-        connection.swept_stream_id = max(connection.calls, default=connection.swept_stream_id)
+        for stream_id, state in list(connection.streams.items()):
+            if stream_id > connection.swept_stream:
+                continue
+            if isinstance(state.call, Stream):
+                if state.call.is_incomplete:
+                    state.call.end(status.TOO_SLOW)
+            elif state.call is not None and stream_id not in waiting:
+                self.refuse(connection, stream_id, state.call, status.TOO_SLOW)
+        connection.swept_stream = max(connection.streams, default=connection.swept_stream)
 
 
 def _finish(

@@ -128,7 +128,7 @@ class Connections:
 
     def say_goodbye(self, connection: Connection) -> None:
         """Close a connection after a GOAWAY."""
-        connection.go_away(notice=False)
+        connection.http2.go_away()
         connection.flush()
         self.drop(connection)
 
@@ -152,7 +152,7 @@ class Connections:
         for connection in self:
             quiet_s = now_s - connection.active_s
             self._retire(connection, now_s)
-            if not connection.has_begun():
+            if not connection.http2.is_established:
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
                 is_over = bool(connection.output) and quiet_s > limits.message_s
@@ -169,7 +169,7 @@ class Connections:
         age_s = now_s - connection.opened_s
         if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
             connection.retired = True
-            connection.go_away(notice=True)
+            connection.http2.announce_end()
             self._calls.touch(connection)
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """Every limit of the transport, with its unit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from serving.http2.limits import Limits as Http2Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,10 +13,8 @@ class Limits:
     """The longest request message; a longer one is refused before its body is kept."""
     max_connections: int = 8_192
     """Open connections; one more replaces the longest idle one, or waits in the kernel."""
-    max_streams: int = 1_024
-    """Calls in progress on one connection; our own client has at most 512."""
-    stream_window_bytes: int = 1 << 20
-    """What a stream may send before it is consumed."""
+    http2: Http2Limits = field(default_factory=Http2Limits)
+    """The engine's, for one connection; our own client has at most 512 calls on one."""
     max_held_bytes: int = 64 << 20
     """Half-received messages, all connections together; past it, the largest are refused."""
     max_unread_bytes: int = 16 << 20

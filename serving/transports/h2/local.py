@@ -15,7 +15,7 @@ from serving.protocols.plan import Plan
 if TYPE_CHECKING:
     from serving.transports.h2.calls import Calls
 
-_STREAM_ID = 1
+_STREAM_ID = bytes(4)
 
 
 class LocalCaller:
@@ -26,7 +26,7 @@ class LocalCaller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the answer to `answer`, on an event loop."""
         self.answer: asyncio.Future[Predictions] = loop.create_future()
-        self.calls: dict[int, Any] = {_STREAM_ID: self}
+        self.streams: dict[bytes, Any] = {_STREAM_ID: self}
         self.waiting: deque[Any] = deque()
         self.response: bytes | DigitsError | None = None
         self._loop = loop

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 from serving.errors import DigitsError
-from serving.transports.h2 import http2
+from serving.http2.frames import Http2Error
+from serving.http2.server import NotHttp2
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import MAX_BYTE_S, Connection
 from serving.transports.h2.connections import Connections
@@ -103,7 +104,7 @@ class Loop:
     @property
     def num_calls(self) -> int:
         """Calls in progress; from any thread, so not exact while they change."""
-        return sum(len(connection.calls) for connection in self._connections)
+        return sum(len(connection.streams) for connection in self._connections)
 
     def touch(self, connection: Connection) -> None:
         """Have a connection flushed at the end of the round."""
@@ -221,18 +222,22 @@ class Loop:
         num_bytes = 0
         try:
             if mask & _READ:
-                num_bytes = connection.read(self._buffer)
-                if num_bytes < 0:
+                data = connection.read(self._buffer)
+                if data is None:
                     self._connections.drop(connection)
                     return 0
                 connection.active_s = now_s
-                if num_bytes and not self._calls.receive(connection, now_s):
-                    connection.closing = True
+                num_bytes = len(data)
+                if data:
+                    self._calls.receive(connection, data, now_s)
             # If it is writable, the flush sends the rest. `touch`, without the call.
             if not connection.touched:
                 connection.touched = True
                 self._touched.append(connection)
-        except (http2.Error, OSError):
+        except NotHttp2:
+            connection.refuse_protocol()
+            self._connections.say_goodbye(connection)
+        except (Http2Error, OSError):
             self._connections.say_goodbye(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
@@ -275,15 +280,19 @@ class Loop:
         self._is_draining = True
         self._next_tick_s = 0.0
         for connection in self._connections:
-            connection.go_away(notice=True)
+            connection.http2.announce_end()
             self.touch(connection)
         self._calls.drain(refusal, self._connections)
 
     def _is_pending(self) -> bool:
         return self._queue.num_rows > 0 or any(
             connection.output
-            or connection.http2.queued_body_size()
-            or any(isinstance(call, Head) or call.is_pending for call in connection.calls.values())
+            or connection.http2.num_unsent()
+            or any(
+                isinstance(state.call, Head) or state.call.is_pending
+                for state in connection.streams.values()
+                if state.call is not None
+            )
             for connection in self._connections
         )
 

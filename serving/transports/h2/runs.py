@@ -12,11 +12,8 @@ from serving.predictions import ClassNumbers, class_numbers
 from serving.protocols.oip.statistics import Answered, Run
 from serving.protocols.plan import frame
 from serving.telemetry.tracing import latest_run
-from serving.transports.h2 import http2
 from serving.transports.h2.calls import Calls
-from serving.transports.h2.connection import RESPONSE
 from serving.transports.h2.queue import Entry, Queue
-from serving.transports.h2.status import OK
 from serving.transports.h2.stream import Stream
 
 _INLINE_IMAGES = 128
@@ -72,7 +69,7 @@ class Runs:
         except Exception:  # a flaw of ours: it ends these calls, and never the loop
             _log.exception("a batch could not be answered")
             for entry in batch:
-                if entry[1] in entry[0].calls:
+                if entry[1] in entry[0].streams:
                     self._end(entry, _FAILED)
             return
         if num_images >= queue.run_rows // 2:  # an image of a small run costs more
@@ -124,14 +121,7 @@ class Runs:
                 response = frame(plan.write(digits[at:end], some, self._version))
             at = end
             if slot is None:
-                del connection.calls[stream_id]
-                session = connection.http2
-                try:
-                    session.send_response(stream_id, RESPONSE)
-                    session.send_data(stream_id, response)
-                    session.send_trailers(stream_id, OK)
-                except http2.Error:
-                    pass  # the caller has left
+                connection.http2.answer(stream_id, response)
             else:
                 slot.response = response
                 streams.add(slot.stream)

@@ -27,7 +27,7 @@ from serving.transports.h2.runs import Runs
 
 
 class H2Server:
-    """Serves every method over HTTP/2 by ngh2, on one thread."""
+    """Serves every method over HTTP/2, on one thread."""
 
     def __init__(
         self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig,

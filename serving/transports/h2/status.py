@@ -15,6 +15,8 @@ PREFIX_BYTES = 5
 Trailers = tuple[tuple[bytes, bytes], ...]
 
 OK: Trailers = ((b"grpc-status", b"0"),)
+RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+"""How every answer begins."""
 
 
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")

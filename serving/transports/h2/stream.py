@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from serving.batching.request import Request
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
-from serving.protocols.plan import Plan, frame
+from serving.protocols.plan import Layouts, Plan, frame
 from serving.protocols.status import error_of
 from serving.transports.h2 import status
-from serving.transports.h2.connection import RESPONSE, Connection
+from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
 from serving.transports.h2.status import PREFIX_BYTES, Status, length_of
 
@@ -54,7 +54,9 @@ class Stream:
                  "_is_full", "_is_unary", "_method", "_missing_at", "_owed", "_slots", "_stream_id",
                  "_unconsumed", "_unsubscribe")  # fmt: skip
 
-    def __init__(self, calls: "Calls", connection: Connection, stream_id: int, head: Head) -> None:
+    def __init__(
+        self, calls: "Calls", connection: Connection, stream_id: bytes, head: Head
+    ) -> None:
         assert head.method is not None
         self._calls = calls
         self._connection = connection
@@ -89,17 +91,9 @@ class Stream:
         """Take more of what the caller sends."""
         self._ended = ended
         calls = self._calls
-        room = calls.queue.has_room_for_streams and len(self._slots) < _WINDOW
-        if room and not self._data and self._error is None and not self._is_unary:
-            num_images = len(data) // calls.image_bytes
-            size = num_images * calls.image_bytes
-            plan = self._head.layouts.get(data[: len(data) - size])
-            if plan is not None and plan.num_rows == num_images <= calls.max_inline_images:
-                self._run(Slot(self, len(data), now_s), data[-size:], plan)
-                return
         self._data += data
         if self._is_unary:
-            self._connection.consume(self._stream_id, len(data))
+            self._connection.http2.acknowledge(self._stream_id, len(data))
         else:
             self._unconsumed += len(data)
         if ended and self._is_unary and not self._data:
@@ -109,6 +103,19 @@ class Stream:
             calls.hold(self, len(self._data))
         else:
             self.resume(now_s)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether a message that comes now need not wait for others."""
+        room = self._calls.queue.has_room_for_streams and len(self._slots) < _WINDOW
+        return room and not (self._data or self._error or self._is_unary)
+
+    def run_message(
+        self, plan: Plan, pixels: bytes, num_bytes: int, now_s: float, *, ended: bool
+    ) -> None:
+        """Run a message that is whole, where `can_run`."""
+        self._ended = ended
+        self._run(Slot(self, num_bytes, now_s), pixels, plan)
 
     def resume(self, now_s: float) -> None:
         """Begin the requests that have arrived, as far as there is room; send what is ready."""
@@ -138,13 +145,13 @@ class Stream:
     def _consume_all(self) -> None:
         """Open the window: a message may be longer. `Calls.hold` bounds what is kept."""
         if self._unconsumed:
-            self._connection.consume(self._stream_id, self._unconsumed)
+            self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
 
     def _has_room(self) -> bool:
         """Return whether a request may begin; else what makes room resumes the stream."""
         connection, calls = self._connection, self._calls
-        if connection.num_unread(self._stream_id) > calls.limits.max_stream_unread_bytes:
+        if connection.http2.num_unsent(self._stream_id) > calls.limits.max_stream_unread_bytes:
             connection.unread.add(self)
         elif len(self._slots) >= _WINDOW:
             self._is_full = True
@@ -207,7 +214,7 @@ class Stream:
             finish = partial(self._finish_run, slot)
             slot.large = calls.large_request(pixels, plan, connection, deadline_s, finish)
         elif self._is_unary:  # from here on it is like a call whose message came in one piece
-            connection.calls[stream_id] = self._head
+            connection.streams[stream_id].call = self._head
             calls.submit((connection, stream_id, pixels, plan, slot.arrived_s, deadline_s, None))
             return
         else:
@@ -269,19 +276,23 @@ class Stream:
             self._note_read()
 
     def _send(self, data: bytes) -> None:
-        headers = () if self._has_begun else RESPONSE
-        self._has_begun = True
-        self._connection.send(self._stream_id, headers, data)
+        self._begin_answer()
+        self._connection.http2.send(self._stream_id, data)
         self._calls.touch(self._connection)
 
     def _note_read(self) -> None:
         """Let the caller send as much again as it has read answers to."""
         connection, limit = self._connection, self._calls.limits.max_stream_unread_bytes
-        if connection.num_unread(self._stream_id) > limit:
+        if connection.http2.num_unsent(self._stream_id) > limit:
             connection.unread.add(self)
             return
-        connection.consume(self._stream_id, self._owed)
+        connection.http2.acknowledge(self._stream_id, self._owed)
         self._owed = 0
+
+    def _begin_answer(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._connection.http2.respond(self._stream_id)
 
     def _post(self, message: bytes) -> None:
         """Send a message of a subscription, from any thread."""
@@ -295,7 +306,12 @@ class Stream:
 
     @property
     def _is_open(self) -> bool:
-        return self._connection.calls.get(self._stream_id) is self
+        return self._connection.call(self._stream_id) is self
+
+    @property
+    def layouts(self) -> Layouts:
+        """Prefixes of messages that need not be parsed."""
+        return self._head.layouts
 
     @property
     def is_pending(self) -> bool:
@@ -314,9 +330,8 @@ class Stream:
         if reason is not None and not self._has_begun:
             self._calls.refuse(connection, stream_id, self._head, reason)
             return
-        connection.calls.pop(stream_id, None)
-        headers = () if self._has_begun else RESPONSE
-        connection.send(stream_id, headers, trailers=reason.trailers if reason else status.OK)
+        self._begin_answer()
+        connection.http2.end(stream_id, reason.trailers if reason else status.OK)
         self._calls.metrics.count(self._head.name, reason.name if reason else "OK")
         self._calls.touch(connection)
 
@@ -334,10 +349,6 @@ class Stream:
     def _release(self) -> None:
         """Give back what the call holds."""
         self._calls.hold(self, 0)
-        # The connection's window is short of it as long as it is not given back.
-        num_bytes = self._owed + self._unconsumed + sum([slot.num_bytes for slot in self._slots])
-        if num_bytes:
-            self._connection.consume(self._stream_id, num_bytes)
         self._owed = self._unconsumed = 0
         for slot in self._slots:
             if slot.large is not None:

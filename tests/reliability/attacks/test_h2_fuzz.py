@@ -1,7 +1,4 @@
-"""Frames of good conversations, mutated, into the `h2` transport in this process: it stays well.
-
-So does its sieve, which judges calls by their bytes before HTTP/2 reads them.
-"""
+"""Frames of good conversations, mutated, into the `h2` transport in this process: it stays well."""
 
 import os
 import random
@@ -16,11 +13,10 @@ from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, Window
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig
+from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import DIGITS
-from serving.transports.h2 import http2
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.sieve import Sieve
 from tests.support.h2_connection import Connection, message, request_headers
 from tests.support.h2_server import h2_server
 from tests.support.processes import wait_until
@@ -96,7 +92,7 @@ def small_server(batching: BatchingConfig | None = None) -> Iterator[str]:
         max_held_bytes=20_000,
         max_stream_unread_bytes=1000,
         max_unread_bytes=5000,
-        stream_window_bytes=2000,
+        http2=Http2Limits(stream_window_bytes=2000),
         max_connections=20,
     )
     with (
@@ -122,36 +118,25 @@ def test_mutated_conversations_leave_the_loop_well(generator: random.Random) -> 
         assert status_of_new_caller(address) == 0
 
 
-class CountedSieve(Sieve):
-    """Counts the calls that it refuses."""
-
-    num_refused = 0
-
-    def events(self) -> list[http2.Event]:
-        CountedSieve.num_refused += self.refused.total()
-        return super().events()
-
-
 @pytest.mark.timeout(300)
-def test_mutated_bursts_leave_the_sieve_well(
-    generator: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serving.transports.h2.calls.Sieve", CountedSieve)
+def test_mutated_bursts_that_find_no_room_leave_the_loop_well(generator: random.Random) -> None:
     with small_server(BatchingConfig(queue_capacity=8, max_request_images=8)) as address:
+        num_refused = 0
         for number in range(NUM_CONVERSATIONS // 8):
             with Connection(address, TIMEOUT_S) as connection, suppress(OSError):
                 connection.open()
                 data = overload(connection, generator)
-                third = len(data) // 3  # the first begins a sieve, the second teaches it
+                third = len(data) // 3  # the first teaches what is recognised in the others
                 for part in (data[:third], data[third : 2 * third]):
                     connection.send(part)
                     connection.read(quiet_s=0.002)
                 send_in_two(connection, mutated(data[2 * third :], generator), generator)
+                num_refused += list(connection.statuses.values()).count(8)
             if number % 50 == 0:
                 wait_until(partial(has_room, address))
         wait_until(partial(has_room, address))
-    print(f"{CountedSieve.num_refused} calls were refused by their bytes")
-    assert CountedSieve.num_refused > NUM_CONVERSATIONS // 8
+    print(f"{num_refused} calls were refused")
+    assert num_refused > NUM_CONVERSATIONS // 8
 
 
 def has_room(address: str) -> bool:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import grpc
 import ngh2
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ import pytest
 from serving import AsyncClient, Client
 from serving.client import choice
 from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
+from serving.client.h2 import session
 from serving.client.h2.silence import Silence
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
+from serving.http2 import frames
+from serving.http2.frames import frame
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1 import digits_pb2
@@ -58,11 +62,16 @@ def test_auto_is_h2_for_one_address(target: str, host: str | None) -> None:
     assert (place and place.host) == host
 
 
-def test_auto_is_grpcio_where_ngh2_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+def test_auto_is_grpcio_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("select.poll")
     assert choice.choose("auto", "127.0.0.1:1") is None
-    with pytest.raises(ConfigurationError, match="fast"):
+    with pytest.raises(ConfigurationError, match="Windows"):
         Client("127.0.0.1:1", transport="h2")
+
+
+def test_auto_is_grpcio_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    assert choice.choose("auto", "127.0.0.1:1") is None
 
 
 def test_h2_takes_a_name_and_refuses_what_only_grpcio_can() -> None:
@@ -215,6 +224,22 @@ def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
     with peers(*[babble] * 99) as address:
         for outcome in classify(address, image, timeout_s=0.3):
             assert isinstance(outcome, Unavailable)
+
+
+def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may never end it."""
+    monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
+    calls, call = session.Session("x:1", "http"), session.Call()
+    calls.start(call, "/a.B/C", b"", TIMEOUT_S, ())
+    head = frame(frames.SETTINGS, 0, bytes(4)) + frame(
+        frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88"
+    )
+    part = frame(frames.DATA, 0, call.stream, bytes(300))
+    assert calls.receive(head + part * 3) == []
+    assert calls.receive(part * 3) == [call]
+    assert isinstance(call.outcome, tuple)
+    assert call.outcome[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert calls.num_calls == 0
 
 
 def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> None:

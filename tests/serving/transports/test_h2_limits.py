@@ -6,23 +6,26 @@ import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import trustme
-from hyperframe.frame import DataFrame, Frame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, RstStreamFrame, SettingsFrame
 
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2 import connections, http2, loop
+from serving.transports.h2 import connections, loop
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.stream import Stream
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server, with_small_buffer
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
+SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
 TIMEOUT_S = 10.0
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -40,8 +43,8 @@ def served() -> Iterator[Classifier]:
         yield classifier
 
 
-def limits(**changed: float) -> Limits:
-    return Limits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)  # type: ignore[arg-type]
+def limits(**changed: Any) -> Limits:
+    return Limits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)
 
 
 def with_tokens() -> ServerConfig:
@@ -64,7 +67,9 @@ def assert_well(address: str, **headers: str) -> None:
 def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
     """Not only when its window grows: a caller with a large one need not say that it has read."""
     with (
-        h2_server(served, limits(max_stream_unread_bytes=0, stream_window_bytes=70_000)) as address,
+        h2_server(
+            served, limits(max_stream_unread_bytes=0, http2=Http2Limits(stream_window_bytes=70_000))
+        ) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
@@ -75,12 +80,9 @@ def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
         assert connection.reply(1).status == 0
 
 
-def test_cancelled_streams_give_back_their_part_of_the_window(
-    served: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancelled_streams_give_back_their_part_of_the_window(served: Classifier) -> None:
     """Else their connection stops, sooner or later."""
     window = 100_000
-    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", window)
     bodies = [
         [message(b"", length=100_000) + bytes(10_000)],
         [REQUEST * 12],
@@ -88,7 +90,7 @@ def test_cancelled_streams_give_back_their_part_of_the_window(
         [REQUEST * 4],
     ]
     with (
-        h2_server(served, limits()) as address,
+        h2_server(served, limits(http2=Http2Limits(connection_window_bytes=window))) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open(INITIAL_WINDOW_SIZE=0)  # answers stay unread, too
@@ -110,13 +112,10 @@ def test_cancelled_streams_give_back_their_part_of_the_window(
         assert sent > 5 * window
 
 
-def test_data_of_calls_that_are_over_opens_the_connections_window(
-    served: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A caller whose window is closed is not reset, so it may go on to send."""
-    monkeypatch.setattr(http2, "_CONNECTION_WINDOW", 200_000)
+def test_data_of_calls_that_are_over_opens_the_connections_window(served: Classifier) -> None:
+    """A caller that is reset may have sent more by then."""
     with (
-        h2_server(served, limits()) as address,
+        h2_server(served, limits(http2=Http2Limits(connection_window_bytes=200_000))) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open(INITIAL_WINDOW_SIZE=0)
@@ -312,7 +311,8 @@ def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
     ask = message(b"\x22\x15grpc.health.v1.Health")
     with (
         h2_server(
-            served, limits(max_stream_unread_bytes=10_000, stream_window_bytes=70_000)
+            served,
+            limits(max_stream_unread_bytes=10_000, http2=Http2Limits(stream_window_bytes=70_000)),
         ) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
@@ -419,6 +419,38 @@ def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifie
 def sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the limits that are seconds looked at every 10 ms."""
     monkeypatch.setattr(loop, "_SWEEP_S", 0.01)
+
+
+def test_goaway_that_names_a_call_leaves_it_alone(served: Classifier) -> None:
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:9]))
+        connection.send(
+            GoAwayFrame(0, last_stream_id=1), DataFrame(1, REQUEST[9:], flags=["END_STREAM"])
+        )
+        assert connection.reply(1).status == 0
+        connection.wait_closed()
+
+
+@pytest.mark.usefixtures("sweeps_often")
+def test_stream_may_be_idle_though_others_began_alike(served: Classifier) -> None:
+    """A stream without messages is no call whose message does not arrive."""
+    with (
+        h2_server(served, limits(message_s=0.05)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        for stream in (1, 3, 5):
+            connection.call(stream, REQUEST, __path=STREAM)
+            assert connection.reply(stream).status == 0
+        connection.send(connection.headers(7, request_headers(__path=STREAM)))
+        connection.send(connection.headers(9, request_headers()))
+        assert connection.reply(9).status == LATE  # two sweeps later
+        connection.send(DataFrame(7, REQUEST, flags=["END_STREAM"]))
+        assert connection.reply(7).status == 0
 
 
 @pytest.mark.usefixtures("sweeps_often")

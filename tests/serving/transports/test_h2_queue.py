@@ -15,13 +15,13 @@ class FakeConnection:
     """What the queue uses of a connection."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, Any] = {}
+        self.streams: dict[int, Any] = {}
         self.waiting: deque[Any] = deque()
 
     def leave(self, *stream_ids: int) -> None:
         """Cancel calls, as a caller does that gives up."""
         for stream_id in stream_ids:
-            del self.calls[stream_id]
+            del self.streams[stream_id]
 
 
 class FilledQueue:
@@ -36,7 +36,7 @@ class FilledQueue:
     ) -> None:  # fmt: skip
         plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
         for stream_id in stream_ids:
-            connection.calls[stream_id] = object()
+            connection.streams[stream_id] = object()
             entry: Any = (connection, stream_id, b"", plan, arrived_s, deadline_s, None)
             self.queue.put(entry)
 
@@ -49,9 +49,9 @@ class FilledQueue:
 
     def take_all(self, max_rows: int, now_s: float) -> tuple[list[int], list[int]]:
         """Take a batch; returns the streams that are run and those that are late."""
-        taken = self.queue.take(max_rows, now_s)
+        taken: Any = self.queue.take(max_rows, now_s)
         for entry in (*taken[0], *taken[1]):
-            del entry[0].calls[entry[1]]
+            del entry[0].streams[entry[1]]
         return [entry[1] for entry in taken[0]], [entry[1] for entry in taken[1]]
 
 
