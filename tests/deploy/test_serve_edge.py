@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
 def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) -> None:
     with started([*COMMAND, "--envoy", str(envoy)]) as edge:
         assert edge.process.stdout is not None
-        folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1])
+        folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         tls, mtls = edge.facts["tls"], edge.facts["mtls"]
         with Client(tls, tls_ca=folder / "client-ca.pem") as client:
             assert len(client.classify(images[:2])) == 2
