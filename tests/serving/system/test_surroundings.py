@@ -106,6 +106,6 @@ def test_too_few_descriptors_are_one_clear_line(models: Path, workers: str, numb
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
     result = run_to_its_end(models, "--workers", workers, prepare=limit)
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"digit-serving: ulimit -n is {number}: at least ")
