@@ -31,7 +31,7 @@ from serving.http2.limits import Limits
 
 _SETTING = Struct(">HI")
 _MOST_FRAME = 1 << 16
-"""The longest frames that are sent, whatever the peer takes: others' answers stand behind them."""
+"""The longest frame that is sent, even if the peer takes longer ones: other answers wait for it."""
 
 
 class Control(Input):

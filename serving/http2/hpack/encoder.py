@@ -27,7 +27,7 @@ class Encoder:
         """Start with an empty table."""
         self._table = Table()
         self.resized = b""
-        """What the next block begins with, whoever encodes it, where the peer has set a size."""
+        """The change of the table's size that the next block has to begin with, in any encoding."""
         self._blocks: dict[Fields, bytes] = {}
 
     def resize(self, max_bytes: int) -> None:

@@ -152,7 +152,7 @@ def _run_end(message: bytes, at: int, end: int) -> int:
 
 
 def _small_numbers(encoded: bytes) -> npt.NDArray[np.uint8]:
-    """Decode varints from 0 to 255, whatever their lengths.
+    """Decode varints from 0 to 255, of any length.
 
     Raises:
         InvalidRequest: one is larger, or the last is cut off.

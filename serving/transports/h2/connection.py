@@ -137,7 +137,7 @@ class Connection:
         return self.http2.data_to_send()
 
     def is_unread(self, limits: Limits) -> bool:
-        """Return whether so many answers wait for the peer that it gets no more."""
+        """Return whether too many answers wait for the peer: its new calls are refused."""
         return self.http2.num_unsent() > limits.max_unread_bytes
 
     @property
