@@ -60,7 +60,7 @@ class _Connection:
         for kind, stream, value, ended in found:
             if kind == events.CALLS:
                 _, prefix, calls = value
-                whole.update((each, prefix + message) for each, message in calls)
+                whole.update((each, prefix + message) for each, message in calls.items())
             elif kind == events.GOAWAY:
                 return None
             elif kind == events.DATA:
@@ -81,7 +81,7 @@ class _Connection:
 
     def answer(self, stream: bytes, message: bytes) -> None:
         """Answer a call."""
-        self._http2.answer(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        self._http2.answer([stream], [b"\0" + len(message).to_bytes(4, "big") + message])
 
     def write(self) -> None:
         """Send what HTTP/2 has to say, windows and answers."""

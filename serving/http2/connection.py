@@ -74,7 +74,7 @@ class Connection(Control):
         Args:
             block: as an event brought it.
             layout: a message's first bytes and how many follow.
-            token: for the application; CALLS and MESSAGE events return it.
+            token: for the application; CALLS and MESSAGES events return it.
             calls: whether a message may be a whole call: then headers are no event either.
         """
         is_wrong = block.content_length not in (None, len(layout[0]) + layout[1])
@@ -115,16 +115,18 @@ class Connection(Control):
                 at = self._take_preface(data)
             if self._partial or self._skip:
                 at = self._continue(data)
-            size, recognise = len(data), self._recogniser.scan
+            size, recogniser, looked_at = len(data), self._recogniser, at
             while size - at >= FRAME_BYTES:
-                if self._recogniser.patterns and self._block is None:
-                    at = recognise(self, data, at)
+                if recogniser.runs and at >= looked_at and self._block is None:
+                    at, looked_at = recogniser.scan(self, data, at)
                     if size - at < FRAME_BYTES:
                         break
                 end = self._frame(data, at)
                 if not end:
                     break
                 at = end
+            if self.num_recognised:
+                self._account_recognised()
             if self._is_wider:
                 self._unblock()
         except Http2Error as err:

@@ -27,6 +27,7 @@ class Input(Output):
         super().__init__(limits)
         self.events: list[Event] = []
         """What the last bytes brought."""
+        self.num_recognised = self.recognised_bytes = 0
         self._now_s = 0.0
         self._resets = Budget(limits.burst_resets, limits.resets_per_s)
         self._receive_window = limits.connection_window_bytes
@@ -55,12 +56,13 @@ class Input(Output):
             self._note_reset(stream)
             self._ready.append(frame(RST_STREAM, 0, stream, word(code)))
 
-    def take_recognised(self, num_bytes: int) -> None:
-        """Account for messages that were recognised."""
-        self._receive_window -= num_bytes
+    def _account_recognised(self) -> None:
+        """Take the messages that were recognised off the windows and limits."""
+        self._small_frames.add(self.limits.small_frames_per_request * self.num_recognised)
+        self._receive_window -= self.recognised_bytes
         if self._receive_window < self.limits.connection_window_bytes // 2:
             self._use_window(0)
-        self._small_frames.add(self.limits.small_frames_per_request * (1 + (num_bytes >> 10)))
+        self.num_recognised = self.recognised_bytes = 0
 
     def _use_window(self, num_bytes: int) -> None:
         """Take data off the connection's window; open it again in time."""

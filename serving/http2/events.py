@@ -16,8 +16,8 @@ TRAILERS = 2
 RESET = 3
 """The peer has reset the stream; the value is the error code and the stream's state."""
 CALLS = 4
-"""Whole calls were recognised: (block, token, [(stream, message without its prefix), ...])."""
-MESSAGE = 5
-"""One frame of a known layout on a stream: (layout, token, message without its prefix)."""
+"""Whole calls were recognised: (block, token, messages without their prefixes by stream)."""
+MESSAGES = 5
+"""Frames of a known layout on a stream: (layout, token, messages without their prefixes)."""
 GOAWAY = 6
 """The peer opens or takes no more streams than the one named; the value is the error code."""

@@ -1,6 +1,6 @@
 """The server's side of a connection: requests in, responses out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from serving.http2 import events as kinds
 from serving.http2.connection import Connection
@@ -61,31 +61,30 @@ class ServerConnection(Connection):
         """Ask the peer to open no more streams; those that cross this are still taken."""
         self._go_away(word(MAX_WINDOW), ErrorCode.NO_ERROR)
 
-    def answer(self, stream: bytes, message: bytes) -> None:
-        """Send a whole response; nothing happens if the caller has left.
+    def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:
+        """Send whole responses; nothing happens on streams whose callers have left.
 
         Args:
-            stream: whose response has not begun.
-            message: its data.
+            streams: whose responses have not begun.
+            messages: the data of each.
         """
-        state, size = self.streams.get(stream), len(message)
-        if state is None:
-            return
-        window = self._first_window
-        if isinstance(state, Stream):
-            window += state.send_credit
-        parts = self._parts.get(size)
-        if parts is not None and state.ended and size <= self._send_window and size <= window:
-            del self.streams[stream]
-            self._send_window -= size
-            headers, data, trailers, end = parts
-            self._ready += (headers, stream, data, stream, message, trailers, stream, end)
-            return
-        self.respond(stream)
-        self.send(stream, message)
-        self.end(stream)
-        if parts is None:
-            self._learn(size)
+        open_streams, ready, window = self.streams, self._ready, self._first_window
+        for stream, message in zip(streams, messages, strict=True):
+            state, size = open_streams.get(stream), len(message)
+            parts = self._parts.get(size)
+            if state is None:
+                continue
+            if parts is not None and state.ended and self._send_window >= size <= window:
+                del open_streams[stream]
+                self._send_window -= size
+                headers, data, trailers, end = parts
+                ready += (headers, stream, data, stream, message, trailers, stream, end)
+                continue
+            self.respond(stream)
+            self.send(stream, message)
+            self.end(stream)
+            if parts is None:
+                self._learn(size)
 
     def respond(self, stream: bytes, fields: Fields = ()) -> None:
         """Begin a response; with the usual fields if there are none."""

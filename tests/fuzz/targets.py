@@ -104,7 +104,7 @@ def http2(data: bytes) -> None:
     assert end or by_frames == recognised
     for connection in (one, other):
         for stream in list(connection.streams):
-            connection.answer(stream, bytes(50))
+            connection.answer([stream], [bytes(50)])
         connection.data_to_send()
 
 

@@ -4,7 +4,7 @@ It takes the place of the engine's where either is on, so a server without them 
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from serving.http2 import events
 from serving.http2.events import Event
@@ -51,11 +51,12 @@ class LoggedConnection(ServerConnection):
                 self._end(stream, "CANCELLED")
         return found
 
-    def answer(self, stream: bytes, message: bytes) -> None:
+    def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:
         """See `ServerConnection`."""
-        self.respond(stream)
-        self.send(stream, message)
-        self.end(stream)
+        for stream, message in zip(streams, messages, strict=True):
+            self.respond(stream)
+            self.send(stream, message)
+            self.end(stream)
 
     def end(self, stream: bytes, trailers: Fields = OK) -> None:
         """See `ServerConnection`."""
@@ -93,10 +94,18 @@ def _status_in(trailers: Fields) -> str:
     return STATUS_NAMES[int(dict(trailers)[b"grpc-status"])]
 
 
+def host_of(sock: socket.socket) -> str:
+    """Return a peer's address without its port; none of a Unix socket's."""
+    if sock.family == socket.AF_UNIX:
+        return ""
+    host: str = sock.getpeername()[0]
+    return host.removeprefix("::ffff:")  # IPv4, on a socket for both
+
+
 def _peer_of(sock: socket.socket) -> str:
     """Write an address as gRPC does."""
-    if sock.family == socket.AF_UNIX:
+    host = host_of(sock)
+    if not host:
         return "unix:"
-    host, port, *_ = sock.getpeername()
-    host = host.removeprefix("::ffff:")  # IPv4, on a socket for both
+    port = sock.getpeername()[1]
     return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -3,17 +3,13 @@
 import random
 import socket
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from serving.credentials.tls import Tls
 from serving.transports.access_log import AccessLog
-from serving.transports.h2.access import LoggedConnection, open_connection
+from serving.transports.h2.access import LoggedConnection, host_of, open_connection
 from serving.transports.h2.limits import Limits
-
-if TYPE_CHECKING:
-    from serving.transports.h2.queue import Entry
-    from serving.transports.h2.stream import Stream
+from serving.transports.h2.queue import Line
 
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
@@ -29,13 +25,20 @@ _HTTP1_RESPONSE = (
 )
 
 
+class Reader(Protocol):
+    """A call whose peer may not read its answers."""
+
+    def resume(self, now_s: float) -> None:
+        """Go on, now that it may have read some."""
+
+
 class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
         "active_s", "byte_s", "closing", "http2", "is_leaving", "is_open", "is_writing", "jitter",
-        "opened_s", "output", "retired", "socket", "streams", "swept_s", "swept_stream", "tag_s",
-        "tls", "touched", "trusted", "unread", "waiting",
+        "line", "opened_s", "output", "retired", "socket", "streams", "swept_s", "swept_stream",
+        "tag_s", "tls", "touched", "trusted", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -48,14 +51,14 @@ class Connection:
         self.http2 = open_connection(limits, sock, access_log)
         self.streams: dict[bytes, Any] = self.http2.streams
         """The calls in progress: the `call` of each is a `Head` or a `Stream`."""
-        self.waiting: deque[Entry] = deque()
-        """Those that wait for a run."""
+        self.line = Line(host_of(sock))
+        """The calls that wait for a run."""
         self.output: bytes | memoryview = b""
         """What the socket has not taken yet."""
         self.opened_s = self.active_s = self.swept_s = now_s
         self.jitter = random.uniform(0.9, 1.1)
         """Spreads over time what connections of the same age would do together."""
-        self.unread: set[Stream] = set()
+        self.unread: set[Reader] = set()
         """Streams whose callers do not read their answers."""
         self.swept_stream = b""
         """The last stream that was open at the last sweep."""

@@ -170,7 +170,7 @@ class Connections:
         if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
             connection.retired = True
             connection.http2.announce_end()
-            self._calls.touch(connection)
+            self._calls.context.touch(connection)
 
     def close(self) -> None:
         """Close the port and all connections."""

@@ -3,17 +3,15 @@
 import asyncio
 import math
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from serving.errors import DigitsError, Overloaded
 from serving.predictions import ClassNumbers, Predictions
 from serving.protocols.plan import Plan
-
-if TYPE_CHECKING:
-    from serving.transports.h2.calls import Calls
+from serving.transports.h2.context import Context
+from serving.transports.h2.queue import Group, Line
 
 _STREAM_ID = bytes(4)
 
@@ -27,7 +25,7 @@ class LocalCaller:
         """Deliver the answer to `answer`, on an event loop."""
         self.answer: asyncio.Future[Predictions] = loop.create_future()
         self.streams: dict[bytes, Any] = {_STREAM_ID: self}
-        self.waiting: deque[Any] = deque()
+        self.line = Line("")
         self.response: bytes | DigitsError | None = None
         self._loop = loop
         self._version = ""
@@ -37,15 +35,15 @@ class LocalCaller:
         """See `Slot`."""
         return self
 
-    def ask(self, calls: "Calls", image: bytes) -> None:
+    def ask(self, context: Context, image: bytes) -> None:
         """Queue an image; on the loop's thread."""
         plan = Plan(None, 1, self._write)
-        entry = (self, _STREAM_ID, image, plan, time.monotonic(), math.inf, self)
         try:
-            if not calls.max_inline_images:
-                calls.large_request(image, plan, self, math.inf, self._finish_run)
-            elif calls.queue.room(math.inf) >= 1:
-                calls.queue.put(entry)
+            if not context.max_inline_images:
+                context.large_request(image, plan, self, math.inf, self._finish_run)
+            elif context.queue.room(self.line, math.inf) >= 1:
+                now_s = time.monotonic()
+                context.queue.put(Group(self, [_STREAM_ID], [image], plan, now_s, math.inf, [self]))
             else:
                 raise Overloaded
         except DigitsError as err:

@@ -145,7 +145,9 @@ class Loop:
             self._poll_until_s = time.monotonic() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
-        elif self._calls.stalled or self._calls.has_new_timers:  # since the last tick, perhaps
+        elif (
+            self._calls.context.stalled or self._calls.has_new_timers
+        ):  # since the last tick, perhaps
             self._next_tick_s = min(self._next_tick_s, now_s + _TICK_S)
 
     def _timeout_s(self) -> float:

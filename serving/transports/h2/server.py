@@ -18,6 +18,7 @@ from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connections import Connections
+from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.local import LocalCaller
@@ -65,14 +66,15 @@ class H2Server:
             poll=may_poll(config.workers),
             max_queue_delay_s=batching.max_queue_delay_s,
         )
-        calls = self._calls = Calls(
-            self._heads, self._queue, classifier, self._limits, loop.touch, loop.post
-        )  # fmt: skip
+        context = self._context = Context(
+            self._queue, classifier, self._limits, loop.touch, loop.post
+        )
+        calls = Calls(self._heads, context, classifier.signature.image_bytes)
         spare = others(config.host, config.port)
         connections = Connections(
             [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log
         )  # fmt: skip
-        loop.attach(connections, calls, Runs(classifier, self._queue, calls))
+        loop.attach(connections, calls, Runs(classifier, self._queue, context))
         loop.start()
         return address_of(listener, config.host)
 
@@ -90,7 +92,7 @@ class H2Server:
         """See `Transport`."""
         assert self._loop is not None
         caller = LocalCaller(asyncio.get_running_loop())
-        self._loop.post(partial(caller.ask, self._calls, image))
+        self._loop.post(partial(caller.ask, self._context, image))
         return await caller.answer
 
     async def beat(self) -> None:

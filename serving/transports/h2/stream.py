@@ -6,9 +6,8 @@ and flow control of HTTP/2 stops it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from serving.batching.request import Request
 from serving.errors import DigitsError, Overloaded
@@ -17,11 +16,10 @@ from serving.protocols.plan import Layouts, Plan, frame
 from serving.protocols.status import error_of
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
+from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Head
+from serving.transports.h2.queue import Group
 from serving.transports.h2.status import PREFIX_BYTES, Status, length_of
-
-if TYPE_CHECKING:
-    from serving.transports.h2.calls import Calls
 
 _WINDOW = 512
 """The most requests of one stream that are in flight."""
@@ -50,15 +48,15 @@ class Slot:
 class Stream:
     """A call in progress; used by the loop's thread only."""
 
-    __slots__ = ("_calls", "_connection", "_data", "_ended", "_error", "_has_begun", "_head",
+    __slots__ = ("_connection", "_context", "_data", "_ended", "_error", "_has_begun", "_head",
                  "_is_full", "_is_unary", "_method", "_missing_at", "_owed", "_slots", "_stream_id",
                  "_unconsumed", "_unsubscribe")  # fmt: skip
 
     def __init__(
-        self, calls: "Calls", connection: Connection, stream_id: bytes, head: Head
+        self, context: Context, connection: Connection, stream_id: bytes, head: Head
     ) -> None:
         assert head.method is not None
-        self._calls = calls
+        self._context = context
         self._connection = connection
         self._stream_id = stream_id
         self._head = head
@@ -90,7 +88,7 @@ class Stream:
     def receive(self, data: bytes, now_s: float, *, ended: bool) -> None:
         """Take more of what the caller sends."""
         self._ended = ended
-        calls = self._calls
+        context = self._context
         self._data += data
         if self._is_unary:
             self._connection.http2.acknowledge(self._stream_id, len(data))
@@ -100,22 +98,27 @@ class Stream:
             self._error = status.NOT_ONE_MESSAGE
         if len(self._data) < self._missing_at and not ended:  # cheap, for there may be many
             self._consume_all()
-            calls.hold(self, len(self._data))
+            context.hold(self, len(self._data))
         else:
             self.resume(now_s)
 
-    @property
-    def can_run(self) -> bool:
-        """Whether a message that comes now need not wait for others."""
-        room = self._calls.queue.has_room_for_streams and len(self._slots) < _WINDOW
-        return room and not (self._data or self._error or self._is_unary)
+    def run_messages(
+        self, plan: Plan, messages: Sequence[bytes], num_bytes: int, now_s: float, *, ended: bool
+    ) -> int:
+        """Run messages that are whole, as far as they need not wait for others.
 
-    def run_message(
-        self, plan: Plan, pixels: bytes, num_bytes: int, now_s: float, *, ended: bool
-    ) -> None:
-        """Run a message that is whole, where `can_run`."""
-        self._ended = ended
-        self._run(Slot(self, num_bytes, now_s), pixels, plan)
+        Returns:
+            How many.
+        """
+        room = _WINDOW - len(self._slots) if self._context.queue.has_room_for_streams else 0
+        number = min(len(messages), room)
+        if number <= 0 or self._data or self._error or self._is_unary:
+            return 0
+        self._ended = ended and number == len(messages)
+        slots = [Slot(self, num_bytes, now_s) for _ in range(number)]
+        self._queue(slots, messages[:number], plan)
+        self._slots += slots
+        return number
 
     def resume(self, now_s: float) -> None:
         """Begin the requests that have arrived, as far as there is room; send what is ready."""
@@ -133,30 +136,30 @@ class Stream:
             num_bytes = end - at - max(0, len(data) - self._unconsumed - at)
             message = bytes(memoryview(data)[at + PREFIX_BYTES : end])  # copied once
             if not self._begin(message, num_bytes, now_s):
-                self._calls.stalled[self] = None
+                self._context.stalled[self] = None
                 break
             self._unconsumed -= num_bytes
             at = end
             self._missing_at = 0
         del data[:at]
-        self._calls.hold(self, len(data))
+        self._context.hold(self, len(data))
         self.flush()
 
     def _consume_all(self) -> None:
-        """Open the window: a message may be longer. `Calls.hold` bounds what is kept."""
+        """Open the window: a message may be longer. `Context.hold` bounds what is kept."""
         if self._unconsumed:
             self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
 
     def _has_room(self) -> bool:
         """Return whether a request may begin; else what makes room resumes the stream."""
-        connection, calls = self._connection, self._calls
-        if connection.http2.num_unsent(self._stream_id) > calls.limits.max_stream_unread_bytes:
+        connection, context = self._connection, self._context
+        if connection.http2.num_unsent(self._stream_id) > context.limits.max_stream_unread_bytes:
             connection.unread.add(self)
         elif len(self._slots) >= _WINDOW:
             self._is_full = True
-        elif isinstance(self._method, ImagesStream) and not calls.queue.has_room_for_streams:
-            calls.stalled[self] = None
+        elif isinstance(self._method, ImagesStream) and not context.queue.has_room_for_streams:
+            context.stalled[self] = None
         else:
             return True
         return False
@@ -166,7 +169,7 @@ class Stream:
         size = len(self._data)
         end = at + PREFIX_BYTES
         if size >= end:
-            length = length_of(self._data, at, self._calls.limits.max_message_bytes)
+            length = length_of(self._data, at, self._context.limits.max_message_bytes)
             if isinstance(length, Status):
                 self._error = length
                 return 0
@@ -205,22 +208,31 @@ class Stream:
 
     def _run(self, slot: Slot, pixels: bytes | memoryview, plan: Plan) -> None:
         """Have images run, by a runner thread or in one of the loop's next batches."""
-        calls, connection, stream_id = self._calls, self._connection, self._stream_id
-        timeout_s = self._head.timeout_s
-        if plan.timeout_s is not None:
-            timeout_s = min(timeout_s, plan.timeout_s)
-        deadline_s = slot.arrived_s + timeout_s
-        if plan.num_rows > calls.max_inline_images:
+        context, connection, stream_id = self._context, self._connection, self._stream_id
+        deadline_s = self._deadline_s(plan, slot.arrived_s)
+        if plan.num_rows > context.max_inline_images:
             finish = partial(self._finish_run, slot)
-            slot.large = calls.large_request(pixels, plan, connection, deadline_s, finish)
+            slot.large = context.large_request(pixels, plan, connection, deadline_s, finish)
         elif self._is_unary:  # from here on it is like a call whose message came in one piece
             connection.streams[stream_id].call = self._head
-            calls.submit((connection, stream_id, pixels, plan, slot.arrived_s, deadline_s, None))
+            group = Group(connection, [stream_id], [pixels], plan, slot.arrived_s, deadline_s)
+            context.submit(group, self._head)
             return
         else:
-            entry = (connection, stream_id, pixels, plan, slot.arrived_s, deadline_s, slot)
-            calls.queue.put(entry)
+            self._queue([slot], [pixels], plan)
         self._slots.append(slot)
+
+    def _deadline_s(self, plan: Plan, arrived_s: float) -> float:
+        timeout_s = self._head.timeout_s
+        return arrived_s + (timeout_s if plan.timeout_s is None else min(timeout_s, plan.timeout_s))
+
+    def _queue(self, slots: list[Slot], messages: Sequence[bytes | memoryview], plan: Plan) -> None:
+        """Have messages run in one of the loop's next batches."""
+        arrived_s = slots[0].arrived_s
+        deadline_s = self._deadline_s(plan, arrived_s)
+        streams = [self._stream_id] * len(slots)
+        group = Group(self._connection, streams, messages, plan, arrived_s, deadline_s, slots)
+        self._context.queue.put(group)
 
     # Answers
 
@@ -278,11 +290,11 @@ class Stream:
     def _send(self, data: bytes) -> None:
         self._begin_answer()
         self._connection.http2.send(self._stream_id, data)
-        self._calls.touch(self._connection)
+        self._context.touch(self._connection)
 
     def _note_read(self) -> None:
         """Let the caller send as much again as it has read answers to."""
-        connection, limit = self._connection, self._calls.limits.max_stream_unread_bytes
+        connection, limit = self._connection, self._context.limits.max_stream_unread_bytes
         if connection.http2.num_unsent(self._stream_id) > limit:
             connection.unread.add(self)
             return
@@ -296,7 +308,7 @@ class Stream:
 
     def _post(self, message: bytes) -> None:
         """Send a message of a subscription, from any thread."""
-        self._calls.post(partial(self._send_if_open, frame(message)))
+        self._context.post(partial(self._send_if_open, frame(message)))
 
     def _send_if_open(self, data: bytes) -> None:
         if self._is_open:
@@ -328,17 +340,17 @@ class Stream:
         self._release()
         connection, stream_id = self._connection, self._stream_id
         if reason is not None and not self._has_begun:
-            self._calls.refuse(connection, stream_id, self._head, reason)
+            self._context.refuse(connection, stream_id, self._head, reason)
             return
         self._begin_answer()
         connection.http2.end(stream_id, reason.trailers if reason else status.OK)
-        self._calls.metrics.count(self._head.name, reason.name if reason else "OK")
-        self._calls.touch(connection)
+        self._context.metrics.count(self._head.name, reason.name if reason else "OK")
+        self._context.touch(connection)
 
     def cancel(self) -> None:
         """Forget the call: the caller has left."""
         self._release()
-        self._calls.metrics.count(self._head.name, "CANCELLED")
+        self._context.metrics.count(self._head.name, "CANCELLED")
 
     def drain(self, reason: Status) -> None:
         """End a call of images once it has been answered as far as it was accepted."""
@@ -348,13 +360,13 @@ class Stream:
 
     def _release(self) -> None:
         """Give back what the call holds."""
-        self._calls.hold(self, 0)
+        self._context.hold(self, 0)
         self._owed = self._unconsumed = 0
         for slot in self._slots:
             if slot.large is not None:
-                self._calls.batcher.cancel(slot.large)
+                self._context.batcher.cancel(slot.large)
         self._slots.clear()
         self._data.clear()
-        self._calls.stalled.pop(self, None)
+        self._context.stalled.pop(self, None)
         if self._unsubscribe is not None:
             self._unsubscribe()

@@ -208,13 +208,13 @@ def test_first_block_confirms_the_size_of_the_table(end: str, size: int) -> None
     """However it is encoded: peers that made their table smaller refuse any other."""
     server, peer = connection(), hpack.Decoder()
     server.receive(frame(HEADERS, END_HEADERS | END_STREAM, ONE, BLOCK), 0.0)
-    server.answer(ONE, b"x")
+    server.answer([ONE], [b"x"])
     again = frame(HEADERS, END_HEADERS | END_STREAM, word(3), BLOCK)
     server.receive(frame(SETTINGS, 0, CONNECTION, b"\0\1" + word(size)) + again, 0.0)
     server.data_to_send()
     peer.max_allowed_table_size = size
     if end == "answer":
-        server.answer(word(3), b"x")
+        server.answer([word(3)], [b"x"])
     elif end == "refuse":
         server.refuse([ONE, word(3)], RESPONSE)
     else:
@@ -235,7 +235,7 @@ def test_windows_of_all_streams_are_looked_at_once_a_read(
     server.receive(frame(SETTINGS, 0, CONNECTION, b"\0\4" + word(0)), 0.0)
     for stream in (1, 3, 5):
         server.receive(frame(HEADERS, END_HEADERS | END_STREAM, word(stream), BLOCK), 0.0)
-        server.answer(word(stream), bytes(100))
+        server.answer([word(stream)], [bytes(100)])
     pumped = []
     monkeypatch.setattr(server, "_pump", lambda stream, state: pumped.append(stream))
     server.receive(wider * 100, 0.0)

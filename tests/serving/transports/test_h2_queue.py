@@ -2,21 +2,20 @@
 
 import math
 import weakref
-from collections import deque
 from typing import Any
 
 import pytest
 
 from serving.protocols.plan import Plan
-from serving.transports.h2.queue import Queue
+from serving.transports.h2.queue import Group, Line, Queue
 
 
 class FakeConnection:
     """What the queue uses of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "") -> None:
         self.streams: dict[int, Any] = {}
-        self.waiting: deque[Any] = deque()
+        self.line = Line(address)
 
     def leave(self, *stream_ids: int) -> None:
         """Cancel calls, as a caller does that gives up."""
@@ -37,11 +36,15 @@ class FilledQueue:
         plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
         for stream_id in stream_ids:
             connection.streams[stream_id] = object()
-            entry: Any = (connection, stream_id, b"", plan, arrived_s, deadline_s, None)
-            self.queue.put(entry)
+        ids: Any = stream_ids
+        messages = [b""] * len(ids)
+        self.queue.put(Group(connection, ids, messages, plan, arrived_s, deadline_s))
+
+    def room(self, connection: Any, timeout_s: float = math.inf) -> float:
+        return self.queue.room(connection.line, timeout_s)
 
     def forget(self, connection: Any) -> None:
-        self.queue.forget(connection)
+        self.queue.forget(connection.line)
 
     def take(self, max_rows: int, now_s: float = 0.0) -> list[int]:
         """Take a batch; returns its streams and ends their calls."""
@@ -50,9 +53,11 @@ class FilledQueue:
     def take_all(self, max_rows: int, now_s: float) -> tuple[list[int], list[int]]:
         """Take a batch; returns the streams that are run and those that are late."""
         taken: Any = self.queue.take(max_rows, now_s)
-        for entry in (*taken[0], *taken[1]):
-            del entry[0].streams[entry[1]]
-        return [entry[1] for entry in taken[0]], [entry[1] for entry in taken[1]]
+        for group in (*taken[0], *taken[1]):
+            for stream_id in group.streams:
+                del group.caller.streams[stream_id]
+        run, late = ([stream for group in groups for stream in group.streams] for groups in taken)
+        return run, late
 
 
 @pytest.fixture
@@ -206,7 +211,7 @@ def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
     connection = FakeConnection()
     filled.put(connection, *range(20))
     filled.queue.note_cancelled(10.0)
-    assert filled.take(4, 10.9) == [19, 18, 17, 16]
+    assert filled.take(4, 10.9) == [16, 17, 18, 19]
     assert filled.take(4, 11.0) == [0, 1, 2, 3]  # all is well again
     assert filled.queue.num_rows == 12
 
@@ -220,7 +225,7 @@ def test_connection_that_closes_does_not_hide_that_others_gave_up(filled: Filled
     filled.put(FakeConnection(), *range(20))
     filled.queue.note_cancelled(10.0)
     filled.queue.note_cancelled(0.0)
-    assert filled.take(4, 10.1) == [19, 18, 17, 16]
+    assert filled.take(4, 10.1) == [16, 17, 18, 19]
 
 
 def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) -> None:
@@ -228,7 +233,7 @@ def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) ->
     filled.put(connection, *range(200))
     connection.leave(*range(100))
     filled.queue.note_cancelled(10.0)
-    assert filled.take(4, 10.0) == [199, 198, 197, 196]
+    assert filled.take(4, 10.0) == [196, 197, 198, 199]
     assert filled.queue.num_rows == 96
 
 
@@ -250,9 +255,9 @@ def test_call_is_refused_that_does_not_fit() -> None:
     filled = FilledQueue(capacity=10)
     connection = FakeConnection()
     filled.put(connection, 1, num_images=7)
-    assert filled.queue.room(math.inf) == 3
+    assert filled.room(connection) == 3
     filled.take(8)
-    assert filled.queue.room(math.inf) == 10
+    assert filled.room(connection) == 10
 
 
 def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue) -> None:
@@ -260,15 +265,37 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue
     filled.queue.run_rows = 4
     filled.queue.row_s = 0.125
     filled.put(connection, *range(4))
-    assert filled.queue.room(4.0) == 4  # then the wait is 1 s, a quarter of its time
-    assert filled.queue.room(math.inf) == 996
+    assert filled.room(connection, 4.0) == 4  # then the wait is 1 s, a quarter of its time
+    assert filled.room(connection) == 996
 
 
 def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -> None:
-    filled.queue.run_rows = 4
+    filled.queue.run_rows = 13
     filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
-    filled.put(FakeConnection(), 1, 2, 3)
-    assert filled.queue.room(0.1) == 1
+    connection = FakeConnection()
+    filled.put(connection, *range(12))
+    assert filled.room(connection, 0.1) == 1
+
+
+def test_caller_with_few_calls_is_not_refused_for_those_of_others() -> None:
+    filled = FilledQueue(capacity=100)
+    many = [FakeConnection("there") for _ in range(40)]
+    filled.put(many[0], *range(100))
+    assert filled.room(many[0]) == 0
+    few = [FakeConnection("there"), FakeConnection("elsewhere")]
+    assert [filled.room(each) for each in few] == [8, 8]
+    filled.put(few[0], *range(100, 107))
+    assert filled.room(few[0]) == 1
+    for number, connection in enumerate(many[1:6], 1):
+        filled.put(connection, *range(1000 * number, 1000 * number + 8))
+    filled.put(many[6], 7000, 7001, 7002, 7003)  # half as much again waits, of one address
+    assert filled.room(few[0]) < 0
+    assert filled.room(few[1]) == 8
+    for number in range(8):
+        filled.put(few[1], 8000 + number)
+        assert filled.room(few[1]) == 7 - number
+    filled.put(many[7], *range(9000, 9041))
+    assert filled.room(FakeConnection("a third place")) == 0  # it is twice as full
 
 
 @pytest.mark.parametrize(("waiting", "has_room"), [(0, True), (1, True), (4, True), (5, False)])
@@ -293,7 +320,7 @@ def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
     filled.put(closed, 1, 3, num_images=5)
     filled.put(other, 2, 4)
     filled.forget(closed)
-    assert (filled.queue.num_rows, len(closed.waiting)) == (2, 0)
+    assert (filled.queue.num_rows, closed.line.num_rows) == (2, 0)
     trace = weakref.ref(closed)
     del closed
     assert trace() is None
