@@ -35,7 +35,6 @@ _HEADER = Struct(">IB4s")
 """A frame's length and kind, flags, stream."""
 _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
-_MAX_CONTROL_BYTES = DEFAULT_FRAME
 _NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
           "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
 _LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
@@ -186,8 +185,9 @@ class Connection(Control):
 
     def _check(self, kind: int, length: int, stream: bytes) -> None:
         """Refuse a frame by its header alone."""
-        most = _MAX_CONTROL_BYTES if DATA < kind <= CONTINUATION else self.limits.max_frame_bytes
-        if length > most:
+        limits = self.limits
+        is_whole = DATA < kind <= CONTINUATION  # others are handed on, or skipped, as they come
+        if length > (limits.max_block_bytes if is_whole else limits.max_frame_bytes):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame that is too long")
         if kind <= CONTINUATION:
             if not self.is_established and kind != SETTINGS:

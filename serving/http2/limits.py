@@ -22,7 +22,7 @@ class Limits:
     max_header_list_bytes: int = 64 << 10
     max_header_fields: int = 256
     max_block_bytes: int = 64 << 10
-    """The longest header block, encoded."""
+    """The longest header block, encoded, and the longest frame that is not DATA."""
     max_continuations: int = 64
     """The most CONTINUATION frames of a block (CVE-2024-27316 and its kin)."""
     burst_resets: int = 100_000

@@ -126,11 +126,11 @@ def test_wrong_ends_of_huffmans_code_are_refused(encoded: str) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    ["80", "be", "ff80", "ffffffffffffffff7f", "3fe220", "8220", "4005", "400161", "0085ff"],
-    ids=["index-0", "beyond", "cut-integer", "long-integer", "large-table", "late-resize",
-         "cut-name", "no-value", "cut-string"],
-)  # fmt: skip
+    ["ff80", "ffffffffffffffff7f", "4005", "400161", "0085ff"],
+    ids=["cut-integer", "long-integer", "cut-name", "no-value", "cut-string"],
+)
 def test_malformed_block_is_refused(block: str) -> None:
+    """Beside those of test_h2spec.py."""
     with pytest.raises(HpackError):
         decoder().decode(bytes.fromhex(block))
 

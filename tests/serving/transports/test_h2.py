@@ -17,7 +17,6 @@ from hyperframe.frame import (
     HeadersFrame,
     PingFrame,
     RstStreamFrame,
-    SettingsFrame,
     WindowUpdateFrame,
 )
 
@@ -26,7 +25,6 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
 from tests.support.h2_connection import (
-    PREFACE,
     Connection,
     Reply,
     message,
@@ -391,23 +389,6 @@ def test_answers_before_a_refusal_wait_for_the_callers_window(
 # The connection
 
 
-def test_pings_are_answered_in_order(connection: Connection) -> None:
-    bodies = [number.to_bytes(8, "big") for number in range(50)]
-    connection.send(*(PingFrame(0, body) for body in bodies))
-    connection.wait(lambda: len(connection.pongs) == 50)
-    assert connection.pongs == bodies
-
-
-@pytest.mark.parametrize("cut", [1, 11, 14, 15, 23])
-def test_preface_may_come_in_parts(target: RunningServer, expected: bytes, cut: int) -> None:
-    with Connection(target.address, TIMEOUT_S) as connection:
-        connection.send(PREFACE[:cut])
-        connection.read(quiet_s=0.05)  # in reads of their own
-        connection.send(PREFACE[cut:], SettingsFrame(0))
-        connection.call(1, REQUEST)
-        assert_answered(connection.reply(1), expected)
-
-
 @pytest.mark.parametrize(
     "request_line",
     [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/1.1\r\n\r\n", b"POST", b"\n", b"\x16\x03"],
@@ -421,16 +402,6 @@ def test_other_protocols_get_one_clear_line_and_are_closed(
         received = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert b"HTTP/1.1 505" in received
     assert received.endswith(b"this port speaks gRPC, over HTTP/2 only\n")
-
-
-def test_streams_over_the_limit_are_refused_and_the_others_answered(
-    connection: Connection, expected: bytes
-) -> None:
-    for stream in range(1, 2 * 1500, 2):
-        connection.send(connection.headers(stream, request_headers()))
-    connection.wait(lambda: any(reply.reset == 7 for reply in connection.replies.values()))
-    connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
-    assert_answered(connection.reply(1), expected)
 
 
 def test_drain_says_goaway_twice_and_answers_what_was_accepted(expected: bytes) -> None:
@@ -571,28 +542,3 @@ def test_plaintext_to_a_tls_port_is_closed(tls_target: RunningServer) -> None:
 def test_tls_to_a_plaintext_port_is_closed(target: RunningServer, tls: ssl.SSLContext) -> None:
     with pytest.raises(OSError, match=r".*"):
         Connection(target.address, TIMEOUT_S, tls)
-
-
-# Floods: the server goes on
-
-
-@pytest.mark.parametrize("frame", [
-    PingFrame(0, bytes(8)),
-    SettingsFrame(0, settings={3: 100}),
-    WindowUpdateFrame(0, window_increment=1),
-    DataFrame(1, b""),
-    WindowUpdateFrame(1, window_increment=1),
-    RstStreamFrame(1, error_code=8),
-], ids=["ping", "settings", "window", "empty", "stream_window", "reset"])  # fmt: skip
-def test_floods_of_a_frame_hold_up_the_flooder_at_most(
-    target: RunningServer, expected: bytes, frame: Any
-) -> None:
-    flood = frame.serialize() * 20_000
-    with Connection(target.address, TIMEOUT_S) as connection:
-        connection.open()
-        connection.send(connection.headers(1, request_headers()))
-        connection.send(flood)
-        assert_well(target, expected)
-        if not connection.read():
-            connection.call(3, REQUEST)
-            assert_answered(connection.reply(3), expected)
