@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from struct import pack_into
 from time import perf_counter
 
-from benchmarks.load import frames
 from benchmarks.load.connection import Connection
-from benchmarks.load.frames import Request
+from benchmarks.load.request import Request
+from serving.http2 import frames
+from serving.http2.frames import frame, word
 
 OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
 """Statuses of gRPC, and of calls that ended without one."""
@@ -20,7 +21,8 @@ Ended = dict[int, list[float]]
 
 _CHUNK = 32
 """Calls that are sent at once."""
-_CANCEL = (8).to_bytes(4, "big")
+_STREAM_AT = 5
+"""Where a frame has the number of its stream."""
 _STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
 """In a header block: the name as it is or in Huffman's code, and the value."""
 
@@ -52,25 +54,22 @@ class Calls:
         self._is_over = bytearray([True])  # likewise
         self._num_expired = 1  # calls before this one are past their deadline
         self._body = request.body
-        self._is_small = len(self._body) <= frames.MAX_FRAME_BYTES
-        head = frames.pack(frames.HEADERS, frames.END_HEADERS, 0, request.headers(timeout))
-        body = frames.pack(frames.DATA, frames.END_STREAM, 0, self._body)
+        self._is_small = len(self._body) <= frames.DEFAULT_FRAME
+        head = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), request.headers(timeout))
+        body = frame(frames.DATA, frames.END_STREAM, bytes(4), self._body)
         self._call = _Template(head, body) if self._is_small else _Template(head)
-        self._reset = _Template(frames.pack(frames.RESET, 0, 0, _CANCEL))
         # Without a header table, right answers have the same trailers each time.
         self._statuses = {self._call_once(request): OK}
 
     def _call_once(self, request: Request) -> bytes:
         """Have a call answered; return its trailers."""
-        head = frames.pack(frames.HEADERS, frames.END_HEADERS, 1, request.headers())
-        self.connection.send(head)
-        self.connection.watch(1)
-        self.connection.send_body(self._body, frames.END_STREAM)
+        self.connection.send(frame(frames.HEADERS, frames.END_HEADERS, word(1), request.headers()))
+        self.connection.send_body(1, self._body, ends=True)
         has_message = False
         while True:
-            for kind, flags, _, payload in self.connection.receive():
+            for kind, flags, _, payload in self.connection.read():
                 has_message |= kind == frames.DATA
-                if kind == frames.RESET or flags & frames.END_STREAM:
+                if kind == frames.RST_STREAM or flags & frames.END_STREAM:
                     if has_message and kind == frames.HEADERS:
                         return payload
                     raise ConnectionError(f"{request.address} fails on {request.path}")
@@ -86,7 +85,7 @@ class Calls:
         if self.connection.is_full:
             return 0
         free = self.connection.max_streams - self.num_open
-        fits = self.connection.window // len(self._body) if self._is_small else 1
+        fits = self.connection.window() // len(self._body) if self._is_small else 1
         return max(0, min(_CHUNK, free, fits))
 
     def send(self, start_s: Sequence[float]) -> None:
@@ -95,12 +94,12 @@ class Calls:
         self._start_s += start_s
         self._is_over += bytes(len(start_s))
         self.num_open += len(start_s)
-        connection.send(self._call.fill(range(first, len(self._start_s))))
+        calls = self._call.fill(range(first, len(self._start_s)))
         if self._is_small:
-            connection.window -= len(start_s) * len(self._body)
+            connection.send(calls, len(start_s) * len(self._body))
         else:
-            connection.watch(2 * first + 1)
-            connection.send_body(self._body, frames.END_STREAM)
+            connection.send(calls)
+            connection.send_body(2 * first + 1, self._body, ends=True)
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""
@@ -113,10 +112,10 @@ class Calls:
         Raises:
             OSError: the connection was closed.
         """
-        received, now_s = self.connection.receive(), perf_counter()
+        received, now_s = self.connection.read(), perf_counter()
         for kind, flags, stream, payload in received:
-            if kind == frames.RESET or (kind == frames.HEADERS and flags & frames.END_STREAM):
-                status = UNKNOWN if kind == frames.RESET else self._status_of(payload)
+            if kind == frames.RST_STREAM or (kind == frames.HEADERS and flags & frames.END_STREAM):
+                status = UNKNOWN if kind == frames.RST_STREAM else self._status_of(payload)
                 self._end(stream >> 1, status, now_s)
 
     def _status_of(self, trailers: bytes) -> int:
@@ -139,21 +138,20 @@ class Calls:
         while call < len(self._start_s) and self._start_s[call] < before_s:
             if not self._is_over[call]:
                 self._end(call, DEADLINE_EXCEEDED, now_s)
-                late.append(call)
+                late.append(2 * call + 1)
             call += 1
         self._num_expired = call
-        for begin in range(0, len(late), _CHUNK):
-            self.connection.send(self._reset.fill(late[begin : begin + _CHUNK]))
+        self.connection.reset_all(late)
 
 
 class _Template:
     """Frames of a call, which only lack the number of its stream."""
 
     def __init__(self, *parts: bytes) -> None:
-        frames_of_call = b"".join(parts)
-        self._size = len(frames_of_call)
-        self._at = [sum(map(len, parts[:n])) + frames.STREAM_AT for n in range(len(parts))]
-        self._rows = bytearray(frames_of_call * _CHUNK)
+        call = b"".join(parts)
+        self._size = len(call)
+        self._at = [sum(map(len, parts[:n])) + _STREAM_AT for n in range(len(parts))]
+        self._rows = bytearray(call * _CHUNK)
 
     def fill(self, calls: Sequence[int]) -> bytes:
         """Return the frames of at most _CHUNK calls, one after the other."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.load.cores import on_cores
-from benchmarks.load.frames import Request
+from benchmarks.load.request import Request
 from benchmarks.load.trace import Trace
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls, Ended
 from benchmarks.load.connection import Connection
-from benchmarks.load.frames import Request
+from benchmarks.load.request import Request
 from benchmarks.load.streams import MessageStream
 from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Seconds, Trace
 

@@ -10,8 +10,8 @@ from typing import Self
 from benchmarks.load import cores, h2load, http1, loops
 from benchmarks.load.calls import Calls
 from benchmarks.load.connection import Connection
-from benchmarks.load.frames import Request
 from benchmarks.load.http1 import HttpRequest
+from benchmarks.load.request import Request
 from benchmarks.load.trace import Deadline, Seconds, Trace, merge
 from serving.images import Images
 

@@ -7,10 +7,10 @@ some hundred thousand messages a second.
 from collections import deque
 from time import perf_counter
 
-from benchmarks.load import frames
 from benchmarks.load.calls import OK, Ended
 from benchmarks.load.connection import Connection
-from benchmarks.load.frames import Request
+from benchmarks.load.request import PREFIX_BYTES, Request
+from serving.http2.frames import DATA, DEFAULT_FRAME, END_HEADERS, HEADERS, frame, word
 
 _STREAM = 1
 _INFER, _ERROR_MESSAGE = "/ModelStreamInfer", b"\x0a"
@@ -37,29 +37,27 @@ class MessageStream:
         self.connection = connection
         self._latencies_s = ended.setdefault(OK, [])
         self._body = request.body
-        self._frames = frames.pack(frames.DATA, 0, _STREAM, self._body)
+        self._frames = frame(DATA, 0, word(_STREAM), self._body)
         self._frame_bytes = len(self._frames)
         self._frames *= callers
         self._sent: deque[tuple[float, int]] = deque()  # when, and how many messages, in order
         self._rest = b""  # of an answer that has not arrived whole
         self._free = 1  # messages that may be sent
-        connection.watch(_STREAM)
-        connection.widened.append(_STREAM)
         self.first_answer = self._call_once(request)
-        self._answer_bytes = frames.PREFIX_BYTES + len(self.first_answer)
+        self._answer_bytes = PREFIX_BYTES + len(self.first_answer)
         self._prefix = b"\0" + len(self.first_answer).to_bytes(4, "big")
         self._sent.clear()
         self._free = callers
 
     def _call_once(self, request: Request) -> bytes:
-        head = frames.pack(frames.HEADERS, frames.END_HEADERS, _STREAM, request.headers())
-        self.connection.send(head)
-        answer, size = b"", frames.PREFIX_BYTES
-        while len(answer) <= frames.PREFIX_BYTES or len(answer) < size:
+        self.connection.send(frame(HEADERS, END_HEADERS, word(_STREAM), request.headers()))
+        self.connection.send_body(_STREAM, b"", ends=False)
+        answer, size = b"", PREFIX_BYTES
+        while len(answer) <= PREFIX_BYTES or len(answer) < size:
             self.fill(0.0)
             answer += self._read()
-            size = frames.PREFIX_BYTES + int.from_bytes(answer[1 : frames.PREFIX_BYTES], "big")
-        message = answer[frames.PREFIX_BYTES :]
+            size = PREFIX_BYTES + int.from_bytes(answer[1:PREFIX_BYTES], "big")
+        message = answer[PREFIX_BYTES:]
         if request.path.endswith(_INFER) and message.startswith(_ERROR_MESSAGE):
             raise ConnectionError(f"{request.address} fails on {request.path}")
         return message
@@ -68,15 +66,14 @@ class MessageStream:
         """Send as many messages as may be in flight, and as the windows allow."""
         connection, size = self.connection, len(self._body)
         while self._free and not connection.is_full:
-            window = min(connection.window, connection.stream_window)
+            window = connection.window(_STREAM)
             number = max(1, min(self._free, window // size))
-            if number * size <= window and size <= frames.MAX_FRAME_BYTES:
-                connection.window -= number * size
-                connection.stream_window -= number * size
-                connection.send(self._frames[: number * self._frame_bytes])
+            if number * size <= window and size <= DEFAULT_FRAME:
+                frames = self._frames[: number * self._frame_bytes]
+                connection.send(frames, number * size, _STREAM)
             else:  # longer than a frame, or than the window
                 number = 1
-                connection.send_body(self._body, 0)
+                connection.send_body(_STREAM, self._body, ends=False)
             self._sent.append((now_s, number))
             self._free -= number
 
@@ -105,9 +102,11 @@ class MessageStream:
     def _read(self) -> bytes:
         """Read once; return what it brought of answers."""
         parts = []
-        for kind, flags, _, payload in self.connection.receive():
-            if kind == frames.DATA:
+        for kind, flags, _, payload in self.connection.read():
+            if kind == DATA:
                 parts.append(payload)
-            elif kind != frames.HEADERS or flags != frames.END_HEADERS:
+            elif kind != HEADERS or flags != END_HEADERS:
                 raise ConnectionError(f"{self.connection.address} ended the stream")
-        return b"".join(parts)
+        answers = b"".join(parts)
+        self.connection.acknowledge(word(_STREAM), len(answers))
+        return answers

@@ -15,9 +15,9 @@ import grpc
 
 from benchmarks.load import http1
 from benchmarks.load.cores import on_cores
-from benchmarks.load.frames import Request
 from benchmarks.load.http1 import HttpRequest
 from benchmarks.load.network import NetworkLoad
+from benchmarks.load.request import Request
 from benchmarks.targets.commands import TOKEN, command_of, method_of, variant_of
 from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec

@@ -26,7 +26,7 @@ class ClientConnection(Connection):
         """Begin; the preface and our settings are ready to be sent."""
         super().__init__(limits, is_server=False, first=PREFACE)
         self._next = 1
-        self._max_streams = 1 << 31
+        self.max_streams = 1 << 31
         """The most streams that the server lets us have open."""
         self._waiting: OrderedDict[bytes, tuple[Fields, bytes]] = OrderedDict()
         """Requests that wait until it does."""
@@ -59,7 +59,7 @@ class ClientConnection(Connection):
 
     def _start_waiting(self) -> None:
         waiting = self._waiting
-        while waiting and len(self.streams) < self._max_streams:
+        while waiting and len(self.streams) < self.max_streams:
             stream, (fields, data) = waiting.popitem(last=False)
             state = self.streams[stream] = Stream(None, self.limits.stream_window_bytes)
             self._send_block(stream, self.encoder.encode(fields), end=not data)
@@ -97,5 +97,5 @@ class ClientConnection(Connection):
 
     def _take_setting(self, name: int, value: int) -> None:
         if name == MAX_CONCURRENT_STREAMS:
-            self._max_streams = value
+            self.max_streams = value
         super()._take_setting(name, value)

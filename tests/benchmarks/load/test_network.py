@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks.load import h2load
 from benchmarks.load.connection import Connection
-from benchmarks.load.frames import Request
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
+from benchmarks.load.request import Request
 from benchmarks.load.streams import MessageStream
 from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Trace, arrivals
 from benchmarks.targets.methods import encode_digits, encode_infer

@@ -9,8 +9,8 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.load.frames import Request
 from benchmarks.load.loops import closed, open_loop
+from benchmarks.load.request import Request
 from benchmarks.load.trace import Deadline, arrivals
 from benchmarks.targets.methods import encode_digits
 from serving.images import Images
