@@ -63,31 +63,6 @@ def http_1_endless_header(c: Connection) -> None:
 
 
 @script
-def half_a_preface(c: Connection) -> None:
-    c.send(PREFACE[:11])
-
-
-@script
-def preface_and_silence(c: Connection) -> None:
-    c.send(PREFACE)
-
-
-@script
-def tls_client_hello(c: Connection) -> None:
-    c.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2)
-
-
-@script
-def zeros(c: Connection) -> None:
-    c.send(bytes(100_000))
-
-
-@script
-def ones(c: Connection) -> None:
-    c.send(b"\xff" * 100_000)
-
-
-@script
 def nothing(c: Connection) -> None:
     c.socket.shutdown(socket.SHUT_WR)
 
