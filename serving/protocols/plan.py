@@ -101,11 +101,11 @@ class Layouts(dict[bytes, Plan]):
                 self.clear()
             self[head] = plan
 
-    def find(self, message: bytes, image_bytes: int) -> tuple[memoryview, Plan] | None:
+    def find(self, message: bytes | memoryview, image_bytes: int) -> tuple[memoryview, Plan] | None:
         """Return the images and the plan of a message whose prefix is known; else None."""
         num_images = len(message) // image_bytes
         start = len(message) - num_images * image_bytes
-        plan = self.get(_PREFIX.pack(0, len(message)) + message[:start])
+        plan = self.get(b"".join((_PREFIX.pack(0, len(message)), message[:start])))
         if plan is None or plan.num_rows != num_images:
             return None
         return memoryview(message)[start:], plan

@@ -34,18 +34,16 @@ _MIN_TIMERS = 1000
 class Calls:
     """Reads calls and routes them; used by the loop's thread only."""
 
-    def __init__(self, heads: Heads, context: Context, image_bytes: int) -> None:
+    def __init__(self, heads: Heads, context: Context) -> None:
         """Connect the parts.
 
         Args:
             heads: reads headers.
             context: what calls share.
-            image_bytes: of one image.
         """
         self._heads = heads
         self.need_tokens = heads.need_tokens
         self.context = context
-        self._image_bytes = image_bytes
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once the server drains."""
         self._num_timers = itertools.count()
@@ -109,8 +107,11 @@ class Calls:
     ) -> None:  # fmt: skip
         """Take data of a call: a whole message of images in a known layout, or anything else."""
         call = state.call
-        num_images = len(data) // self._image_bytes
-        size = num_images * self._image_bytes
+        if call.__class__ is Stream and call.is_amid_message:
+            call.receive(data, now_s, ended=ended)
+            return
+        num_images = len(data) // self.context.image_bytes
+        size = num_images * self.context.image_bytes
         prefix = data[: len(data) - size]
         plan = call.layouts.get(prefix) if call is not None else None
         if plan is not None and plan.num_rows == num_images <= self.context.max_inline_images:

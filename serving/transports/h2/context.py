@@ -52,6 +52,7 @@ class Context:
         self.queue = queue
         self.batcher = classifier.batcher
         self.metrics = classifier.metrics
+        self.image_bytes = classifier.signature.image_bytes
         self.limits = limits
         self.touch = touch
         self.post = post

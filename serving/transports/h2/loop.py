@@ -138,11 +138,13 @@ class Loop:
         self._now_s = now_s = time.monotonic()
         if ready:
             self._read(ready, now_s)
-        if self._queue.num_rows:
+        has_run = self._queue.num_rows > 0
+        if has_run:
             self._run_waiting(now_s)
         if self._touched:
             self._flush()
-            self._poll_until_s = time.monotonic() + self._poll_s
+            if has_run:  # not beside the runner threads, which may have one core with this one
+                self._poll_until_s = time.monotonic() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         elif (

@@ -69,7 +69,7 @@ class H2Server:
         context = self._context = Context(
             self._queue, classifier, self._limits, loop.touch, loop.post
         )
-        calls = Calls(self._heads, context, classifier.signature.image_bytes)
+        calls = Calls(self._heads, context)
         spare = others(config.host, config.port)
         connections = Connections(
             [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log

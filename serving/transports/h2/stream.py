@@ -8,6 +8,7 @@ and flow control of HTTP/2 stops it.
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from serving.batching.request import Request
 from serving.errors import DigitsError, Overloaded
@@ -102,6 +103,11 @@ class Stream:
         else:
             self.resume(now_s)
 
+    @property
+    def is_amid_message(self) -> bool:
+        """Whether a part of a message has come."""
+        return bool(self._data)
+
     def run_messages(
         self, plan: Plan, messages: Sequence[bytes], num_bytes: int, now_s: float, *, ended: bool
     ) -> int:
@@ -134,16 +140,26 @@ class Stream:
                 self._consume_all()
                 break
             num_bytes = end - at - max(0, len(data) - self._unconsumed - at)
-            message = bytes(memoryview(data)[at + PREFIX_BYTES : end])  # copied once
+            message = self._message(at + PREFIX_BYTES, end)
             if not self._begin(message, num_bytes, now_s):
                 self._context.stalled[self] = None
                 break
             self._unconsumed -= num_bytes
             at = end
             self._missing_at = 0
+            if data is not self._data:  # it was handed on
+                at, data = 0, self._data
         del data[:at]
         self._context.hold(self, len(data))
         self.flush()
+
+    def _message(self, begin: int, end: int) -> bytes | memoryview:
+        """Return a message; it is not copied if it is the call's only one, in a known layout."""
+        view = memoryview(self._data)[begin:end]
+        if self._is_unary and self._head.layouts.find(view, self._context.image_bytes):
+            self._data = bytearray()
+            return view
+        return bytes(view)
 
     def _consume_all(self) -> None:
         """Open the window: a message may be longer. `Context.hold` bounds what is kept."""
@@ -182,7 +198,7 @@ class Stream:
             self._error = status.TRUNCATED
         return end if size >= end and (self._ended or not self._is_unary) else 0
 
-    def _begin(self, message: bytes, num_bytes: int, now_s: float) -> bool:
+    def _begin(self, message: Any, num_bytes: int, now_s: float) -> bool:
         """Answer a request, or have it run; False if it has to wait for room."""
         method, slot = self._method, Slot(self, num_bytes, now_s, message)
         try:

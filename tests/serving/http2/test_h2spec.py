@@ -328,7 +328,7 @@ def conversation(data: bytes, read_bytes: int) -> list[str]:
         for at in range(0, len(data), read_bytes):
             for kind, stream, _, ended in server.receive(data[at : at + read_bytes], 0.0):
                 if ended and kind != events.RESET:
-                    server.answer(stream, ANSWER)
+                    server.answer([stream], [ANSWER])
     except Http2Error:
         return [*names_of(server.data_to_send()), OVER]
     return names_of(server.data_to_send())
