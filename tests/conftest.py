@@ -106,9 +106,9 @@ def no_gpu() -> None:
         pytest.skip("a GPU works here")
 
 
-@pytest.fixture(scope="session", params=["h2", "grpcio"])
+@pytest.fixture(scope="session", params=["h2"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Both transports: whatever asks for this runs once on each."""
+    """h2, except for the tests of each duty, which are marked `on_both`."""
     transport: str = request.param
     return transport
 

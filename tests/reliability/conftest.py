@@ -17,9 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
-    return f"reliability: TEST_SEED={SEED}, soak {soak_s('h2')} s and more"
+    return f"reliability: TEST_SEED={SEED}, soak {soak_s()} s and more"
 
 
-def soak_s(transport: str) -> float:
+def soak_s() -> float:
     """Seconds that the soak lasts: SOAK_S, or what is short enough for every change."""
-    return float(os.environ.get("SOAK_S", {"h2": 60, "grpcio": 30}[transport]))
+    return float(os.environ.get("SOAK_S", "60"))

@@ -28,9 +28,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_own_keras_model_is_served(models: Path, transport: str, precision: str) -> None:
+def test_own_keras_model_is_served(models: Path, precision: str) -> None:
     images, classes = letters(400, seed=4)
-    options = ("--model", "letters", "--precision", precision, "--transport", transport)
+    options = ("--model", "letters", "--precision", precision)
     with running_server(models, *options) as server, Client(server.address) as client:
         answer = client.classify(images)
         info = client.model_info()

@@ -95,8 +95,8 @@ def classifier(other_models: Path, model: Model) -> Iterator[Classifier]:
 
 
 @pytest.fixture(scope="module")
-def server(other_models: Path, model: Model, transport: str) -> Iterator[RunningServer]:
-    options = ["--model", model.name, "--precision", model.precision, "--transport", transport]
+def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
+    options = ["--model", model.name, "--precision", model.precision]
     options += ["--self-test-interval", "0", "--http-port", "0"]
     with running_server(other_models, *options) as server:
         yield server

@@ -63,7 +63,7 @@ def is_serving(address: str) -> bool:
 
 
 @contextmanager
-def paced_server(transport: str, **options: object) -> Iterator[PacedServer]:
+def paced_server(transport: str = "h2", /, **options: object) -> Iterator[PacedServer]:
     """Start one; `options` are its flags, such as service_s=0.08."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "tests.support.paced_server", "--transport", transport]

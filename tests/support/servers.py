@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from serving.protocols.pb.digits.v1 import digits_pb2
 
 Handler = Callable[[bytes, grpc.ServicerContext], bytes]
 STOP_TIMEOUT_S = 20.0
+on_both = pytest.mark.parametrize("transport", ["h2", "grpcio"], indirect=True, scope="session")
+"""Of the tests that show once that grpcio has each duty, too; all others run on h2 alone."""
 
 
 @dataclass

@@ -1,112 +1,175 @@
-"""The methods as handlers of grpc.aio: bytes in and bytes out."""
+"""The methods as handlers of grpc.aio: one message at a time, bytes in and bytes out."""
 
 import asyncio
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import grpc
 
-from serving.errors import DigitsError
+from serving.batching.request import Answer, Request
+from serving.classifier import Classifier
+from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
 from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
-from serving.protocols.status import UNKNOWN_METHOD
-from serving.telemetry.metrics import Metrics
-from serving.transports.grpcio.calls import AsyncCall, Caller, Calls, Context, abort
-from serving.transports.grpcio.streams import Begun, answer_stream
+from serving.protocols.status import UNKNOWN_METHOD, Status, error_of
+from serving.telemetry.logs import request_fields
+from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.transports.auth import TokenCheck
+from serving.transports.submit import submit
+
+_PAUSE_S = 0.005
+"""How long a stream pauses while the queue is full."""
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Handler = Callable[[Any, _Context], Awaitable[bytes | None]]
+
+
+class _UnknownMethod(Exception):
+    """There is no method at the path of a call."""
 
 
 class Handlers(grpc.GenericRpcHandler):
-    """Finds a call's handler by its path."""
+    """Answers all calls of a server; used on its event loop only."""
 
-    def __init__(self, methods: Iterable[Method], calls: Calls, metrics: Metrics) -> None:
-        """Serve `methods` through `calls`; count unknown methods in `metrics`."""
-        self._handlers = {method.path: _handler(method, calls) for method in methods}
-        # A stream's handler can end any kind of call without waiting for its request.
-        self._unknown: Any = grpc.stream_stream_rpc_method_handler(
-            partial(_refuse_unknown, metrics)
-        )
+    def __init__(
+        self, methods: Iterable[Method], classifier: Classifier, tokens: TokenCheck | None,
+        log: AccessLog | None,
+    ) -> None:  # fmt: skip
+        """Serve `methods` of `classifier`; None for no `tokens` or no `log`."""
+        self._methods = {method.path: method for method in methods}
+        self._batcher, self._metrics = classifier.batcher, classifier.metrics
+        self._tokens = tokens
+        self._log = log
+        self._kinds: dict[type[Method], tuple[Any, Any]] = {
+            Unary: (grpc.unary_unary_rpc_method_handler, _answer),
+            ImagesUnary: (grpc.unary_unary_rpc_method_handler, self._classify),
+            ImagesStream: (grpc.stream_stream_rpc_method_handler, self._classify_stream),
+            Replies: (grpc.stream_stream_rpc_method_handler, _reply),
+            Watch: (grpc.unary_stream_rpc_method_handler, _watch),
+        }
+        self.num_begun = self.num_active = 0
+        self.closing: asyncio.Event | None = None
+        """During a drain: calls that are refused as Unavailable end once it is set."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of a call; an unknown method gets UNIMPLEMENTED and is counted."""
-        return self._handlers.get(handler_call_details.method, self._unknown)
+        """Return the handler of a call."""
+        path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        method = self._methods.get(path)
+        # A stream's handler can refuse any kind of call before its message is read.
+        shape, name = grpc.stream_stream_rpc_method_handler, "other"  # not a name from callers
+        if not (method and method.is_open) and not self._has_token(metadata):
+            name, handler = "unauthenticated", partial(_refuse, Unauthenticated())
+        elif method is None:
+            handler = partial(_refuse, _UnknownMethod())
+        else:
+            shape, handler = self._kinds[type(method)]
+            name, handler = method.name, partial(handler, method)
+        return shape(self._guarded(handler, name, path))
 
+    def _has_token(self, metadata: Any) -> bool:
+        values = [value.encode() for key, value in metadata if key == "authorization"]
+        return self._tokens is None or self._tokens.accepts(values)
 
-def _handler(method: Method, calls: Calls) -> Any:
-    stream = grpc.stream_stream_rpc_method_handler
-    match method:
-        case ImagesStream():
-            return stream(calls.guarded(partial(_answer_images, method, calls), method.name))
-        case ImagesUnary():
-            return grpc.unary_unary_rpc_method_handler(calls.unary(method))
-        case Replies():
-            return stream(calls.guarded(partial(_reply, method), method.name))
-        case Watch():
-            watch = partial(_watch, method)
-            return grpc.unary_stream_rpc_method_handler(calls.guarded(watch, method.name))
-        case Unary():
-            return grpc.unary_unary_rpc_method_handler(
-                calls.guarded(partial(_answer, method), method.name)
-            )
-    raise TypeError(method)
+    def _guarded(self, handler: _Handler, name: str, path: str) -> _Handler:
+        """Wrap a handler: count and log its call, and turn what it raises into a status."""
 
+        async def guarded(request: Any, context: _Context) -> bytes | None:
+            call = self._begin_log(path, context)
+            self.num_begun += 1
+            self.num_active += 1
+            response, refusal, code = None, None, "OK"
+            try:
+                response = await handler(request, context)
+            except asyncio.CancelledError:  # the caller left, or the server stops
+                # If it escaped, a caller that is still there would get no status (grpc #29248).
+                refusal, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
+            except Exception as err:
+                is_unknown = isinstance(err, _UnknownMethod)
+                refusal = UNKNOWN_METHOD if is_unknown else Status.of(error_of(err))
+                code = refusal.code.name
+            self.num_active -= 1
+            self._metrics.count(name, code)
+            if self._log is not None and call is not None:
+                self._log.end(call, code)
+            if refusal is not None:
+                if self.closing is not None and refusal.code is grpc.StatusCode.UNAVAILABLE:
+                    await self.closing.wait()
+                trailers = (*(context.trailing_metadata() or ()), *refusal.metadata)
+                await context.abort(refusal.code, refusal.text, trailers)
+            return response
 
-async def _refuse_unknown(metrics: Metrics, _: object, context: Context) -> None:
-    metrics.count("other", UNKNOWN_METHOD.code.name)  # names from callers must not become labels
-    await abort(context, UNKNOWN_METHOD)
+        return guarded
 
+    def _begin_log(self, path: str, context: _Context) -> LoggedCall | None:
+        if self._log is None:
+            return None
+        metadata: Any = context.invocation_metadata()
+        call = LoggedCall(path, context.peer(), dict(metadata))
+        request_fields.set(call.ids)  # in the context of this call's task
+        context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
+        return call
 
-async def _answer(method: Unary, request: bytes, context: Context) -> bytes:
-    return method.answer(request)
+    async def _submit(self, method: ImagesUnary, request: Request) -> Answer:
+        """Have images run; those of a stream wait until the queue has room."""
+        while isinstance(method, ImagesStream):
+            with suppress(Overloaded):
+                return await submit(self._batcher, request)
+            await asyncio.sleep(_PAUSE_S)
+        return await submit(self._batcher, request)
 
-
-async def _answer_images(method: ImagesStream, calls: Calls, _: object, context: Context) -> None:
-    """Answer a stream's requests in order."""
-    caller = Caller.of(context)
-
-    def begin(request: bytes) -> Begun:
+    async def _classify(self, method: ImagesUnary, message: bytes, context: _Context) -> bytes:
         received_s = time.monotonic()
         try:
-            call = AsyncCall(*method.read(request), caller)
+            pixels, plan = method.read(message)
+            left_s = [s for s in (context.time_remaining(), plan.timeout_s) if s is not None]
+            deadline_s = received_s + min(left_s, default=math.inf)
+            caller = context.peer()  # connections take turns
+            request = Request(pixels, plan.num_rows, caller=caller, deadline_s=deadline_s)
+            return plan.respond(await self._submit(method, request))
         except DigitsError as err:
-            return None, partial(_response_to, method, request, err, received_s)
-        return call, partial(respond, call, request, received_s)
+            method.note_failure(err, time.monotonic() - received_s)
+            raise
 
-    def respond(call: AsyncCall, request: bytes, received_s: float) -> bytes:
-        try:
-            return call.response()
-        except DigitsError as err:
-            return _response_to(method, request, err, received_s)
+    async def _classify_stream(self, method: ImagesStream, _: object, context: _Context) -> None:
+        """Answer messages one after the other, and read none meanwhile.
 
-    await answer_stream(calls, context, begin)
-
-
-def _response_to(
-    method: ImagesStream, request: bytes, error: DigitsError, received_s: float
-) -> bytes:
-    method.note_failure(error, time.monotonic() - received_s)
-    response = method.error_message(request, error)
-    if response is None:
-        raise error
-    return response
+        So HTTP/2's flow control stops a caller that does not read its answers, and a full queue
+        slows a stream down: it is never refused in the middle.
+        """
+        while (message := await context.read()) is not grpc.aio.EOF:
+            response: bytes | None
+            try:
+                response = await self._classify(method, message, context)
+            except DigitsError as err:
+                response = method.error_message(message, err)
+                if response is None:
+                    raise
+            await context.write(response)
 
 
-async def _reply(method: Replies, _: object, context: Context) -> None:
-    while (request := await context.read()) is not grpc.aio.EOF:
-        for reply in method.replies(request):
+async def _refuse(error: Exception, _: object, context: _Context) -> bytes:
+    raise error
+
+
+async def _answer(method: Unary, message: bytes, context: _Context) -> bytes:
+    return method.answer(message)
+
+
+async def _reply(method: Replies, _: object, context: _Context) -> None:
+    while (message := await context.read()) is not grpc.aio.EOF:
+        for reply in method.replies(message):
             await context.write(reply)
 
 
-async def _watch(method: Watch, request: bytes, context: Context) -> None:
-    messages: asyncio.Queue[bytes] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def send(message: bytes) -> None:
-        loop.call_soon_threadsafe(messages.put_nowait, message)
-
-    end = method.subscribe(request, send)
+async def _watch(method: Watch, message: bytes, context: _Context) -> None:
+    replies: asyncio.Queue[bytes] = asyncio.Queue()
+    post: Any = asyncio.get_running_loop().call_soon_threadsafe
+    end = method.subscribe(message, partial(post, replies.put_nowait))
     try:
         while True:
-            await context.write(await messages.get())
+            await context.write(await replies.get())
     finally:
         end()

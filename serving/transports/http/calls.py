@@ -9,9 +9,10 @@ from starlette.requests import Request
 
 from serving.batching import request as batching
 from serving.batching.batcher import Batcher
-from serving.batching.request import Answer, Outcome
-from serving.errors import DigitsError, InvalidRequest, Unavailable
+from serving.batching.request import Answer
+from serving.errors import InvalidRequest, Unavailable
 from serving.telemetry.tracing import latest_run
+from serving.transports.submit import submit
 
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""
@@ -46,24 +47,11 @@ class Calls:
         """
         if self.is_draining:
             raise Unavailable("the server is shutting down")
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Outcome] = loop.create_future()
         caller = request.client.host if request.client else None
         rows = batching.Request(pixels, num_images, caller=caller, deadline_s=deadline_s)
-
-        def settle(outcome: Outcome) -> None:
-            loop.call_soon_threadsafe(_settle, answered, outcome)
-
-        self._batcher.put(rows, settle)
-        self._batcher.wake()
-        try:
-            outcome = await while_connected(request, answered)
-        finally:
-            self._batcher.cancel(rows)  # does nothing if there is an outcome
-        if isinstance(outcome, DigitsError):
-            raise outcome
-        latest_run.set((outcome.batch.started_s, outcome.batch.finished_s))
-        return outcome
+        answer = await while_connected(request, submit(self._batcher, rows))
+        latest_run.set((answer.batch.started_s, answer.batch.finished_s))
+        return answer
 
 
 async def while_connected(request: Request, work: "asyncio.Future[Result]") -> Result:
@@ -81,15 +69,10 @@ async def while_connected(request: Request, work: "asyncio.Future[Result]") -> R
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
     finally:
         left.cancel()
-    if not work.done():
-        work.cancel()
+        is_cut_off = work.cancel()
+    if is_cut_off:
         raise Unavailable("the caller left")
     return work.result()
-
-
-def _settle(answered: "asyncio.Future[Outcome]", outcome: Outcome) -> None:
-    if not answered.done():  # done: the caller left meanwhile
-        answered.set_result(outcome)
 
 
 async def _disconnect(request: Request) -> None:

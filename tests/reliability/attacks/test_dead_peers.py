@@ -77,9 +77,9 @@ def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Im
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_frozen_server_is_found_again(models: Path, transport: str, image: Images) -> None:
+def test_frozen_server_is_found_again(models: Path, image: Images) -> None:
     with (
-        running_server(models, "--device", "cpu", "--transport", transport) as server,
+        running_server(models, "--device", "cpu") as server,
         Client(server.address, timeout_s=1) as client,
     ):
         client.classify(image)
@@ -93,9 +93,9 @@ def test_frozen_server_is_found_again(models: Path, transport: str, image: Image
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_server_that_was_away_is_found_again(models: Path, transport: str, image: Images) -> None:
+def test_server_that_was_away_is_found_again(models: Path, image: Images) -> None:
     address = free_address()
-    options = ("--device", "cpu", "--transport", transport, "--port", address.split(":")[1])
+    options = ("--device", "cpu", "--port", address.split(":")[1])
     with Client(address, timeout_s=1) as client:
         with running_server(models, *options):
             client.classify(image)

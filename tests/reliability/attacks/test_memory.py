@@ -16,7 +16,7 @@ from serving.signature import DIGITS
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 
 MIB = 1 << 20
 LARGE = encode_request(bytes(20_000 * DIGITS.image_bytes))
@@ -62,6 +62,7 @@ def test_messages_too_large_are_refused(
         assert len(client.classify(images[:3])) == 3
 
 
+@on_both
 def test_answers_that_nobody_reads_wait_in_bounded_memory(
     victim: RunningServer, transport: str, images: Images
 ) -> None:

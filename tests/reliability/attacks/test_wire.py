@@ -15,7 +15,7 @@ from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
-from tests.serving.transports.test_bad_requests import mutate
+from tests.serving.transports.test_equality import mutate
 from tests.support.h2_connection import Connection, request_headers
 from tests.support.inference_peer import raw_request, typed_request
 from tests.support.load import OWN_CONNECTION
@@ -36,8 +36,8 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module")
-def victim(models: Path, transport: str) -> Iterator[RunningServer]:
-    with running_server(models, "--transport", transport) as server:
+def victim(models: Path) -> Iterator[RunningServer]:
+    with running_server(models) as server:
         yield server
 
 

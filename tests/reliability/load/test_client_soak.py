@@ -133,7 +133,7 @@ def test_soak_of_a_client_leaves_nothing_behind(
     models: Path, client_transport: str, images: Images, classifier: Classifier
 ) -> None:
     with callers_of(models, client_transport, images, classifier) as callers:
-        assert_no_growth(callers.pid, callers, soak_s(client_transport))
+        assert_no_growth(callers.pid, callers, soak_s())
     assert callers.counts.keys() == set(KINDS)
 
 

@@ -53,33 +53,33 @@ async def offer(
 
 @pytest.mark.parametrize(("factor", "share"), [(2, 0.95), (5, 0.90), (10, 0.80)])
 def test_goodput_holds_under_overload_and_ends_with_it(
-    transport: str, factor: int, share: float, record_property: Any
+    factor: int, share: float, record_property: Any
 ) -> None:
     options = {"service_s": SERVICE_S, "max_batch_size": BATCH, "queue_capacity": QUEUE}
-    with paced_server(transport, **options) as server:
+    with paced_server(**options) as server:
         start_s = time.monotonic()
         outcomes = asyncio.run(offer(server.address, factor * CAPACITY, LOAD_S))
         after = asyncio.run(offer(server.address, CAPACITY / 2, 1.0))
     codes = Counter(code for _, code in outcomes)
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, codes
     goodput = goodput_of(outcomes, start_s)
-    print(f"{transport}: {factor} x capacity, goodput {goodput:.1%}, {names(codes)}")
+    print(f"{factor} x capacity, goodput {goodput:.1%}, {names(codes)}")
     assert goodput >= share
     # Calls with a deadline of one second, sent from the end of the load on, are all answered.
     assert {code for _, code in after} == {grpc.StatusCode.OK}
 
 
-def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time(transport: str) -> None:
+def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time() -> None:
     """Served first come, first served, each would be reached when it is about to give up."""
     patience_s = 0.3  # the queue is 5 s long
     options = {"service_s": SERVICE_S, "max_batch_size": BATCH, "queue_capacity": 500}
-    with paced_server(transport, **options) as server:
+    with paced_server(**options) as server:
         start_s = time.monotonic()
         outcomes = asyncio.run(offer(server.address, 5 * CAPACITY, LOAD_S, patience_s))
     codes = Counter(code for _, code in outcomes)
     assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}, codes
     goodput = goodput_of(outcomes, start_s)
-    print(f"{transport}: 5 x capacity, impatient, goodput {goodput:.1%}, {names(codes)}")
+    print(f"5 x capacity, impatient, goodput {goodput:.1%}, {names(codes)}")
     assert goodput >= 0.80
 
 
@@ -98,7 +98,7 @@ def names(codes: Counter[grpc.StatusCode]) -> dict[str, int]:
     return {code.name: number for code, number in codes.items()}
 
 
-def test_not_one_of_ten_thousand_expired_rows_runs(transport: str) -> None:
+def test_not_one_of_ten_thousand_expired_rows_runs() -> None:
     num_calls, per_connection = 10_000, 1_000
 
     async def expire(address: str) -> Counter[grpc.StatusCode]:
@@ -130,7 +130,7 @@ def test_not_one_of_ten_thousand_expired_rows_runs(transport: str) -> None:
         assert (await one(server.address, 1_000_002))[1] is grpc.StatusCode.OK
         return codes
 
-    with paced_server(transport) as server:
+    with paced_server() as server:
         codes = asyncio.run(scenario(server))
         ledger = server.ledger()
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED: num_calls}

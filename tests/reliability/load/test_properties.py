@@ -41,9 +41,9 @@ def reference(models: Path, images: Images) -> Probabilities:
 
 
 @pytest.fixture(scope="module")
-def small(models: Path, transport: str) -> Iterator[RunningServer]:
+def small(models: Path) -> Iterator[RunningServer]:
     """A server with small batches: requests are split and mixed all the time."""
-    options = ("--max-batch-size", "7", "--transport", transport)
+    options = ("--max-batch-size", "7")
     with running_server(models, *options) as server:
         yield server
 

@@ -134,25 +134,24 @@ def assert_no_growth(pid: int, callers: Soak, duration_s: float) -> None:
 
 def test_soak_leaves_nothing_behind(
     models: Path,
-    transport: str,
     images: Images,
     classifier: Classifier,
     generator: random.Random,
 ) -> None:
     digits = classifier.classify(images).digits.tolist()
-    with running_server(models, "--transport", transport) as server:
+    with running_server(models) as server:
         callers = RealCallers(server.address, images, generator, digits)
         try:
-            assert_no_growth(server.process.pid, callers, soak_s(transport))
+            assert_no_growth(server.process.pid, callers, soak_s())
         finally:
             callers.close()
         assert server.stop() == 0
 
 
-def test_soak_finds_a_planted_leak(transport: str, generator: random.Random) -> None:
+def test_soak_finds_a_planted_leak(generator: random.Random) -> None:
     images = image_with(0).repeat(10, axis=0)
     images[:, 0] = range(10)
-    with paced_server(transport, leak_bytes=20_000) as server:
+    with paced_server(leak_bytes=20_000) as server:
         callers = Callers(server.address, images, generator)
         with pytest.raises(AssertionError, match="memory grew"):
             assert_no_growth(server.process.pid, callers, 15.0)

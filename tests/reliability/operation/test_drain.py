@@ -11,6 +11,7 @@ import grpc
 from serving.protocols.digits_v1.wire import encode_request
 from tests.support.load import ClosedLoop
 from tests.support.processes import is_serving, paced_server, wait_until
+from tests.support.servers import on_both
 from tests.support.tickets import image_with
 
 NUM_RESTARTS = 20
@@ -36,6 +37,7 @@ class _Tickets(Sequence[bytes]):
         return encode_request(image_with(self._first + number).tobytes())
 
 
+@on_both
 def test_restarts_under_load_lose_nothing(transport: str, tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     num_answered = num_refused = 0
@@ -60,8 +62,8 @@ def test_restarts_under_load_lose_nothing(transport: str, tmp_path: Path) -> Non
     print(f"{transport}: {NUM_RESTARTS} drains, {num_answered} answered, {num_refused} refused")
 
 
-def test_second_signal_ends_even_a_server_that_hangs(transport: str) -> None:
-    with paced_server(transport) as server:
+def test_second_signal_ends_even_a_server_that_hangs() -> None:
+    with paced_server() as server:
         server.tell("hold")
         with load_on(server.address) as load:
             wait_until(lambda: server.num_begun() > 0)
@@ -71,8 +73,8 @@ def test_second_signal_ends_even_a_server_that_hangs(transport: str) -> None:
     assert {call.code for call in load.calls} == {grpc.StatusCode.UNAVAILABLE}
 
 
-def test_server_that_hangs_ends_when_the_drain_has_taken_its_time(transport: str) -> None:
-    with paced_server(transport, drain_s=0.5) as server:
+def test_server_that_hangs_ends_when_the_drain_has_taken_its_time() -> None:
+    with paced_server(drain_s=0.5) as server:
         server.tell("hold")
         with load_on(server.address) as load:
             wait_until(lambda: server.num_begun() > 0)

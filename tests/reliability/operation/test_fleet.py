@@ -66,7 +66,6 @@ def test_all_replicas_have_their_share(client: Client, replicas: list[Replica]) 
     assert min(shares(replicas)) > 0.15
 
 
-@pytest.mark.parametrize("transport", ["h2", "grpcio"])
 def test_rolling_restart_fails_no_call(client: Client, replicas: list[Replica]) -> None:
     with Callers(client) as callers:
         for replica in replicas:

@@ -14,8 +14,8 @@ from tests.support.tickets import image_with
 INTERVAL_S = 0.3
 
 
-def test_engine_that_hangs_is_not_serving_until_it_goes_on(transport: str) -> None:
-    with paced_server(transport, self_test_interval_s=INTERVAL_S) as server:
+def test_engine_that_hangs_is_not_serving_until_it_goes_on() -> None:
+    with paced_server(self_test_interval_s=INTERVAL_S) as server:
         assert is_serving(server.address)
         server.tell("hold")
         wait_until(lambda: not is_serving(server.address))
@@ -25,9 +25,9 @@ def test_engine_that_hangs_is_not_serving_until_it_goes_on(transport: str) -> No
         assert server.stop() == 0
 
 
-def test_engine_that_hangs_with_a_full_queue_is_not_serving(transport: str) -> None:
+def test_engine_that_hangs_with_a_full_queue_is_not_serving() -> None:
     options = {"queue_capacity": 1, "self_test_interval_s": INTERVAL_S}
-    with paced_server(transport, **options) as server:
+    with paced_server(**options) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
             method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
@@ -40,8 +40,8 @@ def test_engine_that_hangs_with_a_full_queue_is_not_serving(transport: str) -> N
         assert server.stop() == 0
 
 
-def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right(transport: str) -> None:
-    with paced_server(transport, self_test_interval_s=INTERVAL_S) as server:
+def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right() -> None:
+    with paced_server(self_test_interval_s=INTERVAL_S) as server:
         with grpc.insecure_channel(server.address) as channel:
             states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(states).status == health_pb2.HealthCheckResponse.SERVING
@@ -53,11 +53,11 @@ def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right(transport:
         assert server.stop() == 0
 
 
-def test_server_that_is_merely_busy_stays_serving(transport: str) -> None:
+def test_server_that_is_merely_busy_stays_serving() -> None:
     options = {"queue_capacity": 50, "max_batch_size": 8, "service_s": 0.02,
                "self_test_interval_s": INTERVAL_S}  # fmt: skip
     with (
-        paced_server(transport, **options) as server,
+        paced_server(**options) as server,
         grpc.insecure_channel(
             server.address, options=(("grpc.use_local_subchannel_pool", 1),)
         ) as channel,

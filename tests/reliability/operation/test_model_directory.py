@@ -40,9 +40,9 @@ def read_until(server: RunningServer, text: str) -> str:
 
 
 def test_worker_that_cannot_restart_leaves_the_other_serving(
-    model_dir: Path, transport: str, images: Images
+    model_dir: Path, images: Images
 ) -> None:
-    options = ("--workers", "2", "--transport", transport, "--self-test-interval", "0.2")
+    options = ("--workers", "2", "--self-test-interval", "0.2")
     with running_server(model_dir.parent, *options) as server:
         first, second = workers_of(server)
         away = model_dir.rename(model_dir.with_name("away"))
@@ -59,10 +59,8 @@ def test_worker_that_cannot_restart_leaves_the_other_serving(
         assert server.stop() == 0
 
 
-def test_what_is_no_regular_file_never_holds_up_the_next_version(
-    model_dir: Path, transport: str
-) -> None:
-    with running_server(model_dir.parent, "--transport", transport) as server:
+def test_what_is_no_regular_file_never_holds_up_the_next_version(model_dir: Path) -> None:
+    with running_server(model_dir.parent) as server:
         num_refused = 0
         for kind in published.SPECIAL:
             for file_name in ("manifest.json", "model.onnx"):
@@ -78,10 +76,8 @@ def test_what_is_no_regular_file_never_holds_up_the_next_version(
         assert server.stop() == 0
 
 
-def test_endless_model_is_refused_and_the_next_version_adopted(
-    model_dir: Path, transport: str
-) -> None:
-    with running_server(model_dir.parent, "--transport", transport) as server:
+def test_endless_model_is_refused_and_the_next_version_adopted(model_dir: Path) -> None:
+    with running_server(model_dir.parent) as server:
         published.endless(model_dir, "2")
         server.process.send_signal(signal.SIGHUP)
         assert "version 2 is not ready after 10 s" in read_until(server, "refused version")
@@ -92,10 +88,8 @@ def test_endless_model_is_refused_and_the_next_version_adopted(
         assert server.stop() == 0
 
 
-def test_stop_does_not_wait_for_a_model_that_hangs(
-    model_dir: Path, transport: str, images: Images
-) -> None:
-    with running_server(model_dir.parent, "--transport", transport) as server:
+def test_stop_does_not_wait_for_a_model_that_hangs(model_dir: Path, images: Images) -> None:
+    with running_server(model_dir.parent) as server:
         published.endless(model_dir, "2")
         server.process.send_signal(signal.SIGHUP)
         with Client(server.address) as client:
@@ -107,12 +101,10 @@ def test_stop_does_not_wait_for_a_model_that_hangs(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_stop_while_the_first_model_hangs_is_clean(
-    model_dir: Path, transport: str, workers: str
-) -> None:
+def test_stop_while_the_first_model_hangs_is_clean(model_dir: Path, workers: str) -> None:
     published.endless(model_dir, "2")
     shutil.rmtree(model_dir / "1")
-    options = ("--transport", transport, "--workers", workers)
+    options = ("--workers", workers)
     with starting_server(model_dir.parent, *options) as process:
         wait_until_busy(process.pid)
         process.terminate()

@@ -99,9 +99,9 @@ def serves_and_stops(
 @pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_that_nobody_reads_harms_nothing(
-    models: Path, transport: str, images: Images, stream: str, sink: str, workers: str
+    models: Path, images: Images, stream: str, sink: str, workers: str
 ) -> None:
-    options = ("--transport", transport, "--workers", workers)
+    options = ("--workers", workers)
     with SINKS[sink]() as descriptor:
         if stream == "stdout":
             serves_and_stops(models, images, *options, stdout=descriptor)
@@ -110,10 +110,8 @@ def test_output_that_nobody_reads_harms_nothing(
 
 
 @WORKERS
-def test_closed_outputs_harm_nothing(
-    models: Path, transport: str, images: Images, workers: str
-) -> None:
-    options = ("--transport", transport, "--workers", workers)
+def test_closed_outputs_harm_nothing(models: Path, images: Images, workers: str) -> None:
+    options = ("--workers", workers)
     serves_and_stops(models, images, *options, prepare=lambda: os.closerange(0, 3))
 
 

@@ -53,10 +53,8 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sighup_while_it_starts_is_harmless(
-    models: Path, transport: str, workers: str, images: Images
-) -> None:
-    with starting_server(models, "--transport", transport, "--workers", workers) as process:
+def test_sighup_while_it_starts_is_harmless(models: Path, workers: str, images: Images) -> None:
+    with starting_server(models, "--workers", workers) as process:
         is_ready = threading.Event()
 
         def hang_up() -> None:
@@ -81,9 +79,9 @@ def test_sighup_while_it_starts_is_harmless(
 
 
 @pytest.fixture(scope="module")
-def start_s(models: Path, transport: str) -> float:
+def start_s(models: Path) -> float:
     """How long a server takes to start."""
-    with starting_server(models, "--transport", transport) as process:
+    with starting_server(models) as process:
         begun_s = time.monotonic()
         assert process.stdout is not None
         process.stdout.readline()
@@ -93,10 +91,10 @@ def start_s(models: Path, transport: str) -> float:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_stop_while_it_starts_is_clean(
-    models: Path, transport: str, start_s: float, workers: str, number: int
+    models: Path, start_s: float, workers: str, number: int
 ) -> None:
     for moment in range(NUM_MOMENTS):
-        with starting_server(models, "--transport", transport, "--workers", workers) as process:
+        with starting_server(models, "--workers", workers) as process:
             time.sleep(moment * start_s / NUM_MOMENTS)  # a moment, not a wait for something
             os.killpg(process.pid, number)
             code, err = end_of(process)
@@ -108,12 +106,12 @@ def test_stop_while_it_starts_is_clean(
     ("workers", "delays_s"), [("1", (0, 0.005, 0.01, 0.02, 0.04)), ("2", (0, 0.02))]
 )
 def test_sigterm_soon_after_sighup_ends_with_0(
-    models: Path, tmp_path: Path, transport: str, workers: str, delays_s: tuple[float, ...]
+    models: Path, tmp_path: Path, workers: str, delays_s: tuple[float, ...]
 ) -> None:
     for number, delay_s in enumerate(delays_s):
         folder = tmp_path / str(number)
         shutil.copytree(models, folder)
-        with starting_server(folder, "--transport", transport, "--workers", workers) as process:
+        with starting_server(folder, "--workers", workers) as process:
             assert process.stdout is not None
             process.stdout.readline()
             published.good(folder / "digits", "2")

@@ -29,8 +29,8 @@ def model_dir(models: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def following(model_dir: Path, transport: str) -> Iterator[RunningServer]:
-    with running_server(model_dir.parent, "--transport", transport) as server:
+def following(model_dir: Path) -> Iterator[RunningServer]:
+    with running_server(model_dir.parent) as server:
         yield server
 
 

@@ -40,8 +40,8 @@ def test_nobody_there_is_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert err.count("\n") == 1
 
 
-def test_server_that_hangs_is_1(transport: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with paced_server(transport, self_test_interval_s=0.3) as server:
+def test_server_that_hangs_is_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with paced_server(self_test_interval_s=0.3) as server:
         server.tell("hold")
         wait_until(lambda: health(capsys, "--target", server.address)[0] == 1)
         err = health(capsys, "--target", server.address)[2]

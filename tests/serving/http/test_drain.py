@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ServerConfig, TransportName
+from serving.config import BatchingConfig, ServerConfig
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.server.server import Server
@@ -21,15 +21,10 @@ async def ask(peer: HttpPeer) -> Reply:
     return await asyncio.to_thread(peer.post, "/v1/digits", BODY, Content_Type="application/json")
 
 
-@pytest.mark.parametrize("transport", ["h2", "grpcio"])
-def test_drain_answers_what_was_accepted_and_refuses_the_rest(
-    models: Path, transport: TransportName
-) -> None:
+def test_drain_answers_what_was_accepted_and_refuses_the_rest(models: Path) -> None:
     engine = GatedModel()
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
-    config = ServerConfig(
-        port=0, metrics_port=None, http_port=0, transport=transport, self_test_interval_s=0
-    )
+    config = ServerConfig(port=0, metrics_port=None, http_port=0, self_test_interval_s=0)
 
     async def scenario(classifier: Classifier) -> tuple[bool, int]:
         server = Server(classifier, config)

@@ -179,10 +179,8 @@ def test_malformed_message_is_refused(peer: Peer, method: str) -> None:
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
 
 
-def test_model_answers_to_its_served_name_only(
-    models: Path, transport: str, images: Images
-) -> None:
-    options = ("--served-name", "mnist-prod", "--transport", transport)
+def test_model_answers_to_its_served_name_only(models: Path, images: Images) -> None:
+    options = ("--served-name", "mnist-prod")
     with (
         running_server(models, *options) as server,
         grpc.insecure_channel(server.address) as channel,

@@ -6,7 +6,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 
 from serving import Classifier
 from serving.images import Images
@@ -15,13 +14,13 @@ from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
-from tests.support.servers import RunningServer
-from tests.support.unread_stream import assert_stopped_until_it_reads
+from tests.support.servers import on_both
 
 run = test_faults.run
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 
 
+@on_both
 def test_stream_is_answered_in_order_and_errors_do_not_end_it(
     peer: Peer, classifier: Classifier, images: Images
 ) -> None:
@@ -55,15 +54,6 @@ def test_stream_answers_typed_and_raw_each_in_its_form(peer: Peer, images: Image
 
 def test_empty_stream_ends_well(peer: Peer) -> None:
     assert list(peer.stream(iter([]))) == []
-
-
-def test_stream_whose_caller_stops_reading_is_stopped(
-    server: RunningServer, peer: Peer, images: Images
-) -> None:
-    message = raw_request(images[:100]).SerializeToString()
-    assert_stopped_until_it_reads(
-        server.address, STREAM, message, lambda: peer.infer(raw_request(images[:1]))
-    )
 
 
 def message(*values: int, **fields: Any) -> bytes:
@@ -122,38 +112,13 @@ def test_stream_whose_caller_left_is_never_run(run: Callable[[Scenario], None]) 
             call = open_stream(channel)
             for _ in range(90):
                 await call.write(message(41))
-            await running.until(lambda report: report.num_waiting >= 64)  # grpcio's window
+            await running.until(lambda report: report.num_waiting >= 64)
             call.cancel()
             await running.until_waiting(0)
         running.engine.open()
         assert await first == [0]
         await test_faults.ends_well(running)
         assert running.engine.ran == [[0], [1, 2, 3]]
-
-    run(scenario)
-
-
-def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
-        first = await running.occupy()
-        async with grpc.aio.insecure_channel(running.server.address) as channel:
-            call = open_stream(channel)
-            await call.write(message(5))
-            await running.until_waiting(1)
-            drain = await running.begin_drain()
-            await call.write(message(6))
-            await test_faults.round_trip(channel)
-            running.engine.open(3)
-            response = await call.read()
-            assert probabilities_in(response.infer_response).argmax() == 5
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call.read()
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert await drain
-            assert await first == [0]
-            assert running.engine.ran == [[0], [5]]
 
     run(scenario)
 

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 
 PATHS = [f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
          for version in ("v1", "v1alpha")]  # fmt: skip
@@ -26,6 +26,7 @@ def channel(models: Path, transport: str) -> Iterator[grpc.Channel]:
         yield it
 
 
+@on_both
 def test_every_service_is_listed(channel: grpc.Channel) -> None:
     assert set(ProtoReflectionDescriptorDatabase(channel).get_services()) == {
         "digits.v1.DigitClassifier",

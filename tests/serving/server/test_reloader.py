@@ -190,9 +190,9 @@ def wait_for_version(client: Client, version: str) -> None:
 
 
 @pytest.fixture
-def following(model_dir: Path, transport: str) -> Iterator[RunningServer]:
+def following(model_dir: Path) -> Iterator[RunningServer]:
     """A server of one's own that looks for versions at SIGHUP."""
-    with running_server(model_dir.parent, "--transport", transport) as server:
+    with running_server(model_dir.parent) as server:
         yield server
 
 

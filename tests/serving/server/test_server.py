@@ -16,8 +16,9 @@ from serving import Classifier, Client
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
+from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
-from tests.support.servers import RunningServer, running_server, serve_command
+from tests.support.servers import RunningServer, on_both, running_server, serve_command
 from training.data.mnist import Mnist
 
 
@@ -80,6 +81,7 @@ def test_largest_request_is_split_and_answered_whole_and_in_order(
     assert list(response.digits) == classifier.classify(many).digits.tolist()
 
 
+@on_both
 def test_health_says_serving_for_every_service(server: RunningServer) -> None:
     serving = health_pb2.HealthCheckResponse.SERVING
     with grpc.insecure_channel(server.address) as channel:
@@ -94,6 +96,7 @@ def test_health_says_serving_for_every_service(server: RunningServer) -> None:
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+@on_both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_under_load_and_loses_nothing(
     models: Path, images: Images, transport: str, number: signal.Signals
@@ -128,6 +131,21 @@ def test_signal_drains_under_load_and_loses_nothing(
     assert answered >= 1
 
 
+@on_both
+def test_connection_that_is_old_enough_is_replaced(
+    models: Path, images: Images, transport: str
+) -> None:
+    states: list[grpc.ChannelConnectivity] = []
+    options = ("--transport", transport, "--max-connection-age", "0.2")
+    with running_server(models, *options) as server:
+        raw = Raw(server.address)
+        raw.channel.subscribe(states.append)
+        raw.classify(encode_request(images[:1].tobytes()))
+        wait_until(lambda: states[-1] is grpc.ChannelConnectivity.IDLE)
+        raw.classify(encode_request(images[:1].tobytes()))
+
+
+@on_both
 def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

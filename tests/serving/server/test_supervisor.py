@@ -30,7 +30,7 @@ from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.processes import Footprint, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
-from tests.support.servers import RunningServer, running_server, serve_command
+from tests.support.servers import RunningServer, on_both, running_server, serve_command
 
 NUM_CONNECTIONS = 24
 """That all land on the same one of two workers has a chance of 2^-23."""
@@ -72,6 +72,7 @@ class Conversation:
             return code
 
 
+@on_both
 def test_killed_worker_fails_its_own_calls_and_comes_back(
     models: Path, transport: str, images: Images, classifier: Classifier
 ) -> None:

@@ -50,8 +50,8 @@ def test_ipv6_gets_brackets() -> None:
     [("--host", "192.0.2.7"), ("--host", "192.0.2.7", "--workers", "2"),
      ("--metrics-host", "192.0.2.7")],
 )  # fmt: skip
-def test_server_says_it_in_one_line(models: Path, transport: str, options: tuple[str, ...]) -> None:
-    command = serve_command(models, "--transport", transport, *options)
+def test_server_says_it_in_one_line(models: Path, options: tuple[str, ...]) -> None:
+    command = serve_command(models, *options)
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     *warnings, line = done.stderr.splitlines()

@@ -13,9 +13,6 @@ from serving import Client
 from serving.images import Images
 from tests.support.servers import STOP_TIMEOUT_S, running_server, serve_command
 
-WITHOUT_FILES = ["grpcio"]
-"""The transports that need no temporary folder."""
-
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
@@ -41,7 +38,6 @@ def oddly_named(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("transport", WITHOUT_FILES)
 @pytest.mark.parametrize("make", [missing, read_only, long_named, oddly_named])
 def test_no_temporary_folder_is_needed(
     models: Path,
@@ -49,13 +45,11 @@ def test_no_temporary_folder_is_needed(
     images: Images,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[Path], Path],
-    transport: str,
     workers: str,
 ) -> None:
     folder = make(tmp_path)
     monkeypatch.setenv("TMPDIR", str(folder))
-    options = ("--transport", transport, "--workers", workers)
-    with running_server(models, *options) as server:
+    with running_server(models, "--workers", workers) as server:
         with Client(server.address) as client:
             assert client.classify(images[:1]).model_version == "1"
         assert not folder.exists() or not [*folder.iterdir()], "what it made may be cleaned away"

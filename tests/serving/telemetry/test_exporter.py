@@ -24,7 +24,7 @@ from serving.telemetry.report import Report
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import running_server
+from tests.support.servers import on_both, running_server
 from tests.support.tickets import image_with
 
 INFO = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
@@ -161,6 +161,7 @@ def test_silent_connection_is_closed_after_a_while(
             assert connection.recv(1) == b""
 
 
+@on_both
 def test_readiness_follows_the_engine_and_liveness_does_not(transport: str) -> None:
     with paced_server(transport, self_test_interval_s=0.3) as server:
         metrics = server.facts["metrics"]
@@ -172,8 +173,8 @@ def test_readiness_follows_the_engine_and_liveness_does_not(transport: str) -> N
         wait_until(lambda: get(metrics, "/readyz")[0] == 200)
 
 
-def test_draining_server_is_not_ready_and_still_alive(transport: str) -> None:
-    with paced_server(transport) as server:
+def test_draining_server_is_not_ready_and_still_alive() -> None:
+    with paced_server() as server:
         metrics = server.facts["metrics"]
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
@@ -189,6 +190,7 @@ def test_draining_server_is_not_ready_and_still_alive(transport: str) -> None:
         assert server.process.wait(TIMEOUT_S) == 0
 
 
+@on_both
 def test_readiness_of_several_workers_is_that_of_all(models: Path) -> None:
     with running_server(models, "--workers", "2") as server:
         metrics = server.facts["metrics"]

@@ -15,7 +15,7 @@ from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.telemetry.metrics import Histogram
 from tests.support.processes import paced_server, wait_until
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 from tests.support.tickets import image_with
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -44,6 +44,7 @@ def fresh(models: Path, transport: str) -> Iterator[RunningServer]:
         yield server
 
 
+@on_both
 def test_requests_and_images_are_counted(fresh: RunningServer, images: Images) -> None:
     with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
         for _ in range(5):
@@ -97,6 +98,7 @@ def test_answers_are_counted_by_digit_and_certainty(
         assert value(samples, "digits_certainty_bucket", le=bound) == number
 
 
+@on_both
 def test_unknown_methods_are_counted_and_their_names_are_not_labels(fresh: RunningServer) -> None:
     with grpc.insecure_channel(fresh.address) as channel:
         for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):

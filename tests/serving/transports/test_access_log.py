@@ -12,7 +12,7 @@ from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from tests.support.h2_connection import Connection
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -85,6 +85,7 @@ def test_missing_and_bad_ids_are_replaced(logging_server: RunningServer, images:
     assert len({line["request_id"] for line in lines}) == len(lines)
 
 
+@on_both
 def test_calls_of_every_kind_are_logged(logging_server: RunningServer, images: Images) -> None:
     calls = [
         ("a", CLASSIFY, b"bad", "INVALID_ARGUMENT"),
@@ -103,6 +104,7 @@ def test_calls_of_every_kind_are_logged(logging_server: RunningServer, images: I
     ]
 
 
+@on_both
 def test_calls_whose_callers_leave_are_logged(
     logging_server: RunningServer, images: Images
 ) -> None:
@@ -129,6 +131,7 @@ def test_requests_that_are_not_grpcs_are_not_logged(models: Path) -> None:
         assert access_lines(server) == []
 
 
+@on_both
 def test_refused_tokens_are_logged(models: Path, options: tuple[str, ...], tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(TOKEN)

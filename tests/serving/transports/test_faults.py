@@ -22,6 +22,7 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
 from serving.telemetry.report import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of
+from tests.support.servers import on_both
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 
@@ -116,6 +117,7 @@ async def ends_well(running: Running) -> None:
     assert await running.send(1, 2, 3) == [1, 2, 3]
 
 
+@on_both
 def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario], None]) -> None:
     async def scenario(running: Running) -> None:
         first = await running.occupy()
@@ -132,6 +134,7 @@ def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario
     run(scenario)
 
 
+@on_both
 def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
     async def scenario(running: Running) -> None:
         first = await running.occupy()
@@ -148,6 +151,7 @@ def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario]
     run(scenario)
 
 
+@on_both
 def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
     run: Callable[[Scenario], None],
 ) -> None:
@@ -190,6 +194,7 @@ def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -
     run(scenario)
 
 
+@on_both
 def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

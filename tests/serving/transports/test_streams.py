@@ -18,7 +18,7 @@ from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
 from tests.support.raw import TIMEOUT_S, Raw, status_of
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 from tests.support.unread_stream import assert_stopped_until_it_reads
 
 run = test_faults.run
@@ -32,6 +32,7 @@ def stream(raw: Raw) -> Any:
     )
 
 
+@on_both
 def test_stream_is_answered_in_order(raw: Raw, classifier: Classifier, images: Images) -> None:
     sizes = [1 + number % 7 for number in range(100)]  # 397 images in all
     messages = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
@@ -52,6 +53,7 @@ def test_stream_answers_while_the_caller_still_sends(raw: Raw, images: Images) -
     assert list(responses) == []
 
 
+@on_both
 def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: Images) -> None:
     good = encode_request(images[0].tobytes())
     responses = stream(raw)(iter([good, good, good[:-1], good]), timeout=TIMEOUT_S)
@@ -62,6 +64,7 @@ def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: I
     assert "ClassifyRequest" in text
 
 
+@on_both
 def test_stream_larger_than_the_queue_slows_down_and_is_never_rejected(
     models: Path, images: Images, transport: str
 ) -> None:
@@ -72,6 +75,7 @@ def test_stream_larger_than_the_queue_slows_down_and_is_never_rejected(
         assert sum(1 for _ in stream(raw)(requests, timeout=TIMEOUT_S)) == 100
 
 
+@on_both
 def test_stream_whose_caller_stops_reading_is_stopped(
     server: RunningServer, client: Client, images: Images
 ) -> None:
@@ -92,6 +96,7 @@ def message(*values: int) -> bytes:
     return encode_request(images_of(*values).tobytes())
 
 
+@on_both
 def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
     run: Callable[[Scenario], None],
 ) -> None:

@@ -22,7 +22,7 @@ from serving.credentials.certificates import server_credentials
 from serving.errors import ConfigurationError, Unavailable
 from serving.images import Images
 from serving.server.run import warn_if_exposed
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, on_both, running_server
 
 TIMEOUT_S = 10.0
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
@@ -106,6 +106,7 @@ def is_let_in(server: RunningServer, **options: Path | None) -> bool:
             return False
 
 
+@on_both
 @pytest.mark.usefixtures("client_transport")
 def test_client_that_knows_the_authority_is_answered(
     tls: RunningServer, good: Files, images: Images
@@ -139,21 +140,23 @@ def test_plaintext_client_is_refused(tls: RunningServer) -> None:
 @pytest.mark.usefixtures("client_transport")
 def test_server_with_a_bad_certificate_is_refused_by_clients(
     models: Path, tmp_path: Path, authority: trustme.CA, good: Files, expired: Files,
-    stranger: Files, kind: str, transport: str,
+    stranger: Files, kind: str,
 ) -> None:  # fmt: skip
     other_host = authority.issue_cert("example.org")
     files = {"expired": expired, "wrong CA": stranger}.get(kind) or write(
         tmp_path / "other-host", authority, other_host
     )
-    for server in secured(models, files, "--transport", transport):
+    for server in secured(models, files):
         assert not is_let_in(server, tls_ca=good.ca)
 
 
+@on_both
 @pytest.mark.usefixtures("client_transport")
 def test_mtls_lets_in_who_has_a_certificate(mtls: RunningServer, good: Files) -> None:
     assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
 
 
+@on_both
 @pytest.mark.parametrize("kind", ["none", "expired", "stranger"])
 @pytest.mark.usefixtures("client_transport")
 def test_mtls_refuses_who_has_none_or_a_bad_one(

@@ -20,7 +20,7 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.telemetry.tracing import Tracer
 from tests.support.fleet.collector import Collector, attributes_of, running_collector
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, free_address, running_server
+from tests.support.servers import RunningServer, free_address, on_both, running_server
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -48,6 +48,7 @@ def call(server: RunningServer, data: bytes, path: str = CLASSIFY, flags: str = 
         return future
 
 
+@on_both
 def test_span_continues_the_callers_trace(
     models: Path, transport: str, collector: tuple[Collector, str], images: Images
 ) -> None:
@@ -73,19 +74,19 @@ def test_span_continues_the_callers_trace(
 
 
 def test_many_images_have_their_run(
-    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+    models: Path, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint, "--transport", transport) as server:
+    with traced_server(models, endpoint) as server:
         call(server, encode_request(images[:300].tobytes()))
     assert len(spans.span(CLASSIFY[1:]).events) == 2
 
 
 def test_failed_calls_say_how(
-    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+    models: Path, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint, "--transport", transport) as server:
+    with traced_server(models, endpoint) as server:
         call(server, encode_request(images[0].tobytes()))
         call(server, encode_request(b"odd"))
         call(server, b"", "/no.such/Method")
@@ -98,10 +99,10 @@ def test_failed_calls_say_how(
 
 
 def test_caller_that_does_not_sample_gets_no_span(
-    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+    models: Path, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint, "--transport", transport) as server:
+    with traced_server(models, endpoint) as server:
         assert call(server, encode_request(images[0].tobytes()), flags="00").code().name == "OK"
     assert not spans.spans
 
