@@ -5,7 +5,7 @@
 #   RECIPE=...       the training recipe: default, seed or best
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
-#   SOAK_S=...       how long `make soak` keeps each transport under load, in seconds
+#   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -66,7 +66,7 @@ test: $(INSTALLED)  ## run the test suite (no GPU needed)
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
 	$(RUN) -m pytest -s -m reliability tests/reliability
 
-soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds on each transport
+soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py
 
 test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe, grpc-js, curl, nghttp (3 min; installs its own)

@@ -126,8 +126,8 @@ class ServerConfig:
     drain_s: float = 30.0
     """Seconds for accepted requests to finish after SIGTERM or SIGINT."""
     max_connection_age_s: float = 0.0
-    """Seconds after which callers are asked to reconnect (h2), so that load balancers spread them;
-    0 is never."""
+    """Seconds after which callers are asked to reconnect, so that load balancers spread them; 0 is
+    never."""
     reload_interval_s: float = 0.0
     """Seconds between looks for a new version; 0 looks only at SIGHUP."""
     self_test_interval_s: float = 10.0

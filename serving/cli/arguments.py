@@ -125,7 +125,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="time for accepted requests to finish after SIGTERM or Ctrl-C")  # fmt: skip
     add("--max-connection-age", type=float, default=config.max_connection_age_s, metavar="SECONDS",
         help="age at which callers are asked to reconnect, so that load balancers spread "
-             "them (h2); 0: never")  # fmt: skip
+             "them; 0: never")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
         help="time between looks for a new version; 0: only at SIGHUP")  # fmt: skip
     add("--self-test-interval", type=float, default=config.self_test_interval_s,

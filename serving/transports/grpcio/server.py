@@ -73,8 +73,7 @@ class GrpcioServer:
 
     async def ask(self, image: bytes) -> Predictions:
         """See `Transport`."""
-        answer = await submit(self._batcher, Request(image, 1, caller="self-test"))
-        return answer.predictions()
+        return (await submit(self._batcher, Request(image, 1, caller="self-test"))).predictions()
 
     async def drain(self, timeout_s: float) -> bool:
         """See `Transport`.
@@ -82,6 +81,7 @@ class GrpcioServer:
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
         moment without new calls: refused calls are held, since their callers come again at once.
         """
+        self._batcher.drain(0)  # at once: a thread may start late
         if not await asyncio.to_thread(self._batcher.drain, timeout_s):
             return False
         self._handlers.closing = asyncio.Event()

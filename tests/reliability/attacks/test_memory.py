@@ -13,6 +13,7 @@ from serving import Client
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import DIGITS
+from tests.support.h2_connection import Connection, request_headers
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint
 from tests.support.raw import CLASSIFY, TIMEOUT_S
@@ -96,4 +97,23 @@ def test_answers_that_nobody_reads_wait_in_bounded_memory(
         channel.close()
     # A stream: 4 MiB in flight, a message that waits for room, and what HTTP/2's windows hold.
     assert grew < len(sent) * 40
+    assert victim.stop() == 0
+
+
+def test_streams_that_open_and_stall_cost_little_and_hold_up_nobody(
+    victim: RunningServer, images: Images
+) -> None:
+    num_streams = 500
+    before = Footprint.of(victim.process.pid)
+    with Connection(victim.address, TIMEOUT_S) as connection:
+        connection.open()
+        for stream in range(1, 2 * num_streams, 2):
+            headers = request_headers(__path="/digits.v1.DigitClassifier/ClassifyStream")
+            connection.send(connection.headers(stream, headers))
+        connection.read()
+        with Client(victim.address) as client:
+            assert len(client.classify(images[:3])) == 3
+        grew = growth(victim, before)
+        print(f"{1024 * grew / num_streams:.1f} KiB a stream")
+        assert grew < num_streams / 8
     assert victim.stop() == 0

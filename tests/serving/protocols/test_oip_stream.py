@@ -14,13 +14,11 @@ from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
-from tests.support.servers import on_both
 
 run = test_faults.run
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 
 
-@on_both
 def test_stream_is_answered_in_order_and_errors_do_not_end_it(
     peer: Peer, classifier: Classifier, images: Images
 ) -> None:

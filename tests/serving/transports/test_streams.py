@@ -32,7 +32,6 @@ def stream(raw: Raw) -> Any:
     )
 
 
-@on_both
 def test_stream_is_answered_in_order(raw: Raw, classifier: Classifier, images: Images) -> None:
     sizes = [1 + number % 7 for number in range(100)]  # 397 images in all
     messages = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
@@ -53,7 +52,6 @@ def test_stream_answers_while_the_caller_still_sends(raw: Raw, images: Images) -
     assert list(responses) == []
 
 
-@on_both
 def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: Images) -> None:
     good = encode_request(images[0].tobytes())
     responses = stream(raw)(iter([good, good, good[:-1], good]), timeout=TIMEOUT_S)
