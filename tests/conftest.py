@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
-from serving.client.connection import Connection
+from serving.client.base import BaseClient
 from serving.images import Images
 from tests.support.gpu import gpu_works
 from tests.support.servers import RunningServer, running_server
@@ -129,7 +129,7 @@ def client(server: RunningServer) -> Iterator[Client]:
 @pytest.fixture(params=["grpcio", "auto"])
 def client_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The transport of clients that name none; auto is h2 for one address."""
-    defaults = Connection.__init__.__kwdefaults__
+    defaults = BaseClient.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "transport", request.param)
     return str(request.param)

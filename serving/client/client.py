@@ -1,19 +1,20 @@
 """Classify over the network: the same call, Predictions and errors as `serving.Classifier`.
 
-Needs numpy, grpcio and protobuf only. `Connection` is the common part of both clients.
+Needs numpy, grpcio and protobuf only. `BaseClient` is the common part of both clients.
 """
 
 import asyncio
 from collections.abc import Coroutine
 from os import getpid
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy.typing as npt
 
-from serving.client.calls import Failure
-from serving.client.connection import Connection
-from serving.client.grpcio import GrpcioCalls, GrpcioLoopCalls
-from serving.client.retries import Attempts
+from serving.client.base import BaseClient
+from serving.client.grpcio import GrpcioLoopTransport, GrpcioTransport
+from serving.client.h2.channel import ReconnectingChannel
+from serving.client.h2.loop import ReconnectingLoopChannel
+from serving.client.transport import Transport
 from serving.errors import Unavailable
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
@@ -21,7 +22,7 @@ from serving.predictions import Predictions
 _Result = TypeVar("_Result")
 
 
-class Client(Connection):
+class Client(BaseClient):
     """A connection to a server, for threads; connects when first used.
 
     `classify`, `model_info`, `close` and `with` are those of `serving.Classifier`; as safe to call
@@ -39,7 +40,7 @@ class Client(Connection):
             Unavailable: no server answers.
             DeadlineExceeded: no answer within the timeout.
         """
-        return _run(self._model_info(self._attempts()))
+        return _run(self._model_info(self._begun()))
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready.
@@ -74,8 +75,8 @@ class Client(Connection):
     def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
         self._is_closed.set()
-        if self._calls is not None and self._pid == getpid():
-            self._calls.close()
+        if self._transport is not None and self._pid == getpid():
+            _run(self._transport.close())
 
     def __enter__(self) -> Self:
         return self
@@ -83,55 +84,45 @@ class Client(Connection):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        return self._opened().send(path, message, attempts.timeout_s)
-
-    async def _outcome(self, call: Any) -> bytes | Failure:
-        outcome: bytes | Failure = self._calls.outcome(call)
-        return outcome
-
-    async def _exchange(self, path: str, message: bytes, attempts: Attempts) -> bytes | Failure:
-        outcome: bytes | Failure = self._opened().exchange(path, message, attempts.timeout_s)
-        return outcome
-
     async def _pause(self, seconds: float) -> None:
         if self._is_closed.wait(seconds):
             self._check_open()
 
-    def _opened(self) -> Any:
-        """Return what carries the calls."""
-        if self._calls is not None and self._pid == getpid() and not self._is_closed.is_set():
-            return self._calls
+    def _opened(self) -> Transport:
+        transport = self._transport
+        if transport is None or self._pid != getpid() or self._is_closed.is_set():
+            transport = self._open()
+        return transport
+
+    def _open(self) -> Transport:
         with self._lock:
             self._check_open()
-            if self._calls is None:
+            if self._transport is None:
                 self._pid = getpid()
-                self._calls = self._open()
+                address, credentials = self._address, self._credentials
+                self._transport = (
+                    GrpcioTransport(self._target, credentials) if address is None
+                    else ReconnectingChannel(address, credentials)
+                )  # fmt: skip
             elif self._pid != getpid():
                 raise Unavailable(
                     f"{self._target}: a client that was used before a fork can't be used after it: "
                     "make another one in the child"
                 )
-            return self._calls
-
-    def _open(self) -> Any:
-        if self._place is None:
-            return GrpcioCalls(self._target, self._access)
-        from serving.client.h2.pool import H2Calls
-
-        return H2Calls(self._place, self._access)
+            return self._transport
 
 
-def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine that never suspends, since its steps block."""
+def _run(coroutine: Coroutine[None, None, _Result]) -> _Result:
+    """Run a coroutine that never suspends, since its transport blocks."""
     try:
         coroutine.send(None)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    raise RuntimeError("a step of Client suspended")
+        result: _Result = end.value
+        return result
+    raise RuntimeError("a transport of Client suspended")
 
 
-class AsyncClient(Connection):
+class AsyncClient(BaseClient):
     """A connection to a server, for one event loop: thousands of calls may be in flight.
 
     The same as `Client`, awaited. It belongs to the first loop that uses it; after that loop is
@@ -142,7 +133,7 @@ class AsyncClient(Connection):
 
     async def model_info(self) -> ModelInfo:
         """Return what the server serves; see `Client.model_info`."""
-        return await self._model_info(self._attempts())
+        return await self._model_info(self._begun())
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready; see `Client.wait_ready`."""
@@ -155,8 +146,8 @@ class AsyncClient(Connection):
     async def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
         self._is_closed.set()
-        if self._calls is not None and self._loop is asyncio.get_running_loop():
-            await self._calls.close()
+        if self._transport is not None and self._loop is asyncio.get_running_loop():
+            await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,31 +155,21 @@ class AsyncClient(Connection):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        return await self._opened().send(path, message, attempts.timeout_s)
-
-    async def _outcome(self, call: Any) -> bytes | Failure:
-        outcome: bytes | Failure = await self._calls.outcome(call)
-        return outcome
-
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def _opened(self) -> Any:
-        """Return what carries the calls on this event loop."""
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+    def _opened(self) -> Transport:
+        loop, transport = asyncio.get_running_loop(), self._transport
+        if transport is None or loop is not self._loop or self._is_closed.is_set():
+            self._check_open()
             if self._loop is not None and not self._loop.is_closed():
                 raise RuntimeError(
                     "this AsyncClient belongs to another event loop: make one for each loop"
                 )
-            self._loop, self._calls = loop, self._open()
-        return self._calls
-
-    def _open(self) -> Any:
-        if self._place is None:
-            return GrpcioLoopCalls(self._target, self._access)
-        from serving.client.h2.loop import H2LoopCalls
-
-        return H2LoopCalls(self._place, self._access)
+            address, credentials = self._address, self._credentials
+            transport = (
+                GrpcioLoopTransport(self._target, credentials) if address is None
+                else ReconnectingLoopChannel(address, credentials)
+            )  # fmt: skip
+            self._loop, self._transport = loop, transport
+        return transport

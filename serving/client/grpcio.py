@@ -3,27 +3,29 @@
 import asyncio
 import json
 import re
-from _thread import allocate_lock
-from collections.abc import Generator
+from functools import lru_cache
 from typing import Any
 
 import grpc
 
-from serving.client.access import Access
-from serving.client.addresses import target_of
-from serving.client.calls import (
+from serving.client.address import grpc_target
+from serving.client.credentials import Credentials
+from serving.client.transport import (
     CUT_OFF,
     KEEPALIVE_TIME_S,
     KEEPALIVE_TIMEOUT_S,
     PUSHBACK,
     Failure,
+    Outcome,
+    PendingCall,
+    Transport,
 )
 
 _SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
 """Calls take turns among the addresses that answer and say SERVING by Health.Watch: a server that
-drains gets none. `Attempts` retries calls: gRPC's own retries end after five attempts, and stop for
+drains gets none. The client retries calls: gRPC's own retries end after five attempts, and stop for
 all calls while more than half of them fail."""
 
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
@@ -54,71 +56,20 @@ _MAX_IN_FLIGHT = 512
 limit (ours past 1,024), and a client learns that limit only after its first burst."""
 
 
-def _open_channel(access: Access, library: Any, address: str) -> Any:
+def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
     """Open a channel of `grpc`, or of `grpc.aio` for the running event loop.
 
     Raises:
-        ConfigurationError, Unavailable: see `target_of`.
+        ConfigurationError, Unavailable: see `grpc_target`.
     """
     options = [*_OPTIONS]
-    target, authority = target_of(address)
+    target, authority = grpc_target(target)
     if authority is not None:  # with TLS every certificate must have this name
         options.append(("grpc.default_authority", authority))
-    if access.files is None:
+    if credentials.files is None:
         return library.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(*access.files)
-    return library.secure_channel(target, credentials, options=options)
-
-
-class GrpcioCalls:
-    """Calls of threads over a channel."""
-
-    def __init__(self, address: str, access: Access) -> None:
-        """Open the channel."""
-        self._access = access
-        self._channel = _open_channel(access, grpc, address)
-        self._lock = allocate_lock()
-        self._stubs: dict[str, Any] = {}
-
-    def send(self, path: str, message: bytes, timeout_s: float) -> Any:
-        """Start a call; return an object for `outcome`, which has `cancel`."""
-        stub = self._stubs.get(path) or self._stub(path)
-        try:
-            return stub.future(message, timeout=timeout_s, metadata=self._access.metadata)
-        except ValueError:  # the channel was closed
-            return _Ended()
-
-    def outcome(self, call: Any) -> bytes | Failure:
-        """Wait for the end of a call."""
-        try:
-            data: bytes = call.result()
-        except grpc.RpcError as err:
-            return _failure(err)
-        except grpc.FutureCancelledError:
-            return CUT_OFF
-        except BaseException:  # KeyboardInterrupt
-            call.cancel()
-            raise
-        return data
-
-    def exchange(self, path: str, message: bytes, timeout_s: float) -> bytes | Failure:
-        """Start a call and wait for its end: on one thread, at a third less than by a future."""
-        stub = self._stubs.get(path) or self._stub(path)
-        try:
-            data: bytes = stub(message, timeout=timeout_s, metadata=self._access.metadata)
-        except grpc.RpcError as err:
-            return _failure(err)
-        except ValueError:  # the channel was closed
-            return CUT_OFF
-        return data
-
-    def close(self) -> None:
-        """End all calls, and the channel."""
-        self._channel.close()
-
-    def _stub(self, path: str) -> Any:
-        with self._lock:
-            return self._stubs.setdefault(path, self._channel.unary_unary(path))
+    tls = grpc.ssl_channel_credentials(*credentials.files)
+    return library.secure_channel(target, tls, options=options)
 
 
 def _failure(error: Any) -> Failure:
@@ -128,53 +79,36 @@ def _failure(error: Any) -> Failure:
     return error.code(), details, is_answer and not _UNANSWERED.match(details)
 
 
-class _Ended:
-    """A call of a channel that was closed."""
+class _ThreadCall:
+    """A call that a thread can wait for."""
 
-    def result(self) -> bytes:
-        raise grpc.FutureCancelledError
+    def __init__(self, future: Any) -> None:
+        self._future = future
+        self.cancel = future.cancel
 
-    def __await__(self) -> Generator[None, None, bytes]:
-        raise asyncio.CancelledError
-        yield
-
-    def cancel(self) -> None:
-        pass
-
-
-class GrpcioLoopCalls:
-    """Calls of an event loop over a channel."""
-
-    def __init__(self, address: str, access: Access) -> None:
-        """Open the channel."""
-        self._access = access
-        self._channel = _open_channel(access, grpc.aio, address)
-        self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
-        self._stubs: dict[str, Any] = {}
-        self._is_closed = False
-
-    async def send(self, path: str, message: bytes, timeout_s: float) -> Any:
-        """Start a call; return an object for `outcome`, which has `cancel`."""
-        slots = self._slots
-        stub = self._stubs.get(path)
-        stub = stub or self._stubs.setdefault(path, self._channel.unary_unary(path))
-        await slots.acquire()
+    async def result(self) -> Outcome:
         try:
-            if self._is_closed:
-                raise asyncio.CancelledError
-            call = stub(message, timeout=timeout_s, metadata=self._access.metadata)
-        except BaseException:
-            slots.release()
-            if self._is_closed:
-                return _Ended()
+            data: bytes = self._future.result()
+        except grpc.RpcError as err:
+            return _failure(err)
+        except grpc.FutureCancelledError:
+            return CUT_OFF
+        except BaseException:  # KeyboardInterrupt
+            self._future.cancel()
             raise
-        call.add_done_callback(lambda _: slots.release())
-        return call
+        return data
 
-    async def outcome(self, call: Any) -> bytes | Failure:
-        """Wait for the end of a call."""
+
+class _LoopCall:
+    """A call that a task can wait for."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.cancel = call.cancel
+
+    async def result(self) -> Outcome:
         try:
-            data: bytes = await call
+            data: bytes = await self._call
         except grpc.aio.AioRpcError as err:
             return _failure(err)
         except asyncio.CancelledError:
@@ -184,6 +118,79 @@ class GrpcioLoopCalls:
                 raise
             return CUT_OFF
         return data
+
+
+class _EndedCall:
+    """A call of a channel that was closed."""
+
+    def cancel(self) -> None:
+        pass
+
+    async def result(self) -> Outcome:
+        return CUT_OFF
+
+
+class GrpcioTransport(Transport):
+    """Calls of threads over a channel."""
+
+    def __init__(self, target: str, credentials: Credentials) -> None:
+        """Open the channel."""
+        self._credentials = credentials
+        self._channel = _open_channel(target, credentials, grpc)
+        self._stub = lru_cache(self._channel.unary_unary)
+
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+        """Start a call."""
+        metadata = self._credentials.metadata
+        try:
+            return _ThreadCall(
+                self._stub(path).future(message, timeout=timeout_s, metadata=metadata)
+            )
+        except ValueError:  # the channel was closed
+            return _EndedCall()
+
+    async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
+        """Start a call and wait for its end: on one thread, at a third less than by a future."""
+        metadata = self._credentials.metadata
+        try:
+            data: bytes = self._stub(path)(message, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as err:
+            return _failure(err)
+        except ValueError:  # the channel was closed
+            return CUT_OFF
+        return data
+
+    async def close(self) -> None:
+        """End all calls, and the channel."""
+        self._channel.close()
+
+
+class GrpcioLoopTransport(Transport):
+    """Calls of an event loop over a channel."""
+
+    def __init__(self, target: str, credentials: Credentials) -> None:
+        """Open the channel."""
+        self._credentials = credentials
+        self._channel = _open_channel(target, credentials, grpc.aio)
+        self._stub = lru_cache(self._channel.unary_unary)
+        self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
+        self._is_closed = False
+
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+        """Start a call."""
+        slots, metadata = self._slots, self._credentials.metadata
+        await slots.acquire()
+        try:
+            if self._is_closed:
+                raise asyncio.CancelledError
+            call = self._stub(path)(message, timeout=timeout_s, metadata=metadata)
+        except BaseException:
+            slots.release()
+            if self._is_closed:
+                return _EndedCall()
+            raise
+        call.add_done_callback(lambda _: slots.release())
+        return _LoopCall(call)
 
     async def close(self) -> None:
         """End all calls, and the channel."""

@@ -3,7 +3,6 @@
 While a server answers UNAVAILABLE, only as long as the client's budget lasts.
 """
 
-import copy
 import math
 import random
 import time
@@ -16,8 +15,10 @@ from serving.protocols.status import error_from
 _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
 but shorter than a long timeout, in case the address is wrong."""
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
-_AGAIN = (
+_SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
+_LONGEST_TIMEOUT_S = 1e9
+"""Thirty years: locks, poll and grpcio take no infinity."""
+_RETRYABLE = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
 )
@@ -50,8 +51,8 @@ class RetryBudget:
         return self._tokens > self._MAX_TOKENS / 2
 
 
-class Attempts:
-    """The attempts of one call."""
+class RetryState:
+    """One call's deadline, and how its attempts went."""
 
     def __init__(
         self,
@@ -73,24 +74,22 @@ class Attempts:
         """
         self._address = address
         now_s = time.monotonic()
+        timeout_s = min(timeout_s, _LONGEST_TIMEOUT_S)
         self._deadline_s = now_s + timeout_s
         self._attempt_timeout_s = math.inf if attempt_timeout_s is None else attempt_timeout_s
         self._until_s = now_s + (min(timeout_s, _FIRST_CONTACT_S) if first_contact else timeout_s)
         self._budget = budget
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._backoff_s = _SHORTEST_BACKOFF_S
         self._was_late = False
         self._reason: Unavailable | None = None
 
-    def of_one_message(self) -> "Attempts":
-        """Copy, for one of the call's messages: its own pauses, the same deadline."""
-        return copy.copy(self)
-
-    @property
     def timeout_s(self) -> float:
-        """Seconds that the next attempt may take."""
+        """Return the seconds that the next attempt may take."""
         return min(self._attempt_timeout_s, max(0.0, self._deadline_s - time.monotonic()))
 
-    def pause_s(self, code: grpc.StatusCode, details: str | None, is_answer: bool = False) -> float:
+    def backoff_s(
+        self, code: grpc.StatusCode, details: str | None, is_answer: bool = False
+    ) -> float:
         """Return how long to wait before the call is sent again.
 
         Args:
@@ -110,17 +109,17 @@ class Attempts:
             is_answer, self._was_late = self._was_late, True
             self._spend(is_answer, error)
             return 0.0
-        if code not in _AGAIN or any(word in details for word in _PERMANENT):
+        if code not in _RETRYABLE or any(word in details for word in _PERMANENT):
             # No time was left for another attempt, so report why the last one failed.
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
         self._spend(is_answer, error)
         self._reason = error
-        pause_s = self._pause_s * random.uniform(0.5, 1.5)  # spreads callers that failed together
-        if time.monotonic() + pause_s >= self._until_s:
+        backoff_s = self._backoff_s * random.uniform(0.5, 1.5)  # spreads those that failed together
+        if time.monotonic() + backoff_s >= self._until_s:
             raise error
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        return pause_s
+        self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+        return backoff_s
 
     def _spend(self, is_charged: bool, error: DigitsError) -> None:
         """Take a token for another attempt; raise the error if there are too few."""

@@ -1,16 +1,17 @@
 """Connecting for HTTP/2: where to, how it fails, and the handshake of TLS."""
 
 import errno
+import os
 import socket
 import ssl
 import time
 
 import grpc
 
-from serving.client.access import Access
-from serving.client.calls import Failure
+from serving.client.address import Address
+from serving.client.credentials import Credentials
 from serving.client.h2.session import Session
-from serving.client.place import Place
+from serving.client.transport import Failure
 from serving.credentials.tls import Plain, Tls
 
 CONNECT_S = 5.0
@@ -18,20 +19,19 @@ CONNECT_S = 5.0
 _READ_BYTES = 64 << 10
 
 
-def session_of(place: Place, access: Access) -> Session:
+def session_of(address: Address, credentials: Credentials) -> Session:
     """Begin HTTP/2."""
-    scheme = "http" if access.files is None else "https"
-    return Session(place.authority, scheme)
+    return Session(address.authority, "http" if credentials.files is None else "https")
 
 
 def connect(
-    place: Place, access: Access, deadline_s: float
-) -> tuple[socket.socket, Session, Tls | Plain]:
+    address: Address, credentials: Credentials, deadline_s: float
+) -> tuple[socket.socket, Tls | Plain]:
     """Connect, and shake hands if there is TLS.
 
     Args:
-        place: where to.
-        access: certificates and token.
+        address: where to.
+        credentials: certificates.
         deadline_s: when to give up, on the monotonic clock.
 
     Raises:
@@ -39,7 +39,7 @@ def connect(
     """
     until_s = min(deadline_s, time.monotonic() + CONNECT_S)
     try:
-        return _connect(place, access, until_s)
+        return _connect(address, credentials, until_s)
     except TimeoutError as err:
         if time.monotonic() >= until_s:
             raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
@@ -47,17 +47,18 @@ def connect(
 
 
 def _connect(
-    place: Place, access: Access, until_s: float
-) -> tuple[socket.socket, Session, Tls | Plain]:
-    sock = socket.create_connection((place.host, place.port), _left(until_s))
+    address: Address, credentials: Credentials, until_s: float
+) -> tuple[socket.socket, Tls | Plain]:
+    sock = socket.create_connection((address.host, address.port), _left(until_s))
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = access.tls_context()
-        cipher = Plain() if context is None else _shake_hands(sock, context, place.host, until_s)
+        context = credentials.tls_context()
+        if context is None:
+            return sock, Plain()
+        return sock, _shake_hands(sock, context, address.host, until_s)
     except BaseException:
         sock.close()
         raise
-    return sock, session_of(place, access), cipher
 
 
 def is_alarm(error: BaseException) -> bool:
@@ -71,7 +72,9 @@ def failure_of(error: OSError) -> Failure:
         return grpc.StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         return grpc.StatusCode.UNAVAILABLE, f"TLS handshake failed: {error}"
-    return grpc.StatusCode.UNAVAILABLE, f"can't connect: {error.strerror or error}"
+    number = error.errno or 0  # asyncio has texts of its own; those of names are negative
+    reason = os.strerror(number) if number > 0 else error.strerror or error
+    return grpc.StatusCode.UNAVAILABLE, f"can't connect: {reason}"
 
 
 def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str, until_s: float) -> Tls:

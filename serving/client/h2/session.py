@@ -2,14 +2,18 @@
 
 import math
 import time
+from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
 
-from serving.client.calls import PUSHBACK, Failure
+from serving.client.h2.keepalive import Keepalive
+from serving.client.transport import PUSHBACK, Failure, Outcome
 from serving.http2 import events
 from serving.http2.client import ClientConnection
 from serving.http2.frames import ErrorCode
+from serving.http2.headers import Block
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
 
@@ -23,6 +27,8 @@ _MAX_HEADERS = 256
 """Headers that are kept, by path, timeout and metadata."""
 _PREFIX_BYTES = 5
 _MAX_STATUS_DIGITS = 4
+_MAX_TIMEOUT_MS = 1 << 62
+"""More than `grpc-timeout` can say, and less than infinity."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _HTTP = {
     b"400": grpc.StatusCode.INTERNAL, b"401": grpc.StatusCode.UNAUTHENTICATED,
@@ -37,6 +43,7 @@ _RESETS: dict[int | None, grpc.StatusCode] = {
     ErrorCode.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
+_OK: Failure = (grpc.StatusCode.OK, "")
 _GONE: Failure = (grpc.StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 Metadata = tuple[tuple[str, str], ...]
@@ -45,18 +52,27 @@ Metadata = tuple[tuple[str, str], ...]
 class Call:
     """A unary call in flight."""
 
-    __slots__ = ("failure", "message", "num_bytes", "outcome", "stream")
+    __slots__ = ("deadline_s", "failure", "num_bytes", "outcome", "parts", "stream")
 
-    def __init__(self) -> None:
-        """Make a call that has not begun."""
+    def __init__(self, deadline_s: float) -> None:
+        """Make a call that has not begun.
+
+        Args:
+            deadline_s: when nobody waits for it any more, on the monotonic clock.
+        """
+        self.deadline_s = deadline_s
         self.stream = b""
-        self.message: list[bytes] = []
-        """What came of the answer, with its prefix."""
+        self.parts: list[bytes] = []
+        """What came of the answer, with its prefix; joined once."""
         self.num_bytes = 0
         self.failure: Failure | None = None
         """What its headers say, before the stream has ended."""
-        self.outcome: bytes | Failure | None = None
+        self.outcome: Outcome | None = None
         """The answer or the reason why there is none, once it is known."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Take the outcome."""
+        self.outcome = outcome
 
 
 class Session:
@@ -75,129 +91,129 @@ class Session:
             (b":scheme", scheme.encode()),
             (b":authority", authority.encode()),
         )
-        self._headers: dict[object, Fields] = {}
-        self._calls: dict[bytes, Call] = {}
-        self.is_ending = False
-        """Whether no further calls may begin; those in flight are still answered."""
-        self._failure = _GONE
-        """Why they may not."""
-
-    @property
-    def num_calls(self) -> int:
-        """How many calls wait for their outcome."""
-        return len(self._calls)
-
-    def data_to_send(self) -> bytes:
-        """Return the bytes that are ready to be sent."""
-        return self._http2.data_to_send()
+        self._headers: dict[tuple[str, bytes, Metadata], Fields] = {}
+        self.calls: dict[bytes, Call] = {}
+        """Those that wait for their outcome, by stream."""
+        self.keepalive = Keepalive()
+        self.failure: Failure | None = None
+        """Why no further calls may begin; those in flight may still be answered."""
+        self._ok: tuple[Block, Fields] | None = None
+        """Headers and trailers that were found to say OK."""
+        self.data_to_send = self._http2.data_to_send
 
     def start(
-        self, call: Call, path: str, message: bytes, timeout_s: float, metadata: Metadata
+        self, call: Call, path: str, message: bytes, metadata: Metadata, now_s: float
     ) -> None:
         """Begin a call; on a connection that is ending it has its outcome at once."""
-        if self.is_ending:
-            call.outcome = self._failure
+        if self.failure is not None:
+            call.end(self.failure)
             return
-        headers = self._headers_of(path, timeout_s, metadata)
-        framed = b"\0" + len(message).to_bytes(4, "big") + message
+        timeout_ms = min((call.deadline_s - now_s) * 1e3, _MAX_TIMEOUT_MS)
+        key = path, _timeout_text(math.ceil(timeout_ms)), metadata
+        headers = self._headers.get(key) or self._make_headers(*key)
+        framed = b"\0%b%b" % (len(message).to_bytes(4, "big"), message)
         call.stream = stream = self._http2.request(headers, framed)
-        self._calls[stream] = call
+        self.calls[stream] = call
+        self.keepalive.begin(now_s)
         if stream > _LAST_STREAM:
-            self.is_ending = True
+            self.failure = _GONE
 
-    def _headers_of(self, path: str, timeout_s: float, metadata: Metadata) -> Fields:
-        timeout = _timeout_text(timeout_s)
-        key = path, timeout, metadata
-        headers = self._headers.get(key)
-        if headers is None:
-            if len(self._headers) == _MAX_HEADERS:
-                self._headers.clear()
-            headers = self._headers[key] = (
-                *self._first,
-                (b":path", path.encode()),
-                (b"grpc-timeout", timeout),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                *((name.encode(), text.encode()) for name, text in metadata),
-            )
+    def _make_headers(self, path: str, timeout: bytes, metadata: Metadata) -> Fields:
+        if len(self._headers) == _MAX_HEADERS:
+            self._headers.clear()
+        headers = self._headers[path, timeout, metadata] = (
+            *self._first,
+            (b":path", path.encode()),
+            (b"grpc-timeout", timeout),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            *((name.encode(), text.encode()) for name, text in metadata),
+        )
         return headers
 
     def cancel(self, call: Call) -> None:
         """Reset a call's stream, if it is in flight."""
-        if self._calls.pop(call.stream, None) is call:
+        if self.calls.pop(call.stream, None) is call:
             self._http2.cancel(call.stream)
 
-    def ping(self) -> None:
-        """Ask the server for a sign of life."""
-        self._http2.ping()
+    def is_alive(self, now_s: float) -> bool:
+        """Ping a server that is silent; return False if it did not answer that either."""
+        if self.keepalive.should_ping(now_s):
+            self._http2.ping()
+        return not self.keepalive.is_dead(now_s)
 
-    def receive(self, data: bytes) -> list[Call]:
+    def receive(self, data: bytes) -> None:
         """Take what the server has sent.
-
-        Returns:
-            The calls that have their outcome now.
 
         Raises:
             Http2Error: the server breaks the protocol.
         """
-        ended = []
-        for kind, stream, value, is_end in self._http2.receive(data, time.monotonic()):
+        now_s = time.monotonic()
+        for kind, stream, value, is_end in self._http2.receive(data, now_s):
+            call = self.calls.get(stream)
             if kind == events.GOAWAY:
-                self.is_ending = True
-                ended += self._end_unread(stream)
-                continue
-            call = self._calls.get(stream)
-            if call is None:
-                continue
-            if kind == events.DATA:
-                is_end |= self._take(call, value)
-            elif kind == events.HEADERS:
-                _read_headers(call, value.fields, is_first=True, is_last=is_end)
-            elif kind == events.TRAILERS:
-                _read_headers(call, value, is_first=False, is_last=True)
-            if is_end:
-                del self._calls[stream]
-                call.outcome = _outcome(call, value[0] if kind == events.RESET else None)
-                ended.append(call)
-        return ended
+                self.failure = _GONE
+                self._end_unread(stream)
+            elif call is not None and self._take(call, kind, value, is_end):
+                del self.calls[stream]
+                call.end(_outcome(call))
+        self.keepalive.end(now_s, len(self.calls))
 
-    def _end_unread(self, last: bytes) -> list[Call]:
-        """End the calls that a server that goes has not looked at."""
-        unread = [call for stream, call in self._calls.items() if stream > last]
-        for call in unread:
-            self.cancel(call)
-            call.outcome = _GONE
-        return unread
+    def _take(self, call: Call, kind: int, value: Any, is_end: bool) -> bool:
+        """Take what has come for a call; return whether it has ended."""
+        if kind == events.RESPONSE:
+            block, data, trailers = value
+            call.parts.append(data)
+            call.failure = _OK
+            if self._ok != (block, trailers):
+                _read_headers(call, block.fields, is_first=True, is_last=False)
+                _read_headers(call, trailers, is_first=False, is_last=True)
+                if call.failure[0] is _OK[0]:
+                    self._ok = block, trailers
+        elif kind == events.DATA:
+            return self._take_data(call, value) or is_end
+        elif kind == events.HEADERS:
+            _read_headers(call, value.fields, is_first=True, is_last=is_end)
+        elif kind == events.TRAILERS:
+            _read_headers(call, value, is_first=False, is_last=True)
+        elif kind == events.RESET and call.failure is None:
+            code = _RESETS.get(value[0], grpc.StatusCode.INTERNAL)
+            call.failure = code, f"the server reset the call (HTTP/2 error {value[0]:d})"
+        return is_end
 
-    def fail_all(self, failure: Failure) -> list[Call]:
-        """End all calls; the connection is lost."""
-        self.is_ending = True
-        self._failure = failure
-        calls = list(self._calls.values())
-        self._calls.clear()
-        for call in calls:
-            call.outcome = failure
-        return calls
-
-    def _take(self, call: Call, data: bytes) -> bool:
+    def _take_data(self, call: Call, data: bytes) -> bool:
         """Take a part of an answer; return whether it is too long, which ends the call."""
-        call.message.append(data)
+        call.parts.append(data)
         call.num_bytes += len(data)
         self._http2.acknowledge(call.stream, len(data))
         if call.num_bytes <= _MAX_ANSWER_BYTES + _PREFIX_BYTES:
             return False
         text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
-        call.failure, call.message = (grpc.StatusCode.RESOURCE_EXHAUSTED, text), []
+        call.failure = grpc.StatusCode.RESOURCE_EXHAUSTED, text
         self._http2.reset(call.stream, ErrorCode.CANCEL)
         return True
 
+    def _end_unread(self, last: bytes) -> None:
+        """End the calls that a server that goes has not looked at."""
+        for call in [call for stream, call in self.calls.items() if stream > last]:
+            self.cancel(call)
+            call.end(_GONE)
 
-def _timeout_text(timeout_s: float) -> bytes:
+    def fail_all(self, failure: Failure) -> None:
+        """End all calls; the connection is lost."""
+        self.failure = failure
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.end(failure)
+
+
+@lru_cache(maxsize=1024)
+def _timeout_text(milliseconds: int) -> bytes:
     """Write a `grpc-timeout`, at most a tenth longer: equal headers are understood once.
 
     The client keeps the exact deadline itself.
     """
-    milliseconds = max(1, math.ceil(timeout_s * 1e3))
+    milliseconds = max(1, milliseconds)
     step = 10 ** max(0, len(str(milliseconds)) - 2)
     milliseconds = -(-milliseconds // step) * step
     if milliseconds < 10**8:
@@ -221,17 +237,16 @@ def _read_headers(call: Call, headers: Fields, *, is_first: bool, is_last: bool)
         call.failure = grpc.StatusCode.UNKNOWN, "the answer has no status"
 
 
-def _outcome(call: Call, reset: int | None) -> bytes | Failure:
-    """Return the outcome of a call whose stream has ended, perhaps by a reset."""
-    failure = call.failure
-    if failure is None and reset is None:
+def _outcome(call: Call) -> Outcome:
+    """Return the outcome of a call whose stream has ended."""
+    if call.failure is None:
         return grpc.StatusCode.INTERNAL, "the answer has no status"
-    if failure is None:
-        code = _RESETS.get(reset, grpc.StatusCode.INTERNAL)
-        return code, f"the server reset the call (HTTP/2 error {reset:d})"
-    if failure[0] is not grpc.StatusCode.OK:
-        return failure
-    message = call.message[0] if len(call.message) == 1 else b"".join(call.message)
-    if message[:1] != b"\0" or int.from_bytes(message[1:5], "big") != len(message) - _PREFIX_BYTES:
+    if call.failure[0] is not grpc.StatusCode.OK:
+        return call.failure
+    first, *rest = call.parts or [b""]
+    if len(first) < _PREFIX_BYTES:
+        first, rest = b"".join(call.parts), []
+    message = b"".join((first[_PREFIX_BYTES:], *rest))
+    if first[:_PREFIX_BYTES] != b"\0" + len(message).to_bytes(4, "big"):
         return grpc.StatusCode.INTERNAL, "the answer is not one message without compression"
-    return message[_PREFIX_BYTES:]
+    return message

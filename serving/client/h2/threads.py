@@ -10,14 +10,18 @@ import socket
 import time
 from _thread import allocate_lock
 from contextlib import suppress
-from typing import Any
 
 import grpc
 
-from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, Failure
 from serving.client.h2.connect import is_alarm
 from serving.client.h2.session import Call, Metadata, Session
-from serving.client.h2.silence import Silence
+from serving.client.transport import (
+    KEEPALIVE_TIME_S,
+    KEEPALIVE_TIMEOUT_S,
+    LATE,
+    Failure,
+    Outcome,
+)
 from serving.credentials.tls import Plain, Tls
 from serving.http2.frames import Http2Error
 
@@ -31,26 +35,40 @@ _PATIENCE_S = 5.0
 class ThreadCall(Call):
     """A call that a thread can wait for."""
 
-    __slots__ = ("deadline_s", "link", "sent_s", "woken")
+    __slots__ = ("_connection", "woken")
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, deadline_s: float) -> None:
         """Make a call that has not begun."""
-        super().__init__()
-        self.sent_s = time.monotonic()
-        self.deadline_s = self.sent_s + timeout_s
-        self.link: Link | None = None
-        """The connection that it was sent on."""
+        super().__init__(deadline_s)
+        self._connection: Http2Connection | None = None
         self.woken = allocate_lock()
         """Held until the call has its outcome or its turn to read."""
         self.woken.acquire()
 
+    def begin(self, connection: "Http2Connection") -> None:
+        """Note the connection that it was sent on."""
+        self._connection = connection
+
     def cancel(self) -> None:
         """Forget the call, if it has not ended."""
-        if self.link is not None and self.outcome is None:
-            self.link.cancel(self)
+        if self._connection is not None and self.outcome is None:
+            self._connection.cancel(self)
+
+    def end(self, outcome: Outcome) -> None:
+        """Take the outcome, and wake the thread that waits for it."""
+        self.outcome = outcome
+        if self._connection is not None:
+            self._connection.wake(self)
+
+    async def result(self) -> Outcome:
+        """Wait for the end of the call."""
+        if self.outcome is None and self._connection is not None:
+            self._connection.wait(self)
+        assert self.outcome is not None
+        return self.outcome
 
 
-class Link:
+class Http2Connection:
     """A connection that threads share."""
 
     def __init__(self, sock: socket.socket, session: Session, cipher: Tls | Plain) -> None:
@@ -74,21 +92,20 @@ class Link:
         self._is_writing = self._is_reading = False
         self._waiting: dict[ThreadCall, None] = {}
         """Calls whose threads sleep."""
-        self._failure: Failure | None = None
+        self._is_lost = False
         self._used_s = time.monotonic()
         """When calls were in flight, more or less."""
-        self._silence = Silence()
         self.write(self._used_s + _PATIENCE_S)
 
     def __del__(self) -> None:
         # Not before: the number could go to another socket while a thread still reads.
         self._socket.close()
 
-    def is_usable(self) -> bool:
+    def is_usable(self, now_s: float) -> bool:
         """Return whether calls may begin; reads what came while nobody waited."""
-        if not self._session.num_calls and time.monotonic() - self._used_s > _IDLE_S:
+        if not self._session.calls and now_s - self._used_s > _IDLE_S:
             self._read_what_came()
-        return self._failure is None and not self._session.is_ending
+        return self._session.failure is None
 
     def _read_what_came(self) -> None:
         with self._lock:
@@ -102,28 +119,22 @@ class Link:
             self._stop_reading()
 
     def start(
-        self, call: ThreadCall, path: str, message: bytes, timeout_s: float, metadata: Metadata
+        self, call: ThreadCall, path: str, message: bytes, metadata: Metadata, now_s: float
     ) -> None:
         """Begin a call; a connection that is lost ends it at once."""
-        call.link = self
+        call.begin(self)
         with self._lock:
-            if self._failure is not None:
-                call.outcome = self._failure
-                return
-            self._silence.begin(call.sent_s)
-            self._session.start(call, path, message, timeout_s, metadata)
+            self._session.start(call, path, message, metadata, now_s)
         self.write(call.deadline_s)
 
     def cancel(self, call: ThreadCall) -> None:
         """Forget a call."""
         with self._lock:
-            if self._failure is not None or call.outcome is not None:
-                return
             self._session.cancel(call)
         self.write(time.monotonic() + _PATIENCE_S)
 
-    def wait(self, call: ThreadCall) -> bytes | Failure:
-        """Wait for the outcome of a call."""
+    def wait(self, call: ThreadCall) -> None:
+        """Wait until a call has its outcome."""
         try:
             while call.outcome is None:
                 with self._lock:
@@ -137,24 +148,18 @@ class Link:
                 if is_reader:
                     self._read_until(call)
                 else:
-                    left_s = call.deadline_s - time.monotonic()
-                    call.woken.acquire(timeout=max(0.0, left_s))
-                    if call.outcome is None and time.monotonic() >= call.deadline_s:
-                        self._expire(call)
+                    call.woken.acquire(timeout=max(0.0, call.deadline_s - time.monotonic()))
+                if call.outcome is None and time.monotonic() >= call.deadline_s:
+                    self._forget(call)
+                    call.outcome = LATE
         except BaseException:  # KeyboardInterrupt
             self._forget(call)
             raise
-        return call.outcome
 
     def close(self, failure: Failure) -> None:
         """End all calls, and the connection."""
         with self._lock:
             self._end(failure)
-
-    def _expire(self, call: ThreadCall) -> None:
-        self._forget(call)
-        if call.outcome is None:
-            call.outcome = grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout"
 
     def _forget(self, call: ThreadCall) -> None:
         """Cancel a call; if it was about to read, another one does."""
@@ -172,9 +177,7 @@ class Link:
     def _wake_reader(self) -> None:
         """Let a thread that sleeps read; called with the lock."""
         if self._waiting:
-            call = next(iter(self._waiting))
-            del self._waiting[call]
-            call.woken.release()
+            self.wake(next(iter(self._waiting)))
 
     def _read_until(self, call: ThreadCall) -> None:
         """Read for all calls, until this one has its outcome or its time is over."""
@@ -183,15 +186,13 @@ class Link:
                 now_s = time.monotonic()
                 if now_s >= call.deadline_s:
                     break
-                until_s = min(call.deadline_s, self._silence.due_s())
+                until_s = min(call.deadline_s, self._session.keepalive.due_s())
                 if self._readable.poll(max(0.0, until_s - now_s) * 1e3 + 1):
                     self._read()
                 else:
                     self._check_alive(time.monotonic())
         finally:
             self._stop_reading()
-        if call.outcome is None:
-            self._expire(call)
 
     def _read(self) -> None:
         """Take what has come, and wake those whose calls it ends."""
@@ -210,40 +211,32 @@ class Link:
                 return
             self._used_s = time.monotonic()
             try:
-                ended = self._session.receive(self._cipher.decrypt(data))
-                self._silence.end(self._used_s, self._session.num_calls)
+                self._session.receive(self._cipher.decrypt(data))
             except (Http2Error, OSError) as err:
                 self._end((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
                 if is_alarm(err):
                     raise
                 return
-            self._wake(ended)
         self.write(self._used_s + _PATIENCE_S)
 
-    def _wake(self, ended: list[Any]) -> None:
-        """Wake the threads of calls that have ended; called with the lock."""
-        for call in ended:
-            if call in self._waiting:
-                del self._waiting[call]
-                call.woken.release()
+    def wake(self, call: ThreadCall) -> None:
+        """Wake the thread of a call, if it sleeps; called with the lock."""
+        if self._waiting.pop(call, 0) is None:
+            call.woken.release()
 
     def _end(self, failure: Failure) -> None:
         """End all calls; called with the lock."""
-        if self._failure is None:
-            self._failure = failure
-            self._wake(self._session.fail_all(failure))
+        if not self._is_lost:
+            self._is_lost = True
+            self._session.fail_all(failure)
             with suppress(OSError):  # the server was faster
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who reads
 
     def _check_alive(self, now_s: float) -> None:
         """Ask a silent server for a sign of life; give it up if there is none."""
-        if now_s < self._silence.due_s():
-            return
         with self._lock:
-            if self._silence.is_death(now_s):
+            if not self._session.is_alive(now_s):
                 self._end((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
-            elif self._silence.ask(now_s):
-                self._session.ping()
         self.write(now_s + _PATIENCE_S)
 
     def write(self, until_s: float) -> None:
@@ -253,7 +246,7 @@ class Link:
             until_s: how long to wait for a server that does not read.
         """
         with self._lock:
-            if self._is_writing or self._failure is not None:
+            if self._is_writing or self._is_lost:
                 return
             data = self._next()
             self._is_writing = bool(data)

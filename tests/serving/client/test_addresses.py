@@ -3,7 +3,7 @@
 import pytest
 
 from serving import Client
-from serving.client.addresses import target_of
+from serving.client.address import grpc_target
 from serving.errors import ConfigurationError, Unavailable
 from tests.support.servers import RunningServer, free_address
 
@@ -13,7 +13,7 @@ from tests.support.servers import RunningServer, free_address
     ["digits:50051", "dns:///digits:50051", "dns://10.0.0.1/a,b:1", "unix:/run/a,b", "[::1]:50051"],
 )
 def test_one_address_is_left_to_grpc(address: str) -> None:
-    assert target_of(address) == (address, None)
+    assert grpc_target(address) == (address, None)
 
 
 @pytest.mark.parametrize(
@@ -26,22 +26,22 @@ def test_one_address_is_left_to_grpc(address: str) -> None:
     ],
 )
 def test_several_become_a_list(address: str, target: str) -> None:
-    assert target_of(address) == (target, address.split(",")[0])
+    assert grpc_target(address) == (target, address.split(",")[0])
 
 
 def test_grpcs_own_list_gets_an_authority() -> None:
-    assert target_of("ipv4:10.0.0.1:1,10.0.0.2:2") == ("ipv4:10.0.0.1:1,10.0.0.2:2", "10.0.0.1:1")
+    assert grpc_target("ipv4:10.0.0.1:1,10.0.0.2:2") == ("ipv4:10.0.0.1:1,10.0.0.2:2", "10.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["a,b:1", "a:1,b", "a:1,:2", "a:1,b:x"])
 def test_each_of_several_needs_a_port(address: str) -> None:
     with pytest.raises(ConfigurationError, match="host:port"):
-        target_of(address)
+        grpc_target(address)
 
 
 def test_name_without_an_address_is_named() -> None:
     with pytest.raises(Unavailable, match=r"nowhere\.invalid:2"):
-        target_of("127.0.0.1:1,nowhere.invalid:2")
+        grpc_target("127.0.0.1:1,nowhere.invalid:2")
 
 
 def test_one_server_of_two_is_enough(server: RunningServer) -> None:

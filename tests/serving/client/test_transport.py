@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Client
-from serving.client import choice
-from serving.client.calls import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
+from serving.client.address import address_for_h2
 from serving.client.h2 import session
-from serving.client.h2.silence import Silence
+from serving.client.h2.keepalive import Keepalive
+from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
@@ -58,24 +58,24 @@ def image() -> Images:
     ],
 )
 def test_auto_is_h2_for_one_address(target: str, host: str | None) -> None:
-    place = choice.choose("auto", target)
-    assert (place and place.host) == host
+    address = address_for_h2("auto", target)
+    assert (address and address.host) == host
 
 
 def test_auto_is_grpcio_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("select.poll")
-    assert choice.choose("auto", "127.0.0.1:1") is None
+    assert address_for_h2("auto", "127.0.0.1:1") is None
     with pytest.raises(ConfigurationError, match="Windows"):
         Client("127.0.0.1:1", transport="h2")
 
 
 def test_auto_is_grpcio_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    assert choice.choose("auto", "127.0.0.1:1") is None
+    assert address_for_h2("auto", "127.0.0.1:1") is None
 
 
 def test_h2_takes_a_name_and_refuses_what_only_grpcio_can() -> None:
-    assert choice.choose("h2", "digits:1") is not None
+    assert address_for_h2("h2", "digits:1") is not None
     for target in ("a:1,b:2", "dns:///a:1", "unix:/run/a"):
         with pytest.raises(ConfigurationError, match="grpcio"):
             Client(target, transport="h2")
@@ -229,17 +229,18 @@ def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
 def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may never end it."""
     monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
-    calls, call = session.Session("x:1", "http"), session.Call()
-    calls.start(call, "/a.B/C", b"", TIMEOUT_S, ())
+    calls, call = session.Session("x:1", "http"), session.Call(TIMEOUT_S)
+    calls.start(call, "/a.B/C", b"", (), 0.0)
     head = frame(frames.SETTINGS, 0, bytes(4)) + frame(
         frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88"
     )
     part = frame(frames.DATA, 0, call.stream, bytes(300))
-    assert calls.receive(head + part * 3) == []
-    assert calls.receive(part * 3) == [call]
+    calls.receive(head + part * 3)
+    assert call.outcome is None
+    calls.receive(part * 3)
     assert isinstance(call.outcome, tuple)
     assert call.outcome[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert calls.num_calls == 0
+    assert not calls.calls
 
 
 def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> None:
@@ -274,26 +275,26 @@ def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> N
 
 
 def test_silence_is_death_once_a_question_has_no_answer() -> None:
-    silence = Silence()
-    silence.begin(0.0)
-    silence.begin(1.0)  # the first one timed out
-    assert silence.due_s() == KEEPALIVE_TIME_S
-    assert not silence.ask(silence.due_s() - 0.1)
-    assert silence.ask(silence.due_s())
-    assert not silence.ask(silence.due_s())
-    assert silence.due_s() == KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S <= 3.0
-    assert not silence.is_death(silence.due_s() - 0.1)
-    assert silence.is_death(silence.due_s())
+    keepalive = Keepalive()
+    keepalive.begin(0.0)
+    keepalive.begin(1.0)  # the first one timed out
+    assert keepalive.due_s() == KEEPALIVE_TIME_S
+    assert not keepalive.should_ping(keepalive.due_s() - 0.1)
+    assert keepalive.should_ping(keepalive.due_s())
+    assert not keepalive.should_ping(keepalive.due_s())
+    assert keepalive.due_s() == KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S <= 3.0
+    assert not keepalive.is_dead(keepalive.due_s() - 0.1)
+    assert keepalive.is_dead(keepalive.due_s())
 
 
 def test_silence_begins_again_while_calls_wait() -> None:
-    silence = Silence()
-    silence.begin(0.0)
-    assert silence.ask(silence.due_s())
-    silence.end(2.0, num_calls=2)  # the ping's answer
-    assert silence.due_s() == 2.0 + 2 * KEEPALIVE_TIME_S
-    assert not silence.is_death(100.0)
-    silence.end(100.0, num_calls=1)  # a call's
-    assert silence.due_s() == 100.0 + KEEPALIVE_TIME_S
-    silence.end(101.0, num_calls=0)
-    assert silence.due_s() == math.inf
+    keepalive = Keepalive()
+    keepalive.begin(0.0)
+    assert keepalive.should_ping(keepalive.due_s())
+    keepalive.end(2.0, num_calls=2)  # the ping's answer
+    assert keepalive.due_s() == 2.0 + 2 * KEEPALIVE_TIME_S
+    assert not keepalive.is_dead(100.0)
+    keepalive.end(100.0, num_calls=1)  # a call's
+    assert keepalive.due_s() == 100.0 + KEEPALIVE_TIME_S
+    keepalive.end(101.0, num_calls=0)
+    assert keepalive.due_s() == math.inf

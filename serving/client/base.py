@@ -1,28 +1,27 @@
 """The common part of both clients: messages, retries, deadlines.
 
-The methods here are coroutines over three steps that each client implements: send a call, wait for
-its outcome, pause. `AsyncClient` awaits them on its event loop. `Client`'s steps block instead of
-suspending, so it runs the same coroutines to their end without a loop.
+The methods here are coroutines. `AsyncClient` awaits them on its event loop. `Client`'s transports
+block instead of suspending, so it runs the same coroutines to their end without a loop.
 """
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy.typing as npt
 
-from serving.client.access import Access
+from serving.client.address import address_for_h2
 from serving.client.answers import model_info_of, predictions_of
-from serving.client.calls import Failure
-from serving.client.choice import choose
-from serving.client.retries import Attempts, RetryBudget
+from serving.client.credentials import Credentials
+from serving.client.retries import RetryBudget, RetryState
+from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, Unavailable
-from serving.images import as_images, as_pixels
+from serving.images import Images, as_images, as_pixels
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
@@ -43,7 +42,7 @@ _WINDOW = 8
 """Messages of one request in flight at once."""
 
 
-class Connection:
+class BaseClient:
     """A server's address, and what is known of the server."""
 
     def __init__(
@@ -87,8 +86,8 @@ class Connection:
         self._target = target
         self._timeout_s = timeout_s
         self._attempt_timeout_s = attempt_timeout_s
-        self._access = Access(token, tls_ca, tls_cert, tls_key)
-        self._place = choose(transport, target)
+        self._credentials = Credentials(token, tls_ca, tls_cert, tls_key)
+        self._address = address_for_h2(transport, target)
         """Where h2 connects to; None for grpcio."""
         self._again = partial(
             type(self), target, timeout_s=timeout_s, attempt_timeout_s=attempt_timeout_s,
@@ -99,75 +98,72 @@ class Connection:
         self._model: ModelInfo | None = None
         """What the server serves, once it was asked."""
         self._is_closed = threading.Event()
-        self._lock = threading.Lock()  # held while connecting
-        self._calls: Any = None
-        """What carries the calls, once connected."""
+        self._lock = threading.Lock()  # held where `Client` makes its transport
+        self._transport: Transport | None = None
+        """What carries the calls, once one was made."""
 
-    def __reduce__(self) -> tuple[Callable[[], "Connection"], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[[], "BaseClient"], tuple[()]]:
         """Pickle the settings, including the token; an unpickled client makes a new connection."""
         return self._again, ()
 
-    async def _send(self, path: str, message: bytes, attempts: Attempts) -> Any:
-        """Start a call; return an object for `_outcome`, which has `cancel`."""
+    def _opened(self) -> Transport:
+        """Return what carries the calls; a closed client has nothing."""
         raise NotImplementedError
-
-    async def _outcome(self, call: Any) -> bytes | Failure:
-        """Wait for the end of a call."""
-        raise NotImplementedError
-
-    async def _exchange(self, path: str, message: bytes, attempts: Attempts) -> bytes | Failure:
-        """Start a call and wait for its end."""
-        return await self._outcome(await self._send(path, message, attempts))
 
     async def _pause(self, seconds: float) -> None:
         """Wait before a call is sent again."""
         raise NotImplementedError
 
     async def _wait_ready(self, timeout_s: float) -> None:
-        attempts = Attempts(self._target, timeout_s)
+        state = RetryState(self._target, timeout_s)
         try:
-            while await self._call(_HEALTH, b"", attempts) != _SERVING:
-                await self._pause(attempts.pause_s(*_NOT_SERVING))
+            while await self._call(_HEALTH, b"", state) != _SERVING:
+                await self._pause(state.backoff_s(*_NOT_SERVING))
         except DeadlineExceeded as err:
             raise Unavailable(str(err)) from err
 
-    async def _model_info(self, attempts: Attempts) -> ModelInfo:
-        data = await self._call(_GET_MODEL, b"", attempts)
+    async def _model_info(self, state: RetryState) -> ModelInfo:
+        data = await self._call(_GET_MODEL, b"", state)
         model = self._model = model_info_of(data, self._target)
         return model
 
     async def _classify(self, images: npt.ArrayLike) -> Predictions:
-        attempts, model = self._attempts(), self._model
+        state, model = self._begun(), self._model
         if model is None:
             as_pixels(images)  # images that no model takes are refused without a call
-            model = await self._model_info(attempts)
+            model = await self._model_info(state)
         images = as_images(images, model.signature)
-        if len(images) <= (size := _images_a_message(model)):
-            message = wire.encode_request(images.data.cast("B"))
-            return self._part(await self._call(_CLASSIFY, message, attempts), len(images), model)
-        sent: deque[tuple[Any, bytes, int]] = deque()
+        if len(images) > (size := _images_a_message(model)):
+            return await self._classify_many(images, size, model, state)
+        message = wire.encode_request(images.data.cast("B"))
+        return self._part(await self._call(_CLASSIFY, message, state), len(images), model)
+
+    async def _classify_many(
+        self, images: Images, size: int, model: ModelInfo, state: RetryState
+    ) -> Predictions:
+        """Classify images in several messages, a few of them in flight at once."""
+        sent: deque[tuple[PendingCall, bytes, int]] = deque()
         parts = []
+
+        async def take() -> None:
+            call, message, num_images = sent.popleft()
+            data = await self._finish(await call.result(), _CLASSIFY, message, copy.copy(state))
+            parts.append(self._part(data, num_images, model))
+
         try:
             for first in range(0, len(images), size):
                 chunk = images[first : first + size]
                 if len(sent) == _WINDOW:
-                    parts.append(await self._next_part(*sent.popleft(), model, attempts))
+                    await take()
                 message = wire.encode_request(chunk.data.cast("B"))
-                sent.append((await self._send(_CLASSIFY, message, attempts), message, len(chunk)))
+                call = await self._opened().send(_CLASSIFY, message, state.timeout_s())
+                sent.append((call, message, len(chunk)))
             while sent:
-                parts.append(await self._next_part(*sent.popleft(), model, attempts))
+                await take()
         finally:
             for call, _, _ in sent:
                 call.cancel()
         return Predictions.concatenate(parts)
-
-    async def _next_part(
-        self, call: Any, message: bytes, num_images: int, model: ModelInfo, attempts: Attempts
-    ) -> Predictions:
-        """Wait for the answer to one of several messages."""
-        outcome = await self._outcome(call)
-        data = await self._finish(outcome, _CLASSIFY, message, attempts)
-        return self._part(data, num_images, model)
 
     def _part(self, data: bytes, num_images: int, model: ModelInfo) -> Predictions:
         """Decode the answer to one message."""
@@ -177,26 +173,24 @@ class Connection:
             self._model = None  # another model may be served now: the next call asks
             raise
 
-    async def _call(self, path: str, message: bytes, attempts: Attempts) -> bytes:
-        outcome = await self._exchange(path, message, attempts)
-        return await self._finish(outcome, path, message, attempts)
+    async def _call(self, path: str, message: bytes, state: RetryState) -> bytes:
+        outcome = await self._opened().exchange(path, message, state.timeout_s())
+        return await self._finish(outcome, path, message, state)
 
     async def _finish(
-        self, outcome: bytes | Failure, path: str, message: bytes, attempts: Attempts
+        self, outcome: Outcome, path: str, message: bytes, state: RetryState
     ) -> bytes:
         """Return the answer of a call that has ended; retry it where that can help."""
-        if not isinstance(outcome, bytes):
-            attempts = attempts.of_one_message()
         while not isinstance(outcome, bytes):
             self._check_open()
-            await self._pause(attempts.pause_s(*outcome))
-            outcome = await self._exchange(path, message, attempts)
+            await self._pause(state.backoff_s(*outcome))
+            outcome = await self._opened().exchange(path, message, state.timeout_s())
         self._has_answered = True
         self._budget.put()
         return outcome
 
-    def _attempts(self) -> Attempts:
-        return Attempts(
+    def _begun(self) -> RetryState:
+        return RetryState(
             self._target,
             self._timeout_s,
             attempt_timeout_s=self._attempt_timeout_s,

@@ -8,7 +8,7 @@ from serving.credentials.watched_files import read_bytes
 from serving.errors import ConfigurationError
 
 
-class Access:
+class Credentials:
     """What a client sends to be let in, and whom it trusts."""
 
     def __init__(
@@ -18,7 +18,7 @@ class Access:
         tls_cert: str | Path | None,
         tls_key: str | Path | None,
     ) -> None:
-        """Read the files; see `Connection` for the arguments and errors."""
+        """Read the files; see `BaseClient` for the arguments and errors."""
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ConfigurationError("a token must be printable ASCII on one line")
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,46 @@
+"""What carries a client's calls: one interface, for threads and event loops, ours and grpcio's."""
+
+from typing import Protocol
+
+import grpc
+
+Failure = tuple[grpc.StatusCode, str | None] | tuple[grpc.StatusCode, str | None, bool]
+"""A status, its text, and whether a server answered so without asking for another attempt."""
+Outcome = bytes | Failure
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that asks for another attempt (gRFC A6): our servers send it when they end."""
+KEEPALIVE_TIME_S = 1.5
+"""How long nothing may come while a call waits; then a ping asks whether the server lives."""
+KEEPALIVE_TIMEOUT_S = 1.25
+"""How long its answer may take; then the connection is given up."""
+
+CUT_OFF: Failure = (grpc.StatusCode.CANCELLED, "the call was cut off")
+LATE: Failure = (grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+
+
+class PendingCall(Protocol):
+    """A call that was sent."""
+
+    def cancel(self) -> None:
+        """Forget the call, if it has not ended."""
+
+    async def result(self) -> Outcome:
+        """Wait for the end of the call."""
+
+
+class Transport(Protocol):
+    """Connects at the first call, and again when that is needed.
+
+    For threads, too, these methods are coroutines: they block instead of suspending.
+    """
+
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+        """Start a call."""
+
+    async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
+        """Start a call and wait for its end."""
+        return await (await self.send(path, message, timeout_s)).result()
+
+    async def close(self) -> None:
+        """End all calls and connections."""
