@@ -49,7 +49,7 @@ def _are_distributions(probabilities: Probabilities) -> bool:
         sums = probabilities @ np.ones(probabilities.shape[1], np.float32)
         return bool(probabilities.min() >= 0 and abs(sums - 1).max() <= _TOLERANCE)
     rows = probabilities.tolist()
-    return all([abs(sum(row) - 1) <= _TOLERANCE and min(row) >= 0 for row in rows])
+    return all(abs(sum(row) - 1) <= _TOLERANCE and min(row) >= 0 for row in rows)
 
 
 def model_info_of(data: bytes, address: str) -> ModelInfo:

@@ -29,6 +29,7 @@ class Credentials:
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
         self.files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
         """Authorities, key and certificate, as PEM; None is plaintext."""
+        self.scheme = "http" if tls_ca is None else "https"
         self._pair = None if tls_cert is None else (Path(tls_cert), tls_key and Path(tls_key))
 
     @property

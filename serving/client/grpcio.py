@@ -15,6 +15,7 @@ from serving.client.transport import (
     KEEPALIVE_TIME_S,
     KEEPALIVE_TIMEOUT_S,
     PUSHBACK,
+    EndedCall,
     Failure,
     Outcome,
     PendingCall,
@@ -120,16 +121,6 @@ class _LoopCall:
         return data
 
 
-class _EndedCall:
-    """A call of a channel that was closed."""
-
-    def cancel(self) -> None:
-        pass
-
-    async def result(self) -> Outcome:
-        return CUT_OFF
-
-
 class GrpcioTransport(Transport):
     """Calls of threads over a channel."""
 
@@ -147,7 +138,7 @@ class GrpcioTransport(Transport):
                 self._stub(path).future(message, timeout=timeout_s, metadata=metadata)
             )
         except ValueError:  # the channel was closed
-            return _EndedCall()
+            return EndedCall(CUT_OFF)
 
     async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
         """Start a call and wait for its end: on one thread, at a third less than by a future."""
@@ -187,7 +178,7 @@ class GrpcioLoopTransport(Transport):
         except BaseException:
             slots.release()
             if self._is_closed:
-                return _EndedCall()
+                return EndedCall(CUT_OFF)
             raise
         call.add_done_callback(lambda _: slots.release())
         return _LoopCall(call)

@@ -63,12 +63,12 @@ class RetryState:
         first_contact: bool = False,
         budget: RetryBudget | None = None,
     ) -> None:
-        """Start the clock.
+        """Start the clock; see `BaseClient` for the timeouts.
 
         Args:
             address: named in errors.
             timeout_s: for all attempts together.
-            attempt_timeout_s: for one attempt; None is no other limit.
+            attempt_timeout_s: for one.
             first_contact: whether the client has never had an answer.
             budget: of the client's calls; None is no limit.
         """

@@ -29,6 +29,21 @@ class PendingCall(Protocol):
         """Wait for the end of the call."""
 
 
+class EndedCall:
+    """A call that could not be sent."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Take the reason."""
+        self._outcome = outcome
+
+    def cancel(self) -> None:
+        """Do nothing: it has ended."""
+
+    async def result(self) -> Outcome:
+        """Return the reason."""
+        return self._outcome
+
+
 class Transport(Protocol):
     """Connects at the first call, and again when that is needed.
 

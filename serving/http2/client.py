@@ -94,7 +94,7 @@ class ClientConnection(Connection):
         return not stream[3] & 1 or int.from_bytes(stream, "big") >= self._next
 
     def _frame(self, data: bytes, at: int) -> int:
-        """See `Connection`; takes at once a response that repeats the latest one's header blocks."""
+        """See `Connection`; takes a response at once if its header blocks are known."""
         end = self._repeated(data, at)
         return end or super()._frame(data, at)
 

@@ -82,6 +82,10 @@ def program(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             raise
 
 
+ONE = digits_pb2.ClassifyResponse(
+    digits=[7], probabilities=[0.1] * 10, model_version="1"
+).SerializeToString()
+"""The answer to one image: a 7."""
 MODEL_INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString()
 
 

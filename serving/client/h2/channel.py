@@ -5,9 +5,10 @@ from _thread import allocate_lock
 
 from serving.client.address import Address
 from serving.client.credentials import Credentials
-from serving.client.h2.connect import connect, failure_of, is_alarm, session_of
-from serving.client.h2.threads import Http2Connection, ThreadCall
-from serving.client.transport import CUT_OFF, LATE, Failure, Transport
+from serving.client.h2.connect import connect, failure_of, is_alarm
+from serving.client.h2.session import Session
+from serving.client.h2.threads import Http2Connection
+from serving.client.transport import CUT_OFF, LATE, EndedCall, Failure, PendingCall, Transport
 
 
 class ReconnectingChannel(Transport):
@@ -24,19 +25,15 @@ class ReconnectingChannel(Transport):
         """Why the last attempt to connect failed."""
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> ThreadCall:
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
         """Start a call."""
-        now_s = time.monotonic()
-        call = ThreadCall(now_s + timeout_s)
-        connection = self._connection
-        if connection is None or not connection.is_usable(now_s):
-            connected = self._connect(call.deadline_s)
-            if not isinstance(connected, Http2Connection):
-                call.end(connected)
-                return call
-            connection = connected
-        connection.start(call, path, message, self._credentials.metadata, now_s)
-        return call
+        deadline_s = time.monotonic() + timeout_s
+        connection: Http2Connection | Failure | None = self._connection
+        if not isinstance(connection, Http2Connection) or not connection.is_usable():
+            connection = self._connect(deadline_s)
+            if not isinstance(connection, Http2Connection):
+                return EndedCall(connection)
+        return connection.start(path, message, self._credentials.metadata, deadline_s)
 
     async def close(self) -> None:
         """End all calls, and the connection."""
@@ -53,7 +50,7 @@ class ReconnectingChannel(Transport):
         try:
             if self._is_closed:
                 return CUT_OFF
-            if self._connection is not None and self._connection.is_usable(time.monotonic()):
+            if self._connection is not None and self._connection.is_usable():
                 return self._connection
             if self._num_failed != num_failed:  # while this thread waited
                 return self._failure
@@ -65,7 +62,7 @@ class ReconnectingChannel(Transport):
                 self._num_failed += 1
                 self._failure = failure_of(err)
                 return self._failure
-            session = session_of(self._address, self._credentials)
+            session = Session(self._address.authority, self._credentials.scheme)
             self._connection = connection = Http2Connection(sock, session, cipher)
             if self._is_closed:  # meanwhile
                 connection.close(CUT_OFF)

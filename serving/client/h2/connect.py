@@ -10,18 +10,12 @@ import grpc
 
 from serving.client.address import Address
 from serving.client.credentials import Credentials
-from serving.client.h2.session import Session
 from serving.client.transport import Failure
 from serving.credentials.tls import Plain, Tls
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
 _READ_BYTES = 64 << 10
-
-
-def session_of(address: Address, credentials: Credentials) -> Session:
-    """Begin HTTP/2."""
-    return Session(address.authority, "http" if credentials.files is None else "https")
 
 
 def connect(
@@ -38,26 +32,19 @@ def connect(
         OSError: nobody answers, or TLS fails.
     """
     until_s = min(deadline_s, time.monotonic() + CONNECT_S)
+    sock = None
     try:
-        return _connect(address, credentials, until_s)
-    except TimeoutError as err:
-        if time.monotonic() >= until_s:
-            raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
-        raise
-
-
-def _connect(
-    address: Address, credentials: Credentials, until_s: float
-) -> tuple[socket.socket, Tls | Plain]:
-    sock = socket.create_connection((address.host, address.port), _left(until_s))
-    try:
+        sock = socket.create_connection((address.host, address.port), _left(until_s))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = credentials.tls_context()
         if context is None:
             return sock, Plain()
         return sock, _shake_hands(sock, context, address.host, until_s)
-    except BaseException:
-        sock.close()
+    except BaseException as err:
+        if sock is not None:
+            sock.close()
+        if isinstance(err, TimeoutError) and time.monotonic() >= until_s:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
         raise
 
 
@@ -71,7 +58,10 @@ def failure_of(error: OSError) -> Failure:
     if isinstance(error, TimeoutError):
         return grpc.StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        return grpc.StatusCode.UNAVAILABLE, f"TLS handshake failed: {error}"
+        return (
+            grpc.StatusCode.UNAVAILABLE,
+            f"TLS handshake failed: {error.strerror or error.args[0]}",
+        )
     number = error.errno or 0  # asyncio has texts of its own; those of names are negative
     reason = os.strerror(number) if number > 0 else error.strerror or error
     return grpc.StatusCode.UNAVAILABLE, f"can't connect: {reason}"

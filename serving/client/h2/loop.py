@@ -1,15 +1,24 @@
 """An `AsyncClient`'s calls over HTTP/2."""
 
 import asyncio
+import math
 import ssl
 
 import grpc
 
 from serving.client.address import Address
 from serving.client.credentials import Credentials
-from serving.client.h2.connect import CONNECT_S, failure_of, session_of
-from serving.client.h2.session import Call, Session
-from serving.client.transport import CUT_OFF, LATE, Failure, Outcome, Transport
+from serving.client.h2.connect import CONNECT_S, failure_of
+from serving.client.h2.session import Call, Metadata, Session
+from serving.client.transport import (
+    CUT_OFF,
+    LATE,
+    EndedCall,
+    Failure,
+    Outcome,
+    PendingCall,
+    Transport,
+)
 from serving.credentials.tls import NO_HTTP2
 from serving.http2.frames import Http2Error
 
@@ -19,15 +28,11 @@ class LoopCall(Call):
 
     __slots__ = ("_connection", "_future")
 
-    def __init__(self, deadline_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, deadline_s: float, connection: "_Connection") -> None:
         """Make a call that has not begun."""
         super().__init__(deadline_s)
-        self._future: asyncio.Future[Outcome] = loop.create_future()
-        self._connection: _Connection | None = None
-
-    def begin(self, connection: "_Connection") -> None:
-        """Note the connection that it was sent on."""
         self._connection = connection
+        self._future: asyncio.Future[Outcome] = connection.loop.create_future()
 
     def end(self, outcome: Outcome) -> None:
         """Take the outcome, unless there is one."""
@@ -36,8 +41,7 @@ class LoopCall(Call):
 
     def cancel(self) -> None:
         """Forget the call, if it has not ended."""
-        if self._connection is not None:
-            self._connection.cancel(self)
+        self._connection.cancel(self)
         self.end(CUT_OFF)
 
     async def result(self) -> Outcome:
@@ -54,7 +58,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._is_flush_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -78,14 +82,13 @@ class _Connection(asyncio.Protocol):
         reason = str(exc) if exc else "the server closed the connection"
         self.fail((grpc.StatusCode.UNAVAILABLE, reason))
 
-    def start(
-        self, call: LoopCall, path: str, message: bytes, metadata: tuple[tuple[str, str], ...]
-    ) -> None:
+    def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> LoopCall:
         """Begin a call; what tasks start in one turn of the loop is written at once."""
-        call.begin(self)
-        self.session.start(call, path, message, metadata, self._loop.time())
-        self._watch(call.deadline_s)
+        call = LoopCall(deadline_s, self)
+        self.session.start(call, path, message, metadata)
+        self._watch(deadline_s)
         self._flush_soon()
+        return call
 
     def cancel(self, call: LoopCall) -> None:
         """Reset a call."""
@@ -107,7 +110,7 @@ class _Connection(asyncio.Protocol):
     def _flush_soon(self) -> None:
         if not self._is_flush_due:
             self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_flush_due = False
@@ -117,25 +120,25 @@ class _Connection(asyncio.Protocol):
     def _watch(self, deadline_s: float) -> None:
         """Have `_check` called at a deadline, or earlier if the server is silent."""
         due_s = min(deadline_s, self.session.keepalive.due_s())
-        if self._timer is None or due_s < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due_s, self._check)
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        if self.session.calls:
+            self._timer = self.loop.call_at(due_s, self._check)
 
     def _check(self) -> None:
         """End calls whose time is over, and the connection of a server that is gone."""
-        self._timer, now_s = None, self._loop.time()
+        self._timer, now_s = None, self.loop.time()
         calls = self.session.calls
         for call in [each for each in calls.values() if each.deadline_s <= now_s]:
             self.session.cancel(call)
             call.end(LATE)
-        if not calls:
-            self._flush()
-        elif self.session.is_alive(now_s):
-            self._flush()
-            self._watch(min(call.deadline_s for call in calls.values()))
-        else:
+        if calls and not self.session.is_alive():
             self.fail((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
+            return
+        self._flush()
+        self._watch(min([call.deadline_s for call in calls.values()], default=math.inf))
 
 
 class ReconnectingLoopChannel(Transport):
@@ -151,17 +154,15 @@ class ReconnectingLoopChannel(Transport):
         self._connecting: asyncio.Task[_Connection] | None = None
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> LoopCall:
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
         """Start a call."""
-        call = LoopCall(self._loop.time() + timeout_s, self._loop)
-        connection = self._connection
-        if connection is None or connection.session.failure is not None:
-            connection = await self._connected(call)
-        if self._is_closed:
-            call.end(CUT_OFF)
-        elif connection is not None:
-            connection.start(call, path, message, self._credentials.metadata)
-        return call
+        deadline_s = self._loop.time() + timeout_s
+        connection: _Connection | Failure | None = self._connection
+        if not isinstance(connection, _Connection) or connection.session.failure is not None:
+            connection = await self._connected(deadline_s)
+            if not isinstance(connection, _Connection):
+                return EndedCall(connection)
+        return connection.start(path, message, self._credentials.metadata, deadline_s)
 
     async def close(self) -> None:
         """End all calls, and the connections."""
@@ -171,28 +172,31 @@ class ReconnectingLoopChannel(Transport):
         for connection in list(self._connections):
             connection.fail(CUT_OFF)
 
-    async def _connected(self, call: LoopCall) -> _Connection | None:
-        """Connect, or wait for the task that does; end the call if that fails."""
+    async def _connected(self, deadline_s: float) -> _Connection | Failure:
+        """Connect, or wait for the task that does."""
+        if self._is_closed:
+            return CUT_OFF
         if self._connecting is None or self._connecting.done():
             self._connecting = self._loop.create_task(self._connect())
-        left_s = call.deadline_s - self._loop.time()
         try:
-            return await asyncio.wait_for(asyncio.shield(self._connecting), left_s)
+            async with asyncio.timeout_at(deadline_s):
+                return await asyncio.shield(self._connecting)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._is_closed or (task is not None and task.cancelling()):
                 raise
+            return CUT_OFF
         except OSError as err:
-            is_late = isinstance(err, TimeoutError) and self._loop.time() >= call.deadline_s
-            call.end(LATE if is_late else failure_of(err))
-        return None
+            is_late = isinstance(err, TimeoutError) and self._loop.time() >= deadline_s
+            return LATE if is_late else failure_of(err)
 
     async def _connect(self) -> _Connection:
-        host, port, context = self._address.host, self._address.port, self._credentials.tls_context()
+        address, context = self._address, self._credentials.tls_context()
         async with asyncio.timeout(CONNECT_S):
             transport, connection = await self._loop.create_connection(
-                lambda: _Connection(session_of(self._address, self._credentials)),
-                host, port, ssl=context, server_hostname=host if context else None,
+                lambda: _Connection(Session(address.authority, self._credentials.scheme)),
+                address.host, address.port,
+                ssl=context, server_hostname=address.host if context else None,
             )  # fmt: skip
         if context and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
             transport.abort()

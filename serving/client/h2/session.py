@@ -55,11 +55,7 @@ class Call:
     __slots__ = ("deadline_s", "failure", "num_bytes", "outcome", "parts", "stream")
 
     def __init__(self, deadline_s: float) -> None:
-        """Make a call that has not begun.
-
-        Args:
-            deadline_s: when nobody waits for it any more, on the monotonic clock.
-        """
+        """Make a call that has not begun; its deadline is on the monotonic clock."""
         self.deadline_s = deadline_s
         self.stream = b""
         self.parts: list[bytes] = []
@@ -101,13 +97,12 @@ class Session:
         """Headers and trailers that were found to say OK."""
         self.data_to_send = self._http2.data_to_send
 
-    def start(
-        self, call: Call, path: str, message: bytes, metadata: Metadata, now_s: float
-    ) -> None:
+    def start(self, call: Call, path: str, message: bytes, metadata: Metadata) -> None:
         """Begin a call; on a connection that is ending it has its outcome at once."""
         if self.failure is not None:
             call.end(self.failure)
             return
+        now_s = time.monotonic()
         timeout_ms = min((call.deadline_s - now_s) * 1e3, _MAX_TIMEOUT_MS)
         key = path, _timeout_text(math.ceil(timeout_ms)), metadata
         headers = self._headers.get(key) or self._make_headers(*key)
@@ -136,8 +131,9 @@ class Session:
         if self.calls.pop(call.stream, None) is call:
             self._http2.cancel(call.stream)
 
-    def is_alive(self, now_s: float) -> bool:
+    def is_alive(self) -> bool:
         """Ping a server that is silent; return False if it did not answer that either."""
+        now_s = time.monotonic()
         if self.keepalive.should_ping(now_s):
             self._http2.ping()
         return not self.keepalive.is_dead(now_s)

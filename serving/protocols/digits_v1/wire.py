@@ -98,7 +98,7 @@ def decode_response(
         and data[end : end + 1] == _FIELD_3
         and data[end + 1 : end + 2] == bytes((len(data) - end - 2 & 0x7F,))
     ):
-        numbers: Digits = np.frombuffer(packed, np.uint8)
+        numbers: Digits = np.frombuffer(data, np.uint8, shape[0], len(first))
         largest = max(packed)  # of one digit in a tenth of the time that numpy takes
         text = str(data[end + 2 :], "utf-8")
         rows = np.frombuffer(data, "<f4", shape[0] * shape[1], at).reshape(shape)

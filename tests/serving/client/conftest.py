@@ -1,8 +1,17 @@
-"""Every test of the clients runs on each of their transports."""
+"""The clients' tests run on our HTTP/2; `client_transport` repeats one on grpcio."""
 
+import numpy as np
 import pytest
 
+from serving.images import Images
 
-@pytest.fixture(autouse=True)
-def on_both(client_transport: str) -> None:
-    """Use it everywhere."""
+
+@pytest.fixture(scope="session")
+def transport() -> str:
+    """The server's."""
+    return "h2"
+
+
+@pytest.fixture(scope="session")
+def image() -> Images:
+    return np.zeros((1, 784), np.uint8)

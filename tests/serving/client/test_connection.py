@@ -1,6 +1,7 @@
 """What the clients do about their connection: wait, balance, replace, close, travel."""
 
 import asyncio
+import math
 import multiprocessing
 import pickle
 import signal
@@ -20,19 +21,21 @@ import pytest
 
 from serving import AsyncClient, Classifier, Client
 from serving.client import retries
+from serving.client.answers import predictions_of
 from serving.errors import DigitsError, Unavailable
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
+from serving.signature import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.processes import FORKS
-from tests.support.servers import Handler, RunningServer, fake_server, free_address, running_server
-
-ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
-
-
-@pytest.fixture(scope="module")
-def image() -> Images:
-    return np.zeros((1, 784), np.uint8)
+from tests.support.servers import (
+    ONE,
+    Handler,
+    RunningServer,
+    fake_server,
+    free_address,
+    running_server,
+)
 
 
 def restarted(models: Path, transport: str, address: str) -> Generator[RunningServer, None, None]:
@@ -93,17 +96,6 @@ def test_client_made_before_its_server_waits_for_it(models: Path, image: Images)
             break
 
 
-def test_async_client_waits_for_its_server(server: RunningServer) -> None:
-    async def scenario() -> None:
-        async with AsyncClient(server.address) as client:
-            await client.wait_ready()
-        async with AsyncClient(free_address()) as client:
-            with pytest.raises(Unavailable):
-                await client.wait_ready(0.1)
-
-    asyncio.run(scenario())
-
-
 def test_wrong_address_is_given_up_before_a_long_timeout(
     image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,18 +134,15 @@ def test_calls_take_turns_among_the_addresses_of_a_target(image: Images) -> None
 
 def test_target_of_several_addresses_is_answered(server: RunningServer, image: Images) -> None:
     """Its usual :authority, all addresses with a comma, is refused by strict servers."""
-    target = f"ipv4:{server.address},{free_address()}"
 
     async def classify() -> int:
-        async with AsyncClient(target) as client:
+        async with AsyncClient(f"ipv4:{server.address},{free_address()}") as client:
             return len(await client.classify(image))
 
-    with Client(target) as client:
-        for _ in range(10):
-            assert len(client.classify(image)) == 1
     assert asyncio.run(classify()) == 1
 
 
+@pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 def test_call_that_was_cut_off_is_sent_again(image: Images, code: grpc.StatusCode) -> None:
     calls: list[int] = []
@@ -192,7 +181,9 @@ BROKEN = {
     "unpacked digit 300": b"\x08\xac\x02" + answer([], [TENTHS])[2:],
     "NaN": answer([1], [[float("nan")] * 10]),
     "infinite": answer([1], [[float("inf")] + [0.0] * 9]),
-    "negative": answer([1], [[-0.5] + [0.1] * 9]),
+    "negative": answer([1], [[-0.1, 0.3] + [0.1] * 8]),
+    "a sum of 0.998": answer([1], [[0.098] + [0.1] * 9]),
+    "a sum of 1.002": answer([1], [[0.102] + [0.1] * 9]),
     "no message": b"\xff\xff",
     "nothing": b"",
     "no text": answer([1], [TENTHS])[:-1] + b"\xff",
@@ -201,15 +192,21 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", list(BROKEN))
 def test_broken_answer_is_refused(image: Images, kind: str) -> None:
-    async def classify(address: str) -> None:
-        async with AsyncClient(address) as client:
-            await client.classify(image)
+    with (
+        fake_server(lambda request, context: BROKEN[kind]) as address,
+        Client(address) as client,
+        pytest.raises(Unavailable, match=f"{address}: the server is broken: it answered"),
+    ):
+        client.classify(image)
 
-    with fake_server(lambda request, context: BROKEN[kind]) as address, Client(address) as client:
-        with pytest.raises(Unavailable, match=f"{address}: the server is broken: it answered"):
-            client.classify(image)
-        with pytest.raises(Unavailable, match="the server is broken: it answered"):
-            asyncio.run(classify(address))
+
+@pytest.mark.parametrize("wrong", [math.nan, -0.1, 0.102])
+def test_each_row_of_a_large_answer_has_to_be_a_distribution(wrong: float) -> None:
+    rows = [[*TENTHS] for _ in range(100)]
+    assert len(predictions_of(answer([1] * 100, rows), 100, DIGITS, "a:1")) == 100
+    rows[50][3] = wrong
+    with pytest.raises(Unavailable, match="a sum of 1"):
+        predictions_of(answer([1] * 100, rows), 100, DIGITS, "a:1")
 
 
 @pytest.mark.parametrize("info", [b"\xff", b""])  # no message; no limits
@@ -234,6 +231,7 @@ def test_closed_client_says_so(server: RunningServer, image: Images) -> None:
                 call()
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image: Images) -> None:
     has_come, release = threading.Semaphore(0), threading.Event()
 
@@ -269,6 +267,7 @@ def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image
             call.result(TIMEOUT_S)
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_closed_async_client_refuses_every_call_at_once(
     server: RunningServer, image: Images
 ) -> None:
@@ -285,6 +284,7 @@ def test_closed_async_client_refuses_every_call_at_once(
     assert str(outcomes[0]) == f"{server.address}: the client is closed"
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_cancelled_calls_give_their_slots_back(image: Images) -> None:
     is_free = threading.Event()
 

@@ -1,13 +1,12 @@
 """What a client learns of the model: from servers of today, of before, and broken ones."""
 
-import asyncio
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Client, Predictions
+from serving import Client
 from serving.errors import InvalidRequest, Unavailable
 from serving.images import Images
 from serving.protocols.digits_v1 import wire
@@ -40,39 +39,22 @@ def answering(num_classes: int) -> Any:
     return classify
 
 
-def classify(client_class: type[Client | AsyncClient], address: str, images: Images) -> Predictions:
-    """Ask once, with a new client."""
-
-    async def ask() -> Predictions:
-        async with AsyncClient(address) as client:
-            return await client.classify(images)
-
-    if client_class is AsyncClient:
-        return asyncio.run(ask())
-    with Client(address) as client:
-        return client.classify(images)
-
-
-@pytest.mark.parametrize("client_class", [Client, AsyncClient])
-def test_classes_and_labels_are_those_of_the_server(
-    client_class: type[Client | AsyncClient], images: Images
-) -> None:
-    with fake_server(answering(3), info(PETS.document())) as address:
-        answer = classify(client_class, address, images)
+def test_classes_and_labels_are_those_of_the_server(images: Images) -> None:
+    with (
+        fake_server(answering(3), info(PETS.document())) as address,
+        Client(address) as client,
+    ):
+        answer = client.classify(images)
     assert answer.labels == ["fish"] * len(images)
     assert answer.probabilities.shape == (len(images), 3)
 
 
-@pytest.mark.parametrize("client_class", [Client, AsyncClient])
-def test_server_that_does_not_say_serves_digits(
-    client_class: type[Client | AsyncClient], images: Images
-) -> None:
-    with fake_server(answering(10), info(None)) as address:
-        assert classify(client_class, address, images).labels == ["9"] * len(images)
-        with Client(address) as client:
-            assert client.model_info().signature == DIGITS
+def test_server_that_does_not_say_serves_digits(images: Images) -> None:
+    with fake_server(answering(10), info(None)) as address, Client(address) as client:
+        assert client.classify(images).labels == ["9"] * len(images)
+        assert client.model_info().signature == DIGITS
         with pytest.raises(InvalidRequest, match=r"expected images of shape \(N, 784\)"):
-            classify(client_class, address, np.zeros((1, 1024), np.uint8))
+            client.classify(np.zeros((1, 1024), np.uint8))
 
 
 def test_another_model_at_the_same_address_is_an_error_and_then_known(images: Images) -> None:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 import trustme
 
@@ -19,19 +18,12 @@ from serving import AsyncClient, Classifier, Client
 from serving.client.retries import RetryBudget
 from serving.errors import DigitsError, Unavailable
 from serving.images import Images
-from serving.protocols.digits_v1 import wire
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.router import Router
-from tests.support.servers import RunningServer, fake_server
+from tests.support.servers import ONE, RunningServer, fake_server
 
-ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
 NUM_CALLS = 300
 PATIENT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def image() -> Images:
-    return np.zeros((1, 784), np.uint8)
 
 
 class Refusing:
@@ -55,22 +47,10 @@ def from_threads(address: str, image: Images) -> list[DigitsError | None]:
         return [call.exception() for call in calls]  # type: ignore[misc]
 
 
-def from_tasks(address: str, image: Images) -> list[object]:
-    async def ask() -> list[object]:
-        async with AsyncClient(address, timeout_s=PATIENT_S) as client:
-            calls = (client.classify(image) for _ in range(NUM_CALLS))
-            return await asyncio.gather(*calls, return_exceptions=True)
-
-    return asyncio.run(ask())
-
-
-@pytest.mark.parametrize("ask", [from_threads, from_tasks])
-def test_server_that_fails_most_calls_gets_few_of_them_twice(
-    image: Images, ask: Callable[[str, Images], list[object]]
-) -> None:
+def test_server_that_fails_most_calls_gets_few_of_them_twice(image: Images) -> None:
     refuse = Refusing()
     with fake_server(refuse) as address:
-        outcomes = ask(address, image)
+        outcomes = from_threads(address, image)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     assert NUM_CALLS < refuse.num_attempts <= 1.2 * NUM_CALLS
 
@@ -86,6 +66,7 @@ def test_answers_bring_the_retries_back() -> None:
     assert budget.take()
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
     """Ours do as they end: a restart fails no call of however many."""
     refuse = Refusing(("grpc-retry-pushback-ms", "100"))
@@ -97,6 +78,7 @@ def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
         assert from_threads(address, image) == [None] * NUM_CALLS
 
 
+@pytest.mark.usefixtures("client_transport")
 def test_server_that_stands_still_is_left_before_the_deadline(
     server: RunningServer, image: Images
 ) -> None:

@@ -3,16 +3,19 @@
 import asyncio
 import math
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
 import ngh2
-import numpy as np
 import pytest
+import trustme
 
 from serving import AsyncClient, Client
 from serving.client.address import address_for_h2
@@ -23,24 +26,11 @@ from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Un
 from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.images import Images
-from serving.protocols.digits_v1 import wire
-from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.fakes import TIMEOUT_S
+from tests.support.servers import MODEL_INFO, ONE
 
-ONE = wire.encode_response(b"\7", np.full((1, 10), 0.1, np.float32).tobytes(), "1")
-INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToString()
 OK = ((b"grpc-status", b"0"),)
 HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-
-
-@pytest.fixture
-def client_transport() -> None:
-    """Each test here names its transport."""
-
-
-@pytest.fixture(scope="module")
-def image() -> Images:
-    return np.zeros((1, 784), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +76,12 @@ def test_h2_takes_a_name_and_refuses_what_only_grpcio_can() -> None:
 class Peer:
     """One connection of a server that answers as a test likes."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, speaks_first: bool = True) -> None:
         self.socket = sock
         self.http2 = ngh2.Connection(ngh2.Role.SERVER)
-        self.http2.initiate_connection()
-        self.flush()
+        if speaks_first:
+            self.http2.initiate_connection()
+            self.flush()
 
     def calls(self) -> Iterator[tuple[int, str]]:
         """Yield the stream and the path of each call, once its message has come whole."""
@@ -115,14 +106,14 @@ class Peer:
 
 
 @contextmanager
-def peers(*scripts: Any) -> Iterator[str]:
+def peers(*scripts: Any, speaks_first: bool = True) -> Iterator[str]:
     """A server whose connections follow the scripts, one after the other, and then close."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             for script in scripts:
                 with suppress(OSError), listener.accept()[0] as sock:
-                    script(Peer(sock))
+                    script(Peer(sock, speaks_first=speaks_first))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -133,7 +124,7 @@ def peers(*scripts: Any) -> Iterator[str]:
 
 def answer_all(peer: Peer) -> None:
     for stream, path in peer.calls():
-        peer.answer(stream, INFO if path.endswith("GetModel") else ONE)
+        peer.answer(stream, MODEL_INFO if path.endswith("GetModel") else ONE)
 
 
 def classify(address: str, image: Images, **options: Any) -> list[int | DigitsError]:
@@ -160,7 +151,7 @@ def test_call_behind_a_goaway_goes_to_the_next_connection(image: Images) -> None
     def answer_one_then_go(peer: Peer) -> None:
         calls = peer.calls()
         stream, _ = next(calls)
-        peer.answer(stream, INFO)
+        peer.answer(stream, MODEL_INFO)
         next(calls)
         peer.http2.send_goaway(last_stream_id=stream)
         peer.flush()
@@ -175,7 +166,7 @@ def test_call_behind_a_goaway_goes_to_the_next_connection(image: Images) -> None
 def test_connection_that_was_closed_while_idle_is_replaced(image: Images) -> None:
     def answer_two(peer: Peer) -> None:
         calls = peer.calls()
-        for message in (INFO, ONE):
+        for message in (MODEL_INFO, ONE):
             peer.answer(next(calls)[0], message)
 
     with peers(answer_two, answer_all) as address, Client(address, transport="h2") as client:
@@ -188,6 +179,7 @@ def test_connection_that_was_closed_while_idle_is_replaced(image: Images) -> Non
     [
         (((b"grpc-status", b"4"), (b"grpc-message", b"too%20late")), DeadlineExceeded),
         (((b"grpc-status", b"x"),), Unavailable),
+        (((b"grpc-status", b"4" * 5000),), Unavailable),
         (((b"other", b"0"),), Unavailable),
     ],
 )
@@ -226,11 +218,37 @@ def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
             assert isinstance(outcome, Unavailable)
 
 
+def test_server_of_tls_without_http2_is_named_as_such(image: Images, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    def shake_hands(peer: Peer) -> None:
+        with context.wrap_socket(peer.socket, server_side=True) as sock:
+            sock.recv(65_536)
+
+    with peers(*[shake_hands] * 2, speaks_first=False) as address:
+        outcomes = classify(address, image, tls_ca=tmp_path / "ca.pem")
+    reason = "TLS handshake failed: handshake: the server does not speak HTTP/2"
+    assert [str(outcome) for outcome in outcomes] == [f"{address}: {reason}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "text"),
+    [(0.0, b"1m"), (0.0123, b"13m"), (9.9999, b"10000m"), (1e6, b"278H"), (math.inf, b"99999999H")],
+)
+def test_timeout_is_sent_with_two_digits(timeout_s: float, text: bytes) -> None:
+    calls = session.Session("x:1", "http")
+    calls.start(session.Call(time.monotonic() + timeout_s), "/a.B/C", b"", ())
+    assert b"grpc-timeout" + bytes((len(text),)) + text in calls.data_to_send()
+
+
 def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may never end it."""
     monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
     calls, call = session.Session("x:1", "http"), session.Call(TIMEOUT_S)
-    calls.start(call, "/a.B/C", b"", (), 0.0)
+    calls.start(call, "/a.B/C", b"", ())
     head = frame(frames.SETTINGS, 0, bytes(4)) + frame(
         frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88"
     )
@@ -250,7 +268,7 @@ def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> N
     def answer_later(peer: Peer) -> None:
         for number, (stream, path) in enumerate(peer.calls()):
             if path.endswith("GetModel"):
-                peer.answer(stream, INFO)
+                peer.answer(stream, MODEL_INFO)
             elif number == 1:
                 has_come.release()  # never answered: its thread reads
             else:

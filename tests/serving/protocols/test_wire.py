@@ -35,7 +35,7 @@ def test_usual_request_is_read_without_a_copy(num_images: int) -> None:
 def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
     rows = np.zeros((num_images, 10), np.float32)
     data = wire.encode_response(bytes(num_images), rows.tobytes(), "1")
-    predictions = wire.decode_response(data)
+    predictions = wire.decode_response(data, shape=(num_images, 10))
     message = np.frombuffer(data, np.uint8)
     assert np.shares_memory(predictions.digits, message)
     assert np.shares_memory(predictions.probabilities, message)

@@ -198,7 +198,9 @@ def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -
 def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.client.retries._AGAIN", ())  # the client would ask again and again
+    monkeypatch.setattr(
+        "serving.client.retries._RETRYABLE", ()
+    )  # the client would ask again and again
 
     async def scenario(running: Running) -> None:
         first = await running.occupy()

@@ -131,7 +131,6 @@ def test_client_that_knows_another_authority_refuses_the_server(
     assert not is_let_in(tls, tls_ca=stranger.ca)
 
 
-@pytest.mark.usefixtures("client_transport")
 def test_plaintext_client_is_refused(tls: RunningServer) -> None:
     assert not is_let_in(tls)
 
@@ -158,7 +157,6 @@ def test_mtls_lets_in_only_who_has_a_certificate(mtls: RunningServer, good: File
 
 
 @pytest.mark.parametrize("kind", ["expired", "stranger"])
-@pytest.mark.usefixtures("client_transport")
 def test_mtls_refuses_who_has_a_bad_one(
     mtls: RunningServer, good: Files, request: pytest.FixtureRequest, kind: str
 ) -> None:
@@ -166,7 +164,6 @@ def test_mtls_refuses_who_has_a_bad_one(
     assert not is_let_in(mtls, tls_ca=good.ca, tls_cert=own.cert, tls_key=own.key)
 
 
-@pytest.mark.usefixtures("client_transport")
 def test_two_hundred_failed_handshakes_leave_the_server_well(
     mtls: RunningServer, good: Files, stranger: Files
 ) -> None:
