@@ -12,6 +12,7 @@ from serving.config import ServerConfig
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
+from serving.system.host import Host
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
@@ -27,13 +28,16 @@ def with_small_buffer(sock: socket.socket, *args: Any) -> Connection:
 
 @contextmanager
 def h2_server(
-    classifier: Classifier, limits: Limits, config: ServerConfig | None = None
+    classifier: Classifier,
+    limits: Limits,
+    config: ServerConfig | None = None,
+    host: Host | None = None,
 ) -> Iterator[str]:
     """Serve digits, health and reflection; gives the address."""
     config = config or ServerConfig(port=0)
     health = Health(())
     methods = [*digits_methods(classifier, "h2"), *health.methods(), *reflection_methods()]
-    server = H2Server(classifier, methods, config, limits)
+    server = H2Server(classifier, methods, config, limits, host)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -1,11 +1,10 @@
 """One peer: its socket, its HTTP/2 state, and the calls that it has in progress."""
 
-import random
 import socket
-import time
 from typing import Any, Protocol
 
 from serving.credentials.tls import Tls
+from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.access import LoggedConnection, host_of, open_connection
 from serving.transports.h2.limits import Limits
@@ -36,13 +35,13 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "active_s", "byte_s", "closing", "http2", "is_leaving", "is_open", "is_writing", "jitter",
-        "line", "opened_s", "output", "retired", "socket", "streams", "swept_s", "swept_stream",
-        "tag_s", "tls", "touched", "trusted", "unread",
+        "_clock", "active_s", "byte_s", "closing", "http2", "is_leaving", "is_open", "is_writing",
+        "jitter", "line", "opened_s", "output", "retired", "socket", "streams", "swept_s",
+        "swept_stream", "tag_s", "tls", "touched", "trusted", "unread",
     )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, tls: Tls | None, limits: Limits, now_s: float,
+        self, sock: socket.socket, tls: Tls | None, limits: Limits, host: Host,
         access_log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
@@ -55,8 +54,9 @@ class Connection:
         """The calls that wait for a run."""
         self.output: bytes | memoryview = b""
         """What the socket has not taken yet."""
-        self.opened_s = self.active_s = self.swept_s = now_s
-        self.jitter = random.uniform(0.9, 1.1)
+        self._clock = host.clock
+        self.opened_s = self.active_s = self.swept_s = host.clock()
+        self.jitter = host.random.uniform(0.9, 1.1)
         """Spreads over time what connections of the same age would do together."""
         self.unread: set[Reader] = set()
         """Streams whose callers do not read their answers."""
@@ -134,7 +134,7 @@ class Connection:
     def _resume_read(self) -> bytes:
         """Resume the streams whose answers may have been read, now that windows were used."""
         unread, self.unread = self.unread, set()
-        now_s = time.monotonic()
+        now_s = self._clock()
         for stream in unread:
             stream.resume(now_s)
         return self.http2.data_to_send()

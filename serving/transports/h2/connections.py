@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Iterator
 
 from serving.credentials.tls import Tls
+from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import TURN_S, Connection
@@ -28,6 +29,7 @@ class Connections:
     def __init__(
         self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
         calls: Calls, tls: Callable[[], ssl.SSLContext] | None, access_log: AccessLog | None,
+        host: Host,
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
@@ -39,6 +41,7 @@ class Connections:
             calls: forgets the calls of a connection that is over.
             tls: returns the context for new connections; None is plaintext.
             access_log: logs their calls; None logs none.
+            host: whose clock counts.
         """
         self._listener, *self._others = listeners
         self._selector = selector
@@ -46,6 +49,7 @@ class Connections:
         self._calls = calls
         self._tls = tls
         self._access_log = access_log
+        self._host = host
         self._open: dict[Connection, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
@@ -92,16 +96,16 @@ class Connections:
                     self.stop_listening()
                 return  # else: it was gone before it was accepted
             try:
-                self._add(sock, now_s, tag_s)
+                self._add(sock, tag_s)
             except OSError:
                 sock.close()
 
-    def _add(self, sock: socket.socket, now_s: float, tag_s: float) -> None:
+    def _add(self, sock: socket.socket, tag_s: float) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = None if self._tls is None else Tls(self._tls())
-        connection = Connection(sock, tls, self._limits, now_s, self._access_log)
+        connection = Connection(sock, tls, self._limits, self._host, self._access_log)
         self._selector.register(sock, _READ, connection)
         connection.tag_s = tag_s + TURN_S
         self._open[connection] = None

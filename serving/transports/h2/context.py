@@ -39,6 +39,7 @@ class Context:
     def __init__(
         self, queue: Queue, classifier: Classifier, limits: Limits,
         touch: Callable[[Connection], None], post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float],
     ) -> None:  # fmt: skip
         """Connect the parts.
 
@@ -48,7 +49,9 @@ class Context:
             limits: what peers may use.
             touch: has a connection flushed at the end of the round.
             post: runs a function on the loop's thread; called from any thread.
+            clock: monotonic, in seconds.
         """
+        self.clock = clock
         self.queue = queue
         self.batcher = classifier.batcher
         self.metrics = classifier.metrics

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class LocalCaller:
             if not context.max_inline_images:
                 context.large_request(image, plan, self, math.inf, self._finish_run)
             elif context.queue.room(self.line, math.inf) >= 1:
-                now_s = time.monotonic()
+                now_s = context.clock()
                 context.queue.put(Group(self, [_STREAM_ID], [image], plan, now_s, math.inf, [self]))
             else:
                 raise Overloaded

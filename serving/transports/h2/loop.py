@@ -8,7 +8,6 @@ import logging
 import selectors
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from functools import partial
 from serving.errors import DigitsError
 from serving.http2.frames import Http2Error
 from serving.http2.server import NotHttp2
+from serving.system.host import Host
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import MAX_BYTE_S, Connection
 from serving.transports.h2.connections import Connections
@@ -56,6 +56,7 @@ class Loop:
         *,
         poll: bool,
         max_queue_delay_s: float,
+        host: Host,
     ) -> None:
         """Prepare; `connect` and `start` begin.
 
@@ -65,20 +66,22 @@ class Loop:
             limits: what peers may use.
             poll: whether the loop may poll for a moment before it sleeps.
             max_queue_delay_s: how long it waits for more images before a run.
+            host: what it takes from its machine.
         """
         self._listener = listener
         self._queue = queue
         self._poll_s = _POLL_S if poll else 0.0
         self._max_queue_delay_s = max_queue_delay_s
-        self.selector = selectors.DefaultSelector()
+        self._clock = host.clock
+        self.selector = host.selector()
         """Watches the listener and the connections, whose data they are."""
         self._buffer = memoryview(bytearray(limits.read_bytes))
         self._touched: list[Connection] = []
         self._posted: deque[Callable[[], None]] = deque()
-        self._waker, self._woken = socket.socketpair()
+        self._waker, self._woken = host.socketpair()
         self._is_awake = True
         """Whether `post` need not wake the thread."""
-        self._now_s = time.monotonic()
+        self._now_s = self._clock()
         """When the last round began."""
         self._poll_until_s = 0.0
         self._is_draining = self._is_stopped = False
@@ -96,6 +99,8 @@ class Loop:
     def attach(self, connections: Connections, calls: Calls, runs: Runs) -> None:
         """Set the parts that refer to `selector`, `touch` and `post`."""
         self._connections, self._calls, self._runs = connections, calls, runs
+        connections.listen()
+        self.selector.register(self._woken, _READ, self._woken)
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -120,22 +125,20 @@ class Loop:
             self._waker.send(b"\0")
 
     def _run(self) -> None:
-        self._connections.listen()
-        self.selector.register(self._woken, _READ, self._woken)
         while not self._is_stopped:
             try:
-                self._round()
+                self.turn()
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
         self._close()
 
-    def _round(self) -> None:
+    def turn(self) -> None:
         """Read the connections that are ready, run the queue, write."""
         ready = self.selector.select(self._timeout_s())
         self._is_awake = True
         while self._posted:  # first: what a drain refuses may be about to be read
             self._posted.popleft()()
-        self._now_s = now_s = time.monotonic()
+        self._now_s = now_s = self._clock()
         if ready:
             self._read(ready, now_s)
         has_run = self._queue.num_rows > 0
@@ -144,7 +147,7 @@ class Loop:
         if self._touched:
             self._flush()
             if has_run:  # not beside the runner threads, which may have one core with this one
-                self._poll_until_s = time.monotonic() + self._poll_s
+                self._poll_until_s = self._clock() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         elif (
@@ -181,13 +184,13 @@ class Loop:
                 continue
             if connection is self._listener:
                 self._connections.accept(now_s, self._clock_s)
-                end_s = time.monotonic()
+                end_s = self._clock()
                 self._accept_tag_s = self._clock_s + end_s - begin_s
             elif not connection.is_open:  # closed in this round, for a new one
                 continue
             else:
                 num_bytes = self._serve(connection, mask, now_s)
-                end_s = time.monotonic()
+                end_s = self._clock()
                 turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_BYTE_S)
                 if num_bytes >= _TELLING_BYTES:
                     connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
@@ -210,7 +213,7 @@ class Loop:
         end_s = now_s + _RUNS_S
         while not self._max_queue_delay_s or not self._delay_s(now_s):
             self._runs.run_next(now_s)
-            now_s = time.monotonic()
+            now_s = self._clock()
             if not self._queue.num_rows or now_s >= end_s:
                 break
             self._flush()

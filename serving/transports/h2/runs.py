@@ -1,7 +1,6 @@
 """Runs the queue a batch at a time, on the loop's own thread, and answers each call."""
 
 import logging
-import time
 
 import numpy as np
 
@@ -75,11 +74,11 @@ class Runs:
                 self._end(group, _FAILED)
             return
         if num_images >= queue.run_rows // 2:  # an image of a small run costs more
-            queue.row_s += ((time.monotonic() - now_s) / num_images - queue.row_s) / 8
+            queue.row_s += ((self._context.clock() - now_s) / num_images - queue.row_s) / 8
 
     def _run(self, batch: list[Group]) -> int:
         """Run and answer a batch; returns its number of images."""
-        started_s = time.monotonic()
+        started_s = self._context.clock()
         messages = batch[0].messages if len(batch) == 1 else _messages(batch)
         joined = messages[0] if len(messages) == 1 else b"".join(messages)
         images = np.frombuffer(joined, np.uint8).reshape(-1, self._image_bytes)
@@ -88,7 +87,7 @@ class Runs:
         except Exception as err:  # whatever it is, it ends these calls and never the loop
             self._find_guilty(batch, err)
         else:
-            finished_s = time.monotonic()
+            finished_s = self._context.clock()
             digits, rows = class_numbers(probabilities), probabilities.tobytes()
             self._answered.append((batch, digits, rows, started_s, finished_s))
             latest_run.set((started_s, finished_s))

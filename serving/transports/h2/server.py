@@ -13,7 +13,8 @@ from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
 from serving.system.address import others
 from serving.system.cores import may_poll
-from serving.system.listener import address_of, listen
+from serving.system.host import Host
+from serving.system.listener import address_of
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
@@ -32,7 +33,7 @@ class H2Server:
 
     def __init__(
         self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig,
-        limits: Limits | None = None,
+        limits: Limits | None = None, host: Host | None = None,
     ) -> None:  # fmt: skip
         """Prepare; `start` binds.
 
@@ -42,6 +43,7 @@ class H2Server:
         batching = classifier.batching
         self._classifier = classifier
         self._config = config
+        self._host = host or Host()
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
         self._limits = limits or Limits(
@@ -58,21 +60,23 @@ class H2Server:
     async def start(self) -> str:
         """See `Transport`."""
         classifier, batching, config = self._classifier, self._classifier.batching, self._config
-        listener = listen(config.host, config.port)
+        listener = self._host.listen(config.host, config.port)
         loop = self._loop = Loop(
             listener,
             self._queue,
             self._limits,
             poll=may_poll(config.workers),
             max_queue_delay_s=batching.max_queue_delay_s,
+            host=self._host,
         )
         context = self._context = Context(
-            self._queue, classifier, self._limits, loop.touch, loop.post
+            self._queue, classifier, self._limits, loop.touch, loop.post, self._host.clock
         )
         calls = Calls(self._heads, context)
         spare = others(config.host, config.port)
         connections = Connections(
-            [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log
+            [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log,
+            self._host,
         )  # fmt: skip
         loop.attach(connections, calls, Runs(classifier, self._queue, context))
         loop.start()

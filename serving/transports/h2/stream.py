@@ -5,7 +5,6 @@ does not read its answers, or sends more than can run, is not read: its messages
 and flow control of HTTP/2 stops it.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -269,7 +268,7 @@ class Stream:
     def _refuse_request(self, slot: Slot, error: DigitsError) -> None:
         response, method = None, self._method
         if isinstance(method, ImagesUnary):
-            method.note_failure(error, time.monotonic() - slot.arrived_s)
+            method.note_failure(error, self._context.clock() - slot.arrived_s)
         if isinstance(method, ImagesStream):
             response = method.error_message(slot.request, error)
         slot.response = error if response is None else frame(response)
@@ -280,7 +279,7 @@ class Stream:
             return
         self._send_answers()
         if self._is_full and len(self._slots) < _WINDOW:
-            self.resume(time.monotonic())
+            self.resume(self._context.clock())
         elif not self._slots:
             if self._error is not None:
                 self.end(self._error)

@@ -1,0 +1,25 @@
+"""What a server takes from its machine, so that a simulated one can stand in for it."""
+
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from serving.system.listener import listen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """Clock, network and chance: by default those of this machine."""
+
+    clock: Callable[[], float] = time.monotonic
+    """Returns seconds that never go back."""
+    selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
+    """Makes what waits for sockets."""
+    listen: Callable[[str, int], socket.socket] = listen
+    """Listens on a host and a port; see `listener.listen`."""
+    socketpair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
+    """Makes the sockets by which other threads wake the server's."""
+    random: Random = field(default_factory=Random)
