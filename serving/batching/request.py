@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from serving.errors import DigitsError
 from serving.images import Images
 from serving.predictions import ClassNumbers, Predictions, Probabilities
 from serving.signature import Signature
-
-if TYPE_CHECKING:
-    from serving.batching.batch import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +33,18 @@ class Model(Protocol):
         """Classify (N, pixels) uint8 images into (N, classes) float32 probabilities."""
 
 
+class Run(Protocol):
+    """A run of a model, which answered this request and perhaps others."""
+
+    model: Model
+    started_s: float
+    finished_s: float
+
+    @property
+    def num_rows(self) -> int:
+        """The number of images."""
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """The answer to one request, as bytes that go on the wire unchanged."""
@@ -44,7 +53,7 @@ class Answer:
     """One for each image, from 0."""
     probabilities: bytes
     """N x classes little-endian float32."""
-    batch: "Batch"
+    batch: Run
     """The last run of the request: its model and timings."""
     arrived_s: float
     """When the request was queued, on the batcher's clock."""
@@ -102,7 +111,7 @@ class Request:
         return memoryview(self.pixels)[first * image_bytes : (first + num) * image_bytes]
 
     def finish(
-        self, first: int, digits: ClassNumbers, probabilities: bytes, batch: "Batch"
+        self, first: int, digits: ClassNumbers, probabilities: bytes, batch: Run
     ) -> Answer | None:
         """Take the outcome of the rows from `first` on; called under the batcher's lock.
 
