@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.batcher import Batcher
-from serving.batching.parallel_run import ENOUGH_IMAGES, run_shared
+from serving.batching.parallel_run import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import CorruptModel, Unavailable
 from serving.images import as_images
@@ -54,8 +54,6 @@ class Classifier:
         """The shape of the images, and the classes: equal for every version that it adopts."""
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
         self._cores = cores
-        self._alone = min(ENOUGH_IMAGES, self.batching.max_batch_size)
-        """The most images that one run on the caller's thread classifies."""
         self._served_name = served_name
         self.batcher = Batcher(
             model, self.batching, num_runners=cores, observe=self.metrics.observe_run
@@ -207,7 +205,7 @@ class Classifier:
         cancelled begins no further run.
         """
         checked = as_images(images, self.signature)
-        if len(checked) <= min(FEW_IMAGES, self._alone):
+        if len(checked) <= min(FEW_IMAGES, self.batching.max_batch_size):
             return await self._awaited_calls().classify(checked)
         is_cancelled = threading.Event()
         try:
@@ -221,7 +219,10 @@ class Classifier:
         calls = self._awaited.get(loop)
         if calls is None:
             calls = self._awaited[loop] = AwaitedCalls(
-                loop, self._classify, self._alone, self._cores
+                loop,
+                self._classify,
+                min(self.served.enough_images, self.batching.max_batch_size),
+                self._cores,
             )
         return calls
 
@@ -233,12 +234,11 @@ class Classifier:
         checked = as_images(images, signature)
         if self._is_closed:
             raise Unavailable("the classifier is closed")
-        if len(checked) <= self._alone:
+        most, enough = self.batching.max_batch_size, model.enough_images
+        if len(checked) <= most and len(checked) <= enough:
             probabilities = model.run(checked)
         else:
-            probabilities = run_shared(
-                model, checked, self.batching.max_batch_size, self._cores, is_cancelled
-            )
+            probabilities = run_shared(model, checked, most, enough, self._cores, is_cancelled)
         return Predictions.of(probabilities, model.manifest.version, signature.labels)
 
     def close(self) -> None:

@@ -35,12 +35,11 @@ def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None
     if (  # what most callers have: half a microsecond instead of one
         type(array) is np.ndarray
         and array.dtype is _UINT8
-        and array.ndim == 2
-        and array.shape[1] == size
+        and (array.shape[1:] == (size,) or array.shape[1:] == shape)
         and 0 < len(array) <= (max_images or sys.maxsize)
         and array.flags.c_contiguous
     ):
-        return array
+        return array if array.ndim == 2 else array.reshape(len(array), size)
     images = as_pixels(array)
     if images.shape[1:] != (size,):
         if images.shape[1:] != shape:

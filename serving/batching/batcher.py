@@ -24,10 +24,10 @@ from collections.abc import Callable
 
 from serving.batching.batch import Batch, Piece, run_pieces
 from serving.batching.fair_queue import FairQueue
-from serving.batching.parallel_run import ENOUGH_IMAGES
 from serving.batching.request import Model, OnOutcome, Request
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
+from serving.model.loaded_model import ENOUGH_IMAGES
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,6 @@ from serving.batching.request import Model
 from serving.images import Images
 from serving.predictions import Probabilities
 
-ENOUGH_IMAGES = 128
-"""Images that are worth their own run on another core: in larger runs each is hardly cheaper."""
-
 _busy: set[int] = set()
 """Threads that are in `run_shared`, callers and helpers, of all models: they share the cores."""
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -25,6 +22,7 @@ def run_shared(
     model: Model,
     images: Images,
     max_batch_size: int,
+    enough_images: int,
     num_threads: int,
     is_cancelled: Callable[[], bool],
 ) -> Probabilities:
@@ -39,6 +37,7 @@ def run_shared(
         model: the model; safe to call from many threads.
         images: (N, pixels) uint8.
         max_batch_size: the most images in one run.
+        enough_images: how many are worth their own run on another core.
         num_threads: the most concurrent runs of all calls together.
         is_cancelled: once it returns True, no further run begins, and the answer is incomplete.
 
@@ -52,7 +51,7 @@ def run_shared(
     try:
         _busy.add(thread)
         num_free = max(1, 1 + num_threads - len(_busy))
-        num_parts = min(num_free, -(-len(images) // ENOUGH_IMAGES))
+        num_parts = min(num_free, -(-len(images) // enough_images))
         if num_parts == 1 and len(images) <= max_batch_size:
             return model.run(images)
         return _run_parts(model, images, max_batch_size, num_parts, is_cancelled)

@@ -29,6 +29,13 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+ENOUGH_IMAGES = 128
+"""The least images that are worth their own run on another core: in larger runs each is hardly
+cheaper."""
+_ENOUGH_S = 0.0004
+"""How long a run takes at least that is worth it: starting a thread, and waking a core, take some
+100 µs."""
+_NUM_TIMED = 3
 _QUICK_S = 0.002
 """The longest run on the thread that reads from all callers."""
 
@@ -42,6 +49,8 @@ class LoadedModel:
     precision: Precision
     quick_images: int = 0
     """The most images of a run that is quick enough for the thread that reads from all callers."""
+    enough_images: int = ENOUGH_IMAGES
+    """Images that are worth their own run on another core."""
 
     @property
     def version(self) -> str:
@@ -121,21 +130,21 @@ def _load_version(
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
         return LoadedModel(engine, manifest, precision)
 
-    def check() -> int:
+    def check() -> tuple[int, int]:
         manifest = model.manifest
         expected = manifest.golden_probabilities[precision]
         acceptance.check(model.run, manifest.golden_images, expected, max_batch_size)
-        return _quick_images(model, max_batch_size)
+        return _quick_images(model, max_batch_size), _enough_images(model, max_batch_size)
 
     try:
         model = within(limit_factor * _BUILD_LIMIT_S, build)
-        quick_images = within(limit_factor * _CHECK_LIMIT_S, check)
+        quick_images, enough_images = within(limit_factor * _CHECK_LIMIT_S, check)
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
         raise
-    return replace(model, quick_images=quick_images)
+    return replace(model, quick_images=quick_images, enough_images=enough_images)
 
 
 def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
@@ -148,6 +157,18 @@ def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
             break
         quick = size
     return quick
+
+
+def _enough_images(model: LoadedModel, max_batch_size: int) -> int:
+    """Measure how many images take `_ENOUGH_S`, where `ENOUGH_IMAGES` take less."""
+    size = min(ENOUGH_IMAGES, max_batch_size)
+    images = np.zeros((size, model.signature.image_bytes), np.uint8)
+    times: list[float] = []
+    while len(times) < _NUM_TIMED and sum(times) < _QUICK_S:
+        begin_s = time.monotonic()
+        model.run(images)
+        times.append(time.monotonic() - begin_s)
+    return max(ENOUGH_IMAGES, int(size * _ENOUGH_S / max(min(times), 1e-9)))
 
 
 def _is_quick(model: LoadedModel, images: Images) -> bool:

@@ -335,3 +335,23 @@ def test_awaited_classification_raises_the_same_errors(models: Path) -> None:
     classifier.close()
     with pytest.raises(Unavailable, match="the classifier is closed"):
         asyncio.run(classifier.classify_async(images_of(1)))
+
+
+@pytest.mark.parametrize(("enough_images", "num_runs"), [(128, 2), (256, 1)])
+def test_run_is_shared_where_its_parts_take_long_enough(enough_images: int, num_runs: int) -> None:
+    runs: list[int] = []
+
+    class Counted:
+        device, max_concurrent_runs = "cpu", 2
+
+        def run(self, images: Images) -> Probabilities:
+            runs.append(len(images))
+            return np.full((len(images), 10), 0.1, np.float32)
+
+    engine: Any = Counted()
+    with Classifier.pretrained() as good:
+        manifest = good.served.manifest
+    model = LoadedModel(engine, manifest, "fp32", enough_images=enough_images)
+    with Classifier(model) as classifier:
+        assert len(classifier.classify(np.zeros((256, 784), np.uint8))) == 256
+    assert runs == [256 // num_runs] * num_runs
