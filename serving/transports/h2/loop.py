@@ -141,13 +141,11 @@ class Loop:
         self._now_s = now_s = self._clock()
         if ready:
             self._read(ready, now_s)
-        has_run = self._queue.num_rows > 0
-        if has_run:
+        if self._queue.num_rows:
             self._run_waiting(now_s)
         if self._touched:
             self._flush()
-            if has_run:  # not beside the runner threads, which may have one core with this one
-                self._poll_until_s = self._clock() + self._poll_s
+            self._poll_until_s = self._clock() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         elif (

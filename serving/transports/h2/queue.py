@@ -1,6 +1,6 @@
 """The queue of calls that wait for a run; connections take turns."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Container, Sequence
 from typing import Any, Protocol
 
@@ -116,13 +116,15 @@ class Queue:
         self.num_rows = 0
         self.oldest_s = 0.0
         """When the first call arrived in the empty queue, in monotonic seconds."""
-        self._capacity = capacity
+        self.capacity = capacity
         self.run_rows = 1
         """The most images of a run."""
         self.row_s = 0.0
         """Seconds for an image in full runs, with the reading before: a moving average."""
         self._ring: deque[Line] = deque()
         """Those with calls that wait, the next one's turn first."""
+        self._addresses: Counter[str] = Counter()
+        """Images that wait, by where their callers are."""
         self._gave_up_s = -_GIVE_UP_MEMORY_S
 
     def room(self, line: Line, timeout_s: float) -> float:
@@ -132,22 +134,20 @@ class Queue:
         with few calls for those of others: half as much again is kept for connections with few
         calls, and as much for addresses with few.
         """
-        most: float = self._capacity
+        most: float = self.capacity
         if self.row_s:
             patience = timeout_s * _SHARE_OF_PATIENCE / self.row_s
             most = min(most, max(self.run_rows, patience))
         room = most - self.num_rows
         if room < _OWN_ROWS:
-            own = line.num_rows
-            if room < -most / 2:
-                own = sum(each.num_rows for each in self._ring if each.address == line.address)
+            own = self._addresses[line.address] if room < -most / 2 else line.num_rows
             room = max(room, min(_OWN_ROWS - own, room + most))
         return room
 
     @property
     def has_room_for_streams(self) -> bool:
         """Whether streams may add to it: half is left for unary calls, which can't be stalled."""
-        return self.num_rows < self._capacity // 2 or not self.num_rows
+        return self.num_rows < self.capacity // 2 or not self.num_rows
 
     def put(self, group: Group) -> None:
         """Add calls."""
@@ -159,6 +159,7 @@ class Queue:
         num_rows = len(group.streams) * group.plan.num_rows
         line.groups.append(group)
         line.num_rows += num_rows
+        self._addresses[line.address] += num_rows
         self.num_rows += num_rows
 
     def note_cancelled(self, now_s: float) -> None:
@@ -182,6 +183,7 @@ class Queue:
                 line.groups.clear()
                 line.num_rows = 0
             self._ring.clear()
+            self._addresses.clear()
             self.num_rows = 0
         else:
             newest_first = now_s - self._gave_up_s < _GIVE_UP_MEMORY_S
@@ -217,13 +219,17 @@ class Queue:
             line.take(max(1, number), newest=newest_first).put_open(found)
             taken += found
             num_rows += rows * sum(len(group.streams) for group in found)
-        self.num_rows += line.num_rows - before
+        self._note_taken(line, before - line.num_rows)
         return num_rows
+
+    def _note_taken(self, line: Line, num_rows: int) -> None:
+        self.num_rows -= num_rows
+        self._addresses[line.address] -= num_rows
 
     def forget(self, line: Line) -> None:
         """Drop the calls of a closed connection."""
         if line.groups:
-            self.num_rows -= line.num_rows
+            self._note_taken(line, line.num_rows)
             line.groups.clear()
             line.num_rows = 0
             self._ring.remove(line)

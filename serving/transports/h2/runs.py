@@ -46,7 +46,8 @@ class Runs:
         self._version = model.version
         batching = self._classifier.batching
         # Nothing is read during a run, so runs are short.
-        self._queue.run_rows = min(batching.max_batch_size, model.quick_images) or 1
+        most = min(batching.max_batch_size, self._queue.capacity)
+        self._queue.run_rows = min(most, model.quick_images) or 1
         self._context.max_inline_images = min(_INLINE_IMAGES, model.quick_images)
 
     def refresh(self) -> None:
