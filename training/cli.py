@@ -21,7 +21,7 @@ PATHS = {
         None,
         "export this Keras classifier in place of the one in --artifacts: it takes pixels of 0 to "
         "255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255) first) and gives a "
-        "logit or a probability for each class",
+        "logit or a probability for each class, or one probability for two",
     ),
     "--samples": (
         None,

@@ -8,6 +8,8 @@ DataError   MNIST can't be had, or a file of it is damaged
 ResumeError there is nothing to resume, or it is another training
 """
 
+import re
+
 
 class TrainingError(Exception):
     """Something failed."""
@@ -38,5 +40,8 @@ class ResumeError(UnusableInput):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text: some libraries write pages."""
-    return str(error).strip().partition("\n")[0]
+    """Return the first line of an error's text that says why: some libraries write pages."""
+    text = re.sub(
+        r"\x1b\[\d*m|^(Exception encountered|in user code).*$", "", str(error), flags=re.M
+    )
+    return text.strip().partition("\n")[0]

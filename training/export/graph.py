@@ -1,31 +1,32 @@
-"""The ONNX graph: from raw pixels to probabilities.
+"""The ONNX graph: from raw pixels to probabilities, by two writers that check each other.
 
 That of digits is Cast, four times MatMul + Add + Relu, and a Softmax in place of the last Relu.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from typing import Any
 
 import keras
+import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from training.errors import ExportError, first_line
-from training.export.folding import fold_scaling
+from training.export import dense
 from training.export.manifest import Signature
 
 OPSET = 18  # ONNX Runtime 1.20, the oldest we support, reads up to opset 21 ...
 IR_VERSION = 8  # ... and IR 10; this pair has been readable since 1.14.
 
-DENSE = {"Cast", "MatMul", "Add", "Relu", "Softmax"}
-"""The operators of a network of dense layers."""
-
 
 def convert(
     model: keras.Model, name: str, signature: Signature, properties: Mapping[str, object]
-) -> onnx.ModelProto:
-    """Convert a trained network to a graph from raw pixels to probabilities.
+) -> dict[str, onnx.ModelProto]:
+    """Convert a trained network to graphs from raw pixels to probabilities.
 
     MatMul, Add and Relu stay apart: ONNX Runtime fuses them when it loads the graph, and then
     runs at the speed of one written with Gemm.
@@ -38,82 +39,89 @@ def convert(
         properties: metadata for the graph; None values are left out.
 
     Returns:
-        A checked graph from `images` uint8 [N, pixels] to `probabilities` float32 [N, classes].
+        By writer, the one to publish first: checked graphs from `images` uint8 [N, pixels] to
+        `probabilities` float32 [N, classes].
 
     Raises:
-        ExportError: ONNX lacks an operation of the network, or the graph is not valid.
+        ExportError: no writer knows all layers of the network.
     """
-    shape, dtype = model.input_shape[1:], model.inputs[0].dtype
+    graphs, failures = {}, {}
+    for writer, write in WRITERS.items():
+        try:
+            graphs[writer] = _complete(write(model), name, signature, properties)
+            onnx.checker.check_model(graphs[writer], full_check=True)
+        except Exception as err:  # tf2onnx and Keras's layers raise what they like
+            graphs.pop(writer, None)
+            failures[writer] = first_line(err)
+    if not graphs:
+        raise ExportError(
+            f"cannot convert {name} to ONNX: {failures['tf2onnx']}. Replace the layer that needs "
+            f"it: {dense.KNOWN} always work"
+        )
+    return graphs
 
-    def classify(images: tf.Tensor) -> tf.Tensor:
-        pixels = tf.cast(images, dtype)
-        if len(shape) > 1:
-            pixels = tf.reshape(pixels, (-1, *shape))
-        return tf.cast(model(pixels, training=False), tf.float32)
 
-    flat = tf.TensorSpec((None, signature.pixels), tf.uint8, name="images")
+def _by_tf2onnx(model: keras.Model) -> GraphProto:
+    """Have tf2onnx convert the operations that TensorFlow records."""
+    dtype = model.inputs[0].dtype
+
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels = tf.reshape(tf.cast(images, dtype), (-1, *model.input_shape[1:]))
+        return {"probabilities": tf.cast(model(pixels, training=False), tf.float32)}
+
+    flat = tf.TensorSpec((None, np.prod(model.input_shape[1:])), tf.uint8, name="images")
+    function = tf.function(classify)
+    logging.disable()  # failures are raised
     try:
         proto: onnx.ModelProto = tf2onnx.convert.from_function(
-            tf.function(classify), [flat], opset=OPSET
+            function, [flat], opset=OPSET, custom_op_handlers={"Erfc": (_complement, ["Erf"])}
         )[0]
-    except Exception as err:  # tf2onnx and Keras's layers raise what they like
-        raise ExportError(f"cannot convert {name} to ONNX: {first_line(err)}") from err
-    fold_scaling(proto.graph, signature.pixels)
-    _rename(proto.graph, [layer.name for layer in model.layers if layer.weights])
-    _describe(proto, name, signature, properties)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except onnx.checker.ValidationError as err:
-        raise ExportError(f"{name} has no valid ONNX graph: {first_line(err)}") from err
-    return proto
+    finally:
+        logging.disable(logging.NOTSET)
+    used = {name for node in proto.graph.node for name in node.input}
+    for tensor, placeholder in function.get_concrete_function(flat).graph.captures:
+        if placeholder.name in used:  # tf2onnx takes constants, as of Normalization, for inputs
+            constant = numpy_helper.from_array(tensor.numpy(), placeholder.name)
+            proto.graph.initializer.append(constant)
+    return proto.graph
 
 
-def _rename(graph: onnx.GraphProto, layers: list[str]) -> None:
-    """Name the output, and what belongs to dense layers after them: `dense/kernel`.
-
-    Args:
-        graph: changed in place.
-        layers: the names of the layers with weights, in order.
-    """
-    names = {graph.output[0].name: "probabilities"}
-    operators = [node.op_type for node in graph.node]
-    if set(operators) <= DENSE and operators.count("MatMul") == len(layers):
-        remaining = iter(layers)
-        layer = "images"
-        for node in graph.node:
-            if node.op_type == "MatMul":
-                layer = next(remaining)
-                names[node.input[1]] = f"{layer}/kernel"
-            if node.op_type == "Add":
-                names[node.input[1]] = f"{layer}/bias"
-            node.name = f"{layer}/{node.op_type}"
-            names.setdefault(node.output[0], node.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for weights in graph.initializer:
-        weights.name = names.get(weights.name, weights.name)
-    graph.output[0].name = "probabilities"
+def _complement(graph: Any, node: Any, name: str, _: object) -> None:
+    """Write erfc(x), which is in TensorFlow's gelu but not in ONNX, as 1 - erf(x)."""
+    answer = node.output[0]
+    one = np.ones(1, helper.tensor_dtype_to_np_dtype(graph.get_dtype(answer)))
+    inputs = [graph.make_const(f"{name}/one", one).output[0], answer]
+    graph.insert_new_node_on_output("Sub", answer, inputs=inputs, name=f"{name}/Sub")
 
 
-def _describe(
-    proto: onnx.ModelProto, name: str, signature: Signature, properties: Mapping[str, object]
-) -> None:
-    """Write what the graph is, who made it, and from what; changed in place."""
-    proto.ir_version = IR_VERSION
-    proto.producer_name = "digit-serving"
-    proto.producer_version = version("digit-serving")
-    proto.doc_string = (
-        f"{name}. images: (N, {signature.pixels}) uint8, row-major "
+WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
+    "dense": dense.write,
+    "tf2onnx": _by_tf2onnx,
+}
+"""In the order of preference."""
+
+
+def _complete(
+    graph: GraphProto, name: str, signature: Signature, properties: Mapping[str, object]
+) -> onnx.ModelProto:
+    """Write what the graph is, who made it, and from what."""
+    graph.name, graph.doc_string = name, ""  # tf2onnx writes its own here
+    del graph.input[:], graph.output[:], graph.value_info[:]
+    for values, tensor, dtype, size in (
+        (graph.input, "images", TensorProto.UINT8, signature.pixels),
+        (graph.output, "probabilities", TensorProto.FLOAT, signature.classes),
+    ):
+        values.append(helper.make_tensor_value_info(tensor, dtype, ["N", size]))
+    proto = helper.make_model(
+        graph,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        producer_name="digit-serving",
+        producer_version=version("digit-serving"),
+        doc_string=f"{name}. images: (N, {signature.pixels}) uint8, row-major "
         f"{' x '.join(map(str, signature.input_shape))}; "
-        f"probabilities: (N, {signature.classes}) float32."
+        f"probabilities: (N, {signature.classes}) float32.",
     )
-    proto.graph.name = name
-    proto.graph.doc_string = ""  # tf2onnx writes its own here
-    del proto.graph.value_info[:]  # shapes under the old names
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
-    del proto.opset_import[:]  # tf2onnx also imports ai.onnx.ml, which nothing here uses
-    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     known = {key: str(value) for key, value in properties.items() if value is not None}
-    onnx.helper.set_model_props(proto, known)
+    helper.set_model_props(proto, known)
+    return proto

@@ -3,27 +3,19 @@
 from pathlib import Path
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from training.data.mnist import Images
 from training.errors import UnusableInput, first_line
-from training.export import samples
+from training.export import samples, served
 from training.export.manifest import Signature
 from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
 from training.fitting.evaluation import Probabilities
-
-BATCH = 256
 
 PARITY_TOLERANCE = 1e-4
 """Ten times that of digits: logits may be large, and float32 rounds large numbers coarsely."""
 
 MAX_LABEL = 100
 """Characters of a label: serving refuses longer ones."""
-
-SUM_TOLERANCE = 1e-3
-"""The largest distance from 1 of probabilities added up, as float32 or coarser rounds them."""
 
 
 def export(
@@ -37,7 +29,7 @@ def export(
         keras_file: a model that takes (N, ...) pixels from 0 to 255 and gives (N, classes) logits
             or probabilities. Which of both is decided by its answers to the samples: numbers from
             0 to 1 that add up to 1 are probabilities; any outside of 0 to 1 make them logits, and
-            the graph gets a softmax.
+            the graph gets a softmax. A single probability is that of the second of two classes.
         samples_file: an NPZ file with `images`, (N, ...) uint8 of the shape that the model takes or
             of another with as many pixels, and optionally `labels`, (N,) integers from 0.
         models: the model repository; the version becomes models/<name>/<n>/.
@@ -53,11 +45,12 @@ def export(
             the files could not be written. Nothing is published.
     """
     model = _load(keras_file)
-    num_classes = model.output_shape[-1]
+    served.check_ends(model)
+    num_classes, num_parameters = max(2, model.output_shape[1]), model.count_params()
     data, sample_shape = samples.read(samples_file, num_classes)
-    shape = _image_shape(model, sample_shape, samples_file)
+    model, shape = served.fixed_shape(model, sample_shape)
     print(f"exporting {keras_file}", flush=True)
-    model, expected = _with_probabilities(model, data.images)
+    model, expected = served.classifier(model, data.images)
     candidate = Candidate(
         name=name,
         model=model,
@@ -73,7 +66,7 @@ def export(
         facts={
             "recipe": None,
             "seed": None,
-            "parameters": model.count_params(),
+            "parameters": num_parameters,
             "accuracy": {"validation": None, "test": _accuracy(expected, data)},
         },
     )
@@ -81,70 +74,11 @@ def export(
 
 
 def _load(path: Path) -> keras.Model:
-    """Read a model; raises UnusableInput if it is no classifier of images of one size."""
+    """Read a model."""
     try:
-        model = keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False)
     except Exception as err:  # Keras and the layers' own code raise what they like
         raise UnusableInput(f"cannot read {path} as a Keras model: {first_line(err)}") from err
-    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
-    if not inputs or not outputs or len(inputs) + len(outputs) != 2:
-        raise UnusableInput(f"{path} is not a classifier: expected one input and one output")
-    if None in model.input_shape[1:] or not model.input_shape[1:]:
-        raise UnusableInput(
-            f"{path}: expected an input of a fixed shape, got {model.input_shape[1:]}"
-        )
-    if len(model.output_shape) != 2 or (model.output_shape[1] or 0) < 2:
-        raise UnusableInput(
-            f"{path} is not a classifier: expected an output of (N, classes), "
-            f"got {model.output_shape}"
-        )
-    return model
-
-
-def _image_shape(model: keras.Model, sample_shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
-    """Return the shape of an image: the model's or, where that is flat, the samples'.
-
-    Raises:
-        UnusableInput: the samples have another number of pixels than the model takes.
-    """
-    shape = model.input_shape[1:]
-    if np.prod(sample_shape) != np.prod(shape):
-        raise UnusableInput(
-            f"{path}: expected images of shape {shape}, as the model takes, got {sample_shape}"
-        )
-    full: tuple[int, ...] = max(shape, sample_shape, key=len)
-    return full[:-1] if len(full) == 3 and full[-1] == 1 else full  # one channel needs no axis
-
-
-def _with_probabilities(model: keras.Model, images: Images) -> tuple[keras.Model, Probabilities]:
-    """Return a model that gives probabilities, and those of (N, pixels) images, (N, classes).
-
-    Raises:
-        UnusableInput: the answers are neither logits nor probabilities of one class an image.
-    """
-    answers = _classify(model, images)
-    if num_bad := int((~np.isfinite(answers)).any(axis=1).sum()):
-        raise UnusableInput(f"the model answers {num_bad:,} of {len(images):,} samples with NaN or "
-                            "infinity")  # fmt: skip
-    if answers.min() < 0 or answers.max() > 1 + SUM_TOLERANCE:  # logits
-        model = keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]))
-        return model, np.asarray(keras.ops.softmax(answers))
-    if np.abs(answers.sum(axis=1) - 1).max() > SUM_TOLERANCE:
-        raise UnusableInput(
-            "the model is not a classifier: its answers lie from 0 to 1 but don't add up to 1; "
-            "expected softmax, or logits"
-        )
-    return model, answers
-
-
-def _classify(model: keras.Model, images: Images) -> Probabilities:
-    """Run a model on (N, pixels) images, on the CPU; returns (N, classes) float32."""
-    pixels = images.reshape(-1, *model.input_shape[1:]).astype(model.inputs[0].dtype)
-    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
-    with tf.device("/CPU:0"):  # see evaluation.probabilities
-        return np.concatenate(
-            [np.asarray(model(batch, training=False), np.float32) for batch in batches]
-        )
 
 
 def _accuracy(answers: Probabilities, data: Samples) -> float | None:

@@ -28,7 +28,8 @@ def read(path: Path, num_classes: int) -> tuple[Samples, tuple[int, ...]]:
     """Read an NPZ file with `images` and optionally `labels`.
 
     Args:
-        path: the file; `images` is (N, ...) uint8, `labels` (N,) integers.
+        path: the file; `images` is (N, ...) uint8, or whole numbers of 0 to 255 in another type,
+            `labels` (N,) integers.
         num_classes: the limit of the labels.
 
     Returns:
@@ -47,9 +48,15 @@ def read(path: Path, num_classes: int) -> tuple[Samples, tuple[int, ...]]:
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None:
         raise UnusableInput(f"{path}: expected an array `images`, got {sorted(arrays)}")
+    if images.dtype.kind in "iuf":
+        with np.errstate(invalid="ignore"):
+            whole = images.astype(np.uint8)
+        images = whole if np.array_equal(whole, images) else images
     if images.dtype != np.uint8 or images.ndim < 2 or not len(images):
         raise UnusableInput(
-            f"{path}: expected images (N, ...) uint8, got {images.shape} {images.dtype}"
+            f"{path}: expected images (N, ...) uint8, got {images.shape} {images.dtype}; "
+            "servers take whole numbers of 0 to 255, and keras.layers.Rescaling at the model's "
+            "front can map them to other numbers"
         )
     if not images.any():
         raise UnusableInput(f"{path}: every pixel is 0")

@@ -11,7 +11,7 @@ import onnx
 
 from training import commandline
 from training.data.mnist import Images
-from training.errors import ExportError
+from training.errors import ExportError, first_line
 from training.export import graph, int8_gate, manifest, parity, quantization
 from training.export.manifest import Signature
 from training.export.parity import Parity
@@ -76,11 +76,11 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
             the files could not be written. Nothing is published.
     """
     samples, facts = candidate.samples, candidate.facts
-    fp32, measured = _fp32(candidate)
+    images = samples.images[manifest.choose_golden(candidate.expected, samples)]
+    fp32, measured = _fp32(candidate, images)
     quantised, verdict = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
-    images = samples.images[manifest.choose_golden(candidate.expected, samples)]
     answers = {
         name: parity.run(parity.open_session(proto), images) for name, proto in graphs.items()
     }
@@ -102,18 +102,29 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     return version
 
 
-def _fp32(candidate: Candidate) -> tuple[onnx.ModelProto, Parity]:
-    """Convert the network and compare it with Keras."""
-    facts, samples = candidate.facts, candidate.samples
+def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity]:
+    """Convert the network, and compare it with Keras and with the other writer."""
+    facts, samples, tolerance = candidate.facts, candidate.samples, candidate.tolerance
     properties = {**facts, "accuracy": facts["accuracy"]["test"]}
-    fp32 = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
-    print_now(f"comparing it with Keras on {len(samples.images):,} images")
-    session = parity.open_session(fp32)
-    measured = parity.measure(session, samples.images, candidate.expected, candidate.tolerance)
+    graphs = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
+    writer, *others = graphs
+    print_now(f"comparing the graph of {writer} with Keras on {len(samples.images):,} images")
+    try:
+        session, *checks = (parity.open_session(proto) for proto in graphs.values())
+        measured = parity.measure(session, samples.images, candidate.expected, tolerance)
+        answers = parity.run(session, golden)
+        between = [parity.measure(check, golden, answers, tolerance) for check in checks]
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base
+        reason = f"ONNX Runtime can't run the graph of {' or '.join(graphs)}: {first_line(err)}"
+        raise ExportError(f"not published, {reason}") from err
     if not measured.holds:
         raise ExportError(f"not published, ONNX Runtime and Keras disagree: {measured}")
     print_now(f"  parity    {measured}")
-    return fp32, measured
+    for other, compared in zip(others, between, strict=True):
+        if not compared.holds:
+            raise ExportError(f"not published, {writer} and {other} disagree: {compared}")
+        print_now(f"  {other:<9} {compared}")
+    return graphs[writer], measured
 
 
 def _int8(

@@ -62,7 +62,7 @@ class Measures:
         Args:
             model: a network of dense layers, (N, 784) float32 in [0, 1] to (N, 10) probabilities.
         """
-        session = open_session(convert(on_raw_pixels(model), "digits", SIGNATURE, {}))
+        session = open_session(convert(on_raw_pixels(model), "digits", SIGNATURE, {})["dense"])
         images = self._data.test_images
         run(session, images, BATCH)  # the first calls allocate
         seconds = []

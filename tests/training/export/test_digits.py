@@ -171,12 +171,12 @@ def test_graph_that_answers_otherwise_is_not_published(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    convert: Callable[..., onnx.ModelProto] = graph.convert
+    convert: Callable[..., dict[str, onnx.ModelProto]] = graph.convert
 
-    def tamper(*arguments: object) -> onnx.ModelProto:
-        proto = convert(*arguments)
-        add_to_bias(proto, value)
-        return proto
+    def tamper(*arguments: object) -> dict[str, onnx.ModelProto]:
+        graphs = convert(*arguments)
+        add_to_bias(graphs["dense"], value)
+        return graphs
 
     monkeypatch.setattr(graph, "convert", tamper)
     with pytest.raises(

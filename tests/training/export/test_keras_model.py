@@ -247,7 +247,11 @@ IMAGES, LABELS = letters(20, seed=2)
     ("changes", "reason"),
     [
         ({"images": None}, r"expected an array `images`, got \['labels'\]"),
-        ({"images": IMAGES / 255}, r"expected images \(N, ...\) uint8, got .* float64"),
+        (
+            {"images": IMAGES / 255},
+            r"expected images \(N, ...\) uint8, got .* float64; .*Rescaling",
+        ),
+        ({"images": IMAGES.astype(int) - 9}, "servers take whole numbers of 0 to 255"),
         ({"images": IMAGES[:0]}, r"expected images .*, got \(0, 32, 32\) uint8"),
         ({"images": IMAGES[:, :28, :28]}, r"expected images of shape \(32, 32\).*got \(28, 28\)"),
         ({"images": IMAGES * 0}, "every pixel is 0"),
@@ -274,12 +278,20 @@ def test_unfit_samples_are_refused(
     [
         (
             (keras.Input((32, 32)), layers.Dense(26)),
-            r"output of \(N, classes\), got \(None, 32, 26\)",
+            r"output of \(N, classes\), got \(None, 32, 26\): flatten",
         ),
-        ((keras.Input((1024,)), layers.Dense(1)), r"output of \(N, classes\), got \(None, 1\)"),
+        ((keras.Input((1024,)), layers.Dense(1)), r'put keras.layers.Activation\("sigmoid"\) last'),
         (
-            (keras.Input((None,)), layers.Embedding(9, 26), layers.GlobalMaxPooling1D()),
-            "fixed shape",
+            (keras.Input((None, None, 3)), layers.GlobalMaxPooling2D()),
+            r"images of shape \(None, None, 3\), as the model takes, got \(32, 32\)",
+        ),
+        (
+            (keras.Input((None, 32)), layers.Conv1D(9, 40), layers.GlobalMaxPooling1D()),
+            r"images of shape \(None, 32\), as the model takes, got \(32, 32\)",
+        ),
+        (
+            (keras.Input((1024,)), layers.Embedding(9, 26), layers.GlobalMaxPooling1D()),
+            r"fails on the samples: .*is not in \[0, 9\)",
         ),
         ((keras.Input((1024,)), layers.Dense(26, "sigmoid")), "don't add up to 1"),
     ],
@@ -294,11 +306,79 @@ def test_model_that_is_no_classifier_is_refused(
     assert not (tmp_path / "models").exists()
 
 
-def test_model_with_two_inputs_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
-    inputs = [keras.Input((4,)), keras.Input((4,))]
-    model = keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(inputs)))
-    with pytest.raises(UnusableInput, match="expected one input and one output"):
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs", "reason"),
+    [
+        (2, 1, "a model of one input, got 2: join them"),
+        (1, 2, r"a model of one output, got 2: save keras.Model\(model.inputs, model.outputs\[0\]"),
+    ],
+)
+def test_model_with_two_ends_is_refused(
+    num_inputs: int, num_outputs: int, reason: str, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    inputs = [keras.Input((4,)) for _ in range(num_inputs)]
+    last = layers.Concatenate()(inputs) if num_inputs > 1 else inputs[0]
+    model = keras.Model(inputs, [layers.Dense(3)(last) for _ in range(num_outputs)])
+    with pytest.raises(UnusableInput, match=reason):
         keras_model.export(save(tmp_path, model), files[1], tmp_path, "letters")
+
+
+def test_one_sigmoid_is_published_as_two_classes(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    stack = [layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(1, "sigmoid")]
+    network = keras.Sequential([keras.Input((32, 32)), *stack])
+    samples = save_samples(tmp_path / "samples.npz", num=40, labels=np.arange(40) % 2)
+    version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
+    images, _ = letters(20, seed=3)
+    second = np.asarray(network(images.astype(np.float32)))
+    expected = np.concatenate([1 - second, second], axis=1)
+    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert manifest["signature"]["labels"] == ["0", "1"]
+    assert manifest["parameters"] == 1025
+
+
+def test_open_sizes_become_those_of_the_samples(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    stack = [
+        layers.Normalization(mean=100.0, variance=2500.0),
+        layers.Conv2D(4, 3, activation="gelu"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(26),
+    ]
+    network = keras.Sequential([keras.Input((None, None, 1)), *stack])
+    samples = save_samples(tmp_path / "samples.npz", num=40, labels=None)
+    version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
+    images, _ = letters(20, seed=3)
+    expected = keras.ops.softmax(network(images[..., np.newaxis].astype(np.float32)))
+    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert manifest["signature"]["input_shape"] == [32, 32]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_whole_numbers_are_taken_for_bytes(
+    dtype: type, files: tuple[Path, Path], tmp_path: Path, candidates: list[Candidate]
+) -> None:
+    samples = save_samples(tmp_path / "samples.npz", num=20, images=IMAGES.astype(dtype))
+    keras_model.export(files[0], samples, tmp_path, "letters")
+    assert candidates[0].samples.images.dtype == np.uint8
+    assert np.array_equal(candidates[0].samples.images, IMAGES.reshape(20, -1))
+
+
+def test_graph_that_onnx_runtime_cannot_run_is_refused_on_one_line(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    network = keras.Sequential([keras.Input((32, 32)), layers.Flatten(), layers.Dense(26, "gelu")])
+    network = keras.models.clone_model(network, clone_function=in_float64)
+    with pytest.raises(ExportError, match=r"can't run the graph of tf2onnx: .*Erf") as refusal:
+        keras_model.export(save(tmp_path, network), files[1], tmp_path / "models", "letters")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "models").exists()
+
+
+def in_float64(layer: keras.Layer) -> keras.Layer:
+    return type(layer).from_config(layer.get_config() | {"dtype": "float64"})
 
 
 def test_nan_is_refused(model: keras.Model, files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -335,20 +415,26 @@ def test_unreadable_samples_are_refused(
         keras_model.export(files[0], path, tmp_path, "letters")
 
 
+@pytest.mark.parametrize(
+    ("writer", "who"), [("dense", "ONNX Runtime and Keras"), ("tf2onnx", "dense and tf2onnx")]
+)
 def test_graph_that_answers_otherwise_is_not_published(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: str, who: str, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert: Callable[..., onnx.ModelProto] = graph.convert
+    convert: Callable[..., dict[str, onnx.ModelProto]] = graph.convert
 
-    def tamper(*arguments: Any) -> onnx.ModelProto:
-        proto = convert(*arguments)
-        [bias] = [tensor for tensor in proto.graph.initializer if tensor.name == "letter/bias"]
+    def tamper(*arguments: Any) -> dict[str, onnx.ModelProto]:
+        graphs = convert(*arguments)
+        proto = graphs[writer]
+        weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+        last_add = [node for node in proto.graph.node if node.op_type == "Add"][-1]
+        bias = weights[last_add.input[1]]
         shifted = numpy_helper.to_array(bias) + np.linspace(0, 1, 26, dtype=np.float32)
         bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
-        return proto
+        return graphs
 
     monkeypatch.setattr(graph, "convert", tamper)
-    with pytest.raises(ExportError, match=r"Keras disagree.*allowed: 0 and 1e-04"):
+    with pytest.raises(ExportError, match=rf"{who} disagree.*allowed: 0 and 1e-04"):
         keras_model.export(*files, tmp_path / "models", "letters")
     assert not (tmp_path / "models").exists()
 
