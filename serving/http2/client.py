@@ -125,13 +125,13 @@ class ClientConnection(Connection):
             or self.reader.blocks.get(block.raw) is not block  # the table has changed since
         ):
             return 0
-        self._small_frames.add(self.limits.small_frames_per_request - 1)  # data may be small
+        self._small_frames.left += self.limits.small_frames_per_request - 1  # data may be small
         self._use_window(size)
         del self.streams[stream]
         self.events.append((kinds.RESPONSE, stream, (block, data[begin:end], fields), True))
         return end + len(ending)
 
-    def _take_block(self, stream: bytes, flags: int, raw: bytes) -> None:
+    def _take_block(self, stream: bytes, flags: int, raw: bytes, /, *_: object) -> None:
         state = self.streams.get(stream)
         if state is None and self._is_idle(stream):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "HEADERS on an idle stream")
@@ -143,7 +143,7 @@ class ClientConnection(Connection):
         block, ended = self.reader.read(raw), bool(flags & 1)
         if not isinstance(state, Stream):
             return  # the answer has crossed our reset
-        if block.is_malformed or (ended and block.content_length):
+        if block.kind.is_malformed or (ended and block.kind.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
         if block.fields[0][1].startswith(b"1"):  # another one follows
@@ -152,7 +152,7 @@ class ClientConnection(Connection):
             return
         self._small_frames.add(self.limits.small_frames_per_request)
         state.block = block
-        state.content_left = block.content_length
+        state.content_left = block.kind.content_length
         if ended:
             self._end_peer(stream, state)
         self.events.append((kinds.HEADERS, stream, block, ended))
@@ -160,7 +160,7 @@ class ClientConnection(Connection):
     def _learn(self, block: Block, trailers: bytes) -> None:
         """Keep the blocks of a response that has ended, if they mean the same next time."""
         kind, _, fields, _ = self.events[-1]
-        is_kept = self.reader.blocks.get(block.raw) is block and block.content_length is None
+        is_kept = self.reader.blocks.get(block.raw) is block and block.kind.content_length is None
         if kind == kinds.TRAILERS and is_kept:
             headers = word(len(block.raw) << 8 | 1) + b"\4"
             last = word(len(trailers) << 8 | 1) + b"\5" + trailers

@@ -31,7 +31,7 @@ from serving.http2.headers import Block, HeaderReader, Layout
 from serving.http2.known import Recogniser
 from serving.http2.limits import Limits
 
-_HEADER = Struct(">IB4s")
+_HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
 _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
@@ -76,16 +76,19 @@ class Connection(Control):
             token: for the application; CALLS and MESSAGES events return it.
             calls: whether a message may be a whole call: then headers are no event either.
         """
-        is_wrong = block.content_length not in (None, len(layout[0]) + layout[1])
+        is_wrong = block.kind.content_length not in (None, len(layout[0]) + layout[1])
         # Where first windows are small, updates of them count, which recognising skips.
         if self._has_gone or is_wrong or self._first_window < DEFAULT_FRAME:
+            return
+        if calls and not block.is_repeated:
+            block.kind.expect(layout, token)
             return
         block.expect(layout, token, calls=calls)
         self._recogniser.expect(block, layout)
 
     def forget(self) -> None:
         """Decode all header blocks again, and recognise none until `expect` is called."""
-        self.reader.blocks.clear()
+        self.reader.clear()
         self._recogniser.forget()
 
     def _set_first_window(self, size: int) -> None:
@@ -149,7 +152,7 @@ class Connection(Control):
         """Take the frame at `at`; return where it ends, 0 if more of it has to come first."""
         first: int
         stream: bytes
-        first, flags, stream = _HEADER.unpack_from(data, at)
+        first, flags, stream = _HEADER(data, at)
         kind, length = first & 0xFF, first >> 8
         if stream[0] & 0x80:
             stream = bytes((stream[0] & 0x7F,)) + stream[1:]
@@ -174,6 +177,8 @@ class Connection(Control):
             ):
                 self._data(stream, flags, data, begin, end)
         elif kind == HEADERS:
+            if flags & ~END_STREAM == END_HEADERS:
+                return self._take_block(stream, flags, data[begin:end], data, end) or end
             self._headers(stream, flags, data[begin:end])
         elif kind == CONTINUATION:
             self._continuation(stream, flags, data[begin:end])
@@ -202,9 +207,6 @@ class Connection(Control):
     # Header blocks
 
     def _headers(self, stream: bytes, flags: int, payload: bytes) -> None:
-        if flags & ~END_STREAM == END_HEADERS:
-            self._take_block(stream, flags, payload)
-            return
         begin, end = 0, len(payload)
         if flags & PADDED:
             if not payload:
@@ -237,7 +239,10 @@ class Connection(Control):
             self._block = None
             self._take_block(stream, first_flags, bytes(block))
 
-    def _take_block(self, stream: bytes, flags: int, raw: bytes) -> None:
+    def _take_block(
+        self, stream: bytes, flags: int, raw: bytes, data: bytes = b"", at: int = 0, /
+    ) -> int | None:
+        """Take a block; return where the message that follows it in `data` ends, if that, too."""
         raise NotImplementedError
 
     def _take_trailers(self, stream: bytes, flags: int, raw: bytes) -> None:

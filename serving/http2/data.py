@@ -104,16 +104,18 @@ class Input(Output):
 
     def _whole_data(self, stream: bytes, data: bytes, *, ended: bool) -> bool:
         """Take a frame as most are; False if `_data` has to look closer."""
-        state, length = self.streams.get(stream), len(data)
+        state, length, limits = self.streams.get(stream), len(data), self.limits
         if (
-            not isinstance(state, Stream)
+            state.__class__ is not Stream
             or state.ended
             or state.content_left is not None
-            or not (self.limits.small_bytes <= length <= state.receive_window)
+            or not (limits.small_bytes <= length <= state.receive_window)
         ):
             return False
-        self._small_frames.add(1)
-        self._use_window(length)
+        self._small_frames.left += 1
+        self._receive_window -= length
+        if self._receive_window < limits.connection_window_bytes // 2:
+            self._use_window(0)
         state.receive_window -= length
         if ended:
             self._end_peer(stream, state)

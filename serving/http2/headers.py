@@ -1,25 +1,25 @@
 """Header blocks of requests and responses: decoded, checked, cached while they mean the same."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from serving.http2.frames import ErrorCode, Http2Error
-from serving.http2.hpack.decoder import Decoder, HpackError
+from serving.http2.hpack.decoder import Decoder
 from serving.http2.hpack.table import Field, Fields
 from serving.http2.limits import Limits
 
-_MAX_CACHED = 64
+_MAX_CACHED = 32
 _MAX_CACHED_BYTES = 1024
-_MAX_CACHED_FIELDS = 32
-"""Larger blocks are not kept: a field of three bytes takes 70 in memory."""
-_MAX_SHAPES = 1024
+"""The longest blocks that are cached, encoded."""
+_MAX_KIND_BYTES, _FIELD_BYTES = 4096, 128
+"""The largest kinds that are cached; what a field takes in memory beside its bytes."""
 _MAX_MESSAGES = 16
 """Layouts that are recognised after one block."""
 
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
-_VALUE = re.compile(rb"(?:[^\0-\x20\x7f](?:[^\0\r\n]*[^\0-\x20\x7f])?)?")
+_VALUE = re.compile(rb"[!-~\x80-\xff]*|[!-~\x80-\xff][^\0\r\n]*[!-~\x80-\xff]")
 """Section 8.2.1: neither NUL nor ends of lines, and no blanks around it."""
 _OF_A_CONNECTION = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
@@ -32,6 +32,11 @@ _VALUES = {
 }
 _COMMON = frozenset((b"grpc-timeout", b"traceparent", b"x-request-id", b"authorization"))
 """Names that need no closer look each time."""
+_COUNTING = _OF_A_CONNECTION | frozenset(
+    (b":method", b":scheme", b":path", b":authority", b":status", b"content-length",
+     b"content-type", b"te", b"authorization")
+)  # fmt: skip
+"""Names whose values say what kind of message it is."""
 _REQUEST = frozenset((b":method", b":scheme", b":path", b":authority"))
 _NEEDED = frozenset((b":method", b":scheme", b":path"))
 _RESPONSE = frozenset((b":status",))
@@ -60,6 +65,35 @@ class OpenCall:
         return self.block.call
 
 
+class Kind:
+    """What blocks share that differ only in values that change from call to call."""
+
+    __slots__ = ("call", "content_length", "is_kept", "is_malformed", "is_repeated", "messages")
+
+    def __init__(self, content_length: int | None, *, is_malformed: bool, is_kept: bool) -> None:
+        self.content_length = content_length
+        self.is_malformed = is_malformed
+        """Whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
+        self.is_kept = is_kept
+        self.is_repeated = False
+        """Whether more than one block of it has come."""
+        self.call: Any = None
+        """For the application, such as the meaning of the fields."""
+        self.messages: dict[bytes, tuple[Layout, Any]] = {}
+        """The messages of calls that are recognised, with the application's tokens, by the first
+        bytes of their frame."""
+
+    def expect(self, layout: "Layout", token: Any) -> None:
+        """Have calls recognised whose message comes at once, in a layout."""
+        if len(self.messages) >= _MAX_MESSAGES:
+            self.messages.clear()
+        num_bytes = len(layout[0]) + layout[1]
+        self.messages[num_bytes.to_bytes(3, "big") + b"\0\1"] = layout, token
+
+
+_MALFORMED = Kind(None, is_malformed=True, is_kept=False)
+
+
 class Block:
     """A decoded header block."""
 
@@ -67,25 +101,25 @@ class Block:
     """Whether its bytes have come more than once, and meant the same."""
     is_kept = False
     """Whether others with the same bytes share it."""
-    content_length: int | None = None
     call: Any = None
-    """For the application, such as the meaning of the fields."""
+    """For the application, as that of its kind, which does not know `changing`."""
     messages: Mapping[Layout, Any] = MappingProxyType({})
     """The messages that are recognised on its streams, with the application's tokens."""
     opened: "OpenCall | None" = None
     """The state of streams that begin with it, where they are recognised from their headers on."""
     answered: "OpenCall | None" = None
 
-    def __init__(self, raw: bytes, fields: Fields, *, is_malformed: bool) -> None:
+    def __init__(self, raw: bytes, fields: Fields, kind: Kind, changing: Sequence[Field]) -> None:
         self.raw = raw
         self.fields = fields
-        self.is_malformed = is_malformed
-        """Whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
+        self.kind = kind
+        self.changing = changing
+        """The fields whose values others of its kind do not share."""
 
     def shrink(self) -> None:
         """Drop the fields of a block that nobody shares, now that they were read."""
         if not self.is_kept:
-            self.raw, self.fields = b"", ()
+            self.raw, self.fields, self.changing = b"", (), ()
 
     def expect(self, layout: "Layout", token: Any, *, calls: bool) -> None:
         """Have messages of a layout recognised, and perhaps whole calls."""
@@ -94,11 +128,6 @@ class Block:
             self.answered = OpenCall(self, ended=True)
         others = self.messages if len(self.messages) < _MAX_MESSAGES else {}
         self.messages = {**others, layout: token}
-
-
-_request_shapes: dict[tuple[bytes, ...], bool] = {}
-_response_shapes: dict[tuple[bytes, ...], bool] = {}
-"""By the names of a message's fields: whether they are those of a request, of a response."""
 
 
 class HeaderReader:
@@ -113,73 +142,90 @@ class HeaderReader:
             of_requests: whether blocks begin requests, or responses.
         """
         self._decoder = Decoder(limits.max_header_list_bytes, limits.max_header_fields, is_valid)
-        self._shapes = _request_shapes if of_requests else _response_shapes
+        self._of_requests = of_requests
         self._forget = forget
         self.blocks: dict[bytes, Block] = {}
         """Blocks that mean the same as long as no other one changes the table."""
+        self._kinds: dict[tuple[Field | bytes, ...], Kind] = {}
+        """By fields, of which those that change are left with their name alone."""
+
+    def clear(self) -> None:
+        """Read all blocks again."""
+        self.blocks.clear()
+        self._kinds.clear()
 
     def read(self, raw: bytes) -> Block:
         """Decode the block that begins a message.
 
         Raises:
-            Http2Error: it can't be decoded, or has too many fields.
+            HpackError: it can't be decoded, or has too many fields.
         """
         block = self.blocks.get(raw)
         if block is not None:
             block.is_repeated = True
             return block
-        fields, is_valid = self._decode(raw)
-        may_keep = len(raw) <= _MAX_CACHED_BYTES and len(fields) <= _MAX_CACHED_FIELDS
-        names: tuple[bytes, ...] = next(zip(*fields, strict=False), ())
-        has_shape = self._shapes.get(names)
-        if has_shape is None:
-            has_shape = _has_shape(names, of_requests=self._shapes is _request_shapes)
-            if may_keep:
-                self._keep_shape(names, has_shape=has_shape)
-        is_malformed = not (is_valid and has_shape)
-        block = Block(raw, fields, is_malformed=is_malformed)
-        if b"content-length" in names and not is_malformed:
-            length = dict(fields)[b"content-length"]
-            block.is_malformed = not length  # the static table has an empty one
-            block.content_length = int(length or b"0")
-        if may_keep and not self._decoder.has_changed:
+        fields = self._decode(raw)
+        decoder = self._decoder
+        changing: list[Field] = []
+        same: list[Field | bytes] = [*fields]
+        for at in decoder.literals:
+            field = fields[at]
+            if field[0] not in _COUNTING:
+                same[at] = field[0]
+                changing.append(field)
+        key = tuple(same)
+        kind = self._kinds.get(key)
+        if decoder.has_invalid:
+            kind = _MALFORMED
+        elif kind is None:
+            kind = self._learn(key, fields)
+        else:
+            kind.is_repeated = True
+        block = Block(raw, fields, kind, changing)
+        if kind.is_kept and len(raw) <= _MAX_CACHED_BYTES and not decoder.has_changed:
             if len(self.blocks) >= _MAX_CACHED:
                 self.blocks.clear()
             self.blocks[raw] = block
             block.is_kept = True
         return block
 
-    def _keep_shape(self, names: tuple[bytes, ...], *, has_shape: bool) -> None:
-        if len(self._shapes) >= _MAX_SHAPES:
-            self._shapes.clear()
-        self._shapes[names] = has_shape
+    def _learn(self, key: tuple[Field | bytes, ...], fields: Fields) -> Kind:
+        length = dict(fields).get(b"content-length")
+        has_shape = _has_shape([name for name, _ in fields], of_requests=self._of_requests)
+        num_bytes = len(b"".join(chain.from_iterable(fields))) + len(fields) * _FIELD_BYTES
+        kind = Kind(
+            int(length) if has_shape and length else None,
+            is_malformed=not has_shape or length == b"",  # the static table has an empty one
+            is_kept=num_bytes <= _MAX_KIND_BYTES,
+        )
+        if kind.is_kept:
+            if len(self._kinds) >= _MAX_CACHED:
+                self._kinds.clear()
+            self._kinds[key] = kind
+        return kind
 
     def read_trailers(self, raw: bytes) -> Fields | None:
         """Decode the block that ends a message; None if it is malformed.
 
         Raises:
-            Http2Error: as in `read`.
+            HpackError: as in `read`.
         """
-        fields, is_valid = self._decode(raw)
-        is_malformed = not is_valid or any(name.startswith(b":") for name, _ in fields)
-        return None if is_malformed else fields
+        fields = self._decode(raw)
+        is_malformed = any(name.startswith(b":") for name, _ in fields)
+        return None if is_malformed or self._decoder.has_invalid else fields
 
-    def _decode(self, raw: bytes) -> tuple[Fields, bool]:
-        decoder = self._decoder
-        try:
-            fields = decoder.decode(raw)
-        except HpackError as err:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, str(err)) from None
-        if decoder.has_changed and self.blocks:
+    def _decode(self, raw: bytes) -> Fields:
+        fields = self._decoder.decode(raw)
+        if self._decoder.has_changed and self.blocks:
             self.blocks.clear()
             self._forget()
-        return fields, not decoder.has_invalid
+        return fields
 
 
 def is_valid(field: Field) -> bool:
     """Return whether HTTP/2 allows a field (RFC 9113, section 8.2)."""
     name, value = field
-    if not _VALUE.fullmatch(value):
+    if not value.isalnum() and not _VALUE.fullmatch(value):
         return False
     pattern = _VALUES.get(name)
     if pattern is not None:
@@ -189,14 +235,15 @@ def is_valid(field: Field) -> bool:
     return _NAME.fullmatch(name) is not None and name not in _OF_A_CONNECTION
 
 
-def _has_shape(names: tuple[bytes, ...], *, of_requests: bool) -> bool:
+def _has_shape(names: list[bytes], *, of_requests: bool) -> bool:
     """Return whether the pseudo-header fields are those that a message has (section 8.3)."""
-    pseudo = [name for name in names if name.startswith(b":")]
     allowed, needed = (_REQUEST, _NEEDED) if of_requests else (_RESPONSE, _RESPONSE)
+    seen = set(names)
+    pseudo = seen & allowed
+    number = len(pseudo)
     return (
-        list(names[: len(pseudo)]) == pseudo
-        and len(set(pseudo)) == len(pseudo)
-        and needed <= set(pseudo) <= allowed
+        needed <= pseudo == set(names[:number])
+        and b"\0:" not in b"\0".join((b"", *names[number:]))
         and names.count(b"content-length") <= 1
-        and _OF_A_CONNECTION.isdisjoint(names)
+        and _OF_A_CONNECTION.isdisjoint(seen)
     )

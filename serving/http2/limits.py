@@ -46,15 +46,15 @@ class Budget:
     def __init__(self, burst: int, per_s: float) -> None:
         """Start with all of it."""
         self._burst, self._per_s = burst, per_s
-        self._left = float(burst)
+        self.left = float(burst)
         self._taken_s = 0.0
 
     def take(self, now_s: float) -> bool:
         """Use one; return whether there was one left."""
         gained_s, self._taken_s = now_s - self._taken_s, now_s
-        self._left = min(self._burst, self._left + gained_s * self._per_s) - 1
-        return self._left >= 0
+        self.left = min(self._burst, self.left + gained_s * self._per_s) - 1
+        return self.left >= 0
 
     def add(self, number: int) -> None:
         """Let the peer do more."""
-        self._left += number
+        self.left += number

@@ -150,7 +150,7 @@ class Output:
             return state
         full = Stream(state.block, self.limits.stream_window_bytes)
         full.call, full.ended = state.call, state.ended
-        full.content_left = state.block.content_length
+        full.content_left = state.block.kind.content_length
         self.streams[stream] = full
         return full
 

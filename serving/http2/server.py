@@ -2,29 +2,33 @@
 
 from collections.abc import Iterable, Sequence
 
-from serving.http2 import events as kinds
+from serving.http2 import events
 from serving.http2.connection import Connection
 from serving.http2.frames import (
     DATA,
     DEFAULT_FRAME,
     END_HEADERS,
     END_STREAM,
+    FRAME_BYTES,
     HEADER_TABLE_SIZE,
     HEADERS,
     MAX_WINDOW,
     PREFACE,
     RST_STREAM,
+    WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
     frame,
     word,
 )
-from serving.http2.headers import Block
+from serving.http2.headers import Block, OpenCall
 from serving.http2.hpack.encoder import encode_literally
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
 from serving.http2.output import Stream
 
+_UPDATE = bytes((0, 0, 4, WINDOW_UPDATE, 0))
+_UPDATE_BYTES = FRAME_BYTES + 4
 _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
 
@@ -162,34 +166,63 @@ class ServerConnection(Connection):
     def _is_idle(self, stream: bytes) -> bool:
         return stream > self.last_stream or not stream[3] & 1
 
-    def _take_block(self, stream: bytes, flags: int, raw: bytes) -> None:
+    def _take_block(
+        self, stream: bytes, flags: int, raw: bytes, data: bytes = b"", at: int = 0, /
+    ) -> int | None:
         if not stream[3] & 1:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a stream of an even number")
         if stream <= self.last_stream:
             if stream not in self.streams and stream not in self._reset:
                 raise Http2Error(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is over")
             self._take_trailers(stream, flags, raw)
-            return
-        block, ended = self.reader.read(raw), bool(flags & END_STREAM)
+            return None
+        block, limits = self.reader.read(raw), self.limits
+        kind, ended = block.kind, flags & END_STREAM != 0
         self.last_stream = stream
-        self._small_frames.add(self.limits.small_frames_per_request)
         if self._has_gone:
             self._note_reset(stream)
-        elif block.is_malformed or (ended and block.content_length):
+        elif kind.is_malformed or (ended and kind.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
-        elif len(self.streams) >= self.limits.max_streams:
+        elif len(self.streams) >= limits.max_streams:
             self._note_reset(stream)
             self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
+        elif (
+            kind.messages
+            and not (ended or block.is_repeated)
+            and (end := self._take_message(stream, block, data, at))
+        ):
+            return end
         else:
-            self._open(stream, block, ended=ended)
+            state = self.streams[stream] = Stream(block, limits.stream_window_bytes)
+            if kind.content_length is not None:
+                state.content_left = kind.content_length
+            if ended:
+                state.ended = True
+            self.events.append((events.HEADERS, stream, block, ended))
+        self._small_frames.left += limits.small_frames_per_request
+        return None
 
-    def _open(self, stream: bytes, block: Block, *, ended: bool) -> None:
-        state = self.streams[stream] = Stream(block, self.limits.stream_window_bytes)
-        if block.content_length is not None:
-            state.content_left = block.content_length
-        if ended:
-            state.ended = True
-        self.events.append((kinds.HEADERS, stream, block, ended))
+    def _take_message(self, stream: bytes, block: Block, data: bytes, at: int) -> int:
+        """Take the message of a call if it follows at once; return where it ends, else 0."""
+        messages = block.kind.messages
+        expected = messages.get(data[at : at + 5])
+        if expected is None:
+            if self._first_window < DEFAULT_FRAME or not data.startswith(_UPDATE + stream, at):
+                return 0
+            at += _UPDATE_BYTES  # an answer needs no update of less than 256, see `expect`
+            expected = messages.get(data[at : at + 5])
+            if expected is None or not 0 < int.from_bytes(data[at - 4 : at], "big") < 256:
+                return 0
+        (prefix, size), token = expected
+        begin = at + FRAME_BYTES + len(prefix)
+        end = begin + size
+        if end > len(data) or not data.startswith(stream + prefix, at + 5):
+            return 0
+        self.streams[stream] = OpenCall(block, ended=True)
+        self.events.append((events.CALLS, b"", (block, token, {stream: data[begin:end]}), True))
+        self.num_recognised += 1
+        self.recognised_bytes += len(prefix) + size
+        return end
 
 
 def _head(kind: int, flags: int, length: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from serving.http2.frames import ErrorCode, Http2Error
 from serving.http2.hpack import huffman
 from serving.http2.hpack.table import (
     DEFAULT_TABLE,
@@ -14,12 +15,13 @@ from serving.http2.hpack.table import (
     Table,
 )
 
-_MAX_CACHED = 256
-_MAX_CACHED_BYTES = 128
 
-
-class HpackError(ValueError):
+class HpackError(Http2Error):
     """A header block that can't be decoded."""
+
+    def __init__(self, text: str) -> None:
+        """Take the reason for people."""
+        super().__init__(ErrorCode.COMPRESSION_ERROR, text)
 
 
 class _Invalid(Field):
@@ -47,7 +49,8 @@ class Decoder:
         """Whether the table ever had a field that HTTP does not allow."""
         self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
-        self._cache: dict[bytes, bytes] = {}
+        self.literals: list[int] = []
+        """Which of the last block's fields were literals, not taken from the table."""
         self.has_changed = False
         """Whether the last block changed the table."""
         self.has_invalid = False
@@ -70,25 +73,27 @@ class Decoder:
 
     def _decode(self, block: bytes) -> Fields:
         fields: list[Field] = []
-        table, at, size = self._table.fields, 0, len(block)
+        self.literals = literals = []
+        table = self._table.fields
         self.has_changed = self.has_invalid = False
+        for first in block:  # most blocks begin with several of these
+            if not INDEXED < first < 0xFF:
+                break
+            fields.append(table[first & 0x7F])
+        at, size = len(fields), len(block)
         while at < size:
             first = block[at]
-            at += 1
             if first > INDEXED:
-                if first < 0xFF:
-                    field = table[first & 0x7F]
-                else:
-                    index, at = _integer(block, at - 1, 7)
-                    field = table[index]
+                index, at = (first & 0x7F, at + 1) if first < 0xFF else _integer(block, at, 0x7F)
+                fields.append(table[index])
             elif first == INDEXED:
                 raise HpackError("an index of 0")
             elif first & 0xE0 == RESIZE:
-                at = self._resize(block, at - 1, is_first=not fields)
-                continue
+                at = self._resize(block, at, is_first=not fields)
             else:
-                field, at = self._literal(block, at - 1, first)
-            fields.append(field)
+                literals.append(len(fields))
+                field, at = self._literal(block, at, first)
+                fields.append(field)
         if len(fields) * DEFAULT_TABLE + 2 * size > self._max_list_bytes:  # else it can't be more
             self._check_size(fields)
         if self._may_have_invalid and any(field.__class__ is _Invalid for field in fields):
@@ -101,12 +106,12 @@ class Decoder:
         most = 0x3F if is_inserted else 0x0F
         index, at = first & most, at + 1
         if index == most:
-            index, at = _integer(block, at - 1, 6 if is_inserted else 4)
-        if not index:
-            name, at = self._string(block, at)
-        else:
+            index, at = _integer(block, at - 1, most)
+        if index:
             name = self._table.fields[index][0]
-        value, at = self._string(block, at)
+        else:
+            name, at = _string(block, at)
+        value, at = _string(block, at)
         field: Field = name, value
         if not self._is_valid(field):
             self.has_invalid = self._may_have_invalid = True
@@ -118,7 +123,7 @@ class Decoder:
 
     def _resize(self, block: bytes, at: int, *, is_first: bool) -> int:
         """Read a new size of the table; return where it ends."""
-        max_bytes, at = _integer(block, at, 5)
+        max_bytes, at = _integer(block, at, 0x1F)
         if not is_first or max_bytes > DEFAULT_TABLE:
             raise HpackError("a table size that is too large or out of place")
         self._table.resize(max_bytes)
@@ -130,39 +135,32 @@ class Decoder:
         if num_bytes > self._max_list_bytes or len(fields) > self._max_fields:
             raise HpackError("more header fields than are accepted")
 
-    def _string(self, block: bytes, at: int) -> tuple[bytes, int]:
-        """Read a string at `at`; return it and where it ends."""
-        first = block[at]
-        length, at = first & 0x7F, at + 1
-        if length == 0x7F:
-            length, at = _integer(block, at - 1, 7)
-        text, end = block[at : at + length], at + length
-        if len(text) != length:
-            raise HpackError("a string that is cut off")
-        if first < 0x80:
-            return text, end
-        decoded = self._cache.get(text)
-        if decoded is None:
-            decoded = huffman.decode(text)
-            if length <= _MAX_CACHED_BYTES:
-                if len(self._cache) >= _MAX_CACHED:
-                    self._cache.clear()
-                self._cache[text] = decoded
-        return decoded, end
+
+def _string(block: bytes, at: int) -> tuple[bytes, int]:
+    """Read a string at `at`; return it and where it ends."""
+    first = block[at]
+    begin = at + 1
+    end = begin + (first & 0x7F)
+    if first | 0x80 == 0xFF:
+        length, begin = _integer(block, at, 0x7F)
+        end = begin + length
+    if end > len(block):
+        raise HpackError("a string that is cut off")
+    text = block[begin:end]
+    return (text if first < 0x80 else huffman.decode(text)), end
 
 
-def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
-    """Read an integer at `at`; return it and where it ends (section 5.1)."""
-    most = (1 << bits) - 1
+def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:
+    """Read an integer at `at`, whose first byte has `most` at most; return it and its end."""
     value, at = block[at] & most, at + 1
-    if value == most:
-        shift = 0
-        while True:
-            byte = block[at]
-            value += (byte & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 0x80:
-                break
-            if shift > 28:
-                raise HpackError("an integer that is too long")
-    return value, at
+    if value < most:
+        return value, at
+    shift = 0
+    while True:
+        byte = block[at]
+        value += (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 28:
+            raise HpackError("an integer that is too long")

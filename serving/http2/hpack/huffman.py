@@ -4,6 +4,7 @@ The code is canonical: codes of one length are consecutive numbers, in the order
 """
 
 _EOS = 256
+_LONGEST = 30
 _SYMBOLS_BY_LENGTH: dict[int, bytes | tuple[int, ...]] = {
     5: b"012aceiost",
     6: b" %-./3456789=A_bdfghlmnpru",
@@ -29,7 +30,7 @@ _SYMBOLS_BY_LENGTH: dict[int, bytes | tuple[int, ...]] = {
          254),
     28: (2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 23, 24, 25, 26, 27, 28, 29,
          30, 31, 127, 220, 249),
-    30: (10, 13, 22, _EOS),
+    _LONGEST: (10, 13, 22, _EOS),
 }  # fmt: skip
 
 
@@ -48,36 +49,51 @@ def _codes() -> dict[tuple[int, int], int]:
 _SYMBOLS = _codes()
 
 
-class _State(dict[int, tuple["_State", bytes]]):
-    """What each next byte leads to: the next state, and the symbols that end in this byte.
+class _State:
+    """The part of a code that has come."""
 
-    A state is the part of a code that has come; all of them have 65,536 entries in the end.
-    """
+    __slots__ = ("_code", "_length", "may_end", "next")
 
     def __init__(self, length: int, code: int) -> None:
         self._length, self._code = length, code
         self.may_end = length < 8 and code == (1 << length) - 1
         """Whether the part is padding: fewer than 8 bits, all ones."""
+        self.next: list[tuple[_State, bytes]] = []
+        """For each next byte the state after it, and the symbols that end in it; empty at first."""
 
-    def __missing__(self, byte: int) -> tuple["_State", bytes]:
-        length, code, text = self._length, self._code, bytearray()
-        for shift in range(7, -1, -1):
-            length, code = length + 1, code << 1 | (byte >> shift & 1)
-            symbol = _SYMBOLS.get((length, code))
-            if symbol == _EOS:
-                raise ValueError("the end of the code in a string")
-            if symbol is not None:
-                text.append(symbol)
-                length = code = 0
-        state = _STATES.get((length, code))
-        if state is None:
-            state = _STATES[length, code] = _State(length, code)
-        entry = self[byte] = state, bytes(text)
-        return entry
+    def fill(self) -> list[tuple["_State", bytes]]:
+        """Fill `next`, bit by bit."""
+        rows = [(self._length, self._code, b"")]
+        for _ in range(8):
+            rows = [_after(*row, bit) for row in rows for bit in (0, 1)]
+        self.next = [
+            (_state(length, code), _PARTS.setdefault(symbols, symbols))
+            for length, code, symbols in rows
+        ]
+        return self.next
 
 
+def _after(length: int, code: int, symbols: bytes, bit: int) -> tuple[int, int, bytes]:
+    length, code = length + 1, code << 1 | bit
+    symbol = _SYMBOLS.get((length, code), _EOS)
+    return (length, code, symbols) if symbol == _EOS else (0, 0, symbols + bytes((symbol,)))
+
+
+def _state(length: int, code: int) -> _State:
+    if length >= _LONGEST:
+        return _FAILED
+    state = _STATES.get((length, code))
+    if state is None:
+        state = _STATES[length, code] = _State(length, code)
+    return state
+
+
+_PARTS: dict[bytes, bytes] = {}
+"""The symbols of all entries; some 65,000 share them."""
 _STATES: dict[tuple[int, int], _State] = {}
 _START = _STATES[0, 0] = _State(0, 0)
+_FAILED = _State(8, 0)
+_FAILED.next = [(_FAILED, b"")] * 256
 
 
 def decode(encoded: bytes) -> bytes:
@@ -89,8 +105,8 @@ def decode(encoded: bytes) -> bytes:
     """
     state, parts = _START, []
     for byte in encoded:
-        state, text = state[byte]
-        parts.append(text)
+        state, symbols = (state.next or state.fill())[byte]
+        parts.append(symbols)
     if not state.may_end:
-        raise ValueError("wrong padding")
+        raise ValueError("the end of the code in a string, or wrong padding")
     return b"".join(parts)

@@ -39,11 +39,13 @@ class Table:
 
     def insert(self, field: Field) -> None:
         """Insert a field; the oldest make room, all of them for one that is too large."""
-        self.fields.insert(_FIRST_INSERTED, field)
-        self._num_bytes += len(field[0]) + len(field[1]) + ENTRY_BYTES
-        while self._num_bytes > self.max_bytes:
-            name, value = self.fields.pop()
-            self._num_bytes -= len(name) + len(value) + ENTRY_BYTES
+        name, value = field
+        fields, num_bytes = self.fields, self._num_bytes + len(name) + len(value) + ENTRY_BYTES
+        fields.insert(_FIRST_INSERTED, field)
+        while num_bytes > self.max_bytes:
+            name, value = fields.pop()
+            num_bytes -= len(name) + len(value) + ENTRY_BYTES
+        self._num_bytes = num_bytes
 
     def resize(self, max_bytes: int) -> None:
         """Set the most bytes of all entries."""

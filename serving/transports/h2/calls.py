@@ -69,7 +69,11 @@ class Calls:
         for kind, stream, value, ended in connection.http2.receive(data, now_s):
             if kind == events.CALLS:
                 block, plan, calls = value
-                self._queue_calls(connection, block.call, plan, calls, calls.values(), now_s)
+                head = block.call or self._read(connection, block)
+                if head.refusal is None:
+                    self._queue_calls(connection, head, plan, calls, calls.values(), now_s)
+                for stream in calls if head.refusal else ():
+                    self._open(connection, stream, head, now_s, ended=True)
                 continue
             if kind == events.RESET:
                 self._cancel(connection, value[1], now_s)
@@ -95,7 +99,7 @@ class Calls:
     def _read(self, connection: Connection, block: Block) -> Head:
         """Understand headers."""
         if block.call is None:
-            block.call = self._heads.get(block.fields)
+            block.call = self._heads.get(block)
             connection.trusted |= block.call.trusted
             block.shrink()
         head: Head = block.call
@@ -116,9 +120,10 @@ class Calls:
         plan = call.layouts.get(prefix) if call is not None else None
         if plan is not None and plan.num_rows == num_images <= self.context.max_inline_images:
             is_stream = call.__class__ is Stream
-            is_repeated = state.block.is_repeated or is_stream
+            block = state.block
+            is_repeated = block.is_repeated or block.kind.is_repeated or is_stream
             if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self._refusal is None:
-                connection.http2.expect(state.block, (prefix, size), plan, calls=not is_stream)
+                connection.http2.expect(block, (prefix, size), plan, calls=not is_stream)
             if ended and call.__class__ is Head:
                 self._queue_calls(connection, call, plan, [stream], [data[-size:]], now_s)
                 return

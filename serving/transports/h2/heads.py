@@ -1,10 +1,12 @@
 """The meaning of a call's headers: method, timeout, and whether its token is valid."""
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from serving.errors import DigitsError
+from serving.http2.headers import Block
+from serving.http2.hpack.table import Field
 from serving.protocols.method import ImagesStream, ImagesUnary, Method
 from serving.protocols.plan import Layouts
 from serving.transports.auth import TokenCheck
@@ -16,13 +18,6 @@ from serving.transports.h2.status import (
     Status,
 )
 
-Headers = tuple[tuple[bytes, bytes], ...]
-
-_MAX_CACHED = 4096
-"""Sets of headers whose meaning is cached; callers repeat theirs, but for the timeouts."""
-_MAX_CACHED_BYTES = 1024
-"""The longest headers that are cached."""
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NO_LAYOUTS = Layouts()
 
@@ -44,27 +39,31 @@ class Head:
     __slots__ = ("is_plain", "layouts", "method", "name", "refusal", "timeout_s", "trusted")
 
     def __init__(
-        self, method: Method | None, timeout_s: float, refusal: Status | HttpError | None,
-        *, trusted: bool
+        self, method: Method | None, name: str, layouts: Layouts, timeout_s: float,
+        refusal: Status | HttpError | None, trusted: bool, is_plain: bool,
     ) -> None:  # fmt: skip
         self.method = method
-        self.name = "unauthenticated" if refusal is UNAUTHENTICATED else "other"
+        self.name = name
         """The method's name in the metrics."""
-        if method is not None and refusal is not UNAUTHENTICATED:
-            self.name = method.name
+        self.layouts = layouts
+        """Prefixes of messages that need not be parsed."""
         self.timeout_s = timeout_s
         """How long the call may take; infinite without grpc-timeout."""
         self.refusal = refusal
         """Why the call is refused; None if it is not."""
         self.trusted = trusted
         """Whether the token is valid."""
-        self.layouts = _NO_LAYOUTS
-        """Prefixes of messages that need not be parsed."""
-        self.is_plain = False
+        self.is_plain = is_plain
         """Whether it is an accepted unary call of images."""
-        if isinstance(method, ImagesUnary):
-            self.layouts = method.layouts
-            self.is_plain = refusal is None and not isinstance(method, ImagesStream)
+
+    def within(self, timeout: bytes) -> "Head":
+        """Return the same with a grpc-timeout."""
+        timeout_s, refusal, is_plain = _timeout_s(timeout), self.refusal, self.is_plain
+        if timeout_s < 0:
+            timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
+        return Head(
+            self.method, self.name, self.layouts, timeout_s, refusal, self.trusted, is_plain
+        )
 
     def note_failure(self, error: DigitsError) -> None:
         """Count a request that was read and ends with an error."""
@@ -81,32 +80,29 @@ class Heads:
         self._tokens = tokens
         self.need_tokens = tokens is not None
         self._digests = None if tokens is None else tokens.digests()
-        self._cache: dict[Headers, Head] = {}
 
-    def get(self, headers: Headers) -> Head:
+    def get(self, block: Block) -> Head:
         """Return the meaning of headers."""
-        head = self._cache.get(headers)
+        head: Head | None = block.kind.call
         if head is None:
-            head = self._read(headers)
-            if sum(len(name) + len(value) for name, value in headers) <= _MAX_CACHED_BYTES:
-                if len(self._cache) >= _MAX_CACHED:
-                    self._cache.clear()
-                self._cache[headers] = head
+            fields = [field for field in block.fields if field not in block.changing]
+            head = block.kind.call = self._read(fields)
+        for name, value in block.changing:
+            if name == b"grpc-timeout":
+                head = head.within(value)
         return head
 
     def have_changed(self) -> bool:
-        """Return whether other tokens are valid now; if so, forget all meanings."""
+        """Return whether other tokens are valid now."""
         assert self._tokens is not None
         if self._tokens.digests() is self._digests:
             return False
         self._digests = self._tokens.digests()
-        self._cache.clear()
         return True
 
-    def _read(self, headers: Headers) -> Head:
+    def _read(self, headers: Sequence[Field]) -> Head:
         fields = dict(headers)
         method = self._methods.get(fields.get(b":path", b""))
-        timeout_s = _timeout_s(fields.get(b"grpc-timeout"))
         tokens = [value for name, value in headers if name == b"authorization"]
         trusted = self._tokens is not None and self._tokens.accepts(tokens)
         refusal: Status | HttpError | None = None
@@ -120,9 +116,16 @@ class Heads:
             refusal = UNKNOWN_METHOD
         elif fields.get(b"te") != b"trailers":
             refusal = NO_TRAILERS
-        elif timeout_s is None:
-            refusal = BAD_TIMEOUT
-        return Head(method, timeout_s or 0.0, refusal, trusted=trusted)
+        name = "other" if method is None else method.name
+        layouts, is_plain = _NO_LAYOUTS, False
+        if isinstance(method, ImagesUnary):
+            layouts = method.layouts
+            is_plain = refusal is None and not isinstance(method, ImagesStream)
+        if refusal is UNAUTHENTICATED:
+            name = "unauthenticated"
+        head = Head(method, name, layouts, math.inf, refusal, trusted, is_plain)
+        timeout = fields.get(b"grpc-timeout")
+        return head if timeout is None else head.within(timeout)
 
 
 def _is_grpc(content_type: bytes) -> bool:
@@ -130,9 +133,9 @@ def _is_grpc(content_type: bytes) -> bool:
     return kind in (b"application/grpc", b"application/grpc+proto")
 
 
-def _timeout_s(value: bytes | None) -> float | None:
-    """Read a grpc-timeout; None if it is malformed, infinity if there is none."""
-    if value is None:
-        return float("inf")
-    found = _TIMEOUT.fullmatch(value)
-    return int(found[1]) * _UNITS_S[found[2]] if found else None
+def _timeout_s(value: bytes) -> float:
+    """Read a grpc-timeout; less than 0 if it is malformed."""
+    number, unit_s = value[:-1], _UNITS_S.get(value[-1:])
+    if unit_s is None or len(number) > 8 or not number.isdigit():
+        return -1.0
+    return int(number) * unit_s
