@@ -1,6 +1,7 @@
 """Who may import what: checked in fresh interpreters, since imports can't be undone."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -10,6 +11,8 @@ import pytest
 
 import serving
 import serving.errors
+from serving.model.repository import PRETRAINED
+from tests.support.servers import serve_command, started
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -38,21 +41,21 @@ def modules_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["serving", "serving.client", "serving.__main__"])
 def test_import_loads_nothing_heavy(module: str) -> None:
-    assert not modules_after(f"import {module}") & HEAVY
+    assert not modules_after(f"import {module}") & {*HEAVY, "grpc"}
 
 
-def test_import_serving_loads_no_grpc() -> None:
-    assert "grpc" not in modules_after("import serving")
-
-
-def test_server_never_loads_tensorflow() -> None:
-    loaded = modules_after("import serving.server.server, serving.model.onnx_runtime")
-    assert not loaded & {"tensorflow", "keras", "tf2onnx"}
-
-
-def test_server_loads_reflection_only_if_asked() -> None:
-    loaded = modules_after("import serving.server.server, serving.transports.h2.server")
-    assert "grpc_reflection.v1alpha" not in loaded  # the empty package above it is grpc's doing
+def test_server_and_client_on_h2_load_only_what_they_use() -> None:
+    command = serve_command(PRETRAINED)
+    with started([command[0], "-X", "importtime", *command[1:]]) as server:
+        asked = modules_after(f"import serving; serving.Client({server.address!r}).model_info()")
+        server.stop()
+        assert server.process.stderr is not None
+        loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
+    assert {"onnxruntime", "serving.transports.h2.server"} <= loaded
+    needless = {"grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn"}
+    assert not loaded & (HEAVY - {"onnxruntime"} | needless)
+    assert "serving.client.h2.channel" in asked
+    assert not asked & {*HEAVY, "grpc"}
 
 
 def test_training_help_loads_no_tensorflow() -> None:
@@ -212,10 +215,9 @@ def test_no_folder_is_too_full(top: str) -> None:
         assert len(files) <= MAX_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files"
 
 
-def test_only_the_edges_import_grpc() -> None:
-    edges = {"credentials", "client", "protocols", "transports", "server", "cli"}
+def test_only_the_adaptors_of_grpcio_and_the_probe_import_grpc() -> None:
     for module, path in modules_of("serving").items():
-        if module.split(".")[0] not in edges:
+        if "grpcio" not in module and module != "cli.probe":
             assert "grpc" not in {name.split(".")[0] for name in imports_of(path)}, path
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import grpc
 import numpy.typing as npt
 
 from serving.client.address import address_for_h2
@@ -25,6 +24,7 @@ from serving.images import Images, as_images, as_pixels
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
+from serving.protocols.status import StatusCode
 from serving.signature import DIGITS
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -33,7 +33,7 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """The HealthCheckResponse with status SERVING."""
 
-_NOT_SERVING: Failure = (grpc.StatusCode.UNAVAILABLE, "the server does not serve yet")
+_NOT_SERVING: Failure = (StatusCode.UNAVAILABLE, "the server does not serve yet")
 
 _CHUNK_BYTES = 256 * DIGITS.image_bytes
 """Images in one message of a large request: enough to make the cost of a call small, few enough

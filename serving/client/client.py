@@ -11,7 +11,6 @@ from typing import Self, TypeVar
 import numpy.typing as npt
 
 from serving.client.base import BaseClient
-from serving.client.grpcio import GrpcioLoopTransport, GrpcioTransport
 from serving.client.h2.channel import ReconnectingChannel
 from serving.client.h2.loop import ReconnectingLoopChannel
 from serving.client.transport import Transport
@@ -99,17 +98,20 @@ class Client(BaseClient):
             self._check_open()
             if self._transport is None:
                 self._pid = getpid()
-                address, credentials = self._address, self._credentials
-                self._transport = (
-                    GrpcioTransport(self._target, credentials) if address is None
-                    else ReconnectingChannel(address, credentials)
-                )  # fmt: skip
+                self._transport = self._new_transport()
             elif self._pid != getpid():
                 raise Unavailable(
                     f"{self._target}: a client that was used before a fork can't be used after it: "
                     "make another one in the child"
                 )
             return self._transport
+
+    def _new_transport(self) -> Transport:
+        if self._address is not None:
+            return ReconnectingChannel(self._address, self._credentials)
+        from serving.client.grpcio import GrpcioTransport  # grpcio takes 30 ms to import
+
+        return GrpcioTransport(self._target, self._credentials)
 
 
 def _run(coroutine: Coroutine[None, None, _Result]) -> _Result:
@@ -166,10 +168,13 @@ class AsyncClient(BaseClient):
                 raise RuntimeError(
                     "this AsyncClient belongs to another event loop: make one for each loop"
                 )
-            address, credentials = self._address, self._credentials
-            transport = (
-                GrpcioLoopTransport(self._target, credentials) if address is None
-                else ReconnectingLoopChannel(address, credentials)
-            )  # fmt: skip
+            transport = self._new_transport()
             self._loop, self._transport = loop, transport
         return transport
+
+    def _new_transport(self) -> Transport:
+        if self._address is not None:
+            return ReconnectingLoopChannel(self._address, self._credentials)
+        from serving.client.grpcio import GrpcioLoopTransport
+
+        return GrpcioLoopTransport(self._target, self._credentials)

@@ -21,6 +21,7 @@ from serving.client.transport import (
     PendingCall,
     Transport,
 )
+from serving.protocols.status import StatusCode
 
 _SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
@@ -77,7 +78,7 @@ def _failure(error: Any) -> Failure:
     """Return how a call has ended."""
     details = error.details() or ""
     is_answer = not any(key == PUSHBACK for key, _ in error.trailing_metadata() or ())
-    return error.code(), details, is_answer and not _UNANSWERED.match(details)
+    return StatusCode[error.code().name], details, is_answer and not _UNANSWERED.match(details)
 
 
 class _ThreadCall:

@@ -7,10 +7,8 @@ import math
 import random
 import time
 
-import grpc
-
 from serving.errors import DigitsError, Unavailable
-from serving.protocols.status import error_from
+from serving.protocols.status import StatusCode, error_from
 
 _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
@@ -19,8 +17,8 @@ _SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
 _LONGEST_TIMEOUT_S = 1e9
 """Thirty years: locks, poll and grpcio take no infinity."""
 _RETRYABLE = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
+    StatusCode.UNAVAILABLE,
+    StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
 )
 _PERMANENT = ("andshake", "erification")
 """Words of gRPC's core for certificates that do not match: another attempt fails, too."""
@@ -87,9 +85,7 @@ class RetryState:
         """Return the seconds that the next attempt may take."""
         return min(self._attempt_timeout_s, max(0.0, self._deadline_s - time.monotonic()))
 
-    def backoff_s(
-        self, code: grpc.StatusCode, details: str | None, is_answer: bool = False
-    ) -> float:
+    def backoff_s(self, code: StatusCode, details: str | None, is_answer: bool = False) -> float:
         """Return how long to wait before the call is sent again.
 
         Args:
@@ -102,7 +98,7 @@ class RetryState:
         """
         details = details or ""
         error = error_from(code, details, self._address)
-        is_late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+        is_late = code is StatusCode.DEADLINE_EXCEEDED
         if is_late and self._attempt_timeout_s < math.inf and time.monotonic() < self._until_s:
             # The attempt's time is over, not the call's: another server may answer. The first time
             # takes no token, since a server that stands still meets every caller once.

@@ -2,9 +2,9 @@
 
 from typing import Protocol
 
-import grpc
+from serving.protocols.status import StatusCode
 
-Failure = tuple[grpc.StatusCode, str | None] | tuple[grpc.StatusCode, str | None, bool]
+Failure = tuple[StatusCode, str | None] | tuple[StatusCode, str | None, bool]
 """A status, its text, and whether a server answered so without asking for another attempt."""
 Outcome = bytes | Failure
 
@@ -15,8 +15,8 @@ KEEPALIVE_TIME_S = 1.5
 KEEPALIVE_TIMEOUT_S = 1.25
 """How long its answer may take; then the connection is given up."""
 
-CUT_OFF: Failure = (grpc.StatusCode.CANCELLED, "the call was cut off")
-LATE: Failure = (grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+CUT_OFF: Failure = (StatusCode.CANCELLED, "the call was cut off")
+LATE: Failure = (StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
 
 
 class PendingCall(Protocol):

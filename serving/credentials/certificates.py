@@ -6,11 +6,8 @@ key, is logged, and the previous one stays in use.
 """
 
 import ssl
-import threading
 from collections.abc import Callable
 from pathlib import Path
-
-import grpc
 
 from serving.config import SecurityConfig
 from serving.credentials.watched_files import WatchedFiles, read_bytes
@@ -29,11 +26,11 @@ def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SS
     """
     if config.tls_cert is None:
         return None
-    return WatchedFiles(_files(config), lambda: _context(config, protocol)).get
+    return WatchedFiles(files_of(config), lambda: _context(config, protocol)).get
 
 
 def _context(config: SecurityConfig, protocol: str) -> ssl.SSLContext:
-    context = _loaded(config)
+    context = load(config)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols([protocol])
     if config.tls_client_ca is not None:
@@ -41,58 +38,14 @@ def _context(config: SecurityConfig, protocol: str) -> ssl.SSLContext:
     return context
 
 
-def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
-    """Build the credentials of grpcio's server; None without a certificate.
-
-    Raises:
-        ConfigurationError: a file can't be used; the text says which and why.
-    """
-    if config.tls_cert is None:
-        return None
-    certificates = _Certificates(config)
-    return grpc.dynamic_ssl_server_credentials(
-        certificates.initial,
-        certificates.renewed,  # type: ignore[arg-type]  # the stubs lack None, which means no change
-        require_client_authentication=config.tls_client_ca is not None,
-    )
-
-
-class _Certificates:
-    """Gives each configuration to gRPC once.
-
-    gRPC's core frees a configuration when it gets the next one. Getting the same one again, during
-    concurrent handshakes, crashes the process.
-    """
-
-    def __init__(self, config: SecurityConfig) -> None:
-        self._watched = WatchedFiles(_files(config), lambda: _read(config))
-        self._lock = threading.Lock()
-        self.initial = self._given = self._watched.get()
-
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return the configuration if it is new since the last call, else None; from any thread."""
-        with self._lock:
-            newest = self._watched.get()
-            if newest is self._given:
-                return None
-            self._given = newest
-            return newest
-
-
-def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
-    _loaded(config)  # OpenSSL says what is wrong with them, gRPC does not
-    cert, key, *client_ca = map(read_bytes, _files(config))
-    return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)
-
-
-def _loaded(config: SecurityConfig) -> ssl.SSLContext:
+def load(config: SecurityConfig) -> ssl.SSLContext:
     """Load the files into a context.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    cert, key, *client_ca = _files(config)
+    cert, key, *client_ca = files_of(config)
     for path in (cert, key, *client_ca):
         read_bytes(path)  # names the missing file, which OpenSSL does not
     try:
@@ -111,7 +64,7 @@ def _loaded(config: SecurityConfig) -> ssl.SSLContext:
     return context
 
 
-def _files(config: SecurityConfig) -> tuple[Path, ...]:
+def files_of(config: SecurityConfig) -> tuple[Path, ...]:
     """Return the certificate's file, its key's, and the client authorities' if there is one."""
     files = (config.tls_cert, config.tls_key, config.tls_client_ca)
     return tuple(path for path in files if path is not None)

@@ -1,15 +1,13 @@
 """Serve until a signal: in this process, or from workers that share the port."""
 
+import asyncio
 import ipaddress
 import logging
 from dataclasses import replace
 
-import uvloop
-
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.server.serve import serve
-from serving.server.supervisor import supervise
+from serving.server.serve import run_loop, serve
 from serving.transports import choose_transport
 
 _log = logging.getLogger(__name__)
@@ -33,8 +31,11 @@ def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> b
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     config = replace(config, transport=choose_transport(config.transport))
     warn_if_exposed(config)
-    serve_from = serve if config.workers == 1 else supervise
-    return uvloop.run(serve_from(model, batching, config))
+    if config.workers == 1:
+        return run_loop(serve(model, batching, config), config.transport)
+    from serving.server.supervisor import supervise  # one process needs no multiprocessing
+
+    return asyncio.run(supervise(model, batching, config))
 
 
 def warn_if_exposed(config: ServerConfig) -> None:

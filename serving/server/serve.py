@@ -4,10 +4,10 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from serving.classifier import Classifier
-from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.server.ready_line import announce
 from serving.server.reloader import Reloader
@@ -54,6 +54,15 @@ async def serve(
         with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
             signals.on_hang_up(reloader.request)
             return await drain_when_signalled(server, stops, on_ready)
+
+
+def run_loop(main: Coroutine[None, None, bool], transport: TransportName) -> bool:
+    """Run `serve` on an event loop: grpcio answers its calls there, so it gets a faster one."""
+    if transport != "grpcio":
+        return asyncio.run(main)
+    import uvloop
+
+    return bool(uvloop.run(main))
 
 
 async def drain_when_signalled(

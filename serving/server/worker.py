@@ -11,12 +11,10 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
-import uvloop
-
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.server.heartbeat import Heartbeat
-from serving.server.serve import serve
+from serving.server.serve import run_loop, serve
 from serving.server.server import Server
 from serving.system import address, signals
 from serving.system.process import Activity
@@ -162,7 +160,8 @@ def _run(
         threading.Thread(target=_keep_reporting, args=arguments, daemon=True).start()
 
     try:
-        is_drained = uvloop.run(serve(model_config, batching, config, start_reporting))
+        serving = serve(model_config, batching, config, start_reporting)
+        is_drained = run_loop(serving, config.transport)
     except DigitsError as err:
         supervisor.send(err)
         signals.end_process(1)

@@ -10,9 +10,8 @@ import secrets
 import time
 from collections.abc import Mapping
 
-import grpc
-
 from serving.config import ServerConfig
+from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS
 from serving.telemetry.tracing import Tracer
 
@@ -20,7 +19,6 @@ _log = logging.getLogger(ACCESS)
 
 REQUEST_ID = "x-request-id"
 """The header with a call's id, and the trailer that returns it."""
-STATUS_NAMES: Mapping[int, str] = {status.value[0]: status.name for status in grpc.StatusCode}
 
 _MAX_LINES_PER_S = 100
 """More lines in a second are dropped; the metrics still count the calls."""
@@ -107,7 +105,7 @@ class AccessLog:
         }
         if http_status is None:
             service, _, method = call.method.removeprefix("/").rpartition("/")
-            code = grpc.StatusCode[status].value[0]
+            code = StatusCode[status].value
             attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
                            "rpc.grpc.status_code": code}  # fmt: skip
         else:

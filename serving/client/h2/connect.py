@@ -6,12 +6,11 @@ import socket
 import ssl
 import time
 
-import grpc
-
 from serving.client.address import Address
 from serving.client.credentials import Credentials
 from serving.client.transport import Failure
 from serving.credentials.tls import Plain, Tls
+from serving.protocols.status import StatusCode
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
@@ -56,15 +55,15 @@ def is_alarm(error: BaseException) -> bool:
 def failure_of(error: OSError) -> Failure:
     """Return the status of a connection that failed."""
     if isinstance(error, TimeoutError):
-        return grpc.StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
+        return StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         return (
-            grpc.StatusCode.UNAVAILABLE,
+            StatusCode.UNAVAILABLE,
             f"TLS handshake failed: {error.strerror or error.args[0]}",
         )
     number = error.errno or 0  # asyncio has texts of its own; those of names are negative
     reason = os.strerror(number) if number > 0 else error.strerror or error
-    return grpc.StatusCode.UNAVAILABLE, f"can't connect: {reason}"
+    return StatusCode.UNAVAILABLE, f"can't connect: {reason}"
 
 
 def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str, until_s: float) -> Tls:

@@ -4,8 +4,6 @@ import asyncio
 import math
 import ssl
 
-import grpc
-
 from serving.client.address import Address
 from serving.client.credentials import Credentials
 from serving.client.h2.connect import CONNECT_S, failure_of
@@ -21,6 +19,7 @@ from serving.client.transport import (
 )
 from serving.credentials.tls import NO_HTTP2
 from serving.http2.frames import Http2Error
+from serving.protocols.status import StatusCode
 
 
 class LoopCall(Call):
@@ -72,7 +71,7 @@ class _Connection(asyncio.Protocol):
         try:
             self.session.receive(data)
         except Http2Error as err:
-            self.fail((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
+            self.fail((StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
             return
         self._flush()
         if self.session.failure is not None and not self.session.calls:
@@ -80,7 +79,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = str(exc) if exc else "the server closed the connection"
-        self.fail((grpc.StatusCode.UNAVAILABLE, reason))
+        self.fail((StatusCode.UNAVAILABLE, reason))
 
     def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> LoopCall:
         """Begin a call; what tasks start in one turn of the loop is written at once."""
@@ -135,7 +134,7 @@ class _Connection(asyncio.Protocol):
             self.session.cancel(call)
             call.end(LATE)
         if calls and not self.session.is_alive():
-            self.fail((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
+            self.fail((StatusCode.UNAVAILABLE, "the server is silent"))
             return
         self._flush()
         self._watch(min([call.deadline_s for call in calls.values()], default=math.inf))

@@ -7,12 +7,11 @@ import time
 from _thread import allocate_lock
 from contextlib import suppress
 
-import grpc
-
 from serving.client.h2.connect import is_alarm
 from serving.client.h2.session import Session
 from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, Failure
 from serving.credentials.tls import Plain, Tls
+from serving.protocols.status import StatusCode
 
 _STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
 """How long a server may take to read what is sent."""
@@ -76,7 +75,7 @@ class SharedSocket:
         except BaseException as err:  # a part of the bytes is lost
             with self._lock:
                 self._is_writing = False
-                self._end((grpc.StatusCode.UNAVAILABLE, f"can't send: {err}"))
+                self._end((StatusCode.UNAVAILABLE, f"can't send: {err}"))
             if not isinstance(err, OSError) or is_alarm(err):
                 raise
 

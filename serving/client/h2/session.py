@@ -6,8 +6,6 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-import grpc
-
 from serving.client.h2.keepalive import Keepalive
 from serving.client.transport import PUSHBACK, Failure, Outcome
 from serving.http2 import events
@@ -16,6 +14,7 @@ from serving.http2.frames import ErrorCode
 from serving.http2.headers import Block
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
+from serving.protocols.status import StatusCode
 
 _MAX_ANSWER_BYTES = 16 << 20
 """The longest message that is taken, as on grpcio."""
@@ -26,25 +25,24 @@ _LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")
 _MAX_HEADERS = 256
 """Headers that are kept, by path, timeout and metadata."""
 _PREFIX_BYTES = 5
-_MAX_STATUS_DIGITS = 4
 _MAX_TIMEOUT_MS = 1 << 62
 """More than `grpc-timeout` can say, and less than infinity."""
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CODES = {b"%d" % code: code for code in StatusCode}
 _HTTP = {
-    b"400": grpc.StatusCode.INTERNAL, b"401": grpc.StatusCode.UNAUTHENTICATED,
-    b"403": grpc.StatusCode.PERMISSION_DENIED, b"404": grpc.StatusCode.UNIMPLEMENTED,
-    b"429": grpc.StatusCode.UNAVAILABLE, b"502": grpc.StatusCode.UNAVAILABLE,
-    b"503": grpc.StatusCode.UNAVAILABLE, b"504": grpc.StatusCode.UNAVAILABLE,
+    b"400": StatusCode.INTERNAL, b"401": StatusCode.UNAUTHENTICATED,
+    b"403": StatusCode.PERMISSION_DENIED, b"404": StatusCode.UNIMPLEMENTED,
+    b"429": StatusCode.UNAVAILABLE, b"502": StatusCode.UNAVAILABLE,
+    b"503": StatusCode.UNAVAILABLE, b"504": StatusCode.UNAVAILABLE,
 }  # fmt: skip
 """By gRPC's table for answers that are not gRPC's (http-grpc-status-mapping.md)."""
-_RESETS: dict[int | None, grpc.StatusCode] = {
-    ErrorCode.REFUSED_STREAM: grpc.StatusCode.UNAVAILABLE,
-    ErrorCode.CANCEL: grpc.StatusCode.CANCELLED,
-    ErrorCode.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
+_RESETS: dict[int | None, StatusCode] = {
+    ErrorCode.REFUSED_STREAM: StatusCode.UNAVAILABLE,
+    ErrorCode.CANCEL: StatusCode.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: StatusCode.RESOURCE_EXHAUSTED,
 }
 
-_OK: Failure = (grpc.StatusCode.OK, "")
-_GONE: Failure = (grpc.StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
+_OK: Failure = (StatusCode.OK, "")
+_GONE: Failure = (StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -173,7 +171,7 @@ class Session:
         elif kind == events.TRAILERS:
             _read_headers(call, value, is_first=False, is_last=True)
         elif kind == events.RESET and call.failure is None:
-            code = _RESETS.get(value[0], grpc.StatusCode.INTERNAL)
+            code = _RESETS.get(value[0], StatusCode.INTERNAL)
             call.failure = code, f"the server reset the call (HTTP/2 error {value[0]:d})"
         return is_end
 
@@ -185,7 +183,7 @@ class Session:
         if call.num_bytes <= _MAX_ANSWER_BYTES + _PREFIX_BYTES:
             return False
         text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
-        call.failure = grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        call.failure = StatusCode.RESOURCE_EXHAUSTED, text
         self._http2.reset(call.stream, ErrorCode.CANCEL)
         return True
 
@@ -222,27 +220,26 @@ def _read_headers(call: Call, headers: Fields, *, is_first: bool, is_last: bool)
     fields = dict(headers)
     if is_first and fields[b":status"] != b"200":
         status = fields[b":status"]
-        code = _HTTP.get(status, grpc.StatusCode.UNKNOWN)
+        code = _HTTP.get(status, StatusCode.UNKNOWN)
         call.failure = code, f"the answer has HTTP status {status.decode('ascii', 'replace')}", True
     elif (number := fields.get(b"grpc-status")) is not None:
         text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
-        is_number = number.isdigit() and len(number) <= _MAX_STATUS_DIGITS
-        code = _CODES.get(int(number) if is_number else -1, grpc.StatusCode.UNKNOWN)
+        code = _CODES.get(number, StatusCode.UNKNOWN)
         call.failure = code, text, PUSHBACK.encode() not in fields
     elif is_last and call.failure is None:
-        call.failure = grpc.StatusCode.UNKNOWN, "the answer has no status"
+        call.failure = StatusCode.UNKNOWN, "the answer has no status"
 
 
 def _outcome(call: Call) -> Outcome:
     """Return the outcome of a call whose stream has ended."""
     if call.failure is None:
-        return grpc.StatusCode.INTERNAL, "the answer has no status"
-    if call.failure[0] is not grpc.StatusCode.OK:
+        return StatusCode.INTERNAL, "the answer has no status"
+    if call.failure[0] is not StatusCode.OK:
         return call.failure
     first, *rest = call.parts or [b""]
     if len(first) < _PREFIX_BYTES:
         first, rest = b"".join(call.parts), []
     message = b"".join((first[_PREFIX_BYTES:], *rest))
     if first[:_PREFIX_BYTES] != b"\0" + len(message).to_bytes(4, "big"):
-        return grpc.StatusCode.INTERNAL, "the answer is not one message without compression"
+        return StatusCode.INTERNAL, "the answer is not one message without compression"
     return message

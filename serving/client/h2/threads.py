@@ -13,14 +13,13 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 
-import grpc
-
 from serving.client.h2.connect import is_alarm
 from serving.client.h2.sending import SharedSocket
 from serving.client.h2.session import Call, Metadata, Session
 from serving.client.transport import LATE, Failure, Outcome
 from serving.credentials.tls import Plain, Tls
 from serving.http2.frames import Http2Error
+from serving.protocols.status import StatusCode
 
 _READ_BYTES = 256 << 10
 _BLOCK_S = 1.0
@@ -194,20 +193,20 @@ class Http2Connection(SharedSocket):
         except BlockingIOError:
             return
         except OSError as err:
-            self.close((grpc.StatusCode.UNAVAILABLE, str(err)))
+            self.close((StatusCode.UNAVAILABLE, str(err)))
             if is_alarm(err):
                 raise
             return
         with self._lock:
             if not data:
-                self._end((grpc.StatusCode.UNAVAILABLE, "the server closed the connection"))
+                self._end((StatusCode.UNAVAILABLE, "the server closed the connection"))
                 return
             self._used_s = time.monotonic()
             try:
                 self._session.receive(self._cipher.decrypt(data))
                 self._wake_next()
             except (Http2Error, OSError) as err:
-                self._end((grpc.StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
+                self._end((StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
                 if is_alarm(err):
                     raise
                 return
@@ -236,5 +235,5 @@ class Http2Connection(SharedSocket):
         """Ask a silent server for a sign of life; give it up if there is none."""
         with self._lock:
             if not self._session.is_alive():
-                self._end((grpc.StatusCode.UNAVAILABLE, "the server is silent"))
+                self._end((StatusCode.UNAVAILABLE, "the server is silent"))
         self._flush()

@@ -14,7 +14,7 @@ from serving.batching.request import Answer, Request
 from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
 from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
-from serving.protocols.status import UNKNOWN_METHOD, Status, error_of
+from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.telemetry.logs import request_fields
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.auth import TokenCheck
@@ -95,10 +95,10 @@ class Handlers(grpc.GenericRpcHandler):
             if self._log is not None and call is not None:
                 self._log.end(call, code)
             if refusal is not None:
-                if self.closing is not None and refusal.code is grpc.StatusCode.UNAVAILABLE:
+                if self.closing is not None and refusal.code is StatusCode.UNAVAILABLE:
                     await self.closing.wait()
                 trailers = (*(context.trailing_metadata() or ()), *refusal.metadata)
-                await context.abort(refusal.code, refusal.text, trailers)
+                await context.abort(grpc.StatusCode[refusal.code.name], refusal.text, trailers)
             return response
 
         return guarded

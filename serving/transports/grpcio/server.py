@@ -8,13 +8,13 @@ import grpc
 from serving.batching.request import Request
 from serving.classifier import Classifier
 from serving.config import ServerConfig
-from serving.credentials.certificates import server_credentials
 from serving.predictions import Predictions
 from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
 from serving.system.address import check_free, with_port
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
+from serving.transports.grpcio.certificates import server_credentials
 from serving.transports.grpcio.handlers import Handlers
 from serving.transports.submit import submit
 

@@ -11,7 +11,8 @@ from serving.http2.events import Event
 from serving.http2.headers import Block, Layout
 from serving.http2.hpack.table import Fields
 from serving.http2.server import ServerConnection
-from serving.transports.access_log import REQUEST_ID, STATUS_NAMES, AccessLog, LoggedCall
+from serving.protocols.status import StatusCode
+from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.status import OK, RESPONSE
 
@@ -91,7 +92,7 @@ class LoggedConnection(ServerConnection):
 
 
 def _status_in(trailers: Fields) -> str:
-    return STATUS_NAMES[int(dict(trailers)[b"grpc-status"])]
+    return StatusCode(int(dict(trailers)[b"grpc-status"])).name
 
 
 def host_of(sock: socket.socket) -> str:

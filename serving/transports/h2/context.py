@@ -4,12 +4,11 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Protocol
 
-import grpc
-
 from serving.batching.request import Outcome, Request
 from serving.classifier import Classifier
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.plan import Plan, frame
+from serving.protocols.status import StatusCode
 from serving.telemetry.tracing import latest_run
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
@@ -19,7 +18,7 @@ from serving.transports.h2.queue import Group, Queue
 from serving.transports.h2.status import RESPONSE, Status
 
 _OVERLOADED = Overloaded()
-_REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name
+_REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
 
 

@@ -4,10 +4,9 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-import grpc
-
 from serving.errors import DeadlineExceeded, DigitsError, Unauthenticated
 from serving.protocols import status
+from serving.protocols.status import StatusCode
 
 PREFIX_BYTES = 5
 """The length of what precedes each message: whether it is compressed, and its length."""
@@ -40,7 +39,7 @@ def _encode(ending: status.Status) -> Status:
     # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %.
     message = quote(ending.text.encode("utf-8", "replace"), safe=_SAFE)
     trailers = {
-        "grpc-status": str(ending.code.value[0]),
+        "grpc-status": str(ending.code),
         "grpc-message": message,
         **dict(ending.metadata),
     }
@@ -48,45 +47,37 @@ def _encode(ending: status.Status) -> Status:
     return Status(ending.code.name, encoded)
 
 
-def _status(code: grpc.StatusCode, text: str, *metadata: tuple[str, str]) -> Status:
+def _status(code: StatusCode, text: str, *metadata: tuple[str, str]) -> Status:
     return _encode(status.Status(code, text, metadata))
 
 
 MALFORMED = _status(
-    grpc.StatusCode.INVALID_ARGUMENT, "expected a gRPC message: a flag of 0 or 1, and a length"
+    StatusCode.INVALID_ARGUMENT, "expected a gRPC message: a flag of 0 or 1, and a length"
 )
-TRUNCATED = _status(
-    grpc.StatusCode.INVALID_ARGUMENT, "the request ended before its message was whole"
-)
+TRUNCATED = _status(StatusCode.INVALID_ARGUMENT, "the request ended before its message was whole")
 COMPRESSED = _status(
-    grpc.StatusCode.UNIMPLEMENTED,
+    StatusCode.UNIMPLEMENTED,
     "compressed messages are not accepted",
     ("grpc-accept-encoding", "identity"),
 )
-NOT_ONE_MESSAGE = _status(
-    grpc.StatusCode.UNIMPLEMENTED, "expected exactly one message in this request"
-)
+NOT_ONE_MESSAGE = _status(StatusCode.UNIMPLEMENTED, "expected exactly one message in this request")
 UNKNOWN_METHOD = _encode(status.UNKNOWN_METHOD)
 UNAUTHENTICATED = Status.of(Unauthenticated())
-NO_TRAILERS = _status(grpc.StatusCode.INVALID_ARGUMENT, "expected the header te: trailers")
+NO_TRAILERS = _status(StatusCode.INVALID_ARGUMENT, "expected the header te: trailers")
 BAD_TIMEOUT = _status(
-    grpc.StatusCode.INVALID_ARGUMENT,
+    StatusCode.INVALID_ARGUMENT,
     "expected grpc-timeout as up to 8 digits and one of H, M, S, m, u, n",
 )
-OUT_OF_MEMORY = _status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many half-received messages")
-UNREAD = _status(
-    grpc.StatusCode.RESOURCE_EXHAUSTED, "too many answers on this connection are unread"
-)
-TOO_SLOW = _status(
-    grpc.StatusCode.DEADLINE_EXCEEDED, "the request's message did not arrive in time"
-)
+OUT_OF_MEMORY = _status(StatusCode.RESOURCE_EXHAUSTED, "too many half-received messages")
+UNREAD = _status(StatusCode.RESOURCE_EXHAUSTED, "too many answers on this connection are unread")
+TOO_SLOW = _status(StatusCode.DEADLINE_EXCEEDED, "the request's message did not arrive in time")
 LATE = Status.of(DeadlineExceeded())
 
 
 def too_long(num_bytes: int, limit: int) -> Status:
     """Return the status of a message that is too long; without a pushback, as no retry helps."""
     return _status(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        StatusCode.RESOURCE_EXHAUSTED,
         f"expected a message of at most {limit} bytes, got {num_bytes}",
     )
 

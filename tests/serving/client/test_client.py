@@ -151,7 +151,7 @@ def test_each_status_becomes_its_error(error_class: type[DigitsError], images: I
     reason = MODEL_TEXTS[0] if error_class is ModelError else "for a reason"
 
     def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.abort(STATUS[error_class], reason)
+        context.abort(grpc.StatusCode[STATUS[error_class].name], reason)
         return b""
 
     with (

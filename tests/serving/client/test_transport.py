@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import ngh2
 import pytest
 import trustme
@@ -26,6 +25,7 @@ from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Un
 from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.images import Images
+from serving.protocols.status import StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import MODEL_INFO, ONE
 
@@ -257,7 +257,7 @@ def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.Monke
     assert call.outcome is None
     calls.receive(part * 3)
     assert isinstance(call.outcome, tuple)
-    assert call.outcome[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert call.outcome[0] is StatusCode.RESOURCE_EXHAUSTED
     assert not calls.calls
 
 

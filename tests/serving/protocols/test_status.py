@@ -3,16 +3,22 @@ import pickle
 import re
 from pathlib import Path
 
+import grpc
 import pytest
 
 from serving import errors
 from serving.errors import DigitsError, RequestError, ServingError
-from serving.protocols.status import MODEL_TEXTS, STATUS, Status, error_from
+from serving.protocols.status import MODEL_TEXTS, STATUS, Status, StatusCode, error_from
 
 
 def leaves(root: type[DigitsError]) -> set[type[DigitsError]]:
     children = root.__subclasses__()
     return set().union(*map(leaves, children)) if children else {root}
+
+
+def test_codes_are_those_of_grpc() -> None:
+    expected = {code.name: code.value[0] for code in grpc.StatusCode}
+    assert {code.name: code.value for code in StatusCode} == expected
 
 
 def test_every_error_has_a_status() -> None:

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import serialization
 from serving import AsyncClient, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
-from serving.credentials.certificates import server_credentials
 from serving.errors import ConfigurationError, Unavailable
 from serving.images import Images
 from serving.server.run import warn_if_exposed
+from serving.transports.grpcio.certificates import server_credentials
 from tests.support.servers import RunningServer, on_both, running_server
 
 TIMEOUT_S = 10.0
