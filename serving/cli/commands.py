@@ -37,7 +37,8 @@ def _serve(options: argparse.Namespace) -> int:
     if signals.HANG_UP is None:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Here, so that a missing package is one line and not a traceback of each worker.
-    installation.require("onnxruntime", "uvloop", "grpc_health", "prometheus_client")
+    loop = ["uvloop"] if options.transport == "grpcio" else []
+    installation.require("onnxruntime", "grpc_health", "prometheus_client", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     from serving.server.run import run
 

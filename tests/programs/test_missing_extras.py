@@ -51,7 +51,9 @@ def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int
         *((SERVE, "serving", arguments, "serve")
           for arguments in (("serve",), ("info",), ("serve", "--workers", "2"))),
         *(((module,), "serving", ("serve",), "serve")
-          for module in ("onnxruntime", "uvloop", "grpc_health", "prometheus_client")),
+          for module in ("onnxruntime", "grpc_health", "prometheus_client")),
+        *((("uvloop",), "serving", ("serve", "--transport", "grpcio", *more), "serve")
+          for more in ((), ("--workers", "2"))),
         (("grpc_reflection",), "serving", ("serve", "--port", "0", "--metrics-port", "off",
                                            "--device", "cpu", "--reflection"), "serve"),
         (("PIL",), "serving", ("classify", PICTURE), "pictures"),
