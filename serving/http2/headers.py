@@ -53,6 +53,8 @@ class OpenCall:
     """
 
     __slots__ = ("block", "ended")
+    trailers = None
+    """See `Stream`: its answer has not begun."""
 
     def __init__(self, block: "Block", *, ended: bool) -> None:
         """Describe streams whose peer has ended its side, or not."""

@@ -39,7 +39,7 @@ class _Run(NamedTuple):
     layout: Layout
 
 
-@lru_cache(maxsize=256)  # compiling one takes a millisecond
+@lru_cache(maxsize=256)  # compiling one takes some milliseconds
 def _run(block_bytes: int, layout: Layout) -> _Run:
     """Describe the frames of calls with a header block of a length and messages of a layout.
 
@@ -181,52 +181,48 @@ def _take_headers(
 
 def _take_data(connection: Receiver, run: _Run, flags: int, rows: list[_Row]) -> int:
     """Take messages of streams that are open; return how many."""
-    streams, number = connection.streams, 0
-    while number < len(rows):
-        some = rows[number:] if number else rows
-        state: Any = streams.get(some[0][0])
+    at = 0
+    while at < len(rows):
+        state: Any = connection.streams.get(rows[at][0])
         take: Any = _end_calls if state.__class__ is OpenCall else _take_messages
-        taken = take(connection, run, flags, some, state)
+        taken = take(connection, run, flags, rows, at, state)
         if not taken:
             break
-        number += taken
-    return number
+        at += taken
+    return at
 
 
 def _end_calls(
-    connection: Receiver, run: _Run, flags: int, rows: list[_Row], state: OpenCall
+    connection: Receiver, run: _Run, flags: int, rows: list[_Row], at: int, state: OpenCall
 ) -> int:
-    """Take the messages of calls whose headers were recognised; return how many."""
+    """Take, from `at` on, the messages of calls whose headers were recognised; return how many."""
     streams, block = connection.streams, state.block
     if state.ended or flags != END_STREAM or run.layout not in block.messages:
         return 0
-    number, answered = 0, block.answered
-    for stream, _ in rows:
-        if streams.get(stream) is not state:
-            break
-        streams[stream] = answered
-        number += 1
-    _report(connection, run, block, dict(rows[:number]))
-    return number
+    end, answered = at, block.answered
+    while end < len(rows) and streams.get(rows[end][0]) is state:
+        streams[rows[end][0]] = answered
+        end += 1
+    _report(connection, run, block, dict(rows[at:end]))
+    return end - at
 
 
 def _take_messages(
-    connection: Receiver, run: _Run, flags: int, rows: list[_Row], state: Stream | None
+    connection: Receiver, run: _Run, flags: int, rows: list[_Row], at: int, state: Stream | None
 ) -> int:
-    """Take messages of one stream; return how many."""
+    """Take, from `at` on, messages of one stream; return how many."""
     if state is None or state.ended or state.content_left is not None or state.block is None:
         return 0
     layouts, window = state.block.messages, state.receive_window
     if run.layout not in layouts:
         return 0
-    first, is_end, messages = rows[0][0], flags == END_STREAM, []
-    for stream, message in rows:
+    first, is_end, messages = rows[at][0], flags == END_STREAM, []
+    while at < len(rows) and rows[at][0] == first and window >= run.num_bytes and not state.ended:
         window -= run.num_bytes
-        if stream != first or window < 0 or state.ended:
-            break
-        state.receive_window = window
         state.ended = is_end
-        messages.append(message)
+        messages.append(rows[at][1])
+        at += 1
+    state.receive_window = window
     if messages:
         value = run.layout, layouts[run.layout], messages
         connection.events.append((MESSAGES, first, value, is_end))

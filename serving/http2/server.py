@@ -135,9 +135,10 @@ class ServerConnection(Connection):
         """Prepare whole responses with a message of a length."""
         if size > DEFAULT_FRAME:
             return
-        # Without room in the peer's table literals do, too: they need no table.
-        response = self.encoder.repeated(self._response) or encode_literally(self._response)
-        trailers = self.encoder.repeated(self._trailers) or encode_literally(self._trailers)
+        response = self.encoder.repeated(self._response)
+        trailers = self.encoder.repeated(self._trailers)
+        if response is None or trailers is None:  # one that comes later would move the other
+            response, trailers = map(encode_literally, (self._response, self._trailers))
         if len(self._parts) >= _MAX_PARTS:
             self._parts.clear()
         self._parts[size] = (

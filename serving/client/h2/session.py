@@ -158,11 +158,12 @@ class Session:
         if kind == events.RESPONSE:
             block, data, trailers = value
             call.parts.append(data)
-            call.failure = _OK
-            if self._ok != (block, trailers):
+            if self._ok == (block, trailers):
+                call.failure = _OK
+            else:
                 _read_headers(call, block.fields, is_first=True, is_last=False)
                 _read_headers(call, trailers, is_first=False, is_last=True)
-                if call.failure[0] is _OK[0]:
+                if call.failure is not None and call.failure[0] is _OK[0]:
                     self._ok = block, trailers
         elif kind == events.DATA:
             return self._take_data(call, value) or is_end

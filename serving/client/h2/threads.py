@@ -118,6 +118,8 @@ class Http2Connection(SharedSocket):
 
     def wait(self, call: ThreadCall) -> Outcome:
         """Wait for the outcome of a call."""
+        if self._has_left and not self._may_leave():  # who was to send it has gone on
+            self._flush()
         try:
             while call.outcome is None:
                 with self._lock:
@@ -134,7 +136,8 @@ class Http2Connection(SharedSocket):
                     call.woken.acquire(timeout=max(0.0, call.deadline_s - time.monotonic()))
                 if call.outcome is None and time.monotonic() >= call.deadline_s:
                     self._forget(call)
-                    call.outcome = LATE
+                    if call.outcome is None:
+                        call.outcome = LATE
         except BaseException:  # KeyboardInterrupt
             self._forget(call)
             raise

@@ -14,7 +14,9 @@ from serving.http2.hpack.table import (
 )
 
 _MAX_CACHED = 256
-_VOLATILE = frozenset((b"grpc-timeout", b"grpc-message", b"x-request-id"))
+_VOLATILE = frozenset(
+    (b"grpc-timeout", b"grpc-message", b"x-request-id", b"traceparent", b"tracestate")
+)
 """Names whose values change from call to call: inserted, they would only push others out."""
 _STATIC_INDEX = {field: index for index, field in reversed([*enumerate(STATIC, 1)])}
 _STATIC_NAME = {name: index for index, (name, _) in reversed([*enumerate(STATIC, 1)])}

@@ -53,9 +53,10 @@ class Calls:
         self.has_new_timers = False
         """Whether streams with a deadline have begun since the last `tick`."""
 
-    def check_tokens(self, connections: Iterable[Connection]) -> None:
-        """Have headers read again where other tokens are valid now."""
-        if self._heads.have_changed():
+    def check(self, connections: Iterable[Connection]) -> None:
+        """Have calls read again where other tokens are valid now, or the model is slower."""
+        if self.context.is_slower or (self.need_tokens and self._heads.have_changed()):
+            self.context.is_slower = False
             for connection in connections:
                 connection.http2.forget()
 
@@ -69,7 +70,13 @@ class Calls:
         for kind, stream, value, ended in connection.http2.receive(data, now_s):
             if kind == events.CALLS:
                 block, plan, calls = value
-                head = block.call or self._read(connection, block)
+                head = block.call
+                if head is None:
+                    head = self._read(connection, block)
+                    for stream in calls:  # a later frame may have made its state an object
+                        state = streams.get(stream)
+                        if state is not None and state.call is None:
+                            state.call = head
                 if head.refusal is None:
                     self._queue_calls(connection, head, plan, calls, calls.values(), now_s)
                 for stream in calls if head.refusal else ():

@@ -140,10 +140,12 @@ class Connections:
         """Close a connection as it is, and forget its calls."""
         if self._open.pop(connection, self) is self:
             return
-        self._calls.forget(connection)
-        self._selector.unregister(connection.socket)
-        connection.close()
-        self.listen()
+        try:
+            self._calls.forget(connection)
+        finally:  # whatever went wrong: its socket would be ready for ever
+            self._selector.unregister(connection.socket)
+            connection.close()
+            self.listen()
 
     def sweep(self, now_s: float) -> None:
         """Close connections that are idle, stuck or old; accept new ones again."""

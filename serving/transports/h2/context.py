@@ -60,6 +60,8 @@ class Context:
         self.post = post
         self.max_inline_images = 0
         """The largest request that the loop runs itself; 0 where a run takes long."""
+        self.is_slower = False
+        """Whether recognised calls may have become too large for the loop."""
         self.stalled: dict[Holder, None] = {}
         """Streams that wait for room in a queue, the longest waiting first."""
         self._num_held = 0
@@ -75,9 +77,9 @@ class Context:
     def fail(self, connection: Connection, stream_id: bytes, error: DigitsError) -> None:
         """End a call of images that waited with an error."""
         head = connection.call(stream_id)
-        assert isinstance(head, Head)
-        head.note_failure(error)
-        self.refuse(connection, stream_id, head, Status.of(error))
+        if isinstance(head, Head):
+            head.note_failure(error)
+            self.refuse(connection, stream_id, head, Status.of(error))
 
     def submit(self, group: Group, head: Head) -> None:
         """Let calls wait for a run as far as there is room, and refuse the others."""

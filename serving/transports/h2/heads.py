@@ -85,7 +85,8 @@ class Heads:
         """Return the meaning of headers."""
         head: Head | None = block.kind.call
         if head is None:
-            fields = [field for field in block.fields if field not in block.changing]
+            changing = set(block.changing)
+            fields = [field for field in block.fields if field not in changing]
             head = block.kind.call = self._read(fields)
         for name, value in block.changing:
             if name == b"grpc-timeout":

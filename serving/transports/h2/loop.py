@@ -170,8 +170,8 @@ class Loop:
 
         Where that was not enough for all, those who have taken the least time go first.
         """
-        if self._calls.need_tokens:
-            self._calls.check_tokens(self._connections)
+        if self._calls.need_tokens or self._calls.context.is_slower:
+            self._calls.check(self._connections)
         if self._is_overrun:
             ready.sort(key=self._tag_s)
         begin_s = now_s

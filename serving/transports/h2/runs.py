@@ -48,7 +48,9 @@ class Runs:
         # Nothing is read during a run, so runs are short.
         most = min(batching.max_batch_size, self._queue.capacity)
         self._queue.run_rows = min(most, model.quick_images) or 1
+        before = self._context.max_inline_images
         self._context.max_inline_images = min(_INLINE_IMAGES, model.quick_images)
+        self._context.is_slower |= self._context.max_inline_images < before
 
     def refresh(self) -> None:
         """Switch to the version that is served now."""
@@ -60,12 +62,10 @@ class Runs:
         self.refresh()
         queue = self._queue
         batch, late = queue.take(queue.run_rows, now_s)
-        for group in late:
-            self._end(group, _LATE)
-        if not batch:
-            return
         try:
-            num_images = self._run(batch)
+            for group in late:
+                self._end(group, _LATE)
+            num_images = self._run(batch) if batch else 0
         except Exception:  # a flaw of ours: it ends these calls, and never the loop
             _log.exception("a batch could not be answered")
             alive: list[Group] = []

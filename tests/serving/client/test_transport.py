@@ -261,6 +261,21 @@ def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.Monke
     assert not calls.calls
 
 
+def test_answers_without_a_status_are_none_however_often_they_come() -> None:
+    calls = session.Session("x:1", "http")
+    calls.receive(frame(frames.SETTINGS, 0, bytes(4)))
+    for _ in range(3):
+        call = session.Call(time.monotonic() + TIMEOUT_S)
+        calls.start(call, "/a.B/C", b"", ())
+        calls.receive(
+            frame(frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88")
+            + frame(frames.DATA, 0, call.stream, b"\0\0\0\0\2hi")
+            + frame(frames.HEADERS, frames.END_HEADERS | 1, call.stream, b"\0\1x\1y")
+        )
+        assert isinstance(call.outcome, tuple)
+        assert call.outcome[0] is StatusCode.UNKNOWN
+
+
 def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> None:
     """The thread that reads for all gives up; another one reads on."""
     hangs, has_come = threading.Event(), threading.Semaphore(0)

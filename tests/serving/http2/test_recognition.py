@@ -281,3 +281,23 @@ def test_layouts_of_a_block_are_few(generator: random.Random) -> None:
     for number in range(1000):
         connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
         assert len(block.messages) <= 16
+
+
+def test_prepared_responses_mean_the_same_though_the_first_was_kept_back() -> None:
+    """What is prepared must not refer to a table that later fields change."""
+    connection, encoder, decoder = server(), hpack.Encoder(), hpack.Decoder()
+    connection.receive(frame(4, 0, bytes(4), b"\0\4" + word(10)), 0.0)
+    for stream, size in ((1, 60), (3, 61), (5, 60)):
+        block = encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/a")])
+        call = frame(1, 4, word(stream), block) + frame(0, 1, word(stream), bytes(100))
+        connection.receive(call, 0.0)
+        connection.answer([word(stream)], [bytes(size)])
+        connection.receive(frame(4, 0, bytes(4), b"\0\4" + word(1 << 16)), 0.0)  # wider
+        fields: list[tuple[bytes, bytes]] = []
+        sent, at = connection.data_to_send(), 0
+        while at < len(sent):
+            end = at + 9 + int.from_bytes(sent[at : at + 3], "big")
+            if sent[at + 3] == 1:
+                fields += decoder.decode(sent[at + 9 : end], raw=True)
+            at = end
+        assert tuple(fields) == (*RESPONSE, *OK)

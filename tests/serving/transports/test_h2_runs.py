@@ -6,19 +6,22 @@ makes one batch.
 
 import asyncio
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 import pytest
-from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame
+from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, WindowUpdateFrame
 
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, ServerConfig
+from serving.images import Images
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
+from serving.predictions import Probabilities
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
@@ -289,3 +292,58 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
     with Classifier(model, batching) as classifier:
         methods = digits_methods(classifier, "h2")
         asyncio.run(beat_during_a_run(H2Server(classifier, methods, ServerConfig(port=0))))
+
+
+def changing(held: Held, stream: int) -> list[Frame]:
+    """Build a whole call whose timeout no other has."""
+    return held.frames(stream, request(1), grpc_timeout=f"{1000 + stream}S")
+
+
+def warm(held: Held) -> None:
+    """Have calls recognised that differ in their timeouts."""
+    held.engine.open(1000)
+    for stream in (1, 3, 5):
+        held.connection.send(*changing(held, stream))
+        assert digits(held.connection.reply(stream)) == [1]
+
+
+def test_connection_that_breaks_the_protocol_after_recognised_calls_is_closed(held: Held) -> None:
+    warm(held)
+    ping = b"\0\0\3\6\0\0\0\0\0abc"  # of a wrong length
+    held.connection.send(*changing(held, 7), *changing(held, 9), ping)
+    held.connection.wait_closed()
+    with Connection(held.address, TIMEOUT_S) as other:
+        other.open()
+        other.call(1, request(7))
+        assert digits(other.reply(1)) == [7]
+    assert held.counts["Classify", "CANCELLED"] == 2
+
+
+def test_late_call_with_a_wider_window_takes_no_other_along(held: Held) -> None:
+    with Connection(held.address, TIMEOUT_S) as connection:
+        connection.open()
+        held = replace(held, connection=connection)
+        warm(held)
+        late = held.frames(7, request(1), grpc_timeout="0n")
+        connection.send(*late, WindowUpdateFrame(7, window_increment=1000), *changing(held, 9))
+        assert digits(connection.reply(9)) == [1]
+        assert connection.reply(7).status == LATE
+
+
+def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
+    warm(held)
+    threads: set[str] = set()
+
+    class Slow(FakeModel):
+        def run(self, images: Images) -> Probabilities:
+            threads.add(threading.current_thread().name.partition("-")[0])
+            return super().run(images)
+
+    manifest = replace(MANIFEST, version="99")
+    held.classifier.adopt(LoadedModel(Slow(), manifest, "fp32", 0))
+    for stream in (7, 9, 11):
+        held.connection.send(*changing(held, stream))
+        held.connection.reply(stream)
+        if stream == 7:
+            threads.clear()
+    assert threads == {"runner"}
