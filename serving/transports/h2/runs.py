@@ -74,7 +74,7 @@ class Runs:
             for group in alive:
                 self._end(group, _FAILED)
             return
-        if num_images >= queue.run_rows // 2:  # an image of a small run costs more
+        if num_images > queue.run_rows // 2:  # an image of a small run costs more
             queue.row_s += ((self._context.clock() - now_s) / num_images - queue.row_s) / 8
 
     def _run(self, batch: list[Group]) -> int:

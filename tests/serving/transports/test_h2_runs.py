@@ -347,3 +347,14 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
         if stream == 7:
             threads.clear()
     assert threads == {"runner"}
+
+
+@pytest.mark.parametrize("quick_images", [1])
+def test_round_in_which_all_calls_are_late_is_as_any_other(
+    held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm(held)
+    held.connection.send(*held.frames(7, request(1), grpc_timeout="0n"))
+    assert held.connection.reply(7).status == LATE
+    held.assert_well(9)
+    assert not caplog.records
