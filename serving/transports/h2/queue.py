@@ -1,8 +1,8 @@
 """The queue of calls that wait for a run; connections take turns."""
 
 from collections import Counter, deque
-from collections.abc import Container, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from serving.protocols.plan import Plan
 
@@ -15,14 +15,6 @@ _OWN_ROWS = 8
 """Images that a connection, or else an address, may have waiting however many others have."""
 _GIVE_UP_MEMORY_S = 1.0
 """How long callers that gave up are remembered."""
-
-
-class Caller(Protocol):
-    """A connection, as far as the queue knows it."""
-
-    streams: Container[bytes]
-    """The calls that its peer has not left."""
-    line: "Line"
 
 
 class Line:
@@ -46,9 +38,13 @@ class Line:
         size = len(group.streams)
         if size > number:
             at = size - number if newest else number
-            parts = [group.cut(0, at), group.cut(at, size)]
-            group = parts.pop(1 if newest else 0)
-            (self.groups.append if newest else self.groups.appendleft)(parts[0])
+            older, newer = group.cut(0, at), group.cut(at, size)
+            if newest:
+                self.groups.append(older)
+                group = newer
+            else:
+                self.groups.appendleft(newer)
+                group = older
         self.num_rows -= len(group.streams) * group.plan.num_rows
         return group
 
@@ -75,7 +71,8 @@ class Group:
         """Describe calls that wait.
 
         Args:
-            caller: the connection.
+            caller: the connection: its peer has left what is not in its `streams`; what waits is
+                in its `line`.
             streams: the calls.
             messages: the bytes of each one's images.
             plan: how each is answered.
