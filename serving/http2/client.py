@@ -60,7 +60,7 @@ class ClientConnection(Connection):
             self._ready.append(
                 b"%b\4%b%b%b\1%b%b" % (word(first), stream, block, word(second), stream, data)
             )
-            self._small_frames.add(2)
+            self._small_frames.left += 2
             self._send_window -= size
             state.finished = True
             return
@@ -150,7 +150,7 @@ class ClientConnection(Connection):
             if ended:
                 self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        self._small_frames.add(self.limits.small_frames_per_request)
+        self._small_frames.left += self.limits.small_frames_per_request
         state.block = block
         state.content_left = block.kind.content_length
         if ended:

@@ -58,10 +58,8 @@ class Input(Output):
 
     def _account_recognised(self) -> None:
         """Take the messages that were recognised off the windows and limits."""
-        self._small_frames.add(self.limits.small_frames_per_request * self.num_recognised)
-        self._receive_window -= self.recognised_bytes
-        if self._receive_window < self.limits.connection_window_bytes // 2:
-            self._use_window(0)
+        self._small_frames.left += self.limits.small_frames_per_request * self.num_recognised
+        self._use_window(self.recognised_bytes)
         self.num_recognised = self.recognised_bytes = 0
 
     def _use_window(self, num_bytes: int) -> None:
@@ -90,7 +88,7 @@ class Input(Output):
         if length < self.limits.small_bytes and not ends:
             self._small()
         else:
-            self._small_frames.add(1)
+            self._small_frames.left += 1
         if self._accept_data(stream, length, end - begin, ends=ends):
             part = data[begin:end]
             has_all = len(part) == end - begin

@@ -47,6 +47,7 @@ class Budget:
         """Start with all of it."""
         self._burst, self._per_s = burst, per_s
         self.left = float(burst)
+        """What it may do now; adding to it lets the peer do more."""
         self._taken_s = 0.0
 
     def take(self, now_s: float) -> bool:
@@ -54,7 +55,3 @@ class Budget:
         gained_s, self._taken_s = now_s - self._taken_s, now_s
         self.left = min(self._burst, self.left + gained_s * self._per_s) - 1
         return self.left >= 0
-
-    def add(self, number: int) -> None:
-        """Let the peer do more."""
-        self.left += number

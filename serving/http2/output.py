@@ -172,7 +172,7 @@ class Output:
             end = min(room, at + self._max_frame)
             flags = END_STREAM if end == len(unsent) and state.trailers == b"" else 0
             self._ready.append(frame(DATA, flags, stream, bytes(unsent[at:end])))
-            self._small_frames.add(2)  # updates of the stream's and the connection's window
+            self._small_frames.left += 2  # updates of the stream's and the connection's window
             at = end
         if at:
             self._send_window -= at

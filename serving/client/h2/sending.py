@@ -50,7 +50,7 @@ class SharedSocket:
     def _take(self) -> bytes:
         """Return what is ready to be sent, for `_send`, unless another thread sends; with the lock.
 
-        Whoever sends takes along what others add meanwhile.
+        The thread that sends also sends what other threads add meanwhile.
         """
         if self._is_writing or self._is_lost:
             return b""

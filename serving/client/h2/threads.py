@@ -110,6 +110,11 @@ class Http2Connection(SharedSocket):
         """
         return bool(self._ready) and time.monotonic() - self._used_s < _LEAVE_S
 
+    def _send_left(self) -> None:
+        """Send what another thread has left, unless one that is about to wake will."""
+        if self._has_left and not self._may_leave():
+            self._flush()
+
     def _flush(self) -> None:
         with self._lock:
             self._has_left = False
@@ -118,8 +123,7 @@ class Http2Connection(SharedSocket):
 
     def wait(self, call: ThreadCall) -> Outcome:
         """Wait for the outcome of a call."""
-        if self._has_left and not self._may_leave():  # who was to send it has gone on
-            self._flush()
+        self._send_left()  # the thread that was to send it may have gone on
         try:
             while call.outcome is None:
                 with self._lock:
@@ -142,9 +146,8 @@ class Http2Connection(SharedSocket):
             self._forget(call)
             raise
         finally:
-            self._wake_next()  # whoever was woken, or gave up before
-            if self._has_left and not self._may_leave():
-                self._flush()
+            self._wake_next()  # also where this call was woken, or gave up
+            self._send_left()
         return call.outcome
 
     def close(self, failure: Failure) -> None:

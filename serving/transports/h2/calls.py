@@ -79,8 +79,9 @@ class Calls:
                             state.call = head
                 if head.refusal is None:
                     self._queue_calls(connection, head, plan, calls, calls.values(), now_s)
-                for stream in calls if head.refusal else ():
-                    self._open(connection, stream, head, now_s, ended=True)
+                else:
+                    for stream in calls:
+                        self._open(connection, stream, head, now_s, ended=True)
                 continue
             if kind == events.RESET:
                 self._cancel(connection, value[1], now_s)

@@ -142,7 +142,7 @@ class Connections:
             return
         try:
             self._calls.forget(connection)
-        finally:  # whatever went wrong: its socket would be ready for ever
+        finally:  # even after an error: its socket would be ready for ever
             self._selector.unregister(connection.socket)
             connection.close()
             self.listen()

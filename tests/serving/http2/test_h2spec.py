@@ -193,7 +193,7 @@ CASES: list[tuple[str, str, bytes, str]] = [
      ANSWERED),
     ("http2/4.2/2", "DATA over MAX_FRAME_SIZE",
      OPEN + of(DATA, bytes(LIMITS.max_frame_bytes + 1), END_STREAM), GOAWAY_SIZE),
-    # h2spec sends 20 kB, whatever was announced; we announce more (RFC 9113, section 4.2).
+    # h2spec always sends 20 kB; we announce that we take more (RFC 9113, section 4.2).
     ("http2/4.2/3", "HEADERS over what a header block may have",
      ending(bytes(LIMITS.max_block_bytes)), GOAWAY_SIZE),
     ("http2/4.3/1", "a header block that is cut off", headers(WHOLE, b"\x40"), GOAWAY_HPACK),
