@@ -140,7 +140,7 @@ def test_only_tests_import_handwriting() -> None:
 
 ROOMS = {
     "serving": """
-        errors installation signature predictions images config system http2 credentials model.info
+        errors installation tensors signature predictions images config system http2 credentials model.info
         pictures telemetry.metrics telemetry model batching classifier scoring protocols transports
         client server cli __main__ __init__
     """,
