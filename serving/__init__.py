@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import AsyncClient, Client
     from serving.config import BatchingConfig
+    from serving.embedded import Model
     from serving.errors import (
         ConfigurationError,
         CorruptModel,
@@ -50,6 +51,7 @@ __all__ = [
     "DigitsError",
     "FoundDigit",
     "InvalidRequest",
+    "Model",
     "ModelError",
     "ModelInfo",
     "ModelNotFound",
@@ -73,6 +75,7 @@ _HOMES = {
     "Classifier": "serving.classifier",
     "Client": "serving.client",
     "FoundDigit": "serving.pictures.facts",
+    "Model": "serving.embedded",
     "ModelInfo": "serving.model.info",
     "Number": "serving.pictures.facts",
     "Prediction": "serving.predictions",

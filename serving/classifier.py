@@ -13,19 +13,18 @@ import numpy.typing as npt
 
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.batcher import Batcher
-from serving.batching.parallel_run import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
-from serving.errors import CorruptModel, Unavailable
+from serving.embedded import Embedded
+from serving.errors import CorruptModel
 from serving.images import as_images
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.repository import PRETRAINED
 from serving.predictions import Predictions
-from serving.system.cores import usable_cores
 from serving.telemetry.metrics import Metrics
 
 
-class Classifier:
+class Classifier(Embedded):
     """Classifies images in this process; safe to call from many threads.
 
     `classify`, `model_info`, `close` and `with` are those of `serving.client.Client`. Use it
@@ -47,21 +46,16 @@ class Classifier:
             num_processes: how many classifiers share this machine's cores.
             served_name: the model's name for callers, if not its own.
         """
-        self.batching = batching or BatchingConfig()
-        self.metrics = Metrics()
-        self.served = model
-        self.signature = model.signature
+        super().__init__(model, batching, num_processes)
+        self.signature = model.image_signature
         """The shape of the images, and the classes: equal for every version that it adopts."""
-        cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
-        self._cores = cores
+        self.metrics = Metrics()
         self._served_name = served_name
         self.batcher = Batcher(
-            model, self.batching, num_runners=cores, observe=self.metrics.observe_run
+            model, self.batching, num_runners=self._cores, observe=self.metrics.observe_run
         )
-        self._is_closed = False
         self._awaited: WeakKeyDictionary[asyncio.AbstractEventLoop, AwaitedCalls]
         self._awaited = WeakKeyDictionary()
-        self._reopen: Callable[[], Self] | None = None
 
     @classmethod
     def load(
@@ -115,8 +109,9 @@ class Classifier:
         batching = batching or BatchingConfig()
         model_dir = config.models / config.model
         model = load_model(
-            model_dir, config.version, config.device, config.precision, batching.max_batch_size
-        )
+            model_dir, config.version, config.device, config.precision, batching.max_batch_size,
+            is_described=True,
+        )  # fmt: skip
         classifier = cls(model, batching, num_processes, config.served_name)
         config = replace(config, models=config.models.absolute(), version=model.version)
         classifier._reopen = partial(cls.open, config, batching, num_processes)
@@ -138,17 +133,6 @@ class Classifier:
         classifier = cls.load(PRETRAINED / "digits", device=device, precision=precision)
         classifier._reopen = partial(cls.pretrained, device, precision)  # wherever it is installed
         return classifier
-
-    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
-        """Pickle path, version and settings; unpickling loads the model again."""
-        if self._reopen is None:
-            raise TypeError("only a Classifier from load() or pretrained() can be pickled")
-        return self._reopen, ()
-
-    @property
-    def version(self) -> str:
-        """The version that new requests run on, such as "3"."""
-        return self.served.version
 
     def adopt(self, model: LoadedModel) -> None:
         """Run new requests on another version; earlier ones finish on theirs.
@@ -221,7 +205,7 @@ class Classifier:
             calls = self._awaited[loop] = AwaitedCalls(
                 loop,
                 self._classify,
-                min(self.served.enough_images, self.batching.max_batch_size),
+                min(self.served.enough_rows, self.batching.max_batch_size),
                 self._cores,
             )
         return calls
@@ -233,21 +217,15 @@ class Classifier:
         signature, model = self.signature, self.served
         checked = as_images(images, signature)
         if self._is_closed:
-            raise Unavailable("the classifier is closed")
-        most, enough = self.batching.max_batch_size, model.enough_images
-        if len(checked) <= most and len(checked) <= enough:
-            probabilities = model.run(checked)
+            raise self._refusal()
+        if len(checked) <= self.batching.max_batch_size and len(checked) <= model.enough_rows:
+            probabilities = model.classify(checked)
         else:
-            probabilities = run_shared(model, checked, most, enough, self._cores, is_cancelled)
+            feeds = {model.tensors.inputs[0].name: checked}
+            (probabilities,) = self._run_shared(feeds, is_cancelled)
         return Predictions.of(probabilities, model.manifest.version, signature.labels)
 
     def close(self) -> None:
         """Refuse later calls; calls in progress finish. May be called again."""
-        self._is_closed = True
+        super().close()
         self.batcher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()

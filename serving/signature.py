@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from serving.tensors import Tensor, TensorSignature
+
 _MAX_LABEL = 100
 """The longest label: it is sent to every client, and printed."""
+INPUT, OUTPUT = "images", "probabilities"
+"""The names in graphs of classifiers."""
 _PIXELS = "uint8"
 """The type of pixels."""
 
@@ -54,6 +58,13 @@ class Signature:
             raise ValueError(f"dtype {_PIXELS} expected, got {document['dtype']!r}")
         labels = tuple(document.get("labels") or ())
         return cls(tuple(document["input_shape"]), document["classes"], labels)
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """The tensors of a graph with this signature, as the exporter names them."""
+        images = Tensor(INPUT, "UINT8", (-1, self.image_bytes))
+        probabilities = Tensor(OUTPUT, "FP32", (-1, self.num_classes))
+        return TensorSignature((images,), (probabilities,), is_batchable=True)
 
     def document(self) -> dict[str, Any]:
         """Return it as in a manifest."""

@@ -1,9 +1,16 @@
 """Named tensors: what any model takes and answers, as the Open Inference Protocol describes it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+"""An array for each input, by its name."""
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -26,7 +33,7 @@ class Tensor:
     """The protocol's name of its type, such as "FP32"; a key of DTYPES."""
     shape: tuple[int, ...]
     """All its axes; -1 for one of any size. Where rows can be batched, the first axis is the
-    batch."""
+    batch. () is a scalar, or an input of any shape: ONNX Runtime does not say which."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of one row (all axes but the first); 0 if rows have no fixed size."""

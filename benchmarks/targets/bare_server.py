@@ -123,7 +123,7 @@ def _classify(models: Path, precision: Any) -> Answer:
     def classify(messages: Sequence[bytes]) -> list[bytes]:
         pixels = [wire.decode_request(each, DIGITS.image_bytes, len(each)) for each in messages]
         images = np.frombuffer(b"".join(pixels), np.uint8)
-        rows = model.run(images.reshape(-1, DIGITS.image_bytes))
+        rows = model.classify(images.reshape(-1, DIGITS.image_bytes))
         digits = rows.argmax(axis=1).astype(np.uint8)
         ends = accumulate((len(each) // DIGITS.image_bytes for each in pixels), initial=0)
         return [

@@ -18,9 +18,10 @@ import numpy as np
 from serving.errors import ConfigurationError, DeviceError, ModelError
 from serving.images import Images
 from serving.model.engine import CudaEngine, OnnxEngine
-from serving.model.onnx_runtime import INPUT, OUTPUT, onnxruntime
+from serving.model.onnx_runtime import onnxruntime
 from serving.predictions import Probabilities
-from serving.signature import Signature
+from serving.signature import INPUT, OUTPUT, Signature
+from serving.tensors import Array, Feeds
 
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 """The names of CUDA's runtime library, of which ONNX Runtime has loaded one."""
@@ -84,14 +85,15 @@ class Bound(OnnxEngine):
         self._lock = threading.Lock()
         self._shapes: dict[int, _Shape] = {}
 
-    def run(self, images: Images) -> Probabilities:
+    def run(self, feeds: Feeds) -> list[Array]:
         """See `Engine.run`."""
+        images = feeds[INPUT]
         size = 1 << (len(images) - 1).bit_length()
         try:
             with self._lock:
                 if size not in self._shapes:
                     self._shapes[size] = self._new_shape(size)
-                return self._shapes[size].run(images)
+                return [self._shapes[size].run(images)]
         except DeviceError:
             raise
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
@@ -134,7 +136,7 @@ class Half(OnnxEngine):
     """Runs the model with weights and activations in FP16; the probabilities stay float32."""
 
     @classmethod
-    def open(cls, model: bytes, signature: Signature, run_options: Any = None) -> Self:
+    def open(cls, model: bytes, signature: Signature | None, run_options: Any = None) -> Self:
         """See `OnnxEngine.open`.
 
         Raises:

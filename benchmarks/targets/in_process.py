@@ -22,6 +22,7 @@ from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from serving import installation
 from serving.errors import DigitsError
 from serving.images import Images
+from serving.signature import INPUT
 
 
 def _null(spec: Spec, models: Path, artifacts: Path) -> Call:
@@ -52,7 +53,7 @@ def _engine(spec: Spec, models: Path, artifacts: Path) -> Call:
     """Call ONNX Runtime, as the server does."""
     from serving.model.loaded_model import load_model
 
-    return load_model(models / "digits", None, spec.device, spec.precision).run  # type: ignore[arg-type]
+    return load_model(models / "digits", None, spec.device, spec.precision).classify  # type: ignore[arg-type]
 
 
 def _engine_of_kind(spec: Spec, models: Path, artifacts: Path) -> Call:
@@ -63,7 +64,8 @@ def _engine_of_kind(spec: Spec, models: Path, artifacts: Path) -> Call:
     engine = engine_of(spec.target.removeprefix("engine-"), spec.device)
     model_dir = models / "digits"
     manifest, onnx = repository.load(model_dir, next(iter(repository.versions(model_dir))), "fp32")
-    return engine.open(onnx, manifest.signature).run
+    run = engine.open(onnx, manifest.signature).run
+    return lambda images: run({INPUT: images})[0]
 
 
 def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call:

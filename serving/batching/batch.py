@@ -35,8 +35,8 @@ class Batch:
         """Run the rows; raises what the model raises."""
         pixels = [request.rows(first, rows) for request, first, rows in self.pieces]
         joined = pixels[0] if len(pixels) == 1 else b"".join(pixels)
-        images = np.frombuffer(joined, np.uint8).reshape(-1, self.model.signature.image_bytes)
-        probabilities = self.model.run(images)
+        num_rows = sum(rows for _, _, rows in self.pieces)
+        probabilities = self.model.classify(np.frombuffer(joined, np.uint8).reshape(num_rows, -1))
         self.digits = class_numbers(probabilities)
         self.probabilities = probabilities.tobytes()
 

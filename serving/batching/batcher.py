@@ -27,7 +27,7 @@ from serving.batching.fair_queue import FairQueue
 from serving.batching.request import Model, OnOutcome, Request
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
-from serving.model.loaded_model import ENOUGH_IMAGES
+from serving.model.loaded_model import ENOUGH_ROWS
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Batcher:
         max_rows, margin_s = self.max_batch_size, 0.0
         if self._config.max_queue_delay_s == 0:  # the free runners share the waiting rows
             share = -(-self.num_waiting // (self._num_runners - self._num_running))
-            max_rows = min(max(share, ENOUGH_IMAGES), max_rows)
+            max_rows = min(max(share, ENOUGH_ROWS), max_rows)
         if self.num_waiting > self.max_batch_size:
             # Otherwise, with a queue longer than its callers' patience, only those would run whose
             # deadline passes during the run. Without a queue every request gets its chance.

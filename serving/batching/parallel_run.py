@@ -1,4 +1,4 @@
-"""Runs many images on several cores, for one caller."""
+"""Runs many rows on several cores, for one caller."""
 
 import os
 from _thread import LockType, allocate_lock, get_ident, start_new_thread
@@ -8,9 +8,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from serving.batching.request import Model
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.errors import Unavailable
+from serving.tensors import Array, Feeds
 
 _busy: set[int] = set()
 """Threads that are in `run_shared`, callers and helpers, of all models: they share the cores."""
@@ -19,14 +18,14 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def run_shared(
-    model: Model,
-    images: Images,
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
     max_batch_size: int,
-    enough_images: int,
+    enough_rows: int,
     num_threads: int,
     is_cancelled: Callable[[], bool],
-) -> Probabilities:
-    """Run images in parts, on this thread and on helper threads that end with the call.
+) -> list[Array]:
+    """Run rows in parts, on this thread and on helper threads that end with the call.
 
     Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
     run whole batches. Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept
@@ -34,52 +33,50 @@ def run_shared(
     ends the call.
 
     Args:
-        model: the model; safe to call from many threads.
-        images: (N, pixels) uint8.
-        max_batch_size: the most images in one run.
-        enough_images: how many are worth their own run on another core.
+        run: the model, whose rows are independent; safe to call from many threads.
+        feeds: N rows of each input, N >= 1.
+        max_batch_size: the most rows in one run.
+        enough_rows: how many are worth their own run on another core.
         num_threads: the most concurrent runs of all calls together.
-        is_cancelled: once it returns True, no further run begins, and the answer is incomplete.
+        is_cancelled: once it returns True, no further run begins.
 
     Returns:
-        (N, classes) float32; each row sums to 1.
+        N rows of each output.
 
     Raises:
         ModelError: a run failed.
+        Unavailable: the call was cancelled.
     """
-    thread = get_ident()
+    thread, num_rows = get_ident(), len(next(iter(feeds.values())))
     try:
         _busy.add(thread)
         num_free = max(1, 1 + num_threads - len(_busy))
-        num_parts = min(num_free, -(-len(images) // enough_images))
-        if num_parts == 1 and len(images) <= max_batch_size:
-            return model.run(images)
-        return _run_parts(model, images, max_batch_size, num_parts, is_cancelled)
+        num_parts = min(num_free, -(-num_rows // enough_rows))
+        if num_parts == 1 and num_rows <= max_batch_size:
+            return run(feeds)
+        step = min(-(-num_rows // num_parts), max_batch_size)
+        return _run_parts(run, feeds, range(0, num_rows, step), num_parts, is_cancelled)
     finally:
         _busy.discard(thread)
 
 
 def _run_parts(
-    model: Model,
-    images: Images,
-    max_batch_size: int,
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
+    starts: range,
     num_threads: int,
     is_cancelled: Callable[[], bool],
-) -> Probabilities:
-    step = min(-(-len(images) // num_threads), max_batch_size)
-    probabilities = np.empty((len(images), model.signature.num_classes), np.float32)
-    starts = range(0, len(images), step)
-    todo, done = deque(starts), set()
+) -> list[Array]:
+    todo, done = deque(starts), dict[int, list[Array]]()
 
-    def run(first: int) -> None:
-        part = slice(first, first + step)
-        probabilities[part] = model.run(images[part])
-        done.add(first)
+    def run_part(first: int) -> None:
+        part = slice(first, first + starts.step)
+        done[first] = run({name: rows[part] for name, rows in feeds.items()})
 
     def work() -> None:
         with suppress(IndexError):  # another thread took the last part
             while todo and not is_cancelled():
-                run(todo.popleft())
+                run_part(todo.popleft())
 
     def help_out(busy: LockType) -> None:
         with busy, suppress(Exception):
@@ -101,7 +98,10 @@ def _run_parts(
                 pass
         for first in starts:
             if first not in done and not is_cancelled():  # a helper failed on it
-                run(first)
+                run_part(first)
     finally:
         todo.clear()  # so that helpers stop soon if the call ends early
-    return probabilities
+    if len(done) < len(starts):
+        raise Unavailable("the call was cancelled")
+    outputs = zip(*(done[first] for first in starts), strict=True)
+    return [np.concatenate(parts) for parts in outputs]

@@ -26,10 +26,10 @@ class Model(Protocol):
         """The version named in every answer."""
 
     @property
-    def signature(self) -> Signature:
+    def signature(self) -> Signature | None:
         """The shape of its images, and its classes."""
 
-    def run(self, images: Images) -> Probabilities:
+    def classify(self, images: Images) -> Probabilities:
         """Classify (N, pixels) uint8 images into (N, classes) float32 probabilities."""
 
 
@@ -62,7 +62,8 @@ class Answer:
         """Return it as arrays, without copying."""
         rows = np.frombuffer(self.probabilities, "<f4").reshape(len(self.digits), -1)
         model = self.batch.model
-        return Predictions.of(rows, model.version, model.signature.labels)
+        labels = model.signature.labels if model.signature else ()
+        return Predictions.of(rows, model.version, labels)
 
 
 Outcome = Answer | DigitsError

@@ -90,10 +90,11 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         config.precision,
         max_images,
         BATCH_LIMIT_FACTOR,
+        is_described=True,
     )
-    dataset = open_dataset(source, model.signature, options.column, options.rows_per_file)
+    dataset = open_dataset(source, model.image_signature, options.column, options.rows_per_file)
     task = _task(options, target, dataset)
-    schema = task.schema(model.signature)
+    schema = task.schema(model.image_signature)
     prepare(task.output, _manifest(model, dataset, schema), is_resumed=options.resume)
     total, begin_s = dataset.num_rows, time.monotonic()
     progress = Progress(total)

@@ -38,17 +38,20 @@ def check(
     expected: Probabilities,
     max_batch_size: int,
     clock: Callable[[], float] = time.thread_time,
-) -> None:
+) -> float:
     """Run golden samples and noise, alone and mixed in batches of every size.
 
     Where a run takes long, only as many samples and sizes as fit into some 3 s of `clock`.
 
     Args:
-        run: the model; see `Engine.run`.
+        run: the model; see `LoadedModel.classify`.
         golden: (N, pixels) uint8, N >= 1.
         expected: (N, classes) float32, the manifest's probabilities for them.
         max_batch_size: the largest batch.
         clock: the processor time of this thread, in seconds.
+
+    Returns:
+        The largest difference of a row's probability from the one it has alone.
 
     Raises:
         Unfit: a run failed, or an answer is wrong.
@@ -66,15 +69,18 @@ def check(
             f"answers its golden samples wrongly: a probability is off by {difference:.2g}, "
             f"at most {GOLDEN_TOLERANCE:g} expected"
         )
-    for size in _sizes(max_batch_size, image_s):
+    worst = 0.0
+    for size in batch_sizes(max_batch_size, image_s, _BATCHES_S):
         chosen = generator.choices(range(len(alone)), k=size)
         answers = _answers(run, probes[chosen], expected.shape[1])
-        difference = np.abs(answers - alone[chosen]).max()
+        difference = float(np.abs(answers - alone[chosen]).max())
+        worst = max(worst, difference)
         if difference > _NEIGHBOUR_TOLERANCE:
             raise Unfit(
                 f"answers depending on the batch: of {size} images, a probability is off by "
                 f"{difference:.2g}, at most {_NEIGHBOUR_TOLERANCE:g} expected"
             )
+    return worst
 
 
 def _alone(
@@ -93,15 +99,16 @@ def _alone(
     return np.concatenate(rows)
 
 
-def _sizes(max_batch_size: int, image_s: float) -> Iterator[int]:
+def batch_sizes(max_batch_size: int, row_s: float, budget_s: float) -> Iterator[int]:
     """Yield every power of two, which a GPU runs unpadded, and one less, which is padded.
 
-    All from 2 up if an image takes `image_s` little enough, else the smallest.
+    All from 2 up if a row takes `row_s` little enough, else as many as `budget_s` allows, and the
+    smallest.
     """
     full = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
     sizes = sorted({*full, *(size - 1 for size in full)} - {0, 1})
-    for size, num_images in zip(sizes, accumulate(sizes), strict=True):
-        if size > sizes[0] and num_images * image_s > _BATCHES_S:
+    for size, num_rows in zip(sizes, accumulate(sizes), strict=True):
+        if size > sizes[0] and num_rows * row_s > budget_s:
             return
         yield size
 

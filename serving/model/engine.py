@@ -13,26 +13,20 @@ from typing import Protocol, Self
 import numpy as np
 
 from serving.config import Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, DeviceError, ModelError
-from serving.images import Images
+from serving.errors import ConfigurationError, CorruptModel, DeviceError, InvalidRequest, ModelError
 from serving.installation import install
-from serving.model.onnx_runtime import (
-    INPUT,
-    OUTPUT,
-    bare_run,
-    check_signature,
-    new_session,
-    onnxruntime,
-)
-from serving.predictions import Probabilities
+from serving.model.onnx_runtime import bare_run, new_session, onnxruntime, reason_of, tensors_of
 from serving.signature import Signature
+from serving.tensors import Array, Feeds, TensorSignature
 
 _log = logging.getLogger(__name__)
-_OUTPUTS = [OUTPUT]
 
 
 class Engine(Protocol):
-    """Something that classifies a batch; safe to call from many threads."""
+    """Something that runs a model; safe to call from many threads."""
+
+    tensors: TensorSignature
+    """What the model takes and answers; the loader sets whether rows can be batched."""
 
     @property
     def device(self) -> Device:
@@ -42,16 +36,17 @@ class Engine(Protocol):
     def max_concurrent_runs(self) -> int | None:
         """How many concurrent runs are useful; None for one on each core."""
 
-    def run(self, images: Images) -> Probabilities:
-        """Classify one batch on this engine's device.
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Run the model once on this engine's device.
 
         Args:
-            images: (N, pixels) uint8, each row-major; N >= 1.
+            feeds: an array for each input, of its type and shape.
 
         Returns:
-            (N, classes) float32; each row sums to 1.
+            An array for each output, in the order of `tensors.outputs`.
 
         Raises:
+            InvalidRequest: a text is not UTF-8.
             ModelError: the run failed.
             DeviceError: the device can't be used in this process.
         """
@@ -70,7 +65,16 @@ class OnnxEngine:
         session: onnxruntime.InferenceSession,
         run_options: onnxruntime.RunOptions | None = None,
     ) -> None:
-        """Run a session; `open_engine` is the usual way."""
+        """Run a session; `open_engine` is the usual way.
+
+        Raises:
+            CorruptModel: an input or an output has a type that can't be served.
+        """
+        self.tensors = tensors_of(session)
+        self.axes = [tuple(each.shape) for each in (*session.get_inputs(), *session.get_outputs())]
+        """The axes of all inputs and outputs as in the graph: a size, a name, or None."""
+        self._outputs = [each.name for each in self.tensors.outputs]
+        self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
         self._run = bare_run(session)
         # Without any, each run makes its own: 1 us.
         self._run_options = run_options or onnxruntime.RunOptions()
@@ -80,25 +84,54 @@ class OnnxEngine:
     def open(
         cls,
         model: bytes,
-        signature: Signature,
+        signature: Signature | None,
         run_options: onnxruntime.RunOptions | None = None,
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
         try:
             session = new_session(model, cls.provider)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
-            raise CorruptModel(f"ONNX Runtime can't load the model: {_first_line(err)}") from err
-        check_signature(session, signature)
-        return cls(session, run_options)
+            raise CorruptModel(f"ONNX Runtime can't load the model: {reason_of(err)}") from err
+        engine = cls(session, run_options)
+        engine.require(signature)
+        return engine
 
-    def run(self, images: Images) -> Probabilities:
+    def require(self, signature: Signature | None) -> None:
+        """Check that the graph is images -> probabilities, with the sizes in its manifest.
+
+        Raises:
+            CorruptModel: it has other inputs or outputs.
+        """
+        if signature is not None:
+            found, expected = self.tensors, signature.tensors
+            if (found.inputs, found.outputs) != (expected.inputs, expected.outputs):
+                raise CorruptModel(f"the manifest says {expected}, the graph is {found}")
+            self.tensors = expected
+
+    def end_runs(self) -> None:
+        """End the runs in progress, which fail; later ones are not affected."""
+        ended, self._run_options = self._run_options, onnxruntime.RunOptions()
+        ended.terminate = True
+
+    def run(self, feeds: Feeds) -> list[Array]:
         """See `Engine.run`."""
+        if self._texts:
+            feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
-            return self._run(_OUTPUTS, {INPUT: images}, self._run_options)[0]  # type: ignore[no-any-return]
+            return self._run(self._outputs, feeds, self._run_options)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             if err.__traceback__ and err.__traceback__.tb_next:  # Python: a handler of a signal
                 raise
             raise ModelError() from err
+
+
+def _decoded(texts: Array) -> Array:
+    """Return texts for ONNX Runtime, which would take the text of a bytes object, "b'...'"."""
+    try:
+        decoded = [each.decode() if isinstance(each, bytes) else each for each in texts.flat]
+    except UnicodeDecodeError:
+        raise InvalidRequest("expected texts in UTF-8") from None
+    return np.array(decoded, object).reshape(texts.shape)
 
 
 class CudaEngine(OnnxEngine):
@@ -122,32 +155,41 @@ class CudaEngine(OnnxEngine):
     def open(
         cls,
         model: bytes,
-        signature: Signature,
+        signature: Signature | None,
         run_options: onnxruntime.RunOptions | None = None,
     ) -> Self:
         """Build a session and its engine, and run it once: a run shows what the card can't do."""
+        # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
+        config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:
             onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-            no_fallback = ("session.disable_cpu_ep_fallback", "1")
-            session = new_session(model, cls.provider, no_fallback, **cls.provider_options)
-            check_signature(session, signature)
+            session = new_session(model, cls.provider, *config, **cls.provider_options)
             engine = cls(session, run_options)
-            engine.run(np.zeros((1, signature.image_bytes), np.uint8))
+            engine.require(signature)
+            if signature is not None:
+                image = np.zeros((1, signature.image_bytes), np.uint8)
+                engine.run({engine.tensors.inputs[0].name: image})
         except CorruptModel:
             raise
         except Exception as err:  # no driver, no memory left, or a kernel that the card can't run
             raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
         return engine
 
-    def run(self, images: Images) -> Probabilities:
+    def run(self, feeds: Feeds) -> list[Array]:
         """See `Engine.run`."""
         if self._pid != os.getpid():
             raise DeviceError(
-                "CUDA can't be used after a fork: make the Classifier in the child, or spawn it"
+                "CUDA can't be used after a fork: load the model in the child, or spawn it"
             )
-        padded = np.zeros((1 << (len(images) - 1).bit_length(), images.shape[1]), np.uint8)
-        padded[: len(images)] = images
-        return super().run(padded)[: len(images)]
+        if not self.tensors.is_batchable:
+            return super().run(feeds)
+        num_rows = len(next(iter(feeds.values())))
+        padding = (1 << (num_rows - 1).bit_length()) - num_rows
+        padded = {
+            name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
+            for name, rows in feeds.items()
+        }
+        return [rows[:num_rows] for rows in super().run(padded)]
 
 
 ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
@@ -156,16 +198,16 @@ ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
 
 def open_engine(
     model: bytes,
-    signature: Signature,
+    signature: Signature | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     run_options: onnxruntime.RunOptions | None = None,
-) -> Engine:
+) -> OnnxEngine:
     """Build an engine on the requested device; "auto" takes CUDA if it works, else the CPU.
 
     Args:
         model: the content of an ONNX file; weights kept in other files are refused.
-        signature: the signature in its manifest.
+        signature: the signature in its manifest, if it has one.
         device: "auto", "cpu" or "cuda".
         precision: the model's; "auto" takes only a device that supports it.
         run_options: for all its runs; `terminate` ends the current and all later ones.
@@ -198,8 +240,4 @@ def open_engine(
 def _cuda_reason(err: BaseException) -> str:
     """Return CUDA's own message, without ONNX Runtime's C++ signatures around it."""
     found = re.search(r"\w+ failure \d+: [^;\n]*", str(err))
-    return found[0].strip() if found else _first_line(err)
-
-
-def _first_line(err: BaseException) -> str:
-    return str(err).strip().partition("\n")[0][:200]
+    return found[0].strip() if found else reason_of(err)

@@ -1,22 +1,27 @@
-"""A model that is ready to serve: read, verified, built, and checked on its golden samples."""
+"""A model that is ready to serve: read, verified, built, and checked.
+
+With golden samples the check is that they are answered right, whatever the batch. Without, it finds
+out whether rows can be batched.
+"""
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from serving.config import BatchingConfig, Device, Precision
-from serving.errors import CorruptModel, ModelNotFound
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
-from serving.model import acceptance, repository
+from serving.model import acceptance, independence, repository
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
 from serving.predictions import Probabilities
 from serving.signature import Signature
+from serving.tensors import Array, Feeds, TensorSignature
 
 if TYPE_CHECKING:
     from serving.model.engine import Engine  # loads ONNX Runtime, which a supervisor doesn't need
@@ -29,8 +34,8 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
-ENOUGH_IMAGES = 128
-"""The least images that are worth their own run on another core: in larger runs each is hardly
+ENOUGH_ROWS = 128
+"""The fewest rows that are worth their own run on another core: in larger runs each is hardly
 cheaper."""
 _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth it: starting a thread, and waking a core, take some
@@ -42,15 +47,22 @@ _QUICK_S = 0.002
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A version that has answered its golden samples correctly."""
+    """A version that was checked; safe to run from many threads."""
 
     engine: "Engine"
     manifest: Manifest
     precision: Precision
-    quick_images: int = 0
-    """The most images of a run that is quick enough for the thread that reads from all callers."""
-    enough_images: int = ENOUGH_IMAGES
-    """Images that are worth their own run on another core."""
+    quick_rows: int = 0
+    """The most rows of a run that is quick enough for the thread that reads from all callers."""
+    enough_rows: int = ENOUGH_ROWS
+    """Rows that are worth their own run on another core."""
+    batching: str = ""
+    """One line that says whether rows are batched, and why not."""
+    _input: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        inputs = self.tensors.inputs
+        object.__setattr__(self, "_input", inputs[0].name if inputs else "")
 
     @property
     def version(self) -> str:
@@ -58,8 +70,27 @@ class LoadedModel:
         return self.manifest.version
 
     @property
-    def signature(self) -> Signature:
-        """The shape of its images, and its classes."""
+    def tensors(self) -> TensorSignature:
+        """What it takes and answers."""
+        return self.engine.tensors
+
+    @property
+    def signature(self) -> Signature | None:
+        """The shape of its images, and its classes; None if it isn't known to classify images."""
+        return self.manifest.signature
+
+    @property
+    def image_signature(self) -> Signature:
+        """The signature of a classifier of images.
+
+        Raises:
+            ConfigurationError: the model has no manifest that says it is one.
+        """
+        if self.manifest.signature is None:
+            raise ConfigurationError(
+                f"model {self.manifest.name} has no manifest, so it is not known to classify "
+                "images: serving.Model runs any model"
+            )
         return self.manifest.signature
 
     @property
@@ -67,11 +98,16 @@ class LoadedModel:
         """The device that it runs on: "cpu" or "cuda"."""
         return self.engine.device
 
-    def run(self, images: Images) -> Probabilities:
+    # On one line, so that the lock is released even if a trace function raises (debuggers,
+    # coverage, tests): these run between lines.
+
+    def run(self, feeds: Feeds) -> list[Array]:
         """See `Engine.run`."""
-        # On one line, so that the lock is released even if a trace function raises (debuggers,
-        # coverage, tests): these run between lines.
-        with native_run(): return self.engine.run(images)  # noqa: E701  # fmt: skip
+        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
+
+    def classify(self, images: Images) -> Probabilities:
+        """Return the (N, classes) float32 probabilities of (N, pixels) images."""
+        with native_run(): return self.engine.run({self._input: images})[0]  # noqa: E701  # fmt: skip
 
 
 def load_model(
@@ -81,6 +117,8 @@ def load_model(
     precision: Precision = "fp32",
     max_batch_size: int = BatchingConfig().max_batch_size,
     limit_factor: float = 1.0,
+    *,
+    is_described: bool = False,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -88,13 +126,14 @@ def load_model(
     for a minute hangs. It is left behind on a daemon thread.
 
     Args:
-        model_dir: the model's directory, such as models/digits.
+        model_dir: the model's directory, such as models/digits, or an ONNX file.
         version: the version; None for the newest good one. A corrupt version is skipped with a
             warning.
         device: "auto", "cpu" or "cuda".
         precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" means for it.
-        max_batch_size: the most images in one run.
+        max_batch_size: the most rows in one run.
         limit_factor: how many times these limits the steps may take.
+        is_described: whether a version needs a manifest; one without is corrupt.
 
     Raises:
         ModelNotFound: no such version.
@@ -103,7 +142,7 @@ def load_model(
         DeviceError: the device can't be used.
         ConfigurationError: the version has no such variant, or int8 was requested on CUDA.
     """
-    how = (device, precision, max_batch_size, limit_factor)
+    how = (device, precision, max_batch_size, limit_factor, is_described)
     if version is not None:
         return _load_version(model_dir, version, *how)
     failures = []
@@ -118,67 +157,99 @@ def load_model(
 
 def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int,
-    limit_factor: float,
+    limit_factor: float, is_described: bool,
 ) -> LoadedModel:  # fmt: skip
-    from serving.model.engine import open_engine
+    from serving.model.engine import OnnxEngine, open_engine
     from serving.model.onnx_runtime import onnxruntime
 
     run_options = onnxruntime.RunOptions()
 
-    def build() -> LoadedModel:
-        manifest, onnx = repository.load(model_dir, version, precision)
+    def build() -> tuple[OnnxEngine, LoadedModel]:
+        manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
-        return LoadedModel(engine, manifest, precision)
+        return engine, LoadedModel(engine, manifest, precision)
 
-    def check() -> tuple[int, int]:
-        manifest = model.manifest
-        expected = manifest.golden_probabilities[precision]
-        acceptance.check(model.run, manifest.golden_images, expected, max_batch_size)
-        return _quick_images(model, max_batch_size), _enough_images(model, max_batch_size)
+    def check() -> LoadedModel:
+        if model.manifest.golden_probabilities:
+            return _check_golden(model, max_batch_size)
+        found = independence.find(model.run, engine.tensors, engine.axes, max_batch_size)
+        engine.tensors = found.tensors
+        return replace(_timed(model, found.feeds, max_batch_size), batching=found.line)
 
     try:
-        model = within(limit_factor * _BUILD_LIMIT_S, build)
-        quick_images, enough_images = within(limit_factor * _CHECK_LIMIT_S, check)
+        engine, model = within(limit_factor * _BUILD_LIMIT_S, build)
+        try:
+            model = within(limit_factor * _CHECK_LIMIT_S, check)
+        except TimeoutError:
+            if model.manifest.golden_probabilities:
+                raise
+            engine.end_runs()
+            line = f"calls run alone: drawn inputs take more than {_CHECK_LIMIT_S:g} s"
+            model = replace(model, batching=line)
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
         raise
-    return replace(model, quick_images=quick_images, enough_images=enough_images)
+    if not model.manifest.golden_probabilities:
+        _log.info("model %s version %s: %s", model.manifest.name, version, model.batching)
+    return model
 
 
-def _quick_images(model: LoadedModel, max_batch_size: int) -> int:
-    """Measure how many images can be run within `_QUICK_S`; 0 if not even one."""
+def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
+    images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
+    worst = acceptance.check(model.classify, images, expected[model.precision], max_batch_size)
+    line = independence.line_of(worst)
+    feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
+    return replace(_timed(model, feeds, max_batch_size), batching=line)
+
+
+def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int) -> LoadedModel:
+    """Measure how long runs take, with inputs that can be run."""
+    if feeds is None:
+        return model
+    if not model.tensors.is_batchable:
+        return replace(model, quick_rows=int(_is_quick(model, feeds)))
+    quick = _quick_rows(model, feeds, max_batch_size)
+    return replace(model, quick_rows=quick, enough_rows=_enough_rows(model, feeds, max_batch_size))
+
+
+def _quick_rows(model: LoadedModel, feeds: Feeds, max_batch_size: int) -> int:
+    """Measure how many rows can be run within `_QUICK_S`; 0 if not even one."""
     quick = 0
     for size in (1, 32, 128, 256, 512, max_batch_size):
         if size > max_batch_size or size <= quick:
             continue
-        if not _is_quick(model, np.zeros((size, model.signature.image_bytes), np.uint8)):
+        if not _is_quick(model, _resized(feeds, size)):
             break
         quick = size
     return quick
 
 
-def _enough_images(model: LoadedModel, max_batch_size: int) -> int:
-    """Measure how many images take `_ENOUGH_S`, where `ENOUGH_IMAGES` take less."""
-    size = min(ENOUGH_IMAGES, max_batch_size)
-    images = np.zeros((size, model.signature.image_bytes), np.uint8)
+def _enough_rows(model: LoadedModel, feeds: Feeds, max_batch_size: int) -> int:
+    """Measure how many rows take `_ENOUGH_S`, where `ENOUGH_ROWS` take less."""
+    size = min(ENOUGH_ROWS, max_batch_size)
+    rows = _resized(feeds, size)
     times: list[float] = []
     while len(times) < _NUM_TIMED and sum(times) < _QUICK_S:
         begin_s = time.monotonic()
-        model.run(images)
+        model.run(rows)
         times.append(time.monotonic() - begin_s)
-    return max(ENOUGH_IMAGES, int(size * _ENOUGH_S / max(min(times), 1e-9)))
+    return max(ENOUGH_ROWS, int(size * _ENOUGH_S / max(min(times), 1e-9)))
 
 
-def _is_quick(model: LoadedModel, images: Images) -> bool:
+def _is_quick(model: LoadedModel, feeds: Feeds) -> bool:
     """Return whether one of five runs takes `_QUICK_S` at most; two if those are slower."""
     first_s = time.thread_time()
     for _ in range(5):
         begin_s = time.monotonic()
-        model.run(images)
+        model.run(feeds)
         if time.monotonic() - begin_s <= _QUICK_S:
             return True
         if time.thread_time() - first_s > 2 * _QUICK_S:  # others' work may take no processor time
             break
     return False
+
+
+def _resized(feeds: Feeds, num_rows: int) -> Feeds:
+    return {name: np.resize(rows, (num_rows, *rows.shape[1:])) for name, rows in feeds.items()}

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,9 +37,17 @@ class Manifest:
     golden_images: Images
     """(N, pixels) uint8: samples to check a loaded model."""
     golden_probabilities: dict[Precision, Probabilities]
-    """(N, classes) float32: the answers of each exported variant to them."""
-    signature: Signature = DIGITS
-    """The shape of its images, and its classes."""
+    """(N, classes) float32: the answers of each exported variant to them; empty without a file."""
+    signature: Signature | None = DIGITS
+    """The shape of its images, and its classes; None if it isn't known to classify images."""
+
+    @classmethod
+    def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
+        """Describe a version that has no manifest."""
+        return cls(
+            name=name, version=version, test_accuracy=None, digests=digests,
+            golden_images=np.empty((0, 0), np.uint8), golden_probabilities={}, signature=None,
+        )  # fmt: skip
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -5,6 +5,7 @@ Since 1.29 its wheels look up a host of the vendor, connect to it and write a de
 """
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,20 @@ except ModuleNotFoundError as err:  # for those who embed a Classifier
     raise ModuleNotFoundError(hint, name=err.name) from None
 
 from serving.errors import CorruptModel, DeviceError
-from serving.signature import Signature
+from serving.tensors import Tensor, TensorSignature
 
-__all__ = ["INPUT", "OUTPUT", "bare_run", "check_signature", "new_session", "onnxruntime"]
+__all__ = ["bare_run", "new_session", "onnxruntime", "reason_of", "tensors_of"]
 
-INPUT, OUTPUT = "images", "probabilities"
+_DATATYPES = {
+    "tensor(bool)": "BOOL", "tensor(string)": "BYTES",
+    "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
+    **{f"tensor({kind}{bits})": f"{kind.upper()}{bits}"
+       for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+"""The protocol's name of each of ONNX Runtime's types."""
+_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
+_MAX_REASON = 300
+"""Characters of a message: it becomes part of a log line."""
 
 
 def new_session(
@@ -41,6 +51,8 @@ def new_session(
         DeviceError: ONNX Runtime chose another provider.
     """
     options = onnxruntime.SessionOptions()
+    # Of a model in memory ONNX Runtime would read weights from files in the current directory.
+    options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
     for key, value in config:
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
@@ -61,7 +73,7 @@ def new_session(
 def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
     """Return the session's `run` without its wrapper in Python, where this release has one.
 
-    The wrapper checks names, which `check_signature` did, and falls back to other providers, which
+    The wrapper checks names, which their callers did, and falls back to other providers, which
     `new_session` turned off. It takes 1.1 us of a one-image run's 21, and all of it under the GIL,
     for which threads compete.
     """
@@ -69,21 +81,46 @@ def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
     return run
 
 
-def check_signature(session: onnxruntime.InferenceSession, signature: Signature) -> None:
-    """Check that a model is images -> probabilities, with the sizes in its manifest.
+def tensors_of(session: onnxruntime.InferenceSession) -> TensorSignature:
+    """Read what a model takes and answers; whether rows can be batched is still to be found out.
+
+    Graph inputs that have a default are optional, and are left out. ONNX Runtime accepts any shape
+    for an input whose shape it reports as (): it is a scalar, or the graph names no shape.
 
     Raises:
-        CorruptModel: it has other inputs or outputs.
+        CorruptModel: an input or an output has a type that numpy does not have.
     """
-    found = [
-        f"{node.name} {node.type} {['N', *node.shape[1:]]}"
-        for node in (*session.get_inputs(), *session.get_outputs())
-    ]
-    expected = [
-        f"{INPUT} tensor(uint8) {['N', signature.image_bytes]}",
-        f"{OUTPUT} tensor(float) {['N', signature.num_classes]}",
-    ]
-    if found != expected:
-        raise CorruptModel(
-            f"the manifest says {' -> '.join(expected)}, the graph is {' -> '.join(found)}"
-        )
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if not outputs:
+        raise CorruptModel("the graph has no output")
+    return TensorSignature(
+        tuple(Tensor(each.name, _datatype("input", each), _sizes(each)) for each in inputs),
+        tuple(Tensor(each.name, _datatype("output", each), _sizes(each)) for each in outputs),
+        is_batchable=False,
+    )
+
+
+def _sizes(node: Any) -> tuple[int, ...]:
+    return tuple(size if type(size) is int and size >= 0 else -1 for size in node.shape)
+
+
+def _datatype(side: str, node: Any) -> str:
+    if node.type in _DATATYPES:
+        return _DATATYPES[node.type]
+    advice = "cast it to float32 in the graph"
+    if "map(" in node.type:
+        advice = "convert the classifier with options={'zipmap': False}"
+    elif not node.type.startswith("tensor("):
+        advice = "leave it out, or make it a tensor in the graph"
+    raise CorruptModel(f"{side} {node.name!r} is a {node.type}, which can't be served: {advice}")
+
+
+def reason_of(err: BaseException) -> str:
+    """Return ONNX Runtime's message on one line, without its codes and C++ signatures."""
+    if re.search("External data", str(err)):
+        return "its weights are in other files: save it with them, as one file"
+    line = str(err).strip().partition("\n")[0]
+    if re.search("protobuf parsing failed|No graph was found", line, re.IGNORECASE):
+        return "it is not an ONNX file, or not all of one"
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"^/\S+:\d+ .*\) (?=[A-Z])", "", line)[:_MAX_REASON]

@@ -1,6 +1,9 @@
-"""Reads exported models from disk: versions, manifests, digests. Runs nothing.
+"""Reads models from disk: versions, manifests, digests. Runs nothing.
 
-    <model_dir>/<version>/manifest.json, model.onnx, ...      version = 1, 2, 3 ...
+    <model_dir>/<version>/model.onnx, manifest.json, ...      version = 1, 2, 3 ...
+    <name>.onnx                                               version 1, without a manifest
+
+A graph needs no manifest; if there is one, the files are those that it describes.
 
 The bytes that were hashed are the bytes that are returned, so a file that changes in between has no
 effect.
@@ -22,18 +25,24 @@ PRETRAINED = Path(__file__).parent.with_name("pretrained")
 """The bundled repository: a model that is installed with the package."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_VERSION_OF_FILE = "1"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+"""Characters that names of models, which become parts of addresses and of lines, go without."""
+_MAX_NAME = 100
 _MAX_MODEL_BYTES = 256 << 20
 """The file is in memory while the session is built."""
 
 
 def versions(model_dir: Path) -> list[str]:
-    """List a model's versions, newest first.
+    """List the versions of a model's directory, or of an ONNX file, newest first.
 
     Raises:
         ModelNotFound: the directory doesn't exist or has no version; the text has the command to
             run.
         ConfigurationError: the directory can't be read.
     """
+    if _is_file(model_dir):
+        return [_VERSION_OF_FILE]
     try:
         found = [name for name in _folders(model_dir) if _VERSION.fullmatch(name)]
     except OSError as err:
@@ -43,13 +52,18 @@ def versions(model_dir: Path) -> list[str]:
     return sorted(found, key=int, reverse=True)
 
 
+def _is_file(model: Path) -> bool:
+    return model.suffix.lower() == ".onnx" and not model.is_dir()
+
+
 def _instead(model_dir: Path) -> str:
     """Say where a model is, if one is near a directory that has none, else how to make one."""
     root = model_dir.parent
     with suppress(OSError):
         near = (path / name for path in (root, model_dir) for name in sorted(_folders(path)))
         for folder in (root, *near):
-            if any((folder / name / MANIFEST).is_file() for name in _folders(folder)):
+            versions = map(folder.joinpath, filter(_VERSION.fullmatch, _folders(folder)))
+            if any((path / FILES["fp32"]).is_file() for path in versions):
                 return f", but in {folder}: --models {folder.parent} --model {folder.name}"
     return f": run {installation.run('train', 'export')}"
 
@@ -79,13 +93,16 @@ def find_root(model: str, root: Path) -> Path:
     return root
 
 
-def load(model_dir: Path, version: str, precision: Precision = "fp32") -> tuple[Manifest, bytes]:
-    """Read one version and verify its digests.
+def load(
+    model_dir: Path, version: str, precision: Precision = "fp32", *, is_described: bool = True
+) -> tuple[Manifest, bytes]:
+    """Read one version, and verify its digests if it has a manifest.
 
     Args:
-        model_dir: the model's directory, such as models/digits.
+        model_dir: the model's directory, such as models/digits, or an ONNX file.
         version: a number without leading zeros, such as "3".
         precision: which variant of the version.
+        is_described: whether it needs a manifest.
 
     Returns:
         The manifest, and the content of the variant's ONNX file.
@@ -95,19 +112,35 @@ def load(model_dir: Path, version: str, precision: Precision = "fp32") -> tuple[
         ConfigurationError: the version has no such variant.
         CorruptModel: a file is missing or unreadable, or differs from the manifest.
     """
-    if not _VERSION.fullmatch(version) or not os.path.isdir(model_dir / version):
+    version_dir, path = model_dir / version, model_dir
+    if _is_file(model_dir):
+        is_there, is_described = version == _VERSION_OF_FILE and model_dir.exists(), False
+    else:
+        is_there = _VERSION.fullmatch(version) is not None and os.path.isdir(version_dir)
+        path = version_dir / FILES[precision]
+    if not is_there:
         raise ModelNotFound(f"model {model_dir.name!r} has no version {version[:40]!r}")
-    manifest = load_manifest(model_dir / version)
-    file_name = FILES[precision]
-    if file_name not in manifest.digests:
+    manifest, has_variant = None, precision == "fp32" or (path is not model_dir and path.exists())
+    if is_described or os.path.lexists(version_dir / MANIFEST):
+        manifest = load_manifest(version_dir)
+        has_variant = path.name in manifest.digests
+    if not has_variant:
         raise ConfigurationError(f"version {version} has no {precision} variant")
-    onnx = _read(model_dir / version / file_name, _MAX_MODEL_BYTES)
+    onnx = _read(path, _MAX_MODEL_BYTES)
     digest = hashlib.sha256(onnx).hexdigest()
-    if digest != manifest.digests[file_name]:
+    if manifest is None:
+        return Manifest.of_graph(_name_of(model_dir), version, {FILES[precision]: digest}), onnx
+    if digest != manifest.digests[path.name]:
         raise CorruptModel(
-            f"{version}/{file_name}: expected SHA-256 {manifest.digests[file_name]}, got {digest}"
+            f"{version}/{path.name}: expected SHA-256 {manifest.digests[path.name]}, got {digest}"
         )
     return manifest, onnx
+
+
+def _name_of(model: Path) -> str:
+    """Return the name of a model that has no manifest: that of its file or folder, made safe."""
+    name = model.stem if _is_file(model) else model.name
+    return _UNSAFE.sub("-", name)[:_MAX_NAME].strip("-.") or "model"
 
 
 def load_manifest(version_dir: Path) -> Manifest:

@@ -93,7 +93,7 @@ class Scorer:
         self._model = model
         self._decode = decode
         self._advance = advance
-        self._schema = task.schema(model.signature)
+        self._schema = task.schema(model.image_signature)
 
     def score(self, piece: Piece) -> Scored:
         """Score a piece, unless its file is there already.
@@ -129,7 +129,7 @@ class Scorer:
     def _scored(self, rows: Rows) -> tuple[Any, int]:
         """Return rows with their answers, and how many have none."""
         batch, num_rows = rows.batch, len(rows.batch)
-        signature = self._model.signature
+        signature = self._model.image_signature
         column = batch.column(self._task.reader.image_column)
         images, errors = as_images(column, signature.image_bytes, self._decode)
         errors = errors | rows.errors
@@ -156,7 +156,7 @@ class Scorer:
     def _run(self, images: Images) -> Probabilities:
         size = RUN_IMAGES[self._model.device]
         starts = range(0, len(images), size)
-        parts = [self._model.run(images[start : start + size]) for start in starts]
+        parts = [self._model.classify(images[start : start + size]) for start in starts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _writer(self, stream: Any) -> Any:

@@ -39,5 +39,6 @@ class ShippedModel:
             (model_dir / self.version / MANIFEST).write_bytes(self.manifest)
             (model_dir / self.version / FILES[self.precision]).write_bytes(self.onnx)
             return load_model(
-                model_dir, self.version, device, self.precision, max_batch_size, BATCH_LIMIT_FACTOR
-            )
+                model_dir, self.version, device, self.precision, max_batch_size,
+                BATCH_LIMIT_FACTOR, is_described=True,
+            )  # fmt: skip

@@ -119,8 +119,9 @@ class Reloader:
             max_batch_size = self._classifier.batching.max_batch_size
             # The same device: a reload never moves to another one.
             model = load_model(
-                self._model_dir, version, served.device, served.precision, max_batch_size
-            )
+                self._model_dir, version, served.device, served.precision, max_batch_size,
+                is_described=True,
+            )  # fmt: skip
             if self._ended:
                 return False
             self._classifier.adopt(model)

@@ -27,6 +27,8 @@ from serving.model import repository
 from serving.model.fork_safety import native_run
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
+from serving.signature import DIGITS
+from serving.tensors import Array, Feeds
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.processes import FORKS
 from tests.support.published import publish
@@ -226,7 +228,7 @@ def gated(
     engine: GatedModel, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Classifier]:
     """A classifier of one core, whose runs wait for the test."""
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
     manifest = repository.load_manifest(models / "digits" / "1")
     with Classifier(
         LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)
@@ -270,12 +272,12 @@ def test_helpers_that_fail_are_made_up_for(models: Path, monkeypatch: pytest.Mon
     caller = threading.get_ident()
 
     class Engine(FakeModel):
-        def run(self, images: Images) -> Probabilities:
+        def classify(self, images: Images) -> Probabilities:
             if threading.get_ident() != caller:
                 raise ModelError("only on helpers")
-            return super().run(images)
+            return super().classify(images)
 
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 4)
+    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 4)
     manifest = repository.load_manifest(models / "digits" / "1")
     engine = Engine()
     with Classifier(LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)) as it:
@@ -294,14 +296,14 @@ def test_helpers_take_only_cores_that_no_call_uses(
     together = threading.Barrier(2, both_run.set)
 
     class Engine(FakeModel):
-        def run(self, images: Images) -> Probabilities:
+        def classify(self, images: Images) -> Probabilities:
             ran_on.add(threading.get_ident())
             if threading.get_ident() != caller:
                 together.wait(TIMEOUT_S)  # broken, unless the other thread's call has a helper
                 assert go_on.wait(TIMEOUT_S)
-            return super().run(images)
+            return super().classify(images)
 
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 2)
     manifest = repository.load_manifest(models / "digits" / "1")
     images = images_of(*[number % 10 for number in range(256)])
     classifier = Classifier(LoadedModel(Engine(), manifest, "fp32"))
@@ -337,21 +339,21 @@ def test_awaited_classification_raises_the_same_errors(models: Path) -> None:
         asyncio.run(classifier.classify_async(images_of(1)))
 
 
-@pytest.mark.parametrize(("enough_images", "num_runs"), [(128, 2), (256, 1)])
-def test_run_is_shared_where_its_parts_take_long_enough(enough_images: int, num_runs: int) -> None:
+@pytest.mark.parametrize(("enough_rows", "num_runs"), [(128, 2), (256, 1)])
+def test_run_is_shared_where_its_parts_take_long_enough(enough_rows: int, num_runs: int) -> None:
     runs: list[int] = []
 
     class Counted:
-        device, max_concurrent_runs = "cpu", 2
+        device, max_concurrent_runs, tensors = "cpu", 2, DIGITS.tensors
 
-        def run(self, images: Images) -> Probabilities:
-            runs.append(len(images))
-            return np.full((len(images), 10), 0.1, np.float32)
+        def run(self, feeds: Feeds) -> list[Array]:
+            runs.append(len(feeds["images"]))
+            return [np.full((runs[-1], 10), 0.1, np.float32)]
 
     engine: Any = Counted()
     with Classifier.pretrained() as good:
         manifest = good.served.manifest
-    model = LoadedModel(engine, manifest, "fp32", enough_images=enough_images)
+    model = LoadedModel(engine, manifest, "fp32", enough_rows=enough_rows)
     with Classifier(model) as classifier:
         assert len(classifier.classify(np.zeros((256, 784), np.uint8))) == 256
     assert runs == [256 // num_runs] * num_runs

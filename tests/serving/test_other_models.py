@@ -197,7 +197,6 @@ def test_graph_that_is_not_what_the_manifest_says_is_corrupt(
     with pytest.raises(CorruptModel) as caught:
         Classifier.load(tmp_path / "letters", version=2)
     assert str(caught.value) == (
-        "the manifest says images tensor(uint8) ['N', 1024] -> probabilities tensor(float) "
-        "['N', 26], the graph is images tensor(uint8) ['N', 64] -> probabilities tensor(float) "
-        "['N', 300]"
+        "the manifest says images UINT8 [N, 1024] -> probabilities FP32 [N, 26], "
+        "the graph is images UINT8 [N, 64] -> probabilities FP32 [N, 300]"
     )

@@ -7,8 +7,10 @@ import numpy as np
 from serving.batching.request import Answer, Outcome, Request
 from serving.config import Device
 from serving.images import Images
+from serving.model.engine import Engine
 from serving.predictions import Probabilities
 from serving.signature import DIGITS
+from serving.tensors import Array, Feeds
 
 TIMEOUT_S = 10.0
 """How long a test waits for what must happen; only a failure takes that long."""
@@ -26,10 +28,17 @@ def probabilities_of(images: Images) -> Probabilities:
     return probabilities
 
 
+def classified(engine: Engine, images: Images) -> Probabilities:
+    """The answer of the engine of a classifier."""
+    (probabilities,) = engine.run({"images": images})
+    return probabilities
+
+
 class FakeModel:
     """Answers at once, remembers what it ran, and fails on the values in `poison`."""
 
     signature = DIGITS
+    tensors = DIGITS.tensors
     device: Device = "cpu"
     max_concurrent_runs: int | None = None
 
@@ -39,7 +48,12 @@ class FakeModel:
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""
 
-    def run(self, images: Images) -> Probabilities:
+    def run(self, feeds: Feeds) -> list[Array]:
+        """As an engine."""
+        return [self.classify(feeds["images"])]
+
+    def classify(self, images: Images) -> Probabilities:
+        """As a loaded model."""
         values = images[:, 0].tolist()
         self.ran.append(values)
         if self.poison.intersection(values):
@@ -55,10 +69,10 @@ class GatedModel(FakeModel):
         self._started = threading.Semaphore(0)
         self._gate = threading.Semaphore(0)
 
-    def run(self, images: Images) -> Probabilities:
+    def classify(self, images: Images) -> Probabilities:
         self._started.release()
         assert self._gate.acquire(timeout=TIMEOUT_S)
-        return super().run(images)
+        return super().classify(images)
 
     def wait_until_running(self) -> None:
         assert self._started.acquire(timeout=TIMEOUT_S), "no run began"

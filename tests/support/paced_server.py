@@ -22,15 +22,15 @@ import uvloop
 
 from serving import Classifier
 from serving.config import BatchingConfig, Device, ServerConfig
-from serving.images import Images
 from serving.model.loaded_model import LoadedModel
 from serving.model.manifest import Manifest
-from serving.predictions import Probabilities
 from serving.server.serve import drain_when_signalled
 from serving.server.server import Server
+from serving.signature import DIGITS
 from serving.system import signals
 from serving.telemetry import logs
 from serving.telemetry.exporter import exporting
+from serving.tensors import Array, Feeds
 from tests.support.fakes import images_of, probabilities_of
 from tests.support.tickets import tickets_of
 
@@ -40,6 +40,7 @@ class PacedEngine:
 
     device: Device = "cpu"
     max_concurrent_runs: int | None = None
+    tensors = DIGITS.tensors
 
     def __init__(self, service_s: float, leak_bytes: int) -> None:
         self._service_s = service_s
@@ -51,17 +52,18 @@ class PacedEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def run(self, images: Images) -> Probabilities:
+    def run(self, feeds: Feeds) -> list[Array]:
+        images = feeds["images"]
         self.num_begun += 1
         self.gate.wait()
         if self._service_s:
             time.sleep(self._service_s)
         self.tickets.update(tickets_of(images))
         if self.lies:
-            return probabilities_of(images)[:, ::-1]
+            return [probabilities_of(images)[:, ::-1]]
         if self._leak_bytes:
             self._leaked.append(os.urandom(self._leak_bytes))
-        return probabilities_of(images)
+        return [probabilities_of(images)]
 
 
 def main() -> int:

@@ -43,13 +43,14 @@ class Runs:
     def _adopt(self, model: LoadedModel) -> None:
         self._model = model
         self._engine_run = model.engine.run  # without the lock against forks: a server has none
+        self._input = model.tensors.inputs[0].name
         self._version = model.version
         batching = self._classifier.batching
         # Nothing is read during a run, so runs are short.
         most = min(batching.max_batch_size, self._queue.capacity)
-        self._queue.run_rows = min(most, model.quick_images) or 1
+        self._queue.run_rows = min(most, model.quick_rows) or 1
         before = self._context.max_inline_images
-        self._context.max_inline_images = min(_INLINE_IMAGES, model.quick_images)
+        self._context.max_inline_images = min(_INLINE_IMAGES, model.quick_rows)
         self._context.is_slower |= self._context.max_inline_images < before
 
     def refresh(self) -> None:
@@ -84,7 +85,7 @@ class Runs:
         joined = messages[0] if len(messages) == 1 else b"".join(messages)
         images = np.frombuffer(joined, np.uint8).reshape(-1, self._image_bytes)
         try:
-            probabilities = self._engine_run(images)
+            probabilities = self._engine_run({self._input: images})[0]
         except Exception as err:  # whatever it is, it ends these calls and never the loop
             self._find_guilty(batch, err)
         else:

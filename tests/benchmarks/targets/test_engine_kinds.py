@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving.model.engine import OnnxEngine
 from serving.model.onnx_runtime import new_session
 from serving.signature import DIGITS
 from tests.benchmarks.patience import until_answered
+from tests.support.fakes import classified
 
 TOLERANCES = {"bound": 1e-5, "fp16": 1e-2}
 """Other sizes add up in another order; FP16 has three digits."""
@@ -41,10 +43,10 @@ def test_answers_are_those_of_the_plain_engine(
 ) -> None:
     engine = engine_of(kind, "cpu").open(onnx_bytes, DIGITS)
     for num_images in (1, 2, 3, 100, 256):
-        answer = engine.run(images[:num_images])
+        answer = classified(engine, images[:num_images])
         assert answer.dtype == np.float32
         np.testing.assert_allclose(
-            answer, reference.run(images[:num_images]), atol=TOLERANCES[kind]
+            answer, classified(reference, images[:num_images]), atol=TOLERANCES[kind]
         )
 
 
@@ -54,17 +56,17 @@ def test_threads_do_not_share_an_answer(
     engine = engine_of("bound", "cpu").open(onnx_bytes, DIGITS)
     batches = [images[first : first + 5] for first in range(0, 400, 5)]
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(engine.run, batches))
+        answers = list(threads.map(partial(classified, engine), batches))
     np.testing.assert_allclose(
-        np.concatenate(answers), reference.run(images[:400]), atol=TOLERANCES["bound"]
+        np.concatenate(answers), classified(reference, images[:400]), atol=TOLERANCES["bound"]
     )
 
 
 def test_failed_run_is_a_model_error(onnx_bytes: bytes, images: Images) -> None:
     engine = engine_of("bound", "cpu").open(onnx_bytes, DIGITS)
     with pytest.raises(ModelError):
-        engine.run(images[:, :700])
-    assert len(engine.run(images[:3])) == 3
+        classified(engine, images[:, :700])
+    assert len(classified(engine, images[:3])) == 3
 
 
 def test_each_kind_exists_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +155,7 @@ def test_graphs_are_for_a_shape_each_in_locked_buffers(
     monkeypatch.setattr(session, "run_with_iobinding", noted)
     engine = Graphs(session)
     for num_images in (1, 3, 4, 100):
-        engine.run(images[:num_images])
+        classified(engine, images[:num_images])
     assert graphs == ["1", "4", "4", "128"]
     assert sorted(runtime.locked.values()) == [784, 4 * 784, 128 * 784]
     assert not any(address % mmap.PAGESIZE for address in runtime.locked)

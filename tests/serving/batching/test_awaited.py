@@ -14,7 +14,7 @@ from tests.support.fakes import FakeModel, GatedModel, images_of
 
 def calls_of(model: FakeModel, max_batch_size: int = 8, num_threads: int = 1) -> AwaitedCalls:
     def classify(images: Images) -> Predictions:
-        return Predictions.of(model.run(images), "1")
+        return Predictions.of(model.classify(images), "1")
 
     return AwaitedCalls(asyncio.get_running_loop(), classify, max_batch_size, num_threads)
 

@@ -343,7 +343,7 @@ def test_closed_batcher_refuses_and_may_be_closed_again(batcher: Batcher) -> Non
 class DyingModel(FakeModel):
     """Raises what is no Exception, as bindings of other languages do."""
 
-    def run(self, images: Images) -> Probabilities:
+    def classify(self, images: Images) -> Probabilities:
         raise SystemExit
 
 

@@ -63,7 +63,7 @@ class Gated:
 
 @pytest.fixture
 def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
     engine = GatedModel(poison=frozenset({13}))
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)

@@ -24,6 +24,7 @@ from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session
 from serving.signature import DIGITS
+from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
 from tests.support.servers import running_server
 
@@ -38,7 +39,13 @@ def onnx_bytes(models: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def engine(onnx_bytes: bytes) -> CudaEngine:
-    return CudaEngine(new_session(onnx_bytes, OnnxEngine.provider))
+    return cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
+
+
+def cuda_engine(session: Any) -> CudaEngine:
+    engine = CudaEngine(session)
+    engine.require(DIGITS)
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +59,10 @@ def test_answers_are_those_of_the_plain_engine(
     engine: CudaEngine, reference: OnnxEngine, images: Images, num_images: int, first: int
 ) -> None:
     batch = images[first : first + num_images]
-    answer = engine.run(batch)
+    answer = classified(engine, batch)
     assert answer.shape == (len(batch), 10)
     assert answer.dtype == np.float32
-    np.testing.assert_allclose(answer, reference.run(batch), atol=TOLERANCE)
+    np.testing.assert_allclose(answer, classified(reference, batch), atol=TOLERANCE)
 
 
 def test_device_sees_powers_of_two_only(onnx_bytes: bytes, images: Images) -> None:
@@ -65,9 +72,10 @@ def test_device_sees_powers_of_two_only(onnx_bytes: bytes, images: Images) -> No
         sizes.append(len(inputs["images"]))
         return session.run(outputs, inputs, run_options)
 
-    engine = CudaEngine(SimpleNamespace(run=run))
+    bare = SimpleNamespace(run=run, get_inputs=session.get_inputs, get_outputs=session.get_outputs)
+    engine = cuda_engine(bare)
     for num_images in (1, 2, 3, 4, 5, 300):
-        engine.run(images[:num_images])
+        classified(engine, images[:num_images])
     assert sizes == [1, 2, 4, 4, 8, 512]
 
 
@@ -76,7 +84,7 @@ def test_forked_process_is_refused(
 ) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(DeviceError, match="fork"):
-        engine.run(images[:1])
+        classified(engine, images[:1])
 
 
 def test_each_device_has_its_engine() -> None:
@@ -86,12 +94,12 @@ def test_each_device_has_its_engine() -> None:
 def test_failed_run_is_a_model_error_and_the_next_one_works(
     onnx_bytes: bytes, images: Images
 ) -> None:
-    engine = CudaEngine(new_session(onnx_bytes, OnnxEngine.provider))
+    engine = cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
     with pytest.raises(ModelError) as caught:
-        engine.run(images[:2, :700])
+        classified(engine, images[:2, :700])
     assert "700" in str(caught.value.__cause__)
     assert "700" not in str(caught.value)
-    assert len(engine.run(images[:2])) == 2
+    assert len(classified(engine, images[:2])) == 2
 
 
 @pytest.fixture
@@ -120,7 +128,7 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
         engine = open_engine(onnx_bytes, DIGITS, "auto")
     assert "serving on the CPU: CUDA can't be used" in caplog.text
     assert engine.device == "cpu"
-    assert len(engine.run(images[:3])) == 3
+    assert len(classified(engine, images[:3])) == 3
 
 
 def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(

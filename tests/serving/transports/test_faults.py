@@ -81,7 +81,7 @@ def run(
 ) -> Callable[[Scenario], None]:
     """Run a scenario against a fresh server; afterwards it must still answer correctly."""
     manifest = repository.load_manifest(models / "digits" / "1")
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 1)
+    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
 
     @asynccontextmanager
     async def running() -> AsyncIterator[Running]:

@@ -86,14 +86,14 @@ def batching() -> BatchingConfig:
 
 
 @pytest.fixture
-def quick_images() -> int:
+def quick_rows() -> int:
     return 64
 
 
 @pytest.fixture
-def held(batching: BatchingConfig, quick_images: int) -> Iterator[Held]:
+def held(batching: BatchingConfig, quick_rows: int) -> Iterator[Held]:
     engine = GatedModel(poison=frozenset({GUILTY}))
-    model = LoadedModel(engine, MANIFEST, "fp32", quick_images)
+    model = LoadedModel(engine, MANIFEST, "fp32", quick_rows)
     limits = Limits(max_message_bytes=1_000_000)
     with (
         Classifier(model, batching) as classifier,
@@ -192,13 +192,13 @@ def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
     assert held.counts == {("Classify", "OK"): 3, ("Classify", "INTERNAL"): 1}
 
 
-@pytest.mark.parametrize("next_quick_images", [64, 0])
-def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_images: int) -> None:
+@pytest.mark.parametrize("next_quick_rows", [64, 0])
+def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_rows: int) -> None:
     held.occupy()
     held.connection.send(*held.frames(3, request(1)))
     engine = FakeModel()
     manifest = replace(MANIFEST, version="99")
-    held.classifier.adopt(LoadedModel(engine, manifest, "fp32", next_quick_images))
+    held.classifier.adopt(LoadedModel(engine, manifest, "fp32", next_quick_rows))
     held.engine.open()
     versions = [
         digits_pb2.ClassifyResponse.FromString(held.connection.reply(stream).body[5:]).model_version
@@ -228,7 +228,7 @@ def test_streams_leave_half_of_the_queue_to_other_calls(held: Held) -> None:
     assert held.engine.ran == [[4], [0], [1, 3], [2]]
 
 
-@pytest.mark.parametrize("quick_images", [0])
+@pytest.mark.parametrize("quick_rows", [0])
 def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held) -> None:
     """The last ones arrive while the first run is held, and nothing comes after them."""
     num_requests = 600
@@ -250,7 +250,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "Connection", with_small_buffer)
 
 
-@pytest.mark.parametrize("quick_images", [0])
+@pytest.mark.parametrize("quick_rows", [0])
 @pytest.mark.usefixtures("small_buffers")
 def test_answer_that_comes_while_the_socket_is_full_is_sent_later(held: Held) -> None:
     """Though the caller sends nothing that would have the server write."""
@@ -274,7 +274,7 @@ def test_answer_that_comes_while_the_socket_is_full_is_sent_later(held: Held) ->
 
 def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
     engine = GatedModel()
-    model = LoadedModel(engine, MANIFEST, "fp32", quick_images=64)
+    model = LoadedModel(engine, MANIFEST, "fp32", quick_rows=64)
 
     async def beat_during_a_run(server: H2Server) -> None:
         await server.start()
@@ -335,9 +335,9 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
     threads: set[str] = set()
 
     class Slow(FakeModel):
-        def run(self, images: Images) -> Probabilities:
+        def classify(self, images: Images) -> Probabilities:
             threads.add(threading.current_thread().name.partition("-")[0])
-            return super().run(images)
+            return super().classify(images)
 
     manifest = replace(MANIFEST, version="99")
     held.classifier.adopt(LoadedModel(Slow(), manifest, "fp32", 0))
@@ -349,7 +349,7 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
     assert threads == {"runner"}
 
 
-@pytest.mark.parametrize("quick_images", [1])
+@pytest.mark.parametrize("quick_rows", [1])
 def test_round_in_which_all_calls_are_late_is_as_any_other(
     held: Held, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,166 @@
+"""Models that services embed: loaded and checked, in this process."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from serving.batching.parallel_run import run_shared
+from serving.config import BatchingConfig, Device, Precision
+from serving.errors import ModelError, Unavailable
+from serving.feeds import as_feeds
+from serving.model.loaded_model import LoadedModel, load_model
+from serving.system.cores import usable_cores
+from serving.tensors import Array, Feeds, Tensor
+
+
+class Embedded:
+    """A loaded model and its share of the cores; what `Model` and `Classifier` have in common."""
+
+    def __init__(
+        self, model: LoadedModel, batching: BatchingConfig | None = None, num_processes: int = 1
+    ) -> None:
+        """Serve a loaded model; most callers use `load`.
+
+        Args:
+            model: the model to run.
+            batching: sizes and limits.
+            num_processes: how many of these share this machine's cores.
+        """
+        self.batching = batching or BatchingConfig()
+        self.served = model
+        self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
+        self._is_closed = False
+        self._reopen: Callable[[], Self] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Pickle path, version and settings; unpickling loads the model again."""
+        if self._reopen is None:
+            name = type(self).__name__
+            raise TypeError(f"only a {name} from load() or pretrained() can be pickled")
+        return self._reopen, ()
+
+    @property
+    def version(self) -> str:
+        """The version that new calls run on, such as "3"."""
+        return self.served.version
+
+    def _refusal(self) -> Unavailable:
+        return Unavailable(f"the {type(self).__name__.lower()} is closed")
+
+    def _run_shared(self, feeds: Feeds, is_cancelled: Callable[[], bool]) -> list[Array]:
+        model, most = self.served, self.batching.max_batch_size
+        return run_shared(model.run, feeds, most, model.enough_rows, self._cores, is_cancelled)
+
+    def close(self) -> None:
+        """Refuse later calls; calls in progress finish. May be called again."""
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Model(Embedded):
+    """Runs any ONNX model in this process; safe to call from many threads.
+
+        with Model.load("model.onnx") as model:
+            outputs = model.run(images=array)
+
+    Use it as a context manager, or call `close`.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        version: str | int | None = None,
+        device: Device = "auto",
+        precision: Precision = "fp32",
+        *,
+        batching: BatchingConfig | None = None,
+    ) -> Self:
+        """Load a model, check it, and find out whether its rows can be batched.
+
+        Args:
+            path: an ONNX file, or the directory of a model with `<version>/model.onnx`.
+            version: which version to load, such as "3" or 3; None for the newest good one. A
+                damaged version is skipped with a warning in the log.
+            device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
+            precision: "fp32" or "int8": model.onnx or model.int8.onnx in the directory.
+            batching: `max_batch_size` is the most rows in one run, where rows can be batched.
+
+        Raises:
+            ModelNotFound: no such model, or no such version of it.
+            CorruptModel: it can't be read, built or served; the text says why.
+            DeviceError: the device can't be used on this machine.
+            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
+                directory can't be read.
+        """
+        path, batching = Path(path).absolute(), batching or BatchingConfig()
+        asked = None if version is None else str(version)
+        loaded = load_model(path, asked, device, precision, batching.max_batch_size)
+        model = cls(loaded, batching)
+        model._reopen = partial(
+            cls.load, path, loaded.version, device, precision, batching=batching
+        )
+        return model
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The name, type and shape of each input."""
+        return self.served.tensors.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The name, type and shape of each output."""
+        return self.served.tensors.outputs
+
+    def run(self, /, **inputs: object) -> dict[str, Array]:
+        """Run the model on this thread; past 128 rows the other cores help.
+
+        Args:
+            inputs: an array for each input, of its type and shape; lists and numbers are converted
+                where that loses nothing. Other names than Python's go as `**{"input:0": array}`.
+
+        Returns:
+            An array for each output, by its name.
+
+        Raises:
+            InvalidRequest: an input is missing or unknown, or has another type or shape.
+            Unavailable: the model is closed.
+            DeviceError: it uses CUDA and was loaded before this process was forked.
+            ModelError: the run failed; the text is ONNX Runtime's reason.
+        """
+        return self._call(as_feeds(self.served.tensors, inputs))
+
+    async def run_async(self, /, **inputs: object) -> dict[str, Array]:
+        """Run the model on threads of the event loop's executor; see `run`.
+
+        A call that is cancelled begins no further run.
+        """
+        feeds, is_cancelled = as_feeds(self.served.tensors, inputs), threading.Event()
+        try:
+            return await asyncio.to_thread(self._call, feeds, is_cancelled.is_set)
+        finally:
+            is_cancelled.set()
+
+    def _call(
+        self, feeds: Feeds, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, Array]:
+        if self._is_closed:
+            raise self._refusal()
+        try:
+            if self.served.tensors.is_batchable:
+                outputs = self._run_shared(feeds, is_cancelled)
+            else:
+                outputs = self.served.run(feeds)
+        except ModelError as err:
+            from serving.model.onnx_runtime import reason_of
+
+            raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
+        return {each.name: array for each, array in zip(self.outputs, outputs, strict=True)}

@@ -1,0 +1,249 @@
+"""Finds out whether a model's rows can be batched, by running drawn inputs alone and in batches.
+
+Nothing in a graph says so: the first axis may be time, rows may be normalized by their batch, and
+dynamic quantization gives a row its neighbours' scale.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from serving.errors import ModelError
+from serving.model.acceptance import batch_sizes
+from serving.tensors import Array, Feeds, Tensor, TensorSignature
+
+_TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
+"""Largest difference of a row's numbers from those it has alone, relative to their magnitude: sums
+are added in another order. Other types have none: they must be equal."""
+_FLOOR = 0.01
+"""Share of an output's greatest number that counts as the magnitude of small ones."""
+_NUM_ROWS = 8
+_SIZES = 32, 8, 1, 64, 512
+"""Sizes that are tried for all axes but the first that have none in the graph."""
+_DRAWS_S, _ALONE_S, _BATCHES_S = 2.0, 0.2, 0.3
+"""Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
+_SLOW_S = 1.0
+"""A row that takes this long gains nothing from a batch; nor has it more runs at load."""
+_MAX_BYTES = 64 << 20
+"""The most that a batch's inputs, or its outputs, take."""
+
+_Axes = Sequence[Sequence[int | str | None]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """How calls are run, and inputs with which a run succeeds."""
+
+    tensors: TensorSignature
+    line: str
+    """One line that says whether rows are batched, and why not."""
+    feeds: Feeds | None
+    """Inputs that can be run, of one row or, where rows can be batched, of several; None if no run
+    succeeded."""
+
+
+class _Dependent(Exception):
+    """Rows depend on one another; the text says how it showed."""
+
+
+def find(
+    run: Callable[[Feeds], list[Array]],
+    tensors: TensorSignature,
+    axes: _Axes,
+    max_batch_size: int,
+    clock: Callable[[], float] = time.thread_time,
+) -> Finding:
+    """Run drawn rows, alone and mixed in batches of several sizes.
+
+    Args:
+        run: the model; see `Engine.run`.
+        tensors: what it takes and answers.
+        axes: the axes of all its inputs and outputs, by their names in the graph.
+        max_batch_size: the largest batch.
+        clock: the processor time of this thread, in seconds.
+    """
+    obstacle = _obstacle(tensors, axes)
+    reason, runnable = obstacle or "no drawn input can be run", None
+    end_s = clock() + _DRAWS_S
+    for feeds in _draws(tensors.inputs, axes, 1 if obstacle else _NUM_ROWS):
+        begin_s = clock()
+        if begin_s > end_s:
+            break
+        try:
+            first = run(_take(feeds, [0]) if not obstacle else feeds)
+            row_s = clock() - begin_s
+            runnable = runnable or feeds
+            tensors = replace(tensors, outputs=tuple(map(_with_axes, tensors.outputs, first)))
+            if obstacle is None and row_s > _SLOW_S:
+                reason = f"a row takes {row_s:.1f} s"
+            if obstacle or row_s > _SLOW_S:
+                break
+            reason = "no drawn input shows whether rows are independent"
+            worst = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
+        except ModelError:
+            continue
+        except _Dependent as err:
+            reason = str(err)
+            break
+        if worst is not None:
+            return Finding(replace(tensors, is_batchable=True), line_of(worst), feeds)
+    if runnable is not None and obstacle is None:
+        runnable = _take(runnable, [0])
+    return Finding(tensors, f"calls run alone: {reason}", runnable)
+
+
+def line_of(difference: float) -> str:
+    """Return the line of a model whose rows can be batched."""
+    within = f" within {difference:.1g}" if difference else ", bit for bit"
+    return f"rows are independent{within}"
+
+
+def _obstacle(tensors: TensorSignature, axes: _Axes) -> str | None:
+    """Say why the graph itself has no batches; None if it may have."""
+    if not tensors.inputs:
+        return "there is no input"
+    num_inputs = len(tensors.inputs)
+    for number, tensor in enumerate((*tensors.inputs, *tensors.outputs)):
+        if tensor.shape[:1] != (-1,) and (tensor.shape or number < num_inputs):
+            side = "input" if number < num_inputs else "output"
+            return f"{side} {tensor} has no batch axis"
+    firsts = {each[0] for each in axes[:num_inputs]} - {None, ""}
+    others = {name for each in axes for name in each[1:]}
+    if both := firsts & others:
+        return f"axis {both.pop()!r} is not only the batch's"
+    return None
+
+
+def _draws(inputs: Sequence[Tensor], axes: _Axes, num_rows: int) -> Iterator[Feeds]:
+    """Yield inputs that a model may take, the likeliest first."""
+    generator = random.Random(0)  # numpy.random takes 5 ms to import
+    has_open_axes = any(-1 in each.shape[1:] for each in inputs)
+    for size in _SIZES if has_open_axes else _SIZES[:1]:
+        shapes = [
+            tuple(
+                each if each >= 0 else size if number or name in names[1:] else num_rows
+                for number, (each, name) in enumerate(zip(tensor.shape, names, strict=True))
+            )
+            for tensor, names in zip(inputs, axes, strict=False)
+        ]
+        if sum(map(_num_bytes, inputs, shapes)) > _MAX_BYTES:
+            continue
+        for draw in (_wide, _narrow, _spread, _zeros):
+            yield {
+                tensor.name: draw(_random(generator, shape), tensor.dtype)
+                for tensor, shape in zip(inputs, shapes, strict=True)
+            }
+
+
+def _num_bytes(tensor: Tensor, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * tensor.dtype.itemsize
+
+
+def _random(generator: random.Random, shape: tuple[int, ...]) -> Array:
+    return np.frombuffer(generator.randbytes(math.prod(shape)), np.uint8).reshape(shape)
+
+
+def _wide(raw: Array, dtype: np.dtype) -> Array:
+    """Floats from -1 to 1, any pixels, and numbers of tokens that every vocabulary has."""
+    if dtype.kind == "f":
+        return (raw / 127.5 - 1).astype(dtype)
+    return raw.view(dtype) if dtype.itemsize == 1 and dtype.kind != "b" else _narrow(raw, dtype)
+
+
+def _narrow(raw: Array, dtype: np.dtype) -> Array:
+    """Floats above 0 and up to 1; 0 and 1 for all others, also as texts."""
+    if dtype.kind == "f":
+        return ((raw + 1.0) / 256).astype(dtype)
+    if dtype.kind == "O":
+        return np.array(["0", "1"], object).take(raw & 1)
+    return (raw & 1).astype(dtype)
+
+
+def _spread(raw: Array, dtype: np.dtype) -> Array:
+    """Numbers of every magnitude, as columns of a table have them; at most 127 as integers."""
+    if dtype.kind == "f":
+        return (np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64)).astype(dtype)
+    return (raw >> 1).astype(dtype) if dtype.kind in "iu" else _narrow(raw, dtype)
+
+
+def _zeros(raw: Array, dtype: np.dtype) -> Array:
+    return _narrow(raw & 0, dtype)
+
+
+def _with_axes(tensor: Tensor, array: Array) -> Tensor:
+    """Return an output with as many axes as it has in fact, where the graph says none."""
+    return tensor if tensor.shape else replace(tensor, shape=(-1,) * array.ndim)
+
+
+def _compare(
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
+    first: list[Array],
+    outputs: Sequence[Tensor],
+    max_batch_size: int,
+    clock: Callable[[], float],
+) -> float | None:
+    """Compare rows alone, of which the first has run, with rows in batches.
+
+    Returns:
+        The greatest difference; None if all rows have the same outputs, which shows nothing.
+    """
+    rows, begin_s = [first], clock()
+    while len(rows) < _NUM_ROWS and (len(rows) < 2 or clock() - begin_s < _ALONE_S):
+        rows.append(run(_take(feeds, [len(rows)])))
+    row_s = (clock() - begin_s) / (len(rows) - 1)
+    alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
+    if not any(((each != each[:1]) & (each == each)).any() for each in alone):  # NaN shows nothing
+        return None
+    generator, worst = random.Random(0), 0.0
+    row_bytes = max(sum(each.nbytes for each in side) / len(rows)
+                    for side in (alone, _take(feeds, range(len(rows))).values()))  # fmt: skip
+    for size in batch_sizes(max(2, max_batch_size), row_s, _BATCHES_S):
+        if size > 2 and size * row_bytes > _MAX_BYTES:
+            break
+        chosen = generator.choices(range(len(rows)), k=size)
+        try:
+            answers = run(_take(feeds, chosen))
+        except ModelError as err:
+            raise _Dependent(f"a batch of {size} rows fails") from err
+        for tensor, expected, answer in zip(outputs, alone, answers, strict=True):
+            difference = _difference(expected, chosen, answer)
+            most = _TOLERANCES.get(tensor.datatype, 0.0)
+            if difference > most:
+                raise _Dependent(
+                    f"rows depend on the batch: in one of {size}, output {tensor.name} differs by "
+                    f"{difference:.1g}, at most {most:g} allowed"
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
+    """Join the outputs of rows that ran alone."""
+    for row in rows:
+        if row.shape[:1] != (1,) or row.shape != rows[0].shape:
+            raise _Dependent(f"output {tensor.name} of a row has shape {list(row.shape)}")
+    return np.concatenate(rows)
+
+
+def _difference(expected: Array, chosen: Sequence[int], answer: Array) -> float:
+    """Return the greatest difference, relative to the magnitude of the same number in all rows."""
+    wanted = expected[chosen]
+    if answer.shape != wanted.shape:
+        return np.inf
+    if expected.dtype.kind != "f":
+        return 0.0 if np.array_equal(answer, wanted) else np.inf
+    with np.errstate(all="ignore"):
+        sizes = np.nan_to_num(np.abs(expected), nan=0.0, posinf=0.0).astype(np.float64)
+        scale = sizes.max(axis=0) + _FLOOR * sizes.max(initial=0.0)
+        difference = np.abs(answer.astype(np.float64) - wanted) / scale
+    same = (answer == wanted) | (np.isnan(answer) & np.isnan(wanted))
+    return float(np.nan_to_num(np.where(same, 0.0, difference), nan=np.inf).max(initial=0.0))
+
+
+def _take(feeds: Feeds, rows: Sequence[int]) -> Feeds:
+    return {name: array[list(rows)] for name, array in feeds.items()}
