@@ -27,10 +27,12 @@ _SIZES = 32, 8, 1, 64, 512
 _DRAWS_S, _ALONE_S, _BATCHES_S = 2.0, 0.2, 0.3
 """Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
 _SLOW_S = 1.0
-"""A row that takes this long gains nothing from a batch; nor has it more runs at load."""
+"""A row that takes this long gains nothing from a batch, and has no more runs at load."""
 _MAX_BYTES = 64 << 20
 """The most that a batch's inputs, or its outputs, take."""
 
+_Run = Callable[[Feeds], list[Array]]
+_Clock = Callable[[], float]
 _Axes = Sequence[Sequence[int | str | None]]
 
 
@@ -42,7 +44,7 @@ class Finding:
     line: str
     """One line that says whether rows are batched, and why not."""
     feeds: Feeds | None
-    """Inputs that can be run, of one row or, where rows can be batched, of several; None if no run
+    """Inputs that can be run: some rows if rows can be batched, else one; None if no run
     succeeded."""
 
 
@@ -51,11 +53,11 @@ class _Dependent(Exception):
 
 
 def find(
-    run: Callable[[Feeds], list[Array]],
+    run: _Run,
     tensors: TensorSignature,
     axes: _Axes,
     max_batch_size: int,
-    clock: Callable[[], float] = time.thread_time,
+    clock: _Clock = time.thread_time,
 ) -> Finding:
     """Run drawn rows, alone and mixed in batches of several sizes.
 
@@ -70,19 +72,17 @@ def find(
     reason, runnable = obstacle or "no drawn input can be run", None
     end_s = clock() + _DRAWS_S
     for feeds in _draws(tensors.inputs, axes, 1 if obstacle else _NUM_ROWS):
-        begin_s = clock()
+        row, begin_s = feeds if obstacle else _take(feeds, [0]), clock()
         if begin_s > end_s:
             break
         try:
-            first = run(_take(feeds, [0]) if not obstacle else feeds)
-            row_s = clock() - begin_s
-            runnable = runnable or feeds
-            tensors = replace(tensors, outputs=tuple(map(_with_axes, tensors.outputs, first)))
-            if obstacle is None and row_s > _SLOW_S:
-                reason = f"a row takes {row_s:.1f} s"
-            if obstacle or row_s > _SLOW_S:
+            first = run(row)
+            row_s, runnable = clock() - begin_s, runnable or row
+            tensors = replace(tensors, outputs=tuple(map(_seen, tensors.outputs, first)))
+            if obstacle:
                 break
-            reason = "no drawn input shows whether rows are independent"
+            if row_s > _SLOW_S:
+                raise _Dependent(f"a row takes {row_s:.1f} s")
             worst = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
         except ModelError:
             continue
@@ -90,9 +90,11 @@ def find(
             reason = str(err)
             break
         if worst is not None:
-            return Finding(replace(tensors, is_batchable=True), line_of(worst), feeds)
-    if runnable is not None and obstacle is None:
-        runnable = _take(runnable, [0])
+            # Converters of trees say 1 where the graph answers N.
+            outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
+            tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
+            return Finding(tensors, line_of(worst), feeds)
+        reason = "no drawn input shows whether rows are independent"
     return Finding(tensors, f"calls run alone: {reason}", runnable)
 
 
@@ -107,12 +109,11 @@ def _obstacle(tensors: TensorSignature, axes: _Axes) -> str | None:
     if not tensors.inputs:
         return "there is no input"
     num_inputs = len(tensors.inputs)
-    for number, tensor in enumerate((*tensors.inputs, *tensors.outputs)):
-        if tensor.shape[:1] != (-1,) and (tensor.shape or number < num_inputs):
-            side = "input" if number < num_inputs else "output"
-            return f"{side} {tensor} has no batch axis"
+    for tensor in tensors.inputs:
+        if tensor.shape[:1] != (-1,):
+            return f"input {tensor} has no batch axis"
     firsts = {each[0] for each in axes[:num_inputs]} - {None, ""}
-    others = {name for each in axes for name in each[1:]}
+    others = {name for each in axes for name in each[1:] if isinstance(name, str)}
     if both := firsts & others:
         return f"axis {both.pop()!r} is not only the batch's"
     return None
@@ -124,69 +125,49 @@ def _draws(inputs: Sequence[Tensor], axes: _Axes, num_rows: int) -> Iterator[Fee
     has_open_axes = any(-1 in each.shape[1:] for each in inputs)
     for size in _SIZES if has_open_axes else _SIZES[:1]:
         shapes = [
-            tuple(
-                each if each >= 0 else size if number or name in names[1:] else num_rows
-                for number, (each, name) in enumerate(zip(tensor.shape, names, strict=True))
-            )
+            [each if each >= 0 else size if number or name in names[1:] else num_rows
+             for number, (each, name) in enumerate(zip(tensor.shape, names, strict=True))]
             for tensor, names in zip(inputs, axes, strict=False)
-        ]
-        if sum(map(_num_bytes, inputs, shapes)) > _MAX_BYTES:
+        ]  # fmt: skip
+        if sum(map(math.prod, shapes)) > _MAX_BYTES // 8:
             continue
-        for draw in (_wide, _narrow, _spread, _zeros):
+        for kind in ("wide", "narrow", "spread", "zeros"):
+            raw = [np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
+                   for each in shapes]  # fmt: skip
             yield {
-                tensor.name: draw(_random(generator, shape), tensor.dtype)
-                for tensor, shape in zip(inputs, shapes, strict=True)
+                tensor.name: np.asarray(_values(each, tensor.dtype, kind), tensor.dtype)
+                for tensor, each in zip(inputs, raw, strict=True)
             }
 
 
-def _num_bytes(tensor: Tensor, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * tensor.dtype.itemsize
+def _values(raw: Array, dtype: np.dtype, kind: str) -> Array:
+    """Turn random bytes into floats from -1 to 1, above 0, or of every magnitude, as tables have.
 
-
-def _random(generator: random.Random, shape: tuple[int, ...]) -> Array:
-    return np.frombuffer(generator.randbytes(math.prod(shape)), np.uint8).reshape(shape)
-
-
-def _wide(raw: Array, dtype: np.dtype) -> Array:
-    """Floats from -1 to 1, any pixels, and numbers of tokens that every vocabulary has."""
+    Integers are numbers that every vocabulary has, or 0 and 1, which masks take; of those alone a
+    normalization may divide by next to nothing.
+    """
+    if kind == "zeros":
+        raw = raw & 0
     if dtype.kind == "f":
-        return (raw / 127.5 - 1).astype(dtype)
-    return raw.view(dtype) if dtype.itemsize == 1 and dtype.kind != "b" else _narrow(raw, dtype)
-
-
-def _narrow(raw: Array, dtype: np.dtype) -> Array:
-    """Floats above 0 and up to 1; 0 and 1 for all others, also as texts."""
-    if dtype.kind == "f":
-        return ((raw + 1.0) / 256).astype(dtype)
+        if kind == "spread":
+            return np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64)
+        return raw / 127.5 - 1 if kind == "wide" else (raw + 1.0) / 256
     if dtype.kind == "O":
         return np.array(["0", "1"], object).take(raw & 1)
-    return (raw & 1).astype(dtype)
+    if dtype.kind == "b" or kind != "wide":
+        return raw & 1
+    return raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
 
 
-def _spread(raw: Array, dtype: np.dtype) -> Array:
-    """Numbers of every magnitude, as columns of a table have them; at most 127 as integers."""
-    if dtype.kind == "f":
-        return (np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64)).astype(dtype)
-    return (raw >> 1).astype(dtype) if dtype.kind in "iu" else _narrow(raw, dtype)
-
-
-def _zeros(raw: Array, dtype: np.dtype) -> Array:
-    return _narrow(raw & 0, dtype)
-
-
-def _with_axes(tensor: Tensor, array: Array) -> Tensor:
+def _seen(tensor: Tensor, array: Array) -> Tensor:
     """Return an output with as many axes as it has in fact, where the graph says none."""
     return tensor if tensor.shape else replace(tensor, shape=(-1,) * array.ndim)
 
 
 def _compare(
-    run: Callable[[Feeds], list[Array]],
-    feeds: Feeds,
-    first: list[Array],
-    outputs: Sequence[Tensor],
-    max_batch_size: int,
-    clock: Callable[[], float],
-) -> float | None:
+    run: _Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
+    clock: _Clock,
+) -> float | None:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
@@ -205,7 +186,9 @@ def _compare(
     for size in batch_sizes(max(2, max_batch_size), row_s, _BATCHES_S):
         if size > 2 and size * row_bytes > _MAX_BYTES:
             break
-        chosen = generator.choices(range(len(rows)), k=size)
+        # Others than itself are next to each row of a small batch, too.
+        draw = generator.choices if size > len(rows) else generator.sample
+        chosen = draw(range(len(rows)), k=size)
         try:
             answers = run(_take(feeds, chosen))
         except ModelError as err:

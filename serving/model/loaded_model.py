@@ -6,7 +6,7 @@ out whether rows can be batched.
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,11 +58,6 @@ class LoadedModel:
     """Rows that are worth their own run on another core."""
     batching: str = ""
     """One line that says whether rows are batched, and why not."""
-    _input: str = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        inputs = self.tensors.inputs
-        object.__setattr__(self, "_input", inputs[0].name if inputs else "")
 
     @property
     def version(self) -> str:
@@ -81,11 +76,7 @@ class LoadedModel:
 
     @property
     def image_signature(self) -> Signature:
-        """The signature of a classifier of images.
-
-        Raises:
-            ConfigurationError: the model has no manifest that says it is one.
-        """
+        """The signature; raises ConfigurationError if there is none."""
         if self.manifest.signature is None:
             raise ConfigurationError(
                 f"model {self.manifest.name} has no manifest, so it is not known to classify "
@@ -107,7 +98,8 @@ class LoadedModel:
 
     def classify(self, images: Images) -> Probabilities:
         """Return the (N, classes) float32 probabilities of (N, pixels) images."""
-        with native_run(): return self.engine.run({self._input: images})[0]  # noqa: E701  # fmt: skip
+        name = self.engine.tensors.inputs[0].name
+        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip
 
 
 def load_model(
@@ -143,6 +135,11 @@ def load_model(
         ConfigurationError: the version has no such variant, or int8 was requested on CUDA.
     """
     how = (device, precision, max_batch_size, limit_factor, is_described)
+    if repository.is_file(model_dir):
+        try:
+            return _load_version(model_dir, version or repository.VERSION_OF_FILE, *how)
+        except CorruptModel as err:
+            raise CorruptModel(f"{model_dir.name}: {err}") from err
     if version is not None:
         return _load_version(model_dir, version, *how)
     failures = []
@@ -205,12 +202,15 @@ def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int) -> LoadedModel:
-    """Measure how long runs take, with inputs that can be run."""
-    if feeds is None:
+    """Measure how long runs take, with inputs that can be run; of other sizes they take longer."""
+    first = int(model.tensors.is_batchable)
+    if feeds is None or any(-1 in each.shape[first:] for each in model.tensors.inputs):
         return model
-    if not model.tensors.is_batchable:
+    if not first:
         return replace(model, quick_rows=int(_is_quick(model, feeds)))
     quick = _quick_rows(model, feeds, max_batch_size)
+    if quick < min(ENOUGH_ROWS, max_batch_size):  # so many take long enough
+        return replace(model, quick_rows=quick)
     return replace(model, quick_rows=quick, enough_rows=_enough_rows(model, feeds, max_batch_size))
 
 

@@ -25,7 +25,7 @@ PRETRAINED = Path(__file__).parent.with_name("pretrained")
 """The bundled repository: a model that is installed with the package."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_VERSION_OF_FILE = "1"
+VERSION_OF_FILE = "1"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 """Characters that names of models, which become parts of addresses and of lines, go without."""
 _MAX_NAME = 100
@@ -41,8 +41,8 @@ def versions(model_dir: Path) -> list[str]:
             run.
         ConfigurationError: the directory can't be read.
     """
-    if _is_file(model_dir):
-        return [_VERSION_OF_FILE]
+    if is_file(model_dir):
+        return [VERSION_OF_FILE]
     try:
         found = [name for name in _folders(model_dir) if _VERSION.fullmatch(name)]
     except OSError as err:
@@ -52,7 +52,8 @@ def versions(model_dir: Path) -> list[str]:
     return sorted(found, key=int, reverse=True)
 
 
-def _is_file(model: Path) -> bool:
+def is_file(model: Path) -> bool:
+    """Return whether a model is an ONNX file, which has one version, instead of a directory."""
     return model.suffix.lower() == ".onnx" and not model.is_dir()
 
 
@@ -113,8 +114,8 @@ def load(
         CorruptModel: a file is missing or unreadable, or differs from the manifest.
     """
     version_dir, path = model_dir / version, model_dir
-    if _is_file(model_dir):
-        is_there, is_described = version == _VERSION_OF_FILE and model_dir.exists(), False
+    if is_file(model_dir):
+        is_there, is_described = version == VERSION_OF_FILE and model_dir.exists(), False
     else:
         is_there = _VERSION.fullmatch(version) is not None and os.path.isdir(version_dir)
         path = version_dir / FILES[precision]
@@ -139,7 +140,7 @@ def load(
 
 def _name_of(model: Path) -> str:
     """Return the name of a model that has no manifest: that of its file or folder, made safe."""
-    name = model.stem if _is_file(model) else model.name
+    name = model.stem if is_file(model) else model.name
     return _UNSAFE.sub("-", name)[:_MAX_NAME].strip("-.") or "model"
 
 

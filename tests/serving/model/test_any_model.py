@@ -1,0 +1,221 @@
+"""Models of every type and shape, from files and folders, with and without a manifest."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from serving import Classifier, Model
+from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.tensors import DTYPES, Array
+from tests.serving.model.graphs import TYPES, model, node, save, two_layers, value
+
+
+def values_of(datatype: str, shape: tuple[int, ...]) -> Array:
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    if datatype == "BYTES":
+        return np.array([f"é{number}" for number in numbers.flat], object).reshape(shape)
+    return (numbers % 2 if datatype == "BOOL" else numbers).astype(DTYPES[datatype])
+
+
+@pytest.mark.parametrize("datatype", TYPES)
+@pytest.mark.parametrize("axes", [(), (3,), (2, 3), ("N", 3), ("N", "M", 2)], ids=str)
+def test_each_type_and_shape_is_answered(
+    datatype: str, axes: tuple[int | str, ...], tmp_path: Path
+) -> None:
+    graph = model(
+        [node("Identity", ["x"], ["y"])], [value("x", datatype, axes)], [value("y", datatype, axes)]
+    )
+    array = values_of(datatype, tuple(each if isinstance(each, int) else 5 for each in axes))
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        (tensor,) = loaded.inputs
+        open_axes = tuple(each if isinstance(each, int) else -1 for each in axes)
+        assert (tensor.datatype, tensor.shape) == (datatype, open_axes)
+        answer = loaded.run(x=array)["y"]
+        assert loaded.served.tensors.is_batchable == ("N" in axes)
+    assert answer.dtype == array.dtype
+    np.testing.assert_array_equal(answer, array)
+
+
+def test_inputs_with_a_default_are_not_demanded(tmp_path: Path) -> None:
+    graph = model(
+        [node("Add", ["x", "bias"], ["y"])],
+        [value("x", "FP32", ["N", 2]), value("bias", "FP32", [2])],
+        [value("y", "FP32", ["N", 2])], {"bias": np.ones(2, np.float32)},
+    )  # fmt: skip
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        assert [tensor.name for tensor in loaded.inputs] == ["x"]
+        assert loaded.run(x=[[1, 2]])["y"].tolist() == [[2, 3]]
+
+
+def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path: Path) -> None:
+    graph = model(
+        [node("Neg", ["x"], ["y"])], [value("x", "FP32", None)], [value("y", "FP32", None)]
+    )
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        for array in (np.float32(1), np.ones((2, 3), np.float32)):
+            np.testing.assert_array_equal(loaded.run(x=array)["y"], -array)
+
+
+def damaged(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    graph = two_layers()
+    change(graph)
+    return graph
+
+
+def of_type(elem_type: int) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, elem_type, [1]) for name in "xy")
+    return model([node("Identity", ["x"], ["y"])], [x], [y])
+
+
+def zipmap() -> onnx.ModelProto:
+    number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    classes = helper.make_map_type_proto(TensorProto.INT64, number)
+    graph = model(
+        [node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])],
+        [value("x", "FP32", ["N", 2])],
+        [helper.make_value_info("y", helper.make_sequence_type_proto(classes))],
+    )
+    graph.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    return graph
+
+
+def custom() -> onnx.ModelProto:
+    graph = model(
+        [node("Twice", ["x"], ["y"], domain="my.own")], [value("x", "FP32", [1])],
+        [value("y", "FP32", [1])],
+    )  # fmt: skip
+    graph.opset_import.append(helper.make_opsetid("my.own", 1))
+    return graph
+
+
+def sequence() -> onnx.ModelProto:
+    out = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    return model([node("SequenceConstruct", ["x"], ["y"])], [value("x", "FP32", [1])], [out])
+
+
+GRAPHS = {
+    "opset too new": (
+        damaged(lambda graph: graph.opset_import[0].__setattr__("version", 99)), "Opset 99",
+    ),
+    "format too new": (
+        damaged(lambda graph: graph.__setattr__("ir_version", 99)), "IR version: 99",
+    ),
+    "operator of nobody": (
+        damaged(lambda graph: graph.graph.node[1].__setattr__("op_type", "Rely")), "Rely",
+    ),
+    "operator of one's own": (custom(), "my.own:Twice"),
+    "half floats of the other kind": (of_type(TensorProto.BFLOAT16), "cast it to float32"),
+    "maps": (zipmap(), "'zipmap': False"),
+    "sequence": (sequence(), r"output 'y' is a seq\(tensor\(float\)\), which can't be served"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graph_that_cannot_be_served_is_refused_on_one_line(name: str, tmp_path: Path) -> None:
+    graph, reason = GRAPHS[name]
+    with pytest.raises(CorruptModel, match=reason) as caught:
+        Model.load(save(graph, tmp_path), device="cpu")
+    assert str(caught.value).startswith("model.onnx: ")
+    assert str(caught.value).isprintable()
+    assert "onnxruntime_src" not in str(caught.value)
+
+
+def vast(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "is not an ONNX file"),
+    "text": (lambda path: path.write_text("no model"), "is not an ONNX file"),
+    "cut off": (
+        lambda path: path.write_bytes(two_layers().SerializeToString()[:-100]),
+        "is not an ONNX file",
+    ),
+    "sparse and vast": (vast, "at most 268435456 expected"),
+    "pipe": (os.mkfifo, "not a regular file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", ["model.onnx", "any/1/model.onnx"])
+def test_file_that_is_no_model_is_refused_on_one_line(
+    name: str, place: str, tmp_path: Path
+) -> None:
+    make, reason = FILES[name]
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    with pytest.raises(CorruptModel, match=reason) as caught:
+        Model.load(path if path.parent == tmp_path else tmp_path / "any", device="cpu")
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_no_file_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    for path in (tmp_path / "none.onnx", tmp_path / "folder.onnx", tmp_path / "none"):
+        with pytest.raises(ModelNotFound):
+            Model.load(path)
+    with pytest.raises(ModelNotFound, match=r"'model\.onnx' has no version '2'"):
+        Model.load(save(two_layers(), tmp_path), version=2)
+
+
+def test_weights_in_other_files_are_refused_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        two_layers(), str(path), save_as_external_data=True, location="weights.bin",
+        size_threshold=0,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime looks for those of a model in memory
+    assert (tmp_path / "weights.bin").exists()
+    with pytest.raises(CorruptModel, match="its weights are in other files"):
+        Model.load(path, device="cpu")
+
+
+def test_folder_needs_no_manifest(tmp_path: Path) -> None:
+    for version in ("1", "2", "3"):
+        (tmp_path / "any model" / version).mkdir(parents=True)
+    save(two_layers(), tmp_path / "any model" / "2")
+    save(two_layers(), tmp_path / "any model" / "1")
+    (tmp_path / "any model" / "3" / "model.onnx").write_bytes(b"damaged")
+    (tmp_path / "any model" / "config.pbtxt").write_text("is not read")
+    with Model.load(tmp_path / "any model") as newest:
+        assert (newest.version, newest.served.manifest.name) == ("2", "any-model")
+    with Model.load(tmp_path / "any model", version=1) as pinned:
+        assert pinned.version == "1"
+    with pytest.raises(ConfigurationError, match="version 1 has no int8 variant"):
+        Model.load(tmp_path / "any model", version=1, precision="int8")
+    save(two_layers(), tmp_path / "any model" / "1", "model.int8.onnx")
+    Model.load(tmp_path / "any model", version=1, precision="int8").close()
+
+
+def test_manifest_is_followed_where_there_is_one(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "digits", tmp_path / "digits")
+    with Model.load(tmp_path / "digits", device="cpu") as digits:
+        assert digits.served.signature is not None
+        assert digits.served.batching.startswith("rows are independent")
+        images = digits.served.manifest.golden_images
+        answer = digits.run(images=images)["probabilities"]
+    np.testing.assert_allclose(
+        answer, digits.served.manifest.golden_probabilities["fp32"], atol=1e-3
+    )
+    save(two_layers(), tmp_path / "digits" / "1")
+    with pytest.raises(CorruptModel, match="expected SHA-256"):
+        Model.load(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "any"])
+def test_classifier_needs_a_manifest(name: str, tmp_path: Path) -> None:
+    (tmp_path / "any" / "1").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "any" / "1"):
+        save(two_layers(), folder)
+    with pytest.raises(DigitsError, match="manifest"):
+        Classifier.load(tmp_path / name)

@@ -1,0 +1,295 @@
+"""Whether a model's rows can be batched, as it is found out at load."""
+
+import logging
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from serving import Model
+from serving.errors import ModelError
+from serving.model import independence
+from serving.tensors import Array, Feeds, Tensor, TensorSignature
+from tests.serving.model.graphs import model, node, rows_model, save, two_layers, value
+from tests.support.fakes import TIMEOUT_S
+
+GENERATOR = np.random.default_rng(0)
+WEIGHTS = GENERATOR.normal(size=(4, 4)).astype(np.float32)
+MATRIX = {"w": WEIGHTS}
+LSTM = {
+    "weights": GENERATOR.normal(size=(1, 12, 4)).astype(np.float32),
+    "recurrent": GENERATOR.normal(size=(1, 12, 3)).astype(np.float32),
+}
+"""Of an LSTM of 4 inputs and 3 units."""
+
+
+def lstm(first_axis: str) -> onnx.ModelProto:
+    return model(
+        [node("LSTM", ["x", "weights", "recurrent"], ["y"], hidden_size=3)],
+        [value("x", "FP32", [first_axis, 1, 4])], [value("y", "FP32", [first_axis, 1, 1, 3])],
+        {"weights": np.concatenate([LSTM["weights"][:, :9], LSTM["weights"][:, :3]], axis=1),
+         "recurrent": LSTM["recurrent"]},
+    )  # fmt: skip
+
+
+def embedding(num_rows: int) -> onnx.ModelProto:
+    """Indices from 0 to num_rows - 1, of any number, to the sum of their vectors."""
+    table = GENERATOR.normal(size=(num_rows, 5)).astype(np.float32)
+    return model(
+        [node("Gather", ["table", "x"], ["vectors"]),
+         node("ReduceSum", ["vectors", "axis"], ["y"], keepdims=0)],
+        [value("x", "INT64", ["batch", "length"])], [value("y", "FP32", ["batch", 5])],
+        {"table": table, "axis": np.array([1])},
+    )  # fmt: skip
+
+
+INDEPENDENT = {
+    "dense": two_layers(),
+    "vector": model(
+        [node("Neg", ["x"], ["y"])], [value("x", "FP32", ["N"])], [value("y", "FP32", ["M"])]
+    ),
+    "any length": rows_model(node("ReduceMax", ["x"], ["y"], axes=[1]), num_columns="length"),
+    "tokens": embedding(128),
+    "few tokens": embedding(2),
+    "texts": model(
+        [node("LabelEncoder", ["x"], ["y"], domain="ai.onnx.ml", keys_strings=["0"],
+              values_int64s=[7], default_int64=8)],
+        [value("x", "BYTES", ["N"])], [value("y", "INT64", ["N"])],
+    ),
+    "two of each": model(
+        [node("Add", ["a", "b"], ["sum"]), node("Cast", ["a"], ["whole"], to=6)],
+        [value("a", "FP32", ["N", 3]), value("b", "FP32", ["M", 3])],
+        [value("sum", "FP32", ["N", 3]), value("whole", "INT32", ["N", 3])],
+    ),
+    # A tree whose threshold no usual random number reaches.
+    "large numbers": rows_model(
+        node("Greater", ["x", "hundred"], ["is"]), node("Cast", ["is"], ["y"], to=1),
+        constants={"hundred": np.float32(100)},
+    ),
+    # As converters of trees write it.
+    "output of one row": model(
+        [node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
+        [value("x", "FP32", ["N", 4])], [value("y", "INT64", [1])],
+    ),
+    "undefined numbers": rows_model(node("Log", ["x"], ["y"])),
+}  # fmt: skip
+INDEPENDENT["texts"].opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 2))
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_independent_rows_are_batched(name: str, tmp_path: Path) -> None:
+    with Model.load(save(INDEPENDENT[name], tmp_path), device="cpu") as loaded:
+        assert loaded.served.batching.startswith("rows are independent")
+        assert loaded.served.tensors.is_batchable
+        assert {tensor.shape[0] for tensor in (*loaded.inputs, *loaded.outputs)} == {-1}
+
+
+DEPENDENT: dict[str, tuple[onnx.ModelProto, str]] = {
+    "mean of the batch": (
+        rows_model(node("ReduceMean", ["x"], ["m"], axes=[0]), node("Add", ["x", "m"], ["y"])),
+        "rows depend on the batch: in one of 2, output y differs",
+    ),
+    "one row for all": (
+        rows_model(node("ReduceMean", ["x"], ["y"], axes=[0])),
+        "rows depend on the batch",
+    ),
+    "normalized by the batch": (
+        model(
+            [node("BatchNormalization", ["x", "g", "b", "b", "g"], ["y", "m", "v"],
+                  training_mode=1)],
+            [value("x", "FP32", ["N", 4, 3])], [value("y", "FP32", ["N", 4, 3])],
+            {"g": np.ones(4, np.float32), "b": np.zeros(4, np.float32)},
+        ),
+        "rows depend on the batch",
+    ),
+    "quantized by the batch": (
+        rows_model(
+            node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+            node("MatMul", ["d", "w"], ["y"]), constants=MATRIX,
+        ),
+        r"rows depend on the batch: in one of \d, output y differs by 0\.0\d+, at most 0.001 al",
+    ),
+    "order": (
+        rows_model(
+            node("CumSum", ["x", "axis"], ["y"]), constants={"axis": np.int64(0)}
+        ),
+        "rows depend on the batch",
+    ),
+    "size": (
+        rows_model(
+            node("Shape", ["x"], ["all"]), node("Gather", ["all", "zero"], ["n"]),
+            node("Cast", ["n"], ["size"], to=1), node("Div", ["x", "size"], ["y"]),
+            constants={"zero": np.int64(0)},
+        ),
+        "rows depend on the batch",
+    ),
+    "found boxes": (
+        model(
+            [node("NonMaxSuppression", ["boxes", "scores", "most"], ["y"])],
+            [value("boxes", "FP32", ["N", 6, 4]), value("scores", "FP32", ["N", 2, 6])],
+            [value("y", "INT64", ["K", 3])], {"most": np.array([3])},
+        ),
+        "output y of a row has shape",
+    ),
+    "batch of one in a constant": (
+        rows_model(
+            node("Reshape", ["x", "shape"], ["y"]), constants={"shape": np.array([1, 4])}
+        ),
+        "a batch of 2 rows fails",
+    ),
+    "time first": (lstm("time"), "rows depend on the batch"),
+    "dropout": (
+        rows_model(node("RandomUniformLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])),
+        "rows depend on the batch",
+    ),
+    "square": (
+        model([node("Neg", ["x"], ["y"])], [value("x", "FP32", ["N", "N"])],
+              [value("y", "FP32", ["N", "N"])]),
+        "axis 'N' is not only the batch's",
+    ),
+    "compared rows": (
+        model([node("Transpose", ["x"], ["t"]), node("MatMul", ["x", "t"], ["y"])],
+              [value("x", "FP32", ["N", 4])], [value("y", "FP32", ["N", "N"])]),
+        "axis 'N' is not only the batch's",
+    ),
+    "fixed": (
+        model([node("Neg", ["x"], ["y"])], [value("x", "FP32", [2, 3])],
+              [value("y", "FP32", [2, 3])]),
+        r"input x FP32 \[2, 3\] has no batch axis",
+    ),
+    "a scalar": (
+        model([node("Mul", ["x", "s"], ["y"])],
+              [value("x", "FP32", ["N"]), value("s", "FP32", [])], [value("y", "FP32", ["N"])]),
+        r"input s FP32 \[\] has no batch axis",
+    ),
+    "state": (
+        model([node("Add", ["x", "state"], ["y"]), node("Neg", ["y"], ["next"])],
+              [value("x", "FP32", ["N", 3]), value("state", "FP32", [1, 3])],
+              [value("y", "FP32", ["N", 3]), value("next", "FP32", ["N", 3])]),
+        r"input state FP32 \[1, 3\] has no batch axis",
+    ),
+    "nothing": (
+        model([node("Constant", [], ["y"], value_float=1.0)], [], [value("y", "FP32", [])]),
+        "there is no input",
+    ),
+    "always the same": (
+        rows_model(node("Mul", ["x", "none"], ["y"]), constants={"none": np.float32(0)}),
+        "no drawn input shows whether rows are independent",
+    ),
+    "always undefined": (
+        rows_model(node("Sub", ["x", "x"], ["o"]), node("Div", ["o", "o"], ["y"])),
+        "no drawn input shows whether rows are independent",
+    ),
+    "of a size that nobody guesses": (
+        rows_model(
+            node("Reshape", ["x", "shape"], ["y"]), num_columns="length",
+            constants={"shape": np.array([0, 7, 11])},
+        ),
+        "no drawn input can be run",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_dependent_rows_run_alone_and_the_line_says_why(name: str, tmp_path: Path) -> None:
+    graph, reason = DEPENDENT[name]
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        assert not loaded.served.tensors.is_batchable
+        assert re.match(f"calls run alone: {reason}", loaded.served.batching)
+
+
+def test_line_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "serving"):
+        Model.load(save(DEPENDENT["fixed"][0], tmp_path, "two rows.onnx")).close()
+    assert caplog.messages == [
+        "model two-rows version 1: calls run alone: input x FP32 [2, 3] has no batch axis"
+    ]
+
+
+class Counted:
+    """A model of one number a row that takes its own time, and fails where it is told to."""
+
+    tensors = TensorSignature(
+        (Tensor("x", "INT32", (-1, -1)),), (Tensor("y", "FP32", (-1,)),), is_batchable=False
+    )
+
+    def __init__(self, row_s: float, failing: tuple[int, ...] = ()) -> None:
+        self.row_s, self.failing, self.now_s = row_s, failing, 0.0
+        self.shapes: list[Any] = []
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        self.shapes.append(feeds["x"].shape)
+        self.now_s += self.row_s * len(feeds["x"])
+        if feeds["x"].shape[1] in self.failing:
+            raise ModelError
+        return [feeds["x"].sum(axis=1).astype(np.float32)]
+
+    def find(self) -> independence.Finding:
+        axes = (("N", "length"), ("N",))
+        return independence.find(self.run, self.tensors, axes, 512, lambda: self.now_s)
+
+
+def test_quick_model_is_tried_in_every_batch_size() -> None:
+    model = Counted(row_s=1e-6)
+    found = model.find()
+    assert found.tensors.is_batchable
+    sizes = [size for size, _ in model.shapes]
+    assert sizes == [1] * 8 + [2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 511, 512]
+
+
+def test_dear_model_is_tried_in_few() -> None:
+    model = Counted(row_s=0.5)
+    assert model.find().tensors.is_batchable
+    assert [size for size, _ in model.shapes] == [1, 1, 2]
+
+
+def test_slow_model_is_run_once_and_never_corrupt() -> None:
+    model = Counted(row_s=30.0)
+    found = model.find()
+    assert found.line == "calls run alone: a row takes 30.0 s"
+    assert len(model.shapes) == 1
+    assert found.feeds is not None
+
+
+def test_other_sizes_are_tried_if_the_first_fails() -> None:
+    model = Counted(row_s=1e-6, failing=(32, 8))
+    assert model.find().tensors.is_batchable
+    assert {length for _, length in model.shapes} == {32, 8, 1}
+
+
+def test_trials_end_where_each_takes_long() -> None:
+    model = Counted(row_s=0.7, failing=(32, 8, 1, 64, 512))
+    found = model.find()
+    assert (found.line, found.feeds) == ("calls run alone: no drawn input can be run", None)
+    assert len(model.shapes) == 3
+
+
+def test_inputs_that_run_for_ever_leave_a_model_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that ends only for a negative number, which is not drawn."""
+    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 0.3)
+    monkeypatch.setattr("serving.model.independence._DRAWS_S", 0.1)
+    body = onnx.helper.make_graph(
+        [node("Identity", ["again"], ["goes_on"]), node("Abs", ["n"], ["same"])],
+        "body",
+        [value("turn", "INT64", []), value("again", "BOOL", []), value("n", "INT64", [1])],
+        [value("goes_on", "BOOL", []), value("same", "INT64", [1])],
+    )
+    graph = model(
+        [node("GreaterOrEqual", ["x", "zero"], ["all"]),
+         node("Squeeze", ["all"], ["first"]), node("Loop", ["", "first", "x"], ["y"], body=body)],
+        [value("x", "INT64", [1])], [value("y", "INT64", [1])], {"zero": np.int64(0)},
+    )  # fmt: skip
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        assert loaded.served.batching == "calls run alone: drawn inputs take more than 0.3 s"
+        assert loaded.run(x=[-7])["y"].tolist() == [-7]
+    for thread in threading.enumerate():
+        if thread.name == "model-loader":
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()

@@ -1,0 +1,156 @@
+"""Any model inside somebody else's program."""
+
+import asyncio
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import BatchingConfig, Model
+from serving.errors import InvalidRequest, ModelError, Unavailable
+from serving.model.onnx_runtime import onnxruntime
+from tests.serving.model.graphs import model, node, save, two_layers, value
+
+GENERATOR = np.random.default_rng(1)
+ROWS = GENERATOR.normal(size=(2000, 4)).astype(np.float32)
+TOLERANCE = 1e-5
+"""Batches of other sizes add up in another order."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(two_layers(), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def layers(path: Path) -> Iterator[Model]:
+    with Model.load(path, device="cpu", batching=BatchingConfig(max_batch_size=100)) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path) -> Any:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": ROWS})[0]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Inputs of several types, x FP32 [N, 2], n INT8 [N], texts BYTES [N]; their names are odd."""
+    graph = model(
+        [node("Identity", ["x"], ["y"]), node("Identity", ["self"], ["n"]),
+         node("Identity", ["text:0"], ["texts"])],
+        [value("x", "FP32", ["N", 2]), value("self", "INT8", ["N"]),
+         value("text:0", "BYTES", ["N"])],
+        [value("y", "FP32", ["N", 2]), value("n", "INT8", ["N"]), value("texts", "BYTES", ["N"])],
+    )  # fmt: skip
+    with Model.load(save(graph, tmp_path_factory.mktemp("models")), device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 100, 101, 2000])
+def test_answers_are_those_of_onnx_runtime(layers: Model, expected: Any, num_rows: int) -> None:
+    answer = layers.run(x=ROWS[:num_rows])
+    assert list(answer) == ["y"]
+    np.testing.assert_allclose(answer["y"], expected[:num_rows], atol=TOLERANCE)
+    awaited = asyncio.run(layers.run_async(x=ROWS[:num_rows]))
+    np.testing.assert_allclose(awaited["y"], expected[:num_rows], atol=TOLERANCE)
+
+
+def test_lists_and_texts_are_converted_where_nothing_is_lost(mixed: Model) -> None:
+    answer = mixed.run(**{"x": [[1, 2.5]], "self": [-128], "text:0": ["é\0"]})
+    assert answer["y"].tolist() == [[1, 2.5]]
+    assert answer["n"].tolist() == [-128]
+    assert answer["texts"].tolist() == ["é\0"]
+    for texts in (["é"], ["é".encode()], np.array(["é"]), np.array(["é".encode()])):
+        both = mixed.run(**{"x": np.ones((1, 2), ">f4"), "self": (1,), "text:0": texts})
+        assert both["texts"].tolist() == ["é"]
+        assert both["y"].tolist() == [[1, 1]]
+
+
+ONE = {"x": [[1, 2]], "self": [1], "text:0": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": 1}, r"expected the inputs x, self, text:0, got x, self, text:0, z"),
+        ({"x": np.ones((1, 2))}, r"expected x FP32 \[N, 2\], got float64"),
+        ({"x": np.ones((1, 2), np.uint8)}, r"expected x FP32 \[N, 2\], got uint8"),
+        ({"x": [1, 2]}, r"expected x FP32 \[N, 2\], got the shape \[2\]"),
+        ({"x": [[1, 2, 3]]}, r"expected x FP32 \[N, 2\], got the shape \[1, 3\]"),
+        ({"x": [[1, 2], [3]]}, r"expected x FP32 \[N, 2\], got a list"),
+        ({"x": [["1", "2"]]}, r"expected x FP32 \[N, 2\], got <U1"),
+        ({"x": None}, r"expected x FP32 \[N, 2\], got object"),
+        ({"x": np.ma.masked_equal([[1.0, 2.0]], 2)}, "got a masked array"),
+        ({"self": [128]}, r"expected self INT8 \[N\], got int64"),
+        ({"self": [1.0]}, r"expected self INT8 \[N\], got float64"),
+        ({"self": [True]}, r"expected self INT8 \[N\], got bool"),
+        ({"self": [1, 2]}, r"expected as many rows of each input, got \[1, 2, 1\]"),
+        ({"text:0": [1]}, r"expected text:0 BYTES \[N\], got objects that are no texts"),
+        ({"text:0": [b"\xff"]}, "expected texts in UTF-8"),
+        ({"x": np.ones((0, 2), np.float32), "self": [], "text:0": []}, "at least 1 row, got 0"),
+    ],
+)
+def test_bad_inputs_are_refused_with_expected_and_got(
+    mixed: Model, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        mixed.run(**ONE | change)
+    with pytest.raises(InvalidRequest, match=message):
+        asyncio.run(mixed.run_async(**ONE | change))
+
+
+def test_missing_input_is_named(layers: Model) -> None:
+    with pytest.raises(InvalidRequest, match="expected the inputs x, got none"):
+        layers.run()
+
+
+def test_failed_run_says_why_and_the_next_one_works(tmp_path: Path) -> None:
+    graph = model(
+        [node("MatMul", ["x", "w"], ["y"])], [value("x", "FP32", ["N", "M"])],
+        [value("y", "FP32", ["N", 2])], {"w": np.ones((3, 2), np.float32)},
+    )  # fmt: skip
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        with pytest.raises(ModelError, match=r"the model failed: .*MatMul"):
+            loaded.run(x=[[1, 2]])
+        assert loaded.run(x=[[1, 2, 3]])["y"].tolist() == [[6, 6]]
+
+
+def test_many_threads_get_their_own_answers(layers: Model, expected: Any) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda row: layers.run(x=row[None])["y"][0], ROWS[:200]))
+    np.testing.assert_allclose(answers, expected[:200], atol=TOLERANCE)
+
+
+def test_closed_model_says_so(path: Path) -> None:
+    with Model.load(path) as loaded:
+        pass
+    with pytest.raises(Unavailable, match="the model is closed"):
+        loaded.run(x=ROWS)
+
+
+def test_pickled_model_is_loaded_again(
+    path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with Model.load(path.name, device="cpu", batching=BatchingConfig(max_batch_size=3)) as loaded:
+        pickled = pickle.dumps(loaded)
+    monkeypatch.chdir("/")
+    with pickle.loads(pickled) as again:
+        assert again.batching.max_batch_size == 3
+        np.testing.assert_allclose(again.run(x=ROWS)["y"], expected, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+def test_model_made_before_a_fork_answers_in_the_child(layers: Model, expected: Any) -> None:
+    fork = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
+    with ProcessPoolExecutor(1, mp_context=fork) as pool:
+        answer = pool.submit(layers.run, x=ROWS[:300]).result(60)
+    np.testing.assert_allclose(answer["y"], expected[:300], atol=TOLERANCE)
