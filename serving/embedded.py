@@ -154,11 +154,14 @@ class Model(Embedded):
     ) -> dict[str, Array]:
         if self._is_closed:
             raise self._refusal()
+        model, num_rows = self.served, 1
+        if model.tensors.is_batchable:
+            num_rows = len(next(iter(feeds.values())))
         try:
-            if self.served.tensors.is_batchable:
-                outputs = self._run_shared(feeds, is_cancelled)
+            if num_rows <= self.batching.max_batch_size and num_rows <= model.enough_rows:
+                outputs = model.run(feeds)
             else:
-                outputs = self.served.run(feeds)
+                outputs = self._run_shared(feeds, is_cancelled)
         except ModelError as err:
             from serving.model.onnx_runtime import reason_of
 

@@ -71,8 +71,6 @@ class OnnxEngine:
             CorruptModel: an input or an output has a type that can't be served.
         """
         self.tensors = tensors_of(session)
-        self.axes = [tuple(each.shape) for each in (*session.get_inputs(), *session.get_outputs())]
-        """The axes of all inputs and outputs as in the graph: a size, a name, or None."""
         self._outputs = [each.name for each in self.tensors.outputs]
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
         self._run = bare_run(session)
@@ -181,14 +179,12 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(
                 "CUDA can't be used after a fork: load the model in the child, or spawn it"
             )
-        if not self.tensors.is_batchable:
-            return super().run(feeds)
-        num_rows = len(next(iter(feeds.values())))
+        num_rows = len(next(iter(feeds.values()))) if self.tensors.is_batchable else 1
         padding = (1 << (num_rows - 1).bit_length()) - num_rows
-        padded = {
-            name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
-            for name, rows in feeds.items()
-        }
+        if not padding:
+            return super().run(feeds)
+        padded = {name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
+                  for name, rows in feeds.items()}  # fmt: skip
         return [rows[:num_rows] for rows in super().run(padded)]
 
 

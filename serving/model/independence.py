@@ -33,7 +33,6 @@ _MAX_BYTES = 64 << 20
 
 _Run = Callable[[Feeds], list[Array]]
 _Clock = Callable[[], float]
-_Axes = Sequence[Sequence[int | str | None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,25 +52,23 @@ class _Dependent(Exception):
 
 
 def find(
-    run: _Run,
-    tensors: TensorSignature,
-    axes: _Axes,
-    max_batch_size: int,
-    clock: _Clock = time.thread_time,
+    run: _Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time
 ) -> Finding:
     """Run drawn rows, alone and mixed in batches of several sizes.
 
     Args:
         run: the model; see `Engine.run`.
         tensors: what it takes and answers.
-        axes: the axes of all its inputs and outputs, by their names in the graph.
         max_batch_size: the largest batch.
         clock: the processor time of this thread, in seconds.
     """
-    obstacle = _obstacle(tensors, axes)
+    without = [each for each in tensors.inputs if each.shape[:1] != (-1,)]
+    obstacle = f"input {without[0]} has no batch axis" if without else None
+    if not tensors.inputs:
+        obstacle = "there is no input"
     reason, runnable = obstacle or "no drawn input can be run", None
     end_s = clock() + _DRAWS_S
-    for feeds in _draws(tensors.inputs, axes, 1 if obstacle else _NUM_ROWS):
+    for feeds in _draws(tensors.inputs, 1 if obstacle else _NUM_ROWS):
         row, begin_s = feeds if obstacle else _take(feeds, [0]), clock()
         if begin_s > end_s:
             break
@@ -104,31 +101,13 @@ def line_of(difference: float) -> str:
     return f"rows are independent{within}"
 
 
-def _obstacle(tensors: TensorSignature, axes: _Axes) -> str | None:
-    """Say why the graph itself has no batches; None if it may have."""
-    if not tensors.inputs:
-        return "there is no input"
-    num_inputs = len(tensors.inputs)
-    for tensor in tensors.inputs:
-        if tensor.shape[:1] != (-1,):
-            return f"input {tensor} has no batch axis"
-    firsts = {each[0] for each in axes[:num_inputs]} - {None, ""}
-    others = {name for each in axes for name in each[1:] if isinstance(name, str)}
-    if both := firsts & others:
-        return f"axis {both.pop()!r} is not only the batch's"
-    return None
-
-
-def _draws(inputs: Sequence[Tensor], axes: _Axes, num_rows: int) -> Iterator[Feeds]:
+def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
     """Yield inputs that a model may take, the likeliest first."""
     generator = random.Random(0)  # numpy.random takes 5 ms to import
     has_open_axes = any(-1 in each.shape[1:] for each in inputs)
     for size in _SIZES if has_open_axes else _SIZES[:1]:
-        shapes = [
-            [each if each >= 0 else size if number or name in names[1:] else num_rows
-             for number, (each, name) in enumerate(zip(tensor.shape, names, strict=True))]
-            for tensor, names in zip(inputs, axes, strict=False)
-        ]  # fmt: skip
+        shapes = [[each if each >= 0 else size if number else num_rows
+                   for number, each in enumerate(tensor.shape)] for tensor in inputs]  # fmt: skip
         if sum(map(math.prod, shapes)) > _MAX_BYTES // 8:
             continue
         for kind in ("wide", "narrow", "spread", "zeros"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving.config import BatchingConfig, Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.errors import ConfigurationError, CorruptModel, ModelError, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, independence, repository
 from serving.model.fork_safety import native_run
@@ -169,7 +169,7 @@ def _load_version(
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size)
-        found = independence.find(model.run, engine.tensors, engine.axes, max_batch_size)
+        found = independence.find(model.run, engine.tensors, max_batch_size)
         engine.tensors = found.tensors
         return replace(_timed(model, found.feeds, max_batch_size), batching=found.line)
 
@@ -181,7 +181,8 @@ def _load_version(
             if model.manifest.golden_probabilities:
                 raise
             engine.end_runs()
-            line = f"calls run alone: drawn inputs take more than {_CHECK_LIMIT_S:g} s"
+            limit_s = limit_factor * _CHECK_LIMIT_S
+            line = f"calls run alone: drawn inputs take more than {limit_s:g} s"
             model = replace(model, batching=line)
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
@@ -243,7 +244,10 @@ def _is_quick(model: LoadedModel, feeds: Feeds) -> bool:
     first_s = time.thread_time()
     for _ in range(5):
         begin_s = time.monotonic()
-        model.run(feeds)
+        try:
+            model.run(feeds)
+        except ModelError:  # it takes fewer rows, which only its callers can know
+            return False
         if time.monotonic() - begin_s <= _QUICK_S:
             return True
         if time.thread_time() - first_s > 2 * _QUICK_S:  # others' work may take no processor time

@@ -31,6 +31,8 @@ _DATATYPES = {
        for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 """The protocol's name of each of ONNX Runtime's types."""
+_EXTERNAL_WEIGHTS = re.compile(rb"\x6a.{1,3}\x0a\x08location\x12", re.DOTALL)
+"""TensorProto.external_data, whose first entry's key is "location"."""
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 _MAX_REASON = 300
 """Characters of a message: it becomes part of a log line."""
@@ -51,7 +53,10 @@ def new_session(
         DeviceError: ONNX Runtime chose another provider.
     """
     options = onnxruntime.SessionOptions()
-    # Of a model in memory ONNX Runtime would read weights from files in the current directory.
+    # Of a model in memory ONNX Runtime would read weights from files in the current directory; 1.20
+    # does so whatever the option says.
+    if b"\x08location" in model and _EXTERNAL_WEIGHTS.search(model):
+        raise ValueError("External data")
     options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
     for key, value in config:
         options.add_session_config_entry(key, value)
@@ -120,7 +125,7 @@ def _datatype(side: str, node: Any) -> str:
 
 def reason_of(err: BaseException) -> str:
     """Return ONNX Runtime's message on one line, without its codes and C++ signatures."""
-    if re.search("External data", str(err)):
+    if "External data" in str(err):
         return "its weights are in other files: save it with them, as one file"
     line = str(err).strip().partition("\n")[0]
     if re.search("protobuf parsing failed|No graph was found", line, re.IGNORECASE):

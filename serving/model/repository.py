@@ -63,8 +63,8 @@ def _instead(model_dir: Path) -> str:
     with suppress(OSError):
         near = (path / name for path in (root, model_dir) for name in sorted(_folders(path)))
         for folder in (root, *near):
-            versions = map(folder.joinpath, filter(_VERSION.fullmatch, _folders(folder)))
-            if any((path / FILES["fp32"]).is_file() for path in versions):
+            numbers = filter(_VERSION.fullmatch, _folders(folder))
+            if any((folder / number / FILES["fp32"]).is_file() for number in numbers):
                 return f", but in {folder}: --models {folder.parent} --model {folder.name}"
     return f": run {installation.run('train', 'export')}"
 

@@ -24,6 +24,7 @@ from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session
 from serving.signature import DIGITS
+from tests.serving.model.graphs import model, node, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
 from tests.support.servers import running_server
@@ -228,3 +229,12 @@ def test_auto_serves_on_the_cpu_and_says_so_everywhere(models: Path) -> None:
         page = urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics").read().decode()
         assert server.facts["device"] == "cpu"
     assert 'device="cpu"' in page
+
+
+def test_inputs_without_a_batch_are_not_padded() -> None:
+    x, y = (value(name, "FP32", [3, 2]) for name in "xy")
+    graph = model([node("Neg", ["x"], ["y"])], [x], [y]).SerializeToString()
+    (answer,) = CudaEngine(new_session(graph, OnnxEngine.provider)).run(
+        {"x": np.ones((3, 2), np.float32)}
+    )
+    assert answer.shape == (3, 2)
