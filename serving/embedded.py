@@ -154,9 +154,8 @@ class Model(Embedded):
     ) -> dict[str, Array]:
         if self._is_closed:
             raise self._refusal()
-        model, num_rows = self.served, 1
-        if model.tensors.is_batchable:
-            num_rows = len(next(iter(feeds.values())))
+        model = self.served
+        num_rows = min(map(len, feeds.values())) if model.tensors.is_batchable else 1
         try:
             if num_rows <= self.batching.max_batch_size and num_rows <= model.enough_rows:
                 outputs = model.run(feeds)

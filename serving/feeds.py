@@ -32,10 +32,10 @@ def as_feeds(signature: TensorSignature, values: Mapping[str, object]) -> dict[s
     feeds = {each.name: as_array(each, values[each.name]) for each in signature.inputs}
     if signature.is_batchable:
         sizes = [len(array) for array in feeds.values()]
-        if min(sizes) != max(sizes):
-            raise InvalidRequest(f"expected as many rows of each input, got {sizes}")
-        if not sizes[0]:
+        if 0 in sizes:
             raise InvalidRequest("expected at least 1 row, got 0")
+        if len({*sizes} - {1}) > 1:  # one row may be meant for all
+            raise InvalidRequest(f"expected as many rows of each input, got {sizes}")
     return feeds
 
 

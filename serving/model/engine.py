@@ -179,7 +179,7 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(
                 "CUDA can't be used after a fork: load the model in the child, or spawn it"
             )
-        num_rows = len(next(iter(feeds.values()))) if self.tensors.is_batchable else 1
+        num_rows = min(map(len, feeds.values())) if self.tensors.is_batchable else 1
         padding = (1 << (num_rows - 1).bit_length()) - num_rows
         if not padding:
             return super().run(feeds)

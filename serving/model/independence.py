@@ -28,7 +28,7 @@ _DRAWS_S, _ALONE_S, _BATCHES_S = 2.0, 0.2, 0.3
 """Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
 _SLOW_S = 1.0
 """A row that takes this long gains nothing from a batch, and has no more runs at load."""
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 16 << 20
 """The most that a batch's inputs, or its outputs, take."""
 
 _Run = Callable[[Feeds], list[Array]]
@@ -108,7 +108,7 @@ def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
     for size in _SIZES if has_open_axes else _SIZES[:1]:
         shapes = [[each if each >= 0 else size if number else num_rows
                    for number, each in enumerate(tensor.shape)] for tensor in inputs]  # fmt: skip
-        if sum(map(math.prod, shapes)) > _MAX_BYTES // 8:
+        if sum(map(math.prod, shapes)) > _MAX_BYTES:
             continue
         for kind in ("wide", "narrow", "spread", "zeros"):
             raw = [np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
@@ -132,7 +132,8 @@ def _values(raw: Array, dtype: np.dtype, kind: str) -> Array:
             return np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64)
         return raw / 127.5 - 1 if kind == "wide" else (raw + 1.0) / 256
     if dtype.kind == "O":
-        return np.array(["0", "1"], object).take(raw & 1)
+        texts = ["0", "1", "a b c", ""] if kind == "wide" else ["0", "1"]
+        return np.array(texts, object).take(raw % len(texts))
     if dtype.kind == "b" or kind != "wide":
         return raw & 1
     return raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
