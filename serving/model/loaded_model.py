@@ -5,6 +5,7 @@ out whether rows can be batched.
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ cheaper."""
 _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth it: starting a thread, and waking a core, take some
 100 µs."""
-_NUM_TIMED = 3
+_NUM_TIMED, _MAX_TIMED = 3, 5
 _QUICK_S = 0.002
 """The longest run on the thread that reads from all callers."""
 
@@ -203,57 +204,38 @@ def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int) -> LoadedModel:
-    """Measure how long runs take, with inputs that can be run; of other sizes they take longer."""
-    first = int(model.tensors.is_batchable)
-    if feeds is None or any(-1 in each.shape[first:] for each in model.tensors.inputs):
+    """Measure how many rows are quick, and how many are worth a run on another core.
+
+    Only where `feeds` are of the usual size: of others, a run may take any time.
+    """
+    is_batchable = model.tensors.is_batchable
+    if feeds is None or any(-1 in each.shape[is_batchable:] for each in model.tensors.inputs):
         return model
-    if not first:
-        return replace(model, quick_rows=int(_is_quick(model, feeds)))
-    quick = _quick_rows(model, feeds, max_batch_size)
-    if quick < min(ENOUGH_ROWS, max_batch_size):  # so many take long enough
-        return replace(model, quick_rows=quick)
-    return replace(model, quick_rows=quick, enough_rows=_enough_rows(model, feeds, max_batch_size))
-
-
-def _quick_rows(model: LoadedModel, feeds: Feeds, max_batch_size: int) -> int:
-    """Measure how many rows can be run within `_QUICK_S`; 0 if not even one."""
-    quick = 0
-    for size in (1, 32, 128, 256, 512, max_batch_size):
-        if size > max_batch_size or size <= quick:
-            continue
-        if not _is_quick(model, _resized(feeds, size)):
+    sizes = {1, 32, ENOUGH_ROWS, 256, 512, max_batch_size} if is_batchable else {1}
+    quick, enough = 0, ENOUGH_ROWS
+    for size in sorted(each for each in sizes if each <= max_batch_size):
+        is_usual = size == min(ENOUGH_ROWS, max_batch_size)
+        run_s = _shortest_s(model, feeds, size, _NUM_TIMED if is_usual else 1)
+        if run_s > _QUICK_S:
             break
         quick = size
-    return quick
+        if is_usual:
+            enough = max(ENOUGH_ROWS, int(size * _ENOUGH_S / max(run_s, 1e-9)))
+    return replace(model, quick_rows=quick, enough_rows=enough)
 
 
-def _enough_rows(model: LoadedModel, feeds: Feeds, max_batch_size: int) -> int:
-    """Measure how many rows take `_ENOUGH_S`, where `ENOUGH_ROWS` take less."""
-    size = min(ENOUGH_ROWS, max_batch_size)
-    rows = _resized(feeds, size)
-    times: list[float] = []
-    while len(times) < _NUM_TIMED and sum(times) < _QUICK_S:
-        begin_s = time.monotonic()
-        model.run(rows)
-        times.append(time.monotonic() - begin_s)
-    return max(ENOUGH_ROWS, int(size * _ENOUGH_S / max(min(times), 1e-9)))
-
-
-def _is_quick(model: LoadedModel, feeds: Feeds) -> bool:
-    """Return whether one of five runs takes `_QUICK_S` at most; two if those are slower."""
-    first_s = time.thread_time()
-    for _ in range(5):
+def _shortest_s(model: LoadedModel, feeds: Feeds, size: int, num_runs: int) -> float:
+    """Return the time of the shortest of some runs; of up to five, if none is quick."""
+    if model.tensors.is_batchable:
+        feeds = {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in feeds.items()}
+    times, first_s = [math.inf], time.thread_time()
+    while len(times) <= num_runs or (min(times) > _QUICK_S and len(times) <= _MAX_TIMED):
         begin_s = time.monotonic()
         try:
             model.run(feeds)
         except ModelError:  # it takes fewer rows, which only its callers can know
-            return False
-        if time.monotonic() - begin_s <= _QUICK_S:
-            return True
+            break
+        times.append(time.monotonic() - begin_s)
         if time.thread_time() - first_s > 2 * _QUICK_S:  # others' work may take no processor time
             break
-    return False
-
-
-def _resized(feeds: Feeds, num_rows: int) -> Feeds:
-    return {name: np.resize(rows, (num_rows, *rows.shape[1:])) for name, rows in feeds.items()}
+    return min(times)
