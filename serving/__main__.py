@@ -33,6 +33,7 @@ EXTRAS = {
     "opentelemetry": "otel",
     "pyarrow": "score",
     "ray": "ray",
+    "fsspec": "remote",
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 

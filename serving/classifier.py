@@ -12,16 +12,13 @@ from weakref import WeakKeyDictionary
 import numpy.typing as npt
 
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
-from serving.batching.batcher import Batcher
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.embedded import Embedded
-from serving.errors import CorruptModel
 from serving.images import as_images
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.repository import PRETRAINED
 from serving.predictions import Predictions
-from serving.telemetry.metrics import Metrics
 
 
 class Classifier(Embedded):
@@ -48,12 +45,8 @@ class Classifier(Embedded):
         """
         super().__init__(model, batching, num_processes)
         self.signature = model.image_signature
-        """The shape of the images, and the classes: equal for every version that it adopts."""
-        self.metrics = Metrics()
+        """The shape of the images, and the classes."""
         self._served_name = served_name
-        self.batcher = Batcher(
-            model, self.batching, num_runners=self._cores, observe=self.metrics.observe_run
-        )
         self._awaited: WeakKeyDictionary[asyncio.AbstractEventLoop, AwaitedCalls]
         self._awaited = WeakKeyDictionary()
 
@@ -134,20 +127,6 @@ class Classifier(Embedded):
         classifier._reopen = partial(cls.pretrained, device, precision)  # wherever it is installed
         return classifier
 
-    def adopt(self, model: LoadedModel) -> None:
-        """Run new requests on another version; earlier ones finish on theirs.
-
-        Raises:
-            CorruptModel: it has another signature, which callers do not expect.
-        """
-        if model.signature != self.signature:
-            raise CorruptModel(
-                f"version {model.version} has another signature ({model.signature}) than what is "
-                f"served ({self.signature}): a restart would serve it"
-            )
-        self.served = model
-        self.batcher.swap(model)
-
     def model_info(self) -> ModelInfo:
         """Return what is served, on which device, and its limits."""
         model = self.served
@@ -224,8 +203,3 @@ class Classifier(Embedded):
             feeds = {model.tensors.inputs[0].name: checked}
             (probabilities,) = self._run_shared(feeds, is_cancelled)
         return Predictions.of(probabilities, model.manifest.version, signature.labels)
-
-    def close(self) -> None:
-        """Refuse later calls; calls in progress finish. May be called again."""
-        super().close()
-        self.batcher.close()

@@ -14,6 +14,7 @@ LogFormat = Literal["text", "json"]
 
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
+_VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +46,27 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The model to serve, and its device."""
+    """The model to run, or the models to serve, and their device."""
 
     models: Path = Path("models")
-    """The root of the repository; the model's versions are in models/<model>/<version>/."""
+    """The root of the repository; a model's versions are in models/<model>/<version>/."""
+    url: str | None = None
+    """The repository that is copied and followed instead, such as "s3://bucket/models"."""
+    model_cache: Path | None = None
+    """Where copies of such repositories are kept; None for a folder in the user's cache."""
     model: str = "digits"
-    """The model's name."""
+    """The model's name, where one is run."""
+    names: tuple[str, ...] | None = None
+    """The models of the repository to serve; None for all."""
+    files: tuple[Path, ...] = ()
+    """ONNX files to serve besides, each as a model of its name."""
     version: str | None = None
-    """The version to serve; None for the newest good one."""
+    """The version to run; None for the newest good one."""
+    versions: str = "latest"
+    """The versions to serve if none is pinned: "latest", "all", or several such as "3,4"."""
+    canary: float = 0.0
+    """Share of the calls for the newest version, 0 to 1; the others are for the one before. A
+    model's labels.json goes first."""
     served_name: str | None = None
     """The model's name for callers; None for the name that it was exported with."""
     device: Device = "auto"
@@ -64,9 +78,13 @@ class ModelConfig:
         for name, kind in (("device", Device), ("precision", Precision)):
             value = getattr(self, name)
             _require(value in get_args(kind), name, value, "one of " + ", ".join(get_args(kind)))
-        served_name = self.served_name
-        is_name = served_name is None or _NAME.fullmatch(served_name) is not None
-        _require(is_name, "served_name", served_name, "1 to 128 visible characters, no blank or =")
+        is_list = _VERSIONS.fullmatch(self.versions) is not None
+        _require(is_list, "versions", self.versions, "latest, all, or numbers such as 3,4")
+        _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
+        if self.version is not None and (self.versions != "latest" or self.canary):
+            raise ConfigurationError("version pins one: versions and canary have no effect then")
+        if self.served_name is not None:
+            require_name("served_name", self.served_name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +157,8 @@ class ServerConfig:
     None is off."""
     reflection: bool = False
     """Whether callers can list services and messages."""
+    allow_repository_control: bool = False
+    """Whether callers can load and unload models."""
     log_format: LogFormat = "text"
     """The format of log lines and of the ready line."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
@@ -153,6 +173,11 @@ class ServerConfig:
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):
             _require_seconds(name, getattr(self, f"{name}_s"))
+
+
+def require_name(what: str, name: str) -> None:
+    """Raise ConfigurationError if a model can't have this name."""
+    _require(bool(_NAME.fullmatch(name)), what, name, "1 to 128 visible characters, no blank or =")
 
 
 def _require_seconds(name: str, value_s: float) -> None:

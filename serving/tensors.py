@@ -58,14 +58,15 @@ class TensorSignature:
     outputs: tuple[Tensor, ...]
     is_batchable: bool
     """Whether the first axis of all of them is the batch, and rows don't depend on one another."""
+    row_bytes: int = field(init=False, repr=False, compare=False)
+    """The bytes of a row where requests are rows of one input and can be batched; else 0.
 
-    @property
-    def row_bytes(self) -> int:
-        """The bytes of a row where requests are rows of one input and can be batched; else 0.
+    Such requests travel as bytes; all others as one array for each input.
+    """
 
-        Such requests travel as bytes; all others as one array for each input.
-        """
-        return self.inputs[0].row_bytes if self.is_batchable and len(self.inputs) == 1 else 0
+    def __post_init__(self) -> None:
+        is_rows = self.is_batchable and len(self.inputs) == 1
+        object.__setattr__(self, "row_bytes", self.inputs[0].row_bytes if is_rows else 0)
 
     def __str__(self) -> str:
         """Return text such as "images UINT8 [N, 784] -> probabilities FP32 [N, 10]"."""

@@ -141,8 +141,8 @@ def test_only_tests_import_handwriting() -> None:
 ROOMS = {
     "serving": """
         errors installation tensors feeds signature predictions images config system http2
-        credentials model.info pictures telemetry.metrics telemetry model batching embedded
-        classifier scoring protocols transports client server cli __main__ __init__
+        credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
+        classifier router scoring protocols transports client server cli __main__ __init__
     """,
     "training": """
         errors commandline config files report data fitting export study cli __main__ __init__

@@ -1,221 +1,351 @@
-"""Runs queued requests: batches while busy, never waits while idle.
+"""One model's queue and its runs: batches while busy, never waits while idle.
 
-A free runner takes all queued rows at once, up to `max_batch_size`, except those for other free
-runners; what arrives meanwhile forms the next batch. So batches grow with the load, and an idle
-server adds no delay.
+All that waits runs at once, up to a limit; what arrives meanwhile forms the next batch. So batches
+grow with the load, and an idle server adds no delay.
 
-Lock discipline. `Batcher._lock` guards the queue, the requests in it, and the batcher's own
-fields. It is held for bookkeeping only, never during a run.
-
-- Without the lock: runs, `observe`, and the `on_outcome` of answers, all on the runner's thread. A
-  batch belongs to the runner that took it. `Batch.run` reads the pixels of its requests, which
-  change only once every row has been run.
-- With the lock: the `on_outcome` of rejected requests, on any thread. So it must not call the
-  batcher, and must return at once.
-- `num_waiting` is read without the lock. A gauge or a decision to wake early may be a moment old.
-- `put` wakes no runner, so that a caller with many requests wakes one runner for all. The caller
-  of `put` calls `wake` later; runners that are awake check the queue before they wait.
+Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
+answers them. That thread makes quick runs itself. Long runs, of many rows or of a slow model, are
+made by threads of the batcher's own, one for each core, so that they hold up no other call; the
+owner hands them batches and takes the results.
 """
 
 import logging
+import queue
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
-from serving.batching.batch import Batch, Piece, run_pieces
-from serving.batching.fair_queue import FairQueue
-from serving.batching.request import Model, OnOutcome, Request
+from serving.batching.execution import Executor, Model
+from serving.batching.parallel_run import run_shared
+from serving.batching.queue import TURN_ROWS, Caller, Group, Queue
+from serving.batching.result import Result
 from serving.config import BatchingConfig
-from serving.errors import ModelError, Unavailable
-from serving.model.loaded_model import ENOUGH_ROWS
+from serving.errors import DeadlineExceeded, DigitsError, ModelError
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import latest_run
 
+_QUICK_ROWS = 128
+"""The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
+another core may take them."""
+_SWEEP_S = 0.1
+"""How often long calls are looked at that wait."""
 _log = logging.getLogger(__name__)
+
+_FAILED = ModelError()
+_LATE = DeadlineExceeded()
+
+
+class Owner(Protocol):
+    """The thread that reads from callers and answers them."""
+
+    def clock(self) -> float:
+        """Return monotonic seconds."""
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Run a function on the owner's thread, from any thread."""
+
+    def schedule(self, batcher: "Batcher") -> None:
+        """Have `batcher.turn` called soon."""
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """Run a function soon, when the answers are on their way."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
 
 
 class Batcher:
-    """Accepts requests from any thread and answers each exactly once."""
+    """Runs the calls of one model, and gives each exactly one outcome."""
 
     def __init__(
-        self,
-        model: Model,
-        config: BatchingConfig,
-        *,
-        num_runners: int = 1,
-        clock: Callable[[], float] = time.monotonic,
-        observe: Callable[..., None] = lambda *_: None,
-    ) -> None:
-        """Prepare; the threads start with the first request that is queued.
+        self, model: Model, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
+        name: str = "",
+    ) -> None:  # fmt: skip
+        """Prepare; `attach` comes before the first call.
 
         Args:
-            model: what to run until `swap`.
+            model: what to run.
             config: sizes and delays.
-            num_runners: concurrent runs: one for each core, since ONNX Runtime runs outside the
-                GIL.
-            clock: the clock of all deadlines, in monotonic seconds.
-            observe: called after each run that succeeded; see `Metrics.observe_run`.
+            metrics: counts the runs.
+            num_runners: concurrent long runs: one for each core, since ONNX Runtime runs outside
+                the GIL.
+            name: the model's name in the metrics.
         """
+        self.model = model
+        self._name = name, model.version
         self._config = config
-        self._clock = clock
-        self._observe = observe
-        self._lock = threading.Lock()  # cheaper to enter than a condition
-        self._wake = threading.Condition(self._lock)
-        self._idle = threading.Condition(self._lock)
-        self._model = model
-        self._queue = FairQueue(config.queue_capacity)
+        self._metrics = metrics
+        self.max_delay_s = config.max_queue_delay_s
+        """How long to wait for more rows before a run; see `delay_s`."""
         self._num_runners = num_runners
-        self._num_running = 0
-        self._usual_s = 0.0
-        """The usual duration of a run, a moving average."""
-        self._refusal: str | None = None
-        self._closed = False
+        self.owner: Owner
+        self._quick = Queue(config.queue_capacity)
+        self._small = Queue(config.queue_capacity)
+        self._large = Queue(config.queue_capacity)
+        self._queues = self._quick, self._small, self._large
+        self._was_small = False
+        """Whether a runner took small calls last, while large ones waited."""
+        self._next_sweep_s = 0.0
+        self._is_scheduled = False
+        self._running: dict[int, list[Group]] = {}
+        """What the runners have, by number."""
+        self._num_taken = 0
+        self._todo: queue.SimpleQueue[tuple[int, list[Group], int] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        most = min(config.max_batch_size, config.queue_capacity)
+        # Nothing is read during a quick run.
+        self._quick.run_rows = min(most, model.quick_rows) or 1
+        self._small.run_rows = self._large.run_rows = most
+        self.quick_rows = min(_QUICK_ROWS, model.quick_rows)
+        """The largest request that the owner runs itself; 0 where a run takes long."""
+        self._executor = Executor(model)
 
-    @property
-    def max_batch_size(self) -> int:
-        """The most images in one run."""
-        return self._config.max_batch_size
+    def attach(self, owner: Owner) -> None:
+        """Set the thread that everything else is called on."""
+        self.owner = owner
 
     @property
     def num_waiting(self) -> int:
-        """How many images wait for a run."""
-        return self._queue.num_rows
+        """The rows that wait for a run; a moment old on other threads."""
+        return self._quick.num_rows + self._num_long
 
-    def put(self, request: Request, on_outcome: OnOutcome) -> None:
-        """Queue a request; call `wake` to have it run if all runners are idle.
+    @property
+    def _num_long(self) -> int:
+        return self._small.num_rows + self._large.num_rows
 
-        Args:
-            request: the images.
-            on_outcome: takes the answer, or the reason why there is none; see `OnOutcome`.
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls wait or run."""
+        return bool(self.num_waiting or self._running)
 
-        Raises:
-            Overloaded: the queue is full.
-            Unavailable: draining or closed.
-        """
-        with self._lock:
-            if self._refusal is not None:
-                raise Unavailable(self._refusal)
-            if len(self._threads) < self._num_runners:
-                self._start_runners()
-            self._queue.admit(request, self._model, on_outcome, self._clock())
+    def submit(self, group: Group) -> int:
+        """Let calls wait for a run, as far as there is room; return how many, the first ones."""
+        rows, number = group.encoder.num_rows, len(group.streams)
+        queue = self._quick if rows <= self.quick_rows else self._long_of(rows)
+        if queue.num_rows + group.num_rows > queue.run_rows:
+            room = queue.room(group.caller, group.deadline_s - group.arrived_s)
+            # However slow the model is: a call may always be the only one.
+            fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
+            if fitting < number:
+                group.encoder.count_failure(0.0, number - fitting)
+                if not fitting:
+                    return 0
+                number = fitting
+                group = group.cut(0, number)
+        queue.put(group)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.owner.schedule(self)
+        return number
 
-    def wake(self) -> None:
-        """Wake an idle runner thread, if there is one."""
-        with self._lock:
-            self._wake.notify()
+    def add(self, group: Group) -> None:
+        """Let calls wait for a run, even if there is no room."""
+        self._queue_of(group.encoder.num_rows).put(group)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.owner.schedule(self)
 
-    def cancel(self, request: Request) -> None:
-        """Forget a request whose caller left: its waiting rows never run.
+    def has_room_for_stream(self, num_rows: int) -> bool:
+        """Return whether a stream may add a message; streams wait where unary calls are refused."""
+        return self._queue_of(num_rows).has_room_for_streams
 
-        Does nothing if it had its outcome already, or was never queued.
-        """
-        with self._lock:
-            self._queue.cancel(request)
-            self._idle.notify_all()
+    def _queue_of(self, num_rows: int) -> Queue:
+        """Return the queue of calls of a size."""
+        return self._quick if num_rows <= self.quick_rows else self._long_of(num_rows)
 
-    def swap(self, model: Model) -> None:
-        """Run new requests on `model`; earlier ones finish on the old one."""
-        with self._lock:
-            self._model = model
+    def _long_of(self, num_rows: int) -> Queue:
+        return self._small if num_rows <= TURN_ROWS else self._large
 
-    def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and wait until every accepted one has its outcome.
+    def streams_of(self, caller: Caller) -> set[bytes]:
+        """Return the calls of a caller that wait or run."""
+        running = {
+            stream
+            for groups in self._running.values()
+            for group in groups
+            if group.caller is caller
+            for stream in group.streams
+        }
+        return running.union(*(each.streams_of(caller) for each in self._queues))
 
-        Returns:
-            False if `timeout_s` seconds passed first.
-        """
-        with self._lock:
-            self._refusal = "the server is shutting down"
-            return self._idle.wait_for(
-                lambda: not self.num_waiting and not self._num_running, timeout_s
+    def forget(self, caller: Caller) -> None:
+        """Drop the calls of a caller that has left."""
+        for each in self._queues:
+            each.forget(caller)
+
+    def delay_s(self, now_s: float) -> float:
+        """Return how long to wait for more rows before `turn`."""
+        waiting = [each for each in self._queues if each.num_rows]
+        if any(each.num_rows >= each.run_rows for each in waiting):
+            return 0.0
+        oldest_s = min((each.oldest_s for each in waiting), default=now_s)
+        return max(0.0, oldest_s + self.max_delay_s - now_s)
+
+    def turn(self, now_s: float) -> None:
+        """Hand long runs to free runners, and make the next quick one."""
+        self._is_scheduled = False
+        if self._small.num_rows or self._large.num_rows:
+            self._hand_out(now_s)
+        quick = self._quick
+        if not quick.num_rows:
+            return
+        groups, late = quick.take(quick.run_rows, now_s)
+        if late:
+            self._end_late(late)
+        if groups:
+            num_rows = 0
+            for part, result in self._executor.run(groups, self.owner.clock):
+                num_rows += self._deliver(part, result)
+            if num_rows > quick.run_rows // 2:
+                quick.note_run(num_rows, self.owner.clock() - now_s)
+        if quick.num_rows:
+            self._is_scheduled = True
+            self.owner.schedule(self)
+
+    def tick(self, now_s: float) -> None:
+        """End the calls that are late while all runners are busy, and forget cancelled ones."""
+        if self._num_long and now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + _SWEEP_S
+            self._end_late(self._small.sweep(now_s))
+            self._end_late(self._large.sweep(now_s))
+
+    def _end_late(self, groups: list[Group]) -> None:
+        for group in groups:
+            self._fail(group, _LATE)
+
+    def _fail(self, group: Group, error: DigitsError) -> None:
+        duration_s = self.owner.clock() - group.arrived_s
+        group.encoder.count_failure(duration_s, len(group.streams))
+        group.sink.fail(group, error)
+
+    # Long runs
+
+    def _hand_out(self, now_s: float) -> None:
+        """Give waiting calls to free runners, which share them."""
+        while self._num_long and (num_free := self._num_runners - len(self._running)) > 0:
+            are_both = bool(self._small.num_rows and self._large.num_rows)
+            is_small = bool(self._small.num_rows and not (are_both and self._was_small))
+            self._was_small = are_both and is_small
+            queue = self._small if is_small else self._large
+            share = -(-queue.num_rows // num_free)
+            groups, late = queue.take(
+                min(queue.run_rows, max(share, self.model.enough_rows)), now_s
             )
+            self._end_late(late)
+            if not groups:
+                continue
+            self._num_taken += 1
+            self._running[self._num_taken] = groups
+            num_threads = 1 if self._num_long else num_free
+            self._todo.put((self._num_taken, groups, num_threads))
+            if len(self._threads) < min(self._num_runners, len(self._running)):
+                self._start_runner()
 
-    def close(self) -> None:
-        """Reject waiting requests as Unavailable, let runs in progress finish, end the threads."""
-        with self._lock:
-            self._refusal = "the classifier is closed"
-            self._closed = True
-            self._queue.fail_all(Unavailable("the server was stopped"))
-            self._wake.notify_all()
-            self._idle.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _start_runners(self) -> None:
-        while len(self._threads) < self._num_runners:
-            name = f"runner-{len(self._threads)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the system has no more threads: fewer will do
-                if self._threads:
-                    return
-                raise Unavailable("the server can't start a thread") from None
-            self._threads.append(thread)
+    def _start_runner(self) -> None:
+        thread = threading.Thread(target=self._work, name="runner", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads: fewer will do
+            if not self._threads:
+                _log.error("the server can't start a thread")
+                _, groups = self._running.popitem()
+                self._todo.get()
+                self._deliver(groups, None)
+            return
+        self._threads.append(thread)
 
     def _work(self) -> None:
-        """Run queued requests until the batcher is closed; on a runner's thread."""
-        while pieces := self._next():
-            for batch, error in run_pieces(pieces, self._clock):
-                if error is None:
-                    self._finish(batch)
-                else:
-                    self._fail(batch, error)
-            with self._lock:
-                self._num_running -= 1
-                self._idle.notify_all()
+        """Run what the owner hands out, until `close`; on a runner's thread."""
+        while (task := self._todo.get()) is not None:
+            number, groups, num_threads = task
+            executor, clock = self._executor, self.owner.clock
+            begin_s = clock()
+            run = None
+            if executor.is_batchable:
+                run = partial(
+                    run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
+                    enough_rows=executor.model.enough_rows, num_threads=num_threads,
+                    is_cancelled=partial(_have_left, groups),
+                )  # fmt: skip
+            parts = list(executor.run(groups, clock, run))
+            self.owner.post(partial(self._finish, number, parts, clock() - begin_s))
 
-    def _next(self) -> list[Piece]:
-        """Wait for rows to run; none if the batcher is closed."""
-        with self._lock:
-            while not self._closed:
-                delay_s = self._delay_s()
-                if delay_s != 0:
-                    self._wake.wait(delay_s)
-                elif pieces := self._take():
-                    self._num_running += 1
-                    if self.num_waiting:
-                        self._wake.notify()  # the next runner takes the next batch
-                    return pieces
-                else:  # all waiting requests had expired
-                    self._idle.notify_all()
-            return []
+    def _finish(
+        self, number: int, parts: list[tuple[list[Group], Result | None]], seconds: float
+    ) -> None:
+        """Take a runner's results."""
+        del self._running[number]
+        num_rows = sum(result.num_rows for _, result in parts if result is not None)
+        for each in (self._small, self._large):
+            if num_rows > each.run_rows // 2:
+                each.note_run(num_rows, seconds / self._num_runners)
+        for groups, result in parts:
+            self._deliver(groups, result, have_left=True)
+        if self._num_long and not self._is_scheduled:
+            self._is_scheduled = True
+            self.owner.schedule(self)
 
-    def _delay_s(self) -> float | None:
-        """Return the seconds until a batch may start; None while there is nothing to run."""
-        num_waiting, delay_s = self.num_waiting, self._config.max_queue_delay_s
-        if not num_waiting:
-            return None
-        if num_waiting >= self.max_batch_size:
-            return 0.0
-        return max(0.0, self._queue.waiting_since_s + delay_s - self._clock())
+    # Outcomes
 
-    def _take(self) -> list[Piece]:
-        """Take the rows of a run; none if all waiting requests had expired."""
-        max_rows, margin_s = self.max_batch_size, 0.0
-        if self._config.max_queue_delay_s == 0:  # the free runners share the waiting rows
-            share = -(-self.num_waiting // (self._num_runners - self._num_running))
-            max_rows = min(max(share, ENOUGH_ROWS), max_rows)
-        if self.num_waiting > self.max_batch_size:
-            # Otherwise, with a queue longer than its callers' patience, only those would run whose
-            # deadline passes during the run. Without a queue every request gets its chance.
-            margin_s = 2 * self._usual_s
-        return self._queue.take(max_rows, self._clock(), margin_s)
+    def _deliver(
+        self, groups: list[Group], result: Result | None, *, have_left: bool = False
+    ) -> int:
+        """Give calls their outcome; during a runner's run some callers may have left.
 
-    def _finish(self, batch: Batch) -> None:
-        """Deliver the complete answers, after the run has been observed."""
-        with self._lock:
-            self._usual_s += (batch.finished_s - batch.started_s - self._usual_s) / 8
-            answered = batch.finish()
-        arrivals = [(answer.arrived_s, None, 1) for _, answer in answered]
-        self._observe(
-            batch.started_s, batch.finished_s, arrivals, batch.digits, batch.probabilities
+        Returns:
+            The rows that were answered.
+        """
+        try:
+            if result is None:
+                for group in groups:
+                    self._fail(group, _FAILED)
+                return 0
+            latest_run.set((result.started_s, result.finished_s, *self._name, result.num_rows))
+            at, answered = 0, groups
+            if have_left:
+                answered = []
+            for group in groups:
+                responses = group.encoder.encode(result, at, len(group.streams))
+                at += group.num_rows
+                if have_left:
+                    group, responses = group.still_open(responses)
+                    answered.append(group)
+                group.sink.answer(group, responses)
+            self.owner.defer(partial(self._count, answered, result))
+            return at
+        except Exception:  # a flaw of ours: it ends these calls, and never the owner
+            _log.exception("a batch could not be answered")
+            alive: list[Group] = []
+            for group in groups:
+                group.put_open(alive)
+            for group in alive:
+                self._fail(group, _FAILED)
+            return 0
+
+    def _count(self, groups: list[Group], result: Result) -> None:
+        """Count answered calls."""
+        counted: list[tuple[float, str | None, int]] = []
+        for group in groups:
+            encoder = group.encoder
+            counted.append((group.arrived_s, encoder.method, len(group.streams)))
+            if encoder.counts:
+                encoder.count(result, group)
+        self._metrics.observe_run(
+            result.started_s,
+            result.finished_s,
+            result.num_rows,
+            counted,
+            None if result.classes is None else (result.classes, result.rows),
+            self._name,
         )
-        for request, answer in answered:
-            request.deliver(answer)
 
-    def _fail(self, batch: Batch, error: BaseException) -> None:
-        """Reject the request whose images fail."""
-        request, _, num_rows = batch.pieces[0]
-        _log.error("a run of %d images failed", num_rows, exc_info=error)
-        with self._lock:
-            self._queue.fail(request, ModelError())
+    def close(self) -> None:
+        """End the threads once they are idle."""
+        for _ in self._threads:
+            self._todo.put(None)
+        self._threads.clear()
+
+
+def _have_left(groups: list[Group]) -> bool:
+    """Return whether nobody waits for the answers any more."""
+    return not any(group.is_open for group in groups)

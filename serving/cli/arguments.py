@@ -26,7 +26,7 @@ def parser() -> Parser:
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(
-        commands.add_parser("serve", **_help("serve a model over gRPC until SIGTERM", _SERVE))
+        commands.add_parser("serve", **_help("serve models over gRPC until SIGTERM", _SERVE))
     )
     _add_classify(
         commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
@@ -37,7 +37,9 @@ def parser() -> Parser:
             "score", **_help("classify a data set into Parquet files", scoring.EXAMPLES)
         )
     )
-    _add_info(commands.add_parser("info", **_help("print the model, its device and its limits")))
+    _add_info(
+        commands.add_parser("info", **_help("print a model, its tensors, device and limits", _INFO))
+    )
     _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
     return program
 
@@ -63,7 +65,10 @@ def _help(text: str, examples: str = "") -> dict[str, Any]:
 
 
 _SERVE = """\
-  digit-serving serve --models models --workers 2
+  digit-serving serve detector.onnx classifier.onnx
+  digit-serving serve --models models --model digits letters --workers 2
+  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%%
+  digit-serving serve --models https://example.org/models.tar.gz#sha256=DIGEST
   digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
   DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
@@ -77,6 +82,11 @@ _READ = """\
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
   digit-serving read note.jpg --reject-below 0.9          ? instead of what is less probable
 """
+_INFO = """\
+  digit-serving info model.onnx
+  digit-serving info --models models --model letters --json
+  digit-serving info --target 127.0.0.1:50051
+"""
 _PROBE = """\
   digit-serving health                                   exit code 0: SERVING, else 1
   digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
@@ -85,14 +95,26 @@ _PROBE = """\
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     batching, config = BatchingConfig(), ServerConfig()
-    _add_model(parser)
     add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="MODEL.onnx",
+        help="file to serve, as a model of its name; without --models and --model nothing else "
+        "is served")  # fmt: skip
+    _add_repository(parser)
+    add("--model", dest="names", nargs="+", action="extend", metavar="NAME",
+        help="models of the repository to serve (default: all)")  # fmt: skip
+    add("--versions", default=ModelConfig().versions, metavar="WHICH",
+        help="versions of each model to serve: latest, all, or numbers such as 3,4")  # fmt: skip
+    add("--canary", type=values.share, default=ModelConfig().canary, metavar="SHARE",
+        help="share of the calls for the newest version, such as 5%%; the one before answers the "
+        "others; a model's labels.json goes first")  # fmt: skip
+    add("--allow-repository-control", action="store_true",
+        help="let callers load and unload models")  # fmt: skip
     add("--host", default=config.host, help="address to listen on")
     add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
     add(
         "--served-name",
         metavar="NAME",
-        help="model name for callers (default: the name that it was exported with)",
+        help="the only model's name for callers (default: the name that it was exported with)",
     )
     add(
         "--metrics-host",
@@ -127,7 +149,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="age at which callers are asked to reconnect, so that load balancers spread "
              "them; 0: never")  # fmt: skip
     add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
-        help="time between looks for a new version; 0: only at SIGHUP")  # fmt: skip
+        help="time between looks for new versions, labels, models; 0: only at SIGHUP")  # fmt: skip
     add("--self-test-interval", type=float, default=config.self_test_interval_s,
         metavar="SECONDS", help="time between golden samples that decide what health says; "
         "0: never")  # fmt: skip
@@ -175,6 +197,8 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx",
+        help="file to describe, instead of a model of a repository")  # fmt: skip
     _add_source(parser)
 
 
@@ -207,17 +231,24 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    config = ModelConfig()
-    add = parser.add_argument
-    add("--models", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-        help=f"root of the model repository (default: {config.models} if it has the model, else "
-        "the bundled one)")  # fmt: skip
-    add(
+    _add_repository(parser)
+    parser.add_argument(
         "--model",
-        default=config.model,
+        default=ModelConfig().model,
         metavar="NAME",
         help="name of the model: a folder in the repository",
     )
+
+
+def _add_repository(parser: argparse.ArgumentParser) -> None:
+    config = ModelConfig()
+    add = parser.add_argument
+    add("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
+        help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
+        "URLs of fsspec, or a .zip, .tar.gz or .onnx at https:// (default: "
+        f"{config.models} if it has the model, else the bundled one)")  # fmt: skip
+    add("--model-cache", type=Path, metavar="DIR",
+        help="folder of copies from URLs (default: ~/.cache/digit-serving/models)")  # fmt: skip
     add("--version", metavar="N", help="version to use (default: the newest good one)")
     add("--device", choices=get_args(Device), default=config.device,
         help="auto takes CUDA if it works, else the CPU")  # fmt: skip

@@ -2,13 +2,12 @@
 
 import argparse
 import gc
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +48,7 @@ def _serve(options: argparse.Namespace) -> int:
     security = _config(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
     config = _config(ServerConfig, options, **_http(options), security=security)
     require_descriptors(64 + 8 * config.workers)
-    is_drained = run(_model_config(options), batching, config)
+    is_drained = run(_served_models(options), batching, config)
     signals.end_process(0 if is_drained else 1)
 
 
@@ -144,17 +143,16 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    with _open(options) as classifier:
-        info = classifier.model_info()
-    facts = asdict(info) | {"signature": info.signature.document()}
-    if options.json:
-        print(json.dumps(facts))
-        return 0
-    facts["signature"] = info.signature
-    if info.signature.labels:
-        facts["labels"] = ", ".join(info.signature.labels)
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}")
+    from serving.cli import description
+
+    if options.target:
+        with _client(options) as client:
+            models = description.of_server(client)
+    else:
+        config = _model_config(options)
+        models = [description.of_files(options.file or config.models / config.model, config)]
+    for number, facts in enumerate(models):
+        print(description.as_json(facts) if options.json else description.as_text(facts, number))
     return 0
 
 
@@ -176,18 +174,22 @@ def _health(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> "Classifier | Client":
     if options.target:
-        from serving.client import Client
-
-        return Client(
-            options.target,
-            token=_token(options),
-            tls_ca=options.tls_ca,
-            tls_cert=options.tls_cert,
-            tls_key=options.tls_key,
-        )
+        return _client(options)
     from serving.classifier import Classifier
 
     return Classifier.open(_model_config(options))
+
+
+def _client(options: argparse.Namespace) -> "Client":
+    from serving.client import Client
+
+    return Client(
+        options.target,
+        token=_token(options),
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+    )
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -212,11 +214,41 @@ def _config(kind: type[Config], options: argparse.Namespace, **others: object) -
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
-    models = getattr(options, "models", None) or _usual_models(options.model)
-    return _config(ModelConfig, options, models=models)
+    """Make the configuration of one model."""
+    models = getattr(options, "models", None)
+    if models is None:
+        root = _usual_models(options.model)
+    elif "://" in models:
+        installation.require("fsspec")
+        from serving.catalog.remote import RemoteRepository
+
+        root = RemoteRepository(models, options.model_cache).fetch()
+    else:
+        root = Path(models)
+    return _config(ModelConfig, options, models=root)
 
 
-def _usual_models(model: str) -> Path:
+def _served_models(options: argparse.Namespace) -> ModelConfig:
+    """Make the configuration of a server's models."""
+    from serving.catalog.catalog import models_in
+
+    names = tuple(name for text in options.names or () for name in text.split(","))
+    files = tuple(options.files)
+    models, usual = getattr(options, "models", None), ModelConfig().models
+    source: dict[str, object] = {"models": usual}
+    if models is not None and "://" in models:
+        installation.require("fsspec")
+        source = {"url": models}
+    elif models is not None:
+        source = {"models": Path(models)}
+    elif files and not names:
+        source = {"names": ()}
+    elif names or not models_in(usual):
+        source = {"models": _usual_models(*names[:1])}
+    return _config(ModelConfig, options, **({"names": names or None, "files": files} | source))
+
+
+def _usual_models(model: str = ModelConfig().model) -> Path:
     """Choose the repository if none is named; log if it is the bundled one."""
     from serving.model import repository
 

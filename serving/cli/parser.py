@@ -11,6 +11,9 @@ from serving.installation import version
 
 PREFIX = "DIGITS_"
 
+_WITH_VARIABLE = ("store", "store_true", "extend")
+"""Actions of options that the environment can set."""
+
 _FLAG = {"1": "", "true": "", "yes": "", "0": "no-", "false": "no-", "no": "no-"}
 """Text of a flag's variable to what stands before the flag's name."""
 
@@ -38,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an argument; a flag also gets `--no-FLAG`, which overrides the environment."""
         action = super().add_argument(*names, **options)
-        if names[0].startswith("--") and options.get("action", "store") in ("store", "store_true"):
+        if names[0].startswith("--") and options.get("action", "store") in _WITH_VARIABLE:
             self.variables[PREFIX + names[0][2:].upper().replace("-", "_")] = action
             if action.nargs == 0:
                 super().add_argument(f"--no-{names[0][2:]}", dest=action.dest,

@@ -33,6 +33,15 @@ def probability(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
 
 
+def share(text: str) -> float:
+    """Read a share of the calls, such as 5% or 0.05."""
+    with suppress(ValueError):
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 <= number <= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"expected a share such as 5% or 0.05, got {text!r}")
+
+
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 
 

@@ -4,7 +4,7 @@ Needs numpy, grpcio and protobuf only. `BaseClient` is the common part of both c
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from os import getpid
 from typing import Self, TypeVar
 
@@ -17,6 +17,7 @@ from serving.client.transport import Transport
 from serving.errors import Unavailable
 from serving.model.info import ModelInfo
 from serving.predictions import Predictions
+from serving.tensors import Array, TensorSignature
 
 _Result = TypeVar("_Result")
 
@@ -70,6 +71,48 @@ class Client(BaseClient):
             ModelError: the run failed.
         """
         return _run(self._classify(images))
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, object] | None = None,
+        /,
+        *,
+        outputs: Sequence[str] = (),
+        version: str | int = "",
+        **named: object,
+    ) -> dict[str, Array]:
+        """Run any model of the server, by the Open Inference Protocol.
+
+            probabilities = client.infer("digits", images=array)["probabilities"]
+
+        The first call for a model asks the server for its inputs.
+
+        Args:
+            model: its name.
+            inputs: an array for each input, by its name, of its type and shape. Lists, numbers and
+                texts are converted where that loses nothing.
+            outputs: the names of the outputs to answer; all by default.
+            version: which version to run; the server's choice by default.
+            named: inputs by keyword, as many as Python can name.
+
+        Returns:
+            An array for each output, by its name; BYTES as texts.
+
+        Raises:
+            InvalidRequest: an input is missing or unknown, or has another type or shape.
+            ModelNotFound: the server has no such model or version.
+            Overloaded, Unauthenticated, Unavailable, DeadlineExceeded, ModelError: see `classify`.
+        """
+        return _run(self._infer(model, {**(inputs or {}), **named}, outputs, version))
+
+    def models(self) -> dict[tuple[str, str], TensorSignature]:
+        """Return what each model of the server takes and answers, by its name and version.
+
+        Raises:
+            Unauthenticated, Unavailable, DeadlineExceeded: see `classify`.
+        """
+        return _run(self._models())
 
     def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
@@ -144,6 +187,23 @@ class AsyncClient(BaseClient):
     async def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images; see `Client.classify`."""
         return await self._classify(images)
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, object] | None = None,
+        /,
+        *,
+        outputs: Sequence[str] = (),
+        version: str | int = "",
+        **named: object,
+    ) -> dict[str, Array]:
+        """Run any model of the server; see `Client.infer`."""
+        return await self._infer(model, {**(inputs or {}), **named}, outputs, version)
+
+    async def models(self) -> dict[tuple[str, str], TensorSignature]:
+        """Return what each model takes and answers; see `Client.models`."""
+        return await self._models()
 
     async def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""

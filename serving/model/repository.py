@@ -119,6 +119,8 @@ def load(
     else:
         is_there = _VERSION.fullmatch(version) is not None and os.path.isdir(version_dir)
         path = version_dir / FILES[precision]
+    if path is model_dir and not model_dir.exists():
+        raise ModelNotFound(f"there is no file {model_dir}")
     if not is_there:
         raise ModelNotFound(f"model {model_dir.name!r} has no version {version[:40]!r}")
     manifest, has_variant = None, precision == "fp32" or (path is not model_dir and path.exists())

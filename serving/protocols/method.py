@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from serving.errors import DigitsError
-from serving.protocols.plan import Layouts, Plan
+from serving.protocols.encoding import PrefixCache, ResponseEncoder
 
-Read = Callable[[bytes], tuple[bytes | memoryview, Plan]]
-"""Decodes and checks a request: the bytes of N images, and the plan of the answer; raises
-DigitsError."""
+Read = Callable[[bytes], tuple[Any, ResponseEncoder]]
+"""Decodes and checks a request: its rows (bytes, or an array for each input), and what encodes the
+answer; raises DigitsError."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,21 +30,21 @@ class Unary(Method):
 
     answer: Callable[[bytes], bytes]
     """Raises DigitsError."""
+    is_slow: bool = False
+    """Whether it is to be called on a thread of its own, since it may take seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ImagesUnary(Method):
-    """One message of images for one message of answers, through a batch."""
+class BatchedUnary(Method):
+    """One message of rows for one message of answers, through a batch."""
 
     read: Read
-    layouts: Layouts = field(default_factory=Layouts)
-    note_failure: Callable[[DigitsError, float], None] = lambda error, duration_s: None
-    """Counts a request that was read and ends with an error; takes its duration in seconds."""
+    prefixes: PrefixCache = field(default_factory=PrefixCache)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ImagesStream(ImagesUnary):
-    """A stream of messages of images, answered in order."""
+class BatchedStream(BatchedUnary):
+    """A stream of messages of rows, answered in order."""
 
     error_message: Callable[[bytes, DigitsError], bytes | None] = lambda request, error: None
     """Encodes the answer to a request that is refused; None ends the stream with the error."""

@@ -4,24 +4,27 @@ import json
 import sys
 
 from serving.config import LogFormat
-from serving.model.info import ModelInfo
 from serving.telemetry import logs
+from serving.telemetry.report import Report
 
 
 def announce(
-    info: ModelInfo, address: str, metrics_address: str, log_format: LogFormat, **more: object
+    report: Report, address: str, metrics_address: str, log_format: LogFormat, **more: object
 ) -> None:
-    """Print the ready line, which tools may parse, and for people where the page is."""
+    """Print the ready line, which tools may parse, and for people where the page is.
+
+    Of several models, names and versions are joined by commas, and so is what differs else.
+    """
     facts = {
-        "model": info.name,
-        "version": info.version,
-        "precision": info.precision,
-        "device": info.device,
-        "transport": info.transport,
+        "model": ",".join(served.name for served in report.models),
+        "version": ",".join(served.version for served in report.models),
+        "precision": ",".join(dict.fromkeys(served.precision for served in report.models)),
+        "device": ",".join(dict.fromkeys(served.device for served in report.models)),
+        "transport": report.models[0].transport,
         "address": address,
         "metrics": metrics_address,
-        "max_request_images": info.max_request_images,
-        "max_batch_size": info.max_batch_size,
+        "max_request_images": report.batching.max_request_images,
+        "max_batch_size": report.batching.max_batch_size,
         **more,
     }
     if log_format == "json":
@@ -30,4 +33,5 @@ def announce(
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
     if log_format == "text" and "http" in more:
-        logs.print_line(f"draw a digit: {more['http']}", sys.stdout)
+        what = "draw a digit" if any(each.num_classes for each in report.models) else "try it"
+        logs.print_line(f"{what}: {more['http']}", sys.stdout)

@@ -6,14 +6,15 @@ NOT_SERVING, so that load balancers avoid it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import numpy as np
 
-from serving.classifier import Classifier
+from serving.batching.awaited_call import Peer, submit
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
-from serving.predictions import Predictions
+from serving.protocols.encoding import Rows
+from serving.router import Router
 
 _log = logging.getLogger(__name__)
 
@@ -23,21 +24,18 @@ class SelfTest:
 
     def __init__(
         self,
-        classifier: Classifier,
-        ask: Callable[[bytes], Awaitable[Predictions]],
+        router: Router,
         set_serving: Callable[[bool], None],
         interval_s: float,
     ) -> None:
         """Prepare; `run` starts it.
 
         Args:
-            classifier: what is served.
-            ask: classifies one image the way every request goes; raises DigitsError.
+            router: the models; the classifier's samples are sent.
             set_serving: called with True or False when the state changes.
             interval_s: seconds between tests, and how long an answer may take.
         """
-        self._classifier = classifier
-        self._ask = ask
+        self._router = router
         self._set_serving = set_serving
         self._interval_s = interval_s
         self._is_well = True
@@ -63,13 +61,17 @@ class SelfTest:
 
     async def _trouble(self) -> str | None:
         """Classify one golden sample; return what is wrong, or None."""
-        model = self._classifier.served
+        router, route = self._router, self._router.classifier
+        if route is None or router.owner is None:
+            return None
+        model = route.model
         sample = self._num_tests % len(model.manifest.golden_images)
         self._num_tests += 1
+        target = route.batchers[model.version]
+        image = model.manifest.golden_images[sample].tobytes()
+        call = submit(router.owner, target, Peer(""), image, Rows(target, None, 1))
         try:
-            answer = await asyncio.wait_for(
-                self._ask(model.manifest.golden_images[sample].tobytes()), self._interval_s
-            )
+            ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except Overloaded:
             return self._stall()  # busy is not broken
         except TimeoutError:
@@ -78,15 +80,15 @@ class SelfTest:
             return None
         except DigitsError as err:
             return str(err)
-        if answer.model_version != model.version:  # a reload came between; that version was checked
+        if result.version != model.version:  # a reload came between; that version was checked
             return None
         expected = model.manifest.golden_probabilities[model.precision][sample]
-        difference = np.abs(answer.probabilities[0] - expected).max()
+        difference = np.abs(probabilities[0] - expected).max()
         if difference <= GOLDEN_TOLERANCE:
             return None
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
 
     def _stall(self) -> str | None:
         """Return what is wrong if the queue is full because nothing runs, else None."""
-        before, self._images_run = self._images_run, self._classifier.metrics.num_images
+        before, self._images_run = self._images_run, self._router.metrics.num_images
         return None if self._images_run != before else "the queue is full and nothing runs"

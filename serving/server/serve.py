@@ -5,12 +5,13 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 
-from serving.classifier import Classifier
+from serving.catalog.catalog import open_catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
+from serving.router import Router
 from serving.server.ready_line import announce
-from serving.server.reloader import Reloader
 from serving.server.server import Server
 from serving.system import signals
 from serving.telemetry.exporter import exporting
@@ -20,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 def _announce(server: Server) -> None:
     more = {} if server.http_url is None else {"http": server.http_url}
-    info, log_format = server.report().info, server.config.log_format
-    announce(info, server.address, server.metrics_address, log_format, **more)
+    log_format = server.config.log_format
+    announce(server.report(), server.address, server.metrics_address, log_format, **more)
 
 
 async def serve(
@@ -40,19 +41,25 @@ async def serve(
     Raises:
         DigitsError: the server can't start; see `load_model` and `Server.start`.
     """
-    with (
-        exporting(config) as exporter,  # first: it answers 503 while the rest starts
-        Classifier.open(model_config, batching, config.workers) as classifier,
-    ):
-        server = Server(classifier, config, exporter)
+    with ExitStack() as stack:
+        # First: it answers 503 while the rest starts.
+        exporter = stack.enter_context(exporting(config))
+        catalog = open_catalog(model_config, batching.max_batch_size)
+        router = Router(batching, config.workers)
+        for name, versions in catalog.models.items():
+            router.change(name, versions)
+        stack.callback(router.close)
+        server = Server(router, config, exporter, catalog)
         stops = signals.queue_stops()  # before the first call, so that every stop drains
         try:
             await server.start()
         except ConfigurationError:
             await server.stop(grace_s=0)
             raise
-        with Reloader(classifier, model_config, config.reload_interval_s) as reloader:
-            signals.on_hang_up(reloader.request)
+        catalog.count_reload = router.metrics.count_reload
+        catalog.on_change(router.change)
+        with catalog.following(config.reload_interval_s):
+            signals.on_hang_up(catalog.request)
             return await drain_when_signalled(server, stops, on_ready)
 
 

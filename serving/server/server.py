@@ -1,22 +1,22 @@
-"""A classifier behind one port: all services on one transport, health, metrics, self-test."""
+"""Models behind one port: all services on one transport, health, metrics, self-test."""
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serving.classifier import Classifier
+from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
 from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
+from serving.router import Route, Router
 from serving.server.port import optional_http
 from serving.server.self_test import SelfTest
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
-from serving.telemetry.report import Report
+from serving.telemetry.report import Report, Served
 from serving.transports import choose_transport, open_transport
 
 if TYPE_CHECKING:
@@ -24,33 +24,36 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """A classifier behind one port."""
+    """Models behind one port."""
 
     def __init__(
-        self, classifier: Classifier, config: ServerConfig, exporter: Exporter | None = None
-    ) -> None:
-        """Prepare on the running event loop; the caller closes classifier and exporter.
+        self, router: Router, config: ServerConfig, exporter: Exporter | None = None,
+        catalog: Catalog | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare on the running event loop; the caller closes router and exporter.
 
         Raises:
             ConfigurationError: the transport, a certificate or a token can't be used.
         """
-        self._classifier = classifier
+        self._router = router
         self._exporter = exporter
         self.config = config
         self.transport = choose_transport(config.transport)
-        self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
-        queries = Queries(classifier, self.health)
+        digits = () if router.classifier is None else (digits_v1.SERVICE,)
+        self.health = Health((*digits, inference_pb.SERVICE))
+        allow_control = config.allow_repository_control
+        queries = Queries(router, self.health, catalog, allow_control=allow_control)
         methods = [
-            *digits_methods(classifier, self.transport),
-            *inference_methods(classifier, queries),
+            *digits_methods(router, self.transport),
+            *inference_methods(router, queries),
             *self.health.methods(),
         ]
         if config.reflection:
             from serving.protocols.reflection import reflection_methods
 
             methods += reflection_methods()
-        self._transport = open_transport(self.transport, classifier, methods, config)
-        self._http = _http_server(classifier, queries, config)
+        self._transport = open_transport(self.transport, router, methods, config)
+        self._http = _http_server(router, queries, config)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
@@ -73,21 +76,28 @@ class Server:
         if self._exporter is not None:
             self._exporter.serve(self.report, lambda: self.health.is_serving)
         if interval_s := self.config.self_test_interval_s:
-            ask, set_serving = self._transport.ask, self.health.set_serving
-            test = SelfTest(self._classifier, ask, set_serving, interval_s)
+            test = SelfTest(self._router, self.health.set_serving, interval_s)
             self._self_test = asyncio.create_task(test.run())
 
     def report(self) -> Report:
         """Return what is served and what was counted; from any thread."""
-        classifier = self._classifier
+        router = self._router
         return Report(
-            info=replace(classifier.model_info(), transport=self.transport),
-            num_waiting=self._transport.num_waiting,
-            queue_capacity=classifier.batching.queue_capacity,
+            models=tuple(self._served(route) for route in router.routes.values()),
+            batching=router.batching,
+            num_waiting=router.num_waiting,
+            queue_capacity=router.batching.queue_capacity,
             num_calls=self._transport.num_calls,
             is_serving=self.health.is_serving,
             usage=Usage.now(),
-            counts=classifier.metrics.snapshot(),
+            counts=router.metrics.snapshot(),
+        )
+
+    def _served(self, route: Route) -> Served:
+        model = route.model
+        num_classes = model.signature.num_classes if model.signature else 0
+        return Served(
+            route.name, model.version, model.device, model.precision, self.transport, num_classes
         )
 
     async def beat(self) -> None:
@@ -130,13 +140,11 @@ class Server:
         await self._transport.stop(grace_s)
 
 
-def _http_server(
-    classifier: Classifier, queries: Queries, config: ServerConfig
-) -> "HttpServer | None":
+def _http_server(router: Router, queries: Queries, config: ServerConfig) -> "HttpServer | None":
     if config.http_port is None:
         return None
     from serving.transports.http.server import HttpServer
 
     with optional_http(config):
-        return HttpServer(classifier, queries, config)
+        return HttpServer(router, queries, config)
     return None

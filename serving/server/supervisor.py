@@ -117,8 +117,8 @@ class Supervisor:
         if config.http_port is not None:
             scheme = "https" if config.security.has_tls else "http"
             more["http"] = f"{scheme}://{with_port(config.http_host, config.http_port)}"
-        info, address = (await self._workers.report()).info, with_port(config.host, config.port)
-        announce(info, address, metrics_address, config.log_format, **more)
+        report, address = await self._workers.report(), with_port(config.host, config.port)
+        announce(report, address, metrics_address, config.log_format, **more)
 
     def _is_serving(self) -> bool:
         return self._workers.is_serving and not self._is_draining

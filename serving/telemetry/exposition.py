@@ -40,7 +40,8 @@ class _Collector:
         report, counts = self._report, self._report.counts
         model = InfoMetricFamily("digits_model", "What is being served.")
         facts = ("name", "version", "device", "precision", "transport")
-        model.add_metric((), {fact: str(getattr(report.info, fact)) for fact in facts})
+        for served in report.models:
+            model.add_metric((), {fact: getattr(served, fact) for fact in facts})
         yield model
         yield from _counters(counts)
         yield from _by_label(report)
@@ -60,12 +61,19 @@ def _counters(counts: Counts) -> Iterator[Metric]:
 def _by_label(report: Report) -> Iterator[Metric]:
     counts = report.counts
     reloads = {(outcome,): counts.reloads[outcome] for outcome in ("adopted", "failed")}
-    digits = range(report.info.signature.num_classes)
+    digits = range(max((served.num_classes for served in report.models), default=0))
     answers = {(str(digit),): counts.digits[digit] for digit in digits}
     for name, text, labels, numbers in (
         ("digits_requests", "Calls that have ended.", ("method", "status"), counts.requests),
         ("digits_reloads", "Versions adopted or refused while serving.", ("outcome",), reloads),
         ("digits_answers", "Images run, by their digit.", ("digit",), answers),
+        (
+            "digits_model_calls",
+            "Calls answered by a version.",
+            ("model", "version"),
+            counts.answered,
+        ),
+        ("digits_model_rows", "Rows run by a version.", ("model", "version"), counts.rows),
     ):
         family = CounterMetricFamily(name, text, labels=labels)
         for values, number in numbers.items():
@@ -77,8 +85,8 @@ def _gauges(report: Report) -> Iterator[Metric]:
     """Yield the current values; those of processes are sums over all of them."""
     usage = report.usage
     for name, text, value in (
-        ("digits_queue_images", "Images that wait for a run.", report.num_waiting),
-        ("digits_queue_capacity_images", "The most images that may wait.", report.queue_capacity),
+        ("digits_queue_images", "Rows that wait for a run.", report.num_waiting),
+        ("digits_queue_capacity_images", "The most rows that may wait.", report.queue_capacity),
         ("digits_calls_in_flight", "Calls in progress.", report.num_calls),
         ("digits_serving", "1 if health says SERVING, else 0.", int(report.is_serving)),
         ("process_start_time_seconds", "Since 1970.", start_time_s()),

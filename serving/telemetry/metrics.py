@@ -26,9 +26,12 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 _MAX_RUNS = 64
 """Runs that are kept before they are added up."""
-_Run = tuple[float, float, Sequence[tuple[float, str | None, int]], ClassNumbers, bytes]
-"""Start and end in seconds, (arrival, method, calls) of the answered requests, and every row's
-digit and probabilities."""
+_Run = tuple[
+    float, float, int, Sequence[tuple[float, str | None, int]], tuple[ClassNumbers, bytes] | None,
+    tuple[str, str],
+]  # fmt: skip
+"""Start and end in seconds, rows, (arrival, method, calls) of the answered requests, of a
+classifier every row's digit and probabilities, and the model's name and version."""
 
 
 class Histogram:
@@ -71,6 +74,10 @@ class Counts:
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls that have ended, by method and status."""
+    answered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Calls that were answered by a run, by the model's name and version."""
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows run, by the model's name and version."""
     reloads: Counter[str] = field(default_factory=Counter)
     """Reloads: "adopted", or "failed" for a version that was refused."""
     restarts: int = 0
@@ -105,21 +112,24 @@ class Metrics:
         self,
         started_s: float,
         finished_s: float,
+        num_rows: int,
         requests: Sequence[tuple[float, str | None, int]],
-        digits: ClassNumbers,
-        probabilities: bytes,
+        classified: tuple[ClassNumbers, bytes] | None = None,
+        model: tuple[str, str] = ("", ""),
     ) -> None:
         """Count a run that succeeded; from any thread.
 
         Args:
             started_s: when it began, in monotonic seconds.
             finished_s: when it ended.
+            num_rows: the rows of the run: images.
             requests: the answered requests: arrival, method to count an answered call under (None
                 if it is counted elsewhere), number of such calls.
-            digits: the class number of each image of the run.
-            probabilities: float32, one for each image and class.
+            classified: of a classifier the class number of each image of the run, and their
+                probabilities: float32, one for each image and class.
+            model: the name and the version that ran.
         """
-        self._runs.append((started_s, finished_s, requests, digits, probabilities))
+        self._runs.append((started_s, finished_s, num_rows, requests, classified, model))
         if len(self._runs) >= _MAX_RUNS:
             self.add_up()
 
@@ -127,21 +137,26 @@ class Metrics:
         """Add the kept runs to the counts."""
         counts = self._counts
         with self._lock:
-            outcomes = []
+            outcomes: dict[tuple[type, int], list[tuple[ClassNumbers, bytes]]] = {}
             while self._runs:
-                started_s, finished_s, requests, *outcome = self._runs.popleft()
-                outcomes.append(outcome)
-                counts.batch_images.add(len(outcome[0]))
+                started_s, finished_s, num_rows, requests, classified, model = self._runs.popleft()
+                if classified is not None:
+                    classes, rows = classified
+                    alike = type(classes), len(rows) // len(classes)
+                    outcomes.setdefault(alike, []).append(classified)
+                counts.batch_images.add(num_rows)
                 counts.run_s.add(finished_s - started_s)
+                counts.rows[model] += num_rows
                 for arrived_s, method, times in requests:
+                    counts.answered[model] += times
                     counts.queue_s.add(started_s - arrived_s, times)
                     counts.request_s.add(finished_s - arrived_s, times)
                     if method is not None:
                         counts.requests[method, "OK"] += times
-            if outcomes:
-                kind = np.uint8 if isinstance(outcomes[0][0], bytes) else np.uintc
-                digits, probabilities = map(b"".join, zip(*outcomes, strict=True))
-                self._add_outcomes(np.frombuffer(digits, kind), probabilities)
+            for (kind, _), classified_runs in outcomes.items():
+                digits, probabilities = map(b"".join, zip(*classified_runs, strict=True))
+                numbers: Digits = np.frombuffer(digits, np.uint8 if kind is bytes else np.uintc)
+                self._add_outcomes(numbers, probabilities)
 
     def _add_outcomes(self, answered: Digits, probabilities: bytes) -> None:
         """Count the answers of many runs at once: some 8 µs, and 10 ns an image."""

@@ -4,20 +4,34 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from serving.model.info import ModelInfo
+from serving.config import BatchingConfig
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts
+
+
+class Served(NamedTuple):
+    """A version in service."""
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    transport: str
+    num_classes: int
+    """Of a classifier; 0 of other models."""
 
 
 class Report(NamedTuple):
     """The content of the metrics page at one moment; workers send it to their supervisor."""
 
-    info: ModelInfo
-    """What is being served."""
+    models: tuple[Served, ...]
+    """What is being served: the default version of each model."""
+    batching: BatchingConfig
+    """Sizes and limits, of each model."""
     num_waiting: int
-    """Images that wait for a run."""
+    """Rows that wait for a run."""
     queue_capacity: int
-    """The most images that may wait."""
+    """The most rows that may wait."""
     num_calls: int
     """Calls in progress."""
     is_serving: bool
@@ -39,7 +53,8 @@ def total(reports: list[Report], earlier: Counts) -> Report:
     counts = sum([report.counts for report in reports], earlier)
     usages = [Usage.now(), *(report.usage for report in reports)]  # the supervisor's, too
     return Report(
-        info=reports[0].info,
+        models=reports[0].models,
+        batching=reports[0].batching,
         num_waiting=sum(report.num_waiting for report in reports),
         queue_capacity=sum(report.queue_capacity for report in reports),
         num_calls=sum(report.num_calls for report in reports),

@@ -11,8 +11,11 @@ from typing import Any
 from serving.errors import ConfigurationError
 from serving.installation import install
 
-latest_run: ContextVar[tuple[float, float]] = ContextVar("latest_run", default=(0.0, 0.0))
-"""Start and end of the run whose answers are being sent, in monotonic seconds."""
+Ran = tuple[float, float, str, str, int]
+"""A run: start and end in monotonic seconds, the model's name, its version, and rows."""
+NEVER: Ran = (0.0, 0.0, "", "", 0)
+latest_run: ContextVar[Ran] = ContextVar("latest_run", default=NEVER)
+"""The run whose answers are being sent."""
 
 _FLUSH_MS = 3_000
 
@@ -81,8 +84,11 @@ class Tracer:
         span = self._tracer.start_span(name, parent, self._server, attributes, start_time=begun_ns)
         if not span.is_recording():
             return
-        started_s, finished_s = latest_run.get()
+        started_s, finished_s, model, version, num_rows = latest_run.get()
         if started_s >= begun_s:  # else it was another call's
+            span.set_attributes(
+                {"model.name": model, "model.version": version, "batch.rows": num_rows}
+            )
             span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
             span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
         if is_error:

@@ -7,10 +7,12 @@ does not (SECURITY.md). A transport is imported when it is opened.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from serving.classifier import Classifier
 from serving.config import ServerConfig, TransportName
-from serving.predictions import Predictions
+from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
+from serving.router import Router
+
+_MAX_MESSAGE_BYTES = 64 << 20
 
 
 class Transport(Protocol):
@@ -24,15 +26,8 @@ class Transport(Protocol):
         """
 
     @property
-    def num_waiting(self) -> int:
-        """Images that wait for a run; from any thread."""
-
-    @property
     def num_calls(self) -> int:
         """Calls in progress; from any thread."""
-
-    async def ask(self, image: bytes) -> Predictions:
-        """Classify one image the way every request goes; raises DigitsError."""
 
     async def beat(self) -> None:
         """Return once what answers calls has had its turn."""
@@ -48,7 +43,7 @@ class Transport(Protocol):
         """Close the port; remaining calls have `grace_s` seconds to end."""
 
 
-Open = Callable[[Classifier, Sequence[Method], ServerConfig], Transport]
+Open = Callable[[Router, Sequence[Method], ServerConfig], Transport]
 
 
 def _h2() -> Open:
@@ -67,22 +62,31 @@ _TRANSPORTS: dict[TransportName, Callable[[], Open]] = {"h2": _h2, "grpcio": _gr
 
 
 def open_transport(
-    name: TransportName, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
+    name: TransportName, router: Router, methods: Sequence[Method], config: ServerConfig
 ) -> Transport:
     """Prepare a transport; `start` binds.
 
     Args:
         name: "h2" or "grpcio".
-        classifier: what runs the images.
+        router: the models.
         methods: the methods to serve.
         config: address, TLS, tokens and the like.
 
     Raises:
         ConfigurationError: a certificate or a token can't be used.
     """
-    return _TRANSPORTS[name]()(classifier, methods, config)
+    return _TRANSPORTS[name]()(router, methods, config)
 
 
 def choose_transport(name: TransportName) -> TransportName:
     """Return the name of the transport to open; resolves "auto"."""
     return "h2" if name == "auto" else name
+
+
+def max_message_bytes(router: Router) -> int:
+    """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB."""
+    sizes = [route.tensors.row_bytes for route in router.routes.values()]
+    if not sizes or not all(sizes):
+        return _MAX_MESSAGE_BYTES
+    most = max_request_bytes(router.batching.max_request_images, max(sizes))
+    return min(most, _MAX_MESSAGE_BYTES)

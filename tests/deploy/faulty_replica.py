@@ -11,7 +11,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamEnded
 
-from serving.protocols.plan import frame
+from serving.protocols.encoding import frame
 
 _SERVING = frame(
     health_pb2.HealthCheckResponse(

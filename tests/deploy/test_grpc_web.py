@@ -12,8 +12,8 @@ from playwright.sync_api import Page, sync_playwright
 from serving import Classifier
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.encoding import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.protocols.plan import frame
 from tests.deploy.conftest import needed
 from tests.deploy.replicas import Replicas
 from tests.support.raw import CLASSIFY

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.model.info import ModelInfo
+from serving.config import BatchingConfig
 from serving.system.process import Usage
 from serving.telemetry.exposition import encode
 from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report
+from serving.telemetry.report import Report, Served
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text("utf-8")
@@ -24,13 +24,11 @@ _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 
 
 def metric_names() -> set[str]:
-    info = ModelInfo(
-        name="", version="", device="", precision="", transport="", max_request_images=1,
-        max_batch_size=1, test_accuracy=1.0,
-    )  # fmt: skip
+    models = (Served("", "", "", "", "", 10),)
     counts = Counts()
     counts.requests["Classify", "OK"] = 1
-    report = Report(info, 0, 1, 0, True, Usage.now(), counts)
+    counts.answered["digits", "1"] = counts.rows["digits", "1"] = 1
+    report = Report(models, BatchingConfig(), 0, 1, 0, True, Usage.now(), counts)
     _, body = encode(report, "text/plain")
     samples = re.findall(r"(?m)^([a-z_]+)[{ ]", body.decode())
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}

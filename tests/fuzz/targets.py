@@ -48,19 +48,18 @@ def infer(data: bytes) -> None:
     try:
         typed = TypedContents(data)
         message = parse(ModelInferRequest, typed.rest)
-        inference = tensors.decode(message, DIGITS.image_bytes, MAX_IMAGES, typed)
+        inference = tensors.decode(message, DIGITS.tensors, MAX_IMAGES, typed)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000
         return
     reference = ModelInferRequest.FromString(data)
     if inference.is_raw:
-        assert inference.pixels == reference.raw_input_contents[0]
+        assert inference.message == reference.raw_input_contents[0]
     else:
-        assert inference.pixels == bytes(reference.inputs[0].contents.uint_contents)
-    num_images, rest = divmod(len(inference.pixels), DIGITS.image_bytes)
-    assert not rest
-    assert 1 <= num_images <= MAX_IMAGES
+        assert inference.message == bytes(reference.inputs[0].contents.uint_contents)
+    assert len(inference.message) == inference.num_rows * DIGITS.image_bytes
+    assert 1 <= inference.num_rows <= MAX_IMAGES
     assert inference.timeout_s is None or 0 < inference.timeout_s < math.inf
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.fakes import router_of
+
 OURS, THEIRS = "serving.server.server", "tritonclient.grpc.aio"
 
 
@@ -26,7 +28,8 @@ async def main(models: Path, samples: str) -> None:
     triton: Any = importlib.import_module(THEIRS)
     compare_descriptors()
     with np.load(samples) as arrays, Classifier.load(models / "digits") as classifier:
-        server = Server(classifier, ServerConfig(port=0, metrics_port=None, transport="grpcio"))
+        router = router_of(classifier.served)
+        server = Server(router, ServerConfig(port=0, metrics_port=None, transport="grpcio"))
         await server.start()
         async with triton.InferenceServerClient(server.address) as client:
             result = await client.infer("digits", question(arrays["images"]))

@@ -10,8 +10,8 @@ import pytest
 from serving import Classifier
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.encoding import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.protocols.plan import frame
 from tests.support.raw import CLASSIFY
 from tests.support.servers import RunningServer
 

@@ -53,7 +53,7 @@ def refuses(client: Any, images: Any) -> None:
     wrong.set_data_from_numpy(images[:1].astype(np.float32))
     for model, tensor, words in (
         ("letters", tensor_of(images[:1]), "no model 'letters'"),
-        ("digits", wrong, "expected datatype 'UINT8'"),
+        ("digits", wrong, "expected images UINT8"),
     ):
         try:
             client.infer(model, [tensor])

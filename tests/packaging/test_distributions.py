@@ -30,6 +30,7 @@ ANYWHERE = (
     "serve",
     "http",
     "otel",
+    "remote",
     "score",
     "ray",
     "train",

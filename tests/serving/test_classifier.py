@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from serving import Classifier
-from serving.batching.batch import Batch
-from serving.batching.request import Answer, Request
+from serving.batching.queue import Group
+from serving.batching.result import Result
 from serving.config import BatchingConfig
 from serving.errors import (
     ConfigurationError,
@@ -216,7 +216,7 @@ def test_classified_images_do_not_wait_for_the_garbage_collector(
     try:
         classifier.classify(images)
         gc.collect()
-        assert not [each for each in gc.garbage if isinstance(each, (Request, Batch, Answer))]
+        assert not [each for each in gc.garbage if isinstance(each, (Group, Result))]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
+from serving.catalog.catalog import open_catalog
 from serving.config import ModelConfig, Precision
 from serving.errors import CorruptModel
 from serving.images import Images
-from serving.server.reloader import Reloader
 from serving.signature import Signature
 from tests.serving.client.test_client import (  # noqa: F401 - collected here, too
     test_async_client_keeps_thousands_of_calls_in_flight,
@@ -170,22 +170,21 @@ def test_new_version_takes_over_and_one_of_another_signature_does_not(
 ) -> None:
     name, signature, precision = model
     shutil.copytree(other_models, tmp_path, dirs_exist_ok=True)
-    config = ModelConfig(models=tmp_path, model=name, precision=precision)
-    image = templates.images_of(signature, 1)[0]
-    with Classifier.open(config) as classifier:
-        templates.publish(tmp_path, name, signature, "2")
-        assert Reloader(classifier, config).reload()
-        assert classifier.classify(image).model_version == "2"
-        templates.publish(tmp_path, name, replace(signature, input_shape=(16, 16)), "3")
-        with caplog.at_level(logging.WARNING, "serving"):
-            assert not Reloader(classifier, config).reload()
-        assert classifier.classify(image).model_version == "2"
+    config = ModelConfig(models=tmp_path, names=(name,), precision=precision)
+    catalog = open_catalog(config)
+    templates.publish(tmp_path, name, signature, "2")
+    assert catalog.reload()
+    templates.publish(tmp_path, name, replace(signature, input_shape=(16, 16)), "3")
+    with caplog.at_level(logging.WARNING, "serving"):
+        for _ in range(2):
+            assert not catalog.reload()
+    assert catalog.models[name].default_version == "2"
     (line,) = caplog.messages
-    assert line.startswith("refused version 3, version 2 stays in service: version 3 has another")
+    assert "refused version 3, version 2 stays in service: version 3 has another" in line
     assert f"(16 x 16 uint8 -> {signature.num_classes} classes)" in line
-    with Classifier.open(config) as restarted:
-        assert restarted.version == "3"
-        assert restarted.signature.input_shape == (16, 16)
+    restarted = open_catalog(config).models[name].default
+    assert restarted.version == "3"
+    assert restarted.image_signature.input_shape == (16, 16)
 
 
 def test_graph_that_is_not_what_the_manifest_says_is_corrupt(

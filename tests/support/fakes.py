@@ -1,14 +1,27 @@
 """Stand-ins for a model, with gates instead of sleeps, and a clock that the test moves."""
 
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from serving.batching.request import Answer, Outcome, Request
-from serving.config import Device
+import serving
+from serving.batching.batcher import Batcher
+from serving.batching.queue import Group, Line, Queue
+from serving.batching.result import Result
+from serving.catalog.versions import ModelVersions
+from serving.config import BatchingConfig, Device
+from serving.errors import DigitsError
 from serving.images import Images
+from serving.model import repository
 from serving.model.engine import Engine
+from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
+from serving.router import Router
 from serving.signature import DIGITS
 from serving.tensors import Array, Feeds
 
@@ -35,12 +48,17 @@ def classified(engine: Engine, images: Images) -> Probabilities:
 
 
 class FakeModel:
-    """Answers at once, remembers what it ran, and fails on the values in `poison`."""
+    """Answers at once, remembers what it ran, and fails on the values in `poison`.
+
+    A model, whose runs are long unless `quick_rows` says otherwise, and an engine.
+    """
 
     signature = DIGITS
     tensors = DIGITS.tensors
     device: Device = "cpu"
     max_concurrent_runs: int | None = None
+    quick_rows = 0
+    enough_rows = 128
 
     def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
         self.version = version
@@ -81,30 +99,124 @@ class GatedModel(FakeModel):
         self._gate.release(num_runs)
 
 
-class RecordingRequest(Request):
-    """Queued with `record`, keeps its outcome, and refuses a second one."""
+class FakeCaller:
+    """A connection without a socket."""
 
-    __slots__ = ("_done", "outcome", "values")
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        self.streams: dict[Any, Any] = {}
+        self.lines: dict[Queue, Line] = {}
+        self.gave_up_s = -1e9
 
-    def __init__(self, images: Images, **options: object) -> None:
-        super().__init__(images.tobytes(), len(images), **options)  # type: ignore[arg-type]
-        self.values: list[int] = images[:, 0].tolist()
-        self.outcome: Outcome | None = None
-        self._done = threading.Event()
 
-    def record(self, outcome: Outcome) -> None:
+class FakeRequest:
+    """A call of images, its encoder and its sink; keeps its outcome, and refuses a second one."""
+
+    method: str | None = None
+    counts = False
+
+    def __init__(self, *values: int, deadline_s: float = 1e9, caller: Any = None) -> None:
+        self.num_rows = len(values)
+        self.num_failures = 0
+        self.outcome: tuple[str, list[int]] | DigitsError | None = None
+        self.caller = caller or FakeCaller()
+        self.stream = len(self.caller.streams)
+        self.caller.streams[self.stream] = self
+        streams: Any = [self.stream]
+        message = images_of(*values).tobytes()
+        self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        return [(result.version, list((result.classes or b"")[at : at + self.num_rows]))]
+
+    def count(self, result: Result, group: Group) -> None:
+        pass
+
+    def count_failure(self, duration_s: float, num_calls: int) -> None:
+        self.num_failures += num_calls
+
+    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+        for response in responses:
+            self._settle(response)
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        self._settle(error)
+
+    def _settle(self, outcome: Any) -> None:
         assert self.outcome is None, "a second outcome"
         self.outcome = outcome
-        self._done.set()
+        self.caller.streams.pop(self.stream, None)
 
-    def wait(self) -> "RecordingRequest":
-        assert self._done.wait(TIMEOUT_S), "no outcome"
-        return self
+    def leave(self) -> None:
+        """Cancel it, as a caller does that gives up."""
+        del self.caller.streams[self.stream]
 
     @property
     def digits(self) -> list[int]:
-        assert isinstance(self.outcome, Answer), self.outcome
-        return list(self.outcome.digits)
+        assert isinstance(self.outcome, tuple), self.outcome
+        return self.outcome[1]
+
+
+class FakeOwner:
+    """Owns batchers on the test's thread: what is scheduled and posted runs in `work`."""
+
+    def __init__(
+        self, target: Batcher | Router, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Own a batcher, or those of a router; calls go to the batcher or the router's digits."""
+        self.batcher: Any = target.find("digits") if isinstance(target, Router) else target
+        self.clock = clock
+        self.num_forgotten = 0
+        self._due: deque[Batcher] = deque()
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._posted = threading.Event()
+        target.attach(self)
+
+    def forget_layouts(self) -> None:
+        self.num_forgotten += 1
+
+    def post(self, task: Callable[[], None]) -> None:
+        self._tasks.append(task)
+        self._posted.set()
+
+    def schedule(self, batcher: Batcher) -> None:
+        self._due.append(batcher)
+
+    def defer(self, task: Callable[[], None]) -> None:
+        self._tasks.append(task)
+
+    def work(self) -> None:
+        """Do all that is to be done now."""
+        while self._tasks or self._is_due():
+            while self._tasks:
+                self._tasks.popleft()()
+            if self._is_due():
+                self._due.popleft().turn(self.clock())
+
+    def _is_due(self) -> bool:
+        if not self._due:
+            return False
+        first = self._due[0]
+        return not (first.max_delay_s and first.delay_s(self.clock()))
+
+    def submit(self, *values: int, is_stream: bool = False, **options: Any) -> FakeRequest:
+        """Submit a call, and begin what can be run; a refused one has no outcome."""
+        request = FakeRequest(*values, **options)
+        if is_stream:
+            self.batcher.add(request.group)
+        else:
+            self.batcher.submit(request.group)
+        self.work()
+        return request
+
+    def wait(self, *requests: FakeRequest) -> None:
+        """Work until calls have their outcome."""
+        until_s = time.monotonic() + TIMEOUT_S
+        while any(request.outcome is None for request in requests):
+            assert time.monotonic() < until_s, "no outcome"
+            self._posted.wait(TIMEOUT_S)
+            self._posted.clear()
+            self.work()
 
 
 class FakeClock:
@@ -118,3 +230,20 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now_s += seconds
+
+
+_BUNDLED = Path(serving.__file__).parent / "pretrained" / "digits"
+MANIFEST = repository.load_manifest(_BUNDLED / repository.versions(_BUNDLED)[0])
+"""That of the bundled digits."""
+
+
+def versions_of(model: LoadedModel, name: str = "digits") -> ModelVersions:
+    """The state in which this version is the only one."""
+    return ModelVersions(name, {model.version: model}, model.version)
+
+
+def router_of(model: LoadedModel, batching: BatchingConfig | None = None) -> Router:
+    """A router with one model, called digits."""
+    router = Router(batching)
+    router.change("digits", versions_of(model))
+    return router

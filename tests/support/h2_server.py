@@ -12,10 +12,12 @@ from serving.config import ServerConfig
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
+from serving.router import Router
 from serving.system.host import Host
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
+from tests.support.fakes import router_of
 
 TIMEOUT_S = 10.0
 
@@ -28,7 +30,7 @@ def with_small_buffer(sock: socket.socket, *args: Any) -> Connection:
 
 @contextmanager
 def h2_server(
-    classifier: Classifier,
+    served: Classifier | Router,
     limits: Limits,
     config: ServerConfig | None = None,
     host: Host | None = None,
@@ -36,8 +38,9 @@ def h2_server(
     """Serve digits, health and reflection; gives the address."""
     config = config or ServerConfig(port=0)
     health = Health(())
-    methods = [*digits_methods(classifier, "h2"), *health.methods(), *reflection_methods()]
-    server = H2Server(classifier, methods, config, limits, host)
+    router = served if isinstance(served, Router) else router_of(served.served, served.batching)
+    methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods()]
+    server = H2Server(router, methods, config, limits, host)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -48,3 +51,4 @@ def h2_server(
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+        router.close()

@@ -20,10 +20,10 @@ from typing import Any
 
 import uvloop
 
-from serving import Classifier
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.loaded_model import LoadedModel
 from serving.model.manifest import Manifest
+from serving.router import Router
 from serving.server.serve import drain_when_signalled
 from serving.server.server import Server
 from serving.signature import DIGITS
@@ -31,7 +31,7 @@ from serving.system import signals
 from serving.telemetry import logs
 from serving.telemetry.exporter import exporting
 from serving.tensors import Array, Feeds
-from tests.support.fakes import images_of, probabilities_of
+from tests.support.fakes import images_of, probabilities_of, router_of
 from tests.support.tickets import tickets_of
 
 
@@ -78,14 +78,15 @@ def main() -> int:
         queue_capacity=options.queue_capacity,
         max_request_images=min(options.queue_capacity, 4096),
     )
-    with Classifier(LoadedModel(engine, _manifest(), "fp32"), batching) as classifier:
-        is_drained = uvloop.run(_serve(classifier, engine, options))
+    router = router_of(LoadedModel(engine, _manifest(), "fp32"), batching)
+    is_drained = uvloop.run(_serve(router, engine, options))
+    router.close()
     if options.ledger_file:
         options.ledger_file.write_text(json.dumps(_ledger(engine)))
     return 0 if is_drained else 1
 
 
-async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> bool:
+async def _serve(router: Router, engine: PacedEngine, options: Any) -> bool:
     config = ServerConfig(
         port=0,
         metrics_port=0,
@@ -94,7 +95,7 @@ async def _serve(classifier: Classifier, engine: PacedEngine, options: Any) -> b
         self_test_interval_s=options.self_test_interval_s,
     )
     with exporting(config) as exporter:
-        server = Server(classifier, config, exporter)
+        server = Server(router, config, exporter)
         stops = signals.queue_stops()
         await server.start()
         threading.Thread(target=_obey, args=(engine,), daemon=True).start()

@@ -96,10 +96,16 @@ def fake_server(
 ) -> Iterator[str]:
     """A server that answers Classify in any way a test likes."""
     get_model = (lambda *_: model_info) if isinstance(model_info, bytes) else model_info
-    unary = grpc.unary_unary_rpc_method_handler
+    methods = {"Classify": classify, "GetModel": get_model}
+    with fake_service("digits.v1.DigitClassifier", methods) as address:
+        yield address
+
+
+@contextmanager
+def fake_service(service: str, methods: dict[str, Handler]) -> Iterator[str]:
+    """A server that answers unary methods in any way a test likes."""
     handlers = grpc.method_handlers_generic_handler(
-        "digits.v1.DigitClassifier",
-        {"Classify": unary(classify), "GetModel": unary(get_model)},
+        service, {name: grpc.unary_unary_rpc_method_handler(each) for name, each in methods.items()}
     )
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((handlers,))

@@ -1,51 +1,125 @@
 """The methods of the digits.v1.DigitClassifier service."""
 
+from array import array
 from dataclasses import asdict
 
-from serving.classifier import Classifier
+from serving.batching.result import Result
+from serving.errors import ModelNotFound
+from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
-from serving.protocols.method import ImagesStream, ImagesUnary, Method, Unary
+from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.protocols.plan import Layouts, Plan
+from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"
 
+_MARK = bytes(range(200, 240))
+"""Probabilities whose bytes occur nowhere else in a response."""
 
-def digits_methods(classifier: Classifier, transport: str) -> list[Method]:
+
+def digits_methods(router: Router, transport: str) -> list[Method]:
     """Return the service's methods; GetModel names the `transport`."""
-    unary, stream = _Reader("Classify", classifier), _Reader(None, classifier)
+    if router.classifier is None:
+        return []
+    unary, stream = _Reader("Classify", router), _Reader(None, router)
 
     def get_model(request: bytes) -> bytes:
         """Encode what is served; the request is empty and is not read."""
-        signature = classifier.signature.document()
-        info = asdict(classifier.model_info()) | {"transport": transport, "signature": signature}
-        return digits_pb2.GetModelResponse(**info).SerializeToString()
+        info = find_classifier(router).info(transport)
+        facts = asdict(info) | {"signature": info.signature.document()}
+        return digits_pb2.GetModelResponse(**facts).SerializeToString()
 
     return [
-        ImagesUnary(path=f"/{SERVICE}/Classify", name="Classify",
-                    read=unary.read, layouts=unary.layouts),
-        ImagesStream(path=f"/{SERVICE}/ClassifyStream", name="ClassifyStream",
-                     read=stream.read, layouts=stream.layouts),
+        BatchedUnary(path=f"/{SERVICE}/Classify", name="Classify",
+                     read=unary.read, prefixes=unary.prefixes),
+        BatchedStream(path=f"/{SERVICE}/ClassifyStream", name="ClassifyStream",
+                      read=stream.read, prefixes=stream.prefixes),
         Unary(path=f"/{SERVICE}/GetModel", name="GetModel", answer=get_model),
     ]  # fmt: skip
+
+
+def find_classifier(router: Router) -> Route:
+    """Return the model of digits.v1.
+
+    Raises:
+        ModelNotFound: it is served no longer.
+    """
+    if (route := router.classifier) is None:
+        raise ModelNotFound("no classifier of images is served")
+    return route
 
 
 class _Reader:
     """Reads ClassifyRequests."""
 
-    def __init__(self, name: str | None, classifier: Classifier) -> None:
-        self.layouts = Layouts()
+    def __init__(self, name: str | None, router: Router) -> None:
+        self.prefixes = PrefixCache()
         self._name = name
-        self._max_images = classifier.batching.max_request_images
-        self._image_bytes = classifier.signature.image_bytes
-        self.read(wire.encode_request(bytes(self._image_bytes)))  # the most frequent one
+        self._router = router
+        image_bytes = find_classifier(router).image_signature.image_bytes
+        self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 
-    def read(self, message: bytes) -> tuple[bytes | memoryview, Plan]:
+    def read(self, message: bytes) -> tuple[bytes | memoryview, ResponseEncoder]:
         """See `Read`."""
-        if (known := self.layouts.find(message, self._image_bytes)) is not None:
+        if (known := self.prefixes.find(message)) is not None:
             return known
-        pixels = wire.decode_request(message, self._image_bytes, self._max_images)
-        plan = Plan(self._name, len(pixels) // self._image_bytes, wire.encode_response)
+        route = find_classifier(self._router)
+        image_bytes = route.image_signature.image_bytes
+        most = self._router.batching.max_request_images
+        pixels = wire.decode_request(message, image_bytes, most)
+        encoder = _ClassEncoder(route, self._name, len(pixels) // image_bytes)
         if message == wire.encode_request(pixels):
-            self.layouts.learn(message, len(pixels), plan)
-        return pixels, plan
+            self.prefixes.learn(message, len(pixels), encoder)
+        return pixels, encoder
+
+
+class _ClassEncoder(ResponseEncoder):
+    """Encodes ClassifyResponses."""
+
+    def __init__(self, target: Target, method: str | None, num_images: int) -> None:
+        super().__init__(target, method, num_images)
+        self._version: str | None = None
+        self._starts: tuple[bytes, ...] = ()
+        """What stands before the probabilities of one image, by its class."""
+        self._tail = b""
+        """What stands behind them."""
+
+    def encode(self, result: Result, at: int, number: int) -> list[bytes]:
+        """See `ResponseEncoder`."""
+        classes, rows, version, step = result.classes, result.rows, result.version, self.num_rows
+        assert classes is not None, "a classifier's"
+        width = len(rows) // result.num_rows
+        if step == 1:
+            if version != self._version:
+                self._prepare(version, width // 4)
+            starts, tail = self._starts, self._tail
+            return [
+                starts[classes[i]] + rows[i * width : i * width + width] + tail
+                for i in range(at, at + number)
+            ]
+        write = wire.encode_response
+        return [
+            frame(write(classes[i : i + step], rows[i * width : (i + step) * width], version))
+            for i in range(at, at + number * step, step)
+        ]
+
+    def _prepare(self, version: str, num_classes: int) -> None:
+        mark = (_MARK * (num_classes // 10 + 1))[: 4 * num_classes]
+        framed = (
+            frame(wire.encode_response(array("I", (number,)), mark, version))
+            for number in range(num_classes)
+        )
+        parts = [each.partition(mark) for each in framed]
+        self._starts, self._tail = tuple(start for start, _, _ in parts), parts[0][2]
+        self._version = version
+
+
+class PredictionsEncoder(ResponseEncoder):
+    """Answers with predictions."""
+
+    def encode(self, result: Result, at: int, number: int) -> list[Predictions]:
+        """See `ResponseEncoder`."""
+        step, labels = self.num_rows, result.signature.labels if result.signature else ()
+        rows = (result.part(at + i * step, step)[0] for i in range(number))
+        return [Predictions.of(each, result.version, labels) for each in rows]

@@ -1,86 +1,62 @@
 """ModelInfer, unary and on a stream, where errors are answers; `tensors` has the messages.
 
-A request whose images are its last bytes is parsed once. From then on its prefix is known, and the
+A request whose rows are its last bytes is parsed once. From then on its prefix is known, and the
 next one like it needs no message object, nor does its answer.
 """
 
 import time
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.classifier import Classifier
-from serving.errors import DigitsError, InvalidRequest, ModelNotFound, Unavailable
-from serving.predictions import ClassNumbers
+from serving.batching.queue import Group
+from serving.batching.result import Result
+from serving.errors import DigitsError, InvalidRequest, Unavailable
 from serving.protocols.digits_v1 import wire
+from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
 from serving.protocols.messages import parse
-from serving.protocols.oip import metadata, tensors
+from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.statistics import Statistics
+from serving.protocols.oip.statistics import Answered, Run, Statistics
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.oip.typed import TypedContents
-from serving.protocols.plan import Layouts, Plan
+from serving.router import Route, Router
+from serving.tensors import TensorSignature
 
 _RAW_CONTENTS = b"\x3a"
 """The tag of raw_input_contents."""
 
 
 class Infer:
-    """Decodes ModelInferRequests and encodes their answers."""
+    """Reads ModelInferRequests."""
 
-    def __init__(
-        self, classifier: Classifier, statistics: Statistics, *, is_stream: bool = False
-    ) -> None:
-        """Serve `classifier`; on a stream each answer has another message around it."""
-        self.layouts = Layouts()
-        self.statistics = statistics
-        self._classifier = classifier
-        self._is_stream = is_stream
+    def __init__(self, router: Router, statistics: Statistics, *, is_stream: bool = False) -> None:
+        """Serve the models of `router`; on a stream each answer has another message around it."""
+        self.prefixes = PrefixCache()
+        self._router = router
+        self._statistics = statistics
         self._method = None if is_stream else "ModelInfer"
+        self._write = _write_streamed if is_stream else _write
 
-    def read(self, message: bytes) -> tuple[bytes | memoryview, Plan]:
+    def read(self, message: bytes) -> tuple[Any, ResponseEncoder]:
         """See `Read`."""
-        known = self.layouts.find(message, self._classifier.signature.image_bytes)
-        if known is not None:
+        if (known := self.prefixes.find(message)) is not None:
             return known
         received_s = time.monotonic()
         typed = TypedContents(message)
         request = parse(ModelInferRequest, typed.rest)
-        inference = self._decode(request, typed)
-        if _is_plain(request, inference, message):
-            write = _RawWriter(partial(self._write, inference)).write
-            plan = Plan(self._method, inference.num_images, write, statistics=self.statistics)
-            self.layouts.learn(message, len(inference.pixels), plan)
-        return inference.pixels, Plan(
-            self._method,
-            inference.num_images,
-            partial(self._write, inference),
-            timeout_s=inference.timeout_s,
-            statistics=self.statistics,
-            decode_s=time.monotonic() - received_s,
-        )
-
-    def _decode(self, request: Any, typed: TypedContents) -> Inference:
-        info = self._classifier.model_info()
-        metadata.check_model(request.model_name, request.model_version, info)
-        image_bytes, max_images = info.signature.image_bytes, info.max_request_images
-        return tensors.decode(request, image_bytes, max_images, typed)
-
-    def _write(
-        self, inference: Inference, digits: ClassNumbers, rows: bytes | bytearray, version: str
-    ) -> bytes:
-        name = self._classifier.model_info().name
-        response = tensors.encode(inference, rows, name, version)
-        if self._is_stream:
-            response = ModelStreamInferResponse(infer_response=response)
-        data: bytes = response.SerializeToString()
-        return data
-
-    def note_failure(self, error: DigitsError, duration_s: float) -> None:
-        """Count a request that ends with an error."""
-        if not isinstance(error, ModelNotFound):  # it was for another model
-            self.statistics.count_failure(self._classifier.model_info().version, duration_s)
+        target, signature = find(self._router, request.model_name, request.model_version)
+        with counted_failure(self._statistics, request.model_name, target, received_s):
+            max_rows = self._router.batching.max_request_images
+            inference = tensors.decode(request, signature, max_rows, typed)
+        facts = request.model_name, signature, self._write, self._statistics
+        if _is_plain(request, inference, signature, message):
+            raw = _RawEncoder(target, self._method, inference, *facts)
+            self.prefixes.learn(message, len(inference.message), raw)
+        decode_s = time.monotonic() - received_s
+        return inference.message, InferEncoder(target, self._method, inference, *facts, decode_s)
 
     def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
         """Encode the answer to a refused request of a stream; a drain ends the stream."""
@@ -97,31 +73,124 @@ class Infer:
         return data
 
 
-class _RawWriter:
-    """Encodes answers that differ only in their last bytes, the probabilities."""
+class InferEncoder(ResponseEncoder):
+    """Encodes the answer to one request."""
 
-    def __init__(self, write: Any) -> None:
+    counts = True
+
+    def __init__(
+        self, target: Target, method: str | None, inference: Inference, name: str,
+        signature: TensorSignature, write: Callable[[Any], Any], statistics: Statistics,
+        decode_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Describe a request.
+
+        Args:
+            target: runs it.
+            method: the name in the metrics; None if it is counted elsewhere.
+            inference: its content.
+            name: the model's.
+            signature: what the model takes and answers.
+            write: makes what is sent of a ModelInferResponse.
+            statistics: counts the answer.
+            decode_s: how long decoding it took.
+        """
+        super().__init__(target, method, inference.num_rows, inference.timeout_s)
+        self._inference = inference
+        self._name = name
+        self._signature = signature
         self._write = write
-        self._version: str | None = None
-        self._head = b""
+        self._statistics = statistics
+        self._decode_s = decode_s
 
-    def write(self, digits: ClassNumbers, rows: bytes | bytearray, version: str) -> bytes:
-        """See `Write`."""
-        if version != self._version:
-            self._head = self._write(digits, rows, version)[: -len(rows)]
-            self._version = version
-        return b"".join((self._head, rows))
+    def encode(self, result: Result, at: int, number: int) -> list[Any]:
+        """See `ResponseEncoder`."""
+        step, inference, name = self.num_rows, self._inference, self._name
+        parts = (result.part(at + i * step, step) for i in range(number))
+        return [
+            self._write(tensors.encode(inference, part, self._signature, name, result.version))
+            for part in parts
+        ]
+
+    def count(self, result: Result, group: Group) -> None:
+        """See `ResponseEncoder`."""
+        number = len(group.streams)
+        answered = Answered(number, group.num_rows, group.arrived_s, self._decode_s)
+        run = Run(result.num_rows, result.started_s, result.finished_s)
+        self._statistics.count_success(self._name, result.version, answered, run)
+
+    def count_failure(self, duration_s: float, num_calls: int) -> None:
+        """See `ResponseEncoder`."""
+        version = self.target.model.version
+        self._statistics.count_failure(self._name, version, duration_s, num_calls)
 
 
-def _is_plain(request: Any, inference: Inference, message: bytes) -> bool:
-    """Return whether all requests that differ only in their images have the same plan.
+class _RawEncoder(InferEncoder):
+    """Encodes answers that differ only in their last bytes, the rows of the only output."""
 
-    They have if the message ends with the images and names no id, version or timeout.
+    _version: str | None = None
+    _head = b""
+
+    def encode(self, result: Result, at: int, number: int) -> list[bytes]:
+        """See `ResponseEncoder`."""
+        if len(result.outputs[0]) != result.num_rows:  # of a call that ran alone
+            return super().encode(result, at, number)
+        rows = result.rows or result.outputs[0].tobytes()
+        row_bytes = len(rows) // result.num_rows
+        step = row_bytes * self.num_rows
+        if result.version != self._version:
+            self._head = super().encode(result, at, 1)[0][:-step]
+            self._version = result.version
+        head, begin = self._head, at * row_bytes
+        return [head + rows[i : i + step] for i in range(begin, begin + number * step, step)]
+
+
+def find(router: Router, name: str, version: str) -> tuple[Target, TensorSignature]:
+    """Return what takes calls for a model and a version or label, and its signature.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    target = router.find(name).find(version)
+    return target, target.tensors if isinstance(target, Route) else target.model.tensors
+
+
+@contextmanager
+def counted_failure(
+    statistics: Statistics, name: str, target: Target, received_s: float
+) -> Iterator[None]:
+    """Count a request for a model that can't be decoded."""
+    try:
+        yield
+    except InvalidRequest:
+        duration_s = time.monotonic() - received_s
+        statistics.count_failure(name, target.model.version, duration_s)
+        raise
+
+
+def _write(response: Any) -> bytes:
+    return frame(response.SerializeToString())
+
+
+def _write_streamed(response: Any) -> bytes:
+    return _write(ModelStreamInferResponse(infer_response=response))
+
+
+def _is_plain(
+    request: Any, inference: Inference, signature: TensorSignature, message: bytes
+) -> bool:
+    """Return whether all requests that differ only in their rows have the same encoder.
+
+    They have if the message ends with the rows, names no id, version or timeout, and asks for the
+    only output, whose rows have a fixed size.
     """
     if request.model_version or request.id or inference.timeout_s is not None:
         return False
-    size = len(inference.pixels)
-    end = _RAW_CONTENTS + wire.varint(size) + inference.pixels
+    outputs = signature.outputs
+    if not signature.row_bytes or len(outputs) != 1 or not outputs[0].row_bytes:
+        return False
+    size = len(inference.message)
+    end = _RAW_CONTENTS + wire.varint(size) + inference.message
     if not inference.is_raw or not message.endswith(end):
         return False
     # The bytes before the tag must be whole fields, or the tag would be part of another one.

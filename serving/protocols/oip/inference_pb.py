@@ -25,28 +25,14 @@ def _load() -> None:
         pool.Add(file)
 
 
-def _message(name: str) -> Any:
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-
-
 _load()
-ModelConfigRequest = _message("ModelConfigRequest")
-ModelConfigResponse = _message("ModelConfigResponse")
-ModelInferRequest = _message("ModelInferRequest")
-ModelInferResponse = _message("ModelInferResponse")
-ModelMetadataRequest = _message("ModelMetadataRequest")
-ModelMetadataResponse = _message("ModelMetadataResponse")
-ModelReadyRequest = _message("ModelReadyRequest")
-ModelReadyResponse = _message("ModelReadyResponse")
-ModelStatistics = _message("ModelStatistics")
-ModelStatisticsRequest = _message("ModelStatisticsRequest")
-ModelStatisticsResponse = _message("ModelStatisticsResponse")
-ModelStreamInferResponse = _message("ModelStreamInferResponse")
-RepositoryIndexRequest = _message("RepositoryIndexRequest")
-RepositoryIndexResponse = _message("RepositoryIndexResponse")
-ServerLiveRequest = _message("ServerLiveRequest")
-ServerLiveResponse = _message("ServerLiveResponse")
-ServerMetadataRequest = _message("ServerMetadataRequest")
-ServerMetadataResponse = _message("ServerMetadataResponse")
-ServerReadyRequest = _message("ServerReadyRequest")
-ServerReadyResponse = _message("ServerReadyResponse")
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class of a message, such as ModelInferRequest."""
+    try:
+        descriptor = pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
+    except KeyError:
+        raise AttributeError(f"no message {name}") from None
+    found = globals()[name] = message_factory.GetMessageClass(descriptor)
+    return found

@@ -1,18 +1,36 @@
-"""The inference protocol's metadata of server and model."""
+"""The inference protocol's metadata of server and models."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from serving import installation
-from serving.config import BatchingConfig
 from serving.errors import ModelNotFound
 from serving.model.info import ModelInfo
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import INPUT, OUTPUT, quoted
+from serving.protocols.oip.tensors import quoted
+from serving.tensors import Tensor, TensorSignature
 
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """What the protocol says of a model."""
+
+    name: str
+    versions: tuple[str, ...]
+    """All that are served."""
+    tensors: TensorSignature
+    max_batch_size: int
+    """The most rows in one run, if it can batch."""
+    max_queue_delay_s: float = 0.0
+    """How long a request waits for others to share its run."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """What the protocol has no field for, such as the device."""
 
 
 def check_model(name: str, version: str, info: ModelInfo) -> None:
@@ -29,55 +47,50 @@ def check_model(name: str, version: str, info: ModelInfo) -> None:
         )
 
 
-def server_metadata() -> Any:
-    """Build the ServerMetadataResponse."""
+def server_metadata(*, controls_repository: bool = False) -> Any:
+    """Build the ServerMetadataResponse; the operator may allow to load and unload models."""
+    extensions = (*_EXTENSIONS, "model_repository") if controls_repository else _EXTENSIONS
     return inference_pb.ServerMetadataResponse(
-        name=installation.DISTRIBUTION, version=_version(), extensions=_EXTENSIONS
+        name=installation.DISTRIBUTION, version=_version(), extensions=extensions
     )
 
 
-def model_metadata(info: ModelInfo) -> Any:
+def model_metadata(model: ServedModel) -> Any:
     """Build the ModelMetadataResponse; its shapes include the batch axis."""
-    signature = info.signature
     return inference_pb.ModelMetadataResponse(
-        name=info.name,
-        versions=[info.version],
+        name=model.name,
+        versions=model.versions,
         platform=_PLATFORM,
-        inputs=[{"name": INPUT, "datatype": "UINT8", "shape": [-1, signature.image_bytes]}],
-        outputs=[{"name": OUTPUT, "datatype": "FP32", "shape": [-1, signature.num_classes]}],
+        inputs=map(_metadata_of, model.tensors.inputs),
+        outputs=map(_metadata_of, model.tensors.outputs),
     )
 
 
-def model_config(info: ModelInfo, batching: BatchingConfig) -> Any:
-    """Build the ModelConfigResponse; its shapes leave the batch axis out."""
-    signature = info.signature
-    config = {
-        "name": info.name,
-        "platform": _PLATFORM,
-        "backend": _BACKEND,
-        "max_batch_size": info.max_batch_size,
-        "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [signature.image_bytes]}],
-        "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [signature.num_classes]}],
-        "dynamic_batching": {
-            "max_queue_delay_microseconds": round(batching.max_queue_delay_s * 1e6)
-        },
-        # The protocol has no field for this: a request may have more images than a run.
-        "parameters": {
-            "max_request_images": {"string_value": str(info.max_request_images)},
-            "precision": {"string_value": info.precision},
-            "device": {"string_value": info.device},
-        },
-    }
+def model_config(model: ServedModel) -> Any:
+    """Build the ModelConfigResponse; its shapes leave the batch axis out, if there is one."""
+    config = inference_pb.ModelConfig(
+        name=model.name,
+        platform=_PLATFORM,
+        backend=_BACKEND,
+        parameters={name: {"string_value": text} for name, text in model.parameters.items()},
+    )
+    first = 1 if model.tensors.is_batchable else 0
+    for tensors, described in ((model.tensors.inputs, config.input),
+                               (model.tensors.outputs, config.output)):  # fmt: skip
+        for tensor in tensors:
+            kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+            dims = tensor.shape[first:]
+            described.add(name=tensor.name, data_type=f"TYPE_{kind}", dims=dims)
+    if model.tensors.is_batchable:
+        config.max_batch_size = model.max_batch_size
+        delay_us = round(model.max_queue_delay_s * 1e6)
+        config.dynamic_batching.max_queue_delay_microseconds = delay_us
+        config.dynamic_batching.SetInParent()
     return inference_pb.ModelConfigResponse(config=config)
 
 
-def repository_index(info: ModelInfo, *, is_ready: bool, only_ready: bool) -> Any:
-    """Build the RepositoryIndexResponse: the version in service."""
-    if only_ready and not is_ready:
-        return inference_pb.RepositoryIndexResponse()
-    state = {"state": "READY"} if is_ready else {"state": "UNAVAILABLE", "reason": "not ready"}
-    model = {"name": info.name, "version": info.version, **state}
-    return inference_pb.RepositoryIndexResponse(models=[model])
+def _metadata_of(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
 
 
 _version = cache(installation.version)

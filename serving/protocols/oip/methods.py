@@ -1,32 +1,35 @@
 """The methods of inference.GRPCInferenceService (Open Inference Protocol v2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from serving.classifier import Classifier
+from serving.catalog.catalog import Catalog
 from serving.errors import ModelNotFound
 from serving.protocols.health import Health
 from serving.protocols.messages import parse
-from serving.protocols.method import ImagesStream, ImagesUnary, Method, Unary
-from serving.protocols.oip import inference_pb, metadata
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
+from serving.protocols.oip import inference_pb, metadata, repository
 from serving.protocols.oip.infer import Infer
+from serving.protocols.oip.metadata import ServedModel
+from serving.protocols.oip.repository import ModelState
 from serving.protocols.oip.statistics import Statistics
+from serving.router import Route, Router
 
 SERVICE = inference_pb.SERVICE
 
 
-def inference_methods(classifier: Classifier, queries: "Queries") -> list[Method]:
+def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     """Return the service's methods; all others are UNIMPLEMENTED."""
-    infer = Infer(classifier, queries.statistics)
-    stream = Infer(classifier, queries.statistics, is_stream=True)
+    infer = Infer(router, queries.statistics)
+    stream = Infer(router, queries.statistics, is_stream=True)
     return [
-        ImagesUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
-                    layouts=infer.layouts, note_failure=infer.note_failure),
-        ImagesStream(path=f"/{SERVICE}/ModelStreamInfer", name="ModelStreamInfer",
-                     read=stream.read, layouts=stream.layouts, note_failure=stream.note_failure,
-                     error_message=stream.error_message),
-        *(Unary(path=f"/{SERVICE}/{name}", name=name, answer=_encoded(answer))
-          for name, answer in queries.answers.items()),
+        BatchedUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
+                     prefixes=infer.prefixes),
+        BatchedStream(path=f"/{SERVICE}/ModelStreamInfer", name="ModelStreamInfer",
+                      read=stream.read, prefixes=stream.prefixes,
+                      error_message=stream.error_message),
+        *(Unary(path=f"/{SERVICE}/{name}", name=name, answer=_encoded(answer),
+                is_slow=name in queries.slow) for name, answer in queries.answers.items()),
     ]  # fmt: skip
 
 
@@ -35,30 +38,49 @@ def _encoded(answer: Callable[[bytes], Any]) -> Callable[[bytes], bytes]:
 
 
 class Queries:
-    """Answers queries about the server and its model."""
+    """Answers queries about the server and its models."""
 
-    def __init__(self, classifier: Classifier, health: Health) -> None:
-        """Answer about `classifier` and its health."""
+    def __init__(
+        self, router: Router, health: Health, catalog: Catalog | None = None,
+        *, allow_control: bool = False,
+    ) -> None:  # fmt: skip
+        """Answer about the models of `router` and the server's health.
+
+        Args:
+            router: the models.
+            health: whether the server accepts work.
+            catalog: the repository, which also knows what can't be served.
+            allow_control: whether callers may load and unload models.
+        """
         self.statistics = Statistics()
         """Counts the protocol's requests."""
-        self._classifier = classifier
+        self._router = router
         self._health = health
+        self._catalog = catalog
+        self._changing = catalog if allow_control else None
+        """The repository, if callers may load and unload models."""
+        self.slow = ("RepositoryModelLoad", "RepositoryModelUnload") if self._changing else ()
+        """What may take seconds, so that it is answered on threads of its own."""
         self.answers: dict[str, Callable[[bytes], Any]] = {
             "ServerLive": lambda _: inference_pb.ServerLiveResponse(live=True),
             "ServerReady": lambda _: inference_pb.ServerReadyResponse(ready=health.is_serving),
-            "ServerMetadata": lambda _: metadata.server_metadata(),
+            "ServerMetadata": lambda _: metadata.server_metadata(
+                controls_repository=self._changing is not None
+            ),
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
-            "RepositoryIndex": self.repository_index,
+            "RepositoryIndex": lambda request: repository.index(request, self._states()),
+            "RepositoryModelLoad": self.load_model,
+            "RepositoryModelUnload": self.unload_model,
         }
 
     def model_ready(self, request: bytes) -> Any:
         """Return whether a model is ready; an unknown one is not."""
         message = parse(inference_pb.ModelReadyRequest, request)
         try:
-            self._check_model(message.name, message.version)
+            self._find(message.name, message.version)
         except ModelNotFound:
             return inference_pb.ModelReadyResponse(ready=False)
         return inference_pb.ModelReadyResponse(ready=self._health.is_serving)
@@ -66,28 +88,59 @@ class Queries:
     def model_metadata(self, request: bytes) -> Any:
         """Return the tensors' names, types and shapes."""
         message = parse(inference_pb.ModelMetadataRequest, request)
-        self._check_model(message.name, message.version)
-        return metadata.model_metadata(self._classifier.model_info())
+        return metadata.model_metadata(self._find(message.name, message.version))
 
     def model_config(self, request: bytes) -> Any:
         """Return the model's configuration."""
         message = parse(inference_pb.ModelConfigRequest, request)
-        self._check_model(message.name, message.version)
-        return metadata.model_config(self._classifier.model_info(), self._classifier.batching)
+        return metadata.model_config(self._find(message.name, message.version))
 
     def model_statistics(self, request: bytes) -> Any:
-        """Return the statistics; an empty name means all models, of which there is one."""
+        """Return the statistics of a version, of all of a model's, or of all models'."""
         message = parse(inference_pb.ModelStatisticsRequest, request)
-        info = self._classifier.model_info()
-        self._check_model(message.name or info.name, message.version)
-        statistics = self.statistics.message(info.name, info.version)
-        return inference_pb.ModelStatisticsResponse(model_stats=[statistics])
+        router = self._router
+        routes = [router.find(message.name)] if message.name else [*router.routes.values()]
+        if message.version:
+            versions = [(routes[0].name, routes[0].versions.find(message.version).version)]
+        else:
+            versions = [(route.name, version) for route in routes for version in route.batchers]
+        statistics = [self.statistics.message(*each) for each in versions]
+        return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
-    def repository_index(self, request: bytes) -> Any:
-        """Return the served models."""
-        message = parse(inference_pb.RepositoryIndexRequest, request)
-        info, is_ready = self._classifier.model_info(), self._health.is_serving
-        return metadata.repository_index(info, is_ready=is_ready, only_ready=message.ready)
+    def load_model(self, request: bytes) -> Any:
+        """Load a model of the repository."""
+        return repository.load(request, self._changing.load if self._changing else None)
 
-    def _check_model(self, name: str, version: str) -> None:
-        metadata.check_model(name, version, self._classifier.model_info())
+    def unload_model(self, request: bytes) -> Any:
+        """Serve a model no longer."""
+        return repository.unload(request, self._changing.unload if self._changing else None)
+
+    def _states(self) -> Iterator[ModelState]:
+        reason = "" if self._health.is_serving else "not ready"
+        for route in self._router.routes.values():
+            for version in route.batchers:
+                yield ModelState(route.name, version, reason)
+        for name, trouble in (self._catalog.failures if self._catalog else {}).items():
+            yield ModelState(name, "", trouble)
+
+    def _find(self, name: str, version: str) -> ServedModel:
+        route = self._router.find(name)
+        model = route.versions.find(version) if version else route.model
+        batching = self._router.batching
+        return ServedModel(
+            name=route.name,
+            versions=_versions(route) if not version else (model.version,),
+            tensors=model.tensors,
+            max_batch_size=batching.max_batch_size,
+            max_queue_delay_s=batching.max_queue_delay_s,
+            parameters={
+                "max_request_images": str(batching.max_request_images),
+                "precision": model.precision,
+                "device": model.device,
+                **({"batching": model.batching} if model.batching else {}),
+            },
+        )
+
+
+def _versions(route: Route) -> tuple[str, ...]:
+    return tuple(route.batchers)

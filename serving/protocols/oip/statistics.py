@@ -18,17 +18,17 @@ class Statistics:
     """Counts per version, so that a reload starts at zero; safe to use from many threads."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, _Version] = defaultdict(_Version)
+        self._versions: dict[tuple[str, str], _Version] = defaultdict(_Version)
         self._lock = threading.Lock()
 
-    def count_success(self, version: str, answered: "Answered", run: "Run") -> None:
+    def count_success(self, name: str, version: str, answered: "Answered", run: "Run") -> None:
         """Count answered requests of one run."""
         times, output_s = answered.num_calls, time.monotonic() - run.finished_s
         queue_s, run_s = run.started_s - answered.arrived_s, run.finished_s - run.started_s
         with self._lock:
-            counts = self._versions[version]
+            counts = self._versions[name, version]
             counts.last_inference_ms = time.time_ns() // 1_000_000
-            counts.num_images += answered.num_images
+            counts.num_rows += answered.num_rows
             counts.queue.add(queue_s, times)
             counts.compute_input.add(answered.decode_s, times)
             counts.compute_infer.add(run_s, times)
@@ -38,20 +38,20 @@ class Statistics:
                 counts.num_runs += 1
                 counts.batches[run.num_rows].add(run_s)
 
-    def count_failure(self, version: str, duration_s: float) -> None:
-        """Count a request for our model that ended with an error."""
+    def count_failure(self, name: str, version: str, duration_s: float, num_calls: int = 1) -> None:
+        """Count requests for a version of a model that ended with an error."""
         with self._lock:
-            self._versions[version].fail.add(duration_s)
+            self._versions[name, version].fail.add(duration_s, num_calls)
 
     def message(self, name: str, version: str) -> Any:
         """Build the ModelStatistics of a version."""
         with self._lock:
-            counts = self._versions[version]
+            counts = self._versions[name, version]
             return ModelStatistics(
                 name=name,
                 version=version,
                 last_inference=counts.last_inference_ms,
-                inference_count=counts.num_images,
+                inference_count=counts.num_rows,
                 execution_count=counts.num_runs,
                 inference_stats=counts.durations(),
                 batch_stats=[
@@ -65,8 +65,8 @@ class Answered(NamedTuple):
     """Requests of one layout that were answered together."""
 
     num_calls: int
-    num_images: int
-    """The images of all of them."""
+    num_rows: int
+    """The rows of all of them."""
     arrived_s: float
     """When they were read, in monotonic seconds."""
     decode_s: float
@@ -98,7 +98,7 @@ class _Duration:
 
 class _Version:
     def __init__(self) -> None:
-        self.last_inference_ms = self.num_images = self.num_runs = 0
+        self.last_inference_ms = self.num_rows = self.num_runs = 0
         self.fail, self.queue = _Duration(), _Duration()
         self.compute_input, self.compute_infer = _Duration(), _Duration()
         self.compute_output = _Duration()

@@ -4,21 +4,22 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import grpc
 
-from serving.batching.request import Answer, Request
-from serving.classifier import Classifier
-from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
-from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
+from serving.batching.awaited_call import Peers, submit
+from serving.batching.batcher import Owner
+from serving.errors import DigitsError, Unauthenticated, Unavailable
+from serving.protocols.encoding import PREFIX_BYTES
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Replies, Unary, Watch
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.telemetry.logs import request_fields
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import latest_run
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.auth import TokenCheck
-from serving.transports.submit import submit
 
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
@@ -35,22 +36,28 @@ class Handlers(grpc.GenericRpcHandler):
     """Answers all calls of a server; used on its event loop only."""
 
     def __init__(
-        self, methods: Iterable[Method], classifier: Classifier, tokens: TokenCheck | None,
-        log: AccessLog | None,
+        self, methods: Iterable[Method], owner: Owner, metrics: Metrics,
+        tokens: TokenCheck | None, log: AccessLog | None,
     ) -> None:  # fmt: skip
-        """Serve `methods` of `classifier`; None for no `tokens` or no `log`."""
+        """Serve `methods`, whose calls `owner` runs; None for no `tokens` or no `log`."""
+        self._owner = owner
         self._methods = {method.path: method for method in methods}
-        self._batcher, self._metrics = classifier.batcher, classifier.metrics
+        unary = (each for each in self._methods.values() if type(each) is BatchedUnary)
+        self._batched = {method.name for method in unary}
+        self._metrics = metrics
+        self._peers = Peers()
         self._tokens = tokens
         self._log = log
         self._kinds: dict[type[Method], tuple[Any, Any]] = {
             Unary: (grpc.unary_unary_rpc_method_handler, _answer),
-            ImagesUnary: (grpc.unary_unary_rpc_method_handler, self._classify),
-            ImagesStream: (grpc.stream_stream_rpc_method_handler, self._classify_stream),
+            BatchedUnary: (grpc.unary_unary_rpc_method_handler, self._run),
+            BatchedStream: (grpc.stream_stream_rpc_method_handler, self._run_stream),
             Replies: (grpc.stream_stream_rpc_method_handler, _reply),
             Watch: (grpc.unary_stream_rpc_method_handler, _watch),
         }
         self.num_begun = self.num_active = 0
+        self.refusal: DigitsError | None = None
+        """Why new batched calls are refused, during a drain."""
         self.closing: asyncio.Event | None = None
         """During a drain: calls that are refused as Unavailable end once it is set."""
 
@@ -91,7 +98,8 @@ class Handlers(grpc.GenericRpcHandler):
                 refusal = UNKNOWN_METHOD if is_unknown else Status.of(error_of(err))
                 code = refusal.code.name
             self.num_active -= 1
-            self._metrics.count(name, code)
+            if code != "OK" or name not in self._batched:  # what a run answers, it counts
+                self._metrics.count(name, code)
             if self._log is not None and call is not None:
                 self._log.end(call, code)
             if refusal is not None:
@@ -112,28 +120,22 @@ class Handlers(grpc.GenericRpcHandler):
         context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
         return call
 
-    async def _submit(self, method: ImagesUnary, request: Request) -> Answer:
-        """Have images run; those of a stream wait until the queue has room."""
-        while isinstance(method, ImagesStream):
-            with suppress(Overloaded):
-                return await submit(self._batcher, request)
+    async def _run(self, method: BatchedUnary, message: bytes, context: _Context) -> bytes:
+        received_s, peer = time.monotonic(), context.peer()
+        caller = self._peers.get(peer, peer.rpartition(":")[0])  # connections take turns
+        if self.refusal is not None:
+            raise self.refusal
+        rows, encoder = method.read(message)
+        left_s = [s for s in (context.time_remaining(), encoder.timeout_s) if s is not None]
+        deadline_s = received_s + min(left_s, default=math.inf)
+        is_stream = isinstance(method, BatchedStream)
+        while is_stream and not encoder.target.has_room_for_stream(encoder.num_rows):
             await asyncio.sleep(_PAUSE_S)
-        return await submit(self._batcher, request)
+        framed, run = await submit(self._owner, encoder.target, caller, rows, encoder, deadline_s)
+        latest_run.set(run)
+        return bytes(framed[PREFIX_BYTES:])
 
-    async def _classify(self, method: ImagesUnary, message: bytes, context: _Context) -> bytes:
-        received_s = time.monotonic()
-        try:
-            pixels, plan = method.read(message)
-            left_s = [s for s in (context.time_remaining(), plan.timeout_s) if s is not None]
-            deadline_s = received_s + min(left_s, default=math.inf)
-            caller = context.peer()  # connections take turns
-            request = Request(pixels, plan.num_rows, caller=caller, deadline_s=deadline_s)
-            return plan.respond(await self._submit(method, request))
-        except DigitsError as err:
-            method.note_failure(err, time.monotonic() - received_s)
-            raise
-
-    async def _classify_stream(self, method: ImagesStream, _: object, context: _Context) -> None:
+    async def _run_stream(self, method: BatchedStream, _: object, context: _Context) -> None:
         """Answer messages one after the other, and read none meanwhile.
 
         So HTTP/2's flow control stops a caller that does not read its answers, and a full queue
@@ -142,7 +144,7 @@ class Handlers(grpc.GenericRpcHandler):
         while (message := await context.read()) is not grpc.aio.EOF:
             response: bytes | None
             try:
-                response = await self._classify(method, message, context)
+                response = await self._run(method, message, context)
             except DigitsError as err:
                 response = method.error_message(message, err)
                 if response is None:
@@ -155,6 +157,8 @@ async def _refuse(error: Exception, _: object, context: _Context) -> bytes:
 
 
 async def _answer(method: Unary, message: bytes, context: _Context) -> bytes:
+    if method.is_slow:
+        return await asyncio.to_thread(method.answer, message)
     return method.answer(message)
 
 

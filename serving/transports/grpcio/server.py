@@ -1,26 +1,27 @@
 """The grpcio transport: every method on grpc.aio, the plainest way. It is the reference."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import grpc
 
-from serving.batching.request import Request
-from serving.classifier import Classifier
+from serving.batching.awaited_call import EventLoopOwner
 from serving.config import ServerConfig
-from serving.predictions import Predictions
-from serving.protocols.messages import max_request_bytes
-from serving.protocols.method import Method
+from serving.errors import Unavailable
+from serving.protocols.method import BatchedUnary, Method
+from serving.router import Router
 from serving.system.address import check_free, with_port
+from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.grpcio.certificates import server_credentials
 from serving.transports.grpcio.handlers import Handlers
-from serving.transports.submit import submit
 
 _QUIET_S = 0.1
 """Seconds without a new call after which a drain is over, and how often it looks for them."""
 _MAX_LOOKS = 50
+_LOOK_S = 0.01
 _GOODBYE_S = 0.02
 """How long callers have to learn that the port closes, before the held calls are refused."""
 
@@ -28,20 +29,22 @@ _GOODBYE_S = 0.02
 class GrpcioServer:
     """All services on grpc.aio, on the running event loop."""
 
-    def __init__(
-        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig
-    ) -> None:
+    def __init__(self, router: Router, methods: Sequence[Method], config: ServerConfig) -> None:
         """Prepare.
 
         Raises:
             ConfigurationError: a certificate or a token can't be used.
         """
         self._config = config
-        self._batcher = classifier.batcher
+        self._router = router
+        self._methods = methods
         self._log = access_log(config)
         self._credentials = server_credentials(config.security)
-        self._handlers = Handlers(methods, classifier, token_check(config.security), self._log)
-        options = _options(classifier, config)
+        owner = EventLoopOwner(asyncio.get_running_loop(), self._forget_layouts)
+        router.attach(owner)
+        tokens = token_check(config.security)
+        self._handlers = Handlers(methods, owner, router.metrics, tokens, self._log)
+        options = _options(router, config)
         self._server = grpc.aio.server(handlers=(self._handlers,), options=options)
 
     async def start(self) -> str:
@@ -58,22 +61,18 @@ class GrpcioServer:
         await self._server.start()
         return host if is_path else with_port(host, port)
 
+    def _forget_layouts(self) -> None:
+        for method in self._methods:
+            if isinstance(method, BatchedUnary):
+                method.prefixes.forget()
+
     @property
     def num_calls(self) -> int:
         """See `Transport`."""
         return self._handlers.num_active
 
-    @property
-    def num_waiting(self) -> int:
-        """See `Transport`."""
-        return self._batcher.num_waiting
-
     async def beat(self) -> None:
         """Return: the running event loop answers the calls."""
-
-    async def ask(self, image: bytes) -> Predictions:
-        """See `Transport`."""
-        return (await submit(self._batcher, Request(image, 1, caller="self-test"))).predictions()
 
     async def drain(self, timeout_s: float) -> bool:
         """See `Transport`.
@@ -81,9 +80,12 @@ class GrpcioServer:
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
         moment without new calls: refused calls are held, since their callers come again at once.
         """
-        self._batcher.drain(0)  # at once: a thread may start late
-        if not await asyncio.to_thread(self._batcher.drain, timeout_s):
-            return False
+        self._handlers.refusal = Unavailable("the server is shutting down")
+        end_s = time.monotonic() + timeout_s
+        while self._router.is_busy:
+            if time.monotonic() > end_s:
+                return False
+            await asyncio.sleep(_LOOK_S)
         self._handlers.closing = asyncio.Event()
         for _ in range(_MAX_LOOKS):
             num_begun = self._handlers.num_begun
@@ -103,12 +105,10 @@ class GrpcioServer:
             await asyncio.to_thread(self._log.close)
 
 
-def _options(classifier: Classifier, config: ServerConfig) -> list[tuple[str, int]]:
+def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
     """Return the limits of the transport."""
-    batching, signature = classifier.batching, classifier.signature
-    max_bytes = max_request_bytes(batching.max_request_images, signature.image_bytes)
     return [
-        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes(router)),
         ("grpc.max_concurrent_streams", 1024),
         # Past these, 1,000 and 3,000 by default, core cancels waiting calls (grpc #34782).
         ("grpc.server.max_pending_requests", 65_536),

@@ -1,7 +1,7 @@
 """From HTTP/2's events to calls, and how calls end.
 
-    headers ──▶ Head ──▶ one message of images, in one piece ──▶ Queue ──▶ a run
-                  └────▶ Stream, anything else ──▶ Queue, a runner thread, or an answer at once
+    headers ──▶ Head ──▶ one message of rows, in one piece ──▶ a Batcher
+                  └────▶ Stream, anything else ──▶ a Batcher, or an answer at once
 
 Each message is read once, here or in its Stream.
 """
@@ -15,18 +15,19 @@ from typing import Any
 from serving.errors import DigitsError
 from serving.http2 import events
 from serving.http2.headers import Block
-from serving.protocols.method import ImagesUnary
-from serving.protocols.plan import Plan
+from serving.protocols.encoding import ResponseEncoder
+from serving.protocols.method import BatchedUnary
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Head, Heads, HttpError
-from serving.transports.h2.queue import Group
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
+_RESUME_S = 0.002
+"""How long a tick resumes streams that wait for room."""
 _MIN_TIMERS = 1000
 """Timers of ended streams that are kept at least, until they are removed together."""
 
@@ -44,6 +45,8 @@ class Calls:
         self._heads = heads
         self.need_tokens = heads.need_tokens
         self.context = context
+        self.is_stale = False
+        """Whether recognised calls may be for a model that is gone."""
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once the server drains."""
         self._num_timers = itertools.count()
@@ -54,11 +57,16 @@ class Calls:
         """Whether streams with a deadline have begun since the last `tick`."""
 
     def check(self, connections: Iterable[Connection]) -> None:
-        """Have calls read again where other tokens are valid now, or the model is slower."""
-        if self.context.is_slower or (self.need_tokens and self._heads.have_changed()):
-            self.context.is_slower = False
+        """Have calls read again where other tokens are valid now, or a model is gone."""
+        if self.is_stale or (self.need_tokens and self._heads.have_changed()):
+            self.is_stale = False
             for connection in connections:
                 connection.http2.forget()
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+        self.is_stale = True
+        self._heads.forget_layouts()
 
     def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
         """Take what a connection has sent.
@@ -69,7 +77,7 @@ class Calls:
         streams = connection.streams
         for kind, stream, value, ended in connection.http2.receive(data, now_s):
             if kind == events.CALLS:
-                block, plan, calls = value
+                block, encoder, calls = value
                 head = block.call
                 if head is None:
                     head = self._read(connection, block)
@@ -78,7 +86,7 @@ class Calls:
                         if state is not None and state.call is None:
                             state.call = head
                 if head.refusal is None:
-                    self._queue_calls(connection, head, plan, calls, calls.values(), now_s)
+                    self._queue_calls(connection, head, encoder, calls, calls.values(), now_s)
                 else:
                     for stream in calls:
                         self._open(connection, stream, head, now_s, ended=True)
@@ -117,23 +125,22 @@ class Calls:
         self, connection: Connection, stream: bytes, state: Any, data: bytes, now_s: float,
         *, ended: bool
     ) -> None:  # fmt: skip
-        """Take data of a call: a whole message of images in a known layout, or anything else."""
+        """Take data of a call: a whole message of rows in a known layout, or anything else."""
         call = state.call
         if call.__class__ is Stream and call.is_amid_message:
             call.receive(data, now_s, ended=ended)
             return
-        num_images = len(data) // self.context.image_bytes
-        size = num_images * self.context.image_bytes
-        prefix = data[: len(data) - size]
-        plan = call.layouts.get(prefix) if call is not None else None
-        if plan is not None and plan.num_rows == num_images <= self.context.max_inline_images:
+        found = call.prefixes.find_framed(data) if call is not None else None
+        if found is not None:
+            start, encoder = found
             is_stream = call.__class__ is Stream
             block = state.block
             is_repeated = block.is_repeated or block.kind.is_repeated or is_stream
             if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self._refusal is None:
-                connection.http2.expect(block, (prefix, size), plan, calls=not is_stream)
+                layout = data[:start], len(data) - start
+                connection.http2.expect(block, layout, encoder, calls=not is_stream)
             if ended and call.__class__ is Head:
-                self._queue_calls(connection, call, plan, [stream], [data[-size:]], now_s)
+                self._queue_calls(connection, call, encoder, [stream], [data[start:]], now_s)
                 return
         self._receive_part(connection, stream, data, now_s, ended=ended)
 
@@ -142,20 +149,20 @@ class Calls:
         *, ended: bool
     ) -> None:  # fmt: skip
         """Take frames of a stream that were recognised as messages."""
-        (prefix, size), plan, messages = value
+        (prefix, size), encoder, messages = value
         if ended and isinstance(call, Head):
-            self._queue_calls(connection, call, plan, [stream], messages, now_s)
+            self._queue_calls(connection, call, encoder, [stream], messages, now_s)
             return
         number = 0
         if isinstance(call, Stream):
-            number = call.run_messages(plan, messages, len(prefix) + size, now_s, ended=ended)
+            number = call.run_messages(encoder, messages, len(prefix) + size, now_s, ended=ended)
         for at, message in enumerate(messages[number:], number + 1):
             is_last = ended and at == len(messages)
             self._receive_part(connection, stream, prefix + message, now_s, ended=is_last)
 
     def _queue_calls(
-        self, connection: Connection, head: Head, plan: Plan, streams: Iterable[bytes],
-        messages: Iterable[bytes], now_s: float,
+        self, connection: Connection, head: Head, encoder: ResponseEncoder,
+        streams: Iterable[bytes], messages: Iterable[bytes], now_s: float,
     ) -> None:  # fmt: skip
         """Queue calls of one kind that have come whole, as far as there is room."""
         context = self.context
@@ -166,12 +173,12 @@ class Calls:
                 context.refuse(connection, stream, head, reason)
             return
         deadline_s = now_s + head.timeout_s
-        context.submit(Group(connection, [*streams], [*messages], plan, now_s, deadline_s), head)
+        context.submit(connection, head, encoder, [*streams], [*messages], now_s, deadline_s)
 
     def _receive_part(
         self, connection: Connection, stream: bytes, data: bytes, now_s: float, *, ended: bool
     ) -> None:
-        """Take data, or the end, of a call that is no message of images in a known layout."""
+        """Take data, or the end, of a call that is no message of rows in a known layout."""
         call = connection.call(stream)
         if isinstance(call, Head):
             call = self._stream(connection, stream, call, now_s)
@@ -204,7 +211,7 @@ class Calls:
             connection.http2.refuse([stream_id], headers, refusal.text)
             self.context.touch(connection)
             return
-        if refusal is None and isinstance(head.method, ImagesUnary):
+        if refusal is None and isinstance(head.method, BatchedUnary):
             if self._refusal is not None:
                 refusal = Status.of(self._refusal)
             elif connection.is_unread(self.context.limits):
@@ -224,26 +231,27 @@ class Calls:
                 return
             call = self._read(connection, state.block)  # it came and went in one read
         if isinstance(call, Head):
-            self.context.queue.note_cancelled(now_s)
+            connection.gave_up_s = now_s
             self.context.metrics.count(call.name, "CANCELLED")
         else:
             call.cancel()
 
     def forget(self, connection: Connection) -> None:
         """Cancel all calls of a connection that is over."""
-        self.context.queue.forget(connection.line)
+        for batcher in self.context.router.batchers:
+            batcher.forget(connection)
         streams = list(connection.streams.values())
         connection.streams.clear()
         for state in streams:
             self._cancel(connection, state, 0.0)
 
     def drain(self, refusal: DigitsError, connections: Iterable[Connection]) -> None:
-        """Refuse new calls of images, and those whose message has not arrived."""
+        """Refuse new batched calls, and those whose message has not arrived."""
         self._refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
             connection.http2.forget()
-            waiting = connection.line.streams()
+            waiting = self.context.waiting(connection)
             for stream_id, state in list(connection.streams.items()):
                 if isinstance(state.call, Stream):
                     state.call.drain(reason)
@@ -252,7 +260,11 @@ class Calls:
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
-        return bool(self.context.stalled or (self._timers and self._timers[0][0] <= now_s))
+        return bool(
+            self.context.stalled
+            or (self._timers and self._timers[0][0] <= now_s)
+            or any(batcher.num_waiting for batcher in self.context.router.batchers)
+        )
 
     def tick(self, now_s: float) -> None:
         """End the streams whose deadline has passed; resume those that waited for room."""
@@ -261,16 +273,19 @@ class Calls:
             _, _, connection, stream_id, stream = heapq.heappop(self._timers)
             if connection.call(stream_id) is stream:
                 stream.end(status.LATE)
-        for _ in range(len(self.context.stalled)):
-            if not self.context.queue.has_room_for_streams:
-                break
-            holder = next(iter(self.context.stalled))
-            del self.context.stalled[holder]
+        for batcher in self.context.router.batchers:
+            batcher.tick(now_s)
+        stalled, end_s = self.context.stalled, self.context.clock() + _RESUME_S
+        for _ in range(len(stalled)):
+            holder = next(iter(stalled))
+            del stalled[holder]
             holder.resume(now_s)
+            if self.context.clock() > end_s:
+                break
 
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""
-        waiting = connection.line.streams()
+        waiting = self.context.waiting(connection)
         for stream_id, state in list(connection.streams.items()):
             if stream_id > connection.swept_stream:
                 continue

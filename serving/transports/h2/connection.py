@@ -1,14 +1,15 @@
 """One peer: its socket, its HTTP/2 state, and the calls that it has in progress."""
 
+import math
 import socket
 from typing import Any, Protocol
 
+from serving.batching.queue import Line, Queue
 from serving.credentials.tls import Tls
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.access import LoggedConnection, host_of, open_connection
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.queue import Line
 
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
@@ -35,9 +36,9 @@ class Connection:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "_clock", "active_s", "byte_s", "closing", "http2", "is_leaving", "is_open", "is_writing",
-        "jitter", "line", "opened_s", "output", "retired", "socket", "streams", "swept_s",
-        "swept_stream", "tag_s", "tls", "touched", "trusted", "unread",
+        "_clock", "active_s", "address", "byte_s", "closing", "gave_up_s", "http2", "is_leaving",
+        "is_open", "is_writing", "jitter", "lines", "opened_s", "output", "retired", "socket",
+        "streams", "swept_s", "swept_stream", "tag_s", "tls", "touched", "trusted", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -50,8 +51,12 @@ class Connection:
         self.http2 = open_connection(limits, sock, access_log)
         self.streams: dict[bytes, Any] = self.http2.streams
         """The calls in progress: the `call` of each is a `Head` or a `Stream`."""
-        self.line = Line(host_of(sock))
-        """The calls that wait for a run."""
+        self.address = host_of(sock)
+        """Where the peer is, without its port."""
+        self.lines: dict[Queue, Line] = {}
+        """The calls that wait in each queue."""
+        self.gave_up_s = -math.inf
+        """When it last cancelled a call that waited, in monotonic seconds."""
         self.output: bytes | memoryview = b""
         """What the socket has not taken yet."""
         self._clock = host.clock

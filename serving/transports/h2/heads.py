@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from serving.errors import DigitsError
 from serving.http2.headers import Block
 from serving.http2.hpack.table import Field
-from serving.protocols.method import ImagesStream, ImagesUnary, Method
-from serving.protocols.plan import Layouts
+from serving.protocols.encoding import PrefixCache
+from serving.protocols.method import BatchedStream, BatchedUnary, Method
 from serving.transports.auth import TokenCheck
 from serving.transports.h2.status import (
     BAD_TIMEOUT,
@@ -19,7 +18,7 @@ from serving.transports.h2.status import (
 )
 
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_NO_LAYOUTS = Layouts()
+_NO_PREFIXES = PrefixCache()
 
 
 class HttpError(NamedTuple):
@@ -36,16 +35,16 @@ NOT_GRPC = HttpError(b"415", b"expected content-type application/grpc\n")
 class Head:
     """The meaning of a call's headers; calls with equal headers share one."""
 
-    __slots__ = ("is_plain", "layouts", "method", "name", "refusal", "timeout_s", "trusted")
+    __slots__ = ("is_plain", "method", "name", "prefixes", "refusal", "timeout_s", "trusted")
 
     def __init__(
-        self, method: Method | None, name: str, layouts: Layouts, timeout_s: float,
+        self, method: Method | None, name: str, prefixes: PrefixCache, timeout_s: float,
         refusal: Status | HttpError | None, trusted: bool, is_plain: bool,
     ) -> None:  # fmt: skip
         self.method = method
         self.name = name
         """The method's name in the metrics."""
-        self.layouts = layouts
+        self.prefixes = prefixes
         """Prefixes of messages that need not be parsed."""
         self.timeout_s = timeout_s
         """How long the call may take; infinite without grpc-timeout."""
@@ -62,13 +61,8 @@ class Head:
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
         return Head(
-            self.method, self.name, self.layouts, timeout_s, refusal, self.trusted, is_plain
+            self.method, self.name, self.prefixes, timeout_s, refusal, self.trusted, is_plain
         )
-
-    def note_failure(self, error: DigitsError) -> None:
-        """Count a request that was read and ends with an error."""
-        if isinstance(self.method, ImagesUnary):
-            self.method.note_failure(error, 0.0)
 
 
 class Heads:
@@ -92,6 +86,12 @@ class Heads:
             if name == b"grpc-timeout":
                 head = head.within(value)
         return head
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+        for method in self._methods.values():
+            if isinstance(method, BatchedUnary):
+                method.prefixes.forget()
 
     def have_changed(self) -> bool:
         """Return whether other tokens are valid now."""
@@ -118,13 +118,13 @@ class Heads:
         elif fields.get(b"te") != b"trailers":
             refusal = NO_TRAILERS
         name = "other" if method is None else method.name
-        layouts, is_plain = _NO_LAYOUTS, False
-        if isinstance(method, ImagesUnary):
-            layouts = method.layouts
-            is_plain = refusal is None and not isinstance(method, ImagesStream)
+        prefixes, is_plain = _NO_PREFIXES, False
+        if isinstance(method, BatchedUnary):
+            prefixes = method.prefixes
+            is_plain = refusal is None and not isinstance(method, BatchedStream)
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
-        head = Head(method, name, layouts, math.inf, refusal, trusted, is_plain)
+        head = Head(method, name, prefixes, math.inf, refusal, trusted, is_plain)
         timeout = fields.get(b"grpc-timeout")
         return head if timeout is None else head.within(timeout)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from serving.batching.batcher import Batcher
 from serving.errors import DigitsError
 from serving.http2.frames import Http2Error
 from serving.http2.server import NotHttp2
@@ -21,8 +22,6 @@ from serving.transports.h2.connection import MAX_BYTE_S, Connection
 from serving.transports.h2.connections import Connections
 from serving.transports.h2.heads import Head
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.queue import Queue
-from serving.transports.h2.runs import Runs
 
 _log = logging.getLogger(__name__)
 
@@ -51,37 +50,35 @@ class Loop:
     def __init__(
         self,
         listener: socket.socket,
-        queue: Queue,
         limits: Limits,
         *,
         poll: bool,
-        max_queue_delay_s: float,
         host: Host,
     ) -> None:
         """Prepare; `connect` and `start` begin.
 
         Args:
             listener: listens already, and does not block.
-            queue: the calls that wait for a run.
             limits: what peers may use.
             poll: whether the loop may poll for a moment before it sleeps.
-            max_queue_delay_s: how long it waits for more images before a run.
             host: what it takes from its machine.
         """
         self._listener = listener
-        self._queue = queue
         self._poll_s = _POLL_S if poll else 0.0
-        self._max_queue_delay_s = max_queue_delay_s
-        self._clock = host.clock
+        self.clock = host.clock
+        """Monotonic, in seconds."""
         self.selector = host.selector()
         """Watches the listener and the connections, whose data they are."""
         self._buffer = memoryview(bytearray(limits.read_bytes))
         self._touched: list[Connection] = []
+        self._due: deque[Batcher] = deque()
+        """Models whose calls wait, the next one's turn first."""
+        self._deferred: list[Callable[[], None]] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
         self._is_awake = True
         """Whether `post` need not wake the thread."""
-        self._now_s = self._clock()
+        self._now_s = self.clock()
         """When the last round began."""
         self._poll_until_s = 0.0
         self._is_draining = self._is_stopped = False
@@ -96,9 +93,10 @@ class Loop:
         """Set once a drain has answered all that was accepted."""
         self._thread = threading.Thread(target=self._run, name="h2", daemon=True)
 
-    def attach(self, connections: Connections, calls: Calls, runs: Runs) -> None:
+    def attach(self, connections: Connections, calls: Calls) -> None:
         """Set the parts that refer to `selector`, `touch` and `post`."""
-        self._connections, self._calls, self._runs = connections, calls, runs
+        self._connections, self._calls = connections, calls
+        calls.context.router.attach(self)
         connections.listen()
         self.selector.register(self._woken, _READ, self._woken)
 
@@ -124,6 +122,18 @@ class Loop:
             self._is_awake = True
             self._waker.send(b"\0")
 
+    def schedule(self, batcher: Batcher) -> None:
+        """See `Owner`."""
+        self._due.append(batcher)
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """See `Owner`."""
+        self._deferred.append(task)
+
+    def forget_layouts(self) -> None:
+        """See `Owner`."""
+        self._calls.forget_layouts()
+
     def _run(self) -> None:
         while not self._is_stopped:
             try:
@@ -138,14 +148,14 @@ class Loop:
         self._is_awake = True
         while self._posted:  # first: what a drain refuses may be about to be read
             self._posted.popleft()()
-        self._now_s = now_s = self._clock()
+        self._now_s = now_s = self.clock()
         if ready:
             self._read(ready, now_s)
-        if self._queue.num_rows:
+        if self._due:
             self._run_waiting(now_s)
-        if self._touched:
+        if self._touched or self._deferred:
             self._flush()
-            self._poll_until_s = self._clock() + self._poll_s
+            self._poll_until_s = self.clock() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
         elif (
@@ -155,8 +165,8 @@ class Loop:
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
-        if self._queue.num_rows:
-            timeout_s = self._delay_s(self._now_s) if self._max_queue_delay_s else 0.0
+        if self._due:
+            timeout_s = min(b.delay_s(self._now_s) if b.max_delay_s else 0.0 for b in self._due)
         elif self._touched or self._now_s < self._poll_until_s:  # a tick touches, too
             return 0.0
         else:
@@ -170,7 +180,7 @@ class Loop:
 
         Where that was not enough for all, those who have taken the least time go first.
         """
-        if self._calls.need_tokens or self._calls.context.is_slower:
+        if self._calls.need_tokens or self._calls.is_stale:
             self._calls.check(self._connections)
         if self._is_overrun:
             ready.sort(key=self._tag_s)
@@ -182,13 +192,13 @@ class Loop:
                 continue
             if connection is self._listener:
                 self._connections.accept(now_s, self._clock_s)
-                end_s = self._clock()
+                end_s = self.clock()
                 self._accept_tag_s = self._clock_s + end_s - begin_s
             elif not connection.is_open:  # closed in this round, for a new one
                 continue
             else:
                 num_bytes = self._serve(connection, mask, now_s)
-                end_s = self._clock()
+                end_s = self.clock()
                 turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_BYTE_S)
                 if num_bytes >= _TELLING_BYTES:
                     connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
@@ -207,20 +217,26 @@ class Loop:
         return self._accept_tag_s if data is self._listener else 0.0
 
     def _run_waiting(self, now_s: float) -> None:
-        """Run the queue, for some 10 ms in all."""
-        end_s = now_s + _RUNS_S
-        while not self._max_queue_delay_s or not self._delay_s(now_s):
-            self._runs.run_next(now_s)
-            now_s = self._clock()
-            if not self._queue.num_rows or now_s >= end_s:
-                break
-            self._flush()
+        """Run what waits, a batch of each model in turn, for some 10 ms in all.
 
-    def _delay_s(self, now_s: float) -> float:
-        """Return how long the next run is to wait for more images."""
-        if self._queue.num_rows >= self._queue.run_rows:
-            return 0.0
-        return max(0.0, self._queue.oldest_s + self._max_queue_delay_s - now_s)
+        Where a round did not read all, one batch must do: else what callers send would wait unread
+        for longer than they wait for answers.
+        """
+        due, num_waiting = self._due, 0
+        end_s = now_s if self._is_overrun else now_s + _RUNS_S
+        while len(due) > num_waiting:
+            batcher = due.popleft()
+            if batcher.max_delay_s and batcher.delay_s(now_s):
+                due.append(batcher)
+                num_waiting += 1
+                continue
+            batcher.turn(now_s)
+            if not due:
+                return
+            now_s = self.clock()
+            if now_s >= end_s:
+                return
+            self._flush()
 
     def _serve(self, connection: Connection, mask: int, now_s: float) -> int:
         """Read what a connection has sent, and its calls; return the number of bytes."""
@@ -260,16 +276,19 @@ class Loop:
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
                 self._connections.watch(connection)
-        self._runs.count()  # now that the answers are on their way
+        if self._deferred:  # now that the answers are on their way
+            deferred, self._deferred = self._deferred, []
+            for task in deferred:
+                task()
 
     # Time
 
     def _tick(self, now_s: float) -> None:
         self._calls.tick(now_s)
-        self._runs.refresh()
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
             self._connections.sweep(now_s)
+            self._calls.context.router.prune()
         if self._is_draining and not self._is_pending():
             self.drained.set()
         is_hurried = self._is_draining or self._calls.is_due(now_s + _SWEEP_S)
@@ -290,7 +309,7 @@ class Loop:
         self._calls.drain(refusal, self._connections)
 
     def _is_pending(self) -> bool:
-        return self._queue.num_rows > 0 or any(
+        return self._calls.context.router.is_busy or any(
             connection.output
             or connection.http2.num_unsent()
             or any(

@@ -2,19 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 
-from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.errors import Unavailable
-from serving.predictions import Predictions
-from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
+from serving.router import Router
 from serving.system.address import others
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listener import address_of
+from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
@@ -22,17 +20,14 @@ from serving.transports.h2.connections import Connections
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.local import LocalCaller
 from serving.transports.h2.loop import Loop
-from serving.transports.h2.queue import Queue
-from serving.transports.h2.runs import Runs
 
 
 class H2Server:
     """Serves every method over HTTP/2, on one thread."""
 
     def __init__(
-        self, classifier: Classifier, methods: Sequence[Method], config: ServerConfig,
+        self, router: Router, methods: Sequence[Method], config: ServerConfig,
         limits: Limits | None = None, host: Host | None = None,
     ) -> None:  # fmt: skip
         """Prepare; `start` binds.
@@ -40,64 +35,40 @@ class H2Server:
         Raises:
             ConfigurationError: a certificate or a token can't be used.
         """
-        batching = classifier.batching
-        self._classifier = classifier
+        self._router = router
         self._config = config
         self._host = host or Host()
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
         self._limits = limits or Limits(
-            max_message_bytes=max_request_bytes(
-                batching.max_request_images, classifier.signature.image_bytes
-            ),
+            max_message_bytes=max_message_bytes(router),
             age_s=config.max_connection_age_s,
         )
-        self._queue = Queue(batching.queue_capacity)
         paths = {method.path.encode(): method for method in methods}
         self._heads = Heads(paths, token_check(config.security))
         self._loop: Loop | None = None
 
     async def start(self) -> str:
         """See `Transport`."""
-        classifier, batching, config = self._classifier, self._classifier.batching, self._config
+        config = self._config
         listener = self._host.listen(config.host, config.port)
-        loop = self._loop = Loop(
-            listener,
-            self._queue,
-            self._limits,
-            poll=may_poll(config.workers),
-            max_queue_delay_s=batching.max_queue_delay_s,
-            host=self._host,
-        )
-        context = self._context = Context(
-            self._queue, classifier, self._limits, loop.touch, loop.post, self._host.clock
-        )
+        poll = may_poll(config.workers)
+        loop = self._loop = Loop(listener, self._limits, poll=poll, host=self._host)
+        context = Context(self._router, self._limits, loop.touch, loop.post, loop.clock)
         calls = Calls(self._heads, context)
         spare = others(config.host, config.port)
         connections = Connections(
             [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log,
             self._host,
         )  # fmt: skip
-        loop.attach(connections, calls, Runs(classifier, self._queue, context))
+        loop.attach(connections, calls)
         loop.start()
         return address_of(listener, config.host)
-
-    @property
-    def num_waiting(self) -> int:
-        """See `Transport`."""
-        return self._queue.num_rows + self._classifier.batcher.num_waiting
 
     @property
     def num_calls(self) -> int:
         """See `Transport`."""
         return 0 if self._loop is None else self._loop.num_calls
-
-    async def ask(self, image: bytes) -> Predictions:
-        """See `Transport`."""
-        assert self._loop is not None
-        caller = LocalCaller(asyncio.get_running_loop())
-        self._loop.post(partial(caller.ask, self._context, image))
-        return await caller.answer
 
     async def beat(self) -> None:
         """See `Transport`."""

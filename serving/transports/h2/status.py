@@ -36,8 +36,9 @@ class Status(NamedTuple):
 
 @lru_cache(maxsize=256)  # refusals come by the thousand
 def _encode(ending: status.Status) -> Status:
-    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %.
-    message = quote(ending.text.encode("utf-8", "replace"), safe=_SAFE)
+    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
+    # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
+    message = quote(ending.text.strip().encode("utf-8", "replace"), safe=_SAFE)
     trailers = {
         "grpc-status": str(ending.code),
         "grpc-message": message,

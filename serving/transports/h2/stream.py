@@ -1,24 +1,24 @@
-"""A call that takes more than one message of images in one piece, of any kind of method.
+"""A call that takes more than one message of rows in one piece, of any kind of method.
 
 Its messages begin in the order in which they arrive, and are answered in that order. A caller that
 does not read its answers, or sends more than can run, is not read: its messages stay unconsumed,
 and flow control of HTTP/2 stops it.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.request import Request
-from serving.errors import DigitsError, Overloaded
-from serving.protocols.method import ImagesStream, ImagesUnary, Method, Replies, Unary, Watch
-from serving.protocols.plan import Layouts, Plan, frame
+from serving.batching.queue import Group
+from serving.errors import DigitsError
+from serving.protocols.encoding import PrefixCache, ResponseEncoder, frame
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Replies, Unary, Watch
 from serving.protocols.status import error_of
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Head
-from serving.transports.h2.queue import Group
 from serving.transports.h2.status import PREFIX_BYTES, Status, length_of
 
 _WINDOW = 512
@@ -28,29 +28,24 @@ _WINDOW = 512
 class Slot:
     """The place of one request's answer in its stream."""
 
-    __slots__ = ("arrived_s", "large", "num_bytes", "request", "response", "stream")
+    __slots__ = ("arrived_s", "num_bytes", "request", "response")
 
-    def __init__(
-        self, stream: "Stream", num_bytes: int, arrived_s: float, request: bytes = b""
-    ) -> None:
-        self.stream = stream
+    def __init__(self, num_bytes: int, arrived_s: float, request: bytes = b"") -> None:
         self.num_bytes = num_bytes
         """The part of the stream's window that its request has not given back."""
         self.arrived_s = arrived_s
         self.request = request
-        """The message, where its answer depends on more than its images."""
+        """The message, where its answer depends on more than its rows."""
         self.response: bytes | DigitsError | None = None
         """The framed answer, or why there is none."""
-        self.large: Request | None = None
-        """Its run, if a runner thread makes it."""
 
 
 class Stream:
     """A call in progress; used by the loop's thread only."""
 
     __slots__ = ("_connection", "_context", "_data", "_ended", "_error", "_has_begun", "_head",
-                 "_is_full", "_is_unary", "_method", "_missing_at", "_owed", "_slots", "_stream_id",
-                 "_unconsumed", "_unsubscribe")  # fmt: skip
+                 "_is_full", "_is_unary", "_method", "_missing_at", "_owed", "_read", "_slots",
+                 "_stream_id", "_unconsumed", "_unsubscribe")  # fmt: skip
 
     def __init__(
         self, context: Context, connection: Connection, stream_id: bytes, head: Head
@@ -61,12 +56,14 @@ class Stream:
         self._stream_id = stream_id
         self._head = head
         self._method: Method = head.method
-        self._is_unary = not isinstance(head.method, ImagesStream | Replies)
+        self._is_unary = not isinstance(head.method, BatchedStream | Replies)
         """Whether the caller sends exactly one message."""
         self._slots: list[Slot] = []
         """Requests in progress, in order. An empty deque would take ten times an empty list."""
         self._data = bytearray()
         """The bytes received of requests that have not begun."""
+        self._read: tuple[Any, ResponseEncoder] | None = None
+        """The first of them, if it was read and waits for room."""
         self._missing_at = 0
         """How long it must be for its first message to be whole, as far as that is known."""
         self._unconsumed = 0
@@ -108,20 +105,21 @@ class Stream:
         return bool(self._data)
 
     def run_messages(
-        self, plan: Plan, messages: Sequence[bytes], num_bytes: int, now_s: float, *, ended: bool
-    ) -> int:
+        self, encoder: ResponseEncoder, messages: Sequence[bytes], num_bytes: int, now_s: float,
+        *, ended: bool,
+    ) -> int:  # fmt: skip
         """Run messages that are whole, as far as they need not wait for others.
 
         Returns:
             How many.
         """
-        room = _WINDOW - len(self._slots) if self._context.queue.has_room_for_streams else 0
-        number = min(len(messages), room)
+        has_room = encoder.target.has_room_for_stream(encoder.num_rows)
+        number = min(len(messages), _WINDOW - len(self._slots)) if has_room else 0
         if number <= 0 or self._data or self._error or self._is_unary:
             return 0
         self._ended = ended and number == len(messages)
-        slots = [Slot(self, num_bytes, now_s) for _ in range(number)]
-        self._queue(slots, messages[:number], plan)
+        slots = [Slot(num_bytes, now_s) for _ in range(number)]
+        self._queue(slots, messages[:number], encoder)
         self._slots += slots
         return number
 
@@ -155,7 +153,7 @@ class Stream:
     def _message(self, begin: int, end: int) -> bytes | memoryview:
         """Return a message; it is not copied if it is the call's only one, in a known layout."""
         view = memoryview(self._data)[begin:end]
-        if self._is_unary and self._head.layouts.find(view, self._context.image_bytes):
+        if self._is_unary and self._head.prefixes.find(view):
             self._data = bytearray()
             return view
         return bytes(view)
@@ -173,8 +171,6 @@ class Stream:
             connection.unread.add(self)
         elif len(self._slots) >= _WINDOW:
             self._is_full = True
-        elif isinstance(self._method, ImagesStream) and not context.queue.has_room_for_streams:
-            context.stalled[self] = None
         else:
             return True
         return False
@@ -199,77 +195,92 @@ class Stream:
 
     def _begin(self, message: Any, num_bytes: int, now_s: float) -> bool:
         """Answer a request, or have it run; False if it has to wait for room."""
-        method, slot = self._method, Slot(self, num_bytes, now_s, message)
+        method, slot = self._method, Slot(num_bytes, now_s, message)
         try:
-            if isinstance(method, ImagesUnary):
-                self._run(slot, *method.read(message))
+            if isinstance(method, BatchedUnary):
+                rows, encoder = self._read or method.read(message)
+                self._read = None
+                if not self._run(slot, rows, encoder):
+                    self._read = rows, encoder
+                    return False
                 return True
             if isinstance(method, Watch):
                 self._unsubscribe = method.subscribe(message, self._post)
                 return True
-            if isinstance(method, Unary):
+            if isinstance(method, Unary) and method.is_slow:
+                threading.Thread(
+                    target=self._answer_slowly, args=(method, slot), daemon=True
+                ).start()
+            elif isinstance(method, Unary):
                 slot.response = frame(method.answer(message))
             elif isinstance(method, Replies):
                 slot.response = b"".join(map(frame, method.replies(message)))
-        except Overloaded as err:
-            if not self._is_unary:
-                return False
-            self._refuse_request(slot, err)
         except Exception as err:  # a flaw of ours ends this request, and never the loop
             self._refuse_request(slot, error_of(err))
         self._slots.append(slot)
         self._send_answers()
         return True
 
-    def _run(self, slot: Slot, pixels: bytes | memoryview, plan: Plan) -> None:
-        """Have images run, by a runner thread or in one of the loop's next batches."""
-        context, connection, stream_id = self._context, self._connection, self._stream_id
-        deadline_s = self._deadline_s(plan, slot.arrived_s)
-        if plan.num_rows > context.max_inline_images:
-            finish = partial(self._finish_run, slot)
-            slot.large = context.large_request(pixels, plan, connection, deadline_s, finish)
-        elif self._is_unary:  # from here on it is like a call whose message came in one piece
-            connection.streams[stream_id].call = self._head
-            group = Group(connection, [stream_id], [pixels], plan, slot.arrived_s, deadline_s)
-            context.submit(group, self._head)
-            return
-        else:
-            self._queue([slot], [pixels], plan)
-        self._slots.append(slot)
+    def _answer_slowly(self, method: Unary, slot: Slot) -> None:
+        """Answer a request, on a thread of its own."""
+        try:
+            outcome: bytes | DigitsError = frame(method.answer(slot.request))
+        except Exception as err:
+            outcome = error_of(err)
 
-    def _deadline_s(self, plan: Plan, arrived_s: float) -> float:
-        timeout_s = self._head.timeout_s
-        return arrived_s + (timeout_s if plan.timeout_s is None else min(timeout_s, plan.timeout_s))
-
-    def _queue(self, slots: list[Slot], messages: Sequence[bytes | memoryview], plan: Plan) -> None:
-        """Have messages run in one of the loop's next batches."""
-        arrived_s = slots[0].arrived_s
-        deadline_s = self._deadline_s(plan, arrived_s)
-        streams = [self._stream_id] * len(slots)
-        group = Group(self._connection, streams, messages, plan, arrived_s, deadline_s, slots)
-        self._context.queue.put(group)
-
-    # Answers
-
-    def _finish_run(self, slot: Slot, outcome: bytes | DigitsError) -> None:
-        """Take the outcome of a runner thread's run."""
-        if isinstance(outcome, DigitsError):
-            self.fail(slot, outcome)
-        else:
+        def finish() -> None:
             slot.response = outcome
             self.flush()
 
-    def fail(self, slot: Slot, error: DigitsError) -> None:
-        """Take the reason why a request has no answer."""
+        self._context.post(finish)
+
+    def _run(self, slot: Slot, rows: Any, encoder: ResponseEncoder) -> bool:
+        """Have rows run; False if a stream has to wait for room."""
+        if self._is_unary:  # from here on it is like a call whose message came in one piece
+            connection, stream_id = self._connection, self._stream_id
+            connection.streams[stream_id].call = self._head
+            deadline_s = self._deadline_s(encoder, slot.arrived_s)
+            self._context.submit(
+                connection, self._head, encoder, [stream_id], [rows], slot.arrived_s, deadline_s
+            )
+            return True
+        if not encoder.target.has_room_for_stream(encoder.num_rows):
+            return False
+        self._queue([slot], [rows], encoder)
+        self._slots.append(slot)
+        return True
+
+    def _deadline_s(self, encoder: ResponseEncoder, arrived_s: float) -> float:
+        timeout_s, own_s = self._head.timeout_s, encoder.timeout_s
+        return arrived_s + (timeout_s if own_s is None else min(timeout_s, own_s))
+
+    def _queue(self, slots: list[Slot], messages: Sequence[Any], encoder: ResponseEncoder) -> None:
+        """Have messages run in one of the next batches."""
+        arrived_s = slots[0].arrived_s
+        deadline_s = self._deadline_s(encoder, arrived_s)
+        streams = [self._stream_id] * len(slots)
+        encoder.target.add(
+            Group(self._connection, streams, messages, encoder, self, arrived_s, deadline_s, slots)
+        )
+
+    # Answers
+
+    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+        """See `Sink`."""
+        for slot, response in zip(group.slots or (), responses, strict=True):
+            slot.response = response
+        self.flush()
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        """See `Sink`."""
         if self._is_open:
-            self._refuse_request(slot, error)
+            for slot in group.slots or ():
+                self._refuse_request(slot, error)
             self.flush()
 
     def _refuse_request(self, slot: Slot, error: DigitsError) -> None:
         response, method = None, self._method
-        if isinstance(method, ImagesUnary):
-            method.note_failure(error, self._context.clock() - slot.arrived_s)
-        if isinstance(method, ImagesStream):
+        if isinstance(method, BatchedStream):
             response = method.error_message(slot.request, error)
         slot.response = error if response is None else frame(response)
 
@@ -336,9 +347,9 @@ class Stream:
         return self._connection.call(self._stream_id) is self
 
     @property
-    def layouts(self) -> Layouts:
+    def prefixes(self) -> PrefixCache:
         """Prefixes of messages that need not be parsed."""
-        return self._head.layouts
+        return self._head.prefixes
 
     @property
     def is_pending(self) -> bool:
@@ -369,7 +380,7 @@ class Stream:
 
     def drain(self, reason: Status) -> None:
         """End a call of images once it has been answered as far as it was accepted."""
-        if isinstance(self._method, ImagesUnary) and not (self._is_unary and self._slots):
+        if isinstance(self._method, BatchedUnary) and not (self._is_unary and self._slots):
             self._error = self._error or reason
             self.flush()
 
@@ -377,11 +388,9 @@ class Stream:
         """Give back what the call holds."""
         self._context.hold(self, 0)
         self._owed = self._unconsumed = 0
-        for slot in self._slots:
-            if slot.large is not None:
-                self._context.batcher.cancel(slot.large)
         self._slots.clear()
         self._data.clear()
+        self._read = None
         self._context.stalled.pop(self, None)
         if self._unsubscribe is not None:
             self._unsubscribe()

@@ -11,10 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.classifier import Classifier
 from serving.errors import DigitsError, Unauthenticated
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS as GRPC_STATUS
+from serving.router import Router
+from serving.signature import DIGITS
 from serving.telemetry.metrics import Metrics
 from serving.transports.auth import TokenCheck
 from serving.transports.http.bodies import Bodies
@@ -38,7 +39,7 @@ _METHODS = {"/v2": "HttpInfer", "/v1/digits": "HttpDigits", "/v1/numbers": "Http
 
 
 def make_app(
-    classifier: Classifier,
+    router: Router,
     calls: Calls,
     queries: Queries,
     check: TokenCheck | None,
@@ -47,21 +48,24 @@ def make_app(
     """Build the application.
 
     Args:
-        classifier: has the model.
-        calls: runs the images.
-        queries: answers queries about the server and its model.
+        router: the models.
+        calls: runs requests.
+        queries: answers queries about the server and its models.
         check: compares tokens; None if none are configured.
         pictures: decodes pictures.
     """
     bodies = Bodies(BODY_BUDGET_BYTES)
-    document = openapi_document(classifier)
+    document = openapi_document(router)
+    digits = []
+    if router.classifier is not None:
+        digits += Digits(router, calls, bodies, pictures).routes()
+        digits += Numbers(router, calls, bodies, pictures).routes()
     app = Starlette(
         routes=[
-            *Inference(classifier, queries, calls, bodies).routes(),
-            *Digits(classifier, calls, bodies, pictures).routes(),
-            *Numbers(classifier, calls, bodies, pictures).routes(),
+            *Inference(router, queries, calls, bodies).routes(),
+            *digits,
             Route("/openapi.json", lambda _: JSONResponse(document), methods=["GET"]),
-            *page_routes(document),
+            *page_routes(document, can_draw=_can_draw(router)),
         ],
         exception_handlers={
             DigitsError: _refuse,
@@ -69,7 +73,13 @@ def make_app(
             Exception: _fail,
         },
     )
-    return Guard(app, check, classifier.metrics)
+    return Guard(app, check, router.metrics)
+
+
+def _can_draw(router: Router) -> bool:
+    """Return whether a model takes what the page's pad draws."""
+    shape = DIGITS.input_shape
+    return router.classifier is not None and router.classifier.image_signature.input_shape == shape
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

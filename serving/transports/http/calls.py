@@ -1,18 +1,17 @@
-"""HTTP requests to the batcher, and their outcomes back to the event loop."""
+"""HTTP requests to batchers, and their outcomes back to the event loop."""
 
 import asyncio
 import math
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from serving.batching import request as batching
-from serving.batching.batcher import Batcher
-from serving.batching.request import Answer
+from serving.batching.awaited_call import Peers, submit
 from serving.errors import InvalidRequest, Unavailable
+from serving.protocols.encoding import ResponseEncoder
+from serving.router import Router
 from serving.telemetry.tracing import latest_run
-from serving.transports.submit import submit
 
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""
@@ -22,36 +21,45 @@ Result = TypeVar("Result")
 
 
 class Calls:
-    """Submits images to a batcher from one event loop."""
+    """Submits rows to batchers from one event loop."""
 
-    def __init__(self, batcher: Batcher) -> None:
-        """Submit to `batcher`."""
-        self._batcher = batcher
+    def __init__(self, router: Router) -> None:
+        """Start without calls; `router` has the models."""
+        self._router = router
+        self._peers = Peers()
         self.is_draining = False
         """Whether new calls are refused; set from any thread."""
+        self.num_active = 0
+        """Calls that were accepted and have no outcome."""
 
-    async def classify(
-        self, pixels: bytes, num_images: int, request: Request, deadline_s: float
-    ) -> Answer:
-        """Classify images, in batches with other requests.
+    async def run(
+        self, message: Any, encoder: ResponseEncoder, request: Request, deadline_s: float
+    ) -> Any:
+        """Have rows run, in batches with other requests, and return the response.
 
         Args:
-            pixels: the bytes of all images, one after the other.
-            num_images: how many.
+            message: the rows: bytes, or an array for each input.
+            encoder: makes the response.
             request: the request, its body read. If its caller leaves, waiting rows never run.
                 Callers of one address share their turns.
             deadline_s: on the monotonic clock.
 
         Raises:
-            DigitsError: see `Batcher.put`; or DeadlineExceeded, or ModelError.
+            DigitsError: see `submit`; or Unavailable.
         """
         if self.is_draining:
             raise Unavailable("the server is shutting down")
-        caller = request.client.host if request.client else None
-        rows = batching.Request(pixels, num_images, caller=caller, deadline_s=deadline_s)
-        answer = await while_connected(request, submit(self._batcher, rows))
-        latest_run.set((answer.batch.started_s, answer.batch.finished_s))
-        return answer
+        host = request.client.host if request.client else ""
+        peer = self._peers.get(host, host)
+        self.num_active += 1
+        try:
+            assert self._router.owner is not None, "a gRPC transport owns the batchers"
+            call = submit(self._router.owner, encoder.target, peer, message, encoder, deadline_s)
+            response, run = await while_connected(request, asyncio.create_task(call))
+            latest_run.set(run)
+            return response
+        finally:
+            self.num_active -= 1
 
 
 async def while_connected(request: Request, work: "asyncio.Future[Result]") -> Result:

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.classifier import Classifier
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
 from serving.pictures.reader import from_picture
 from serving.predictions import Predictions
+from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
+from serving.router import Router
 from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls, deadline_of
 from serving.transports.http.pictures import (
@@ -33,11 +34,9 @@ _NUM_DECIMALS = 6
 class Digits:
     """Answers /v1/digits."""
 
-    def __init__(
-        self, classifier: Classifier, calls: Calls, bodies: Bodies, pictures: Executor
-    ) -> None:
+    def __init__(self, router: Router, calls: Calls, bodies: Bodies, pictures: Executor) -> None:
         """Classify through `calls`; decode pictures on `pictures`, some 7 ms each."""
-        self._classifier = classifier
+        self._router = router
         self._calls = calls
         self._bodies = bodies
         self._pictures = pictures
@@ -64,16 +63,16 @@ class Digits:
             raise read[0][1]
         rows = None
         if images:
-            checked = as_images(np.concatenate(images), self._classifier.signature)
-            answer = await self._calls.classify(
-                checked.tobytes(), len(checked), request, deadline_s
-            )
-            rows = answer.predictions()
+            route = find_classifier(self._router)
+            checked = as_images(np.concatenate(images), route.image_signature)
+            encoder = PredictionsEncoder(route, None, len(checked))
+            rows = await self._calls.run(checked.tobytes(), encoder, request, deadline_s)
         with_image = "image" in request.query_params
         return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
 
     def _json_images(self, body: bytes) -> Images:
-        signature, limit = self._classifier.signature, self._classifier.batching.max_request_images
+        signature = find_classifier(self._router).image_signature
+        limit = self._router.batching.max_request_images
         try:
             images = np.asarray(json.loads(body)["images"], np.uint8)
             return as_images(images, signature, limit)

@@ -1,18 +1,21 @@
 """The Open Inference Protocol v2 over HTTP, for tritonclient.http and KServe's clients."""
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.classifier import Classifier
-from serving.errors import DigitsError, InvalidRequest, ModelNotFound
-from serving.protocols.oip import inference_pb, metadata, rest, tensors
+from serving.errors import InvalidRequest
+from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import Queries
-from serving.protocols.oip.statistics import Answered, Run
+from serving.protocols.oip.tensors import decode
+from serving.router import Router
+from serving.transports import max_message_bytes
 from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls, deadline_of
 
@@ -25,11 +28,9 @@ their images as bytes."""
 class Inference:
     """Answers the protocol's paths below /v2."""
 
-    def __init__(
-        self, classifier: Classifier, queries: Queries, calls: Calls, bodies: Bodies
-    ) -> None:
-        """Serve `classifier`; `queries` answers queries about it."""
-        self._classifier = classifier
+    def __init__(self, router: Router, queries: Queries, calls: Calls, bodies: Bodies) -> None:
+        """Serve the models of `router`; `queries` answers queries about them."""
+        self._router = router
         self._queries = queries
         self._calls = calls
         self._bodies = bodies
@@ -42,7 +43,9 @@ class Inference:
             _get("/v2/health/ready", self._query("ServerReady", ready="ready")),
             _get("/v2/models/stats", self._query("ModelStatistics")),
             Route("/v2/repository/index", self._index, methods=["POST"]),
-        ]
+            *(Route(f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb),
+                    methods=["POST"]) for verb in ("load", "unload")),
+        ]  # fmt: skip
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
                 _get(model, self._query("ModelMetadata")),
@@ -69,6 +72,18 @@ class Inference:
 
         return handler
 
+    def _change(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+        """Load or unload a model."""
+        name = f"RepositoryModel{verb.capitalize()}"
+
+        async def handler(request: Request) -> Response:
+            question = getattr(inference_pb, f"{name}Request")(**request.path_params)
+            answer = self._queries.answers[name]
+            await asyncio.to_thread(answer, question.SerializeToString())
+            return JSONResponse({})
+
+        return handler
+
     async def _index(self, request: Request) -> Response:
         question = inference_pb.RepositoryIndexRequest()
         async with self._bodies.read(request, 4096) as body:
@@ -79,47 +94,29 @@ class Inference:
 
     async def _infer(self, request: Request) -> Response:
         received_s = time.monotonic()
-        try:
-            return await self._answer(request, received_s)
-        except DigitsError as err:
-            if not isinstance(err, ModelNotFound):  # it was for another model
-                version = self._classifier.model_info().version
-                self._queries.statistics.count_failure(version, time.monotonic() - received_s)
-            raise
-
-    async def _answer(self, request: Request, received_s: float) -> Response:
         deadline_s = deadline_of(request)
-        info = self._classifier.model_info()
         name, version = request.path_params["name"], request.path_params.get("version", "")
-        metadata.check_model(name, version, info)
-        json_bytes, image_bytes = _json_bytes(request), info.signature.image_bytes
-        num_pixel_bytes = 0 if json_bytes is None else info.max_request_images * image_bytes
-        async with self._bodies.read(request, _JSON_BYTES + num_pixel_bytes) as body:
-            message, form = rest.read_infer(body, json_bytes, name, version)
-            del body
-            inference = tensors.decode(message, image_bytes, info.max_request_images)
-            answer = await self._calls.classify(
-                inference.pixels,
-                inference.num_images,
-                request,
-                min(deadline_s, _after(inference.timeout_s)),
-            )
-        batch, version = answer.batch, answer.batch.model.version
-        response = tensors.encode(inference, answer.probabilities, name, version)
-        content, json_bytes = rest.write_infer(response, form)
-        answered = Answered(
-            1, inference.num_images, answer.arrived_s, answer.arrived_s - received_s
-        )
-        run = Run(batch.num_rows, batch.started_s, batch.finished_s)
-        self._queries.statistics.count_success(version, answered, run)
+        target, signature = infer.find(self._router, name, version)
+        json_bytes, max_rows = _json_bytes(request), self._router.batching.max_request_images
+        num_bytes = 0 if json_bytes is None else max_message_bytes(self._router)
+        async with self._bodies.read(request, _JSON_BYTES + num_bytes) as body:
+            statistics = self._queries.statistics
+            with infer.counted_failure(statistics, name, target, received_s):
+                message, form = rest.read_infer(body, json_bytes, name, version)
+                inference = decode(message, signature, max_rows)
+            del body, message
+            encoder = infer.InferEncoder(
+                target, None, inference, name, signature, partial(rest.write_infer, form=form),
+                statistics, time.monotonic() - received_s,
+            )  # fmt: skip
+            timeout_s = inference.timeout_s
+            left_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+            call = self._calls.run(inference.message, encoder, request, min(deadline_s, left_s))
+            content, json_bytes = await call
         if json_bytes is None:
             return Response(content, media_type="application/json")
         headers = {LENGTH_HEADER: str(json_bytes)}
         return Response(content, headers=headers, media_type="application/octet-stream")
-
-
-def _after(timeout_s: float | None) -> float:
-    return math.inf if timeout_s is None else time.monotonic() + timeout_s
 
 
 def _get(path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:

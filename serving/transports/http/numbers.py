@@ -3,17 +3,17 @@
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.classifier import Classifier
 from serving.errors import DigitsError
 from serving.images import as_images
 from serving.pictures.facts import number_facts
 from serving.pictures.reader import find_candidates
 from serving.predictions import Predictions
+from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
+from serving.router import Router
 from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls, deadline_of
 from serving.transports.http.pictures import (
@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 class Numbers:
     """Answers /v1/numbers."""
 
-    def __init__(
-        self, classifier: Classifier, calls: Calls, bodies: Bodies, pictures: Executor
-    ) -> None:
+    def __init__(self, router: Router, calls: Calls, bodies: Bodies, pictures: Executor) -> None:
         """Classify through `calls`; find the candidates on `pictures`."""
-        self._classifier = classifier
+        self._router = router
         self._calls = calls
         self._bodies = bodies
         self._pictures = pictures
@@ -74,13 +72,12 @@ class Numbers:
         """Classify the candidates, in as many calls as a request's limit needs."""
         if not len(reading.images):
             return None
-        images = as_images(reading.images, self._classifier.signature)
-        limit = self._classifier.batching.max_request_images
+        route = find_classifier(self._router)
+        images = as_images(reading.images, route.image_signature)
+        limit = self._router.batching.max_request_images
         parts = [images[start : start + limit] for start in range(0, len(images), limit)]
-        answers = [
-            await self._calls.classify(part.tobytes(), len(part), request, deadline_s)
-            for part in parts
-        ]
-        predictions = [answer.predictions() for answer in answers]
-        probabilities = np.concatenate([each.probabilities for each in predictions])
-        return Predictions.of(probabilities, predictions[-1].model_version)
+        answers: list[Predictions] = []
+        for part in parts:
+            encoder = PredictionsEncoder(route, None, len(part))
+            answers.append(await self._calls.run(part.tobytes(), encoder, request, deadline_s))
+        return Predictions.concatenate(answers)

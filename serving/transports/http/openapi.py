@@ -1,10 +1,11 @@
 """The OpenAPI document of /v1 and of the Open Inference Protocol's /v2."""
 
 from typing import Any
+from urllib.parse import quote
 
 from serving import installation
-from serving.classifier import Classifier
-from serving.signature import Signature
+from serving.router import Router
+from serving.signature import DIGITS, Signature
 from serving.transports.http.calls import TIMEOUT_HEADER
 
 _PROBLEMS = {
@@ -19,33 +20,41 @@ _PROBLEMS = {
 }
 
 
-def openapi_document(classifier: Classifier) -> dict[str, Any]:
+def openapi_document(router: Router) -> dict[str, Any]:
     """Describe the paths, bodies and answers (OpenAPI 3.1)."""
-    info = classifier.model_info()
-    name = info.name
+    classifier = router.classifier
+    digits: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    if classifier is not None:
+        digits["/v1/digits"] = {"post": _digits(router.batching.max_request_images)}
+        digits["/v1/numbers"] = {"post": _numbers()}
+    for name in router.routes:
+        model = f"/v2/models/{quote(name)}"
+        models |= {
+            model: {"get": _query("Describe the model's tensors", "ModelMetadata")},
+            f"{model}/ready": {"get": _ready("Say whether the model accepts work")},
+            f"{model}/config": {"get": _query("Describe how it is run", "ModelConfig")},
+            f"{model}/stats": {"get": _query("Give its counts and times", "Statistics")},
+            f"{model}/infer": {"post": _infer()},
+        }
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Handwritten digits",
+            "title": "Handwritten digits" if digits else "Models",
             "version": installation.version(),
-            "description": "Pictures in, digits out; and the Open Inference Protocol v2. The same "
-            "model, batches and limits as over gRPC.",
+            "description": f"{'Pictures in, digits out; and the' if digits else 'The'} Open "
+            "Inference Protocol v2. The same models, batches and limits as over gRPC.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
-            "/v1/digits": {"post": _digits(info.max_request_images)},
-            "/v1/numbers": {"post": _numbers()},
+            **digits,
             "/v2": {"get": _query("Say what this server is and what it can do", "ServerMetadata")},
             "/v2/health/live": {"get": _query("Say whether the server answers at all", "Live")},
             "/v2/health/ready": {"get": _ready("Say whether the server accepts work")},
-            f"/v2/models/{name}": {"get": _query("Describe the model's tensors", "ModelMetadata")},
-            f"/v2/models/{name}/ready": {"get": _ready("Say whether the model accepts work")},
-            f"/v2/models/{name}/config": {"get": _query("Describe how it is run", "ModelConfig")},
-            f"/v2/models/{name}/stats": {"get": _query("Give its counts and times", "Statistics")},
-            f"/v2/models/{name}/infer": {"post": _infer()},
+            **models,
         },
         "components": {
-            "schemas": _schemas(info.signature),
+            "schemas": _schemas(DIGITS if classifier is None else classifier.image_signature),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
                 code: {
@@ -159,12 +168,12 @@ def _numbers() -> dict[str, Any]:
 def _infer() -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/InferRequest"}
     return _operation(
-        "Classify images as tensors",
+        "Run the model on tensors",
         "InferResponse",
         "404",
         *_WORK,
         description="The binary tensor data extension is supported: the header "
-        "`Inference-Header-Content-Length` counts the JSON, and the images follow as bytes.",
+        "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes.",
         parameters=[_TIMEOUT],
         requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
     )
@@ -180,7 +189,7 @@ def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def _schemas(signature: Signature) -> dict[str, Any]:
     size, num_classes = signature.image_bytes, signature.num_classes
-    text, integer, real = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    text, integer = {"type": "string"}, {"type": "integer"}
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     row = _array(pixel, minItems=size, maxItems=size)
     probability = {"type": "number", "minimum": 0, "maximum": 1}
@@ -212,18 +221,17 @@ def _schemas(signature: Signature) -> dict[str, Any]:
     of_picture = _object([], name=digit["properties"]["name"], numbers=_array(number), error=text)
     tensor = _object(
         ["name", "datatype", "shape", "data"],
-        name={"const": "images"},
-        datatype={"const": "UINT8"},
-        shape={"type": "array", "prefixItems": [{**integer, "minimum": 1}, {"const": size}],
-               "items": False, "minItems": 2},
-        data=_array(pixel, description="Row by row; lists of lists are read, too."),
-    )  # fmt: skip
+        name=text,
+        datatype={**text, "description": "Such as FP32; see the model's metadata."},
+        shape=_array(integer),
+        data=_array({}, description="Row by row; lists of lists are read, too."),
+    )
     output = _object(
         ["name", "datatype", "shape"],
         name=text,
         datatype=text,
         shape=_array(integer),
-        data=_array(real),
+        data=_array({}),
     )
     return {
         "Images": _object(["images"], images=_array(row, minItems=1)),
@@ -237,7 +245,7 @@ def _schemas(signature: Signature) -> dict[str, Any]:
             model_version={"type": ["string", "null"]},
             pictures=_array(of_picture, minItems=1),
         ),
-        "InferRequest": _object(["inputs"], id=text, inputs=_array(tensor, minItems=1, maxItems=1)),
+        "InferRequest": _object(["inputs"], id=text, inputs=_array(tensor)),
         "InferResponse": _object(
             ["model_name", "model_version", "outputs"],
             model_name=text,

@@ -17,14 +17,24 @@ _TYPES = {
 }
 
 
-def page_routes(document: dict[str, Any]) -> list[Route]:
+_DRAW = "<a href='/'>Draw a digit</a> · "
+
+
+def page_routes(document: dict[str, Any], *, can_draw: bool) -> list[Route]:
     """Return the routes of the pages and their files.
 
     Args:
         document: the OpenAPI document, shown at /docs.
+        can_draw: whether there is a model for the page to draw on; else the document is at /, too.
     """
-    routes = [Route("/docs", lambda _: HTMLResponse(_api_page(document)), methods=["GET"])]
+
+    def api_page(_: Request) -> Response:
+        return HTMLResponse(_api_page(document, can_draw=can_draw))
+
+    routes = [Route(name, api_page, methods=["GET"]) for name in ("/docs", "/")[: 2 - can_draw]]
     for path in sorted(_FILES.iterdir()):
+        if path.name == "index.html" and not can_draw:
+            continue
         name = "/" if path.name == "index.html" else f"/{path.name}"
         routes.append(Route(name, _file(path), methods=["GET"]))
     return routes
@@ -39,7 +49,7 @@ def _file(path: Path) -> Any:
     return handler
 
 
-def _api_page(document: dict[str, Any]) -> str:
+def _api_page(document: dict[str, Any], *, can_draw: bool) -> str:
     """Write the OpenAPI document as one readable page."""
     parts = []
     for path, operations in document["paths"].items():
@@ -67,7 +77,7 @@ def _api_page(document: dict[str, Any]) -> str:
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{escape(info['title'])}: API</title><link rel=stylesheet href=style.css>"
         f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{escape(info['description'])}</p>"
-        "<p><a href='/'>Draw a digit</a> · <a href='/openapi.json'>openapi.json</a></p>"
+        f"<p>{_DRAW if can_draw else ''}<a href='/openapi.json'>openapi.json</a></p>"
         + "".join(parts)
         + "</main></html>"
     )

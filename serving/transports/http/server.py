@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.classifier import Classifier
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.errors import Overloaded
 from serving.protocols.oip.methods import Queries
+from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.cores import usable_cores
 from serving.transports.access_log import access_log
@@ -34,17 +35,18 @@ _FIRST_REQUEST_S = 10.0
 """Seconds for a connection to send the headers of its first request."""
 _KEEP_ALIVE_S = 30
 _BACKLOG = 256
+_LOOK_S = 0.01
 
 
 class HttpServer:
     """Answers HTTP from `start` to `stop`."""
 
-    def __init__(self, classifier: Classifier, queries: Queries, config: ServerConfig) -> None:
+    def __init__(self, router: Router, queries: Queries, config: ServerConfig) -> None:
         """Bind the port; `start` begins to answer.
 
         Args:
-            classifier: runs the images.
-            queries: answers queries about the server and its model.
+            router: the models.
+            queries: answers queries about the server and its models.
             config: address, TLS and tokens.
 
         Raises:
@@ -52,9 +54,9 @@ class HttpServer:
         """
         assert config.http_port is not None
         self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
-        self._batcher, self._calls = classifier.batcher, Calls(classifier.batcher)
+        self._calls = Calls(router)
         check = token_check(config.security)
-        app = make_app(classifier, self._calls, queries, check, self._pictures)
+        app = make_app(router, self._calls, queries, check, self._pictures)
         if (log := access_log(config)) is not None:
             app = Recorder(app, log)
         self._log = log
@@ -81,7 +83,12 @@ class HttpServer:
         Returns:
             False if `timeout_s` seconds passed first.
         """
-        return self._batcher.drain(timeout_s)
+        end_s = time.monotonic() + timeout_s
+        while self._calls.num_active:
+            if time.monotonic() > end_s:
+                return False
+            time.sleep(_LOOK_S)
+        return True
 
     def stop(self) -> None:
         """Answer the complete requests, close the port, and return when it is closed."""

@@ -77,7 +77,8 @@ def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time() -> N
         start_s = time.monotonic()
         outcomes = asyncio.run(offer(server.address, 5 * CAPACITY, LOAD_S, patience_s))
     codes = Counter(code for _, code in outcomes)
-    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}, codes
+    refused = grpc.StatusCode.RESOURCE_EXHAUSTED  # at once, what would be late
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED, refused}, codes
     goodput = goodput_of(outcomes, start_s)
     print(f"5 x capacity, impatient, goodput {goodput:.1%}, {names(codes)}")
     assert goodput >= 0.80

@@ -13,7 +13,7 @@ from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.reliability.operation.test_swaps import outcomes
-from tests.serving.server.test_reloader import wait_for_version
+from tests.serving.catalog.test_reload import wait_for_version
 from tests.serving.server.test_supervisor import workers_of
 from tests.support import published
 from tests.support.load import ClosedLoop

@@ -1,26 +1,41 @@
+"""A batcher whose owner is the test's thread: quick runs happen there, long ones on runners."""
+
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.request import Answer
+from serving.batching.queue import Group
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, ModelError, Overloaded, Unavailable
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.errors import DeadlineExceeded, ModelError
+from serving.telemetry.metrics import Metrics
+from serving.tensors import Array, Feeds, Tensor, TensorSignature
 from tests.support.fakes import (
-    TIMEOUT_S,
+    FakeCaller,
     FakeClock,
     FakeModel,
+    FakeOwner,
+    FakeRequest,
     GatedModel,
-    RecordingRequest,
     images_of,
 )
+
+SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
+
+
+def owner_of(
+    model: FakeModel, config: BatchingConfig = SMALL, *, clock: Any = None, num_runners: int = 1
+) -> FakeOwner:
+    """Return the owner of a new batcher."""
+    return FakeOwner(Batcher(model, config, Metrics(), num_runners), clock or FakeClock())
+
+
+class QuickModel(FakeModel):
+    quick_rows = 64
 
 
 @pytest.fixture
@@ -34,400 +49,389 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def batcher(model: GatedModel, clock: FakeClock) -> Iterator[Batcher]:
-    config = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
-    batcher = Batcher(model, config, clock=clock)
-    yield batcher
+def owner(model: GatedModel, clock: FakeClock) -> Any:
+    owner = owner_of(model, clock=clock)
+    yield owner
     model.open(1000)
-    batcher.close()
+    owner.batcher.close()
 
 
-def submit(batcher: Batcher, *values: int, **options: object) -> RecordingRequest:
-    request = RecordingRequest(images_of(*values), **options)
-    batcher.put(request, request.record)
-    batcher.wake()
-    return request
-
-
-def occupy(batcher: Batcher, model: GatedModel) -> RecordingRequest:
-    """Keep the runner busy until the test opens the model's gate."""
-    request = submit(batcher, 0)
+def occupy(owner: FakeOwner, model: GatedModel) -> FakeRequest:
+    """Keep a runner busy until the test opens the model's gate."""
+    request = owner.submit(0)
     model.wait_until_running()
     return request
 
 
-def test_idle_engine_runs_at_once(batcher: Batcher, model: GatedModel) -> None:
-    request = submit(batcher, 7)
-    model.wait_until_running()
-    model.open()
-    assert request.wait().digits == [7]
+# Quick runs
 
 
-def test_what_arrives_during_a_run_forms_the_next_batch(
-    batcher: Batcher, model: GatedModel
-) -> None:
-    first = occupy(batcher, model)
-    waiting = [submit(batcher, value) for value in (1, 2, 3)]
-    model.open(2)
-    assert [request.wait().digits for request in (first, *waiting)] == [[0], [1], [2], [3]]
-    assert model.ran == [[0], [1, 2, 3]]
+def test_quick_run_is_made_by_the_owner_at_once() -> None:
+    model = QuickModel()
+    owner = owner_of(model)
+    assert owner.submit(7).digits == [7]
+    assert owner.submit(3, 9).digits == [3, 9]
+    assert model.ran == [[7], [3, 9]]
+    assert not owner.batcher.is_busy
 
 
-def test_batch_never_exceeds_max_batch_size(batcher: Batcher, model: GatedModel) -> None:
-    occupy(batcher, model)
-    requests = [submit(batcher, 1, 2, 3), submit(batcher, 4, 5, 6)]
-    model.open(3)
-    assert [request.wait().digits for request in requests] == [[1, 2, 3], [4, 5, 6]]
-    assert [len(values) for values in model.ran] == [1, 4, 2]
+def test_what_comes_together_is_one_batch_and_never_too_large() -> None:
+    model = QuickModel()
+    owner = owner_of(model)
+    requests = [FakeRequest(value) for value in range(6)]
+    for request in requests:
+        assert owner.batcher.submit(request.group) == 1
+    owner.work()
+    assert [request.digits for request in requests] == [[value] for value in range(6)]
+    assert model.ran == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_full_queue_rejects_request(batcher: Batcher, model: GatedModel) -> None:
-    occupy(batcher, model)
-    accepted = submit(batcher, *range(8))
-    with pytest.raises(Overloaded):
-        submit(batcher, 9)
-    model.open(3)
-    assert accepted.wait().digits == list(range(8))
-
-
-def test_cancelled_request_never_runs(batcher: Batcher, model: GatedModel) -> None:
-    occupy(batcher, model)
-    cancelled, mate = submit(batcher, 1), submit(batcher, 2)
-    batcher.cancel(cancelled)
-    model.open(2)
-    assert mate.wait().digits == [2]
-    assert model.ran == [[0], [2]]
-
-
-def test_expired_request_never_runs(batcher: Batcher, model: GatedModel, clock: FakeClock) -> None:
-    occupy(batcher, model)
-    expired, mate = submit(batcher, 1, deadline_s=1.0), submit(batcher, 2)
-    clock.advance(1.0)
-    model.open(2)
-    assert mate.wait().digits == [2]
-    assert isinstance(expired.wait().outcome, DeadlineExceeded)
-    assert model.ran == [[0], [2]]
-
-
-def test_deadline_that_would_pass_during_the_run_is_not_run_while_others_wait(
-    batcher: Batcher, model: GatedModel, clock: FakeClock
-) -> None:
-    occupy(batcher, model)
-    clock.advance(8.0)  # a run takes long: 1.0 is expected of the next, and twice that is kept
-    hasty = [submit(batcher, value, deadline_s=10.0) for value in (1, 2, 3)]
-    patient = [submit(batcher, value, deadline_s=10.1) for value in (4, 5, 6)]
-    model.open(2)
-    assert [request.wait().digits for request in patient] == [[4], [5], [6]]
-    assert all(isinstance(request.wait().outcome, DeadlineExceeded) for request in hasty)
-    assert model.ran == [[0], [4, 5, 6]]
-
-
-def test_deadline_that_is_close_gets_its_chance_when_nobody_else_waits(
-    batcher: Batcher, model: GatedModel, clock: FakeClock
-) -> None:
-    occupy(batcher, model)
-    clock.advance(8.0)
-    hasty = [submit(batcher, value, deadline_s=9.0) for value in range(4)]  # one run's images
-    model.open(2)
-    assert [request.wait().digits for request in hasty] == [[0], [1], [2], [3]]
-
-
-def test_failed_run_fails_only_the_guilty_request(caplog: pytest.LogCaptureFixture) -> None:
-    model = GatedModel(poison=frozenset({13}))
-    batcher = Batcher(model, BatchingConfig(max_batch_size=64))
-    model.open(1000)
-    occupied = GatedModel()  # hold the runner so that all 64 meet in one batch
-    batcher.swap(occupied)
-    occupy(batcher, occupied)
-    batcher.swap(model)
-    requests = [submit(batcher, value) for value in range(100, 136)] + [
-        submit(batcher, value) for value in range(28)
-    ]
-    occupied.open()
-    outcomes = [request.wait().outcome for request in requests]
-    batcher.close()
-    failed = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, ModelError)]
+def test_poison_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = QuickModel(poison=frozenset({13}))
+    owner = owner_of(model, BatchingConfig(max_batch_size=64))
+    requests = [FakeRequest(value) for value in (*range(100, 136), *range(28))]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    failed = [n for n, r in enumerate(requests) if isinstance(r.outcome, ModelError)]
     assert failed == [36 + 13]
-    assert caplog.messages == ["a run of 1 images failed"]
+    assert all(r.digits for n, r in enumerate(requests) if n not in failed)
+    assert caplog.messages == ["a run of 1 rows failed"]
     assert len(model.ran[0]) == 64
 
 
-def test_swap_lets_accepted_requests_finish_on_their_model(
-    batcher: Batcher, model: GatedModel
+def test_group_is_cut_where_there_is_no_room(clock: FakeClock) -> None:
+    owner = owner_of(QuickModel(), BatchingConfig(queue_capacity=8, max_request_images=8,
+                                                  max_queue_delay_s=1.0), clock=clock)  # fmt: skip
+    waiting = [owner.submit(value) for value in range(8)]
+    caller = FakeCaller()
+    calls = [FakeRequest(value, caller=caller) for value in range(20)]
+    streams: list[Any] = [call.stream for call in calls]
+    first, messages = calls[0], [call.group.messages[0] for call in calls]
+    whole = Group(caller, streams, messages, first, first, 0.0, 1e9)
+    assert owner.batcher.submit(whole) == 8, "kept for callers with few calls"
+    assert owner.batcher.submit(FakeRequest(1, caller=caller).group) == 0
+    clock.advance(1.0)
+    owner.work()
+    assert [each.digits for each in waiting] == [[value] for value in range(8)]
+
+
+def test_queue_delay_collects_a_batch(clock: FakeClock) -> None:
+    model = QuickModel()
+    owner = owner_of(model, BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0), clock=clock)
+    first = owner.submit(1)
+    assert model.ran == []
+    second = owner.submit(2)  # the batch is full: no more delay
+    assert [first.digits, second.digits] == [[1], [2]]
+    assert model.ran == [[1, 2]]
+    late = owner.submit(3)
+    clock.advance(3600.0)
+    owner.work()
+    assert late.digits == [3]
+
+
+def test_flaw_of_an_encoder_ends_its_calls_only(caplog: pytest.LogCaptureFixture) -> None:
+    owner = owner_of(QuickModel())
+    broken = FakeRequest(1)
+    broken.encode = None  # type: ignore[method-assign, assignment]
+    owner.batcher.submit(broken.group)
+    owner.work()
+    assert isinstance(broken.outcome, ModelError)
+    assert "a batch could not be answered" in caplog.text
+    assert owner.submit(2).digits == [2]
+
+
+# Long runs
+
+
+def test_what_arrives_during_a_run_forms_the_next_batch(
+    owner: FakeOwner, model: GatedModel
 ) -> None:
-    occupy(batcher, model)
-    before = submit(batcher, 1)
-    newer = FakeModel(version="2")
-    batcher.swap(newer)
-    after = submit(batcher, 2)
+    first = occupy(owner, model)
+    waiting = [owner.submit(value) for value in (1, 2, 3)]
     model.open(2)
-    versions = [
-        request.outcome.batch.model.version
-        for request in (before.wait(), after.wait())
-        if isinstance(request.outcome, Answer)
-    ]
-    assert versions == ["1", "2"]
-    assert (model.ran, newer.ran) == ([[0], [1]], [[2]])
+    owner.wait(first, *waiting)
+    assert [request.digits for request in (first, *waiting)] == [[0], [1], [2], [3]]
+    assert model.ran == [[0], [1, 2, 3]]
 
 
-def test_drain_waits_for_a_run_though_nothing_waits(batcher: Batcher, model: GatedModel) -> None:
-    running = occupy(batcher, model)
-    assert not batcher.drain(timeout_s=0.0)
-    model.open()
-    assert batcher.drain(TIMEOUT_S)
-    assert running.digits == [0]
+def test_request_of_many_rows_leaves_the_owner_free() -> None:
+    model = GatedModel()
+    model.quick_rows = 2
+    owner = owner_of(model, num_runners=2)
+    large = owner.submit(1, 2, 3)
+    model.wait_until_running()
+    model.open(2)  # for the next run, too, of the owner itself
+    small = owner.submit(7)
+    assert small.digits == [7]
+    owner.wait(large)
+    assert large.digits == [1, 2, 3]
+    owner.batcher.close()
 
 
-def test_drain_refuses_new_requests_and_finishes_the_accepted(
-    batcher: Batcher, model: GatedModel
+def test_small_requests_and_large_ones_take_turns(model: GatedModel) -> None:
+    owner = owner_of(model, BatchingConfig(max_batch_size=4))
+    first = occupy(owner, model)
+    large = [owner.submit(*[value] * 17) for value in (1, 2)]
+    small = [owner.submit(value) for value in (3, 4, 5, 6, 7)]
+    model.open(1000)
+    owner.wait(first, *large, *small)
+    assert [sorted(set(values)) for values in model.ran] == [
+        [0], [3, 4, 5, 6], *[[1]] * 5, [7], *[[2]] * 5
+    ]  # fmt: skip
+
+
+def test_full_queue_refuses_a_request(owner: FakeOwner, model: GatedModel) -> None:
+    occupy(owner, model)
+    accepted = owner.submit(*range(8))
+    assert not owner.batcher.submit(FakeRequest(*range(9)).group)
+    model.open(1000)
+    owner.wait(accepted)
+    assert accepted.digits == list(range(8))
+
+
+def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
+    owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
+    owner.batcher._large.row_s = 10.0
+    request = owner.submit(*range(100), deadline_s=1.0)
+    owner.wait(request)
+    assert request.digits == [value % 10 for value in range(100)]
+    owner.batcher.close()
+
+
+def test_cancelled_request_never_runs(owner: FakeOwner, model: GatedModel) -> None:
+    first = occupy(owner, model)
+    cancelled, mate = owner.submit(1), owner.submit(2)
+    cancelled.leave()
+    model.open(2)
+    owner.wait(first, mate)
+    assert model.ran == [[0], [2]]
+    assert cancelled.outcome is None
+
+
+def test_expired_request_never_runs(owner: FakeOwner, model: GatedModel, clock: FakeClock) -> None:
+    first = occupy(owner, model)
+    expired, mate = owner.submit(1, deadline_s=1.0), owner.submit(2)
+    clock.advance(1.0)
+    model.open(2)
+    owner.wait(first, mate, expired)
+    assert isinstance(expired.outcome, DeadlineExceeded)
+    assert model.ran == [[0], [2]]
+
+
+def test_expired_request_ends_while_the_runner_is_busy(
+    owner: FakeOwner, model: GatedModel, clock: FakeClock
 ) -> None:
-    running, waiting = occupy(batcher, model), submit(batcher, 1)
-    assert not batcher.drain(timeout_s=0.0)
-    with pytest.raises(Unavailable):
-        submit(batcher, 2)
+    occupy(owner, model)
+    expired, patient = owner.submit(1, deadline_s=1.0), owner.submit(2)
+    clock.advance(1.0)
+    owner.batcher.tick(clock.now_s)
+    assert isinstance(expired.outcome, DeadlineExceeded)
     model.open(2)
-    assert batcher.drain(timeout_s=10.0)
-    assert [running.digits, waiting.digits] == [[0], [1]]
+    owner.wait(patient)
+    assert model.ran == [[0], [2]]
 
 
-def test_close_rejects_what_waits(batcher: Batcher, model: GatedModel) -> None:
-    running, waiting = occupy(batcher, model), submit(batcher, 1)
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    assert isinstance(waiting.wait().outcome, Unavailable)
-    closing.join(0.05)
-    assert closing.is_alive(), "the run goes on"
+def test_caller_that_left_during_the_run_is_neither_answered_nor_counted() -> None:
+    model = GatedModel()
+    batcher = Batcher(model, SMALL, metrics := Metrics())
+    owner = FakeOwner(batcher, FakeClock())
+    first = occupy(owner, model)
+    left, mate = owner.submit(1), owner.submit(2)
+    left.method = mate.method = "Classify"
     model.open()
-    closing.join()
-    assert running.digits == [0]
+    owner.wait(first)
+    model.wait_until_running()
+    left.leave()
+    model.open()
+    owner.wait(mate)
+    assert left.outcome is None
+    assert metrics.snapshot().requests == {("Classify", "OK"): 1}
+    batcher.close()
+
+
+def test_run_that_nobody_waits_for_is_given_up() -> None:
+    model = GatedModel()
+    owner = owner_of(model, BatchingConfig(max_batch_size=2))
+    request = owner.submit(*range(20))
+    model.wait_until_running()
+    request.leave()
+    model.open(1000)
+    owner.wait(owner.submit(5))
+    assert len(model.ran) <= 3
+    owner.batcher.close()
+
+
+def test_it_is_busy_until_a_run_has_ended(owner: FakeOwner, model: GatedModel) -> None:
+    first = occupy(owner, model)
+    assert owner.batcher.is_busy
+    waiting: set[Any] = owner.batcher.streams_of(first.caller)
+    assert waiting == {first.stream}
+    model.open()
+    owner.wait(first)
+    assert not owner.batcher.is_busy
 
 
 def test_free_runners_share_what_waits() -> None:
     model = GatedModel()
-    batcher = Batcher(model, BatchingConfig(), num_runners=2)
-    request = submit(batcher, *[1] * 600)
-    model.wait_until_running()
-    model.wait_until_running()
-    model.open(2)
-    request.wait()
-    assert [len(values) for values in model.ran] == [300, 300]
-    batcher.close()
-
-
-def test_runner_that_leaves_images_wakes_another(model: GatedModel) -> None:
-    batcher = Batcher(model, BatchingConfig(max_batch_size=4), num_runners=2)
-    model.open()
-    submit(batcher, 1).wait()  # both runners have started; what comes now wakes one
-    requests = [RecordingRequest(images_of(value)) for value in range(8)]
+    owner = owner_of(model, BatchingConfig(), num_runners=2)
+    requests = [FakeRequest(1) for _ in range(400)]
     for request in requests:
-        batcher.put(request, request.record)
-    batcher.wake()
-    for _ in range(3):
-        model.wait_until_running()
-    model.open(1000)
-    assert [request.wait().digits[0] for request in requests] == list(range(8))
-    batcher.close()
-
-
-def test_queue_delay_collects_a_batch(model: GatedModel, clock: FakeClock) -> None:
-    config = BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0)
-    batcher = Batcher(model, config, clock=clock)
-    first = submit(batcher, 1)
-    assert model.ran == []
-    second = submit(batcher, 2)  # the batch is full: no more delay
-    model.open()
-    assert [first.wait().digits, second.wait().digits] == [[1], [2]]
-    assert model.ran == [[1, 2]]
-    batcher.close()
-
-
-def test_lone_request_runs_after_its_delay() -> None:
-    batcher = Batcher(FakeModel(), BatchingConfig(max_queue_delay_s=0.01))
-    assert submit(batcher, 1).wait().digits == [1]
-    waiting = submit(batcher, 2)
-    batcher.swap(FakeModel(version="2"))
-    assert waiting.wait().digits == [2]
-    assert submit(batcher, 3).wait().digits == [3]
-    batcher.close()
-
-
-def test_cancel_of_a_request_that_was_never_queued_does_nothing(
-    batcher: Batcher, model: GatedModel
-) -> None:
-    occupy(batcher, model)
-    batcher.cancel(RecordingRequest(images_of(1)))
-    assert batcher.num_waiting == 0
-
-
-def test_new_model_runs_though_all_that_waited_for_the_old_one_has_expired(
-    batcher: Batcher, model: GatedModel, clock: FakeClock
-) -> None:
-    occupy(batcher, model)
-    expired = submit(batcher, 1, deadline_s=1.0)
-    batcher.swap(FakeModel(version="2"))
-    alive = submit(batcher, 2)
-    clock.advance(1.0)
-    model.open()
-    assert isinstance(expired.wait().outcome, DeadlineExceeded)
-    assert alive.wait().digits == [2]
-
-
-def wait_until_draining(batcher: Batcher) -> None:
-    """Wait until a drain has begun, which then waits for what was accepted."""
-    with suppress(Unavailable):
-        while True:
-            request = RecordingRequest(images_of(1))
-            batcher.put(request, request.record)
-            batcher.cancel(request)
-
-
-def test_drain_ends_when_what_waits_expires(
-    batcher: Batcher, model: GatedModel, clock: FakeClock
-) -> None:
-    occupy(batcher, model)
-    submit(batcher, 1, deadline_s=1.0)
-    with ThreadPoolExecutor(1) as pool:
-        drained = pool.submit(batcher.drain, TIMEOUT_S)
-        wait_until_draining(batcher)
-        clock.advance(1.0)
-        model.open()
-        assert drained.result()
-
-
-def test_runner_goes_on_after_all_that_waited_has_expired(
-    batcher: Batcher, model: GatedModel, clock: FakeClock
-) -> None:
-    occupy(batcher, model)
-    expired = submit(batcher, 1, deadline_s=1.0)
-    clock.advance(1.0)
+        owner.batcher.submit(request.group)
+    owner.work()
+    model.wait_until_running()
+    model.wait_until_running()
     model.open(2)
-    assert isinstance(expired.wait().outcome, DeadlineExceeded)
-    assert submit(batcher, 2).wait().digits == [2]
+    owner.wait(*requests)
+    assert [len(values) for values in model.ran] == [200, 200]
+    owner.batcher.close()
 
 
-@pytest.fixture
-def patient_batcher(clock: FakeClock) -> Iterator[Batcher]:
-    """A batcher whose requests wait, since the clock stands still."""
-    batcher = Batcher(FakeModel(), BatchingConfig(max_queue_delay_s=1.0), clock=clock)
-    yield batcher
-    batcher.close()
-
-
-def test_drain_ends_when_what_waits_is_cancelled(patient_batcher: Batcher) -> None:
-    request = submit(patient_batcher, 1)
-    assert not patient_batcher.drain(timeout_s=0.0), "it waits, though nothing runs"
-    with ThreadPoolExecutor(1) as pool:
-        drained = pool.submit(patient_batcher.drain, TIMEOUT_S)
-        wait_until_draining(patient_batcher)
-        patient_batcher.cancel(request)
-        assert drained.result()
-
-
-def test_close_ends_a_drain(patient_batcher: Batcher) -> None:
-    request = submit(patient_batcher, 1)
-    with ThreadPoolExecutor(1) as pool:
-        drained = pool.submit(patient_batcher.drain, TIMEOUT_S)
-        wait_until_draining(patient_batcher)
-        patient_batcher.close()
-        assert drained.result()
-    assert isinstance(request.outcome, Unavailable)
-
-
-def test_closed_batcher_refuses_and_may_be_closed_again(batcher: Batcher) -> None:
-    batcher.close()
-    with pytest.raises(Unavailable, match="closed"):
-        submit(batcher, 1)
-    batcher.close()
+def test_large_request_is_run_on_all_cores() -> None:
+    model = GatedModel()
+    owner = owner_of(model, BatchingConfig(), num_runners=2)
+    request = owner.submit(*[1] * 500)
+    model.wait_until_running()
+    model.wait_until_running()
+    model.open(2)
+    owner.wait(request)
+    assert [len(values) for values in model.ran] == [250, 250]
+    owner.batcher.close()
 
 
 class DyingModel(FakeModel):
-    """Raises what is no Exception, as bindings of other languages do."""
+    """Raises what is no Exception, as bindings of other languages do; only the first time."""
 
-    def classify(self, images: Images) -> Probabilities:
-        raise SystemExit
-
-
-def test_runner_outlives_whatever_a_run_raises(batcher: Batcher, model: GatedModel) -> None:
-    batcher.swap(DyingModel())
-    assert isinstance(submit(batcher, 1).wait().outcome, ModelError)
-    batcher.swap(FakeModel())
-    assert submit(batcher, 2).wait().digits == [2]
+    def run(self, feeds: Feeds) -> list[Array]:
+        if not self.ran:
+            self.ran.append([])
+            raise SystemExit
+        return super().run(feeds)
 
 
-def test_runner_outlives_an_outcome_that_nobody_takes(
-    batcher: Batcher, model: GatedModel, clock: FakeClock, caplog: pytest.LogCaptureFixture
+def test_runner_outlives_whatever_a_run_raises() -> None:
+    owner = owner_of(DyingModel())
+    failed = owner.submit(1)
+    owner.wait(failed)
+    assert isinstance(failed.outcome, ModelError)
+    assert failed.num_failures == 1
+    well = owner.submit(2)
+    owner.wait(well)
+    assert well.digits == [2]
+    owner.batcher.close()
+
+
+def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def raise_error(outcome: object) -> None:
-        raise RuntimeError("the event loop is closed")
-
-    occupy(batcher, model)
-    batcher.put(RecordingRequest(images_of(1)), raise_error)
-    batcher.put(RecordingRequest(images_of(2), deadline_s=1.0), raise_error)
-    clock.advance(1.0)
-    model.open(3)
-    assert submit(batcher, 3).wait().digits == [3]
-    assert caplog.text.count("failed to deliver an outcome") == 2
-
-
-def test_server_without_a_thread_refuses_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    batcher = Batcher(FakeModel(), BatchingConfig())
+    owner = owner_of(FakeModel())
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(Unavailable, match="thread"):
-            submit(batcher, 1)
-    assert batcher.num_waiting == 0
-    assert submit(batcher, 2).wait().digits == [2]
-    batcher.close()
+        assert isinstance(owner.submit(1).outcome, ModelError)
+    assert not owner.batcher.is_busy
+    well = owner.submit(2)
+    owner.wait(well)
+    assert well.digits == [2]
+    owner.batcher.close()
 
 
 def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
+    started: list[threading.Thread] = []
 
     def start_first(thread: threading.Thread) -> None:
-        if thread.name != "runner-0":
+        if started:
             raise RuntimeError("can't start new thread")
+        started.append(thread)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_first)
-    batcher = Batcher(FakeModel(), BatchingConfig(), num_runners=4)
-    assert submit(batcher, 2).wait().digits == [2]
-    batcher.close()
+    model = GatedModel()
+    owner = owner_of(model, num_runners=4)
+    requests = [owner.submit(value) for value in range(4)]
+    model.open(4)
+    owner.wait(*requests)
+    assert [request.digits for request in requests] == [[0], [1], [2], [3]]
+    owner.batcher.close()
 
 
-def test_run_is_observed_before_its_answers_are_handed_over(
-    model: GatedModel, clock: FakeClock
+# Any model
+
+
+class Sum(FakeModel):
+    """Adds two inputs; `is_batchable` as the test says."""
+
+    quick_rows = 64
+
+    def __init__(self, *, is_batchable: bool) -> None:
+        super().__init__()
+        both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
+        self.tensors = TensorSignature(both, (Tensor("sum", "FP32", (-1, -1)),), is_batchable)
+        self.signature = None  # type: ignore[assignment]
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, feeds: Any) -> Any:
+        self.shapes.append(feeds["a"].shape)
+        return [feeds["a"] + feeds["b"]]
+
+
+class SumRequest(FakeRequest):
+    def __init__(self, a: Any) -> None:
+        super().__init__(0)
+        self.a = np.array(a, np.float32)
+        self.num_rows = self.group.num_rows = len(self.a)
+        self.group.messages = [(self.a, self.a)]
+
+    def encode(self, result: Any, at: int, number: int) -> Any:
+        return [result.part(at, self.num_rows)[0].tolist()]
+
+
+ROWS = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("is_batchable", "shapes"),
+    [(True, [(3, 2), (2, 3)]), (False, [(1, 2), (2, 2), (1, 3), (1, 3)])],
+)
+def test_requests_of_several_inputs_run_with_those_of_their_shape(
+    is_batchable: bool, shapes: list[tuple[int, int]]
 ) -> None:
-    events: list[object] = []
-
-    def observe(started_s: float, finished_s: float, *rest: object) -> None:
-        events.append((started_s, finished_s, *rest[:2]))
-
-    batcher = Batcher(model, BatchingConfig(), clock=clock, observe=observe)
-    occupied = occupy(batcher, model)
-    clock.advance(1.0)
-    for values in ((1, 2), (3,)):
-        batcher.put(RecordingRequest(images_of(*values)), events.append)
-    clock.advance(1.0)
-    model.open()
-    occupied.wait()
-    model.wait_until_running()
-    clock.advance(1.0)
-    model.open()
-    assert batcher.drain(TIMEOUT_S)
-    batcher.close()
-    assert events[:2] == [
-        (0.0, 2.0, [(0.0, None, 1)], b"\x00"),
-        (2.0, 3.0, [(1.0, None, 1)] * 2, b"\x01\x02\x03"),
-    ]
-    answers = [list(event.digits) for event in events if isinstance(event, Answer)]
-    assert answers == [[1, 2], [3]]
+    model = Sum(is_batchable=is_batchable)
+    owner = owner_of(model, BatchingConfig())
+    requests = [SumRequest(rows) for rows in ROWS]
+    if not is_batchable:
+        for request in requests:
+            request.num_rows = request.group.num_rows = 1
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    assert [r.outcome for r in requests] == [(2 * np.array(rows)).tolist() for rows in ROWS]
+    assert model.shapes == shapes
 
 
-class TraceableRequest(RecordingRequest):
-    __slots__ = ("__weakref__",)
+class Forgetful(FakeModel):
+    """Answers a row less where there are several: what drawn inputs at load may not have shown."""
+
+    quick_rows = 64
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        (answers,) = super().run(feeds)
+        return [answers[: max(1, len(answers) - 1)]]
+
+
+def test_calls_whose_rows_are_not_all_answered_run_alone() -> None:
+    owner = owner_of(Forgetful(), BatchingConfig())
+    requests = [FakeRequest(value) for value in (3, 3, 7)]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    assert [request.digits for request in requests] == [[3], [3], [7]]
+
+
+# What is left behind
 
 
 @pytest.mark.parametrize("num_images", [3, 7])  # at once; in two runs
@@ -435,26 +439,30 @@ class TraceableRequest(RecordingRequest):
 def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images: int, fate: str) -> None:
     clock, model = FakeClock(), GatedModel()
     config = BatchingConfig(max_batch_size=4, queue_capacity=7, max_request_images=7)
-    batcher = Batcher(model, config, clock=clock)
-    occupy(batcher, model)
-    request = TraceableRequest(images_of(*range(num_images)), deadline_s=1.0)
-    trace = weakref.ref(request)
+    owner = owner_of(model, config, clock=clock)
+    last = occupy(owner, model)
+    images = images_of(*range(num_images))
+    trace = weakref.ref(images)
     gc.disable()
     try:
         if fate == "refused":
-            submit(batcher, *range(7))
-            with pytest.raises(Overloaded):
-                batcher.put(request, request.record)
-        else:
-            batcher.put(request, request.record)
+            last = owner.submit(*range(7))
+        request = FakeRequest(*range(num_images), deadline_s=1.0)
+        request.group.messages = [images]
+        del images
+        owner.batcher.submit(request.group)
         if fate == "expired":
             clock.advance(1.0)
+            owner.batcher.tick(clock.now_s)
         if fate == "cancelled":
-            batcher.cancel(request)
+            request.leave()
         model.open(1000)
-        assert batcher.drain(TIMEOUT_S)
-        batcher.close()
-        del request
+        owner.wait(last, *([request] if fate == "answered" else []))
+        last = owner.submit(1)
+        owner.wait(last)
+        owner.batcher.close()
+        request.caller.streams.clear()
+        del request.group
         assert trace() is None
     finally:
         gc.enable()

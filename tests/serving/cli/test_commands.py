@@ -118,6 +118,10 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--self-test-interval", "-1"), "self_test_interval must be 0 to 1e6, got -1.0"),
         (("--reload-interval", "-1"), "reload_interval must be 0 to 1e6, got -1.0"),
         (("--reload-interval", "5", "--version", "1"), "reload_interval replaces versions"),
+        (("--versions", "newest"), "versions must be latest, all, or numbers such as 3,4, got"),
+        (("--version", "1", "--canary", "5%"), "version pins one: versions and canary have no"),
+        (("--model", "digits", "a,b", "--served-name", "x"), "served_name is for one model, not"),
+        (("--models", "http://127.0.0.1/m.zip"), "http://127.0.0.1/m.zip: without TLS it needs"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(
@@ -129,16 +133,18 @@ def test_serve_that_cannot_start_says_why_in_one_line(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("named", ["models/letters", "models"])
+@pytest.mark.parametrize(
+    ("named", "options"), [("models/letters", ()), ("models", ("--model", "digits"))]
+)
 def test_models_folder_without_the_model_names_the_one_that_has(
-    models: Path, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    models: Path, named: str, options: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The first is what `Classifier.load` takes."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
     monkeypatch.chdir(tmp_path)
-    code, _, err = run("serve", "--models", named, "--port", 0, capsys=capsys)
+    code, _, err = run("serve", "--models", named, "--port", 0, *options, capsys=capsys)
     expected = f"no model in {named}/digits, but in models/letters: --models models --model letters"
     assert (code, err) == (2, f"digit-serving: {expected}\n")
 
@@ -189,7 +195,7 @@ def test_bad_value_from_the_environment_names_its_variable(
 def test_environment_configures_a_server(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in {
         "MODELS": str(models), "PORT": "0", "METRICS_PORT": "off", "TRANSPORT": "grpcio",
-        "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7",
+        "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7", "MODEL": "digits",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"DIGITS_{name}", text)
     with started([sys.executable, "-m", "serving", "serve"]) as server:

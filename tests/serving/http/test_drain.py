@@ -2,17 +2,18 @@
 
 import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from serving.classifier import Classifier
-from serving.config import BatchingConfig, ServerConfig
+from serving.config import ServerConfig
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
+from serving.router import Router
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer, Reply
-from tests.support.fakes import GatedModel, images_of
+from tests.support.fakes import GatedModel, images_of, router_of
 
 BODY = json.dumps({"images": images_of(7).tolist()}).encode()
 
@@ -26,8 +27,8 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(models: Path) -> N
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     config = ServerConfig(port=0, metrics_port=None, http_port=0, self_test_interval_s=0)
 
-    async def scenario(classifier: Classifier) -> tuple[bool, int]:
-        server = Server(classifier, config)
+    async def scenario(router: Router) -> tuple[bool, int]:
+        server = Server(router, config)
         await server.start()
         assert server.http_url is not None
         peer = HttpPeer(server.http_url)
@@ -46,8 +47,8 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(models: Path) -> N
             await ask(peer)
         return outcome
 
-    with Classifier(model, BatchingConfig()) as classifier:
-        assert asyncio.run(scenario(classifier)) == (True, 200)
+    with closing(router_of(model)) as router:
+        assert asyncio.run(scenario(router)) == (True, 200)
 
 
 def test_drain_that_takes_too_long_ends(models: Path) -> None:
@@ -57,8 +58,8 @@ def test_drain_that_takes_too_long_ends(models: Path) -> None:
         port=0, metrics_port=None, http_port=0, drain_s=0.1, self_test_interval_s=0
     )
 
-    async def scenario(classifier: Classifier) -> bool:
-        server = Server(classifier, config)
+    async def scenario(router: Router) -> bool:
+        server = Server(router, config)
         await server.start()
         assert server.http_url is not None
         first = asyncio.create_task(ask(HttpPeer(server.http_url)))
@@ -69,5 +70,5 @@ def test_drain_that_takes_too_long_ends(models: Path) -> None:
         await server.stop(grace_s=0)
         return is_drained
 
-    with Classifier(model, BatchingConfig()) as classifier:
-        assert not asyncio.run(scenario(classifier))
+    with closing(router_of(model)) as router:
+        assert not asyncio.run(scenario(router))

@@ -1,29 +1,31 @@
 """Every status of the table, each over a real socket; and what strangers may not do."""
 
+import asyncio
 import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from serving import Classifier
+from serving.batching.awaited_call import EventLoopOwner
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
+from serving.router import Router
 from serving.transports.http import app, bodies
 from serving.transports.http import server as server_module
 from serving.transports.http.problems import STATUS
 from serving.transports.http.server import HttpServer
 from tests.serving.http.peer import HttpPeer
-from tests.support.fakes import GatedModel, images_of
+from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.servers import running_server
 
 TOKEN = "token-0123456789abcdef"
@@ -37,9 +39,10 @@ def body_of(*values: int) -> bytes:
 class Gated:
     """An HTTP port around an engine whose gate the test opens."""
 
-    def __init__(self, engine: GatedModel, classifier: Classifier, server: HttpServer) -> None:
+    def __init__(self, engine: GatedModel, router: Router, server: HttpServer) -> None:
         self.engine = engine
-        self.classifier = classifier
+        self.router = router
+        self.server = server
         self.peer = HttpPeer(server.url)
         self.statuses: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
@@ -61,22 +64,37 @@ class Gated:
         return self.statuses
 
 
+@contextmanager
+def owned(router: Router) -> Iterator[None]:
+    """Have an event loop of its own own the batchers, as that of a gRPC transport does."""
+    loop = asyncio.new_event_loop()
+    router.attach(EventLoopOwner(loop, lambda: None))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
 @pytest.fixture
 def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
-    monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
+    monkeypatch.setattr("serving.router.usable_cores", lambda: 1)
     engine = GatedModel(poison=frozenset({13}))
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
-    with Classifier(model, batching) as classifier:
-        queries = Queries(classifier, Health(("",)))
-        server = HttpServer(classifier, queries, ServerConfig(http_port=0))
+    with closing(router_of(model, batching)) as router:
+        queries = Queries(router, Health(("",)))
+        server = HttpServer(router, queries, ServerConfig(http_port=0))
         server.start()
-        gated = Gated(engine, classifier, server)
-        try:
-            yield gated
-        finally:
-            gated.finish()
-            server.stop()
+        gated = Gated(engine, router, server)
+        with owned(router):
+            try:
+                yield gated
+            finally:
+                gated.finish()
+                server.stop()
 
 
 def test_table_has_every_error() -> None:
@@ -91,7 +109,7 @@ def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
     gated.send("first", 1)
     gated.engine.wait_until_running()
     gated.send("waits", *range(8))
-    while gated.classifier.batcher.num_waiting < 8:
+    while gated.router.num_waiting < 8:
         pass
     reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
     assert (reply.status, reply.headers["retry-after"]) == (429, "1")
@@ -129,7 +147,7 @@ def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:
     gated.send("first", 1)
     gated.engine.wait_until_running()
     gated.send("hasty", 42, Request_Timeout="0.05")
-    while gated.classifier.batcher.num_waiting < 1:
+    while gated.router.num_waiting < 1:
         pass
     threading.Event().wait(0.1)
     assert gated.finish() == {"first": 200, "hasty": 504}
@@ -143,9 +161,9 @@ def test_caller_that_leaves_is_never_run(gated: Gated) -> None:
     place = gated.peer.url.removeprefix("http://").split(":")
     with socket.create_connection((place[0], int(place[1]))) as caller:
         caller.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body_of(42))
-        while gated.classifier.batcher.num_waiting < 1:
+        while gated.router.num_waiting < 1:
             pass
-    while gated.classifier.batcher.num_waiting:
+    while gated.router.num_waiting:
         pass
     gated.finish()
     assert gated.engine.ran == [[1]]
@@ -157,7 +175,7 @@ def test_guilty_images_are_500_without_the_reason(gated: Gated) -> None:
 
 
 def test_draining_is_503(gated: Gated) -> None:
-    gated.classifier.batcher.drain(0)
+    gated.server.refuse()
     reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
     assert gated.peer.get("/v2/health/ready").status == 503

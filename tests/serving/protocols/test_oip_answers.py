@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from serving import Classifier
+from serving.batching.result import Result
 from serving.images import Images
+from serving.protocols.encoding import frame
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.statistics import Statistics
-from serving.protocols.plan import frame
 from serving.signature import DIGITS
+from tests.support.fakes import router_of
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
 
 UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited
@@ -17,17 +19,18 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 @pytest.fixture
 def method(classifier: Classifier) -> Infer:
-    return Infer(classifier, Statistics())
+    return Infer(router_of(classifier.served), Statistics())
 
 
 def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:
     for num_images in (1, 2, 64):
         data = raw_request(images[:num_images]).SerializeToString()
         _, plan = method.read(data)
-        known = method.layouts[frame(data)[: -num_images * DIGITS.image_bytes]]
+        known = method.prefixes[frame(data)[: -num_images * DIGITS.image_bytes]]
         assert known.num_rows == plan.num_rows == num_images
-        answer = (bytes(num_images), bytes(range(40)) * num_images, "7")
-        assert known.write(*answer) == plan.write(*answer)
+        rows = np.arange(10 * num_images, dtype=np.float32).reshape(-1, 10)
+        result = Result([rows], num_images, "7", DIGITS, 0.0, 0.0)
+        assert known.encode(result, 0, 1) == plan.encode(result, 0, 1)
         others = raw_request(images[-num_images:]).SerializeToString()
         pixels, plan = method.read(others)
         assert plan is known
@@ -46,12 +49,12 @@ def test_head_that_asks_for_more_is_not_learned(
     method: Infer, images: Images, fields: dict[str, Any]
 ) -> None:
     method.read(raw_request(images[:1], **fields).SerializeToString())
-    assert not method.layouts
+    assert not method.prefixes
 
 
 def test_head_of_typed_contents_is_not_learned(method: Infer, images: Images) -> None:
     method.read(typed_request(images[:1]).SerializeToString())
-    assert not method.layouts
+    assert not method.prefixes
 
 
 def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
@@ -61,14 +64,14 @@ def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
     data = raw_request(images[:1]).SerializeToString()
     inside = TAG + image  # repeated within a field that nobody reads
     method.read(data + UNKNOWN_FIELD + bytes((0x93, 0x06)) + inside)
-    assert not method.layouts
+    assert not method.prefixes
 
 
 def test_heads_are_bounded(method: Infer, images: Images) -> None:
     for number in range(300):
         hint = {"priority": {"int64_param": number}}
         method.read(raw_request(images[:1], parameters=hint).SerializeToString())
-    assert len(method.layouts) <= 256
+    assert len(method.prefixes) <= 256
 
 
 def test_repeated_requests_are_answered_as_the_first_was(

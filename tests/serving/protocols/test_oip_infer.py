@@ -66,7 +66,7 @@ def test_largest_request_is_answered_and_one_more_image_is_refused(
         np.testing.assert_array_equal(probabilities_in(answer), expected)
         code, text = status_of(lambda request=request: peer.infer(request(many)))  # type: ignore[misc]
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert text == "expected at most 4096 images in a request, got 4097"
+        assert text == "expected at most 4096 rows in a request, got 4097"
 
 
 IMAGE = np.zeros((1, DIGITS.image_bytes), np.uint8)
@@ -76,32 +76,35 @@ TENSOR: dict[str, Any] = {"name": "images", "datatype": "UINT8", "shape": [1, DI
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"inputs": []}, "expected 1 input, 'images', got 0"),
-        ({"inputs": [TENSOR, TENSOR]}, "expected 1 input, 'images', got 2"),
-        ({"inputs": [TENSOR | {"name": "x"}]}, "expected input 'images', got 'x'"),
+        ({"inputs": []}, "expected inputs 'images', got none"),
+        ({"inputs": [TENSOR, TENSOR]}, "expected inputs 'images', got 'images', 'images'"),
+        ({"inputs": [TENSOR | {"name": "x"}]}, "expected inputs 'images', got 'x'"),
         (
             {"inputs": [TENSOR | {"name": "x" * 10_000}]},
-            f"expected input 'images', got '{'x' * 80}'...",
+            f"expected inputs 'images', got '{'x' * 199}...",
         ),
         (
             {"inputs": [TENSOR | {"datatype": "FP32"}]},
-            "expected datatype 'UINT8', got 'FP32'",
+            "expected images UINT8 [N, 784], got FP32 [1, 784]",
         ),
-        ({"inputs": [TENSOR | {"shape": []}]}, "expected shape [N, 784], got []"),
-        ({"inputs": [TENSOR | {"shape": [784]}]}, "expected shape [N, 784], got [784]"),
-        ({"inputs": [TENSOR | {"shape": [1, 28, 28]}]}, "expected shape [N, 784], got [1, 28, 28]"),
-        ({"inputs": [TENSOR | {"shape": [-1, 784]}]}, "expected shape [N, 784], got [-1, 784]"),
-        ({"inputs": [TENSOR | {"shape": [0, 784]}]}, "expected at least 1 image, got 0"),
-        ({"inputs": [TENSOR | {"shape": [2, 784]}]}, "expected 1568 bytes for shape [2, 784], "
+        ({"inputs": [TENSOR | {"shape": []}]}, "expected images UINT8 [N, 784], got UINT8 []"),
+        ({"inputs": [TENSOR | {"shape": [784]}]},
+         "expected images UINT8 [N, 784], got UINT8 [784]"),
+        ({"inputs": [TENSOR | {"shape": [1, 28, 28]}]},
+         "expected images UINT8 [N, 784], got UINT8 [1, 28, 28]"),
+        ({"inputs": [TENSOR | {"shape": [-1, 784]}]},
+         "expected images UINT8 [N, 784], got UINT8 [-1, 784]"),
+        ({"inputs": [TENSOR | {"shape": [0, 784]}]}, "expected at least 1 row, got 0"),
+        ({"inputs": [TENSOR | {"shape": [2, 784]}]}, "expected 1568 bytes for images [2, 784], "
                                                      "got 784"),
         ({"raw_input_contents": [b"", b""]}, "expected 1 raw_input_contents, got 2"),
-        ({"raw_input_contents": [bytes(785)]}, "expected 784 bytes for shape [1, 784], got 785"),
-        ({"raw_input_contents": []}, "expected 784 uint_contents for shape [1, 784], got 0"),
+        ({"raw_input_contents": [bytes(785)]}, "expected 784 bytes for images [1, 784], got 785"),
+        ({"raw_input_contents": []}, "expected 784 uint_contents for images [1, 784], got 0"),
         (
             {"inputs": [TENSOR | {"contents": {"uint_contents": [0] * 784}}]},
             "expected contents or raw_input_contents, got both",
         ),
-        ({"outputs": [{"name": "logits"}]}, "expected output 'probabilities', got 'logits'"),
+        ({"outputs": [{"name": "logits"}]}, "expected outputs 'probabilities', got 'logits'"),
         (
             {"outputs": [{"name": "probabilities",
                           "parameters": {"classification": {"int64_param": 3}}}]},
@@ -132,13 +135,19 @@ def test_bad_request_is_refused_with_what_was_expected_and_what_came(
 @pytest.mark.parametrize(
     ("contents", "text"),
     [
-        ({"uint_contents": [0] * 783}, "expected 784 uint_contents for shape [1, 784], got 783"),
+        (
+            {"uint_contents": [0] * 783},
+            "expected 784 uint_contents for images [1, 784], got 783",
+        ),
         ({"uint_contents": [0] * 783 + [256]}, "expected uint_contents from 0 to 255, got 256"),
         (
             {"uint_contents": [2**32 - 1] * 784},
             f"expected uint_contents from 0 to 255, got {2**32 - 1}",
         ),
-        ({"uint_contents": [200] * 785}, "expected 784 uint_contents for shape [1, 784], got 785"),
+        (
+            {"uint_contents": [200] * 785},
+            "expected 784 uint_contents for images [1, 784], got 785",
+        ),
         ({"int_contents": [0] * 784}, "expected uint_contents for UINT8, got int_contents"),
         ({"fp32_contents": [0.5] * 784}, "expected uint_contents for UINT8, got fp32_contents"),
     ],
@@ -155,7 +164,7 @@ def test_bad_contents_are_refused_with_what_was_expected_and_what_came(
     ("fields", "text"),
     [
         ({"model_name": "letters"}, "no model 'letters': this server serves 'digits'"),
-        ({"model_version": "9"}, "no version '9' of 'digits': this server serves '1'"),
+        ({"model_version": "9"}, "model 'digits' has no version '9', only 1"),
     ],
 )
 def test_unknown_model_or_version_is_not_found(

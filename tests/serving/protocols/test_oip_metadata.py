@@ -9,8 +9,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
+from serving.errors import InvalidRequest, Unavailable
 from serving.images import Images
+from serving.protocols.oip import inference_pb, metadata, repository
+from serving.protocols.oip.metadata import ServedModel
+from serving.protocols.oip.repository import ModelState
 from serving.protocols.oip.statistics import Answered, Run, Statistics
+from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
 from tests.support.servers import RunningServer
 
@@ -24,10 +29,10 @@ def test_server_and_model_are_live_and_ready(peer: Peer) -> None:
 
 def test_metadata_describes_tensors_with_the_batch_axis(peer: Peer, classifier: Classifier) -> None:
     info = classifier.model_info()
-    metadata = peer.call("ModelMetadata", name=info.name)
-    assert (metadata.name, list(metadata.versions)) == (info.name, ["1"])
-    assert metadata.platform == "onnxruntime_onnx"
-    tensors = [*metadata.inputs, *metadata.outputs]
+    described = peer.call("ModelMetadata", name=info.name)
+    assert (described.name, list(described.versions)) == (info.name, ["1"])
+    assert described.platform == "onnxruntime_onnx"
+    tensors = [*described.inputs, *described.outputs]
     assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in tensors] == [
         ("images", "UINT8", [-1, info.signature.image_bytes]),
         ("probabilities", "FP32", [-1, info.signature.num_classes]),
@@ -50,10 +55,10 @@ def test_config_describes_tensors_without_the_batch_axis(
 
 
 def test_server_metadata_advertises_what_works(peer: Peer) -> None:
-    metadata = peer.call("ServerMetadata")
-    assert metadata.name == "digit-serving"
-    assert metadata.version
-    assert list(metadata.extensions) == ["model_configuration", "statistics"]
+    described = peer.call("ServerMetadata")
+    assert described.name == "digit-serving"
+    assert described.version
+    assert list(described.extensions) == ["model_configuration", "statistics"]
 
 
 def test_repository_index_lists_the_served_version(peer: Peer) -> None:
@@ -91,7 +96,7 @@ def test_statistics_count_images_runs_failures_and_times(peer: Peer, images: Ima
 
 
 @pytest.mark.parametrize(
-    "method", ["RepositoryModelLoad", "SystemSharedMemoryStatus", "TraceSetting", "LogSettings"]
+    "method", ["CudaSharedMemoryStatus", "SystemSharedMemoryStatus", "TraceSetting", "LogSettings"]
 )
 def test_what_is_not_offered_is_unimplemented(peer: Peer, method: str) -> None:
     assert status_of(lambda: peer.send(method, b""))[0] is grpc.StatusCode.UNIMPLEMENTED
@@ -122,8 +127,76 @@ def test_success_takes_what_its_parts_take_to_the_nanosecond() -> None:
     statistics = Statistics()
     run = Run(num_rows=1, started_s=0.6e-9, finished_s=1.2e-9)
     for _ in range(20):  # each rounds otherwise
-        statistics.count_success("1", Answered(3, 3, arrived_s=0.0, decode_s=0.6e-9), run)
+        statistics.count_success("digits", "1", Answered(3, 3, arrived_s=0.0, decode_s=0.6e-9), run)
         stats = statistics.message("digits", "1").inference_stats
         parts = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
         assert sum(part.ns for part in parts) == stats.success.ns
         assert {part.count for part in parts} == {stats.success.count}
+
+
+ODD = ServedModel(
+    name="odd",
+    versions=("1", "3"),
+    tensors=TensorSignature(
+        (Tensor("text", "BYTES", (-1, 1)), Tensor("state", "FP16", (2, -1, 64))),
+        (Tensor("score", "FP64", ()),),
+        is_batchable=False,
+    ),
+    max_batch_size=512,
+    max_queue_delay_s=0.001,
+)
+
+
+def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
+    described = metadata.model_metadata(ODD)
+    assert list(described.versions) == ["1", "3"]
+    tensors = [*described.inputs, *described.outputs]
+    assert [(tensor.name, tensor.datatype, [*tensor.shape]) for tensor in tensors] == [
+        ("text", "BYTES", [-1, 1]),
+        ("state", "FP16", [2, -1, 64]),
+        ("score", "FP64", []),
+    ]
+    config = metadata.model_config(ODD).config
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    kinds = config.DESCRIPTOR.fields_by_name["input"].message_type.fields_by_name["data_type"]
+    names = kinds.enum_type.values_by_number
+    assert [
+        (tensor.name, names[tensor.data_type].name, [*tensor.dims])
+        for tensor in (*config.input, *config.output)
+    ] == [
+        ("text", "TYPE_STRING", [-1, 1]),
+        ("state", "TYPE_FP16", [2, -1, 64]),
+        ("score", "TYPE_FP64", []),
+    ]
+
+
+def test_index_lists_all_versions_and_says_why_some_are_not_ready() -> None:
+    states = [ModelState("a", "1"), ModelState("a", "2", "damaged"), ModelState("b", "7")]
+    models = repository.index(b"", states).models
+    assert [(model.name, model.version, model.state, model.reason) for model in models] == [
+        ("a", "1", "READY", ""),
+        ("a", "2", "UNAVAILABLE", "damaged"),
+        ("b", "7", "READY", ""),
+    ]
+    only_ready = inference_pb.RepositoryIndexRequest(ready=True).SerializeToString()
+    assert [model.version for model in repository.index(only_ready, states).models] == ["1", "7"]
+
+
+def test_models_are_loaded_and_unloaded_by_name_where_that_is_allowed() -> None:
+    names: list[str] = []
+    for change, message in (
+        (repository.load, inference_pb.RepositoryModelLoadRequest(model_name="a")),
+        (repository.unload, inference_pb.RepositoryModelUnloadRequest(model_name="b")),
+    ):
+        request = message.SerializeToString()
+        assert change(request, names.append).SerializeToString() == b""
+        with pytest.raises(Unavailable, match="without --allow-repository-control"):
+            change(request, None)
+    assert names == ["a", "b"]
+    message = inference_pb.RepositoryModelLoadRequest(model_name="c")
+    message.parameters["config"].string_param = "{}"
+    with pytest.raises(InvalidRequest, match="expected no parameters"):
+        repository.load(message.SerializeToString(), names.append)
+    extensions = metadata.server_metadata(controls_repository=True).extensions
+    assert list(extensions) == ["model_configuration", "statistics", "model_repository"]

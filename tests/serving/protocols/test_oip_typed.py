@@ -1,5 +1,7 @@
 """Typed contents in every encoding that protobuf allows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -8,6 +10,8 @@ from serving.errors import InvalidRequest
 from serving.protocols.digits_v1.wire import varint
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.typed import TypedContents
+from serving.protocols.oip.values import from_typed
+from serving.tensors import Tensor
 
 NUMBERS = list(range(256)) * 3 + [0, 128, 255, 127]
 TENSOR = b"\x0a\x06images\x12\x05UINT8\x18\x01\x18\x84\x06"
@@ -37,28 +41,38 @@ def request(*contents: bytes) -> bytes:
     return field(1, b"digits") + field(5, tensor) + field(3, b"an id")
 
 
+IMAGES = Tensor("images", "UINT8", (1, len(NUMBERS)))
+
+
+def pixels_of(message: bytes) -> tuple[list[int], Any]:
+    """The numbers of a message's only input, and the rest of it as protobuf reads it."""
+    typed = TypedContents(message)
+    rest = ModelInferRequest.FromString(typed.rest)
+    parts = typed.inputs[0].get(4, rest.inputs[0].contents.uint_contents)
+    size = len(ModelInferRequest.FromString(message).inputs[0].contents.uint_contents)
+    return from_typed(parts, IMAGES, (size,)).tolist(), rest
+
+
 @pytest.mark.parametrize(
-    "message",
+    ("message", "is_packed"),
     [
-        request(packed(NUMBERS)),
-        request(unpacked(NUMBERS)),
-        request(packed(NUMBERS[:400]) + packed(NUMBERS[400:])),
-        request(packed(NUMBERS[:300]) + unpacked(NUMBERS[300:])),
-        request(unpacked(NUMBERS[:-3]) + packed(NUMBERS[-3:-1]) + unpacked(NUMBERS[-1:])),
-        request(unpacked(NUMBERS[:-1]) + b"\x78\x01" + unpacked(NUMBERS[-1:])),
-        request(unpacked(NUMBERS) + b"\x7a\x03abc"),
-        request(packed(NUMBERS[:7]), unpacked(NUMBERS[7:])),
-        request(field(4, b"".join(padded(number, 3) for number in NUMBERS))),
-        request(b"".join(b"\x20" + padded(number, 10) for number in NUMBERS)),
+        (request(packed(NUMBERS)), True),
+        (request(packed(NUMBERS[:400]) + packed(NUMBERS[400:])), True),
+        (request(packed(NUMBERS[:7]), packed(NUMBERS[7:])), True),
+        (request(field(4, b"".join(padded(number, 3) for number in NUMBERS))), True),
+        (request(field(4, b"".join(padded(number, 10) for number in NUMBERS))), True),
+        (request(unpacked(NUMBERS)), False),
+        (request(packed(NUMBERS[:300]) + unpacked(NUMBERS[300:])), False),
+        (request(packed(NUMBERS) + b"\x78\x01"), False),
+        (request(packed(NUMBERS[:7]), unpacked(NUMBERS[7:])), False),
+        (request(b"".join(b"\x20" + padded(number, 10) for number in NUMBERS)), False),
     ],
 )
-def test_numbers_are_those_that_protobuf_reads(message: bytes) -> None:
+def test_numbers_are_those_that_protobuf_reads(message: bytes, is_packed: bool) -> None:
     (tensor,) = ModelInferRequest.FromString(message).inputs
-    assert list(tensor.contents.uint_contents) == NUMBERS
-    typed = TypedContents(message)
-    assert list(typed.pixels()) == NUMBERS
-    rest = ModelInferRequest.FromString(typed.rest)
-    assert not rest.inputs[0].contents.uint_contents
+    found, rest = pixels_of(message)
+    assert found == list(tensor.contents.uint_contents) == NUMBERS
+    assert bool(rest.inputs[0].contents.uint_contents) is not is_packed
     assert (rest.model_name, rest.id, rest.inputs[0].shape) == ("digits", "an id", tensor.shape)
     assert rest.inputs[0].HasField("contents")
 
@@ -69,17 +83,24 @@ def test_numbers_are_those_that_protobuf_reads(message: bytes) -> None:
         (packed([1, 2, 300, 400]), "expected uint_contents from 0 to 255, got 300"),
         (unpacked([7, 256]), "expected uint_contents from 0 to 255, got 256"),
         (field(4, b"\x81\x80\x01"), "expected uint_contents from 0 to 255, got 16385"),
-        (field(4, b"\x01\x80"), "expected uint_contents, got bytes that are no varints"),
-        (field(4, b"\x80" * 10 + b"\x00"), "expected uint_contents, got bytes that are no varints"),
     ],
 )
 def test_other_numbers_are_refused(contents: bytes, text: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        TypedContents(request(contents)).pixels()
+        pixels_of(request(contents))
     assert str(refused.value) == text
 
 
-@pytest.mark.parametrize("contents", [unpacked([1, 2]) + b"\x20", unpacked([1, 2]) + b"\x20\x80"])
+@pytest.mark.parametrize("encoded", [b"\x01\x80", b"\x80" * 10 + b"\x00", b"\x80"])
+def test_bytes_that_are_no_varints_are_refused(encoded: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="expected uint_contents, got bytes that are no varin"):
+        from_typed([encoded], IMAGES, (1,))
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [unpacked([1, 2]) + b"\x20", packed([1, 2]) + b"\x20\x80", b"\x42\x02a", b"\x42", b"\x42\xff"],
+)
 def test_cut_off_field_is_left_to_the_parser(contents: bytes) -> None:
     with pytest.raises(DecodeError):
         ModelInferRequest.FromString(TypedContents(request(contents)).rest)
@@ -87,8 +108,22 @@ def test_cut_off_field_is_left_to_the_parser(contents: bytes) -> None:
 
 def test_fields_are_counted_in_all_inputs_together() -> None:
     tensor = field(5, TENSOR + field(5, packed([1])) * 8)
-    with pytest.raises(InvalidRequest, match="expected at most 64 fields"):
-        TypedContents(tensor * 5)
+    with pytest.raises(InvalidRequest, match="expected at most 1024 fields"):
+        TypedContents(tensor * 80)
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        (b"\x42\x00" * 65_537, "expected at most 65536 BYTES in a request, got more"),
+        (b"\x20\x01" * (1 << 19), "expected packed contents, or at most 1048576 bytes of others"),
+    ],
+)
+def test_contents_that_are_slow_to_read_are_bounded(contents: bytes, text: str) -> None:
+    TypedContents(request(contents[:1000]))
+    with pytest.raises(InvalidRequest) as refused:
+        TypedContents(request(contents))
+    assert str(refused.value) == text
 
 
 def test_largest_request_is_taken_apart_without_its_numbers() -> None:
@@ -97,4 +132,4 @@ def test_largest_request_is_taken_apart_without_its_numbers() -> None:
     encoded[:, 0], encoded[:, 1] = pixels | 0x80, pixels >> 7
     typed = TypedContents(request(field(4, encoded.tobytes())))
     assert len(typed.rest) < 100
-    assert typed.pixels() == pixels.tobytes()
+    np.testing.assert_array_equal(from_typed(typed.inputs[0][4], IMAGES, pixels.shape), pixels)

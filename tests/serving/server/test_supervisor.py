@@ -17,14 +17,14 @@ import grpc
 import pytest
 
 from serving import Classifier
+from serving.config import BatchingConfig
 from serving.images import Images
-from serving.model.info import ModelInfo
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.backoff import Backoff
 from serving.server.port import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, total
+from serving.telemetry.report import Report, Served, total
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
@@ -268,8 +268,7 @@ def test_backoff_doubles_and_forgets_after_a_long_life() -> None:
 
 
 def test_reports_add_up() -> None:
-    info = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
-                     max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
+    models = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
     first, second, dead = Counts(), Counts(), Counts()
     first.requests["Classify", "OK"] = 2
     second.requests["Classify", "OK"] = 3
@@ -278,7 +277,7 @@ def test_reports_add_up() -> None:
         counts.batch_images.add(7)
     usage = Usage(resident_bytes=1_000, num_files=10)
     reports = [
-        Report(info, num_waiting, 100, 3, is_serving, usage, counts)
+        Report(models, BatchingConfig(), num_waiting, 100, 3, is_serving, usage, counts)
         for num_waiting, is_serving, counts in ((4, True, first), (5, False, second))
     ]
     summed = total(reports, dead)

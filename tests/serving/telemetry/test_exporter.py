@@ -15,20 +15,18 @@ import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.model.info import ModelInfo
 from serving.server.serve import serve
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
 from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report
+from serving.telemetry.report import Report, Served
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
 from tests.support.servers import on_both, running_server
 from tests.support.tickets import image_with
 
-INFO = ModelInfo(name="digits", version="1", device="cpu", precision="fp32", transport="h2",
-                 max_request_images=1, max_batch_size=1, test_accuracy=1.0)  # fmt: skip
+MODELS = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
 
 
 def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
@@ -44,7 +42,7 @@ def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 def report() -> Report:
-    return Report(INFO, 0, 100, 0, True, Usage.now(), Counts())
+    return Report(MODELS, BatchingConfig(), 0, 100, 0, True, Usage.now(), Counts())
 
 
 @pytest.fixture
@@ -100,7 +98,7 @@ def test_it_answers_while_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -
         seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
         raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr("serving.classifier.Classifier.open", load)
+    monkeypatch.setattr("serving.server.serve.open_catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)

@@ -8,32 +8,38 @@ import asyncio
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import grpc
 import pytest
 from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, WindowUpdateFrame
 
-import serving
-from serving import Classifier
+from serving.batching.awaited_call import Peer, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.images import Images
-from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.digits_v1.wire import encode_request
+from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.transports.h2 import connections, queue, runs
+from serving.router import Router
+from serving.transports.h2 import connections
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
-from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
+from tests.support.fakes import (
+    MANIFEST,
+    TIMEOUT_S,
+    FakeModel,
+    GatedModel,
+    images_of,
+    router_of,
+    versions_of,
+)
 from tests.support.h2_connection import Connection, Reply, message, request_headers
 from tests.support.h2_server import h2_server, with_small_buffer
 
-MODELS = Path(serving.__file__).parent / "pretrained" / "digits"
-MANIFEST = repository.load_manifest(MODELS / repository.versions(MODELS)[0])
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 GUILTY = 13
@@ -54,7 +60,7 @@ class Held:
     """A server whose loop runs the images itself, and a connection to it."""
 
     engine: GatedModel
-    classifier: Classifier
+    router: Router
     address: str
     connection: Connection
 
@@ -77,7 +83,7 @@ class Held:
     @property
     def counts(self) -> dict[tuple[str, str], int]:
         """The calls by method and status."""
-        return self.classifier.metrics.snapshot().requests
+        return self.router.metrics.snapshot().requests
 
 
 @pytest.fixture
@@ -96,13 +102,13 @@ def held(batching: BatchingConfig, quick_rows: int) -> Iterator[Held]:
     model = LoadedModel(engine, MANIFEST, "fp32", quick_rows)
     limits = Limits(max_message_bytes=1_000_000)
     with (
-        Classifier(model, batching) as classifier,
-        h2_server(classifier, limits) as address,
+        closing(router_of(model, batching)) as router,
+        h2_server(router, limits) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open_wide()
         try:
-            yield Held(engine, classifier, address, connection)
+            yield Held(engine, router, address, connection)
         finally:
             engine.open(1000)
 
@@ -145,7 +151,9 @@ def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held: Held
 def test_call_whose_deadline_passes_during_the_run_before_is_not_run(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "_SHARE_OF_PATIENCE", math.inf)  # else it would be refused at once
+    monkeypatch.setattr(
+        "serving.batching.queue._SHARE_OF_PATIENCE", math.inf
+    )  # else it would be refused at once
     held.occupy()
     held.connection.send(
         *held.frames(3, request(1)),
@@ -183,7 +191,7 @@ def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
 
     held.occupy()
     held.connection.send(*held.frames(3, request(1)), *held.frames(5, request(2, 3)))
-    monkeypatch.setattr(runs, "class_numbers", fail)  # for call 1
+    monkeypatch.setattr("serving.batching.result.class_numbers", fail)  # for call 1
     held.engine.open(1000)
     assert held.connection.reply(1).status == INTERNAL
     assert digits(held.connection.reply(3)) == [1]
@@ -198,7 +206,8 @@ def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_rows
     held.connection.send(*held.frames(3, request(1)))
     engine = FakeModel()
     manifest = replace(MANIFEST, version="99")
-    held.classifier.adopt(LoadedModel(engine, manifest, "fp32", next_quick_rows))
+    newer = LoadedModel(engine, manifest, "fp32", next_quick_rows)
+    held.router.change("digits", versions_of(newer))
     held.engine.open()
     versions = [
         digits_pb2.ClassifyResponse.FromString(held.connection.reply(stream).body[5:]).model_version
@@ -279,7 +288,11 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
     async def beat_during_a_run(server: H2Server) -> None:
         await server.start()
         await server.beat()
-        call = asyncio.create_task(server.ask(images_of(0).tobytes()))
+        route = router.find("digits")
+        assert router.owner is not None
+        image, encoder = images_of(0).tobytes(), Rows(route, None, 1)
+        rows = submit(router.owner, route, Peer(""), image, encoder)
+        call = asyncio.create_task(rows)
         await asyncio.to_thread(engine.wait_until_running)
         beat = asyncio.create_task(server.beat())
         done, _ = await asyncio.wait([beat, call], timeout=0.1)
@@ -289,9 +302,9 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
         await call
         await server.stop(0.0)
 
-    with Classifier(model, batching) as classifier:
-        methods = digits_methods(classifier, "h2")
-        asyncio.run(beat_during_a_run(H2Server(classifier, methods, ServerConfig(port=0))))
+    with closing(router_of(model, batching)) as router:
+        methods = digits_methods(router, "h2")
+        asyncio.run(beat_during_a_run(H2Server(router, methods, ServerConfig(port=0))))
 
 
 def changing(held: Held, stream: int) -> list[Frame]:
@@ -340,7 +353,7 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
             return super().classify(images)
 
     manifest = replace(MANIFEST, version="99")
-    held.classifier.adopt(LoadedModel(Slow(), manifest, "fp32", 0))
+    held.router.change("digits", versions_of(LoadedModel(Slow(), manifest, "fp32", 0)))
     for stream in (7, 9, 11):
         held.connection.send(*changing(held, stream))
         held.connection.reply(stream)

@@ -121,7 +121,7 @@ def test_requests_over_http_have_spans(
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert attributes_of(span).items() >= {
         "http.request.method": "POST", "url.path": "/v1/digits", "http.response.status_code": 200,
-        "request_id": request_id,
+        "request_id": request_id, "model.name": "digits", "model.version": "1", "batch.rows": 1,
     }.items()  # fmt: skip
     assert [event.name for event in span.events] == ["run started", "run finished"]
 

@@ -1,26 +1,30 @@
-"""The queue of the h2 transport, with connections that have no socket."""
+"""The queue, with connections that have no socket."""
 
 import math
+import random
 import weakref
 from typing import Any
 
 import pytest
 
-from serving.protocols.plan import Plan
-from serving.transports.h2.queue import Group, Line, Queue
+from serving.batching.queue import Group, Queue
+from tests.support.fakes import FakeCaller
 
 
-class FakeConnection:
+class FakeConnection(FakeCaller):
     """What the queue uses of a connection."""
-
-    def __init__(self, address: str = "") -> None:
-        self.streams: dict[int, Any] = {}
-        self.line = Line(address)
 
     def leave(self, *stream_ids: int) -> None:
         """Cancel calls, as a caller does that gives up."""
         for stream_id in stream_ids:
             del self.streams[stream_id]
+
+
+class Rows:
+    """All that the queue asks of an encoder."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
 
 
 class FilledQueue:
@@ -33,18 +37,18 @@ class FilledQueue:
         self, connection: FakeConnection, *stream_ids: int, num_images: int = 1,
         arrived_s: float = 0.0, deadline_s: float = math.inf,
     ) -> None:  # fmt: skip
-        plan = Plan("Classify", num_images, lambda digits, rows, version: b"")
         for stream_id in stream_ids:
             connection.streams[stream_id] = object()
         ids: Any = stream_ids
-        messages = [b""] * len(ids)
-        self.queue.put(Group(connection, ids, messages, plan, arrived_s, deadline_s))
+        rows: Any = Rows(num_images)
+        sink: Any = None
+        self.queue.put(Group(connection, ids, [b""] * len(ids), rows, sink, arrived_s, deadline_s))
 
     def room(self, connection: Any, timeout_s: float = math.inf) -> float:
-        return self.queue.room(connection.line, timeout_s)
+        return self.queue.room(connection, timeout_s)
 
     def forget(self, connection: Any) -> None:
-        self.queue.forget(connection.line)
+        self.queue.forget(connection)
 
     def take(self, max_rows: int, now_s: float = 0.0) -> list[int]:
         """Take a batch; returns its streams and ends their calls."""
@@ -210,7 +214,7 @@ def test_connection_that_comes_again_takes_its_turn_once(filled: FilledQueue) ->
 def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
     connection = FakeConnection()
     filled.put(connection, *range(20))
-    filled.queue.note_cancelled(10.0)
+    connection.gave_up_s = 10.0
     assert filled.take(4, 10.9) == [16, 17, 18, 19]
     assert filled.take(4, 11.0) == [0, 1, 2, 3]  # all is well again
     assert filled.queue.num_rows == 12
@@ -221,18 +225,19 @@ def test_nobody_gave_up_when_the_clock_begins(filled: FilledQueue) -> None:
     assert filled.take(4, 0.0) == [0, 1, 2, 3]
 
 
-def test_connection_that_closes_does_not_hide_that_others_gave_up(filled: FilledQueue) -> None:
-    filled.put(FakeConnection(), *range(20))
-    filled.queue.note_cancelled(10.0)
-    filled.queue.note_cancelled(0.0)
-    assert filled.take(4, 10.1) == [16, 17, 18, 19]
+def test_only_the_caller_that_gave_up_is_taken_from_behind(filled: FilledQueue) -> None:
+    hasty, patient = FakeConnection(), FakeConnection()
+    filled.put(hasty, *range(20))
+    filled.put(patient, *range(100, 120))
+    hasty.gave_up_s = 10.0
+    assert filled.take(32, 10.1) == [*range(4, 20), *range(100, 116)]
 
 
 def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) -> None:
     connection = FakeConnection()
     filled.put(connection, *range(200))
     connection.leave(*range(100))
-    filled.queue.note_cancelled(10.0)
+    connection.gave_up_s = 10.0
     assert filled.take(4, 10.0) == [196, 197, 198, 199]
     assert filled.queue.num_rows == 96
 
@@ -241,7 +246,7 @@ def test_all_were_given_up(filled: FilledQueue) -> None:
     connection = FakeConnection()
     filled.put(connection, *range(20))
     connection.leave(*range(20))
-    filled.queue.note_cancelled(10.0)
+    connection.gave_up_s = 10.0
     assert filled.take(4, 10.0) == []
     assert is_empty(filled)
     filled.put(connection, 101)
@@ -320,7 +325,8 @@ def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
     filled.put(closed, 1, 3, num_images=5)
     filled.put(other, 2, 4)
     filled.forget(closed)
-    assert (filled.queue.num_rows, closed.line.num_rows) == (2, 0)
+    assert filled.queue.num_rows == 2
+    assert not filled.queue.streams_of(closed)
     trace = weakref.ref(closed)
     del closed
     assert trace() is None
@@ -336,3 +342,67 @@ def test_connection_that_had_nothing_waiting_may_close(filled: FilledQueue) -> N
     filled.put(other, 2)
     filled.forget(idle)
     assert filled.take(8) == [2]
+
+
+def test_late_calls_are_taken_out_of_the_middle(filled: FilledQueue) -> None:
+    a, b = FakeConnection("a"), FakeConnection("b")
+    filled.put(a, 1, 2)
+    filled.put(a, 3, 4, num_images=5, deadline_s=1.0)
+    filled.put(b, 5, deadline_s=1.0)
+    filled.put(a, 6)
+    a.leave(4)
+    late: list[Any] = [stream for group in filled.queue.sweep(1.0) for stream in group.streams]
+    assert late == [3, 5]
+    assert filled.queue.num_rows == 3
+    assert filled.take(8) == [1, 2, 6]
+    assert is_empty(filled)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_call_comes_out_once_whatever_happens(seed: int) -> None:
+    """Random puts, departures, closed connections and batches, beside a plain list of calls."""
+    generator, filled, now_s = random.Random(seed), FilledQueue(), 0.0
+    connections = [FakeConnection(address) for address in "aabc"]
+    waiting: dict[int, tuple[FakeConnection, int, float]] = {}
+    for number in range(2000):
+        connection = generator.choice(connections)
+        event = generator.random()
+        if event < 0.5:
+            ids = range(10 * number, 10 * number + generator.randint(1, 5))
+            rows, deadline_s = generator.choice([1, 1, 3, 20]), now_s + generator.choice([1, 9])
+            filled.put(connection, *ids, num_images=rows, deadline_s=deadline_s)
+            waiting |= dict.fromkeys(ids, (connection, rows, deadline_s))
+        elif event < 0.6:
+            gone = [each for each in connection.streams if generator.random() < 0.5]
+            connection.leave(*gone)
+            connection.gave_up_s = now_s
+            for each in gone:
+                del waiting[each]
+        elif event < 0.62:
+            filled.forget(connection)
+            for each in [each for each, (owner, *_) in waiting.items() if owner is connection]:
+                del waiting[each], connection.streams[each]
+        else:
+            size = generator.choice([1, 8, 64])
+            run, late = filled.take_all(size, now_s)
+            assert all(waiting[each][2] <= now_s for each in late)
+            assert all(waiting[each][2] > now_s for each in run)
+            assert sum(waiting[each][1] for each in run) <= size or len(run) == 1
+            for each in (*run, *late):
+                del waiting[each]
+            now_s += 0.1
+        if event < 0.05:
+            swept: Any = filled.queue.sweep(now_s)
+            for group in swept:
+                for each in group.streams:
+                    assert waiting.pop(each)[2] <= now_s
+                    del group.caller.streams[each]
+            assert filled.queue.num_rows == sum(rows for _, rows, _ in waiting.values())
+        owned = {each for one in connections for each in filled.queue.streams_of(one)}
+        assert set(waiting) <= owned
+        assert filled.queue.num_rows >= sum(rows for _, rows, _ in waiting.values())
+    while filled.queue.num_rows:
+        run, late = filled.take_all(64, now_s)
+        for each in (*run, *late):
+            del waiting[each]
+    assert not waiting

@@ -1,0 +1,166 @@
+"""Calls that an event loop awaits, through a batcher whose owner may be another thread."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from serving.batching.batcher import Batcher, Owner
+from serving.batching.queue import Encoder, Group, Line, Queue
+from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.telemetry.tracing import NEVER, Ran, latest_run
+
+_numbers = itertools.count()
+_LOOK_S = 0.001
+"""How often a batch that waits for more rows is looked at."""
+_TICK_S = 0.1
+"""How often calls that wait are looked at."""
+
+
+class Peer:
+    """Who sends calls: they take turns with those of others."""
+
+    def __init__(self, address: str) -> None:
+        """Start without calls."""
+        self.address = address
+        self.streams: set[Any] = set()
+        self.lines: dict[Queue, Line] = {}
+        self.gave_up_s = -math.inf
+
+
+class Peers:
+    """The peers that have calls in progress."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._peers: WeakValueDictionary[str, Peer] = WeakValueDictionary()
+
+    def get(self, name: str, address: str) -> Peer:
+        """Return the peer with a name, at an address without its port."""
+        peer = self._peers.get(name)
+        if peer is None:
+            peer = self._peers[name] = Peer(address)
+        return peer
+
+
+class Target(Protocol):
+    """What takes calls: a batcher, or the model that has it."""
+
+    def submit(self, group: Group) -> int:
+        """See `Batcher.submit`."""
+
+
+async def submit(
+    owner: Owner,
+    target: Target,
+    peer: Peer,
+    message: Any,
+    encoder: Encoder,
+    deadline_s: float = math.inf,
+) -> tuple[Any, Ran]:
+    """Have a request run; if the task is cancelled, it does not run.
+
+    Args:
+        owner: what the target's batchers belong to.
+        target: takes the request.
+        peer: who sent the request.
+        message: its rows: bytes, or an array for each input.
+        encoder: makes the response.
+        deadline_s: in monotonic seconds.
+
+    Returns:
+        The response, and the run.
+
+    Raises:
+        Overloaded: there is no room in the queue.
+        DeadlineExceeded: the deadline came first.
+        ModelError: the run failed.
+    """
+    call, arrived_s, number = _Call(), time.monotonic(), next(_numbers)
+    peer.streams.add(number)
+    streams: Sequence[Any] = [number]
+    group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
+    owner.post(partial(call.begin, target, group))
+    try:
+        left_s = None if deadline_s == math.inf else deadline_s - arrived_s
+        response = await asyncio.wait_for(call.outcome, left_s)
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    finally:
+        peer.streams.discard(number)
+    return response, call.run
+
+
+class _Call:
+    """Takes the outcome of one call, on the owner's thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Any] = self._loop.create_future()
+        self.run = NEVER
+        """The run that answered it."""
+
+    def begin(self, target: Target, group: Group) -> None:
+        if not target.submit(group):
+            self.fail(group, Overloaded())
+
+    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+        if responses:
+            self.run = latest_run.get()
+            self._loop.call_soon_threadsafe(self._settle, self.outcome.set_result, responses[0])
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        self._loop.call_soon_threadsafe(self._settle, self.outcome.set_exception, error)
+
+    def _settle(self, settle: Callable[[Any], None], outcome: Any) -> None:
+        if not self.outcome.done():  # cancelled meanwhile
+            settle(outcome)
+
+
+class EventLoopOwner:
+    """An event loop that owns batchers."""
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, forget: Callable[[], None]) -> None:
+        """Use `loop`; `forget` has all messages parsed again."""
+        self._loop = loop
+        self._forget = forget
+        self._ticking: set[Batcher] = set()
+
+    def post(self, task: Callable[[], None]) -> None:
+        """See `Owner`."""
+        self._loop.call_soon_threadsafe(task)
+
+    def schedule(self, batcher: Batcher) -> None:
+        """See `Owner`."""
+        self._loop.call_soon(self._turn, batcher)
+        if batcher not in self._ticking:
+            self._ticking.add(batcher)
+            self._loop.call_later(_TICK_S, self._tick, batcher)
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """See `Owner`."""
+        self._loop.call_soon(task)
+
+    def forget_layouts(self) -> None:
+        """See `Owner`."""
+        self._forget()
+
+    def _turn(self, batcher: Batcher) -> None:
+        now_s = self.clock()
+        if batcher.max_delay_s and batcher.delay_s(now_s):
+            self._loop.call_later(_LOOK_S, self._turn, batcher)
+        else:
+            batcher.turn(now_s)
+
+    def _tick(self, batcher: Batcher) -> None:
+        if batcher.is_busy:
+            batcher.tick(self.clock())
+            self._loop.call_later(_TICK_S, self._tick, batcher)
+        else:
+            self._ticking.discard(batcher)

@@ -1,0 +1,339 @@
+"""The queue of calls that wait for a run; callers take turns."""
+
+from collections import deque
+from collections.abc import Container, Sequence
+from typing import Any, Protocol
+
+from serving.batching.result import Result
+from serving.errors import DigitsError
+
+TURN_ROWS = 16
+"""Rows that one caller adds to a batch before the others' turn."""
+_SHARE_OF_PATIENCE = 0.25
+"""How much of its time a call may wait for the runs before its own: under overload reading and
+refusing take as long again, and so do the network and the kernel."""
+_OWN_ROWS = 8
+"""Rows that a caller, or else an address, may have waiting however many others have."""
+_GIVE_UP_MEMORY_S = 1.0
+"""How long it is remembered that a caller gave up."""
+
+
+class Caller(Protocol):
+    """Who sends calls: a connection. Callers take turns."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, without its port."""
+
+    @property
+    def streams(self) -> Container[bytes]:
+        """Its calls; one that has left, or was answered, is not in it."""
+
+    @property
+    def gave_up_s(self) -> float:
+        """When it last cancelled a call, in monotonic seconds."""
+
+    @property
+    def lines(self) -> "dict[Queue, Line]":
+        """What it has waiting in each queue."""
+
+
+class Encoder(Protocol):
+    """What calls of one layout have in common, and how they are answered."""
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of each call."""
+
+    @property
+    def method(self) -> str | None:
+        """The name under which an answered call is counted; None if it is counted elsewhere."""
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        """Make the answers to calls of a run that succeeded, the first of row `at`."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether `count` does anything."""
+
+    def count(self, result: Result, group: "Group") -> None:
+        """Count calls that were answered."""
+
+    def count_failure(self, duration_s: float, num_calls: int) -> None:
+        """Count calls that ended with an error."""
+
+
+class Sink(Protocol):
+    """What takes the outcome of calls, on the owner's thread."""
+
+    def answer(self, group: "Group", responses: Sequence[Any]) -> None:
+        """Take the responses, one for each call."""
+
+    def fail(self, group: "Group", error: DigitsError) -> None:
+        """Take the reason why there are none."""
+
+
+class Line:
+    """What one caller has waiting."""
+
+    __slots__ = ("caller", "groups", "num_rows")
+
+    def __init__(self, caller: Caller) -> None:
+        """Start empty."""
+        self.caller = caller
+        self.groups: deque[Group] = deque()
+        self.num_rows = 0
+
+    def take(self, number: int, *, newest: bool) -> "Group":
+        """Take up to a number of calls of the oldest group, or of the newest."""
+        group = self.groups.pop() if newest else self.groups.popleft()
+        size = len(group.streams)
+        if size > number:
+            at = size - number if newest else number
+            older, newer = group.cut(0, at), group.cut(at, size)
+            if newest:
+                self.groups.append(older)
+                group = newer
+            else:
+                self.groups.appendleft(newer)
+                group = older
+        self.num_rows -= group.num_rows
+        return group
+
+    def drop_cancelled(self) -> None:
+        """Drop the oldest calls, as far as their callers have left."""
+        while self.groups:
+            group, number = self.groups[0], 0
+            while number < len(group.streams) and group.streams[number] not in group.caller.streams:
+                number += 1
+            if not number:
+                break
+            self.take(number, newest=False)
+
+
+class Group:
+    """Calls of one caller that came together, or messages of one stream, with one encoder."""
+
+    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
+                 "slots", "streams")  # fmt: skip
+
+    def __init__(
+        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any], encoder: Encoder,
+        sink: Sink, arrived_s: float, deadline_s: float, slots: Sequence[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Describe calls that wait.
+
+        Args:
+            caller: who sent them.
+            streams: the calls.
+            messages: the rows of each: bytes, or an array for each input.
+            encoder: how each is answered.
+            sink: takes the outcome.
+            arrived_s: when they came, in monotonic seconds.
+            deadline_s: when they are late.
+            slots: what the sink knows them by, if not by their stream.
+        """
+        self.caller = caller
+        self.streams = streams
+        self.messages = messages
+        self.encoder = encoder
+        self.sink = sink
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.slots = slots
+        self.num_rows = len(streams) * encoder.num_rows
+        """The rows of all of them."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no caller has left."""
+        return all(map(self.caller.streams.__contains__, self.streams))
+
+    def cut(self, begin: int, end: int) -> "Group":
+        """Return some of the calls."""
+        return Group(
+            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
+            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
+        )  # fmt: skip
+
+    def still_open(self, responses: Sequence[Any]) -> "tuple[Group, Sequence[Any]]":
+        """Return the calls whose callers have not left, and their responses."""
+        if self.is_open:
+            return self, responses
+        streams, slots = self.caller.streams, self.slots
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        group = Group(
+            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
+            self.encoder, self.sink, self.arrived_s, self.deadline_s,
+            slots and [slots[i] for i in at],
+        )  # fmt: skip
+        return group, [responses[i] for i in at]
+
+    def put_open(self, groups: "list[Group]") -> None:
+        """Add the calls to a list, but those whose callers have left."""
+        streams = self.caller.streams
+        if all(map(streams.__contains__, self.streams)):
+            groups.append(self)
+        else:
+            groups += [self.cut(i, i + 1) for i, s in enumerate(self.streams) if s in streams]
+
+
+class Queue:
+    """Calls that were read and have not run; used by one thread only."""
+
+    def __init__(self, capacity: int) -> None:
+        """Start empty; `capacity` counts rows."""
+        self.num_rows = 0
+        self.oldest_s = 0.0
+        """When the first call arrived in the empty queue, in monotonic seconds."""
+        self.capacity = capacity
+        self.run_rows = 1
+        """The most rows of a run."""
+        self.row_s = 0.0
+        """Seconds for a row in full runs, with the reading before: a moving average."""
+        self._ring: deque[Line] = deque()
+        """Those with calls that wait, the next one's turn first."""
+        self._addresses: dict[str, int] = {}
+        """Rows that wait, by where their callers are."""
+
+    def room(self, caller: Caller, timeout_s: float) -> float:
+        """Return how many more rows of calls with this timeout may wait.
+
+        What fits in the next run is never refused, however long the last runs took. Nor is a caller
+        with few calls for those of others: half as much again is kept for callers with few calls,
+        and as much for addresses with few.
+        """
+        most: float = self.capacity
+        if self.row_s:
+            patience = timeout_s * _SHARE_OF_PATIENCE / self.row_s
+            most = min(most, max(self.run_rows, patience))
+        room = most - self.num_rows
+        if room < _OWN_ROWS:
+            if room < -most / 2:
+                own = self._addresses.get(caller.address, 0)
+            else:
+                line = caller.lines.get(self)
+                own = line.num_rows if line else 0
+            room = max(room, min(_OWN_ROWS - own, room + most))
+        return room
+
+    def note_run(self, num_rows: int, seconds: float) -> None:
+        """Learn what a row takes from a run of more than half of `run_rows`; of less it is more."""
+        self.row_s += (seconds / num_rows - self.row_s) / 8
+
+    @property
+    def has_room_for_streams(self) -> bool:
+        """Whether streams may add to it: half is left for unary calls, which can't be stalled."""
+        return self.num_rows < self.capacity // 2 or not self.num_rows
+
+    def put(self, group: Group) -> None:
+        """Add calls."""
+        caller = group.caller
+        line = caller.lines.get(self)
+        if line is None:
+            line = caller.lines[self] = Line(caller)
+        if not line.groups:
+            if not self._ring:
+                self.oldest_s = group.arrived_s
+            self._ring.append(line)
+        num_rows, address = group.num_rows, caller.address
+        line.groups.append(group)
+        line.num_rows += num_rows
+        self._addresses[address] = self._addresses.get(address, 0) + num_rows
+        self.num_rows += num_rows
+
+    def streams_of(self, caller: Caller) -> set[bytes]:
+        """Return the calls of a caller that wait."""
+        line = caller.lines.get(self)
+        return {stream for group in line.groups for stream in group.streams} if line else set()
+
+    def take(self, max_rows: int, now_s: float) -> tuple[list[Group], list[Group]]:
+        """Take up to `max_rows` rows, or one call that is larger.
+
+        The newest of a caller that gives up go first, for its deadlines are not known: the oldest
+        are about to be cancelled, so first come, first served would answer nothing in time.
+
+        Returns:
+            The calls to run, and those whose deadline has passed. Cancelled ones are in neither.
+        """
+        taken: list[Group] = []
+        if self.num_rows <= max_rows:
+            for line in self._ring:
+                for group in line.groups:
+                    group.put_open(taken)
+                line.groups.clear()
+                line.num_rows = 0
+            self._ring.clear()
+            self._addresses.clear()
+            self.num_rows = 0
+        else:
+            room = max_rows
+            while self._ring and room > 0:
+                room -= self._take_turn(taken, room, now_s)
+        for group in taken:
+            if group.deadline_s <= now_s:
+                break
+        else:
+            return taken, []
+        late = [group for group in taken if group.deadline_s <= now_s]
+        return [group for group in taken if group.deadline_s > now_s], late
+
+    def _take_turn(self, taken: list[Group], room: int, now_s: float) -> int:
+        """Take the next caller's share of a batch: a few rows, or one call of any size.
+
+        Returns:
+            The rows taken; `room` if the next call is for another batch.
+        """
+        line = self._ring.popleft()
+        before = line.num_rows
+        newest_first = now_s - line.caller.gave_up_s < _GIVE_UP_MEMORY_S
+        if newest_first:  # else the cancelled ones at the other end would count as waiting
+            line.drop_cancelled()
+        turn = min(TURN_ROWS, room) if self._ring else room
+        num_rows = 0
+        while line.groups:
+            rows = line.groups[-1 if newest_first else 0].encoder.num_rows
+            number = max(0, turn - num_rows) // rows
+            if not number and num_rows:
+                self._ring.append(line)
+                break
+            if not number and taken and rows > room:
+                self._ring.appendleft(line)
+                num_rows = room
+                break
+            found: list[Group] = []
+            line.take(max(1, number), newest=newest_first).put_open(found)
+            taken += found
+            num_rows += rows * sum(len(group.streams) for group in found)
+        self._note_taken(line, before - line.num_rows)
+        return num_rows
+
+    def _note_taken(self, line: Line, num_rows: int) -> None:
+        self.num_rows -= num_rows
+        if self.num_rows:
+            self._addresses[line.caller.address] -= num_rows
+        else:
+            self._addresses.clear()
+
+    def forget(self, caller: Caller) -> None:
+        """Drop the calls of a closed connection."""
+        line = caller.lines.pop(self, None)
+        if line is not None and line.groups:
+            self._ring.remove(line)
+            self._note_taken(line, line.num_rows)
+
+    def sweep(self, now_s: float) -> list[Group]:
+        """Drop the calls whose callers have left, and take those whose deadline has passed."""
+        late: list[Group] = []
+        for line in list(self._ring):
+            before, kept = line.num_rows, deque[Group]()
+            for group in line.groups:
+                alive: list[Group] = []
+                group.put_open(alive)
+                (late if group.deadline_s <= now_s else kept).extend(alive)
+            line.groups = kept
+            line.num_rows = sum(group.num_rows for group in kept)
+            if not kept:
+                self._ring.remove(line)
+            self._note_taken(line, before - line.num_rows)
+        return late

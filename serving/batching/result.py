@@ -1,0 +1,49 @@
+"""The outcome of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from serving.predictions import ClassNumbers, class_numbers
+from serving.signature import Signature
+
+
+class Result:
+    """The outputs of one run, for all calls that it answers."""
+
+    __slots__ = ("classes", "finished_s", "num_rows", "outputs", "rows", "signature", "started_s",
+                 "version")  # fmt: skip
+
+    def __init__(
+        self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
+        signature: Signature | None, started_s: float, finished_s: float,
+    ) -> None:  # fmt: skip
+        """Describe a run.
+
+        Args:
+            outputs: one array for each of the model's outputs.
+            num_rows: the rows of all calls.
+            version: the model's, such as "3".
+            signature: of a classifier of images, else None.
+            started_s: when it began, in monotonic seconds.
+            finished_s: when it ended.
+        """
+        self.outputs = outputs
+        self.num_rows = num_rows
+        self.version = version
+        self.signature = signature
+        self.started_s = started_s
+        self.finished_s = finished_s
+        self.rows = b""
+        """Of a classifier the bytes of the probabilities: little-endian float32, row after row."""
+        self.classes: ClassNumbers | None = None
+        """Of a classifier the most probable class of each row."""
+        if signature is not None:
+            self.rows, self.classes = outputs[0].tobytes(), class_numbers(outputs[0])
+
+    def part(self, at: int, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+        """Return the outputs for some rows; all of them for a call that ran alone."""
+        if num_rows == self.num_rows:
+            return self.outputs
+        return [output[at : at + num_rows] for output in self.outputs]

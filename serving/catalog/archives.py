@@ -1,0 +1,111 @@
+"""A repository in a .zip or .tar.gz: only its models' files, no links, in bounded size."""
+
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from gzip import BadGzipFile, GzipFile
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from serving.catalog.labels import LABELS
+from serving.errors import ConfigurationError
+from serving.model.manifest import FILES, MANIFEST
+
+MAX_BYTES = 16 << 30
+"""The most bytes of a repository that is copied."""
+_MAX_ENTRIES = 100_000
+_MAX_READ = 16 << 20
+"""The most bytes that are read in one go: headers in a tar archive may claim any size."""
+_NAMES = "|".join(map(re.escape, (MANIFEST, *FILES.values())))
+_PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{re.escape(LABELS)})")
+
+
+def repository_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Find a repository's files among others.
+
+    Args:
+        paths: relative to the repository, or to a folder that holds nothing else.
+
+    Returns:
+        The given path of each path in the repository, such as "digits/3/model.onnx".
+    """
+    found = {path: path for path in paths if _PATH.fullmatch(path)}
+    if not found and len({path.partition("/")[0] for path in paths}) == 1:
+        below = {path.partition("/")[2]: path for path in paths}
+        found = {path: given for path, given in below.items() if _PATH.fullmatch(path)}
+    return found
+
+
+def unpack(archive: Path, name: str, folder: Path) -> None:
+    """Write a repository's files from an archive into a folder.
+
+    Args:
+        archive: the file.
+        name: its name, whose end says which kind it is.
+        folder: an empty one.
+
+    Raises:
+        ConfigurationError: it is damaged or too large, or has links or paths that lead outside.
+    """
+    try:
+        with (
+            _Bounded(archive) as stream,
+            (
+                zipfile.ZipFile(archive)
+                if name.endswith(".zip")
+                else tarfile.open(fileobj=stream, mode="r:")
+            ) as opened,
+        ):
+            entries = {entry.path: entry for entry in _checked(_entries(opened))}
+            for path, given in repository_paths(list(entries)).items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                source = entries[given].open()
+                with source, (folder / path).open("xb") as file:  # type: ignore[union-attr]
+                    shutil.copyfileobj(source, file)  # type: ignore[arg-type]
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError,
+            ValueError, zlib.error, BadGzipFile) as err:  # fmt: skip
+        raise ConfigurationError(f"{name} can't be unpacked: {err}") from err
+
+
+class _Entry(NamedTuple):
+    path: str
+    size: int
+    is_file: bool
+    open: Callable[[], IO[bytes] | None]
+
+
+def _entries(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Entry]:
+    if isinstance(archive, zipfile.ZipFile):
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if not info.is_dir():
+                is_file = kind in (0, stat.S_IFREG)
+                yield _Entry(info.filename, info.file_size, is_file, partial(archive.open, info))
+        return
+    for member in archive:
+        if not member.isdir():
+            path = member.name.removeprefix("./")
+            yield _Entry(path, member.size, member.isreg(), partial(archive.extractfile, member))
+
+
+def _checked(entries: Iterator[_Entry]) -> Iterator[_Entry]:
+    num_bytes = 0
+    for number, entry in enumerate(entries, 1):
+        num_bytes += entry.size
+        if num_bytes > MAX_BYTES or number > _MAX_ENTRIES:
+            raise ValueError(f"over {MAX_BYTES} bytes or {_MAX_ENTRIES} files")
+        if entry.path.startswith("/") or ".." in entry.path.split("/") or not entry.is_file:
+            raise ValueError(f"{entry.path} is a link or leads outside")
+        yield entry
+
+
+class _Bounded(GzipFile):
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise ValueError(f"a header of {size} bytes")
+        return super().read(size)

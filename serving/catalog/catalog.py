@@ -1,0 +1,295 @@
+"""The models of a server by their names, and the thread that follows the repository.
+
+As in Triton's poll mode, a model that appears in the repository is served from the next look on,
+and one that disappears is dropped. Models that were asked for by name stay, and so does everything
+if the repository can't be read or is empty.
+"""
+
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.catalog.folder import ModelFolder
+from serving.catalog.versions import ModelVersions
+from serving.config import BatchingConfig, ModelConfig
+from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.model import repository
+from serving.system.cores import usable_cores
+
+if TYPE_CHECKING:
+    from serving.catalog.remote import RemoteRepository  # only for URLs: imports take time
+
+_log = logging.getLogger(__name__)
+
+OnChange = Callable[[str, ModelVersions | None], None]
+"""Called with a model's name and its new state; None if it is no longer served."""
+_REPOSITORY = ""
+"""The repository as a whole, where a model's name is expected."""
+
+
+def open_catalog(
+    config: ModelConfig, max_batch_size: int = BatchingConfig().max_batch_size
+) -> "Catalog":
+    """Load the models of a server, several at once.
+
+    A version that can't be served is skipped with a warning, and so is a model if another one can.
+
+    Args:
+        config: the models, their versions and the device.
+        max_batch_size: the most rows in one run.
+
+    Raises:
+        DigitsError: no model can be served; see `load_model`.
+    """
+    catalog = Catalog(config, max_batch_size)
+    catalog.open()
+    return catalog
+
+
+class Catalog:
+    """The table of models; any thread may read it."""
+
+    def __init__(self, config: ModelConfig, max_batch_size: int) -> None:
+        """Load nothing yet; see `open_catalog`."""
+        self.models: Mapping[str, ModelVersions] = {}
+        """The models in service, by name; replaced as a whole."""
+        self.failures: Mapping[str, str] = {}
+        """Models of the repository that are not in service, and why; replaced as a whole."""
+        self.count_reload: Callable[[str], None] = lambda outcome: None
+        """Called with "adopted" or "failed" for each change, and for each that was refused."""
+        self._config, self._max_batch_size = config, max_batch_size
+        self._remote: RemoteRepository | None = None
+        self._folders: dict[str, ModelFolder] = {}
+        self._unloaded: set[str] = set()
+        self._troubles: dict[str, str] = {}
+        """Why the last look failed, by model; logged when it changes."""
+        self._listeners: list[OnChange] = []
+        self._lock = threading.Lock()
+        """Held during a look, by the catalog's thread or by a caller of `load` or `unload`."""
+        self._ended = False
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def open(self) -> None:
+        """Load all models for the first time; see `open_catalog`."""
+        if self._config.url is not None:
+            from serving.catalog.remote import RemoteRepository
+
+            self._remote = RemoteRepository(self._config.url, self._config.model_cache)
+        folders = [self._folder(name, path) for name, path in self._paths().items()]
+        if len(folders) == 1:
+            folders[0].look()
+        else:
+            with ThreadPoolExecutor(min(4, usable_cores()), "catalog") as threads:
+                reasons = zip(folders, threads.map(_first_look, folders), strict=True)
+                self.failures = {folder.name: reason for folder, reason in reasons if reason}
+        self._troubles = dict(self.failures)
+        self.models = {folder.name: folder.served for folder in folders if folder.served}
+        if not self.models:
+            listed = [f"{name} ({reason})" for name, reason in self.failures.items()]
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            raise CorruptModel(f"no model can be served: {'; '.join(listed[:3])}{more}")
+
+    def on_change(self, callback: OnChange) -> None:
+        """From now on, call `callback` for each change, on its thread, before `models` shows it."""
+        self._listeners.append(callback)
+
+    @contextmanager
+    def following(self, interval_s: float = 0.0) -> Iterator[None]:
+        """Follow the repository meanwhile.
+
+        At the end a load may be in progress, and may hang: it is not waited for, nor adopted.
+
+        Args:
+            interval_s: seconds between looks; 0 looks only at `request`.
+        """
+        arguments = (interval_s or None,)
+        threading.Thread(target=self._follow, args=arguments, name="catalog", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._ended = True
+            self._requests.put(False)
+
+    def request(self) -> None:
+        """Look now, and retry what failed; from any thread or signal handler."""
+        self._requests.put(True)
+
+    def reload(self) -> bool:
+        """Look for new models, versions and labels; return whether anything has changed."""
+        with self._lock:
+            try:
+                paths = self._paths()
+            except Exception as err:  # no error may end this thread
+                self._note_trouble(_REPOSITORY, _text(err))
+                return False
+            self._end_trouble(_REPOSITORY)
+            gone = self._folders.keys() - paths.keys()
+            for name in gone:
+                self._remove(name)
+                _log.warning("model %s is gone from the repository: it is dropped", name)
+            found = [name for name in paths if name not in self._unloaded]
+            return any([bool(gone), *(self._look(name, paths[name]) for name in found)])
+
+    def load(self, name: str) -> None:
+        """Serve a model of the repository, or look for its new versions now.
+
+        Raises:
+            DigitsError: there is no such model, or it can't be served.
+        """
+        with self._lock:
+            paths = self._paths()
+            if name not in paths:
+                raise ModelNotFound(f"no model {name[:40]!r} in the repository")
+            self._unloaded.discard(name)
+            folder = self._folder(name, paths[name])
+            folder.forget_failures()
+            if folder.look():
+                self._publish(name, folder.served)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no longer, until `load`.
+
+        Raises:
+            ModelNotFound: no such model is served.
+        """
+        with self._lock:
+            if name not in self.models:
+                raise ModelNotFound(f"no model {name[:40]!r} is served")
+            self._unloaded.add(name)
+            self._remove(name)
+            self.failures = {**self.failures, name: "unloaded"}
+
+    def _follow(self, interval_s: float | None) -> None:
+        while True:
+            try:
+                goes_on = self._requests.get(timeout=interval_s)
+            except queue.Empty:
+                self.reload()
+                continue
+            if not goes_on:
+                return
+            for folder in list(self._folders.values()):
+                folder.forget_failures()
+            self._troubles.clear()
+            if not self.reload():
+                _log.info("nothing new: every version stays in service")
+
+    def _paths(self) -> dict[str, Path]:
+        """Return the models to serve by name: folders of the repository, and files."""
+        config, names = self._config, self._config.names
+        root = config.models if self._remote is None else self._remote.fetch()
+        paths = models_in(root) if names is None else {name: root / name for name in names}
+        if names is None and not paths:
+            repository.versions(root / config.model)  # raises, and says where there is one
+        for file in config.files:
+            name = re.sub(r"[^\w.-]", "-", file.stem, flags=re.ASCII)
+            if name in paths:
+                raise ConfigurationError(f"two models are named {name}: {paths[name]} and {file}")
+            paths[name] = file
+        if config.served_name is None:
+            return paths
+        if len(paths) > 1:
+            raise ConfigurationError(f"served_name is for one model, not for {', '.join(paths)}")
+        return dict.fromkeys([config.served_name], *paths.values())
+
+    def _folder(self, name: str, path: Path) -> ModelFolder:
+        if name not in self._folders:
+            self._folders[name] = ModelFolder(
+                name, self._config, self._max_batch_size, lambda: self.count_reload("failed")
+            )
+        self._folders[name].path = path  # each copy of a remote repository lies elsewhere
+        return self._folders[name]
+
+    def _look(self, name: str, path: Path) -> bool:
+        folder, before = self._folder(name, path), self.models.get(name)
+        try:
+            is_changed = folder.look()
+            self._end_trouble(name)
+            if not is_changed or self._ended:
+                return False
+            self._publish(name, folder.served)
+        except Exception as err:  # of one model: it neither touches others nor ends this thread
+            self._note_trouble(name, _text(err))
+            return False
+        self.count_reload("adopted")
+        old, new = before and before.default_version, self.models[name].default_version
+        if old is None or old == new:
+            _log.info("model %s: %s", name, self.models[name])
+        else:
+            _log.info("model %s: version %s replaced version %s", name, new, old)
+        return True
+
+    def _publish(self, name: str, served: ModelVersions | None) -> None:
+        for callback in self._listeners:
+            callback(name, served)
+        others = {each: self.models[each] for each in self.models if each != name}
+        self.models = others if served is None else others | {name: served}
+        self.failures = {each: self.failures[each] for each in self.failures if each != name}
+
+    def _remove(self, name: str) -> None:
+        del self._folders[name]
+        self._troubles.pop(name, None)
+        self._publish(name, None)
+
+    def _note_trouble(self, name: str, reason: str) -> None:
+        served = self.models.get(name)
+        if name and served is None:
+            self.failures = {**self.failures, name: reason}
+        if reason == self._troubles.get(name):
+            return
+        self._troubles[name] = reason
+        self.count_reload("failed")
+        if name and served is None:
+            _log.warning("model %s is not served: %s", name, reason)
+            return
+        subject = f"version {served.default_version} of {name}" if served else "every version"
+        _log.warning("reload failed, %s stays in service: %s", subject, reason)
+
+    def _end_trouble(self, name: str) -> None:
+        if self._troubles.pop(name, None) is not None:
+            _log.info("%s can be read again", f"model {name}" if name else "the repository")
+
+
+def models_in(root: Path) -> dict[str, Path]:
+    """Return the folders of a repository that have a version, by the models' names.
+
+    Raises:
+        ConfigurationError: the repository can't be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(root) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as err:
+        raise ConfigurationError(f"can't read {root}: {err.strerror}") from err
+    return {name: root / name for name in names if _may_be_model(root / name)}
+
+
+def _may_be_model(folder: Path) -> bool:
+    try:
+        return not folder.is_file() and bool(repository.versions(folder))
+    except ModelNotFound:
+        return False
+    except ConfigurationError:  # it can't be read: a line should say so
+        return True
+
+
+def _first_look(folder: ModelFolder) -> str | None:
+    """Load a model; return why it can't be served, after a warning."""
+    try:
+        folder.look()
+    except Exception as err:  # of one model: the others are served
+        _log.warning("model %s is not served: %s", folder.name, _text(err))
+        return _text(err)
+    return None
+
+
+def _text(err: Exception) -> str:
+    return str(err) if isinstance(err, DigitsError) else f"{type(err).__name__}: {err}"

@@ -1,0 +1,239 @@
+"""A repository elsewhere, such as s3://bucket/models: what fsspec opens, copied into a cache.
+
+    <cache>/<SHA-256 of the URL>/<SHA-256 of the content>/    a copy, and in .copied.json of what
+
+A copy is made under another name and renamed once it is whole: an interrupted one is never seen.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from serving.catalog.archives import MAX_BYTES, repository_paths, unpack
+from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_COPIED = ".copied.json"
+_UNFINISHED = "unfinished-"
+_FILES = (".zip", ".tar.gz", ".tgz", ".onnx")
+_STATE = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "blob_id", "created")
+"""Facts of an object that change with its content, as the libraries name them."""
+
+
+class RemoteRepository:
+    """A URL and its copy; not safe to use from two threads at once."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        """Copy nothing yet.
+
+        Args:
+            url: a folder of models that fsspec can list, or one .zip, .tar.gz, .tgz or .onnx, whose
+                digest may follow as `#sha256=`.
+            cache: the folder of copies; None for one in the user's cache.
+
+        Raises:
+            ConfigurationError: it can't be a repository.
+        """
+        self._url, _, fragment = url.partition("#")
+        parts = urlsplit(self._url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        """Without passwords and signatures, which must not be logged."""
+        self._name = parts.path.rpartition("/")[2]
+        self._is_file = self._name.endswith(_FILES)
+        self._is_http = parts.scheme in ("http", "https")
+        self._digest = fragment.removeprefix("sha256=")
+        if fragment and not (self._is_file and re.fullmatch("sha256=[0-9a-f]{64}", fragment)):
+            raise ConfigurationError(f"{self._shown}: #sha256= and 64 digits belong to one file")
+        if self._is_http and not self._is_file:
+            raise ConfigurationError(f"{self._shown}: one .zip, .tar.gz or .onnx is expected")
+        if parts.scheme == "http" and not fragment:
+            raise ConfigurationError(f"{self._shown}: without TLS it needs #sha256=DIGEST")
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = cache or Path(user, "digit-serving", "models")
+        self._cache = cache / hashlib.sha256(self._url.encode()).hexdigest()
+        self._root: Path | None = None
+
+    def fetch(self) -> Path:
+        """Copy what has changed.
+
+        Returns:
+            The root of a local repository, which nobody changes. If the URL is out of reach at the
+            first time, it is the copy of an earlier process, if there is one, with a warning.
+
+        Raises:
+            ConfigurationError: the URL, the credentials or the cache can't be used.
+            Unavailable: the URL is out of reach, or its content changes meanwhile.
+        """
+        if self._root is None or not self._digest:
+            try:
+                with self._locked():
+                    self._root = self._newest()
+            except OSError as err:
+                raise ConfigurationError(f"can't write {self._cache}: {err.strerror}") from err
+        return self._root
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Make the cache, and keep other workers from copying the same meanwhile."""
+        import fcntl  # not on Windows, where no server runs
+
+        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._cache / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _newest(self) -> Path:
+        """Return the newest copy, made now if need be, and remove those before the last one."""
+        for left in self._cache.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left)
+        pinned = self._cache / self._digest
+        if self._digest and pinned.is_dir():
+            return pinned
+        copies = [path for path in self._cache.iterdir() if path.is_dir()]
+        copies.sort(key=lambda path: path.stat().st_mtime_ns)
+        try:
+            root = self._copy(copies[-1] if copies else pinned)
+        except Unavailable as err:
+            if self._root is not None or self._digest or not copies:
+                raise
+            _log.warning("%s: serving the last copy", err)
+            return copies[-1]
+        for old in copies[:-1]:
+            if old != root:
+                shutil.rmtree(old)
+        os.utime(root)
+        return root
+
+    def _copy(self, last: Path) -> Path:
+        """Copy what has changed since the last copy, if there is one."""
+        with self._errors():
+            system, objects = self._list()
+        if not objects:
+            raise ModelNotFound(f"no MODEL/VERSION/model.onnx in {self._shown}")
+        before: dict[str, list[str]] = {}
+        with suppress(OSError, ValueError):
+            before = json.loads((last / _COPIED).read_bytes())
+        states = {path: _state(info) for path, info in objects.items()}
+        if all(states.values()) and states == {path: state for path, (state, _) in before.items()}:
+            return last
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=self._cache) as unfinished:
+            tree = Path(unfinished, "tree")
+            copied: dict[str, list[str]] = {}
+            for path, state in states.items():
+                file = (Path(unfinished) if self._is_file else tree) / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if state and not self._is_file and state == before.get(path, [""])[0]:
+                    os.link(last / path, file)
+                    copied[path] = before[path]
+                else:
+                    copied[path] = [state, self._download(system, objects[path]["name"], file)]
+            digest = _digest_of({path: digest for path, (_, digest) in copied.items()})
+            if self._is_file:
+                digest = copied[self._name][1]
+                self._unpack(Path(unfinished, self._name), digest, tree)
+            (tree / _COPIED).write_text(json.dumps(copied))
+            os.sync()
+            root = self._cache / digest
+            if root.is_dir():  # of the same content in another state
+                os.replace(tree / _COPIED, root / _COPIED)
+            else:
+                os.rename(tree, root)
+        return root
+
+    def _unpack(self, file: Path, digest: str, tree: Path) -> None:
+        """Make a repository of one file."""
+        if digest != (self._digest or digest):
+            raise ConfigurationError(
+                f"{self._shown}: expected SHA-256 {self._digest}, got {digest}"
+            )
+        tree.mkdir()
+        if not self._name.endswith(".onnx"):
+            unpack(file, self._name, tree)
+            return
+        version = tree / self._name.removesuffix(".onnx") / "1"
+        version.mkdir(parents=True)
+        file.rename(version / "model.onnx")
+
+    def _list(self) -> tuple[Any, dict[str, dict[str, Any]]]:
+        """Return fsspec's file system and the objects to copy, by their paths in the copy."""
+        import fsspec  # of the extra remote
+
+        # Compressed on its way, an object would not be what has the digest. trust_env: HTTPS_PROXY
+        # and ~/.netrc are followed.
+        client = {"trust_env": True, "headers": {"Accept-Encoding": "identity"}}
+        options = {"client_kwargs": client} if self._is_http else {}
+        system, root = fsspec.core.url_to_fs(self._url, **options)
+        system.invalidate_cache()
+        if self._is_file:
+            return system, {self._name: system.info(root) | {"name": root}}
+        infos = system.find(root, detail=True)
+        names = {path.removeprefix(root).lstrip("/"): path for path in infos}
+        paths = repository_paths(names)
+        return system, {path: infos[names[given]] for path, given in paths.items()}
+
+    def _download(self, system: Any, name: str, file: Path) -> str:
+        """Copy one object; return the digest of its content."""
+        with self._errors():
+            before = system.info(name)  # some libraries list other facts than they tell of one
+            size = before.get("size")
+            if size is not None and size > MAX_BYTES:
+                raise ConfigurationError(f"{self._shown}: {size} bytes, at most {MAX_BYTES}")
+            system.get_file(name, str(file))
+            system.invalidate_cache()
+            is_whole = size is None or size == file.stat().st_size
+            if not is_whole or _state(system.info(name)) != _state(before):
+                raise Unavailable(f"{self._shown}: {file.name} was changed while it was copied")
+        with file.open("rb") as copy:
+            return hashlib.file_digest(copy, "sha256").hexdigest()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of fsspec, and of the libraries under it, into one line."""
+        try:
+            yield
+        except DigitsError:
+            raise
+        except Exception as err:
+            if getattr(err, "errno", None) in _DISK_FULL:
+                raise
+            # fsspec says of each failed request over HTTP that nothing was found.
+            cause = err.__cause__ if isinstance(err, FileNotFoundError) and err.__cause__ else err
+            text = f"can't read {self._shown}: {_reason(cause)}"
+            if isinstance(cause, _LASTING) or getattr(cause, "status", 0) in (401, 403, 404):
+                raise ConfigurationError(text) from err
+            raise Unavailable(text) from err
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_LASTING = (ImportError, FileNotFoundError, PermissionError, ValueError)
+"""A library, an object or a right is missing, or the scheme is unknown: to try again is no help."""
+
+
+def _reason(err: BaseException) -> str:
+    """Return the first line of an error, without the signatures of URLs in it."""
+    if isinstance(err, FileNotFoundError):
+        return "there is nothing"
+    status = getattr(err, "status", None)
+    text = f"status {status}" if status else str(err).strip() or type(err).__name__
+    return re.sub(r"\?\S+", "?...", text.partition("\n")[0])[:200]
+
+
+def _state(info: dict[str, Any]) -> str:
+    """Return text that differs once an object changes; "" if nothing shows that."""
+    facts = [str(info[name]) for name in _STATE if info.get(name) is not None]
+    return f"{info.get('size')} {facts[0]}" if facts else ""
+
+
+def _digest_of(digests: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

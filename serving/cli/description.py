@@ -1,0 +1,91 @@
+"""What `info` prints of models, of files here or of a server."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from serving.client import Client
+from serving.config import BatchingConfig, ModelConfig
+from serving.errors import ModelNotFound, Unavailable
+from serving.model.info import ModelInfo
+from serving.tensors import TensorSignature
+
+Facts = dict[str, Any]
+
+
+def of_files(path: Path, config: ModelConfig) -> Facts:
+    """Load a model and describe it.
+
+    Raises:
+        DigitsError: see `load_model`.
+    """
+    from serving.model.loaded_model import load_model
+
+    batching = BatchingConfig()
+    model = load_model(
+        path, config.version, config.device, config.precision, batching.max_batch_size
+    )
+    signature = model.signature
+    facts = {
+        "name": model.manifest.name,
+        "version": model.version,
+        "device": model.device,
+        "precision": model.precision,
+        "transport": "in process",
+        "max_request_images": batching.max_request_images,
+        "max_batch_size": batching.max_batch_size,
+        "batching": model.batching,
+    }
+    if signature is not None:
+        accuracy = model.manifest.test_accuracy
+        facts |= {"test_accuracy": accuracy, "signature": signature.document()}
+    return facts | _tensors(model.tensors)
+
+
+def of_server(client: Client) -> list[Facts]:
+    """Describe the models of a server: first the classifier of digits.v1, if it has one."""
+    models = client.models()
+    info: ModelInfo | None = None
+    try:
+        info = client.model_info()
+    except (ModelNotFound, Unavailable) as err:
+        if not models:
+            raise
+        if isinstance(err, Unavailable) and "UNIMPLEMENTED" not in str(err):
+            raise
+    described: list[Facts] = []
+    for (name, version), tensors in models.items():
+        if info is not None and (name, version) == (info.name, info.version):
+            facts = asdict(info) | {"signature": info.signature.document()}
+            described.insert(0, facts | _tensors(tensors))
+        else:
+            described.append({"name": name, "version": version, **_tensors(tensors)})
+    return described
+
+
+def as_json(facts: Facts) -> str:
+    """Return facts as one line."""
+    return json.dumps(facts)
+
+
+def as_text(facts: Facts, number: int) -> str:
+    """Return facts as lines, with one between models."""
+    shown = {name: value for name, value in facts.items() if value != ""}
+    signature = shown.pop("signature", None)
+    if signature is not None:
+        shape = " x ".join(map(str, signature["input_shape"]))
+        shown["signature"] = f"{shape} {signature['dtype']} -> {signature['classes']} classes"
+        if "labels" in signature:
+            shown["labels"] = ", ".join(signature["labels"])
+    for side in ("inputs", "outputs"):
+        shown[side] = ", ".join(shown[side])
+    lines = [
+        f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}"
+        for name, value in shown.items()
+    ]
+    return "\n".join(([""] if number else []) + lines)
+
+
+def _tensors(tensors: TensorSignature) -> Facts:
+    return {"inputs": [*map(str, tensors.inputs)], "outputs": [*map(str, tensors.outputs)]}

@@ -1,0 +1,99 @@
+"""The Open Inference Protocol's messages for clients: arrays to a request, an answer to arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidRequest, Unavailable
+from serving.feeds import as_feeds
+from serving.protocols.oip import inference_pb, values
+from serving.tensors import Array, Tensor, TensorSignature
+
+MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
+MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
+REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
+
+
+def metadata_request(name: str, version: str) -> bytes:
+    """Encode a ModelMetadataRequest."""
+    request = inference_pb.ModelMetadataRequest(name=name, version=version)
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def ready_models(data: bytes, address: str) -> list[tuple[str, str]]:
+    """Decode a RepositoryIndexResponse: names and versions of the models that are ready.
+
+    Raises:
+        Unavailable: it is not one.
+    """
+    try:
+        response = inference_pb.RepositoryIndexResponse.FromString(data)
+    except DecodeError as err:
+        raise _malformed(address, f"no index of models: {err}") from err
+    return [(model.name, model.version) for model in response.models if model.state == "READY"]
+
+
+def signature_of(data: bytes, address: str) -> TensorSignature:
+    """Decode a ModelMetadataResponse; it does not say whether rows can be batched.
+
+    Raises:
+        Unavailable: it is not one, or has a data type that the protocol does not define.
+    """
+    try:
+        response = inference_pb.ModelMetadataResponse.FromString(data)
+        return TensorSignature(_tensors(response.inputs), _tensors(response.outputs), False)
+    except (DecodeError, KeyError) as err:
+        raise _malformed(address, f"no metadata of tensors: {err}") from err
+
+
+def infer_request(
+    name: str, version: str, signature: TensorSignature, inputs: Mapping[str, object],
+    outputs: Sequence[str],
+) -> bytes:  # fmt: skip
+    """Encode a ModelInferRequest.
+
+    Raises:
+        InvalidRequest: an input is missing or unknown, or has another type or shape.
+    """
+    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    for tensor, array in zip(signature.inputs, as_feeds(signature, inputs).values(), strict=True):
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+        request.raw_input_contents.append(values.to_raw(array))
+    for output in outputs:
+        request.outputs.add(name=output)
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def arrays_of(data: bytes, address: str) -> dict[str, Array]:
+    """Decode a ModelInferResponse.
+
+    Raises:
+        Unavailable: it is not one, or its tensors are not what they say they are.
+    """
+    try:
+        response = inference_pb.ModelInferResponse.FromString(data)
+        tensors, raw = _tensors(response.outputs), response.raw_output_contents
+        if raw:
+            pairs = zip(tensors, raw, strict=True)
+            return {each.name: values.from_raw(raw, each, each.shape).copy() for each, raw in pairs}
+        return {
+            each.name: values.from_typed(_contents(output, each), each, each.shape)
+            for each, output in zip(tensors, response.outputs, strict=True)
+        }
+    except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
+        raise _malformed(address, f"no tensors: {err}") from err
+
+
+def _tensors(described: Any) -> tuple[Tensor, ...]:
+    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
+
+
+def _contents(output: Any, tensor: Tensor) -> Any:
+    return getattr(output.contents, values.CONTENTS[tensor.datatype])
+
+
+def _malformed(address: str, what: str) -> Unavailable:
+    return Unavailable(f"{address}: the server is broken: it answered {what}")

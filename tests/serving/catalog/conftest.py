@@ -1,0 +1,18 @@
+"""A repository of two models that a test may change."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.signature import Signature
+from tests.serving.model import templates
+
+SMALL = Signature((4, 4), 3)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "repository"
+    templates.publish(root, "a", SMALL)
+    templates.publish(root, "b", SMALL)
+    return root

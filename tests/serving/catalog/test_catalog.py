@@ -1,0 +1,245 @@
+"""Several models, their versions and labels; what happens to one never touches another."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.catalog.catalog import Catalog, open_catalog
+from serving.catalog.versions import Canary, ModelVersions
+from serving.config import ModelConfig
+from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.signature import Signature
+from tests.serving.catalog.conftest import SMALL
+from tests.serving.model import templates
+
+
+def opened(root: Path, **options: Any) -> Catalog:
+    return open_catalog(replace(ModelConfig(models=root, device="cpu"), **options))
+
+
+def damage(root: Path, name: str, version: str) -> None:
+    templates.publish(root, name, SMALL, version)
+    (root / name / version / "model.onnx").write_bytes(b"damaged")
+
+
+def label(root: Path, name: str, **labels: object) -> None:
+    (root / name / "labels.json").write_text(json.dumps(labels))
+
+
+def state(catalog: Catalog, name: str = "a") -> tuple[list[str], str, Canary | None]:
+    model = catalog.models[name]
+    return list(model.versions), model.default_version, model.canary
+
+
+def test_every_model_of_the_repository_is_served_and_names_choose(root: Path) -> None:
+    (root / ".hidden").mkdir()
+    (root / "notes").mkdir()
+    assert list(opened(root).models) == ["a", "b"]
+    assert list(opened(root, names=("b",)).models) == ["b"]
+    assert list(opened(root, names=("b",), served_name="x").models) == ["x"]
+    with pytest.raises(ConfigurationError, match="served_name is for one model, not for a, b"):
+        opened(root, served_name="x")
+
+
+def test_bad_model_of_several_is_named_and_served_once_it_is_mended(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(root, "bad", "1")
+    catalog = opened(root)
+    assert list(catalog.models) == ["a", "b"]
+    assert "model bad is not served: no version of bad is good" in caplog.text
+    assert "expected SHA-256" in catalog.failures["bad"]
+    caplog.clear()
+    assert not catalog.reload()
+    assert not caplog.messages
+    shutil.rmtree(root / "bad")
+    templates.publish(root, "bad", SMALL)
+    assert catalog.reload()
+    assert list(catalog.models) == ["a", "b", "bad"]
+    assert not catalog.failures
+
+
+def test_no_good_model_is_an_error_that_lists_all(root: Path) -> None:
+    for name in ("a", "b"):
+        shutil.rmtree(root / name)
+        damage(root, name, "1")
+    with pytest.raises(CorruptModel, match=r"no model can be served: a \(.*; b \("):
+        opened(root)
+
+
+def test_models_appear_change_and_disappear_apart(root: Path) -> None:
+    catalog = opened(root)
+    changes: list[tuple[str, ModelVersions | None]] = []
+    catalog.on_change(lambda name, versions: changes.append((name, versions)))
+    before = catalog.models["b"]
+    damage(root, "a", "2")
+    templates.publish(root, "c", SMALL)
+    assert catalog.reload()
+    assert changes == [("c", catalog.models["c"])]
+    templates.publish(root, "a", SMALL, "3")
+    shutil.rmtree(root / "c")
+    assert catalog.reload()
+    assert sorted(name for name, _ in changes[1:]) == ["a", "c"]
+    assert dict(changes[1:]) == {"a": catalog.models["a"], "c": None}
+    assert state(catalog) == (["3"], "3", None)
+    assert catalog.models["b"] is before
+
+
+def test_model_that_was_asked_for_by_name_stays(root: Path) -> None:
+    catalog = opened(root, names=("a", "b"))
+    shutil.rmtree(root / "a")
+    templates.publish(root, "c", SMALL)
+    assert not catalog.reload()
+    assert list(catalog.models) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (["3"], "3", None)),
+        ({"versions": "all"}, (["3", "2", "1"], "3", None)),
+        ({"versions": "1,2"}, (["2", "1"], "2", None)),
+        ({"version": "2"}, (["2"], "2", None)),
+        ({"canary": 0.05}, (["3", "2"], "2", Canary("3", 0.05))),
+        ({"versions": "all", "canary": 0.5}, (["3", "2", "1"], "2", Canary("3", 0.5))),
+    ],
+)
+def test_versions_are_chosen(
+    root: Path, options: dict[str, Any], expected: tuple[list[str], str, Canary | None]
+) -> None:
+    for version in ("2", "3"):
+        templates.publish(root, "a", SMALL, version)
+    damage(root, "a", "4")
+    assert state(opened(root, names=("a",), **options)) == expected
+
+
+def test_files_are_models_of_their_names(root: Path) -> None:
+    for name in ("a.onnx", "some net.onnx"):
+        with pytest.raises(ModelNotFound, match=f"there is no file .*{name}"):
+            opened(root, names=(), files=(root / name,))
+    with pytest.raises(ConfigurationError, match="two models are named a: "):
+        opened(root, files=(root / "a.onnx",))
+
+
+def test_pinned_versions_that_are_not_there_are_named(root: Path) -> None:
+    with pytest.raises(ModelNotFound, match="model 'a' has no version '9'"):
+        opened(root, names=("a",), version="9")
+    with pytest.raises(CorruptModel, match=r"9 \(model 'a' has no version '9'\)"):
+        opened(root, names=("a",), versions="8,9")
+
+
+def test_versions_are_added_and_dropped_side_by_side(root: Path) -> None:
+    catalog = opened(root, versions="all")
+    first = catalog.models["a"].default
+    templates.publish(root, "a", SMALL, "2")
+    assert catalog.reload()
+    assert catalog.models["a"].find("1") is first, "it was loaded again"
+    shutil.rmtree(root / "a" / "1")
+    assert catalog.reload()
+    assert state(catalog) == (["2"], "2", None)
+    with pytest.raises(ModelNotFound, match=r"model 'a' has no version '1', only 2$"):
+        catalog.models["a"].find("1")
+
+
+def test_default_never_moves_to_another_signature(root: Path) -> None:
+    other = Signature((5, 5), 3)
+    catalog = opened(root, versions="all")
+    templates.publish(root, "a", other, "2")
+    assert catalog.reload()
+    assert state(catalog) == (["2", "1"], "1", None)
+    assert catalog.models["a"].find("2").signature == other
+    label(root, "a", canary={"version": "2", "share": 0.5})
+    assert not catalog.reload()
+    assert state(catalog)[2] is None
+    shutil.rmtree(root / "a" / "1")  # what is left can't take its place
+    assert not catalog.reload()
+    assert state(catalog) == (["2", "1"], "1", None)
+
+
+def test_labels_choose_default_and_canary_and_roll_back(root: Path) -> None:
+    for version in ("2", "3"):
+        templates.publish(root, "a", SMALL, version)
+    label(root, "a", stable="2", canary={"version": "3", "share": 0.05}, old="1")
+    catalog = opened(root)
+    model = catalog.models["a"]
+    assert state(catalog) == (["3", "2", "1"], "2", Canary("3", 0.05))
+    assert model.find("old") is model.find("1")
+    assert [model.choose(number).version for number in (0.0, 0.049, 0.05, 0.999)] == list("3322")
+    label(root, "a", stable="1")
+    assert catalog.reload()
+    assert state(catalog) == (["3", "1"], "1", None)
+    (root / "a" / "labels.json").unlink()
+    assert catalog.reload()
+    assert state(catalog) == (["3"], "3", None)
+
+
+BAD_LABELS = {
+    '{"stable": "9"}': "stable can't be version 9: it is not there",
+    '{"stable": "2"}': "stable can't be version 2: 2/model.onnx: expected SHA-256",
+    '{"stable": 1}': 'stable must be a version such as "3", got 1',
+    '{"stable": "1", "stable": "1"}': "'stable' stands there twice",
+    '{"3": "1"}': "'3' is no label",
+    '{"canary": {"version": "1", "share": 1.5}}': "from 0 to 1, got 1.5",
+    '{"canary": {"version": "1", "share": NaN}}': "from 0 to 1, got nan",
+    '{"canary": {"version": "1", "share": true}}': "from 0 to 1, got True",
+    '{"canary": {"version": "1"}}': "canary has a version and a share, got ['version']",
+    '{"stable": {"version": "1", "share": 1}}': "stable must be a version",
+    "[]": "an object of labels is expected",
+    "{": "can't use labels.json: Expecting property name",
+    "\xff": "can't use labels.json",
+    "[" * 60_000: "can't use labels.json: ",
+    " " * 70_000: "70000 bytes, at most 65536 expected",
+}
+
+
+@pytest.mark.parametrize("text", BAD_LABELS, ids=lambda text: text[:45])
+def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(
+    root: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    label(root, "a", stable="1")
+    catalog = opened(root)
+    damage(root, "a", "2")
+    catalog.reload()
+    before = catalog.models["a"]
+    caplog.clear()
+    (root / "a" / "labels.json").write_bytes(text.encode("latin-1"))
+    for _ in range(2):
+        assert not catalog.reload()
+    assert catalog.models["a"] is before
+    (line,) = caplog.messages
+    assert line.startswith("reload failed, version 1 of a stays in service: ")
+    assert BAD_LABELS[text] in line
+    with pytest.raises(DigitsError):
+        opened(root, names=("a",))
+
+
+def test_models_are_unloaded_and_loaded(root: Path) -> None:
+    catalog = opened(root)
+    catalog.unload("a")
+    assert not catalog.reload()
+    assert list(catalog.models) == ["b"]
+    assert catalog.failures == {"a": "unloaded"}
+    catalog.load("a")
+    assert set(catalog.models) == {"a", "b"}
+    damage(root, "a", "2")
+    catalog.load("a")
+    assert state(catalog) == (["1"], "1", None)
+    for act in (catalog.load, catalog.unload):
+        for name in ("c", "../a", ""):
+            with pytest.raises(ModelNotFound):
+                act(name)
+
+
+def test_end_of_following_adopts_nothing_more(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    catalog = opened(root)
+    with catalog.following():
+        pass
+    templates.publish(root, "a", SMALL, "2")
+    with caplog.at_level(logging.INFO, "serving"):
+        assert not catalog.reload()
+    assert state(catalog) == (["1"], "1", None)

@@ -1,0 +1,338 @@
+"""Repositories elsewhere: in memory, in files, behind a real socket, in archives good and bad."""
+
+import hashlib
+import io
+import resource
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.catalog import archives
+from serving.catalog.catalog import open_catalog
+from serving.catalog.remote import RemoteRepository
+from serving.config import ModelConfig
+from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
+from tests.serving.catalog.conftest import SMALL
+from tests.serving.model import templates
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture
+def memory(root: Path) -> Iterator[Any]:
+    """The repository in a bucket, beside other things."""
+    system = fsspec.filesystem("memory")
+    system.put(str(root), "/bucket/models", recursive=True)
+    system.pipe("/bucket/models/README.md", b"text")
+    system.pipe("/bucket/models/a/1/model.keras", b"weights")
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    paths = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def archive_of(root: Path, name: str) -> bytes:
+    """The repository as an archive, of the folder or of what is in it."""
+    buffer = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(buffer, "w") as packed:
+            for path, content in files_in(root).items():
+                packed.writestr(f"models/{path}", content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+            packed.add(root, ".")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_folder_is_copied_and_followed(
+    memory: Any, root: Path, cache: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = {"memory": "memory://bucket/models", "file": f"file://{root}"}[scheme]
+    catalog = open_catalog(ModelConfig(url=url, model_cache=cache, device="cpu"))
+    assert list(catalog.models) == ["a", "b"]
+    before = catalog.models["b"]
+    opened: list[str] = []
+    system = type(fsspec.filesystem(scheme))
+    plain = system.get_file
+
+    def note(self: Any, path: str, *args: Any, **options: Any) -> None:
+        opened.append(path)
+        plain(self, path, *args, **options)
+
+    monkeypatch.setattr(system, "get_file", note)
+    assert not catalog.reload()
+    templates.publish(root, "a", SMALL, "2")
+    memory.put(str(root / "a" / "2"), "/bucket/models/a/2", recursive=True)
+    opened.clear()
+    assert catalog.reload()
+    assert catalog.models["a"].default_version == "2"
+    assert catalog.models["b"] is before
+    assert all("/a/2/" in path for path in opened), "it was copied again"
+    assert opened
+
+
+def test_copies_are_by_content_and_old_ones_are_removed(memory: Any, cache: Path) -> None:
+    repository = RemoteRepository("memory://bucket/models", cache)
+    first = repository.fetch()
+    assert repository.fetch() == first
+    content = memory.cat("/bucket/models/a/1/model.onnx")
+    copies = [first]
+    (first.parent / "unfinished-of-a-killed-process").mkdir()
+    for changed in (b"two", b"three", content):
+        memory.pipe("/bucket/models/a/1/model.onnx", changed)
+        copies.append(repository.fetch())
+        assert (copies[-1] / "a/1/model.onnx").read_bytes() == changed
+    assert copies[3] == first
+    assert not list(first.parent.glob("unfinished-*"))
+    assert [copy.is_dir() for copy in copies] == [True, False, True, True]
+    assert RemoteRepository("memory://bucket/models", cache).fetch() == first
+
+
+def test_out_of_reach_at_start_serves_the_last_copy(
+    memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = RemoteRepository("memory://bucket/models", cache).fetch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer\nfrom https://bucket?signature=secret")
+
+    monkeypatch.setattr(type(memory), "find", fail)
+    repository = RemoteRepository("memory://bucket/models", cache)
+    assert repository.fetch() == copied
+    assert "can't read memory://bucket/models: no answer: serving the last copy" in caplog.text
+    with pytest.raises(Unavailable, match="no answer"):
+        repository.fetch()
+    with pytest.raises(Unavailable, match="no answer"):
+        RemoteRepository("memory://bucket/models", cache / "other").fetch()
+
+
+def test_object_that_changes_meanwhile_is_not_taken(
+    memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = type(memory).get_file
+
+    def change(self: Any, path: str, *args: Any, **options: Any) -> None:
+        plain(self, path, *args, **options)
+        if path.endswith("b/1/model.onnx"):
+            self.pipe(path, b"new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "get_file", change)
+        with pytest.raises(Unavailable, match=r"model\.onnx was changed while it was copied"):
+            RemoteRepository("memory://bucket/models", cache).fetch()
+    assert not [path for path in cache.rglob("*") if path.is_dir() and path.parent != cache]
+    root = RemoteRepository("memory://bucket/models", cache).fetch()
+    assert (root / "b/1/model.onnx").read_bytes() == b"new"
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(memory: Any, cache: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ConfigurationError, match=f"can't write {cache}.*: File too large"):
+            RemoteRepository("memory://bucket/models", cache).fetch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
+    assert RemoteRepository("memory://bucket/models", cache).fetch().is_dir()
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("https://host/models", ConfigurationError, "https://host/models: one .zip, .tar.gz or"),
+        ("http://host/m.zip", ConfigurationError, "http://host/m.zip: without TLS it needs"),
+        (
+            "https://me:secret@host/m.zip?key#sha256=1",
+            ConfigurationError,
+            "https://host/m.zip: #sha",
+        ),
+        (
+            "s3://bucket/models#sha256=" + "0" * 64,
+            ConfigurationError,
+            "s3://bucket/models: #sha256",
+        ),
+        ("memory://nowhere", ModelNotFound, "no MODEL/VERSION/model.onnx in memory://nowhere"),
+        ("memory://nowhere/m.onnx", ConfigurationError, "m.onnx: there is nothing"),
+        ("nope://bucket", ConfigurationError, "can't read nope://bucket: Protocol not known"),
+        ("smb://host/share", ConfigurationError, "can't read smb://host/share: "),
+    ],
+)
+def test_url_that_is_no_repository_is_one_line(
+    url: str, kind: type[DigitsError], message: str, cache: Path
+) -> None:
+    with pytest.raises(kind) as caught:
+        RemoteRepository(url, cache).fetch()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["models.zip", "models.tar.gz", "models.tgz"])
+def test_archive_is_a_repository(memory: Any, root: Path, cache: Path, name: str) -> None:
+    (root / "a" / "labels.json").write_text('{"stable": "1"}')
+    (root / "a" / "1" / "notes.txt").write_text("left out")
+    memory.pipe(f"/bucket/{name}", archive_of(root, name))
+    copied = RemoteRepository(f"memory://bucket/{name}", cache).fetch()
+    (root / "a" / "1" / "notes.txt").unlink()
+    assert files_in(copied) == files_in(root)
+
+
+def test_file_is_a_model(memory: Any, cache: Path) -> None:
+    memory.pipe("/bucket/net.onnx", b"graph")
+    repository = RemoteRepository("memory://bucket/net.onnx", cache)
+    assert files_in(repository.fetch()) == {"net/1/model.onnx": b"graph"}
+    memory.pipe("/bucket/net.onnx", b"another")
+    assert files_in(repository.fetch()) == {"net/1/model.onnx": b"another"}
+
+
+def tar_with(change: Callable[[tarfile.TarInfo], None]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as packed:
+        info = tarfile.TarInfo("a/1/model.onnx")
+        info.size = 5
+        change(info)
+        packed.addfile(info, io.BytesIO(b"graph"))
+    return buffer.getvalue()
+
+
+def zip_with(name: str, mode: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        packed.writestr(info, b"/etc/passwd")
+    return buffer.getvalue()
+
+
+def as_link(info: tarfile.TarInfo) -> None:
+    info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
+
+
+def as_hard_link(info: tarfile.TarInfo) -> None:
+    info.type, info.linkname, info.size = tarfile.LNKTYPE, "/etc/passwd", 0
+
+
+HOSTILE: dict[str, tuple[str, bytes]] = {
+    "tar: outside": ("m.tgz", tar_with(lambda info: setattr(info, "name", "../a/1/model.onnx"))),
+    "tar: root": ("m.tgz", tar_with(lambda info: setattr(info, "name", "/a/1/model.onnx"))),
+    "tar: link": ("m.tgz", tar_with(as_link)),
+    "tar: hard link": ("m.tgz", tar_with(as_hard_link)),
+    "tar: device": ("m.tgz", tar_with(lambda info: setattr(info, "type", tarfile.CHRTYPE))),
+    "tar: cut": ("m.tgz", archive_of(Path(__file__).parent, "m.tgz")[:-2000]),
+    "tar: text": ("m.tgz", b"no archive"),
+    "zip: outside": ("m.zip", zip_with("a/../../1/model.onnx", 0)),
+    "zip: link": ("m.zip", zip_with("a/1/model.onnx", stat.S_IFLNK | 0o777)),
+    "zip: cut": ("m.zip", zip_with("a/1/model.onnx", 0)[:-10]),
+    "zip: text": ("m.zip", b"no archive"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archive_is_refused_in_one_line(memory: Any, cache: Path, name: str) -> None:
+    file_name, content = HOSTILE[name]
+    memory.pipe(f"/bucket/{file_name}", content)
+    with pytest.raises(ConfigurationError, match=f"{file_name} can't be unpacked: ") as caught:
+        RemoteRepository(f"memory://bucket/{file_name}", cache).fetch()
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+@pytest.mark.parametrize("name", ["m.zip", "m.tgz"])
+def test_archive_that_unpacks_to_too_much_is_refused(
+    memory: Any, root: Path, cache: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "a/1/model.onnx").write_bytes(bytes(100_000))
+    memory.pipe(f"/bucket/{name}", archive_of(root, name))
+    monkeypatch.setattr(archives, "MAX_BYTES", 50_000)
+    with pytest.raises(ConfigurationError, match="over 50000 bytes"):
+        RemoteRepository(f"memory://bucket/{name}", cache).fetch()
+
+
+class Web(BaseHTTPRequestHandler):
+    """Answers every path with `content`, or as its name says."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        status = int(self.path[1:4]) if self.path[1:4].isdecimal() else 200
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        if self.command == "GET" and status == 200:
+            half = len(self.content) // 2
+            self.wfile.write(self.content[: half if "cut" in self.path else None])
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(root: Path) -> Iterator[str]:
+    pytest.importorskip("aiohttp")
+    Web.content = archive_of(root, "models.tar.gz")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_archive_of_a_web_server_is_copied_once_and_its_digest_checked(
+    web: str, root: Path, cache: Path
+) -> None:
+    digest = hashlib.sha256(Web.content).hexdigest()
+    copied = RemoteRepository(f"{web}/models.tar.gz?token=secret#sha256={digest}", cache).fetch()
+    assert files_in(copied) == files_in(root)
+    with pytest.raises(ConfigurationError, match=f"expected SHA-256 {'0' * 64}, got {digest}"):
+        RemoteRepository(f"{web}/models.tar.gz#sha256={'0' * 64}", cache).fetch()
+    Web.content = b"gone"
+    assert (
+        RemoteRepository(f"{web}/models.tar.gz?token=secret#sha256={digest}", cache).fetch()
+        == copied
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("cut.zip", Unavailable, "can't read http://127.0.0.1"),
+        ("403.zip", ConfigurationError, "status 403"),
+        ("404.zip", ConfigurationError, "status 404"),
+        ("503.zip", Unavailable, "status 503"),
+    ],
+)
+def test_web_server_that_fails_is_one_line(
+    web: str, cache: Path, name: str, kind: type[DigitsError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        RemoteRepository(f"{web}/{name}?token=secret#sha256={'0' * 64}", cache).fetch()
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_web_server_that_is_away_is_one_line(cache: Path) -> None:
+    pytest.importorskip("aiohttp")
+    url = f"http://127.0.0.1:1/m.zip#sha256={'0' * 64}"
+    with pytest.raises(Unavailable, match=r"m\.zip: Cannot connect"):
+        RemoteRepository(url, cache).fetch()

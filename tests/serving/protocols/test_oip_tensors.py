@@ -1,0 +1,337 @@
+"""Tensors of every type, in every form, there and back; and hostile ones."""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import InvalidRequest
+from serving.protocols.messages import parse
+from serving.protocols.oip import rest, tensors
+from serving.protocols.oip.inference_pb import ModelInferRequest
+from serving.protocols.oip.tensors import Inference
+from serving.protocols.oip.typed import TypedContents
+from serving.protocols.oip.values import CONTENTS, from_raw, to_raw, to_typed
+from serving.tensors import DTYPES, Array, Tensor, TensorSignature
+
+MAX_ROWS = 8
+SHAPE = (3, 2, 2)
+
+
+def samples(datatype: str) -> Array:
+    """Values of a type with its extremes, of shape SHAPE."""
+    dtype = DTYPES[datatype]
+    if datatype == "BYTES":
+        values: list[Any] = [
+            "",
+            "a",
+            "é" * 100,
+            "\0",
+            "[]",
+            '"',
+            "日本",
+            "\n",
+            "x" * 300,
+            " ",
+            "b",
+            "",
+        ]
+        return np.array(values, object).reshape(SHAPE)
+    if datatype == "BOOL":
+        return np.array([True, False, False] * 4).reshape(SHAPE)
+    if dtype.kind == "f":
+        info = np.finfo(dtype)
+        edges = [info.max, info.min, info.tiny, np.nan, np.inf, -np.inf, -0.0, 0.1, 1, -2.5, 3, 0]
+        return np.array(edges, dtype).reshape(SHAPE)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    edges = [low, high, high // 2, low // 2, 0, 1, 127, 100, high - 1, low + 1, 5, 64]
+    return np.array(edges, dtype).reshape(SHAPE)
+
+
+def echo_of(*datatypes: str, shape: tuple[int, ...] = (-1, 2, -1), is_batchable: bool = True) -> (
+    TensorSignature
+):  # fmt: skip
+    """The signature of a model that answers its inputs."""
+    inputs = tuple(Tensor(f"in{i}", kind, shape) for i, kind in enumerate(datatypes))
+    outputs = tuple(Tensor(f"out{i}", kind, shape) for i, kind in enumerate(datatypes))
+    return TensorSignature(inputs, outputs, is_batchable)
+
+
+def request_of(signature: TensorSignature, arrays: Sequence[Array], *, is_raw: bool) -> Any:
+    """A request in which the inputs stand in the opposite order."""
+    request = ModelInferRequest(model_name="echo")
+    for wanted, array in reversed(list(zip(signature.inputs, arrays, strict=True))):
+        tensor = request.inputs.add(name=wanted.name, datatype=wanted.datatype, shape=array.shape)
+        if is_raw:
+            request.raw_input_contents.append(to_raw(array))
+        else:
+            getattr(tensor.contents, CONTENTS[wanted.datatype]).extend(to_typed(array))
+    return request
+
+
+def decoded(message: bytes, signature: TensorSignature) -> Inference:
+    typed = TypedContents(message)
+    request = parse(ModelInferRequest, typed.rest)
+    return tensors.decode(request, signature, MAX_ROWS, typed)
+
+
+def arrays_in(response: Any) -> list[Array]:
+    """An answer's arrays, as a client reads them without this project."""
+    found = []
+    for i, output in enumerate(response.outputs):
+        if output.datatype == "BYTES" or not response.raw_output_contents:
+            values = getattr(output.contents, CONTENTS[output.datatype])[:]
+            if response.raw_output_contents:
+                values = from_raw(response.raw_output_contents[i], output, output.shape).ravel()
+            else:
+                values = [v.decode() if isinstance(v, bytes) else v for v in values]
+            array = np.array(values, DTYPES[output.datatype])
+        else:
+            array = np.frombuffer(response.raw_output_contents[i], DTYPES[output.datatype])
+        found.append(array.reshape(output.shape))
+    return found
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_all_types_at_once_there_and_back(is_raw: bool) -> None:
+    kinds = [kind for kind in DTYPES if is_raw or kind in CONTENTS]
+    signature, sent = echo_of(*kinds), [samples(kind) for kind in kinds]
+    request = request_of(signature, sent, is_raw=is_raw)
+    request.id = "7"
+    for found in (
+        decoded(request.SerializeToString(), signature),
+        tensors.decode(request, signature, MAX_ROWS),
+    ):
+        assert (found.num_rows, found.id, found.is_raw) == (3, "7", is_raw)
+        for array, expected in zip(found.message, sent, strict=True):
+            assert array.dtype == expected.dtype
+            np.testing.assert_array_equal(array, expected)
+        response = tensors.encode(found, sent, signature, "echo", "2")
+        assert (response.model_name, response.model_version, response.id) == ("echo", "2", "7")
+        assert bool(response.raw_output_contents) is is_raw
+        assert [output.name for output in response.outputs] == [t.name for t in signature.outputs]
+        for array, expected in zip(arrays_in(response), sent, strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DTYPES if kind != "BYTES"])
+def test_rows_of_one_input_are_bytes(kind: str) -> None:
+    signature, array = echo_of(kind, shape=(-1, 2, 2)), samples(kind)
+    for is_raw in (True, False) if kind in CONTENTS else (True,):
+        request = request_of(signature, [array], is_raw=is_raw)
+        found = decoded(request.SerializeToString(), signature)
+        assert (found.message, found.num_rows) == (array.tobytes(), 3)
+
+
+def test_half_has_no_typed_contents() -> None:
+    request = ModelInferRequest(inputs=[{"name": "in0", "datatype": "FP16", "shape": [1]}])
+    with pytest.raises(InvalidRequest, match="raw_input_contents for in0: FP16 has no contents"):
+        tensors.decode(request, echo_of("FP16", shape=(-1,)), MAX_ROWS)
+
+
+def test_typed_question_for_a_half_is_answered_raw() -> None:
+    tensor = Tensor("in", "FP32", (-1,))
+    signature = TensorSignature((tensor,), (tensor, Tensor("half", "FP16", (-1,))), True)
+    array = np.ones(2, np.float32)
+    request = request_of(signature, [array], is_raw=False)
+    for outputs, is_raw in (([], True), (["in"], False), (["half"], True)):
+        del request.outputs[:]
+        for name in outputs:
+            request.outputs.add(name=name)
+        found = tensors.decode(request, signature, MAX_ROWS)
+        response = tensors.encode(found, [array, array.astype("f2")], signature, "m", "1")
+        assert bool(response.raw_output_contents) is is_raw
+
+
+def test_outputs_come_as_asked() -> None:
+    signature = echo_of("INT8", "FP32", "BYTES")
+    sent = [samples(tensor.datatype) for tensor in signature.inputs]
+    request = request_of(signature, sent, is_raw=True)
+    for names, numbers in ((["out2", "out0"], (2, 0)), (["out1"], (1,)), ([], (0, 1, 2))):
+        del request.outputs[:]
+        for name in names:
+            request.outputs.add(name=name)
+        found = tensors.decode(request, signature, MAX_ROWS)
+        assert found.outputs == numbers
+        response = tensors.encode(found, sent, signature, "m", "1")
+        assert [output.name for output in response.outputs] == [f"out{i}" for i in numbers]
+
+
+def test_scalars_empty_tensors_and_models_without_inputs() -> None:
+    scalar = echo_of("INT64", shape=(), is_batchable=False)
+    for array in (np.array(-5), np.array([[1, 2]])):  # () may be of any number of axes
+        for is_raw in (True, False):
+            request = request_of(scalar, [array], is_raw=is_raw)
+            found = decoded(request.SerializeToString(), scalar)
+            np.testing.assert_array_equal(found.message[0], array)
+            assert found.message[0].shape == array.shape
+            assert found.num_rows == 1
+    empty = echo_of("FP32", "BYTES", shape=(-1, 4), is_batchable=False)
+    arrays = [np.zeros((0, 4), np.float32), np.zeros((0, 4), object)]
+    found = decoded(request_of(empty, arrays, is_raw=True).SerializeToString(), empty)
+    assert [array.shape for array in found.message] == [(0, 4), (0, 4)]
+    constant = TensorSignature((), (Tensor("out", "FP32", ()),), False)
+    found = decoded(b"", constant)
+    response = tensors.encode(found, [np.array(2, np.float32)], constant, "m", "1")
+    assert found.message == ()
+    assert arrays_in(response) == [2]
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_json_and_binary_tensors_there_and_back(kind: str) -> None:
+    signature, array = echo_of(kind, kind), samples(kind)
+    raw = to_raw(array)
+    described = {"datatype": kind, "shape": SHAPE}
+    for data in (array.tolist(), array.ravel().tolist()):
+        size = {"binary_data_size": len(raw)}
+        inputs = [{"name": "in0", "data": data, **described},
+                  {"name": "in1", "parameters": size, **described}]  # fmt: skip
+        outputs = [{"name": "out1"}, {"name": "out0", "parameters": {"binary_data": True}}]
+        head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
+        request, form = rest.read_infer(head + raw, len(head), "echo", "")
+        found = tensors.decode(request, signature, MAX_ROWS)
+        for each in found.message:
+            np.testing.assert_array_equal(each, array)
+        response = tensors.encode(found, [array, array], signature, "echo", "1")
+        body, json_bytes = rest.write_infer(response, form)
+        first, second = json.loads(body[:json_bytes])["outputs"]
+        assert (first["name"], second["name"]) == ("out1", "out0")
+        np.testing.assert_array_equal(np.array(first["data"], DTYPES[kind]), array.ravel())
+        assert second["parameters"] == {"binary_data_size": len(raw)}
+        assert json_bytes is not None
+        assert body[json_bytes:] == raw
+
+
+BAD_DATA: list[tuple[str, list[Any], str]] = [
+    ("BOOL", [0], "data as true or false for BOOL"),
+    ("INT32", [True], "data as integers for INT32"),
+    ("INT32", [1.0], "data as integers for INT32"),
+    ("INT8", [128], "integers that INT8 can hold"),
+    ("UINT64", [-1], "integers that UINT64 can hold"),
+    ("UINT16", [10**30], "integers that UINT16 can hold"),
+    ("FP32", [True], "data as numbers for FP32"),
+    ("FP32", [None], "data as numbers for FP32"),
+    ("FP16", [1e6], "numbers that FP16 can hold"),
+    ("FP32", [1e300], "numbers that FP32 can hold"),
+    ("FP64", [10**400], "numbers that FP64 can hold"),
+    ("BYTES", [1], "data as texts for BYTES"),
+    ("BYTES", ["\ud800"], "texts that BYTES can hold"),
+    ("FP32", [[1], [2, 3]], "lists of one depth and length"),
+    ("BYTES", [["a"], "b"], "lists of one depth and length"),
+    ("INT8", [1, [1]], "data as integers for INT8"),
+    ("BF16", [1], "expected datatype as one of BOOL, INT8"),
+]
+
+
+@pytest.mark.parametrize(("kind", "data", "text"), BAD_DATA)
+def test_json_of_other_types_is_refused(kind: str, data: list[Any], text: str) -> None:
+    tensor = {"name": "in0", "datatype": kind, "shape": [len(data)], "data": data}
+    with pytest.raises(InvalidRequest, match=text):
+        rest.read_infer(json.dumps({"inputs": [tensor]}).encode(), None, "echo", "")
+
+
+PAIR = echo_of("FP32", "BYTES", shape=(-1, 2), is_batchable=False)
+BOTH = [np.ones((1, 2), np.float32), np.array([["a", "b"]], object)]
+
+
+def changed(path: str, value: Any) -> Any:
+    """A good request for PAIR with one change: in1 and in0 are its inputs."""
+    request = request_of(PAIR, BOTH, is_raw=True)
+    if path == "raw":
+        del request.raw_input_contents[:]
+        request.raw_input_contents.extend(value)
+    elif path == "shape":
+        del request.inputs[1].shape[:]
+        request.inputs[1].shape.extend(value)
+    elif path == "strings":
+        request.raw_input_contents[0] = value
+    else:
+        setattr(request.inputs[1], path, value)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("name", "x", "expected inputs 'in0', 'in1', got 'in1', 'x'"),
+        ("name", "in1", "expected inputs 'in0', 'in1', got 'in1', 'in1'"),
+        ("datatype", "FP64", "expected in0 FP32 [N, 2], got FP64 [1, 2]"),
+        ("datatype", "\n", "expected in0 FP32 [N, 2], got \\n [1, 2]"),
+        ("shape", [1, 3], "expected in0 FP32 [N, 2], got FP32 [1, 3]"),
+        ("shape", [2**62, 2], f"expected {2**65} bytes for in0 [{2**62}, 2], got 8"),
+        ("shape", [-1, 2], "expected in0 FP32 [N, 2], got FP32 [-1, 2]"),
+        ("shape", [1] * 10_000, "expected in0 FP32 [N, 2], got FP32 [1, 1, 1, 1, 1, 1, 1, 1]"),
+        ("raw", [b""], "expected 2 raw_input_contents, got 1"),
+        ("raw", [b"", b"", b""], "expected 2 raw_input_contents, got 3"),
+        ("strings", b"", "expected 2 BYTES for in1 [1, 2], got 0"),
+        ("strings", bytes(12), "expected 2 BYTES for in1 [1, 2], got 3"),
+        ("strings", b"\xff" * 4, "expected BYTES behind their lengths of 4 bytes, got a cut off "
+                                 "one"),
+        ("strings", bytes(4) + b"\1", "expected BYTES behind their lengths of 4 bytes, got a cut "
+                                      "off one"),
+        ("strings", b"\1\0\0\0\xff" * 2, "expected BYTES of in1 as UTF-8: invalid start byte"),
+    ],
+)  # fmt: skip
+def test_bad_tensors_are_refused(path: str, value: Any, text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decoded(changed(path, value).SerializeToString(), PAIR)
+    assert str(refused.value) == text
+
+
+@pytest.mark.parametrize(
+    ("signature", "shape", "text"),
+    [
+        (
+            echo_of("FP32", shape=(-1, -1), is_batchable=False),
+            [2**40, 0],
+            "got FP32 [1099511627776",
+        ),
+        (echo_of("BYTES", shape=(-1,), is_batchable=False), [2**62], "at most 65536 BYTES"),
+        (echo_of("FP32", shape=(), is_batchable=False), [1] * 9, "expected in0 FP32 [], got FP32"),
+        (echo_of("BOOL", shape=(-1, 1)), [2, 1], "expected bytes of 0 or 1 for BOOL in0"),
+        (echo_of("BOOL", shape=(-1, 1)), [9, 1], "expected at most 8 rows in a request, got 9"),
+    ],
+)
+def test_shapes_that_cost_nothing_to_send_are_refused(
+    signature: TensorSignature, shape: list[int], text: str
+) -> None:
+    tensor = {"name": "in0", "datatype": signature.inputs[0].datatype, "shape": shape}
+    request = ModelInferRequest(inputs=[tensor], raw_input_contents=[b"\2\1"])
+    with pytest.raises(InvalidRequest) as refused:
+        tensors.decode(request, signature, MAX_ROWS)
+    assert text in str(refused.value)
+
+
+def test_inputs_of_other_numbers_of_rows_are_refused() -> None:
+    signature = echo_of("INT8", "INT8", shape=(-1,))
+    arrays = [np.zeros(2, np.int8), np.zeros(3, np.int8)]
+    with pytest.raises(InvalidRequest, match=r"as many rows of each input, got \[2, 3\]"):
+        tensors.decode(request_of(signature, arrays, is_raw=True), signature, MAX_ROWS)
+
+
+def test_changed_messages_are_read_as_protobuf_does_or_refused(generator: random.Random) -> None:
+    kinds = [kind for kind in DTYPES if kind != "FP16"]
+    signature = echo_of(*kinds)
+    arrays = [samples(kind) for kind in kinds]
+    good = [request_of(signature, arrays, is_raw=is_raw).SerializeToString()
+            for is_raw in (True, False)]  # fmt: skip
+    refusals, num_read = set(), 0
+    for _ in range(3000):
+        message = bytearray(generator.choice(good))
+        for _ in range(generator.randrange(1, 4)):
+            at = generator.randrange(len(message))
+            message[at : at + generator.randrange(3)] = generator.randbytes(generator.randrange(3))
+        try:
+            found = decoded(bytes(message), signature)
+        except InvalidRequest as refused:
+            refusals.add(str(refused))
+            continue
+        num_read += 1
+        reference = tensors.decode(ModelInferRequest.FromString(message), signature, MAX_ROWS)
+        for one, other in zip(found.message, reference.message, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert num_read > 100
+    assert all(text.isprintable() and len(text) < 1000 for text in refusals)

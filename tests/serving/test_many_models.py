@@ -1,0 +1,269 @@
+"""One real server with models of every kind, asked by gRPC, HTTP and tritonclient's messages."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.client import AsyncClient, Client
+from serving.errors import InvalidRequest, ModelNotFound, RequestError, Unavailable
+from serving.model.onnx_runtime import onnxruntime
+from tests.serving.model import graphs
+from tests.serving.model.graphs import node, value
+from tests.support.servers import RunningServer, on_both, serve_command, started
+
+GENERATOR = np.random.default_rng(0)
+SLOW_SIZE = 700
+"""A product of such matrices takes longer than what the loop runs itself."""
+
+
+def models() -> dict[str, Any]:
+    """Several inputs and outputs, open axes, texts, state, rows that depend on each other."""
+    both = [value("a", "FP32", ["N", 3]), value("b", "INT64", ["N", 3])]
+    square = np.eye(SLOW_SIZE, dtype=np.float32)
+    slow = [node("MatMul", [f"h{i}" if i else "x", "w"], [f"h{i + 1}"]) for i in range(40)]
+    return {
+        "two": graphs.model(
+            [node("Cast", ["b"], ["c"], to=1), node("Add", ["a", "c"], ["sum"]),
+             node("Mul", ["b", "b"], ["square"])],
+            both, [value("sum", "FP32", ["N", 3]), value("square", "INT64", ["N", 3])]),
+        "layers": graphs.two_layers(),
+        "open": graphs.rows_model(node("Softmax", ["x"], ["y"]), num_columns="T"),
+        "mean": graphs.rows_model(node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)),
+        "fixed": graphs.model([node("Neg", ["x"], ["y"])], [value("x", "FP16", [2, 2])],
+                              [value("y", "FP16", [2, 2])]),
+        "text": graphs.model([node("Identity", ["x"], ["y"])], [value("x", "BYTES", ["N"])],
+                             [value("y", "BYTES", ["N"])]),
+        "scalar": graphs.model([node("Add", ["x", "x"], ["y"])], [value("x", "FP64", [])],
+                               [value("y", "FP64", [])]),
+        "slow": graphs.model(
+            [*slow, node("Identity", ["h40"], ["y"])], [value("x", "FP32", ["N", SLOW_SIZE])],
+            [value("y", "FP32", ["N", SLOW_SIZE])], {"w": square}),
+    }  # fmt: skip
+
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "two": {"a": GENERATOR.normal(size=(5, 3)).astype(np.float32),
+            "b": GENERATOR.integers(-9, 9, (5, 3))},
+    "layers": {"x": GENERATOR.normal(size=(7, 4)).astype(np.float32)},
+    "open": {"x": GENERATOR.normal(size=(2, 9)).astype(np.float32)},
+    "mean": {"x": GENERATOR.normal(size=(3, 4)).astype(np.float32)},
+    "fixed": {"x": GENERATOR.normal(size=(2, 2)).astype(np.float16)},
+    "text": {"x": np.array(["", "größer", "a\0b"], object)},
+    "scalar": {"x": np.array(2.5)},
+    "slow": {"x": GENERATOR.normal(size=(3, SLOW_SIZE)).astype(np.float32)},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in models().items():
+        graphs.save(model, folder, f"{name}.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["h2"])
+def many(folder: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    files = [str(folder / f"{name}.onnx") for name in INPUTS]
+    command = serve_command(folder, "--http-port", "0", "--transport", request.param, *files)
+    at = command.index("--models")
+    del command[at : at + 2]
+    with started(command) as server:
+        yield server
+        assert server.stop() == 0
+
+
+def expected(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What ONNX Runtime answers in this process."""
+    session = onnxruntime.InferenceSession((folder / f"{name}.onnx").read_bytes())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_each_model_answers_as_onnx_runtime_does(
+    many: RunningServer, folder: Path, name: str
+) -> None:
+    wanted = expected(folder, name, INPUTS[name])
+    with Client(many.address) as client:
+        for _ in range(3):  # read in full; then by its prefix, where it has one
+            answer = client.infer(name, INPUTS[name])
+            assert answer.keys() == wanted.keys()
+            for output, array in wanted.items():
+                assert answer[output].dtype == array.dtype
+                np.testing.assert_array_equal(answer[output], array)
+
+
+def post(server: RunningServer, path: str, body: Any) -> Any:
+    data = json.dumps(body).encode()
+    with urllib.request.urlopen(f"{server.facts['http']}{path}", data, timeout=10) as reply:
+        return json.load(reply)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_json_gives_the_same(many: RunningServer, folder: Path, name: str) -> None:
+    datatypes = {np.float32: "FP32", np.float16: "FP16", np.float64: "FP64", np.int64: "INT64"}
+    inputs = [
+        {"name": each, "shape": array.shape, "data": array.tolist() if array.ndim else [array[()]],
+         "datatype": datatypes.get(array.dtype.type, "BYTES")}
+        for each, array in INPUTS[name].items()
+    ]  # fmt: skip
+    answer = post(many, f"/v2/models/{name}/infer", {"inputs": inputs})
+    for output in answer["outputs"]:
+        wanted = expected(folder, name, INPUTS[name])[output["name"]]
+        assert output["shape"] == list(wanted.shape)
+        np.testing.assert_array_equal(np.array(output["data"], wanted.dtype), wanted.ravel())
+
+
+def test_requests_of_many_callers_are_answered_each_with_its_own(
+    many: RunningServer, folder: Path
+) -> None:
+    def ask(seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        with Client(many.address) as client:
+            for _ in range(30):
+                size = int(generator.integers(1, 5))
+                a = generator.normal(size=(size, 3)).astype(np.float32)
+                b = generator.integers(-9, 9, (size, 3))
+                answer = client.infer("two", a=a, b=b)
+                np.testing.assert_allclose(answer["sum"], a + b, rtol=1e-6)
+                np.testing.assert_array_equal(answer["square"], b * b)
+                x = generator.normal(size=(size, int(generator.integers(1, 9)))).astype(np.float32)
+                np.testing.assert_allclose(client.infer("open", x=x)["y"].sum(1), 1, rtol=1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+
+
+def test_outputs_are_chosen_and_inputs_are_checked(many: RunningServer) -> None:
+    with Client(many.address) as client:
+        assert client.infer("two", INPUTS["two"], outputs=["square"]).keys() == {"square"}
+        for inputs, error in (
+            ({"a": [[1.0, 2.0, 3.0]]}, InvalidRequest),
+            ({"a": [[1.0]], "b": [[1]]}, InvalidRequest),
+            ({"a": [[1.0, 2.0, 3.0]], "b": [[1, 2, 3], [1, 2, 3]]}, RequestError),
+        ):
+            with pytest.raises(error):
+                client.infer("two", inputs)
+        with pytest.raises(ModelNotFound, match="no model 'nothing': this server serves 'two'"):
+            client.infer("nothing", x=1)
+
+
+def test_digits_are_not_offered_where_there_are_none(many: RunningServer) -> None:
+    with Client(many.address) as client, pytest.raises(Unavailable, match="UNIMPLEMENTED"):
+        client.classify(np.zeros((1, 784), np.uint8))
+    with urllib.request.urlopen(many.facts["http"], timeout=10) as reply:
+        assert b"/v2/models/two/infer" in reply.read()
+
+
+def test_slow_model_does_not_hold_up_a_fast_one(many: RunningServer) -> None:
+    """Eight callers keep the slow one busy; calls of the fast one begin and end meanwhile."""
+    with Client(many.address) as client, ThreadPoolExecutor(8) as pool:
+        rows = np.zeros((64, SLOW_SIZE), np.float32)
+        begun_s = time.monotonic()
+        flood = [pool.submit(client.infer, "slow", x=rows) for _ in range(24)]
+        num_answered = 0
+        while not all(call.done() for call in flood):
+            client.infer("layers", INPUTS["layers"])
+            num_answered += 1
+        duration_s = time.monotonic() - begun_s
+    assert num_answered > 10, f"{num_answered} in {duration_s:.1f} s"
+
+
+# Versions, labels, and the repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Two versions of one model, which answer their number."""
+    for version in ("1", "2"):
+        (tmp_path / "plus" / version).mkdir(parents=True)
+        graphs.save(
+            graphs.rows_model(node("Add", ["x", "c"], ["y"]),
+                              constants={"c": np.full(4, int(version), np.float32)}),
+            tmp_path / "plus" / version,
+        )  # fmt: skip
+    return tmp_path
+
+
+ZEROS = np.zeros((1, 4), np.float32)
+
+
+def answered(client: Client, version: str = "") -> int:
+    return int(client.infer("plus", x=ZEROS, version=version)["y"][0, 0])
+
+
+def labels(repository: Path, **content: Any) -> None:
+    path = repository / "plus" / "labels.json"
+    path.with_suffix(".new").write_text(json.dumps(content))
+    path.with_suffix(".new").rename(path)
+
+
+def test_labels_and_versions_over_the_network(repository: Path) -> None:
+    labels(repository, stable="1", next="2")
+    options = ("--versions", "all", "--reload-interval", "0.05")
+    with started(serve_command(repository, *options)) as server, Client(server.address) as client:
+        assert [answered(client, version) for version in ("", "1", "2", "next")] == [1, 1, 2, 2]
+        with pytest.raises(ModelNotFound, match="no version '3', only 2, 1, stable, next"):
+            answered(client, "3")
+        labels(repository, stable="2")
+        deadline_s = time.monotonic() + 10
+        while answered(client) != 2:
+            assert time.monotonic() < deadline_s
+        assert server.stop() == 0
+
+
+def test_twenty_changes_of_the_canary_under_load_lose_no_call(repository: Path) -> None:
+    labels(repository, stable="1", canary={"version": "2", "share": 0.3})
+    options = ("--versions", "all", "--reload-interval", "0.02")
+    seen: Counter[int] = Counter()
+
+    async def change(address: str) -> None:
+        is_over = False
+
+        async def ask(client: AsyncClient) -> None:
+            while not is_over:
+                answer = await client.infer("plus", x=ZEROS)
+                seen[int(answer["y"][0, 0])] += 1
+
+        async with AsyncClient(address) as client:
+            callers = [asyncio.create_task(ask(client)) for _ in range(16)]
+            for number in range(20):
+                await asyncio.sleep(0.1)
+                stable, canary = ("1", "2") if number % 2 else ("2", "1")
+                labels(repository, stable=stable, canary={"version": canary, "share": 0.3})
+            is_over = True
+            await asyncio.gather(*callers)
+
+    with started(serve_command(repository, *options)) as server:
+        asyncio.run(change(server.address))
+        assert server.stop() == 0
+    assert set(seen) == {1, 2}
+    assert sum(seen.values()) > 100
+
+
+@on_both
+def test_model_is_loaded_and_unloaded_by_its_name(repository: Path, transport: str) -> None:
+    options = ("--allow-repository-control", "--http-port", "0", "--transport", transport)
+    with started(serve_command(repository, *options)) as server, Client(server.address) as client:
+        for _ in range(3):
+            assert answered(client) == 2
+        post(server, "/v2/repository/models/plus/unload", {})
+        with pytest.raises(ModelNotFound):
+            answered(client)
+        index = post(server, "/v2/repository/index", {})
+        assert index == [
+            {"name": "plus", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+        ]
+        post(server, "/v2/repository/models/plus/load", {})
+        assert answered(client) == 2
+        assert server.stop() == 0

@@ -1,0 +1,169 @@
+"""Models by name, versions, the canary's share, and models that go."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serving.catalog.versions import Canary, ModelVersions
+from serving.config import BatchingConfig
+from serving.errors import ModelNotFound, Unavailable
+from serving.model.loaded_model import LoadedModel
+from serving.router import Router
+from serving.signature import Signature
+from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, GatedModel
+
+
+def loaded(version: str, engine: FakeModel | None = None, quick_rows: int = 64) -> LoadedModel:
+    """A version of digits."""
+    manifest = replace(MANIFEST, version=version)
+    return LoadedModel(engine or FakeModel(), manifest, "fp32", quick_rows)
+
+
+def served(
+    *versions: str, default: str = "", canary: tuple[str, float] | None = None, **labels: str
+) -> ModelVersions:
+    """A state of digits."""
+    models = {version: loaded(version) for version in versions}
+    share = Canary(*canary) if canary else None
+    return ModelVersions("digits", models, default or versions[0], labels, share)
+
+
+def owner_of(versions: ModelVersions) -> tuple[Router, FakeOwner]:
+    router = Router(BatchingConfig())
+    router.change("digits", versions)
+    return router, FakeOwner(router, FakeClock())
+
+
+def version_of(outcome: Any) -> str:
+    assert isinstance(outcome, tuple), outcome
+    return str(outcome[0])
+
+
+def test_call_without_a_version_is_for_the_default() -> None:
+    _, owner = owner_of(served("4", "3", default="3"))
+    assert version_of(owner.submit(1).outcome) == "3"
+
+
+def test_version_and_label_of_a_request_win() -> None:
+    router, owner = owner_of(served("4", "3", default="3", newest="4"))
+    for asked, version in (("4", "4"), ("3", "3"), ("newest", "4")):
+        owner.batcher = router.find("digits").find(asked)
+        assert version_of(owner.submit(1).outcome) == version
+    with pytest.raises(ModelNotFound, match="no version '9', only 4, 3, newest"):
+        router.find("digits").find("9")
+
+
+def test_unknown_model_is_named_with_those_that_there_are() -> None:
+    router, _ = owner_of(served("1"))
+    with pytest.raises(ModelNotFound, match=r"no model 'x.*: this server serves 'digits'"):
+        router.find("x" * 1000)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_canary_gets_its_share(is_stream: bool) -> None:
+    router, owner = owner_of(served("4", "3", default="3", canary=("4", 0.2)))
+    counts: Counter[str] = Counter()
+    for _ in range(3000):
+        request = owner.submit(1, is_stream=is_stream)
+        counts[version_of(request.outcome)] += 1
+    assert abs(counts["4"] - 600) < 3 * (3000 * 0.2 * 0.8) ** 0.5 + 1
+    assert router.metrics.snapshot().answered == {
+        ("digits", version): number for version, number in counts.items()
+    }
+
+
+@pytest.mark.parametrize(("share", "version"), [(0.0, "3"), (1.0, "4")])
+def test_share_of_none_or_all(share: float, version: str) -> None:
+    _, owner = owner_of(served("4", "3", default="3", canary=("4", share)))
+    assert {version_of(owner.submit(1).outcome) for _ in range(50)} == {version}
+
+
+def test_rollback_is_one_change_and_loses_no_call() -> None:
+    first, second = served("4", "3"), served("4", "3", default="3")
+    second = replace(second, versions=first.versions)
+    router, owner = owner_of(first)
+    outcomes = []
+    for number in range(20):
+        router.change("digits", second if number % 2 else first)
+        outcomes.append(version_of(owner.submit(1).outcome))
+    assert outcomes == ["4", "3"] * 10
+    assert len(router.batchers) == 2, "the versions keep their batchers"
+
+
+def test_version_that_goes_finishes_what_it_accepted() -> None:
+    engine = GatedModel("3")
+    old = ModelVersions("digits", {"3": loaded("3", engine, quick_rows=0)}, "3")
+    router, owner = owner_of(old)
+    request = owner.submit(1)
+    engine.wait_until_running()
+    router.change("digits", served("4"))
+    router.prune()
+    assert len(router.batchers) == 2
+    assert version_of(owner.submit(2).outcome) == "4"
+    engine.open()
+    owner.wait(request)
+    assert version_of(request.outcome) == "3"
+    router.prune()
+    assert [batcher.model.version for batcher in router.batchers] == ["4"]
+
+
+def other_signature() -> ModelVersions:
+    signature = Signature((16, 16), 3)
+    manifest = replace(MANIFEST, signature=signature)
+    engine = FakeModel()
+    engine.tensors = signature.tensors
+    return ModelVersions("digits", {"1": LoadedModel(engine, manifest, "fp32", 64)}, "1")
+
+
+@pytest.mark.parametrize("successor", [None, other_signature()])
+def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(
+    successor: ModelVersions | None,
+) -> None:
+    router, owner = owner_of(served("1"))
+    router.change("digits", successor)
+    request = owner.submit(1)
+    assert isinstance(request.outcome, Unavailable if successor else ModelNotFound)
+    assert owner.num_forgotten == 1
+    assert set(router.routes) == ({"digits"} if successor else set())
+
+
+def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one() -> None:
+    router = Router(BatchingConfig())
+    assert router.classifier is None
+    router.change("mnist", served("1"))
+    assert router.classifier is router.find("mnist")
+    router.change("letters", other_signature())
+    assert router.classifier is None
+    router.change("digits", served("1"))
+    assert router.classifier is router.find("digits")
+
+
+def test_models_do_not_share_a_queue() -> None:
+    engine = GatedModel()
+    router, owner = owner_of(served("1"))
+    slow = {"1": loaded("1", engine, quick_rows=0)}
+    router.change("slow", ModelVersions("slow", slow, "1"))
+    digits, owner.batcher = owner.batcher, router.find("slow")
+    waiting = [owner.submit(number) for number in range(10)]
+    engine.wait_until_running()
+    owner.batcher = digits
+    assert owner.submit(7).digits == [7]
+    engine.open(1000)
+    owner.wait(*waiting)
+    assert router.metrics.snapshot().rows == {("digits", "1"): 1, ("slow", "1"): 10}
+    router.close()
+
+
+def test_metrics_of_versions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, owner = owner_of(served("4", "3", default="3", canary=("4", 0.5)))
+    numbers = iter([0.1, 0.9] * 100)
+    monkeypatch.setattr("serving.router.random.random", lambda: next(numbers))
+    for _ in range(50):
+        owner.submit(1, 2)
+    counts = router.metrics.snapshot()
+    rows: Mapping[tuple[str, str], int] = counts.rows
+    assert rows == {("digits", "3"): 50, ("digits", "4"): 50}
+    assert sum(rows.values()) == counts.batch_images.sum
