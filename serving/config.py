@@ -159,6 +159,10 @@ class ServerConfig:
     """Whether callers can list services and messages."""
     allow_repository_control: bool = False
     """Whether callers can load and unload models."""
+    input: str = "tensors"
+    """"image" if models without a manifest classify pictures; their graphs say of which size."""
+    labels: tuple[str, ...] = ()
+    """What each of their classes is called."""
     log_format: LogFormat = "text"
     """The format of log lines and of the ready line."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
@@ -169,6 +173,9 @@ class ServerConfig:
         for name in ("metrics_port", "http_port"):
             port = getattr(self, name) or 0
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
+        is_image = self.input == "image"
+        _require(is_image or self.input == "tensors", "input", self.input, "tensors or image")
+        _require(is_image or not self.labels, "labels", self.labels[:3], "given with input image")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from serving.tensors import Tensor, TensorSignature
 
-_MAX_LABEL = 100
+MAX_LABEL = 100
 """The longest label: it is sent to every client, and printed."""
 INPUT, OUTPUT = "images", "probabilities"
 """The names in graphs of classifiers."""
@@ -40,8 +40,8 @@ class Signature:
             raise ValueError(f"sizes of at least 1 expected, got {sizes}")
         if self.labels and len(self.labels) != self.num_classes:
             raise ValueError(f"{self.num_classes} labels expected, got {len(self.labels)}")
-        if not all(map(_is_label, self.labels)):
-            raise ValueError(f"a label must be 1 to {_MAX_LABEL} printable characters")
+        if not all(map(is_label, self.labels)):
+            raise ValueError(f"a label must be 1 to {MAX_LABEL} printable characters")
         if self.labels == tuple(map(str, range(self.num_classes))):
             object.__setattr__(self, "labels", ())
         object.__setattr__(self, "image_bytes", math.prod(self.input_shape))
@@ -78,8 +78,9 @@ class Signature:
         return f"{shape} {_PIXELS} -> {self.num_classes} classes"
 
 
-def _is_label(label: object) -> bool:
-    return isinstance(label, str) and 0 < len(label) <= _MAX_LABEL and label.isprintable()
+def is_label(label: object) -> bool:
+    """Return whether it is a text that can be sent to clients and printed."""
+    return isinstance(label, str) and 0 < len(label) <= MAX_LABEL and label.isprintable()
 
 
 DIGITS = Signature((28, 28), 10)

@@ -140,7 +140,8 @@ def test_only_tests_import_handwriting() -> None:
 
 ROOMS = {
     "serving": """
-        errors installation tensors feeds signature predictions images config system http2
+        errors installation tensors feeds signature predictions images
+        preprocessing config system http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
         classifier router scoring protocols transports client server cli __main__ __init__
     """,

@@ -102,7 +102,8 @@ def _load_extra(folder: Path | None) -> Extra | None:
 def _export(arguments: argparse.Namespace) -> None:
     """Publish the trained model, or one that was trained elsewhere."""
     own = (arguments.keras, arguments.samples, arguments.labels)
-    if not any(own):
+    how = {"resize": arguments.resize, "invert": arguments.invert}
+    if not any((*own, *how.values())):
         data = _load(arguments)
         from training.export import digits
 
@@ -113,7 +114,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _import_tensorflow()
     from training.export import keras_model
 
-    keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels)
+    keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels, **how)
 
 
 def _report(arguments: argparse.Namespace) -> None:

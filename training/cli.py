@@ -76,6 +76,18 @@ def parser() -> argparse.ArgumentParser:
         type=_name,
         help="the model's name in the repository (default: digits; --keras needs one)",
     )
+    export.add_argument(
+        "--resize",
+        choices=("stretch", "pad", "crop", "digits"),
+        help="how its training made pictures of other proportions fit: stretched, between black "
+        "bars, cut to their middle, or as digits are found (default: digits of 28 x 28, else "
+        "stretch)",
+    )
+    export.add_argument(
+        "--invert",
+        action="store_true",
+        help="it was trained on light ink on dark paper: light pictures are inverted",
+    )
     export.epilog = (
         "a Keras classifier of your own:\n  python -m training export --keras MODEL.keras "
         "--samples SAMPLES.npz --name letters"

@@ -29,7 +29,7 @@ def parser() -> Parser:
         commands.add_parser("serve", **_help("serve models over gRPC until SIGTERM", _SERVE))
     )
     _add_classify(
-        commands.add_parser("classify", **_help("read the digits in picture files", _CLASSIFY))
+        commands.add_parser("classify", **_help("say what picture files show", _CLASSIFY))
     )
     _add_read(commands.add_parser("read", **_help("read the numbers in picture files", _READ)))
     _add_score(
@@ -66,6 +66,7 @@ def _help(text: str, examples: str = "") -> dict[str, Any]:
 
 _SERVE = """\
   digit-serving serve detector.onnx classifier.onnx
+  digit-serving serve flowers.onnx --input image --labels labels.txt
   digit-serving serve --models models --model digits letters --workers 2
   digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%%
   digit-serving serve --models https://example.org/models.tar.gz#sha256=DIGEST
@@ -76,6 +77,7 @@ _CLASSIFY = """\
   digit-serving classify seven.png scans/ --csv > answers.csv
   digit-serving classify - --target 127.0.0.1:50051 < seven.png
   digit-serving classify scans/ --reject-below 0.9 --collect own
+  digit-serving classify rose.jpg --model flowers.onnx --input image --labels labels.txt
 """
 _READ = """\
   digit-serving read form.png                             form.png: 90210 (98.7 %)
@@ -102,6 +104,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_repository(parser)
     add("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
+    _add_pictures(parser)
     add("--versions", default=ModelConfig().versions, metavar="WHICH",
         help="versions of each model to serve: latest, all, or numbers such as 3,4")  # fmt: skip
     add("--canary", type=values.share, default=ModelConfig().canary, metavar="SHARE",
@@ -171,14 +174,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
-        help="picture of one digit, any size, dark on light or the reverse: PNG, JPEG, WebP, GIF, "
-        "TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of them; or - for stdin")  # fmt: skip
+        help="picture of one digit, any size, dark on light or the reverse, or what another model "
+        "classifies: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
+        "them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--collect", type=Path, metavar="DIR",
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
         "what `python -m training train --extra DIR` learns from")  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
+    _add_pictures(parser)
     _add_source(parser)
 
 
@@ -238,6 +243,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the model: a folder in the repository",
     )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input", choices=("tensors", "image"), default=ServerConfig().input,
+        help="image: models without a manifest classify pictures, of the size that their graphs "
+        "say; a classifier.json beside a model says more")  # fmt: skip
+    add("--labels", type=Path, metavar="FILE", help="what their classes are called, one a line")
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ import argparse
 import gc
 import logging
 import os
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields
@@ -39,6 +38,7 @@ def _serve(options: argparse.Namespace) -> int:
     loop = ["uvloop"] if options.transport == "grpcio" else []
     installation.require("onnxruntime", "grpc_health", "prometheus_client", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
+    from serving.model.pictures import read_labels
     from serving.server.run import run
 
     gc.freeze()
@@ -46,7 +46,8 @@ def _serve(options: argparse.Namespace) -> int:
     logs.setup(options.log_format)
     batching = _config(BatchingConfig, options)
     security = _config(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
-    config = _config(ServerConfig, options, **_http(options), security=security)
+    labels = read_labels(options.labels)
+    config = _config(ServerConfig, options, **_http(options), security=security, labels=labels)
     require_descriptors(64 + 8 * config.workers)
     is_drained = run(_served_models(options), batching, config)
     signals.end_process(0 if is_drained else 1)
@@ -57,47 +58,26 @@ _USUAL_HTTP_PORT = 8080
 
 
 def _http(options: argparse.Namespace) -> dict[str, object]:
-    """Choose the port of HTTP: the usual one if none is named, but only where that works."""
-    if options.http_port == "auto":
+    """Choose the port of HTTP: the usual one if none is named, where that works or is needed."""
+    is_auto, is_needed = options.http_port == "auto", options.input == "image"
+    if is_auto and not is_needed:
         port = _USUAL_HTTP_PORT if all(map(find_spec, _HTTP)) else None
         return {"http_port": port, "http_is_optional": True}
     if options.http_port is not None:
         installation.require(*_HTTP)
-    return {"http_port": options.http_port}
+    return {"http_port": _USUAL_HTTP_PORT if is_auto else options.http_port}
 
 
 def _classify(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
-    if options.csv and options.json:
-        raise ConfigurationError("--csv and --json exclude each other")
-    from serving.cli import picture_files
-    from serving.cli.answers import Answer, Report, answer
-    from serving.cli.collection import open_collection
-    from serving.pictures.reader import from_picture
+    from serving.cli import classifying
+    from serving.preprocessing import DIGITS_PICTURES
 
-    collection = open_collection(options.collect, options.pictures, options.reject_below)
-    found = picture_files.find(options.pictures)
-    report: Report[Answer] = Report(
-        "csv" if options.csv else "json" if options.json else "text", len(found)
-    )
-    with (
-        closing(picture_files.read(found, from_picture)) as readings,
-        _open(options) as classifier,
-        closing(report),
-    ):
-        for picture, image in readings:
-            if isinstance(image, str):
-                report.add(Answer(picture=picture, error=image))
-            else:
-                answered = answer(picture, _predictions(classifier, image), options.reject_below)
-                report.add(answered)
-                if collection is not None and answered.rejected:
-                    collection.add(Path(picture), int(answered.digit or 0))
-    if collection is not None:
-        noun = "picture" if collection.num_kept == 1 else "pictures"
-        line = f"{collection.num_kept} {noun} kept in {collection.folder}"
-        logs.print_line(line, sys.stderr)
-    return report.exit_code()
+    if not options.target:
+        model = classifying.local_model(options, _model_config(options))
+        return classifying.classify(options, *model)
+    with _open(options) as client:
+        return classifying.classify(options, DIGITS_PICTURES, partial(_predictions, client))
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -216,7 +196,9 @@ def _config(kind: type[Config], options: argparse.Namespace, **others: object) -
 def _model_config(options: argparse.Namespace) -> ModelConfig:
     """Make the configuration of one model."""
     models = getattr(options, "models", None)
-    if models is None:
+    if models is None and options.model.endswith(".onnx"):
+        root = Path()
+    elif models is None:
         root = _usual_models(options.model)
     elif "://" in models:
         installation.require("fsspec")

@@ -20,7 +20,9 @@ from serving.model import acceptance, independence, repository
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
+from serving.model.pictures import described
 from serving.predictions import Probabilities
+from serving.preprocessing import Preprocessing
 from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature
 
@@ -74,6 +76,11 @@ class LoadedModel:
     def signature(self) -> Signature | None:
         """The shape of its images, and its classes; None if it isn't known to classify images."""
         return self.manifest.signature
+
+    @property
+    def pictures(self) -> Preprocessing | None:
+        """How pictures become its input, and what its classes are called; None if it takes none."""
+        return self.manifest.pictures
 
     @property
     def image_signature(self) -> Signature:
@@ -192,7 +199,7 @@ def _load_version(
         raise
     if not model.manifest.golden_probabilities:
         _log.info("model %s version %s: %s", model.manifest.name, version, model.batching)
-    return model
+    return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
 
 
 def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:

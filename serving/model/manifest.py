@@ -12,6 +12,7 @@ from serving.config import Precision
 from serving.errors import CorruptModel, InvalidRequest
 from serving.images import Images, from_bytes
 from serving.predictions import Probabilities
+from serving.preprocessing import Preprocessing, of_signature
 from serving.signature import DIGITS, Signature
 
 MANIFEST = "manifest.json"
@@ -40,6 +41,8 @@ class Manifest:
     """(N, classes) float32: the answers of each exported variant to them; empty without a file."""
     signature: Signature | None = DIGITS
     """The shape of its images, and its classes; None if it isn't known to classify images."""
+    pictures: Preprocessing | None = None
+    """How pictures become its input, and what its classes are called; None if it takes none."""
 
     @classmethod
     def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
@@ -92,6 +95,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
             if file_name in document["files"]
         },
         signature=signature,
+        pictures=of_signature(signature, document.get("preprocessing")),
     )
 
 

@@ -1,20 +1,22 @@
-"""Reads a picture file as grey levels: any format, size, colours, alpha and orientation.
+"""Reads a picture file as levels: any format, size, colours, alpha and orientation.
 
 This module imports Pillow; `reader.from_picture` imports it and reports a missing package.
 """
 
 import io
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
+from serving.images import Images
 
 MAX_PIXELS = 80_000_000
 """The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""
@@ -54,11 +56,66 @@ def read_page(source: str | Path | BinaryIO, max_side: int = MAX_PAGE_SIDE) -> P
     Raises:
         InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
     """
+    return _read(source, partial(_page, max_side=max_side))
+
+
+def read_pixels(
+    source: str | Path | BinaryIO, size: tuple[int, int], channels: int, resize: str, *,
+    invert: bool,
+) -> Images:  # fmt: skip
+    """Read a picture, or the first of an animation, in a fixed size; bilinear, antialiased.
+
+    Args:
+        source: a path, or an open binary file.
+        size: height and width.
+        channels: 1 for grey levels, 3 for red, green, blue.
+        resize: "stretch", "pad" with black, or "crop" to the middle.
+        invert: whether pictures that are mostly light are inverted.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+
+    def pixels(picture: Image.Image) -> Images:
+        levels = _in_mode(picture, "L" if channels == 1 else "RGB")
+        if invert and np.asarray(levels.convert("L")).mean() > 127:
+            levels = ImageOps.invert(levels)
+        sized = _RESIZE[resize](levels, size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(sized).reshape(*size, channels)
+
+    return _read(source, pixels)
+
+
+_RESIZE: dict[str, Callable[..., Image.Image]] = {
+    "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
+}  # fmt: skip
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
+        levels = _levels(_floats(picture, MAX_SIDE * 2))
+        picture = Image.fromarray(np.rint(levels).astype(np.uint8))
+    if picture.has_transparency_data:
+        inked, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
+        picture.paste(inked, mask=inked)
+    return picture if picture.mode == mode else picture.convert(mode)  # without a copy
+
+
+_Made = TypeVar("_Made")
+
+
+def _read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
+    """Open a picture and make something of it; every failure is one of our errors."""
     try:
         if isinstance(source, str | Path):
             with open(source, "rb") as file:
-                return _decoded(_seekable(file), max_side)
-        return _decoded(_seekable(source), max_side)
+                return _opened(_seekable(file), make)
+        return _opened(_seekable(source), make)
     except InvalidRequest:
         raise
     except UnidentifiedImageError as err:
@@ -99,17 +156,21 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _decoded(file: BinaryIO, max_side: int) -> Page:
+def _opened(file: BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
     with Image.open(file, formats=formats()) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise TooLarge(
                 f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"
             )
-        size = picture.size
-        picture.draft("RGB", (max_side, max_side))  # JPEG: decodes fewer pixels from the start
-        if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
-            size = size[::-1]
-        return Page(_grey_of(picture, max_side), *size)
+        return make(picture)
+
+
+def _page(picture: Image.Image, max_side: int) -> Page:
+    size = picture.size
+    picture.draft("RGB", (max_side, max_side))  # JPEG: decodes fewer pixels from the start
+    if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
+        size = size[::-1]
+    return Page(_grey_of(picture, max_side), *size)
 
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)

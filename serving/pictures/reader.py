@@ -1,4 +1,4 @@
-"""Reads picture files: one digit as an image like MNIST's, or all the numbers of a page."""
+"""Reads picture files: as a classifier's input, or all the numbers of a page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from serving.pictures.facts import Number
     from serving.pictures.numbers import Reading
     from serving.predictions import Predictions
+    from serving.preprocessing import Preprocessing
+    from serving.tensors import Array
 
 MIN_ODDS = -15.0
 """The log odds from which something alone may be a digit."""
@@ -58,6 +60,28 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
         if odds < MIN_ODDS or (odds < SURE_ODDS and numbers.has_several_digits(page)):
             raise InvalidRequest("expected one digit, found several that touch, or no digit")
     return image.reshape(1, -1)
+
+
+def picture_row(preprocessing: "Preprocessing", source: str | Path | BinaryIO) -> "Array":
+    """Make the input of a classifier of a picture, as its manifest or its folder says it.
+
+    Returns:
+        (1, ...), as `Preprocessing.row` does.
+
+    Raises:
+        InvalidRequest: not a readable picture, or too large; of digits, see `from_picture`.
+        ConfigurationError: Pillow or SciPy is not installed.
+    """
+    known = preprocessing
+    if known.resize == "digits":
+        return known.row(from_picture(source).reshape(*known.size, 1))
+    try:
+        from serving.pictures import decoder
+    except ImportError as err:
+        raise _missing() from err
+    return known.row(
+        decoder.read_pixels(source, known.size, known.channels, known.resize, invert=known.invert)
+    )
 
 
 def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) -> "list[Number]":

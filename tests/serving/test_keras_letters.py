@@ -1,11 +1,15 @@
 """From a Keras model that somebody trained to answers over the network."""
 
+import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import Classifier, Client
+from serving.__main__ import main as serving_main
 from tests.support.servers import running_server
 from tests.training.export.letters import letters, save_samples, train_letters
 from training.__main__ import main
@@ -41,3 +45,33 @@ def test_own_keras_model_is_served(models: Path, precision: str) -> None:
     with Classifier.load(models / "letters", precision=precision) as classifier:  # type: ignore[arg-type]
         near = classifier.classify(images)
     np.testing.assert_array_equal(near.digits, answer.digits)
+
+
+@pytest.mark.parametrize(("resize", "channels"), [("stretch", 1), ("crop", 3)])
+def test_picture_is_classified_as_in_training(
+    resize: str, channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A convolutional network of 8 x 8 sees the pixels that Keras's own loader makes."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((8, 8, channels)), keras.layers.Rescaling(1 / 255)]
+    layers += [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.Flatten()]
+    model = keras.Sequential([*layers, keras.layers.Dense(5)])
+    model.save(tmp_path / "model.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, channels), np.uint8)
+    np.savez(tmp_path / "samples.npz", images=pixels)
+    files = {"--keras": "model.keras", "--samples": "samples.npz", "--models": "models"}
+    arguments = [text for name, file in files.items() for text in (name, str(tmp_path / file))]
+    assert main(["export", *arguments, "--name", "marks", "--resize", resize]) == 0
+    picture = tmp_path / "picture.png"
+    Image.fromarray(pixels[:6].reshape(48, -1)).resize((90, 60)).save(picture)
+    loaded = keras.utils.load_img(
+        picture, color_mode="grayscale" if channels == 1 else "rgb", target_size=(8, 8),
+        interpolation="bilinear", keep_aspect_ratio=resize == "crop",
+    )  # fmt: skip
+    array = keras.utils.img_to_array(loaded)[None]
+    expected = keras.ops.softmax(model(array))
+    capsys.readouterr()
+    models = ["--models", str(tmp_path / "models"), "--model", "marks"]
+    assert serving_main(["classify", str(picture), *models, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose([answer["probabilities"]], expected, atol=1e-5)

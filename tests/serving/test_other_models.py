@@ -103,7 +103,6 @@ def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
 
 
 JSON = {"Content_Type": "application/json"}
-SEVEN = Path(__file__).parents[2] / "docs" / "pictures" / "seven.png"
 ANY_SIZE = ("grpc.max_receive_message_length", -1)
 """4,096 answers of 300 classes are more than the 4 MiB that clients take unless asked to."""
 
@@ -132,23 +131,12 @@ def test_answers_are_right_and_have_their_labels(client: Client, model: Model) -
 def test_answers_over_http(server: RunningServer, model: Model) -> None:
     images, classes = templates.images_of(model.signature, 3)
     http = HttpPeer(server.facts["http"])
-    reply = http.post("/v1/digits", json.dumps({"images": images.tolist()}), **JSON)
-    assert reply.status == 200, reply.body
-    assert [each["digit"] for each in reply.json["digits"]] == classes.tolist()
-    names = model.signature.labels or tuple(map(str, range(300)))
-    assert [each["label"] for each in reply.json["digits"]] == [names[n] for n in classes]
     tensor = {"name": "images", "datatype": "UINT8", "shape": images.shape}
     tensor["data"] = images.ravel().tolist()
     question = json.dumps({"inputs": [tensor]})
     (output,) = http.post(f"/v2/models/{model.name}/infer", question, **JSON).json["outputs"]
     assert output["shape"] == [3, model.signature.num_classes]
     assert np.reshape(output["data"], output["shape"]).argmax(axis=1).tolist() == classes.tolist()
-
-
-def test_picture_over_http_is_refused_with_the_shape(server: RunningServer, model: Model) -> None:
-    reply = HttpPeer(server.facts["http"]).post("/v1/digits", SEVEN.read_bytes())
-    assert reply.status == 400
-    assert f"(N, {model.signature.image_bytes}) or" in reply.json["detail"]
 
 
 def test_images_run_are_counted_by_their_class(

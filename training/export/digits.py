@@ -58,6 +58,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
         name=name,
         model=on_raw_pixels(model),
         signature=SIGNATURE,
+        preprocessing=SIGNATURE.preprocessing(),
         samples=test,
         expected=expected,
         tolerance=PARITY_TOLERANCE,

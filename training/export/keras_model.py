@@ -19,8 +19,9 @@ MAX_LABEL = 100
 
 
 def export(
-    keras_file: Path, samples_file: Path, models: Path, name: str, labels_file: Path | None = None
-) -> Path:
+    keras_file: Path, samples_file: Path, models: Path, name: str, labels_file: Path | None = None,
+    resize: str | None = None, *, invert: bool = False,
+) -> Path:  # fmt: skip
     """Convert a Keras classifier, compare it with Keras on the samples, and publish it.
 
     Half of the samples are those that int8 weights are rounded on, the others test int8.
@@ -35,6 +36,8 @@ def export(
         models: the model repository; the version becomes models/<name>/<n>/.
         name: the model's name in the repository.
         labels_file: a text for each class, one a line, UTF-8; None for "0", "1" and so on.
+        resize: how pictures of other proportions are made to fit; see `Signature.preprocessing`.
+        invert: whether pictures that are mostly light are inverted.
 
     Returns:
         The new version's folder.
@@ -49,14 +52,17 @@ def export(
     num_classes, num_parameters = max(2, model.output_shape[1]), model.count_params()
     data, sample_shape = samples.read(samples_file, num_classes)
     model, shape = served.fixed_shape(model, sample_shape)
+    signature = Signature(
+        input_shape=shape, classes=num_classes, labels=_labels(labels_file, num_classes)
+    )
+    preprocessing = signature.preprocessing(resize, invert=invert)
     print(f"exporting {keras_file}", flush=True)
     model, expected = served.classifier(model, data.images)
     candidate = Candidate(
         name=name,
         model=model,
-        signature=Signature(
-            input_shape=shape, classes=num_classes, labels=_labels(labels_file, num_classes)
-        ),
+        signature=signature,
+        preprocessing=preprocessing,
         samples=data,
         expected=expected,
         tolerance=PARITY_TOLERANCE,

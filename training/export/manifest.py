@@ -5,6 +5,8 @@ name, version   the model's name and the version's number, as text
 signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
 dtype "uint8", classes: their number, labels: a text for each class.
 Manifests without a signature are of digits: [28, 28], 10 classes, "0" to "9".
+preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
+dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
 recipe, seed    how it was trained; null for a model that was trained elsewhere
 parameters      their number
 accuracy        validation, test: 0 to 1, each null where it is unknown. For a model that was
@@ -34,7 +36,7 @@ import tensorflow as tf
 import tf2onnx
 
 from training.data.mnist import Images
-from training.errors import ExportError
+from training.errors import ExportError, UnusableInput
 from training.export.onnx_runtime import onnxruntime
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
@@ -69,6 +71,30 @@ class Signature:
     def pixels(self) -> int:
         """The number of pixels of an image."""
         return int(np.prod(self.input_shape))
+
+    def preprocessing(
+        self, resize: str | None = None, *, invert: bool = False
+    ) -> dict[str, object]:
+        """Return how pictures become its images, as in the manifest; empty if they can't.
+
+        Args:
+            resize: None for "digits" of 28 x 28 in grey, else "stretch".
+            invert: whether pictures that are mostly light are inverted first.
+
+        Raises:
+            UnusableInput: an option doesn't fit the shape of the images.
+        """
+        shape = self.input_shape if len(self.input_shape) == 3 else (*self.input_shape, 1)
+        is_digit = shape == (28, 28, 1)
+        if len(shape) != 3 or shape[2] not in (1, 3):
+            if resize or invert:
+                raise UnusableInput(f"--resize and --invert are of pictures, not of {shape[:-1]}")
+            return {}
+        if resize == "digits" and not is_digit:
+            raise UnusableInput(f"--resize digits is of 28 x 28 in grey, not of {shape}")
+        return {"size": shape[:2], "channels": shape[2], "layout": "flat", "dtype": self.dtype,
+                "resize": resize or ("digits" if is_digit else "stretch"),
+                "invert": invert}  # fmt: skip
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:

@@ -45,6 +45,8 @@ class Candidate:
     """From pixels of 0 to 255, in an input shape of its own, to (N, classes) probabilities."""
     signature: Signature
     """What it takes and gives."""
+    preprocessing: Mapping[str, object]
+    """How pictures become its images; empty if they can't."""
     samples: Samples
     """The images that the graph is compared with Keras on; golden samples come from them."""
     expected: Probabilities
@@ -86,6 +88,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     }
     contents = {
         "signature": asdict(candidate.signature),
+        **({"preprocessing": candidate.preprocessing} if candidate.preprocessing else {}),
         **facts,
         "files": manifest.digests(files),
         "parity": asdict(measured),

@@ -12,18 +12,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import DigitsError, Unauthenticated
+from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS as GRPC_STATUS
 from serving.router import Router
-from serving.signature import DIGITS
 from serving.telemetry.metrics import Metrics
 from serving.transports.auth import TokenCheck
 from serving.transports.http.bodies import Bodies
 from serving.transports.http.calls import Calls
+from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
 from serving.transports.http.numbers import Numbers
-from serving.transports.http.openapi import openapi_document
+from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import page_routes
 from serving.transports.http.problems import STATUS, problem, problem_document
 
@@ -44,6 +45,7 @@ def make_app(
     queries: Queries,
     check: TokenCheck | None,
     pictures: Executor,
+    inputs: PictureInputs,
 ) -> ASGIApp:
     """Build the application.
 
@@ -53,19 +55,27 @@ def make_app(
         queries: answers queries about the server and its models.
         check: compares tokens; None if none are configured.
         pictures: decodes pictures.
+        inputs: what the command line says of models without a manifest.
+
+    Raises:
+        ConfigurationError: that fits none.
     """
     bodies = Bodies(BODY_BUDGET_BYTES)
-    document = openapi_document(router)
+    models = {name: (route.model.manifest, route.tensors) for name, route in router.routes.items()}
+    inputs.require_one(models)
+    named = {name for name, model in models.items() if inputs.find(*model) is not None}
+    document = openapi_document(router, named)
     digits = []
-    if router.classifier is not None:
+    if digits_route(router) is not None:
         digits += Digits(router, calls, bodies, pictures).routes()
         digits += Numbers(router, calls, bodies, pictures).routes()
     app = Starlette(
         routes=[
             *Inference(router, queries, calls, bodies).routes(),
+            *Classes(router, calls, bodies, pictures, inputs).routes(),
             *digits,
             Route("/openapi.json", lambda _: JSONResponse(document), methods=["GET"]),
-            *page_routes(document, can_draw=_can_draw(router)),
+            *page_routes(document),
         ],
         exception_handlers={
             DigitsError: _refuse,
@@ -74,12 +84,6 @@ def make_app(
         },
     )
     return Guard(app, check, router.metrics)
-
-
-def _can_draw(router: Router) -> bool:
-    """Return whether a model takes what the page's pad draws."""
-    shape = DIGITS.input_shape
-    return router.classifier is not None and router.classifier.image_signature.input_shape == shape
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -151,6 +155,8 @@ _HEADERS = [
 def _method_of(path: str) -> str:
     if path.startswith("/v2"):
         return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    if path.startswith("/v1/models/"):
+        return "HttpClassify"
     return _METHODS.get(path, "other")
 
 

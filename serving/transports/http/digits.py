@@ -2,7 +2,6 @@
 
 import base64
 import json
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ from serving.images import Images, as_images
 from serving.pictures.reader import from_picture
 from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
-from serving.router import Router
-from serving.transports.http.bodies import Bodies
-from serving.transports.http.calls import Calls, deadline_of
+from serving.transports.http.calls import deadline_of
 from serving.transports.http.pictures import (
     FORM,
     MAX_BODY_BYTES,
+    Pictures,
     media_type,
     pictures_of,
     read_picture,
@@ -31,15 +29,8 @@ _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6
 
 
-class Digits:
+class Digits(Pictures):
     """Answers /v1/digits."""
-
-    def __init__(self, router: Router, calls: Calls, bodies: Bodies, pictures: Executor) -> None:
-        """Classify through `calls`; decode pictures on `pictures`, some 7 ms each."""
-        self._router = router
-        self._calls = calls
-        self._bodies = bodies
-        self._pictures = pictures
 
     def routes(self) -> list[Route]:
         """Return the routes."""

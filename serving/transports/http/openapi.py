@@ -1,12 +1,14 @@
 """The OpenAPI document of /v1 and of the Open Inference Protocol's /v2."""
 
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
 from serving import installation
-from serving.router import Router
-from serving.signature import DIGITS, Signature
+from serving.router import Route, Router
+from serving.signature import DIGITS
 from serving.transports.http.calls import TIMEOUT_HEADER
+from serving.transports.http.schemas import schemas_of
 
 _PROBLEMS = {
     "400": "The request can't be answered as it is; `detail` says what was expected and what came.",
@@ -20,15 +22,22 @@ _PROBLEMS = {
 }
 
 
-def openapi_document(router: Router) -> dict[str, Any]:
-    """Describe the paths, bodies and answers (OpenAPI 3.1)."""
-    classifier = router.classifier
+def openapi_document(router: Router, of_pictures: Collection[str]) -> dict[str, Any]:
+    """Describe the paths, bodies and answers (OpenAPI 3.1).
+
+    Args:
+        router: the models.
+        of_pictures: the names of those that classify pictures.
+    """
+    classifier = digits_route(router)
     digits: dict[str, Any] = {}
     models: dict[str, Any] = {}
     if classifier is not None:
         digits["/v1/digits"] = {"post": _digits(router.batching.max_request_images)}
         digits["/v1/numbers"] = {"post": _numbers()}
     for name in router.routes:
+        if name in of_pictures:
+            models[f"/v1/models/{quote(name)}/classify"] = {"post": _classes()}
         model = f"/v2/models/{quote(name)}"
         models |= {
             model: {"get": _query("Describe the model's tensors", "ModelMetadata")},
@@ -54,7 +63,7 @@ def openapi_document(router: Router) -> dict[str, Any]:
             **models,
         },
         "components": {
-            "schemas": _schemas(DIGITS if classifier is None else classifier.image_signature),
+            "schemas": schemas_of(DIGITS if classifier is None else classifier.image_signature),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
                 code: {
@@ -70,6 +79,13 @@ def openapi_document(router: Router) -> dict[str, Any]:
         },
         "security": [{}, {"token": []}],
     }
+
+
+def digits_route(router: Router) -> Route | None:
+    """Return the model of digits.v1 if it reads pictures as those of digits."""
+    route = router.classifier
+    pictures = None if route is None else route.model.pictures
+    return route if pictures is not None and pictures.resize == "digits" else None
 
 
 def _operation(summary: str, answer: str, *codes: str, **more: Any) -> dict[str, Any]:
@@ -135,6 +151,12 @@ _OPTIONS = [
     _flag("image", "the answer holds what the network sees."),
     _TIMEOUT,
 ]
+_TOP = {
+    "name": "top",
+    "in": "query",
+    "description": "How many of the most probable classes the answer has.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999, "default": 5},
+}
 _DRAWING = _flag("drawing", "all ink of a picture may be one number, such as an upright stroke.")
 
 
@@ -149,6 +171,20 @@ def _digits(max_images: int) -> dict[str, Any]:
         "of several digits, has an `error` instead of a digit.",
         parameters=_OPTIONS,
         requestBody={"required": True, "content": images | _PICTURES},
+    )
+
+
+def _classes() -> dict[str, Any]:
+    return _operation(
+        "Say what each picture shows",
+        "Classes",
+        "404",
+        *_WORK,
+        description="One picture as the body, or several as files of a form. Each is made the "
+        "model's input as its manifest or classifier.json says. Of a form's pictures, one that "
+        "can't be read has an `error` instead of a class.",
+        parameters=[_OPTIONS[0], _TOP, _TIMEOUT],
+        requestBody={"required": True, "content": _PICTURES},
     )
 
 
@@ -177,89 +213,3 @@ def _infer() -> dict[str, Any]:
         parameters=[_TIMEOUT],
         requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
     )
-
-
-def _object(required: list[str], **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _array(items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"type": "array", "items": items, **more}
-
-
-def _schemas(signature: Signature) -> dict[str, Any]:
-    size, num_classes = signature.image_bytes, signature.num_classes
-    text, integer = {"type": "string"}, {"type": "integer"}
-    pixel = {"type": "integer", "minimum": 0, "maximum": 255}
-    row = _array(pixel, minItems=size, maxItems=size)
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
-    digit = _object(
-        [],
-        name={**text, "description": "The file's name, where it has one."},
-        digit={"type": "integer", "minimum": 0, "maximum": num_classes - 1},
-        label={**text, "description": "What that class is called: the digit, of digits."},
-        probability=probability,
-        probabilities=_array(probability, minItems=num_classes, maxItems=num_classes),
-        rejected={"type": "boolean"},
-        image={**text, "description": f"{size} bytes in base64: what the network sees."},
-        error=text,
-    )
-    side = {"type": "integer", "minimum": 0}
-    box = _object(["left", "top", "right", "bottom"], left=side, top=side, right=side, bottom=side)
-    part = {name: digit["properties"][name] for name in ("digit", "probability", "probabilities")}
-    number = _object(
-        ["text", "probability", "rejected", "box", "digits"],
-        text={**text, "description": "Its digits, such as 90210."},
-        probability=probability,
-        rejected={"type": "boolean"},
-        box=box,
-        digits=_array(
-            _object([*part, "box"], **part, box=box, image=digit["properties"]["image"]),
-            minItems=1,
-        ),
-    )
-    of_picture = _object([], name=digit["properties"]["name"], numbers=_array(number), error=text)
-    tensor = _object(
-        ["name", "datatype", "shape", "data"],
-        name=text,
-        datatype={**text, "description": "Such as FP32; see the model's metadata."},
-        shape=_array(integer),
-        data=_array({}, description="Row by row; lists of lists are read, too."),
-    )
-    output = _object(
-        ["name", "datatype", "shape"],
-        name=text,
-        datatype=text,
-        shape=_array(integer),
-        data=_array({}),
-    )
-    return {
-        "Images": _object(["images"], images=_array(row, minItems=1)),
-        "Digits": _object(
-            ["model_version", "digits"],
-            model_version={"type": ["string", "null"]},
-            digits=_array(digit, minItems=1),
-        ),
-        "NumbersOfPictures": _object(
-            ["model_version", "pictures"],
-            model_version={"type": ["string", "null"]},
-            pictures=_array(of_picture, minItems=1),
-        ),
-        "InferRequest": _object(["inputs"], id=text, inputs=_array(tensor)),
-        "InferResponse": _object(
-            ["model_name", "model_version", "outputs"],
-            model_name=text,
-            model_version=text,
-            id=text,
-            outputs=_array(output),
-        ),
-        "Live": _object(["live"], live={"type": "boolean"}),
-        "Ready": _object(["ready"], ready={"type": "boolean"}),
-        "ServerMetadata": _object(["name", "version", "extensions"]),
-        "ModelMetadata": _object(["name", "versions", "platform", "inputs", "outputs"]),
-        "ModelConfig": _object(["name"]),
-        "Statistics": _object(["model_stats"]),
-        "Problem": _object(
-            ["title", "status", "detail"], type=text, title=text, status=integer, detail=text
-        ),
-    }

@@ -1,4 +1,4 @@
-"""The page to draw on and the page of the API: a few files, which load nothing from other sites."""
+"""The pages to draw on, of pictures, of the API: a few files, which load nothing from others."""
 
 from html import escape
 from pathlib import Path
@@ -17,26 +17,30 @@ _TYPES = {
 }
 
 
-_DRAW = "<a href='/'>Draw a digit</a> · "
+_PAGES = {"/v1/numbers": ("index.html", "Draw a digit"), "/classify": ("classify.html", "Classify")}
+"""Pages by the end of a path that they need, the first at /; and what links to them say."""
 
 
-def page_routes(document: dict[str, Any], *, can_draw: bool) -> list[Route]:
+def page_routes(document: dict[str, Any]) -> list[Route]:
     """Return the routes of the pages and their files.
 
     Args:
-        document: the OpenAPI document, shown at /docs.
-        can_draw: whether there is a model for the page to draw on; else the document is at /, too.
+        document: the OpenAPI document, shown at /docs; at /, too, if it has none of the paths that
+            another page needs.
     """
+    paths = list(document["paths"])
+    able = [page for end, page in _PAGES.items() if any(path.endswith(end) for path in paths)]
+    homes = {name: "/" if not i else f"/{name[:-5]}" for i, (name, _) in enumerate(able)}
+    links = "".join(f"<a href='{homes[name]}'>{text}</a> · " for name, text in able)
 
     def api_page(_: Request) -> Response:
-        return HTMLResponse(_api_page(document, can_draw=can_draw))
+        return HTMLResponse(_api_page(document, links))
 
-    routes = [Route(name, api_page, methods=["GET"]) for name in ("/docs", "/")[: 2 - can_draw]]
+    routes = [Route(name, api_page, methods=["GET"]) for name in ("/docs", "/")[: 2 - bool(able)]]
     for path in sorted(_FILES.iterdir()):
-        if path.name == "index.html" and not can_draw:
-            continue
-        name = "/" if path.name == "index.html" else f"/{path.name}"
-        routes.append(Route(name, _file(path), methods=["GET"]))
+        if path.suffix != ".html" or path.name in homes:
+            name = homes.get(path.name, f"/{path.name}")
+            routes.append(Route(name, _file(path), methods=["GET"]))
     return routes
 
 
@@ -49,8 +53,8 @@ def _file(path: Path) -> Any:
     return handler
 
 
-def _api_page(document: dict[str, Any], *, can_draw: bool) -> str:
-    """Write the OpenAPI document as one readable page."""
+def _api_page(document: dict[str, Any], links: str) -> str:
+    """Write the OpenAPI document as one readable page, with links to the others."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -77,7 +81,7 @@ def _api_page(document: dict[str, Any], *, can_draw: bool) -> str:
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{escape(info['title'])}: API</title><link rel=stylesheet href=style.css>"
         f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{escape(info['description'])}</p>"
-        f"<p>{_DRAW if can_draw else ''}<a href='/openapi.json'>openapi.json</a></p>"
+        f"<p>{links}<a href='/openapi.json'>openapi.json</a></p>"
         + "".join(parts)
         + "</main></html>"
     )

@@ -1,17 +1,19 @@
-"""Requests of pictures: their bodies, forms and queries; for /v1/digits and /v1/numbers."""
+"""Requests of pictures: their bodies, forms and queries; for all paths below /v1."""
 
 import io
 from asyncio import get_running_loop
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serving.errors import DigitsError, InvalidRequest
-from serving.transports.http.calls import while_connected
+from serving.router import Router
+from serving.transports.http.bodies import Bodies
+from serving.transports.http.calls import Calls, while_connected
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
@@ -27,6 +29,32 @@ class Picture(NamedTuple):
 
     name: str
     content: bytes
+
+
+class Pictures:
+    """What the answers to requests of pictures have in common."""
+
+    def __init__(self, router: Router, calls: Calls, bodies: Bodies, pictures: Executor) -> None:
+        """Classify through `calls`; decode pictures on `pictures`, some 7 ms each."""
+        self._router = router
+        self._calls = calls
+        self._bodies = bodies
+        self._pictures = pictures
+
+    async def _answer_each(
+        self, request: Request, answer: Callable[[bytes], Awaitable[dict[str, Any] | DigitsError]]
+    ) -> list[dict[str, Any]]:
+        """Answer the pictures of a request; of a form's, those that can't be read by an `error`."""
+        items: list[dict[str, Any]] = []
+        async with self._bodies.read(request, MAX_BODY_BYTES) as body:
+            for name, content in await pictures_of(request, body):
+                facts = await answer(content)
+                if isinstance(facts, DigitsError):
+                    if media_type(request) != FORM:
+                        raise facts
+                    facts = {"error": str(facts)}
+                items.append(({"name": name} if name else {}) | facts)
+        return items
 
 
 async def pictures_of(request: Request, body: bytes) -> list[Picture]:

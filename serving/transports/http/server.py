@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.errors import Overloaded
+from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import bind, with_port
@@ -56,7 +57,8 @@ class HttpServer:
         self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
         self._calls = Calls(router)
         check = token_check(config.security)
-        app = make_app(router, self._calls, queries, check, self._pictures)
+        inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
+        app = make_app(router, self._calls, queries, check, self._pictures, inputs)
         if (log := access_log(config)) is not None:
             app = Recorder(app, log)
         self._log = log

@@ -92,6 +92,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
     _, remote, _ = run("info", "--target", server.address, "--json", capsys=capsys)
     near, far = json.loads(local), json.loads(remote)
     assert near.pop("transport") == "in process"
+    assert near.pop("batching") == "rows are independent, bit for bit"
     assert far.pop("transport") == server.facts["transport"]
     assert near == far
     code, out, _ = run("info", "--models", models, capsys=capsys)

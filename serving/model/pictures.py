@@ -1,0 +1,102 @@
+"""Models without a manifest that classify pictures: their folder, or the command line, says so."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serving.errors import ConfigurationError
+from serving.model.manifest import Manifest
+from serving.model.repository import is_file
+from serving.preprocessing import Preprocessing, of_graph
+from serving.system.files import read_regular
+from serving.tensors import TensorSignature
+
+CLASSIFIER = "classifier.json"
+"""Beside a model's versions, or its ONNX file: fields of `Preprocessing`, all of them optional."""
+_MAX_BYTES = 1 << 20
+
+
+def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
+    """Return the description of a version, with what a `classifier.json` says of its pictures.
+
+    Args:
+        manifest: the version's; one that has a signature is returned as it is.
+        tensors: what its graph takes and answers.
+        model: the model's folder, or its ONNX file.
+
+    Raises:
+        ConfigurationError: the file is unreadable, or it doesn't fit the graph.
+    """
+    file = (model.parent if is_file(model) else model) / CLASSIFIER
+    if manifest.signature is not None or not file.exists():
+        return manifest
+    try:
+        document = json.loads(_read(file))
+        if not isinstance(document, dict):
+            raise ValueError(f"a JSON object expected, got {type(document).__name__}")
+        return replace(manifest, pictures=of_graph(tensors, document))
+    except (ValueError, TypeError, OverflowError, RecursionError) as err:
+        raise ConfigurationError(f"{file}: {err}") from err
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureInputs:
+    """What the command line says of models without a manifest."""
+
+    is_image: bool = False
+    """Whether those that can take pictures do."""
+    labels: tuple[str, ...] = ()
+    """What their classes are called."""
+
+    def of(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+        """Return how pictures become a model's input; None if it takes none.
+
+        Raises:
+            ValueError: it can't take pictures, though the command line says that it does.
+        """
+        pictures = manifest.pictures
+        if not self.is_image or manifest.signature is not None:
+            return pictures
+        if pictures is None:
+            return of_graph(tensors, {"labels": self.labels})
+        return replace(pictures, labels=pictures.labels or self.labels)
+
+    def find(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+        """Return the same; None, too, if it can't take pictures."""
+        try:
+            return self.of(manifest, tensors)
+        except ValueError:
+            return None
+
+    def require_one(self, models: Mapping[str, tuple[Manifest, TensorSignature]]) -> None:
+        """Check that the command line is right about a model, if it says something.
+
+        Raises:
+            ConfigurationError: it is about none.
+        """
+        reasons = []
+        for name, (manifest, tensors) in models.items():
+            try:
+                if manifest.signature is None and self.of(manifest, tensors):
+                    return
+            except ValueError as err:
+                reasons.append(f"model {name}: {err}")
+        if self.is_image:
+            raise ConfigurationError(f"--input image: {'; '.join(reasons[:3]) or 'no such model'}")
+
+
+def read_labels(file: Path | None) -> tuple[str, ...]:
+    """Read a text for each class, one a line.
+
+    Raises:
+        ConfigurationError: the file can't be read.
+    """
+    return () if file is None else tuple(_read(file).splitlines())
+
+
+def _read(file: Path) -> str:
+    try:
+        return read_regular(file, _MAX_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as err:
+        raise ConfigurationError(f"can't read {file}: {getattr(err, 'strerror', err)}") from err

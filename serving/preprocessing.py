@@ -1,0 +1,249 @@
+"""How a picture becomes the input of a classifier, and its outputs become probabilities."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+
+from serving.errors import ModelError
+from serving.images import Images
+from serving.predictions import Predictions, Probabilities
+from serving.signature import DIGITS, MAX_LABEL, Signature, is_label
+from serving.tensors import Array, TensorSignature
+
+LAYOUTS = {"flat": "P", "NHW": "HW", "NHWC": "HWC", "NCHW": "CHW"}
+"""Orders of the axes: N the batch, H height, W width, C channels. "flat" is NHWC in one row."""
+RESIZES = ("stretch", "pad", "crop", "digits")
+"""What becomes of pictures of other proportions: stretched; made to fit, between black bars; cut
+to their middle. "digits" finds one digit, and scales and centres it as MNIST's are."""
+_DTYPES = {"UINT8": "uint8", "FP32": "float32"}
+_MAX_SIDE = 4096
+_SUM_TOLERANCE = 1e-3
+"""The largest distance from 1 of probabilities added up, as float16 or coarser rounds them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """What is done with a picture before a classifier takes it, and what its classes are called.
+
+    Raises:
+        ValueError: a field is wrong.
+    """
+
+    size: tuple[int, int]
+    """Height and width."""
+    channels: int = 1
+    """1: grey levels; 3: red, green, blue."""
+    layout: str = "flat"
+    """One of LAYOUTS."""
+    dtype: str = "uint8"
+    """"uint8" or "float32"."""
+    scale: float = 1.0
+    """What levels of 0 to 255 are multiplied by; of float32 only, as the next two."""
+    mean: tuple[float, ...] = ()
+    """Then subtracted, of each channel."""
+    std: tuple[float, ...] = ()
+    """Then divided by, of each channel."""
+    resize: str = "stretch"
+    """One of RESIZES."""
+    invert: bool = False
+    """Whether pictures that are mostly light are inverted: the model knows light ink on dark."""
+    labels: tuple[str, ...] = ()
+    """What each class is called; none: its number."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, holds: bool, expected: str) -> None:
+            _require(holds, name, getattr(self, name), expected)
+
+        sides, one_each = range(1, _MAX_SIDE + 1), f"a number for each channel ({self.channels})"
+        is_size = isinstance(self.size, tuple) and len(self.size) == 2
+        is_size = is_size and all(type(n) is int and n in sides for n in self.size)
+        check("size", is_size, f"height and width, 1 to {_MAX_SIDE}")
+        check("channels", self.channels in (1, 3), "1 or 3")
+        check("layout", self.layout in LAYOUTS, _any_of(LAYOUTS))
+        check("channels", self.channels == 1 or self.layout != "NHW", "1 where the layout is NHW")
+        check("dtype", self.dtype in _DTYPES.values(), _any_of(_DTYPES.values()))
+        check("scale", _are_numbers((self.scale,)) and self.scale > 0, "a number above 0")
+        for name, each in (("mean", self.mean), ("std", self.std)):
+            check(name, _are_numbers(each) and len(each) in (0, self.channels), one_each)
+        check("std", 0 not in self.std, "numbers other than 0")
+        is_raw = self.scale == 1 and not self.mean and not self.std
+        check("dtype", is_raw or self.dtype == "float32", "float32 where levels are scaled")
+        check("resize", self.resize in RESIZES, _any_of(RESIZES))
+        is_digit = self.size == DIGITS.input_shape and self.channels == 1
+        check("size", is_digit or self.resize != "digits", "28 x 28 in grey, where digits are,")
+        check("invert", type(self.invert) is bool, "true or false")
+        are_labels = isinstance(self.labels, tuple) and all(map(is_label, self.labels))
+        check("labels", are_labels, f"texts of 1 to {MAX_LABEL} printable characters")
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Parse what a JSON file says.
+
+        Raises:
+            ValueError: a field is unknown, missing or wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in document:
+            _require(name in known, "field", name, _any_of(known))
+        _require("size" in document, "size", None, "[height, width]")
+        facts: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in document.items()
+        }
+        return cls(**facts)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one picture's row."""
+        height, width = self.size
+        pixels = height * width * self.channels
+        sizes = {"H": height, "W": width, "C": self.channels, "P": pixels}
+        return tuple(sizes[axis] for axis in LAYOUTS[self.layout])
+
+    def row(self, pixels: Images) -> Array:
+        """Make the input of a picture's pixels.
+
+        Args:
+            pixels: (height, width, channels) uint8.
+
+        Returns:
+            (1, *row_shape) of `dtype`.
+        """
+        values: Array = pixels
+        if self.dtype != "uint8":
+            values = pixels * np.float32(self.scale)
+            if self.mean:
+                values = values - np.array(self.mean, np.float32)
+            if self.std:
+                values = values / np.array(self.std, np.float32)
+        if self.layout == "NCHW":
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values.reshape(1, *self.row_shape))
+
+
+def of_signature(
+    signature: Signature, document: Mapping[str, Any] | None = None
+) -> Preprocessing | None:
+    """Return how pictures become a signature's images, as a manifest says it.
+
+    Of manifests that don't say it, images of 28 x 28 are digits.
+
+    Returns:
+        None if images of this shape are no pictures.
+
+    Raises:
+        ValueError: a field is wrong, or doesn't fit the signature.
+    """
+    shape = signature.input_shape
+    full = shape if len(shape) == 3 else (*shape, 1)
+    if len(full) != 3 or full[2] not in (1, 3) or max(full) > _MAX_SIDE:
+        _require(document is None, "preprocessing", shape, "that of [height, width, 1 or 3] images")
+        return None
+    facts = {"size": full[:2], "channels": full[2], "layout": "flat", "dtype": "uint8",
+             "labels": signature.labels}  # fmt: skip
+    is_digit = full == (*DIGITS.input_shape, 1)
+    usual = "digits" if is_digit else "stretch"
+    found = Preprocessing.of({**facts, "resize": usual, **(document or {})})
+    for name, fact in facts.items():
+        _require(
+            getattr(found, name) == fact, name, getattr(found, name), f"the signature's {fact}"
+        )
+    return found
+
+
+def of_graph(tensors: TensorSignature, document: Mapping[str, Any]) -> Preprocessing:
+    """Return how pictures become the input of a graph: what it says itself, unless it is given.
+
+    Raises:
+        ValueError: a field is wrong or missing, or the graph takes or answers something else.
+    """
+    image, *others = tensors.inputs
+    shape, expected = image.shape[1:], "one such as FP32 [N, 3, 224, 224]"
+    is_input = not others and image.datatype in _DTYPES
+    _require(is_input, "input", "; ".join(map(str, tensors.inputs)), expected)
+    found: dict[str, Any] = {"dtype": _DTYPES[image.datatype]}
+    if image.datatype == "FP32":
+        found["scale"] = 1 / 255
+    for layout in [document["layout"]] if "layout" in document else LAYOUTS:
+        axes = LAYOUTS.get(str(layout), "")
+        sizes = dict(zip(axes, shape, strict=False))
+        if len(axes) == len(shape) and sizes.get("C", 1) in (1, 3):
+            found |= {"layout": layout, "channels": sizes.get("C", 1)}
+            if sizes.get("H", -1) > 0 < sizes["W"]:
+                found["size"] = (sizes["H"], sizes["W"])
+            break
+    _require("layout" in found, "input", image, expected)
+    known = Preprocessing.of(found | dict(document))
+    fits = all(own in (-1, size) for own, size in zip(shape, known.row_shape, strict=True))
+    _require(fits, "input", image, f"one of {' x '.join(map(str, known.row_shape))}")
+    output = tensors.outputs[_class_output(tensors)]
+    number = math.prod(output.shape[1:]) if len(output.shape) > 1 else -1
+    is_fit = not known.labels or number < 1 or max(2, number) == len(known.labels)
+    _require(is_fit, "labels", len(known.labels), f"{max(2, number)} (one for each class)")
+    return known
+
+
+def predictions_of(
+    known: Preprocessing, tensors: TensorSignature, outputs: Sequence[Array], version: str
+) -> Predictions:
+    """Make predictions of a model's outputs.
+
+    Raises:
+        ModelError: they are no numbers, or others than the labels.
+    """
+    probabilities = as_probabilities(outputs[_class_output(tensors)])
+    if known.labels and len(known.labels) != probabilities.shape[1]:
+        raise ModelError(f"{len(known.labels)} labels, but {probabilities.shape[1]} classes")
+    return Predictions.of(probabilities, version, known.labels)
+
+
+def as_probabilities(answers: Array) -> Probabilities:
+    """Return (N, classes) float32 of the answers to N pictures.
+
+    A row of numbers from 0 to 1 that add up to 1 is taken as it is; others are logits. A single
+    number is the probability of the second of two classes, or its logit.
+
+    Raises:
+        ModelError: a number is not finite.
+    """
+    rows = answers.astype(np.float64).reshape(len(answers), -1)
+    if not np.isfinite(rows).all():
+        raise ModelError("the model answers with NaN or infinity")
+    if rows.shape[1] == 1:
+        is_share = ((rows >= 0) & (rows <= 1)).all()
+        rows = np.hstack([1 - rows, rows] if is_share else [np.zeros_like(rows), rows])
+    is_one = abs(rows.sum(axis=1) - 1) <= _SUM_TOLERANCE
+    are_logits = ~is_one | (rows < 0).any(axis=1)
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)
+    return rows.astype(np.float32)
+
+
+def _class_output(tensors: TensorSignature) -> int:
+    """Return the number of the output that has the classes: the first of floats."""
+    for number, output in enumerate(tensors.outputs):
+        if output.datatype in ("FP16", "FP32", "FP64"):
+            return number
+    listed = "; ".join(map(str, tensors.outputs))
+    raise ValueError(f"output: one of floats expected, got {listed}")
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, tuple) and all(
+        type(each) in (int, float) and math.isfinite(each) for each in values
+    )
+
+
+def _any_of(names: Any) -> str:
+    return "one of " + ", ".join(names)
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: {expected} expected, got {str(value)[:200]}")
+
+
+DIGITS_PICTURES = Preprocessing(size=(28, 28), resize="digits")
+"""How pictures become images of digits."""
