@@ -143,7 +143,7 @@ ROOMS = {
         errors installation tensors feeds signature predictions images
         preprocessing config system http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
-        classifier router scoring protocols transports client server cli __main__ __init__
+        classifier router scoring ray protocols transports client server cli __main__ __init__
     """,
     "training": """
         errors commandline config files report data fitting export study cli __main__ __init__

@@ -5,21 +5,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from serving import installation
 from serving.cli import values
 from serving.cli.progress import Bar
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, DigitsError
 from serving.system.cores import usable_cores
 
 if TYPE_CHECKING:
     from serving.model.loaded_model import LoadedModel
-    from serving.scoring.dataset import Dataset
-    from serving.scoring.location import Location
-    from serving.scoring.output import Scored
     from serving.scoring.scorer import Task
 
 _THIS_MACHINE = ""
@@ -30,6 +26,10 @@ EXAMPLES = """\
   digit-serving score scans/ --output s3://bucket/scored --resume
   digit-serving score s3://bucket/digits --output s3://bucket/scored --drop-images --ray
 """
+
+
+class Interrupted(DigitsError):
+    """Ctrl-C was pressed; the files that are finished stay."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,91 +75,71 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
     from serving.scoring.location import Location, without_credentials
     from serving.scoring.opening import open_dataset
-    from serving.scoring.output import SUMMARY, prepare
-    from serving.scoring.scorer import RUN_IMAGES
+    from serving.scoring.output import SUMMARY, prepare, write_json
+    from serving.scoring.scorer import RUN_IMAGES, Task, answered
 
     source, target = Location.of(options.input), Location.of(options.output)
     if source.contains(target):
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
     device = config.device if options.ray is None else "cpu"  # of the machine that starts it
-    max_images = max(RUN_IMAGES.values())
     model = load_model(
-        config.models / config.model,
-        config.version,
-        device,
-        config.precision,
-        max_images,
-        BATCH_LIMIT_FACTOR,
-        is_described=True,
-    )
-    dataset = open_dataset(source, model.image_signature, options.column, options.rows_per_file)
-    task = _task(options, target, dataset)
-    schema = task.schema(model.image_signature)
-    prepare(task.output, _manifest(model, dataset, schema), is_resumed=options.resume)
-    total, begin_s = dataset.num_rows, time.monotonic()
+        config.models / config.model, config.version, device, config.precision,
+        max(RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
+    )  # fmt: skip
+    signature = model.image_signature
+    dataset = open_dataset(source, signature, options.column, options.rows_per_file)
+    is_dropped = options.drop_images or not dataset.are_images_kept
+    dropped = dataset.image_column if is_dropped else None
+    task = Task(dataset, target, answered(dataset.schema, dropped, options.prefix or "", signature))
+    if options.ray is not None:
+        from serving.scoring import cluster
+
+        cluster.connect(options.ray)
+    prepare(target, _manifest(model, task), is_resumed=options.resume)
+    total, begin_s = sum(piece.num_rows for piece in dataset.pieces), time.monotonic()
     progress = Progress(total)
     try:
-        config = replace(config, version=model.version)
-        scored = list(_scored(options, config, task, dataset, model, progress))
+        num_errors = list(_scored(options, config, task, model, progress))
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: --resume goes on") from None
     finally:
         progress.close()
-    num_errors = sum(each.num_errors for each in scored)
-    summary = {"rows": total, "errors": num_errors, "files": len(scored)}
-    task.output.write_document(SUMMARY, summary)
+    summary = {"rows": total, "errors": sum(num_errors), "files": len(num_errors)}
+    write_json(target / SUMMARY, summary)
     place = without_credentials(options.output)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
     print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={place}")
-    return 1 if num_errors else 0
+    return 1 if any(num_errors) else 0
 
 
-def _task(options: argparse.Namespace, target: "Location", dataset: "Dataset") -> "Task":
-    from serving.scoring.output import Output
-    from serving.scoring.scorer import Task
-
-    reader, prefix = dataset.reader, options.prefix or ""
-    return Task(
-        reader=reader,
-        output=Output(target, f"{prefix}error"),
-        prefix=prefix,
-        are_images_kept=reader.format.are_images_kept and not options.drop_images,
-    )
-
-
-def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[str, object]:
+def _manifest(model: "LoadedModel", task: "Task") -> dict[str, object]:
     """Describe what makes the results: of another description, no file is taken over."""
     from serving.model.manifest import FILES
+    from serving.scoring.dataset import digest
 
-    manifest = model.manifest
+    manifest, pieces = model.manifest, task.dataset.pieces
     return {
         "format": 1,
         "model": {"name": manifest.name, "version": manifest.version,
                   "precision": model.precision,
                   "sha256": manifest.digests[FILES[model.precision]]},
-        "input": {"rows": dataset.num_rows, "files": len(dataset.pieces),
-                  "sha256": dataset.identity},
-        "columns": str(schema).split("\n"),
+        "input": {"rows": sum(piece.num_rows for piece in pieces), "files": len(pieces),
+                  "sha256": digest(*(piece.identity for piece in pieces))},
+        "columns": str(task.schema).split("\n"),
     }  # fmt: skip
 
 
 def _scored(
-    options: argparse.Namespace, config: ModelConfig, task: "Task", dataset: "Dataset",
-    model: "LoadedModel", progress: "Progress",
-) -> "Iterator[Scored]":  # fmt: skip
+    options: argparse.Namespace, config: ModelConfig, task: "Task", model: "LoadedModel",
+    progress: "Progress",
+) -> "Iterator[int]":  # fmt: skip
     if options.ray is None:
-        from serving.scoring import threads
+        from serving.scoring import scorer
 
-        return threads.score(
-            task, dataset.pieces, model, options.workers or usable_cores(), progress.add
-        )
-    from serving.scoring import ray_actors
-    from serving.scoring.shipped_model import ShippedModel
+        return scorer.score(task, model, options.workers or usable_cores(), progress.add)
+    from serving.scoring import cluster
 
-    assert config.version is not None
-    shipped = ShippedModel.of(config.models / config.model, config.version, config.precision)
-    address = None if options.ray == _THIS_MACHINE else options.ray
-    return ray_actors.score(
-        task, dataset.pieces, shipped, config.device, options.workers, address, progress.add
-    )
+    return cluster.score(task, config, model.version, options.workers, progress.add)
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def reading_processes(number: int) -> ProcessPoolExecutor:
 
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints its remarks itself
     silence_pillow()
 
 

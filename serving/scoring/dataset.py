@@ -1,9 +1,10 @@
-"""What is read: a data set in pieces, always the same ones, and a reader of its format."""
+"""A data set: its columns, and the pieces that it is cut into, always the same ones."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from serving.errors import ConfigurationError
 
 BATCH_ROWS = 4_096
 """The most rows that are read at once."""
@@ -14,97 +15,82 @@ ROWS_PER_FILE = 262_144
 PICTURES_PER_FILE = 4_096
 """The same of pictures, which take a thousand times as long."""
 
+Rows = tuple[Any, dict[int, str]]
+"""A `pyarrow.RecordBatch`, and by row number why an image could not be read, which is null."""
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+
+class Piece(NamedTuple):
     """A part of a data set that is scored as a whole; it becomes one file."""
 
     number: int
-    """Its place in the data set, from 0."""
     identity: str
     """A digest of which rows of which files it is, with their sizes and times."""
     path: str
-    """The file that it is from."""
     start: int
     stop: int
-    """Its range in that file: of rows, or of row groups."""
+    """Its range in the file or folder: of rows, row groups or pictures."""
     num_rows: int
-    names: tuple[str, ...] = ()
-    """Of pictures: their paths in the folder."""
-
-
-class Rows(NamedTuple):
-    """Some rows of a data set as they were read."""
-
-    batch: Any
-    """A `pyarrow.RecordBatch`."""
-    errors: dict[int, str] = {}  # noqa: RUF012
-    """Row number to why it could not be read, of those rows whose image is null."""
-
-
-class Reader(Protocol):
-    """Reads the pieces of one data set; can be pickled."""
-
-    @property
-    def schema(self) -> Any:
-        """The `pyarrow.Schema` of the rows."""
-
-    @property
-    def image_column(self) -> str:
-        """The column with the images."""
-
-    @property
-    def format(self) -> "Format":
-        """How its columns are written again."""
-
-    def read(self, piece: Piece) -> Iterator[Rows]:
-        """Read a piece's rows in order, a bounded number at once.
-
-        Raises:
-            ConfigurationError: a file can't be read, or differs from what it was.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How a data set's columns are written in the output."""
-
-    compression: dict[str, str] = field(default_factory=dict)
-    """Path of a column in the Parquet schema to its compression; none for others."""
-    dictionaries: tuple[str, ...] = ()
-    """Paths of the columns whose values are written once and numbered."""
-    are_images_kept: bool = True
-    """Whether the image column can be written at all: pictures of a folder stay there."""
 
 
 class Dataset(NamedTuple):
-    """An input: its pieces, and what reads them."""
+    """A data set; can be pickled."""
 
-    reader: Reader
+    schema: Any
+    """The `pyarrow.Schema` of its rows."""
+    image_column: str
+    read: Callable[[Piece], Iterator[Rows]]
+    """Reads a piece in order, a bounded number of rows at once."""
     pieces: Sequence[Piece]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all pieces."""
-        return sum(piece.num_rows for piece in self.pieces)
-
-    @property
-    def identity(self) -> str:
-        """A digest of all pieces: it changes with any file's name, size or time."""
-        return digest(*(piece.identity for piece in self.pieces))
+    compression: Mapping[str, str] = {}
+    """Path of a column in the Parquet schema to its compression in the output."""
+    dictionaries: tuple[str, ...] = ()
+    """Paths of the columns whose values are written once and numbered."""
+    are_images_kept: bool = True
+    """Whether the image column can be written: pictures of a folder stay there."""
 
 
 def digest(*parts: object) -> str:
     """Return a digest of some values, in hexadecimal."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def file_identity(name: str, info: Any) -> str:
-    """Return a digest of a file's name, size and time of change, from its `FileInfo`."""
-    return digest(name, info.size, info.mtime_ns)
+def ranges(sizes: Iterable[int], most: int) -> Iterator[tuple[int, int, int]]:
+    """Gather consecutive groups of rows: yields first, last + 1, and their number of rows.
+
+    Args:
+        sizes: rows of each group.
+        most: rows to gather; a group is not divided.
+    """
+    start = stop = num_rows = 0
+    for size in sizes:
+        if num_rows and num_rows + size > most:
+            yield start, stop, num_rows
+            start, num_rows = stop, 0
+        stop, num_rows = stop + 1, num_rows + size
+    if num_rows:
+        yield start, stop, num_rows
 
 
-def ranges(num_rows: int, step: int) -> Iterator[tuple[int, int]]:
-    """Cut a number of rows into ranges of at most `step`."""
-    for start in range(0, num_rows, step):
-        yield start, min(start + step, num_rows)
+def choose(path: str, columns: Mapping[str, str], able: Sequence[str], column: str | None) -> str:
+    """Choose the column of images: the one named, `image`, `images`, or the only one that can be.
+
+    Args:
+        path: the data set, for errors.
+        columns: the name and the type of each column.
+        able: the names of those that can hold images.
+        column: the name that the user gave.
+
+    Raises:
+        ConfigurationError: there is none, or there are several.
+    """
+    usual = ([name for name in able if name == each] for each in ("image", "images"))
+    named = [name for name in able if name == column]
+    chosen = named if column else next(filter(None, usual), able)
+    if len(chosen) == 1:
+        return chosen[0]
+    problem = ("several columns" if chosen else "no column") + (f" {column!r}" if column else "")
+    found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+    raise ConfigurationError(
+        f"{path} has {problem} of images (bytes, or lists of whole numbers from 0 to 255); "
+        f"name one with --column: {found}"
+    )

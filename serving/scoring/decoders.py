@@ -13,8 +13,6 @@ from serving.pictures.reader import from_picture
 _CHUNK = 16
 """Pictures that a process gets at once: 0.1 s of work."""
 
-Decoded = Images | str
-
 
 class Decoders:
     """Decodes pictures for several threads; starts its processes with the first picture."""
@@ -24,21 +22,29 @@ class Decoders:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
 
-    def decode(self, contents: Sequence[bytes]) -> list[Decoded]:
+    def decode(self, contents: Sequence[bytes]) -> list[Images | str]:
         """Decode some picture files: (1, 784) uint8 each, or why it can't be read.
 
         Raises:
             ConfigurationError: Pillow or SciPy is not installed.
         """
-        pool = self._current()
-        starts = range(0, len(contents), _CHUNK)
-        chunks = [contents[start : start + _CHUNK] for start in starts]
+        with self._lock:
+            pool = self._pool = self._pool or reading_processes(self._num_processes)
         try:
-            futures = [pool.submit(_decode, chunk) for chunk in chunks]
-            return [each for future in futures for each in future.result()]
+            return list(pool.map(_decode, contents, chunksize=_CHUNK))
         except BrokenProcessPool:
-            self._discard(pool)
-            return _decode_apart(contents)
+            with self._lock:
+                self._pool = None if self._pool is pool else self._pool
+        decoded: list[Images | str] = []
+        pool = reading_processes(1)
+        for content in contents:  # one at a time, to find the poison one
+            try:
+                decoded.append(pool.submit(_decode, content).result())
+            except BrokenProcessPool:
+                decoded.append(CRASH)
+                pool = reading_processes(1)
+        pool.shutdown()
+        return decoded
 
     def close(self) -> None:
         """End the processes after the pictures that they are decoding."""
@@ -47,31 +53,6 @@ class Decoders:
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
 
-    def _current(self) -> ProcessPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                self._pool = reading_processes(self._num_processes)
-            return self._pool
 
-    def _discard(self, pool: ProcessPoolExecutor) -> None:
-        with self._lock:
-            if self._pool is pool:
-                self._pool = None
-
-
-def _decode_apart(contents: Sequence[bytes]) -> list[Decoded]:
-    """Decode pictures one at a time after a crash, to find the guilty one."""
-    decoded: list[Decoded] = []
-    pool = reading_processes(1)
-    for content in contents:
-        try:
-            decoded += pool.submit(_decode, [content]).result()
-        except BrokenProcessPool:
-            decoded.append(CRASH)
-            pool = reading_processes(1)
-    pool.shutdown()
-    return decoded
-
-
-def _decode(contents: Sequence[bytes]) -> list[Decoded]:
-    return [read_or_reason(from_picture, io.BytesIO(content)) for content in contents]
+def _decode(content: bytes) -> Images | str:
+    return read_or_reason(from_picture, io.BytesIO(content))

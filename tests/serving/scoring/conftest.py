@@ -41,11 +41,11 @@ def expected(images: Images) -> Iterator[Predictions]:
 def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Score:
     """Run `score` in this process on an input, with some options."""
 
-    def run(source: object, *options: object) -> Result:
+    def run(source: object, *options: object, is_read: bool = True) -> Result:
         words = ["score", source, "--output", tmp_path / "out", "--models", PRETRAINED, *options]
         code = main([*map(str, words)])
         printed = capsys.readouterr()
-        return Result(code, printed.out, printed.err, read(tmp_path / "out"))
+        return Result(code, printed.out, printed.err, read(tmp_path / "out") if is_read else None)
 
     return run
 

@@ -1,9 +1,11 @@
 """Processes that decode pictures: a crash costs one picture."""
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving.images import Images
 from serving.pictures.files import CRASH
@@ -37,3 +39,14 @@ def test_picture_that_kills_its_decoder_costs_no_other_its_answer(
     np.testing.assert_array_equal(decoded[6], images[6:7])
     after = decoders.decode(contents[:5])
     np.testing.assert_array_equal(np.concatenate([*map(np.asarray, after)]), images[:5])
+
+
+def test_remarks_of_decoders_stay_off_stderr(
+    decoders: Decoders, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (40, 40)).save(stream, "tiff", compression="tiff_lzw")
+    content = stream.getvalue()
+    (error,) = decoders.decode([content[:8] + b"\xff" * 22 + content[30:]])
+    assert error == "cannot be read: decoder error -2"
+    assert capfd.readouterr().err == ""

@@ -12,6 +12,7 @@ import pytest
 
 from serving import Predictions
 from serving.images import Images
+from serving.ray import Classify
 from tests.serving.scoring.conftest import Score, check, picture, rows_of, write
 
 COLUMNS: dict[str, Callable[[Images], Any]] = {
@@ -61,7 +62,10 @@ def test_parquet_column_of_picture_files_is_scored(
 def test_folder_of_parquet_is_scored_in_the_order_of_its_files(
     tmp_path: Path, images: Images, expected: Predictions, score: Score
 ) -> None:
-    source = tmp_path / "tables"
+    source, elsewhere = tmp_path / "tables", tmp_path / "elsewhere"
+    for folder in (source, elsewhere):
+        folder.mkdir()
+    (source / "a").symlink_to(elsewhere)
     for name, part in (("b", images[250:]), ("a/1", images[:250]), ("_temporary/0", images)):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"image": rows_of(part)}), source / f"{name}.parquet")
@@ -120,9 +124,13 @@ def test_folder_of_pictures_is_scored(
     assert len(list((tmp_path / "out").glob("part-*"))) == 2
 
 
-def test_images_can_be_left_out(tmp_path: Path, images: Images, score: Score) -> None:
-    result = score(write(tmp_path, rows_of(images)), "--drop-images")
+def test_images_can_be_left_out_and_places_be_uris(
+    tmp_path: Path, images: Images, expected: Predictions, score: Score
+) -> None:
+    source = write(tmp_path, rows_of(images))
+    result = score(f"file://{source}", "--drop-images", "--output", f"file://{tmp_path}/out/")
     assert result.table.schema.names == ["id", "digit", "probability", "model_version", "error"]
+    check(result.table, expected)
 
 
 def test_output_can_be_scored_again(
@@ -136,3 +144,13 @@ def test_output_can_be_scored_again(
     result = score(tmp_path / "before", "--prefix", "new_")
     assert result.code == 0, result.err
     assert result.table["new_digit"].equals(result.table["digit"])
+
+
+def test_tables_are_classified_as_ray_data_maps_them(images: Images, expected: Predictions) -> None:
+    column = [*rows_of(images[:30]).to_pylist(), b"broken"]
+    table = Classify(prefix="new_")(pa.table({"id": range(31), "image": column}))
+    assert table.schema.names == [
+        "id", "image", "new_digit", "new_probability", "new_model_version", "new_error",
+    ]  # fmt: skip
+    assert table["new_digit"].to_pylist() == [*expected.digits[:30].tolist(), None]
+    assert table["new_error"][30].as_py() == "expected 784 pixels or a picture, got 6 bytes"
