@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from serving.catalog.labels import LABELS
 from serving.errors import ConfigurationError
 from serving.model.manifest import FILES, MANIFEST
+from serving.model.pictures import CLASSIFIER
 
 MAX_BYTES = 16 << 30
 """The most bytes of a repository that is copied."""
@@ -22,7 +23,8 @@ _MAX_ENTRIES = 100_000
 _MAX_READ = 16 << 20
 """The most bytes that are read in one go: headers in a tar archive may claim any size."""
 _NAMES = "|".join(map(re.escape, (MANIFEST, *FILES.values())))
-_PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{re.escape(LABELS)})")
+_BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER)))
+_PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{_BESIDE})")
 
 
 def repository_paths(paths: Iterable[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from serving.errors import ConfigurationError, CorruptModel, DeviceError, Digits
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.manifest import MANIFEST
+from serving.model.pictures import CLASSIFIER
 
 _log = logging.getLogger(__name__)
 
@@ -196,6 +197,9 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
     """Return names, sizes and times of a version's files, which differ once one changes."""
     try:
         files = [path] if path.is_file() else list((path / version).iterdir())
+        beside = (path.parent if path.is_file() else path) / CLASSIFIER
+        if beside.exists():
+            files.append(beside)
         states = [(file.name, file.stat()) for file in files]
     except OSError:
         return frozenset()

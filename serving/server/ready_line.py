@@ -33,5 +33,5 @@ def announce(
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
     if log_format == "text" and "http" in more:
-        what = "draw a digit" if any(each.num_classes for each in report.models) else "try it"
+        what = "draw a digit" if any(each.can_be_drawn for each in report.models) else "try it"
         logs.print_line(f"{what}: {more['http']}", sys.stdout)

@@ -14,6 +14,7 @@ from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.port import optional_http
 from serving.server.self_test import SelfTest
+from serving.signature import DIGITS
 from serving.system.process import Usage
 from serving.telemetry.exporter import Exporter
 from serving.telemetry.report import Report, Served
@@ -95,10 +96,14 @@ class Server:
 
     def _served(self, route: Route) -> Served:
         model = route.model
-        num_classes = model.signature.num_classes if model.signature else 0
+        signature, num_classes, can_be_drawn = model.signature, 0, False
+        if signature is not None:
+            num_classes = signature.num_classes
+            can_be_drawn = signature.input_shape == DIGITS.input_shape
         return Served(
-            route.name, model.version, model.device, model.precision, self.transport, num_classes
-        )
+            route.name, model.version, model.device, model.precision, self.transport, num_classes,
+            can_be_drawn,
+        )  # fmt: skip
 
     async def beat(self) -> None:
         """Return once what answers calls has had its turn; never where that is stuck."""

@@ -19,6 +19,8 @@ class Served(NamedTuple):
     transport: str
     num_classes: int
     """Of a classifier; 0 of other models."""
+    can_be_drawn: bool = False
+    """Whether its pictures are what the page's pad draws."""
 
 
 class Report(NamedTuple):
