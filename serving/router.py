@@ -5,12 +5,12 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serving.batching.batcher import Batcher, Owner
+from serving.batching.batcher import CHANGED, Batcher, Owner
 from serving.batching.execution import Model
 from serving.batching.queue import Group
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
-from serving.errors import DigitsError, ModelNotFound, Unavailable
+from serving.errors import DigitsError, ModelNotFound
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
 from serving.signature import Signature
@@ -20,7 +20,6 @@ from serving.tensors import TensorSignature
 
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
-_CHANGED = Unavailable("the model has changed")
 
 
 class _State(NamedTuple):
@@ -132,7 +131,7 @@ class Route:
             return default.submit(group)
         number, taken = _drawn(group, share), 0
         if number:
-            taken = canary.submit(group.cut(0, number))
+            taken = canary.submit(group.cut(0, number), is_final=False)
         if taken < len(group.streams):
             taken += default.submit(group.cut(taken, len(group.streams)))
         return taken
@@ -154,13 +153,14 @@ class Route:
 
     def has_room_for_stream(self, num_rows: int) -> bool:
         """See `Batcher.has_room_for_stream`."""
-        default = self._state.default
-        return default is None or default.has_room_for_stream(num_rows)
+        state = self._state
+        both = (state.default, state.canary)
+        return all(each is None or each.has_room_for_stream(num_rows) for each in both)
 
     def _refuse(self, group: Group) -> int:
         """End calls that were recognised as ones for a model that is gone."""
         self._router.forget_layouts()
-        error: DigitsError = _CHANGED
+        error: DigitsError = CHANGED
         try:
             self._router.find(self.name)
         except ModelNotFound as err:
@@ -205,6 +205,7 @@ class Router:
     def change(self, name: str, versions: ModelVersions | None) -> None:
         """Serve these versions of a model from now on; None: none."""
         with self._lock:
+            before = self.classifier
             routes = dict(self.routes)
             route = routes.get(name)
             if route is not None and (
@@ -217,6 +218,9 @@ class Router:
             elif versions is not None:
                 routes[name] = Route(self, name, versions)
             self.routes = routes
+            is_other = self.classifier is not before
+        if self.owner is not None and (is_other or name not in routes):
+            self.owner.post(self.owner.forget_layouts)  # some are for what is gone
 
     def new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         """Return a new batcher for a version of a model; for `change` only."""

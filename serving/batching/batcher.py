@@ -21,17 +21,21 @@ from serving.batching.parallel_run import run_shared
 from serving.batching.queue import TURN_ROWS, Caller, Group, Queue
 from serving.batching.result import Result
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, DigitsError, ModelError
+from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 
 _QUICK_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
 another core may take them."""
+_MAX_QUEUE_BYTES = 1 << 30
+"""The most bytes of rows of a fixed size that wait, of each kind of call."""
 _SWEEP_S = 0.1
 """How often long calls are looked at that wait."""
 _log = logging.getLogger(__name__)
 
+CHANGED = Unavailable("the model has changed")
+"""Why a call is not run whose version has gone since it was read."""
 _FAILED = ModelError()
 _LATE = DeadlineExceeded()
 
@@ -80,13 +84,15 @@ class Batcher:
         """How long to wait for more rows before a run; see `delay_s`."""
         self._num_runners = num_runners
         self.owner: Owner
-        self._quick = Queue(config.queue_capacity)
-        self._small = Queue(config.queue_capacity)
-        self._large = Queue(config.queue_capacity)
+        row_bytes = model.tensors.row_bytes
+        fitting = max(1, _MAX_QUEUE_BYTES // row_bytes) if row_bytes else config.queue_capacity
+        capacity = min(config.queue_capacity, fitting)
+        self._quick, self._small, self._large = (Queue(capacity) for _ in range(3))
         self._queues = self._quick, self._small, self._large
         self._was_small = False
         """Whether a runner took small calls last, while large ones waited."""
         self._next_sweep_s = 0.0
+        self._is_closed = False
         self._is_scheduled = False
         self._running: dict[int, list[Group]] = {}
         """What the runners have, by number."""
@@ -119,8 +125,16 @@ class Batcher:
         """Whether calls wait or run."""
         return bool(self.num_waiting or self._running)
 
-    def submit(self, group: Group) -> int:
-        """Let calls wait for a run, as far as there is room; return how many, the first ones."""
+    def submit(self, group: Group, *, is_final: bool = True) -> int:
+        """Let calls wait for a run, as far as there is room; return how many, the first ones.
+
+        Args:
+            group: the calls.
+            is_final: whether nobody else takes the others.
+        """
+        if self._is_closed:
+            group.sink.fail(group, CHANGED)
+            return len(group.streams)
         rows, number = group.encoder.num_rows, len(group.streams)
         queue = self._quick if rows <= self.quick_rows else self._long_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
@@ -128,7 +142,8 @@ class Batcher:
             # However slow the model is: a call may always be the only one.
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:
-                group.encoder.count_failure(0.0, number - fitting)
+                if is_final:
+                    group.encoder.count_failure(0.0, number - fitting)
                 if not fitting:
                     return 0
                 number = fitting
@@ -141,6 +156,9 @@ class Batcher:
 
     def add(self, group: Group) -> None:
         """Let calls wait for a run, even if there is no room."""
+        if self._is_closed:
+            group.sink.fail(group, CHANGED)
+            return
         self._queue_of(group.encoder.num_rows).put(group)
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -340,7 +358,8 @@ class Batcher:
         )
 
     def close(self) -> None:
-        """End the threads once they are idle."""
+        """End the threads once they are idle; later calls are told to come again."""
+        self._is_closed = True
         for _ in self._threads:
             self._todo.put(None)
         self._threads.clear()
@@ -348,4 +367,4 @@ class Batcher:
 
 def _have_left(groups: list[Group]) -> bool:
     """Return whether nobody waits for the answers any more."""
-    return not any(group.is_open for group in groups)
+    return not any(group.has_open for group in groups)

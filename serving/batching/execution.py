@@ -1,6 +1,7 @@
 """Runs calls of a model together, and finds the poison request if that fails."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature
 
 _log = logging.getLogger(__name__)
+_LOG_S = 1.0
+"""The least time between two lines about calls of a version that can't be run."""
 
 Run = Callable[[Feeds], list[Array]]
 
@@ -55,8 +58,11 @@ class Executor:
         self.is_batchable = tensors.is_batchable
         """Whether rows of several calls can run together."""
         self._are_rows = bool(tensors.row_bytes)
-        only = tensors.inputs[0]
-        self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+        self._logged_s = -math.inf
+        self._num_unlogged = 0
+        if self._are_rows:
+            only = tensors.inputs[0]
+            self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
 
     def run(
         self, groups: list[Group], clock: Callable[[], float], run: Run | None = None
@@ -88,15 +94,27 @@ class Executor:
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
             except BaseException as err:  # whatever it is, it ends these calls and never the thread
-                if not any(group.is_open for group in part):  # why it was given up, perhaps
-                    continue
-                halves = _halves(part)
-                if not halves:
-                    _log.error("a run of %d rows failed", part[0].encoder.num_rows, exc_info=err)
+                alive: list[Group] = []
+                for group in part:
+                    group.put_open(alive)
+                if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
+                    todo += [alive] if alive else []
+                elif halves := _halves(part):
+                    todo += halves
+                else:
+                    self._log_failure(part[0].encoder.num_rows, err, clock())
                     yield part, None
-                todo += halves
             else:
                 yield part, result
+
+    def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
+        """Log a call that can't be run; of many in a second only the first."""
+        if now_s - self._logged_s < _LOG_S:
+            self._num_unlogged += 1
+            return
+        more = f", and {self._num_unlogged} more before" if self._num_unlogged else ""
+        _log.error("a run of %d rows failed%s", num_rows, more, exc_info=error)
+        self._logged_s, self._num_unlogged = now_s, 0
 
     def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
         """Join the inputs of calls; returns them, and their number of rows."""
@@ -130,6 +148,10 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
         shapes = tuple(array.shape[1:] for array in call.messages[0])
         alike.setdefault(shapes, []).append(call)
     return list(reversed(alike.values()))
+
+
+def _num_calls(groups: list[Group]) -> int:
+    return sum(len(group.streams) for group in groups)
 
 
 def _halves(groups: list[Group]) -> list[list[Group]]:

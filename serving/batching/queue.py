@@ -149,6 +149,11 @@ class Group:
         """Whether no caller has left."""
         return all(map(self.caller.streams.__contains__, self.streams))
 
+    @property
+    def has_open(self) -> bool:
+        """Whether not all callers have left."""
+        return any(map(self.caller.streams.__contains__, self.streams))
+
     def cut(self, begin: int, end: int) -> "Group":
         """Return some of the calls."""
         return Group(

@@ -8,7 +8,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from gzip import BadGzipFile, GzipFile
+from gzip import GzipFile
+from lzma import LZMAError
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -70,7 +71,9 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
                 with source, (folder / path).open("xb") as file:  # type: ignore[union-attr]
                     shutil.copyfileobj(source, file)  # type: ignore[arg-type]
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError,
-            ValueError, zlib.error, BadGzipFile) as err:  # fmt: skip
+            ValueError, zlib.error, LZMAError, OSError) as err:  # fmt: skip
+        if isinstance(err, OSError) and err.errno is not None:  # of the disk, not of the archive
+            raise
         raise ConfigurationError(f"{name} can't be unpacked: {err}") from err
 
 

@@ -16,6 +16,7 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.manifest import MANIFEST
 from serving.model.pictures import CLASSIFIER
+from serving.tensors import TensorSignature
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +186,8 @@ _NOT_THE_FILES = (ConfigurationError, DeviceError)
 
 def _signature(model: LoadedModel) -> object:
     """Return what callers rely on: images and classes, else names, types and shapes of tensors."""
-    return model.signature or getattr(model, "tensors", None)
+    tensors = model.tensors
+    return model.signature or TensorSignature(tensors.inputs, tensors.outputs, is_batchable=True)
 
 
 def _facts(served: ModelVersions) -> object:

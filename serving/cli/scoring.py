@@ -11,8 +11,9 @@ from serving import installation
 from serving.cli import values
 from serving.cli.progress import Bar
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError, DigitsError
+from serving.errors import ConfigurationError
 from serving.system.cores import usable_cores
+from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.model.loaded_model import LoadedModel
@@ -26,10 +27,6 @@ EXAMPLES = """\
   digit-serving score scans/ --output s3://bucket/scored --resume
   digit-serving score s3://bucket/digits --output s3://bucket/scored --drop-images --ray
 """
-
-
-class Interrupted(DigitsError):
-    """Ctrl-C was pressed; the files that are finished stay."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,11 +96,15 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     total, begin_s = sum(piece.num_rows for piece in dataset.pieces), time.monotonic()
     progress = Progress(total)
     try:
-        num_errors = list(_scored(options, config, task, model, progress))
+        num_errors: list[int] | None = list(_scored(options, config, task, model, progress))
     except KeyboardInterrupt:
-        raise Interrupted("interrupted: --resume goes on") from None
+        num_errors = None
     finally:
         progress.close()
+    if num_errors is None:
+        line = f"{installation.DISTRIBUTION}: interrupted: --resume goes on"
+        logs.print_line(line, sys.stderr)
+        return 1
     summary = {"rows": total, "errors": sum(num_errors), "files": len(num_errors)}
     write_json(target / SUMMARY, summary)
     place = without_credentials(options.output)

@@ -52,8 +52,9 @@ class _Dependent(Exception):
 
 
 def find(
-    run: _Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time
-) -> Finding:
+    run: _Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
+    *, obstacle: str | None = None,
+) -> Finding:  # fmt: skip
     """Run drawn rows, alone and mixed in batches of several sizes.
 
     Args:
@@ -61,12 +62,15 @@ def find(
         tensors: what it takes and answers.
         max_batch_size: the largest batch.
         clock: the processor time of this thread, in seconds.
+        obstacle: why rows can't be batched, if that is known.
     """
     without = [each for each in tensors.inputs if each.shape[:1] != (-1,)]
-    obstacle = f"input {without[0]} has no batch axis" if without else None
+    if without:
+        obstacle = f"input {without[0]} has no batch axis"
     if not tensors.inputs:
         obstacle = "there is no input"
     reason, runnable = obstacle or "no drawn input can be run", None
+    worst, shown = 0.0, [False] * len(tensors.outputs)
     end_s = clock() + _DRAWS_S
     for feeds in _draws(tensors.inputs, 1 if obstacle else _NUM_ROWS):
         row, begin_s = feeds if obstacle else _take(feeds, [0]), clock()
@@ -80,18 +84,22 @@ def find(
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
-            worst = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
+            difference, varied = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
         except ModelError:
             continue
         except _Dependent as err:
             reason = str(err)
             break
-        if worst is not None:
+        worst = max(worst, difference)
+        shown = [before or now for before, now in zip(shown, varied, strict=True)]
+        if all(shown):
             # Converters of trees say 1 where the graph answers N.
             outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
             tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
             return Finding(tensors, line_of(worst), feeds)
-        reason = "no drawn input shows whether rows are independent"
+        silent = next(each for each, is_shown in zip(tensors.outputs, shown, strict=True)
+                      if not is_shown)  # fmt: skip
+        reason = f"no drawn input shows whether rows of {silent.name} are independent"
     return Finding(tensors, f"calls run alone: {reason}", runnable)
 
 
@@ -147,19 +155,21 @@ def _seen(tensor: Tensor, array: Array) -> Tensor:
 def _compare(
     run: _Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
     clock: _Clock,
-) -> float | None:  # fmt: skip
+) -> tuple[float, list[bool]]:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
-        The greatest difference; None if all rows have the same outputs, which shows nothing.
+        The greatest difference, and whether each output differs from row to row: one that does not
+        shows nothing.
     """
     rows, begin_s = [first], clock()
     while len(rows) < _NUM_ROWS and (len(rows) < 2 or clock() - begin_s < _ALONE_S):
         rows.append(run(_take(feeds, [len(rows)])))
     row_s = (clock() - begin_s) / (len(rows) - 1)
     alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
-    if not any(((each != each[:1]) & (each == each)).any() for each in alone):  # NaN shows nothing
-        return None
+    varied = [bool(((each != each[:1]) & (each == each)).any()) for each in alone]  # NaN is nothing
+    if not any(varied):
+        return 0.0, varied
     generator, worst = random.Random(0), 0.0
     row_bytes = max(sum(each.nbytes for each in side) / len(rows)
                     for side in (alone, _take(feeds, range(len(rows))).values()))  # fmt: skip
@@ -182,7 +192,7 @@ def _compare(
                     f"{difference:.1g}, at most {most:g} allowed"
                 )
             worst = max(worst, difference)
-    return worst
+    return worst, varied
 
 
 def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:

@@ -44,6 +44,9 @@ _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth it: starting a thread, and waking a core, take some
 100 µs."""
 _NUM_TIMED, _MAX_TIMED = 3, 5
+_DYNAMIC = b"DynamicQuantize"
+"""How the names of operators begin that quantize all rows of a batch by one scale. On drawn rows of
+many numbers that need not show: all of them have the same range."""
 _QUICK_S = 0.002
 """The longest run on the thread that reads from all callers."""
 
@@ -169,15 +172,20 @@ def _load_version(
 
     run_options = onnxruntime.RunOptions()
 
+    obstacle: str | None = None
+
     def build() -> tuple[OnnxEngine, LoadedModel]:
+        nonlocal obstacle
         manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
+        if _DYNAMIC in onnx:
+            obstacle = "dynamic quantization gives a row its neighbours' scale"
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
         return engine, LoadedModel(engine, manifest, precision)
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size)
-        found = independence.find(model.run, engine.tensors, max_batch_size)
+        found = independence.find(model.run, engine.tensors, max_batch_size, obstacle=obstacle)
         engine.tensors = found.tensors
         return replace(_timed(model, found.feeds, max_batch_size), batching=found.line)
 
@@ -213,10 +221,11 @@ def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int) -> LoadedModel:
     """Measure how many rows are quick, and how many are worth a run on another core.
 
-    Only where `feeds` are of the usual size: of others, a run may take any time.
+    Only where inputs and outputs have fixed sizes: else a run may take any time.
     """
     is_batchable = model.tensors.is_batchable
-    if feeds is None or any(-1 in each.shape[is_batchable:] for each in model.tensors.inputs):
+    both = (*model.tensors.inputs, *model.tensors.outputs)
+    if feeds is None or any(-1 in each.shape[is_batchable:] for each in both):
         return model
     sizes = {1, 32, ENOUGH_ROWS, 256, 512, max_batch_size} if is_batchable else {1}
     quick, enough = 0, ENOUGH_ROWS

@@ -48,6 +48,8 @@ async def serve(
         router = Router(batching, config.workers)
         for name, versions in catalog.models.items():
             router.change(name, versions)
+        catalog.count_reload = router.metrics.count_reload
+        catalog.on_change(router.change)  # before a call may load or unload a model
         stack.callback(router.close)
         server = Server(router, config, exporter, catalog)
         stops = signals.queue_stops()  # before the first call, so that every stop drains
@@ -56,8 +58,6 @@ async def serve(
         except ConfigurationError:
             await server.stop(grace_s=0)
             raise
-        catalog.count_reload = router.metrics.count_reload
-        catalog.on_change(router.change)
         with catalog.following(config.reload_interval_s):
             signals.on_hang_up(catalog.request)
             return await drain_when_signalled(server, stops, on_ready)

@@ -40,8 +40,7 @@ class Server:
         self._exporter = exporter
         self.config = config
         self.transport = choose_transport(config.transport)
-        digits = () if router.classifier is None else (digits_v1.SERVICE,)
-        self.health = Health((*digits, inference_pb.SERVICE))
+        self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
         allow_control = config.allow_repository_control
         queries = Queries(router, self.health, catalog, allow_control=allow_control)
         methods = [

@@ -61,6 +61,11 @@ def _grpcio() -> Open:
 _TRANSPORTS: dict[TransportName, Callable[[], Open]] = {"h2": _h2, "grpcio": _grpcio}
 
 
+def may_change(config: ServerConfig) -> bool:
+    """Return whether other models may be served later."""
+    return bool(config.reload_interval_s) or config.allow_repository_control
+
+
 def open_transport(
     name: TransportName, router: Router, methods: Sequence[Method], config: ServerConfig
 ) -> Transport:
@@ -83,10 +88,15 @@ def choose_transport(name: TransportName) -> TransportName:
     return "h2" if name == "auto" else name
 
 
-def max_message_bytes(router: Router) -> int:
-    """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB."""
+def max_message_bytes(router: Router, *, may_change: bool = False) -> int:
+    """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB.
+
+    Args:
+        router: the models.
+        may_change: whether others may come, whose rows are not known.
+    """
     sizes = [route.tensors.row_bytes for route in router.routes.values()]
-    if not sizes or not all(sizes):
+    if may_change or not sizes or not all(sizes):
         return _MAX_MESSAGE_BYTES
     most = max_request_bytes(router.batching.max_request_images, max(sizes))
     return min(most, _MAX_MESSAGE_BYTES)

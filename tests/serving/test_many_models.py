@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from serving.client import AsyncClient, Client
-from serving.errors import InvalidRequest, ModelNotFound, RequestError, Unavailable
+from serving.errors import InvalidRequest, ModelNotFound, RequestError
 from serving.model.onnx_runtime import onnxruntime
+from serving.protocols.oip import inference_pb
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
 from tests.support.servers import RunningServer, on_both, serve_command, started
@@ -42,6 +44,10 @@ def models() -> dict[str, Any]:
                               [value("y", "FP16", [2, 2])]),
         "text": graphs.model([node("Identity", ["x"], ["y"])], [value("x", "BYTES", ["N"])],
                              [value("y", "BYTES", ["N"])]),
+        "none": graphs.model([node("Constant", [], ["y"], value_floats=[1.0, 2.0])], [],
+                             [value("y", "FP32", [2])]),
+        "flags": graphs.model([node("Not", ["x"], ["y"])], [value("x", "BOOL", ["N", 4])],
+                              [value("y", "BOOL", ["N", 4])]),
         "scalar": graphs.model([node("Add", ["x", "x"], ["y"])], [value("x", "FP64", [])],
                                [value("y", "FP64", [])]),
         "slow": graphs.model(
@@ -58,6 +64,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "mean": {"x": GENERATOR.normal(size=(3, 4)).astype(np.float32)},
     "fixed": {"x": GENERATOR.normal(size=(2, 2)).astype(np.float16)},
     "text": {"x": np.array(["", "größer", "a\0b"], object)},
+    "none": {},
+    "flags": {"x": GENERATOR.integers(0, 2, (3, 4)).astype(bool)},
     "scalar": {"x": np.array(2.5)},
     "slow": {"x": GENERATOR.normal(size=(3, SLOW_SIZE)).astype(np.float32)},
 }  # fmt: skip
@@ -111,7 +119,8 @@ def post(server: RunningServer, path: str, body: Any) -> Any:
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_json_gives_the_same(many: RunningServer, folder: Path, name: str) -> None:
-    datatypes = {np.float32: "FP32", np.float16: "FP16", np.float64: "FP64", np.int64: "INT64"}
+    datatypes = {np.float32: "FP32", np.float16: "FP16", np.float64: "FP64", np.int64: "INT64",
+                 np.bool_: "BOOL"}  # fmt: skip
     inputs = [
         {"name": each, "shape": array.shape, "data": array.tolist() if array.ndim else [array[()]],
          "datatype": datatypes.get(array.dtype.type, "BYTES")}
@@ -158,8 +167,23 @@ def test_outputs_are_chosen_and_inputs_are_checked(many: RunningServer) -> None:
             client.infer("nothing", x=1)
 
 
+def test_bytes_that_are_no_booleans_are_refused_each_time(many: RunningServer) -> None:
+    tensor = {"name": "x", "datatype": "BOOL", "shape": [1, 4]}
+    with grpc.insecure_channel(many.address) as channel:
+        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        for data in (bytes((0, 1, 1, 0)), bytes((0, 2, 255, 1))):
+            request = inference_pb.ModelInferRequest(
+                model_name="flags", inputs=[tensor], raw_input_contents=[data]
+            )
+            if max(data) > 1:
+                with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+                    call(request.SerializeToString())
+            else:
+                call(request.SerializeToString())
+
+
 def test_digits_are_not_offered_where_there_are_none(many: RunningServer) -> None:
-    with Client(many.address) as client, pytest.raises(Unavailable, match="UNIMPLEMENTED"):
+    with Client(many.address) as client, pytest.raises(ModelNotFound, match="no classifier"):
         client.classify(np.zeros((1, 784), np.uint8))
     with urllib.request.urlopen(many.facts["http"], timeout=10) as reply:
         assert b"/v2/models/two/infer" in reply.read()

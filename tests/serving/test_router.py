@@ -13,7 +13,7 @@ from serving.errors import ModelNotFound, Unavailable
 from serving.model.loaded_model import LoadedModel
 from serving.router import Router
 from serving.signature import Signature
-from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, GatedModel
+from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel
 
 
 def loaded(version: str, engine: FakeModel | None = None, quick_rows: int = 64) -> LoadedModel:
@@ -124,9 +124,11 @@ def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(
 ) -> None:
     router, owner = owner_of(served("1"))
     router.change("digits", successor)
+    owner.work()
+    assert owner.num_forgotten == 1, "at the change"
     request = owner.submit(1)
     assert isinstance(request.outcome, Unavailable if successor else ModelNotFound)
-    assert owner.num_forgotten == 1
+    assert owner.num_forgotten == 2, "once more for what came between"
     assert set(router.routes) == ({"digits"} if successor else set())
 
 
@@ -167,3 +169,39 @@ def test_metrics_of_versions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: Mapping[tuple[str, str], int] = counts.rows
     assert rows == {("digits", "3"): 50, ("digits", "4"): 50}
     assert sum(rows.values()) == counts.batch_images.sum
+
+
+def test_streams_wait_while_the_canary_has_no_room() -> None:
+    canary = ("4", 1.0)
+    router, owner = owner_of(served("4", "3", default="3", canary=canary))
+    router.batching = BatchingConfig(queue_capacity=8, max_request_images=8)
+    router.change("digits", served("6", "5", default="5", canary=("6", 1.0)))
+    route = router.find("digits")
+    for number in range(4):
+        assert route.has_room_for_stream(1)
+        route.add(FakeRequest(number).group)
+    assert not route.has_room_for_stream(1)
+    owner.work()
+    assert route.has_room_for_stream(1)
+
+
+def test_layouts_are_read_again_when_another_model_is_the_classifier_of_digits() -> None:
+    router = Router(BatchingConfig())
+    router.change("mnist", served("1"))
+    owner = FakeOwner(router.find("mnist").find("1"), FakeClock())  # type: ignore[arg-type]
+    router.attach(owner)
+    router.change("mnist", served("2"))
+    owner.work()
+    assert owner.num_forgotten == 0
+    router.change("digits", served("1"))
+    owner.work()
+    assert owner.num_forgotten == 1
+
+
+def test_version_that_was_closed_tells_late_calls_to_come_again() -> None:
+    router, owner = owner_of(served("3"))
+    old = router.find("digits").find("3")
+    router.change("digits", served("4"))
+    router.prune()
+    owner.batcher = old
+    assert isinstance(owner.submit(1).outcome, Unavailable)

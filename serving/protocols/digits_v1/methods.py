@@ -20,8 +20,6 @@ _MARK = bytes(range(200, 240))
 
 def digits_methods(router: Router, transport: str) -> list[Method]:
     """Return the service's methods; GetModel names the `transport`."""
-    if router.classifier is None:
-        return []
     unary, stream = _Reader("Classify", router), _Reader(None, router)
 
     def get_model(request: bytes) -> bytes:
@@ -57,8 +55,9 @@ class _Reader:
         self.prefixes = PrefixCache()
         self._name = name
         self._router = router
-        image_bytes = find_classifier(router).image_signature.image_bytes
-        self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
+        if (route := router.classifier) is not None:
+            image_bytes = route.image_signature.image_bytes
+            self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 
     def read(self, message: bytes) -> tuple[bytes | memoryview, ResponseEncoder]:
         """See `Read`."""

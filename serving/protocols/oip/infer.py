@@ -189,6 +189,8 @@ def _is_plain(
     outputs = signature.outputs
     if not signature.row_bytes or len(outputs) != 1 or not outputs[0].row_bytes:
         return False
+    if signature.inputs[0].datatype == "BOOL":  # whose bytes have to be checked
+        return False
     size = len(inference.message)
     end = _RAW_CONTENTS + wire.varint(size) + inference.message
     if not inference.is_raw or not message.endswith(end):

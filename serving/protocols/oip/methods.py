@@ -1,5 +1,6 @@
 """The methods of inference.GRPCInferenceService (Open Inference Protocol v2)."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from serving.protocols.oip.statistics import Statistics
 from serving.router import Route, Router
 
 SERVICE = inference_pb.SERVICE
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
+"""Folders of this machine before the name of a file, which callers need not know."""
 
 
 def inference_methods(router: Router, queries: "Queries") -> list[Method]:
@@ -121,7 +124,7 @@ class Queries:
             for version in route.batchers:
                 yield ModelState(route.name, version, reason)
         for name, trouble in (self._catalog.failures if self._catalog else {}).items():
-            yield ModelState(name, "", trouble)
+            yield ModelState(name, "", _FOLDERS.sub("", trouble))
 
     def _find(self, name: str, version: str) -> ServedModel:
         route = self._router.find(name)

@@ -6,6 +6,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 """
 
 import json
+import math
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "O": ({str}, "texts"),
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
+
+_MAX_NUMBERS = 1 << 18
+"""Numbers of an output that are written as JSON: 0.4 s, in which no other thread runs."""
 
 
 class Form(NamedTuple):
@@ -76,6 +80,9 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
 
     Returns:
         The body, and how many of its bytes are JSON; None for all.
+
+    Raises:
+        InvalidRequest: an output is too large for JSON.
     """
     head = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id:
@@ -88,6 +95,11 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:
+            if (size := math.prod(shape)) > _MAX_NUMBERS:
+                raise InvalidRequest(
+                    f"expected an output of at most {_MAX_NUMBERS} values as JSON, {tensor.name} "
+                    f"has {size}: ask for it as bytes, by binary_data"
+                )
             output["data"] = values.from_raw(contents, tensor, shape).ravel().tolist()
         outputs.append(output)
     data = json.dumps({**head, "outputs": outputs}).encode()

@@ -12,7 +12,7 @@ from serving.errors import Unavailable
 from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.address import check_free, with_port
-from serving.transports import max_message_bytes
+from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.grpcio.certificates import server_credentials
@@ -107,8 +107,9 @@ class GrpcioServer:
 
 def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
     """Return the limits of the transport."""
+    max_bytes = max_message_bytes(router, may_change=may_change(config))
     return [
-        ("grpc.max_receive_message_length", max_message_bytes(router)),
+        ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_concurrent_streams", 1024),
         # Past these, 1,000 and 3,000 by default, core cancels waiting calls (grpc #34782).
         ("grpc.server.max_pending_requests", 65_536),

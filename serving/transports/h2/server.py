@@ -12,7 +12,7 @@ from serving.system.address import others
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listener import address_of
-from serving.transports import max_message_bytes
+from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
@@ -41,7 +41,7 @@ class H2Server:
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
         self._limits = limits or Limits(
-            max_message_bytes=max_message_bytes(router),
+            max_message_bytes=max_message_bytes(router, may_change=may_change(config)),
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}

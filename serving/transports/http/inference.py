@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -106,13 +105,14 @@ class Inference:
                 inference = decode(message, signature, max_rows)
             del body, message
             encoder = infer.InferEncoder(
-                target, None, inference, name, signature, partial(rest.write_infer, form=form),
+                target, None, inference, name, signature, lambda response: response,
                 statistics, time.monotonic() - received_s,
             )  # fmt: skip
             timeout_s = inference.timeout_s
             left_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
             call = self._calls.run(inference.message, encoder, request, min(deadline_s, left_s))
-            content, json_bytes = await call
+            response = await call
+        content, json_bytes = rest.write_infer(response, form)
         if json_bytes is None:
             return Response(content, media_type="application/json")
         headers = {LENGTH_HEADER: str(json_bytes)}

@@ -250,6 +250,47 @@ def test_caller_that_left_during_the_run_is_neither_answered_nor_counted() -> No
     batcher.close()
 
 
+def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails() -> None:
+    """One of each group has left when a poison request makes the run fail."""
+    model = GatedModel(poison=frozenset({13}))
+    owner = owner_of(model, BatchingConfig(max_batch_size=64))
+    first, callers = occupy(owner, model), [FakeCaller() for _ in range(3)]
+    calls = [FakeRequest(value, caller=callers[value % 3]) for value in range(9, 18)]
+    for caller in callers:
+        own = [call for call in calls if call.caller is caller]
+        streams: list[Any] = [call.stream for call in own]
+        messages = [call.group.messages[0] for call in own]
+        group = Group(caller, streams, messages, own[0], own[0], 0.0, 1e9, slots=own)
+        group.sink = Slots()
+        assert owner.batcher.submit(group) == 3
+    owner.work()
+    model.open()
+    owner.wait(first)
+    model.wait_until_running()
+    left = [calls[0], calls[1], calls[2]]
+    for call in left:
+        call.leave()
+    model.open(1000)
+    stayed = [call for call in calls if call not in left]
+    owner.wait(*stayed)
+    assert [type(call.outcome) for call in left] == [type(None)] * 3
+    failed = [call for call in stayed if isinstance(call.outcome, ModelError)]
+    assert failed == [calls[4]]
+    owner.batcher.close()
+
+
+class Slots:
+    """Gives each call of a group its own outcome."""
+
+    def answer(self, group: Group, responses: Any) -> None:
+        for slot, response in zip(group.slots or (), responses, strict=True):
+            slot.answer(group, [response])
+
+    def fail(self, group: Group, error: Any) -> None:
+        for slot in group.slots or ():
+            slot.fail(group, error)
+
+
 def test_run_that_nobody_waits_for_is_given_up() -> None:
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2))
