@@ -135,6 +135,10 @@ class ServerConfig:
     """The address of HTTP: the inference protocol's REST, pictures, and the page to draw on."""
     http_port: int | None = None
     """Its TCP port; 0 lets the kernel choose, None is off."""
+    http_host_names: tuple[str, ...] = ()
+    """Names of this server in HTTP's Host, beside localhost and addresses; "*" is any."""
+    http_allow_origins: tuple[str, ...] = ()
+    """Origins of other sites' pages that may ask over HTTP, such as "https://example.org"."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is taken goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"

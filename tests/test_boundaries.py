@@ -141,7 +141,7 @@ def test_only_tests_import_handwriting() -> None:
 ROOMS = {
     "serving": """
         errors installation tensors feeds signature predictions images
-        preprocessing config system http2
+        preprocessing config system http1 http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
         classifier router scoring ray protocols transports client server cli __main__ __init__
     """,

@@ -131,6 +131,24 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--http-port", type=values.port_or_off, default="auto", metavar="PORT",
         help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
         "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
+    add(
+        "--http-host-name",
+        dest="http_host_names",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names of this server in URLs, beside localhost and addresses; *: any",
+    )
+    add(
+        "--http-allow-origin",
+        dest="http_allow_origins",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="URL",
+        help="sites whose pages may ask, such as https://example.org",
+    )
     add("--transport", choices=get_args(TransportName), default=config.transport,
         help="gRPC implementation; auto is h2")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",

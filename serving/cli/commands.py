@@ -36,7 +36,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Here, so that a missing package is one line and not a traceback of each worker.
     loop = ["uvloop"] if options.transport == "grpcio" else []
-    installation.require("onnxruntime", "grpc_health", "prometheus_client", *loop)
+    installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     from serving.model.pictures import read_labels
     from serving.server.run import run
@@ -53,7 +53,7 @@ def _serve(options: argparse.Namespace) -> int:
     signals.end_process(0 if is_drained else 1)
 
 
-_HTTP = ("starlette", "uvicorn", "httptools", "python_multipart")
+_HTTP = ("python_multipart",)
 _USUAL_HTTP_PORT = 8080
 
 

@@ -39,7 +39,7 @@ class Tls:
         except ssl.SSLWantReadError:
             return False
         protocol = self._ssl.selected_alpn_protocol()
-        if protocol != "h2" and not (self._is_server and protocol is None):
+        if protocol != "h2" and not self._is_server:  # a server offers only what it speaks
             raise ssl.SSLError(NO_HTTP2)
         self.is_done = True
         if self._early:

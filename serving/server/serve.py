@@ -11,10 +11,10 @@ from serving.catalog.catalog import open_catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.router import Router
+from serving.server.exporter import exporting
 from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
-from serving.telemetry.exporter import exporting
 
 _log = logging.getLogger(__name__)
 

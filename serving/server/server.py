@@ -12,11 +12,11 @@ from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
+from serving.server.exporter import Exporter
 from serving.server.port import optional_http
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage
-from serving.telemetry.exporter import Exporter
 from serving.telemetry.report import Report, Served
 from serving.transports import choose_transport, open_transport
 
@@ -71,7 +71,7 @@ class Server:
         """
         self.address = await self._transport.start()
         if self._http is not None:
-            self._http.start()
+            self._http.start(self._transport.loop)
         self.health.set_serving(True)
         if self._exporter is not None:
             self._exporter.serve(self.report, lambda: self.health.is_serving)
@@ -139,9 +139,9 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
+        await self._transport.stop(grace_s)
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
-        await self._transport.stop(grace_s)
 
 
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> "HttpServer | None":

@@ -15,6 +15,7 @@ from functools import partial
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
 from serving.server.backoff import Backoff
+from serving.server.exporter import Exporter, exporting
 from serving.server.heartbeat import LOOK_S
 from serving.server.port import optional_http, refuse_callers, reserved_port
 from serving.server.ready_line import announce
@@ -22,7 +23,6 @@ from serving.server.worker import Arguments, Worker
 from serving.server.workers import Workers
 from serving.system import signals
 from serving.system.address import Sockets, with_port
-from serving.telemetry.exporter import Exporter, exporting
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,15 @@ does not (SECURITY.md). A transport is imported when it is opened.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from serving.config import ServerConfig, TransportName
 from serving.protocols.messages import max_request_bytes
 from serving.protocols.method import Method
 from serving.router import Router
+
+if TYPE_CHECKING:
+    from serving.transports.h2.loop import Loop
 
 _MAX_MESSAGE_BYTES = 64 << 20
 
@@ -24,6 +27,10 @@ class Transport(Protocol):
         Raises:
             ConfigurationError: the address can't be bound.
         """
+
+    @property
+    def loop(self) -> "Loop | None":
+        """What may serve another port, too, once this one is served; None if nothing can."""
 
     @property
     def num_calls(self) -> int:

@@ -53,7 +53,7 @@ class Infer:
             inference = tensors.decode(request, signature, max_rows, typed)
         facts = request.model_name, signature, self._write, self._statistics
         if _is_plain(request, inference, signature, message):
-            raw = _RawEncoder(target, self._method, inference, *facts)
+            raw = RawEncoder(target, self._method, inference, *facts)
             self.prefixes.learn(message, len(inference.message), raw)
         decode_s = time.monotonic() - received_s
         return inference.message, InferEncoder(target, self._method, inference, *facts, decode_s)
@@ -125,7 +125,7 @@ class InferEncoder(ResponseEncoder):
         self._statistics.count_failure(self._name, version, duration_s, num_calls)
 
 
-class _RawEncoder(InferEncoder):
+class RawEncoder(InferEncoder):
     """Encodes answers that differ only in their last bytes, the rows of the only output."""
 
     _version: str | None = None
@@ -168,6 +168,20 @@ def counted_failure(
         raise
 
 
+def is_alike(request: Any, inference: Inference, signature: TensorSignature) -> bool:
+    """Return whether requests that differ only in their rows are answered alike but for rows.
+
+    They are if they name no id, version or timeout, and ask for the only output, whose rows have a
+    fixed size.
+    """
+    if request.model_version or request.id or inference.timeout_s is not None:
+        return False
+    if signature.row_bytes and signature.inputs[0].datatype == "BOOL":  # bytes have to be checked
+        return False
+    outputs = signature.outputs
+    return bool(signature.row_bytes and len(outputs) == 1 and outputs[0].row_bytes)
+
+
 def _write(response: Any) -> bytes:
     return frame(response.SerializeToString())
 
@@ -181,15 +195,9 @@ def _is_plain(
 ) -> bool:
     """Return whether all requests that differ only in their rows have the same encoder.
 
-    They have if the message ends with the rows, names no id, version or timeout, and asks for the
-    only output, whose rows have a fixed size.
+    They have if they are alike, and the message ends with the rows.
     """
-    if request.model_version or request.id or inference.timeout_s is not None:
-        return False
-    outputs = signature.outputs
-    if not signature.row_bytes or len(outputs) != 1 or not outputs[0].row_bytes:
-        return False
-    if signature.inputs[0].datatype == "BOOL":  # whose bytes have to be checked
+    if not is_alike(request, inference, signature):
         return False
     size = len(inference.message)
     end = _RAW_CONTENTS + wire.varint(size) + inference.message

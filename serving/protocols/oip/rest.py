@@ -38,6 +38,10 @@ class Form(NamedTuple):
     named: dict[str, bool]
     """That of each output by its name."""
 
+    def wants_bytes(self, output: str) -> bool:
+        """Return whether an output follows as bytes."""
+        return self.named.get(output, self.is_binary)
+
 
 def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[Any, Form]:
     """Decode an inference request.
@@ -91,7 +95,7 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
     for tensor, contents in zip(response.outputs, response.raw_output_contents, strict=True):
         shape = list(tensor.shape)
         output = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
-        if form.named.get(tensor.name, form.is_binary):
+        if form.wants_bytes(tensor.name):
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:

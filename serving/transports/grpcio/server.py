@@ -61,6 +61,10 @@ class GrpcioServer:
         await self._server.start()
         return host if is_path else with_port(host, port)
 
+    @property
+    def loop(self) -> None:
+        """See `Transport`."""
+
     def _forget_layouts(self) -> None:
         for method in self._methods:
             if isinstance(method, BatchedUnary):

@@ -14,6 +14,7 @@ from serving.http2.server import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.h2.limits import Limits
+from serving.transports.h2.peer import host_of
 from serving.transports.h2.status import OK, RESPONSE
 
 
@@ -93,14 +94,6 @@ class LoggedConnection(ServerConnection):
 
 def _status_in(trailers: Fields) -> str:
     return StatusCode(int(dict(trailers)[b"grpc-status"])).name
-
-
-def host_of(sock: socket.socket) -> str:
-    """Return a peer's address without its port; none of a Unix socket's."""
-    if sock.family == socket.AF_UNIX:
-        return ""
-    host: str = sock.getpeername()[0]
-    return host.removeprefix("::ffff:")  # IPv4, on a socket for both
 
 
 def _peer_of(sock: socket.socket) -> str:

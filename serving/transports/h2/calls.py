@@ -15,6 +15,7 @@ from typing import Any
 from serving.errors import DigitsError
 from serving.http2 import events
 from serving.http2.headers import Block
+from serving.http2.server import NotHttp2
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.method import BatchedUnary
 from serving.transports.h2 import status
@@ -53,8 +54,6 @@ class Calls:
         self._timers: list[tuple[float, int, Connection, bytes, Stream]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._max_timers = _MIN_TIMERS
-        self.has_new_timers = False
-        """Whether streams with a deadline have begun since the last `tick`."""
 
     def check(self, connections: Iterable[Connection]) -> None:
         """Have calls read again where other tokens are valid now, or a model is gone."""
@@ -75,7 +74,13 @@ class Calls:
             Http2Error: the peer broke the protocol.
         """
         streams = connection.streams
-        for kind, stream, value, ended in connection.http2.receive(data, now_s):
+        connection.active_s = now_s
+        try:
+            found = connection.http2.receive(data, now_s)
+        except NotHttp2:
+            connection.refuse_protocol()
+            raise
+        for kind, stream, value, ended in found:
             if kind == events.CALLS:
                 block, encoder, calls = value
                 head = block.call
@@ -194,7 +199,7 @@ class Calls:
             deadline_s = now_s + head.timeout_s
             timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
             heapq.heappush(self._timers, timer)
-            self.has_new_timers = True
+            self.context.hurry()
             if len(self._timers) > self._max_timers:  # most are of streams that have ended
                 self._timers = [t for t in self._timers if t[2].call(t[3]) is t[4]]
                 heapq.heapify(self._timers)
@@ -260,21 +265,14 @@ class Calls:
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
-        return bool(
-            self.context.stalled
-            or (self._timers and self._timers[0][0] <= now_s)
-            or any(batcher.num_waiting for batcher in self.context.router.batchers)
-        )
+        return bool(self.context.stalled or (self._timers and self._timers[0][0] <= now_s))
 
     def tick(self, now_s: float) -> None:
         """End the streams whose deadline has passed; resume those that waited for room."""
-        self.has_new_timers = False
         while self._timers and self._timers[0][0] <= now_s:
             _, _, connection, stream_id, stream = heapq.heappop(self._timers)
             if connection.call(stream_id) is stream:
                 stream.end(status.LATE)
-        for batcher in self.context.router.batchers:
-            batcher.tick(now_s)
         stalled, end_s = self.context.stalled, self.context.clock() + _RESUME_S
         for _ in range(len(stalled)):
             holder = next(iter(stalled))

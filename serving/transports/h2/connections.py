@@ -1,18 +1,18 @@
-"""The connections of one listening socket: accepts, watches and closes them."""
+"""The connections of one listening socket, of any protocol: accepts, watches and closes them."""
 
 import errno
 import logging
 import selectors
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from serving.credentials.tls import Tls
-from serving.system.host import Host
-from serving.transports.access_log import AccessLog
-from serving.transports.h2.calls import Calls
-from serving.transports.h2.connection import TURN_S, Connection
+from serving.errors import DigitsError
 from serving.transports.h2.limits import Limits
+from serving.transports.h2.peer import TURN_S, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -23,13 +23,44 @@ _MAX_ACCEPTED = 64
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
+class Calls(Protocol):
+    """What makes calls of what peers send."""
+
+    need_tokens: bool
+    is_stale: bool
+
+    def check(self, connections: Iterable[Any]) -> None:
+        """Look whether tokens or models have changed."""
+
+    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
+        """Take what a connection has sent."""
+
+    def forget(self, connection: Any) -> None:
+        """Cancel all calls of a connection that is over."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+
+    def drain(self, refusal: DigitsError, connections: Iterable[Any]) -> None:
+        """Refuse new calls, and those whose message has not arrived."""
+
+    def is_due(self, now_s: float) -> bool:
+        """Return whether `tick` has something to do by then, or may have at any time."""
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due."""
+
+    def sweep(self, connection: Any) -> None:
+        """End the calls whose message takes too long."""
+
+
 class Connections:
     """Used by the loop's thread only."""
 
     def __init__(
         self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
-        calls: Calls, tls: Callable[[], ssl.SSLContext] | None, access_log: AccessLog | None,
-        host: Host,
+        calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
+        make: Callable[[socket.socket, Tls | None], Peer], touch: Callable[[Any], None],
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
@@ -38,31 +69,31 @@ class Connections:
                 workers, looked at with each sweep: callers do not wait for one that is frozen.
             selector: the loop's.
             limits: what peers may use.
-            calls: forgets the calls of a connection that is over.
+            calls: makes calls of what they send.
             tls: returns the context for new connections; None is plaintext.
-            access_log: logs their calls; None logs none.
-            host: whose clock counts.
+            make: makes a connection of a socket.
+            touch: has a connection flushed at the end of the round.
         """
         self._listener, *self._others = listeners
         self._selector = selector
         self._limits = limits
-        self._calls = calls
+        self.calls = calls
         self._tls = tls
-        self._access_log = access_log
-        self._host = host
-        self._open: dict[Connection, None] = {}
+        self._make = make
+        self._touch = touch
+        self._open: dict[Peer, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
         """When the last line was logged about new connections that wait."""
 
-    def __iter__(self) -> Iterator[Connection]:
+    def __iter__(self) -> Iterator[Peer]:
         """Iterate over those that are open; from any thread."""
         return iter(tuple(self._open))
 
     def listen(self) -> None:
         """Accept new connections from now on."""
         if not self._is_listening and not self._is_closed:
-            self._selector.register(self._listener, _READ, self._listener)
+            self._selector.register(self._listener, _READ, self)
             self._is_listening = True
 
     def stop_listening(self) -> None:
@@ -105,43 +136,45 @@ class Connections:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = None if self._tls is None else Tls(self._tls())
-        connection = Connection(sock, tls, self._limits, self._host, self._access_log)
+        connection = self._make(sock, tls)
+        connection.home = self
         self._selector.register(sock, _READ, connection)
         connection.tag_s = tag_s + TURN_S
         self._open[connection] = None
 
     def _make_room(self) -> bool:
-        """Close the longest idle connections, those without a token first.
+        """Close idle connections: first those without a token, of whoever has most, idle longest.
 
         Where tokens are needed, a call that needs none, such as Watch, does not keep a connection.
         """
         closable = [
             connection
             for connection in self._open
-            if not connection.is_busy or (self._calls.need_tokens and not connection.trusted)
+            if not connection.is_kept or (self.calls.need_tokens and not connection.trusted)
         ]
-        closable.sort(key=lambda c: (c.trusted, c.is_busy, c.active_s))
+        numbers = Counter(connection.address for connection in self._open)
+        closable.sort(key=lambda c: (c.trusted, -numbers[c.address], c.is_kept, c.active_s))
         for connection in closable[: 1 + len(closable) // 64]:
             self.say_goodbye(connection)
         return bool(closable)
 
-    def watch(self, connection: Connection) -> None:
+    def watch(self, connection: Peer) -> None:
         """Wait for what a connection needs next: a peer that takes no answers is not read."""
         mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 
-    def say_goodbye(self, connection: Connection) -> None:
+    def say_goodbye(self, connection: Peer) -> None:
         """Close a connection after a GOAWAY."""
-        connection.http2.go_away()
+        connection.go_away()
         connection.flush()
         self.drop(connection)
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: Peer) -> None:
         """Close a connection as it is, and forget its calls."""
         if self._open.pop(connection, self) is self:
             return
         try:
-            self._calls.forget(connection)
+            self.calls.forget(connection)
         finally:  # even after an error: its socket would be ready for ever
             self._selector.unregister(connection.socket)
             connection.close()
@@ -158,25 +191,25 @@ class Connections:
         for connection in self:
             quiet_s = now_s - connection.active_s
             self._retire(connection, now_s)
-            if not connection.http2.is_established:
+            if not connection.is_established:
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
                 is_over = bool(connection.output) and quiet_s > limits.message_s
                 if now_s - connection.swept_s > limits.message_s:
                     connection.swept_s = now_s
-                    self._calls.sweep(connection)
+                    self.calls.sweep(connection)
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
             if is_over:
                 self.say_goodbye(connection)
 
-    def _retire(self, connection: Connection, now_s: float) -> None:
+    def _retire(self, connection: Peer, now_s: float) -> None:
         """Ask the caller of an old connection to make its next calls on another one."""
         age_s = now_s - connection.opened_s
         if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
             connection.retired = True
-            connection.http2.announce_end()
-            self._calls.context.touch(connection)
+            connection.announce_end()
+            self._touch(connection)
 
     def close(self) -> None:
         """Close the port and all connections."""

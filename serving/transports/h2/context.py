@@ -35,7 +35,7 @@ class Context:
     def __init__(
         self, router: Router, limits: Limits,
         touch: Callable[[Connection], None], post: Callable[[Callable[[], None]], None],
-        clock: Callable[[], float],
+        hurry: Callable[[], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
         """Connect the parts.
 
@@ -44,8 +44,10 @@ class Context:
             limits: what peers may use.
             touch: has a connection flushed at the end of the round.
             post: runs a function on the loop's thread; called from any thread.
+            hurry: has `Calls.tick` called soon.
             clock: monotonic, in seconds.
         """
+        self.hurry = hurry
         self.clock = clock
         self.router = router
         self.metrics = router.metrics

@@ -21,8 +21,6 @@ class Limits:
     """Answers that one peer has not read, past which its calls are refused."""
     max_stream_unread_bytes: int = 256 << 10
     """Answers that one stream has not read, past which its requests are not read either."""
-    read_bytes: int = 512 << 10
-    """Bytes read of one connection before the others' turn, some 600 one-image calls."""
     handshake_s: float = 10.0
     """For TLS's handshake and HTTP/2's preface, in seconds."""
     message_s: float = 60.0

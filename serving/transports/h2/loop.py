@@ -6,7 +6,6 @@ caller is answered by the thread that read its call.
 
 import logging
 import selectors
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,13 +14,10 @@ from functools import partial
 from serving.batching.batcher import Batcher
 from serving.errors import DigitsError
 from serving.http2.frames import Http2Error
-from serving.http2.server import NotHttp2
+from serving.router import Router
 from serving.system.host import Host
-from serving.transports.h2.calls import Calls
-from serving.transports.h2.connection import MAX_BYTE_S, Connection
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.heads import Head
-from serving.transports.h2.limits import Limits
+from serving.transports.h2.connections import Calls, Connections
+from serving.transports.h2.peer import MAX_BYTE_S, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -41,36 +37,33 @@ _MAX_READ_S = 2e-4
 """What a turn may take whatever its length. One that takes more, and more than even the tiniest
 frames would, was interrupted; charged in full, it would have its peer wait as long for each other
 busy one."""
+_READ_BYTES = 512 << 10
+"""Bytes read of one connection before the others' turn, some 600 one-image calls."""
 _READ = selectors.EVENT_READ
 
 
 class Loop:
-    """Serves the connections of one listening socket."""
+    """Serves the connections of some listening sockets."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        limits: Limits,
-        *,
-        poll: bool,
-        host: Host,
-    ) -> None:
-        """Prepare; `connect` and `start` begin.
+    def __init__(self, router: Router, *, poll: bool, host: Host, name: str = "h2") -> None:
+        """Prepare; `start` begins.
 
         Args:
-            listener: listens already, and does not block.
-            limits: what peers may use.
+            router: the models; those that no other thread owns belong to this one.
             poll: whether the loop may poll for a moment before it sleeps.
             host: what it takes from its machine.
+            name: its thread's.
         """
-        self._listener = listener
+        self._router = router
         self._poll_s = _POLL_S if poll else 0.0
         self.clock = host.clock
         """Monotonic, in seconds."""
         self.selector = host.selector()
-        """Watches the listener and the connections, whose data they are."""
-        self._buffer = memoryview(bytearray(limits.read_bytes))
-        self._touched: list[Connection] = []
+        """Watches the listeners and the connections, whose data they are."""
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._homes: tuple[Connections, ...] = ()
+        self._calls: tuple[Calls, ...] = ()
+        self._touched: list[Peer] = []
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: list[Callable[[], None]] = []
@@ -81,7 +74,9 @@ class Loop:
         self._now_s = self.clock()
         """When the last round began."""
         self._poll_until_s = 0.0
-        self._is_draining = self._is_stopped = False
+        self._is_stopped = self._is_hurried = False
+        self._refusal: DigitsError | None = None
+        """Why new calls are refused, once it drains."""
         self._is_overrun = False
         """Whether the last round did not read all that was ready."""
         self._clock_s = self._accept_tag_s = 0.0
@@ -91,14 +86,18 @@ class Loop:
         self._next_sweep_s = 0.0
         self.drained = threading.Event()
         """Set once a drain has answered all that was accepted."""
-        self._thread = threading.Thread(target=self._run, name="h2", daemon=True)
-
-    def attach(self, connections: Connections, calls: Calls) -> None:
-        """Set the parts that refer to `selector`, `touch` and `post`."""
-        self._connections, self._calls = connections, calls
-        calls.context.router.attach(self)
-        connections.listen()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.selector.register(self._woken, _READ, self._woken)
+        if router.owner is None:
+            router.attach(self)
+
+    def add(self, connections: Connections) -> None:
+        """Serve a listening socket, too; on the loop's thread, or before it starts."""
+        self._homes += (connections,)
+        self._calls += (connections.calls,)
+        connections.listen()
+        if self._refusal is not None:
+            connections.calls.drain(self._refusal, connections)
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -107,9 +106,9 @@ class Loop:
     @property
     def num_calls(self) -> int:
         """Calls in progress; from any thread, so not exact while they change."""
-        return sum(len(connection.streams) for connection in self._connections)
+        return sum(len(connection.streams) for home in self._homes for connection in home)
 
-    def touch(self, connection: Connection) -> None:
+    def touch(self, connection: Peer) -> None:
         """Have a connection flushed at the end of the round."""
         if not connection.touched:
             connection.touched = True
@@ -132,7 +131,12 @@ class Loop:
 
     def forget_layouts(self) -> None:
         """See `Owner`."""
-        self._calls.forget_layouts()
+        for calls in self._calls:
+            calls.forget_layouts()
+
+    def hurry(self) -> None:
+        """Have what is due be done from 10 ms on: it became due after the last look."""
+        self._is_hurried = True
 
     def _run(self) -> None:
         while not self._is_stopped:
@@ -158,9 +162,7 @@ class Loop:
             self._poll_until_s = self.clock() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
-        elif (
-            self._calls.context.stalled or self._calls.has_new_timers
-        ):  # since the last tick, perhaps
+        elif self._is_hurried:
             self._next_tick_s = min(self._next_tick_s, now_s + _TICK_S)
 
     def _timeout_s(self) -> float:
@@ -180,8 +182,9 @@ class Loop:
 
         Where that was not enough for all, those who have taken the least time go first.
         """
-        if self._calls.need_tokens or self._calls.is_stale:
-            self._calls.check(self._connections)
+        for home in self._homes:
+            if home.calls.need_tokens or home.calls.is_stale:
+                home.calls.check(home)
         if self._is_overrun:
             ready.sort(key=self._tag_s)
         begin_s = now_s
@@ -190,8 +193,8 @@ class Loop:
             if connection is self._woken:
                 self._woken.recv(64)
                 continue
-            if connection is self._listener:
-                self._connections.accept(now_s, self._clock_s)
+            if connection.__class__ is Connections:
+                connection.accept(now_s, self._clock_s)
                 end_s = self.clock()
                 self._accept_tag_s = self._clock_s + end_s - begin_s
             elif not connection.is_open:  # closed in this round, for a new one
@@ -212,9 +215,9 @@ class Loop:
     def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
         """Return when a turn is due."""
         data = ready[0].data
-        if isinstance(data, Connection):
+        if isinstance(data, Peer):
             return data.tag_s
-        return self._accept_tag_s if data is self._listener else 0.0
+        return self._accept_tag_s if isinstance(data, Connections) else 0.0
 
     def _run_waiting(self, now_s: float) -> None:
         """Run what waits, a batch of each model in turn, for some 10 ms in all.
@@ -238,31 +241,27 @@ class Loop:
                 return
             self._flush()
 
-    def _serve(self, connection: Connection, mask: int, now_s: float) -> int:
+    def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read what a connection has sent, and its calls; return the number of bytes."""
-        num_bytes = 0
+        num_bytes, home = 0, connection.home
         try:
             if mask & _READ:
                 data = connection.read(self._buffer)
                 if data is None:
-                    self._connections.drop(connection)
+                    home.drop(connection)
                     return 0
-                connection.active_s = now_s
                 num_bytes = len(data)
                 if data:
-                    self._calls.receive(connection, data, now_s)
+                    home.calls.receive(connection, data, now_s)
             # If it is writable, the flush sends the rest. `touch`, without the call.
             if not connection.touched:
                 connection.touched = True
                 self._touched.append(connection)
-        except NotHttp2:
-            connection.refuse_protocol()
-            self._connections.say_goodbye(connection)
         except (Http2Error, OSError):
-            self._connections.say_goodbye(connection)
+            home.say_goodbye(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
-            self._connections.drop(connection)
+            home.drop(connection)
         return num_bytes
 
     def _flush(self) -> None:
@@ -272,10 +271,10 @@ class Loop:
             if not connection.is_open:
                 continue
             if not connection.flush():
-                self._connections.drop(connection)
+                connection.home.drop(connection)
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
-                self._connections.watch(connection)
+                connection.home.watch(connection)
         if self._deferred:  # now that the answers are on their way
             deferred, self._deferred = self._deferred, []
             for task in deferred:
@@ -284,14 +283,25 @@ class Loop:
     # Time
 
     def _tick(self, now_s: float) -> None:
-        self._calls.tick(now_s)
+        self._is_hurried = False
+        for calls in self._calls:
+            calls.tick(now_s)
+        owned = self._router.batchers if self._router.owner is self else ()
+        for batcher in owned:
+            batcher.tick(now_s)
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
-            self._connections.sweep(now_s)
-            self._calls.context.router.prune()
-        if self._is_draining and not self._is_pending():
+            for home in self._homes:
+                home.sweep(now_s)
+            if owned:
+                self._router.prune()
+        if self._refusal is not None and not self._is_pending():
             self.drained.set()
-        is_hurried = self._is_draining or self._calls.is_due(now_s + _SWEEP_S)
+        is_hurried = (
+            self._refusal is not None
+            or any(calls.is_due(now_s + _SWEEP_S) for calls in self._calls)
+            or any(batcher.num_waiting for batcher in owned)
+        )
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
     # The end
@@ -301,24 +311,17 @@ class Loop:
         self.post(partial(self._begin_drain, refusal))
 
     def _begin_drain(self, refusal: DigitsError) -> None:
-        self._is_draining = True
+        self._refusal = refusal
         self._next_tick_s = 0.0
-        for connection in self._connections:
-            connection.http2.announce_end()
-            self.touch(connection)
-        self._calls.drain(refusal, self._connections)
+        for home in self._homes:
+            for connection in home:
+                connection.announce_end()
+                self.touch(connection)
+            home.calls.drain(refusal, home)
 
     def _is_pending(self) -> bool:
-        return self._calls.context.router.is_busy or any(
-            connection.output
-            or connection.http2.num_unsent()
-            or any(
-                isinstance(state.call, Head) or state.call.is_pending
-                for state in connection.streams.values()
-                if state.call is not None
-            )
-            for connection in self._connections
-        )
+        is_ours = self._router.owner is self and self._router.is_busy
+        return is_ours or any(connection.is_pending for home in self._homes for connection in home)
 
     def stop(self) -> None:
         """Close the port and every connection; `drain` first to lose nothing."""
@@ -331,5 +334,6 @@ class Loop:
         self._is_stopped = True
 
     def _close(self) -> None:
-        self._connections.close()
+        for home in self._homes:
+            home.close()
         self.selector.close()

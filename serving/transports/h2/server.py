@@ -16,6 +16,7 @@ from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
+from serving.transports.h2.connection import Connection
 from serving.transports.h2.connections import Connections
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
@@ -46,50 +47,48 @@ class H2Server:
         )
         paths = {method.path.encode(): method for method in methods}
         self._heads = Heads(paths, token_check(config.security))
-        self._loop: Loop | None = None
+        self.loop: Loop | None = None
 
     async def start(self) -> str:
         """See `Transport`."""
-        config = self._config
-        listener = self._host.listen(config.host, config.port)
-        poll = may_poll(config.workers)
-        loop = self._loop = Loop(listener, self._limits, poll=poll, host=self._host)
-        context = Context(self._router, self._limits, loop.touch, loop.post, loop.clock)
-        calls = Calls(self._heads, context)
-        spare = others(config.host, config.port)
+        config, limits, host = self._config, self._limits, self._host
+        listener = host.listen(config.host, config.port)
+        loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
+        context = Context(self._router, limits, loop.touch, loop.post, loop.hurry, loop.clock)
+        listeners = [listener, *others(config.host, config.port)]
         connections = Connections(
-            [listener, *spare], loop.selector, self._limits, calls, self._tls, self._log,
-            self._host,
+            listeners, loop.selector, limits, Calls(self._heads, context), self._tls,
+            lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.touch,
         )  # fmt: skip
-        loop.attach(connections, calls)
+        loop.add(connections)
         loop.start()
         return address_of(listener, config.host)
 
     @property
     def num_calls(self) -> int:
         """See `Transport`."""
-        return 0 if self._loop is None else self._loop.num_calls
+        return 0 if self.loop is None else self.loop.num_calls
 
     async def beat(self) -> None:
         """See `Transport`."""
-        assert self._loop is not None
+        assert self.loop is not None
         ours, turn = asyncio.get_running_loop(), asyncio.Event()
 
         def answer() -> None:
             ours.call_soon_threadsafe(turn.set)
 
-        self._loop.post(answer)
+        self.loop.post(answer)
         await turn.wait()
 
     async def drain(self, timeout_s: float) -> bool:
         """See `Transport`."""
-        assert self._loop is not None
-        self._loop.drain(Unavailable("the server is shutting down"))
-        return await asyncio.to_thread(self._loop.drained.wait, timeout_s)
+        assert self.loop is not None
+        self.loop.drain(Unavailable("the server is shutting down"))
+        return await asyncio.to_thread(self.loop.drained.wait, timeout_s)
 
     async def stop(self, grace_s: float) -> None:
         """See `Transport`."""
-        if self._loop is not None:
-            await asyncio.to_thread(self._loop.stop)
+        if self.loop is not None:
+            await asyncio.to_thread(self.loop.stop)
         if self._log is not None:
             await asyncio.to_thread(self._log.close)

@@ -140,6 +140,7 @@ class Stream:
             message = self._message(at + PREFIX_BYTES, end)
             if not self._begin(message, num_bytes, now_s):
                 self._context.stalled[self] = None
+                self._context.hurry()
                 break
             self._unconsumed -= num_bytes
             at = end

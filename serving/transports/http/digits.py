@@ -2,86 +2,102 @@
 
 import base64
 import json
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
 from serving.pictures.reader import from_picture
 from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
-from serving.transports.http.calls import deadline_of
-from serving.transports.http.pictures import (
-    FORM,
-    MAX_BODY_BYTES,
-    Pictures,
-    media_type,
-    pictures_of,
-    read_picture,
-    share_of,
-)
+from serving.router import Router
+from serving.signature import Signature
+from serving.transports.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
+from serving.transports.http1.answers import JSON, Answer, as_json
+from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.plan import Plan, Route
 
 _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6
+_ITEM_BYTES = 256
+"""What an item of the answer takes at least."""
+
+_WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
+
+Read = Sequence[tuple[str, Images | DigitsError]]
 
 
-class Digits(Pictures):
+class Digits:
     """Answers /v1/digits."""
+
+    def __init__(self, router: Router) -> None:
+        """Classify by a model of `router`."""
+        self._router = router
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [Route("/v1/digits", self._answer, methods=["POST"])]
+        return [Route("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
 
-    async def _answer(self, request: Request) -> Response:
-        deadline_s = deadline_of(request)
-        reject_below = share_of(request, "reject_below")
-        is_json = media_type(request) == "application/json"
-        async with self._bodies.read(request, _JSON_BYTES if is_json else MAX_BODY_BYTES) as body:
-            read: list[tuple[str, Images | DigitsError]]
-            if is_json:
-                read = [("", image[None]) for image in self._json_images(body)]
-            else:
-                read = [
-                    (name, await read_picture(request, self._pictures, from_picture, content))
-                    for name, content in await pictures_of(request, body)
-                ]
-        images = [image for _, image in read if not isinstance(image, DigitsError)]
-        if media_type(request) != FORM and isinstance(read[0][1], DigitsError):
-            raise read[0][1]
+    async def _answer(self, call: Exchange) -> Answer:
+        reject_below = share_of(call.plan, "reject_below")
+        kind = call.plan.get("content-type")
+        read: Read
+        if media_type(kind) == JSON:
+            signature = find_classifier(self._router).image_signature
+            limit = self._router.batching.max_request_images
+            images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
+            read = [("", image[None]) for image in images]
+        else:
+            read = await call.work(read_pictures, from_picture, call.body, kind, call.deadline_s)
+        call.body = b""
+        images_read = [image for _, image in read if not isinstance(image, DigitsError)]
         rows = None
-        if images:
+        if images_read:
             route = find_classifier(self._router)
-            checked = as_images(np.concatenate(images), route.image_signature)
+            checked = as_images(np.concatenate(images_read), route.image_signature)
             encoder = PredictionsEncoder(route, None, len(checked))
-            rows = await self._calls.run(checked.tobytes(), encoder, request, deadline_s)
-        with_image = "image" in request.query_params
-        return JSONResponse(_report(read, rows, reject_below, with_image=with_image))
-
-    def _json_images(self, body: bytes) -> Images:
-        signature = find_classifier(self._router).image_signature
-        limit = self._router.batching.max_request_images
-        try:
-            images = np.asarray(json.loads(body)["images"], np.uint8)
-            return as_images(images, signature, limit)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-            raise InvalidRequest(
-                'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
-                f"{signature.image_bytes} integers from 0 to 255"
-            ) from err
+            rows = await call.run(checked.tobytes(), encoder, call.deadline_s)
+        with_image = "image" in call.plan.query
+        size = len(read) * _ITEM_BYTES
+        return await call.work(write_report, read, rows, reject_below, with_image, size=size)
 
 
-def _report(
-    read: list[tuple[str, Images | DigitsError]],
-    rows: Predictions | None,
-    reject_below: float,
-    *,
-    with_image: bool,
-) -> dict[str, Any]:
-    """Return the result for each picture, in order."""
+def _max_bytes(plan: Plan) -> int:
+    return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
+
+
+def read_images(body: bytes, signature: Signature, limit: int) -> Images:
+    """Read the images of a JSON body.
+
+    Raises:
+        InvalidRequest: the text says what would be right.
+    """
+    got = ""
+    try:
+        images = json.loads(body)["images"]
+        array = np.asarray(images, np.uint8)
+        pixels = images
+        for _ in array.shape[1:]:
+            pixels = chain.from_iterable(pixels)
+        wrong = set(map(type, pixels)) - {int}  # which numpy would cut, or read as numbers
+        if not wrong:
+            return as_images(array, signature, limit)
+        got = f", got {' and '.join(sorted(_WRONG.get(kind, 'others') for kind in wrong))}"
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    raise InvalidRequest(
+        'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
+        f"{signature.image_bytes} integers from 0 to 255{got}"
+    )
+
+
+def write_report(
+    read: Read, rows: Predictions | None, reject_below: float, with_image: bool
+) -> Answer:
+    """Write the result for each picture, in order."""
     items: list[dict[str, Any]] = []
     answers = iter(
         [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
@@ -100,4 +116,4 @@ def _report(
             if with_image:
                 item["image"] = base64.b64encode(image.tobytes()).decode()
         items.append(item)
-    return {"model_version": None if rows is None else rows.model_version, "digits": items}
+    return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})

@@ -1,131 +1,168 @@
 """The Open Inference Protocol v2 over HTTP, for tritonclient.http and KServe's clients."""
 
-import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from functools import partial
+from typing import Any
 
 from serving.errors import InvalidRequest
 from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import Queries
+from serving.protocols.oip.rest import Form
+from serving.protocols.oip.tensors import Inference as Decoded
 from serving.protocols.oip.tensors import decode
 from serving.router import Router
+from serving.tensors import TensorSignature
 from serving.transports import max_message_bytes
-from serving.transports.http.bodies import Bodies
-from serving.transports.http.calls import Calls, deadline_of
+from serving.transports.http1.answers import Answer, as_json
+from serving.transports.http1.exchange import SMALL_BYTES, Exchange
+from serving.transports.http1.plan import Plan, Route
+from serving.transports.http1.pool import Pool
 
-LENGTH_HEADER = "Inference-Header-Content-Length"
+LENGTH_HEADER = "inference-header-content-length"
 _JSON_BYTES = 4 << 20
-"""The longest JSON: parsing it holds the GIL, some 50 ms for this many bytes. Larger requests send
-their images as bytes."""
+"""The longest JSON. Larger requests send their images as bytes."""
 
 
 class Inference:
     """Answers the protocol's paths below /v2."""
 
-    def __init__(self, router: Router, queries: Queries, calls: Calls, bodies: Bodies) -> None:
-        """Serve the models of `router`; `queries` answers queries about them."""
+    def __init__(self, router: Router, queries: Queries, control: Pool) -> None:
+        """Serve the models of `router`; `queries` answers queries, on `control` slow ones."""
         self._router = router
         self._queries = queries
-        self._calls = calls
-        self._bodies = bodies
+        self._control = control
 
     def routes(self) -> list[Route]:
         """Return the routes, with and without a version."""
         routes = [
-            _get("/v2", self._query("ServerMetadata")),
-            _get("/v2/health/live", self._query("ServerLive")),
-            _get("/v2/health/ready", self._query("ServerReady", ready="ready")),
-            _get("/v2/models/stats", self._query("ModelStatistics")),
-            Route("/v2/repository/index", self._index, methods=["POST"]),
-            *(Route(f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb),
-                    methods=["POST"]) for verb in ("load", "unload")),
+            Route("GET", "/v2", self._query("ServerMetadata")),
+            Route("GET", "/v2/health/live", self._query("ServerLive")),
+            Route("GET", "/v2/health/ready", self._query("ServerReady", ready="ready")),
+            Route("GET", "/v2/models/stats", self._query("ModelStatistics")),
+            Route("POST", "/v2/repository/index", self._index, 4096),
+            *(Route("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
+              for verb in ("load", "unload")),
         ]  # fmt: skip
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
-                _get(model, self._query("ModelMetadata")),
-                _get(f"{model}/ready", self._query("ModelReady", ready="ready")),
-                _get(f"{model}/config", self._query("ModelConfig", inner="config")),
-                _get(f"{model}/stats", self._query("ModelStatistics")),
-                Route(f"{model}/infer", self._infer, methods=["POST"]),
+                Route("GET", model, self._query("ModelMetadata")),
+                Route("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
+                Route("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
+                Route("GET", f"{model}/stats", self._query("ModelStatistics")),
+                Route("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
             ]
         return routes
 
-    def _query(
-        self, name: str, *, ready: str | None = None, inner: str | None = None
-    ) -> Callable[[Request], Awaitable[Response]]:
+    def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""
         answer = self._queries.answers[name]
 
-        async def handler(request: Request) -> Response:
-            question = getattr(inference_pb, f"{name}Request")(**request.path_params)
+        async def handler(call: Exchange) -> Answer:
+            question = getattr(inference_pb, f"{name}Request")(**call.plan.params)
             message = answer(question.SerializeToString())
             if ready is not None:
                 is_ready = getattr(message, ready)
-                return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
-            return JSONResponse(rest.as_json(getattr(message, inner) if inner else message))
+                return as_json({"ready": is_ready}, 200 if is_ready else 503)
+            return as_json(rest.as_json(getattr(message, inner) if inner else message))
 
         return handler
 
-    def _change(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+    def _change(self, verb: str) -> Any:
         """Load or unload a model."""
         name = f"RepositoryModel{verb.capitalize()}"
+        answer = self._queries.answers[name]
 
-        async def handler(request: Request) -> Response:
-            question = getattr(inference_pb, f"{name}Request")(**request.path_params)
-            answer = self._queries.answers[name]
-            await asyncio.to_thread(answer, question.SerializeToString())
-            return JSONResponse({})
+        async def handler(call: Exchange) -> Answer:
+            question = getattr(inference_pb, f"{name}Request")(**call.plan.params)
+            await call.work(answer, question.SerializeToString(), pool=self._control)
+            return as_json({})
 
         return handler
 
-    async def _index(self, request: Request) -> Response:
+    async def _index(self, call: Exchange) -> Answer:
         question = inference_pb.RepositoryIndexRequest()
-        async with self._bodies.read(request, 4096) as body:
-            if body:
-                question.ready = rest.read_index(body)
+        if call.body:
+            question.ready = rest.read_index(call.body)
         message = self._queries.answers["RepositoryIndex"](question.SerializeToString())
-        return JSONResponse(rest.as_json(message)["models"])
+        return as_json(rest.as_json(message)["models"])
 
-    async def _infer(self, request: Request) -> Response:
-        received_s = time.monotonic()
-        deadline_s = deadline_of(request)
-        name, version = request.path_params["name"], request.path_params.get("version", "")
+    def _max_bytes(self, plan: Plan) -> int:
+        name, version = plan.params["name"], plan.params.get("version", "")
+        infer.find(self._router, name, version)
+        binary = 0 if _json_bytes(plan) is None else max_message_bytes(self._router)
+        return _JSON_BYTES + binary
+
+    async def _infer(self, call: Exchange) -> Answer:
+        received_s, body, statistics = time.monotonic(), call.body, self._queries.statistics
+        name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
-        json_bytes, max_rows = _json_bytes(request), self._router.batching.max_request_images
-        num_bytes = 0 if json_bytes is None else max_message_bytes(self._router)
-        async with self._bodies.read(request, _JSON_BYTES + num_bytes) as body:
-            statistics = self._queries.statistics
-            with infer.counted_failure(statistics, name, target, received_s):
+        json_bytes = _json_bytes(call.plan)
+        size = len(body) if json_bytes is None else json_bytes
+        with infer.counted_failure(statistics, name, target, received_s):
+            if size <= SMALL_BYTES:
                 message, form = rest.read_infer(body, json_bytes, name, version)
-                inference = decode(message, signature, max_rows)
-            del body, message
-            encoder = infer.InferEncoder(
-                target, None, inference, name, signature, lambda response: response,
-                statistics, time.monotonic() - received_s,
-            )  # fmt: skip
-            timeout_s = inference.timeout_s
-            left_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-            call = self._calls.run(inference.message, encoder, request, min(deadline_s, left_s))
-            response = await call
-        content, json_bytes = rest.write_infer(response, form)
-        if json_bytes is None:
-            return Response(content, media_type="application/json")
-        headers = {LENGTH_HEADER: str(json_bytes)}
-        return Response(content, headers=headers, media_type="application/octet-stream")
+            else:
+                packed, form = await call.work(read_packed, body, json_bytes, name, version)
+                message = inference_pb.ModelInferRequest.FromString(packed)
+            inference = decode(message, signature, self._router.batching.max_request_images)
+        facts = inference, name, signature
+        if _ends_with_rows(call, message, inference, signature, form):
+            write = partial(_write_whole, call, form)
+            raw = infer.RawEncoder(target, call.plan.name, *facts, write, statistics)
+            call.learn(len(inference.message), raw)
+        decode_s = time.monotonic() - received_s
+        encoder = infer.InferEncoder(target, None, *facts, _as_it_is, statistics, decode_s)
+        left_s = math.inf if inference.timeout_s is None else inference.timeout_s
+        deadline_s = min(call.deadline_s, received_s + left_s)
+        response = await call.run(inference.message, encoder, deadline_s)
+        named = zip(response.outputs, response.raw_output_contents, strict=True)
+        size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
+        if size <= SMALL_BYTES:
+            return _answer(*rest.write_infer(response, form))
+        return _answer(*await call.work(write_packed, response.SerializeToString(), form))
 
 
-def _get(path: str, handler: Callable[[Request], Awaitable[Response]]) -> Route:
-    return Route(path, handler, methods=["GET"])
+def read_packed(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[bytes, Form]:
+    """Decode a request, as `rest.read_infer` does, in another process perhaps."""
+    message, form = rest.read_infer(body, json_bytes, name, version)
+    return message.SerializeToString(), form
 
 
-def _json_bytes(request: Request) -> int | None:
-    text = request.headers.get(LENGTH_HEADER)
-    if text is None:
+def write_packed(response: bytes, form: Form) -> tuple[bytes, int | None]:
+    """Encode a response likewise."""
+    return rest.write_infer(inference_pb.ModelInferResponse.FromString(response), form)
+
+
+def _as_it_is(response: Any) -> Any:
+    return response
+
+
+def _answer(content: bytes, json_bytes: int | None) -> Answer:
+    if json_bytes is None:
+        return Answer(content)
+    return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
+
+
+def _write_whole(call: Exchange, form: Form, response: Any) -> bytes:
+    return call.encode(_answer(*rest.write_infer(response, form)))
+
+
+def _ends_with_rows(
+    call: Exchange, message: Any, inference: Decoded, signature: TensorSignature, form: Form
+) -> bool:
+    """Return whether all requests that differ only in the rows at their end are answered alike."""
+    return (
+        infer.is_alike(message, inference, signature)
+        and form.wants_bytes(signature.outputs[0].name)
+        and call.body.endswith(inference.message)
+        and _json_bytes(call.plan) == len(call.body) - len(inference.message)
+    )
+
+
+def _json_bytes(plan: Plan) -> int | None:
+    text = plan.get(LENGTH_HEADER)
+    if not text:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > _JSON_BYTES:
         raise InvalidRequest(

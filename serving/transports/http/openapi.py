@@ -7,8 +7,8 @@ from urllib.parse import quote
 from serving import installation
 from serving.router import Route, Router
 from serving.signature import DIGITS
-from serving.transports.http.calls import TIMEOUT_HEADER
 from serving.transports.http.schemas import schemas_of
+from serving.transports.http1.plan import TIMEOUT_HEADER
 
 _PROBLEMS = {
     "400": "The request can't be answered as it is; `detail` says what was expected and what came.",

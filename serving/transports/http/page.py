@@ -4,9 +4,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from serving.transports.http1.answers import Answer
+from serving.transports.http1.plan import Route
 
 _FILES = Path(__file__).parent / "files"
 _TYPES = {
@@ -32,25 +31,23 @@ def page_routes(document: dict[str, Any]) -> list[Route]:
     able = [page for end, page in _PAGES.items() if any(path.endswith(end) for path in paths)]
     homes = {name: "/" if not i else f"/{name[:-5]}" for i, (name, _) in enumerate(able)}
     links = "".join(f"<a href='{homes[name]}'>{text}</a> · " for name, text in able)
-
-    def api_page(_: Request) -> Response:
-        return HTMLResponse(_api_page(document, links))
-
-    routes = [Route(name, api_page, methods=["GET"]) for name in ("/docs", "/")[: 2 - bool(able)]]
+    api_page = Answer(_api_page(document, links).encode(), _TYPES[".html"])
+    routes = [answered(name, api_page) for name in ("/docs", "/")[: 2 - bool(able)]]
+    cached = [("cache-control", "no-cache")]
     for path in sorted(_FILES.iterdir()):
         if path.suffix != ".html" or path.name in homes:
-            name = homes.get(path.name, f"/{path.name}")
-            routes.append(Route(name, _file(path), methods=["GET"]))
+            answer = Answer(path.read_bytes(), _TYPES[path.suffix], 200, cached)
+            routes.append(answered(homes.get(path.name, f"/{path.name}"), answer))
     return routes
 
 
-def _file(path: Path) -> Any:
-    content, kind = path.read_bytes(), _TYPES[path.suffix]
+def answered(path: str, answer: Answer) -> Route:
+    """Return a route that always has the same answer."""
 
-    async def handler(request: Request) -> Response:
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+    async def handler(_: Any) -> Answer:
+        return answer
 
-    return handler
+    return Route("GET", path, handler)
 
 
 def _api_page(document: dict[str, Any], links: str) -> str:

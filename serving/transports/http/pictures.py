@@ -1,129 +1,134 @@
-"""Requests of pictures: their bodies, forms and queries; for all paths below /v1."""
+"""Requests of pictures: their forms and queries; for /v1/digits and /v1/numbers."""
 
 import io
-from asyncio import get_running_loop
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import Executor
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, TypeVar
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
-from serving.errors import DigitsError, InvalidRequest
-from serving.router import Router
-from serving.transports.http.bodies import Bodies
-from serving.transports.http.calls import Calls, while_connected
+from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
+from serving.transports.http1.plan import Plan
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
 MAX_PICTURES = 100
-FORM = "multipart/form-data"
-
+_FORM = "multipart/form-data"
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
 
 _Read = TypeVar("_Read")
 
 
-class Picture(NamedTuple):
-    """A picture of a request."""
-
-    name: str
-    content: bytes
-
-
-class Pictures:
-    """What the answers to requests of pictures have in common."""
-
-    def __init__(self, router: Router, calls: Calls, bodies: Bodies, pictures: Executor) -> None:
-        """Classify through `calls`; decode pictures on `pictures`, some 7 ms each."""
-        self._router = router
-        self._calls = calls
-        self._bodies = bodies
-        self._pictures = pictures
-
-    async def _answer_each(
-        self, request: Request, answer: Callable[[bytes], Awaitable[dict[str, Any] | DigitsError]]
-    ) -> list[dict[str, Any]]:
-        """Answer the pictures of a request; of a form's, those that can't be read by an `error`."""
-        items: list[dict[str, Any]] = []
-        async with self._bodies.read(request, MAX_BODY_BYTES) as body:
-            for name, content in await pictures_of(request, body):
-                facts = await answer(content)
-                if isinstance(facts, DigitsError):
-                    if media_type(request) != FORM:
-                        raise facts
-                    facts = {"error": str(facts)}
-                items.append(({"name": name} if name else {}) | facts)
-        return items
-
-
-async def pictures_of(request: Request, body: bytes) -> list[Picture]:
-    """Return the pictures of a body: the files of a form, or the body itself.
-
-    Raises:
-        InvalidRequest: the form is malformed, has no file or too many, or the body is empty.
-    """
-    if media_type(request) != FORM:
-        if not body:
-            raise InvalidRequest("expected a picture, got an empty body")
-        return [Picture("", body)]
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _FormParser(request.headers, whole(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as err:
-        reason = " ".join(str(err).split())[:80]
-        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    if not files:
-        raise InvalidRequest("expected a form with at least 1 file, got none")
-    return [Picture(file.filename or "", await file.read()) for file in files]
-
-
-async def read_picture(
-    request: Request, executor: Executor, read: Callable[[BinaryIO], _Read], content: bytes
-) -> _Read | DigitsError:
-    """Read a picture on an executor; return why it can't be read.
+def read_pictures(
+    read: Callable[[BinaryIO], _Read], body: bytes, kind: str, deadline_s: float
+) -> Sequence[tuple[str, _Read | DigitsError]]:
+    """Read the pictures of a body: the files of a form, or the body itself.
 
     Args:
-        request: if its caller leaves, a picture whose turn has not come is not read.
-        executor: some 7 ms for a digit, some 50 for a page of numbers.
         read: such as `from_picture`.
-        content: the picture's file.
+        body: the whole body.
+        kind: its content type.
+        deadline_s: in monotonic seconds.
+
+    Returns:
+        The name of each, and what was read, or of a form's why it can't be.
 
     Raises:
-        Unavailable: the caller left.
+        InvalidRequest: the form is malformed, has no file or too many, or the body is empty, or the
+            only picture can't be read.
+        DeadlineExceeded: it took too long.
     """
-    work = get_running_loop().run_in_executor(executor, _read_or_error, read, content)
-    return await while_connected(request, work)
+    if media_type(kind) != _FORM:
+        if not body:
+            raise InvalidRequest("expected a picture, got an empty body")
+        return [("", read(io.BytesIO(body)))]
+    found: list[tuple[str, _Read | DigitsError]] = []
+    for name, content in _files(body, kind):
+        if time.monotonic() > deadline_s:
+            raise DeadlineExceeded
+        try:
+            found.append((name, read(io.BytesIO(content))))
+        except DigitsError as err:
+            found.append((name, err))
+    return found
 
 
-def _read_or_error(read: Callable[[BinaryIO], _Read], content: bytes) -> _Read | DigitsError:
+def _files(body: bytes, kind: str) -> list[tuple[str, bytes]]:
+    """Return the names and contents of a form's files."""
+    form = _Form()
     try:
-        return read(io.BytesIO(content))
-    except DigitsError as err:
-        return err
+        boundary = parse_options_header(kind)[1][b"boundary"]
+        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, KeyError, ValueError) as err:
+        reason = " ".join(str(err).split())[:80]
+        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
+    if not form.files:
+        raise InvalidRequest("expected a form with at least 1 file, got none")
+    return form.files
 
 
-class _FormParser(MultiPartParser):
-    spool_max_size = MAX_BODY_BYTES  # the body is in memory already: nothing is written to a disk
+class _Form:
+    """Collects the parts of a form."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, bytes]] = []
+        self._num_parts = 0
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._add_to_field,
+            "on_header_value": self._add_to_value,
+            "on_header_end": self._end_header,
+            "on_part_data": self._add,
+            "on_part_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > MAX_PICTURES:
+            raise ValueError(f"more than {MAX_PICTURES} parts")
+        self._field = self._value = b""
+        self._name: str | None = None
+        self._content = bytearray()
+
+    def _add_to_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            options = parse_options_header(self._value)[1]
+            if b"filename" in options:
+                self._name = options[b"filename"].decode("utf-8", "replace")
+        self._field = self._value = b""
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        self._content += data[start:end]
+
+    def _end(self) -> None:
+        if self._name is not None:
+            self.files.append((self._name, bytes(self._content)))
 
 
-def media_type(request: Request) -> str:
-    """Return the type of a request's body, such as image/png."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def media_type(kind: str) -> str:
+    """Return the type of a body, such as image/png."""
+    return kind.partition(";")[0].strip().lower()
 
 
-def share_of(request: Request, name: str) -> float:
+def share_of(plan: Plan, name: str) -> float:
     """Return a query's number from 0 to 1; 0 if it is not given.
 
     Raises:
         InvalidRequest: it is no such number.
     """
-    text = request.query_params.get(name, "0")
+    text = plan.query.get(name, ["0"])[-1]
     try:
         share = float(text)
     except ValueError:

@@ -1,83 +1,114 @@
-"""The HTTP port: uvicorn with its own event loop and thread, beside the gRPC transport."""
+"""The HTTP port: a listening socket of the loop that serves gRPC, or of a loop of its own."""
 
-import asyncio
-import logging
-import ssl
+import resource
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from collections.abc import Iterable
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
-from serving.errors import Overloaded
+from serving.errors import Unavailable
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.system.address import bind, with_port
+from serving.system.address import bind, others, with_port
 from serving.system.cores import usable_cores
+from serving.system.host import Host
+from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
-from serving.transports.http.app import make_app
-from serving.transports.http.calls import Calls
-from serving.transports.http.problems import problem
-from serving.transports.http.recorder import Recorder
+from serving.transports.h2.connections import Connections
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.loop import Loop
+from serving.transports.http.classes import Classes
+from serving.transports.http.digits import Digits
+from serving.transports.http.inference import Inference
+from serving.transports.http.numbers import Numbers
+from serving.transports.http.openapi import digits_route, openapi_document
+from serving.transports.http.page import answered, page_routes
+from serving.transports.http1.answers import as_json
+from serving.transports.http1.plan import App, Route
+from serving.transports.http1.pool import Pool
+from serving.transports.http1.port import open_port
 
-_log = logging.getLogger(__name__)
-logging.getLogger("uvicorn").setLevel(logging.WARNING)  # INFO: a line for each start and stop
-
-MAX_CONNECTIONS = 1024
-"""The request of one more is refused, and its connection closed."""
-_FIRST_REQUEST_S = 10.0
-"""Seconds for a connection to send the headers of its first request."""
-_KEEP_ALIVE_S = 30
 _BACKLOG = 256
-_LOOK_S = 0.01
+_MAX_CONNECTIONS = 1024
+_SHARE_OF_FILES = 0.25
+"""HTTP's share of the file descriptors."""
 
 
 class HttpServer:
     """Answers HTTP from `start` to `stop`."""
 
-    def __init__(self, router: Router, queries: Queries, config: ServerConfig) -> None:
+    def __init__(
+        self, router: Router, queries: Queries, config: ServerConfig, limits: Limits | None = None
+    ) -> None:
         """Bind the port; `start` begins to answer.
 
         Args:
             router: the models.
             queries: answers queries about the server and its models.
             config: address, TLS and tokens.
+            limits: what peers may use.
 
         Raises:
-            ConfigurationError: the address can't be bound, or a certificate or token can't be used.
+            ConfigurationError: the address can't be bound, a certificate or token can't be used, or
+                what the command line says of pictures fits no model.
         """
         assert config.http_port is not None
-        self._pictures = ThreadPoolExecutor(usable_cores(), "pictures")
-        self._calls = Calls(router)
-        check = token_check(config.security)
-        inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
-        app = make_app(router, self._calls, queries, check, self._pictures, inputs)
-        if (log := access_log(config)) is not None:
-            app = Recorder(app, log)
-        self._log = log
-        context = server_context(config.security, "http/1.1")
+        self._router = router
+        self._queries = queries
+        self._inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
+        models = {each.name: (each.model.manifest, each.tensors) for each in router.routes.values()}
+        self._inputs.require_one(models)
+        self._config = config
+        self._limits = limits or Limits(
+            max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
+            message_s=30.0, idle_s=30.0,
+        )  # fmt: skip
+        self._tokens = token_check(config.security)
+        self._log = access_log(config)
+        self._tls = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG)
-        scheme = "http" if context is None else "https"
+        scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"
-        self._server = uvicorn.Server(_uvicorn_config(app, context))
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._own: Loop | None = None
+        self._pools: list[Pool] = []
 
-    def start(self) -> None:
-        """Start to answer."""
-        self._thread.start()
+    def start(self, loop: Loop | None = None) -> None:
+        """Start to answer, on a loop that runs already; None is one of its own."""
+        if loop is None:
+            loop = self._own = Loop(self._router, poll=False, host=Host(), name="http")
+            loop.add(self._connections(loop))
+            loop.start()
+            return
+        is_added = threading.Event()
+
+        def add() -> None:
+            loop.add(self._connections(loop))
+            is_added.set()
+
+        loop.post(add)
+        is_added.wait()
+
+    def _connections(self, loop: Loop) -> Connections:
+        config, router = self._config, self._router
+        pool, control = Pool(usable_cores(), loop.post), Pool(1, loop.post, "control")
+        self._pools = [pool, control]
+        routes = _routes(router, self._queries, control, self._inputs)
+        names = (*config.http_host_names, config.http_host)
+        app = App(routes, self._tokens, names, config.http_allow_origins)
+        listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
+        return open_port(
+            loop, listeners, app, router, self._limits, pool, tls=self._tls, tokens=self._tokens,
+            log=self._log,
+        )  # fmt: skip
 
     def refuse(self) -> None:
         """Refuse new calls as Unavailable; queries are answered."""
-        self._calls.is_draining = True
+        if self._own is not None:
+            self._own.drain(Unavailable("the server is shutting down"))
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until every accepted call has its outcome; `refuse` first, and end gRPC's calls.
@@ -85,80 +116,41 @@ class HttpServer:
         Returns:
             False if `timeout_s` seconds passed first.
         """
-        end_s = time.monotonic() + timeout_s
-        while self._calls.num_active:
-            if time.monotonic() > end_s:
-                return False
-            time.sleep(_LOOK_S)
-        return True
+        return self._own is None or self._own.drained.wait(timeout_s)
 
     def stop(self) -> None:
-        """Answer the complete requests, close the port, and return when it is closed."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join()
-        self._socket.close()
-        self._pictures.shutdown(wait=False, cancel_futures=True)
+        """Close the port, unless its loop does."""
+        if self._own is not None:
+            self._own.stop()
+        elif not self._pools:  # it was not started
+            self._socket.close()
+        for pool in self._pools:
+            pool.close()
         if self._log is not None:
             self._log.close()
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._server.serve([self._socket]))
-        except Exception:
-            _log.exception("the HTTP port failed")
+
+def _routes(
+    router: Router, queries: Queries, control: Pool, inputs: PictureInputs
+) -> Iterable[Route]:
+    named = {
+        name
+        for name, route in router.routes.items()
+        if inputs.find(route.model.manifest, route.tensors) is not None
+    }
+    document = openapi_document(router, named)
+    yield from Inference(router, queries, control).routes()
+    yield from Classes(router, inputs).routes()
+    if digits_route(router) is not None:
+        yield from Digits(router).routes()
+        yield from Numbers(router).routes()
+    yield answered("/openapi.json", as_json(document))
+    yield from page_routes(document)
 
 
-def _uvicorn_config(app: Any, context: Callable[[], ssl.SSLContext] | None) -> uvicorn.Config:
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
-        backlog=_BACKLOG,
-        ssl_context_factory=None if context is None else lambda *_: _renewing(context),
-    )
-    config.load()
-    return config
-
-
-def _renewing(newest: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return a context that uses the newest certificate for each handshake."""
-    first = newest()
-
-    def replace(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = newest()
-
-    first.sni_callback = replace
-    return first
-
-
-_CLOSING = {"Connection": "close"}
-
-
-class _Protocol(HttpToolsProtocol):
-    """Closes connections that never send a request, and refuses those that are too many.
-
-    uvicorn's own timer starts after an answer, and its own limit answers in plain text.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._first = self.loop.call_later(_FIRST_REQUEST_S, transport.abort)
-
-    def on_headers_complete(self) -> None:
-        self._first.cancel()
-        if len(self.connections) > MAX_CONNECTIONS:
-            self.app = problem(Overloaded("too many connections"), _CLOSING)
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._first.cancel()
-        super().connection_lost(exc)
+def _max_connections() -> int:
+    """Return how many callers may be connected: gRPC and the files of models need descriptors."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return min(_MAX_CONNECTIONS, max(1, int(most * _SHARE_OF_FILES)))

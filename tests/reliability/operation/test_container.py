@@ -120,7 +120,7 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
     assert re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", image.user), "not root, and a number"
     site = next(image.root.glob("app/venv/lib/*/site-packages"))
     installed = {path.name for path in site.iterdir()}
-    assert {"onnxruntime", "starlette", "PIL"} <= installed
+    assert {"onnxruntime", "h11", "PIL"} <= installed
     assert not installed & {"tensorflow", "keras", "matplotlib", "pytest", "pip", "setuptools"}
     before = everything_in(image.root)
     with running(image) as server, Client(server.address) as client:

@@ -6,7 +6,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
+from serving.server.exporter import LIMITS, Exporter
 from serving.server.serve import serve
 from serving.system.process import Usage
-from serving.telemetry.exporter import Exporter
 from serving.telemetry.metrics import Counts
 from serving.telemetry.report import Report, Served
 from tests.serving.server.test_supervisor import workers_of
@@ -59,7 +60,7 @@ def test_only_three_paths_are_answered(exporter: Exporter) -> None:
     status, page = get(exporter.address, "/metrics")
     assert status == 200
     assert "digits_queue_capacity_images 100.0" in page
-    for path in ("/", "/metricsx", "/healthz/", "/debug", "*", "http://127.0.0.1/metrics"):
+    for path in ("/", "/metricsx", "/healthz/", "/debug", "*"):
         assert get(exporter.address, path)[0] == 404, path
 
 
@@ -148,15 +149,20 @@ def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: b
     assert get(exporter.address, "/healthz")[0] == 200
 
 
-def test_silent_connection_is_closed_after_a_while(
-    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serving.telemetry.exporter._TIMEOUT_S", 0.05)
+def test_silent_connection_is_closed_after_a_while() -> None:
+    exporter = Exporter("127.0.0.1", 0, limits=replace(LIMITS, handshake_s=0.05))
     host, _, port = exporter.address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+    with closing(exporter), socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
         with suppress(ConnectionResetError):
             assert connection.recv(1) == b""
+
+
+def test_foreign_hosts_are_refused(exporter: Exporter) -> None:
+    host, _, port = exporter.address.rpartition(":")
+    with closing(http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)) as connection:
+        connection.request("GET", "/metrics", headers={"host": "evil.example"})
+        assert connection.getresponse().status == 421
 
 
 @on_both

@@ -18,7 +18,7 @@ from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2 import connections, loop
+from serving.transports.h2 import loop, server
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.stream import Stream
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
@@ -330,7 +330,7 @@ def test_stream_goes_on_when_its_socket_was_full(
     served: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the caller sends nothing that would have the server write."""
-    monkeypatch.setattr(connections, "Connection", with_small_buffer)
+    monkeypatch.setattr(server, "Connection", with_small_buffer)
     ask = message(b"\x22\x1einference.GRPCInferenceService")
     with (
         h2_server(served, limits()) as address,

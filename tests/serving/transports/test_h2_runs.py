@@ -25,7 +25,7 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
-from serving.transports.h2 import connections
+from serving.transports.h2 import server
 from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
 from tests.support.fakes import (
@@ -256,7 +256,7 @@ def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held)
 
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "Connection", with_small_buffer)
+    monkeypatch.setattr(server, "Connection", with_small_buffer)
 
 
 @pytest.mark.parametrize("quick_rows", [0])

@@ -1,0 +1,217 @@
+"""The server's side of a connection: requests in, one at a time, and answers out.
+
+Heads and chunks are read by h11, which is strict. A head that repeats the last one, but for the
+length of its body, is not read again.
+"""
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+
+import h11
+
+MAX_HEAD_BYTES = 64 << 10
+_MAX_LINES = 128
+"""Lines of a head: each takes some microseconds."""
+_MAX_PART_BYTES = 8 << 10
+"""What is read at once of a body in chunks, and the longest head of a chunk."""
+_MAX_FRAMING_BYTES = 8 << 10
+"""What chunks may take beside a body, and beyond as much as the body itself."""
+_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,18})\r\n", re.IGNORECASE)
+
+Headers = Iterable[tuple[str, str]]
+
+
+class BadRequest(Exception):
+    """What a peer sent is not HTTP, or too much of it; the connection ends with this answer."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        """Refuse with a status and its reason."""
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class Request:
+    """The head of a request."""
+
+    __slots__ = ("_event", "expects_continue", "fields", "is_last", "method", "num_bytes", "target")
+
+    def __init__(self, event: h11.Request) -> None:
+        """Take what h11 has read."""
+        self.method = event.method.decode("ascii")
+        self.target = event.target.decode("ascii")
+        self.fields = [(name, value) for name, value in event.headers]
+        """The headers: lower-case names, and values."""
+        options = self.get(b"connection").lower()
+        self.is_last = event.http_version < b"1.1" or b"close" in options
+        """Whether the caller wants the connection closed behind the answer."""
+        self.expects_continue = self.get(b"expect").lower() == b"100-continue"
+        self.num_bytes = int(self.get(b"content-length") or 0)
+        """The length of the body; -1 if it comes in chunks."""
+        if self.get(b"transfer-encoding"):
+            if self.get(b"content-length"):
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "expected one length, got two")
+            self.num_bytes = -1
+
+    def get(self, name: bytes) -> bytes:
+        """Return the first header of a name; empty if there is none."""
+        return next((value for each, value in self.fields if each == name), b"")
+
+    def all(self, name: bytes) -> list[bytes]:
+        """Return the values of every header of a name."""
+        return [value for each, value in self.fields if each == name]
+
+
+class ServerConnection:
+    """A connection as far as it was read."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self._data = bytearray()
+        self._searched = 0
+        """How many of its first bytes can't begin the end of a head."""
+        self.head = b""
+        """The bytes of the last head."""
+        self._rest = b""
+        """The same without the length of its body."""
+        self._request: Request | None = None
+        self._chunks: h11.Connection | None = None
+        self._body = bytearray()
+        self._num_framed = 0
+
+    def receive(self, data: bytes) -> None:
+        """Take what the peer has sent."""
+        self._data += data
+
+    @property
+    def num_waiting(self) -> int:
+        """The bytes that wait to be read."""
+        return len(self._data) + len(self._body)
+
+    def read_head(self) -> Request | None:
+        """Read the head of the next request; None if it has not come whole.
+
+        Raises:
+            BadRequest: it is malformed or too long.
+        """
+        end = self._data.find(_END, self._searched)
+        if end < 0:
+            self._searched = max(0, len(self._data) - len(_END) + 1)
+        if max(end, self._searched) > MAX_HEAD_BYTES:
+            text = f"expected a head of at most {MAX_HEAD_BYTES} bytes"
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        if end < 0:
+            return None
+        end += len(_END)
+        head = bytes(self._data[:end])
+        del self._data[:end]
+        self._searched = 0
+        if head == self.head and self._request is not None:
+            return self._request
+        length = _LENGTH.search(head)
+        rest = head if length is None else head[: length.start(1)] + head[length.end(1) :]
+        if rest == self._rest and self._request is not None and length is not None:
+            self._request.num_bytes = int(length[1])
+        else:
+            self._request = self._parse(head)
+            is_clear = length is not None and rest.lower().count(b"content-length") == 1
+            self._rest = rest if is_clear else b""
+        self.head = head
+        return self._request
+
+    def _parse(self, head: bytes) -> Request:
+        if head.count(b"\n") > _MAX_LINES:
+            text = f"expected a head of at most {_MAX_LINES} lines"
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_PART_BYTES)
+        try:
+            connection.receive_data(head)
+            event = connection.next_event()
+        except h11.RemoteProtocolError as err:
+            raise _malformed(err) from err
+        rest, _ = connection.trailing_data
+        if not isinstance(event, h11.Request) or rest:  # lines that end without \r
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "expected lines that end with CR and LF")
+        request = Request(event)
+        if request.num_bytes < 0:
+            self._chunks, self._num_framed = connection, 0
+        return request
+
+    def read_body(self, request: Request, max_bytes: int) -> bytes | None:
+        """Read the body of a request; None if it has not come whole.
+
+        Raises:
+            BadRequest: it is malformed, or longer than `max_bytes`.
+        """
+        size = request.num_bytes
+        if size > max_bytes:
+            raise _too_long(max_bytes, str(size))
+        if size < 0:
+            return self._read_chunks(max_bytes)
+        if len(self._data) < size:
+            return None
+        body = bytes(self._data[:size])
+        del self._data[:size]
+        return body
+
+    def _read_chunks(self, max_bytes: int) -> bytes | None:
+        assert self._chunks is not None
+        data, self._data = bytes(self._data), bytearray()
+        for begin in range(0, len(data), _MAX_PART_BYTES):
+            part = data[begin : begin + _MAX_PART_BYTES]
+            self._num_framed += len(part)
+            is_whole = self._read_part(part)
+            if len(self._body) > max_bytes:
+                raise _too_long(max_bytes, "more")
+            if is_whole:
+                self._data += self._chunks.trailing_data[0] + data[begin + _MAX_PART_BYTES :]
+                self._request, self._chunks = None, None  # h11 has to read the next head
+                body, self._body = bytes(self._body), bytearray()
+                return body
+            if self._num_framed > 2 * len(self._body) + _MAX_FRAMING_BYTES:
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "expected chunks of more bytes")
+        return None
+
+    def _read_part(self, part: bytes) -> bool:
+        """Read a part of a body in chunks; return whether it is the last."""
+        assert self._chunks is not None
+        try:
+            self._chunks.receive_data(part)
+            while isinstance(event := self._chunks.next_event(), h11.Data):
+                self._body += event.data
+        except h11.RemoteProtocolError as err:
+            raise _malformed(err) from err
+        return isinstance(event, h11.EndOfMessage)
+
+
+def encode_answer(
+    status: int, headers: Headers, body: bytes, *, is_last: bool, with_body: bool = True
+) -> bytes:
+    """Write an answer.
+
+    Args:
+        status: such as 200.
+        headers: without the body's length.
+        body: what is answered.
+        is_last: whether the connection is closed behind it.
+        with_body: whether the caller wants more than the head.
+    """
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines.append(f"content-length: {len(body)}")
+    if is_last:
+        lines.append("connection: close")
+    head = "\r\n".join((*lines, "", "")).encode("latin-1")
+    return head + body if with_body else head
+
+
+def _malformed(error: h11.RemoteProtocolError) -> BadRequest:
+    reason = " ".join(str(error).split())[:80]
+    return BadRequest(HTTPStatus.BAD_REQUEST, f"malformed HTTP: {reason}")
+
+
+def _too_long(max_bytes: int, got: str) -> BadRequest:
+    text = f"expected a body of at most {max_bytes} bytes, got {got}"
+    return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)

@@ -1,0 +1,110 @@
+"""The metrics port: /metrics for Prometheus, /healthz and /readyz for probes, and nothing else.
+
+One thread serves all connections and one makes the metrics page, for any number of callers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from serving.config import ServerConfig
+from serving.router import Router
+from serving.system.address import bind, with_port
+from serving.system.host import Host
+from serving.telemetry.report import Report
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.loop import Loop
+from serving.transports.http1.answers import Answer
+from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.plan import App, Route
+from serving.transports.http1.pool import Pool
+from serving.transports.http1.port import open_port
+
+_BACKLOG = 256
+"""Connections that wait in the kernel to be accepted; past it they come a second late."""
+LIMITS = Limits(
+    max_message_bytes=0, max_connections=64, handshake_s=5.0, message_s=5.0, idle_s=60.0
+)
+"""One more connection takes the place of the longest idle one."""
+_TEXT = "text/plain; charset=utf-8"
+
+
+class Exporter:
+    """Listens at once, and answers 503 until `serve` is called."""
+
+    def __init__(
+        self, host: str, port: int, names: Iterable[str] = (), limits: Limits = LIMITS
+    ) -> None:
+        """Listen, on its own threads.
+
+        Args:
+            host: a name or an address.
+            port: the TCP port; 0 lets the kernel choose.
+            names: of this server, beside localhost and addresses.
+            limits: what callers may use.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+        self._report: Callable[[], Report] | None = None
+        self._is_serving: Callable[[], bool] = lambda: False
+        listener = bind(host, port, backlog=_BACKLOG)
+        self.address = with_port(host, listener.getsockname()[1])
+        router = Router()
+        self._loop = Loop(router, poll=False, host=Host(), name="exporter")
+        self._pages = Pool(1, self._loop.post, "metrics-page")
+        routes = [
+            Route("GET", "/healthz", self._alive),
+            Route("GET", "/readyz", self._ready),
+            Route("GET", "/metrics", self._metrics),
+        ]
+        app = App(routes, None, (host, *names), ())
+        self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))
+        self._loop.start()
+
+    def serve(self, report: Callable[[], Report], is_serving: Callable[[], bool]) -> None:
+        """Start to answer.
+
+        Args:
+            report: returns what /metrics shows; called for each scrape, on the page's thread.
+            is_serving: returns what /readyz shows; called on the other thread, so it must not
+                block.
+        """
+        self._report, self._is_serving = report, is_serving
+
+    def close(self) -> None:
+        """Close the port and its connections."""
+        self._loop.stop()
+        self._pages.close()
+
+    async def _alive(self, _: Exchange) -> Answer:
+        return Answer(b"alive\n", _TEXT)
+
+    async def _ready(self, _: Exchange) -> Answer:
+        if self._is_serving():
+            return Answer(b"SERVING\n", _TEXT)
+        return Answer(b"NOT_SERVING\n", _TEXT, 503)
+
+    async def _metrics(self, call: Exchange) -> Answer:
+        if self._report is None:
+            return Answer(b"starting\n", _TEXT, 503)
+        return await call.work(_page, self._report, call.plan.get("accept"))
+
+
+def _page(report: Callable[[], Report], accept: str) -> Answer:
+    from serving.telemetry.exposition import encode
+
+    kind, body = encode(report(), accept)
+    return Answer(body, kind)
+
+
+@contextmanager
+def exporting(config: ServerConfig) -> Iterator[Exporter | None]:
+    """Open the exporter; None if the configuration disables it."""
+    if config.metrics_port is None:
+        yield None
+        return
+    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
+    try:
+        yield exporter
+    finally:
+        exporter.close()

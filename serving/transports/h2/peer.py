@@ -1,0 +1,159 @@
+"""One peer of any protocol: its socket, and what the loop knows of it."""
+
+import math
+import socket
+from collections.abc import Callable, Collection
+from typing import Any
+
+from serving.batching.queue import Line, Queue
+from serving.credentials.tls import Tls
+from serving.system.host import Host
+
+TURN_S = 2e-3
+"""How long reading from one peer is to take, before the others' turn: as many bytes are read as its
+last ones say."""
+_LEAST_BYTES = 4096
+"""Read of a peer at least, and at first: even of the tiniest frames, these take no more."""
+MAX_BYTE_S = TURN_S / _LEAST_BYTES
+"""What a byte takes at most, in seconds."""
+
+
+class Peer:
+    """What the loop holds of one peer; used by the loop's thread only."""
+
+    __slots__ = (
+        "_clock", "active_s", "address", "byte_s", "closing", "data_to_send", "gave_up_s", "home",
+        "is_leaving", "is_open", "is_writing", "jitter", "lines", "opened_s", "output", "retired",
+        "socket", "streams", "swept_s", "tag_s", "tls", "touched", "trusted", "unread",
+    )  # fmt: skip
+
+    home: Any
+    """The `Connections` that it is one of."""
+    streams: Collection[Any]
+    """The calls in progress."""
+    data_to_send: Callable[[], bytes]
+    """Returns what its protocol has to say."""
+
+    def __init__(self, sock: socket.socket, tls: Tls | None, host: Host) -> None:
+        """Take over a socket that does not block; without `tls` it is read in plaintext."""
+        self.socket = sock
+        self.tls = tls
+        self.address = host_of(sock)
+        """Where the peer is, without its port."""
+        self.lines: dict[Queue, Line] = {}
+        """The calls that wait in each queue."""
+        self.gave_up_s = -math.inf
+        """When it last cancelled a call that waited, in monotonic seconds."""
+        self.output: bytes | memoryview = b""
+        """What the socket has not taken yet."""
+        self._clock = host.clock
+        self.opened_s = self.active_s = self.swept_s = host.clock()
+        self.jitter = host.random.uniform(0.9, 1.1)
+        """Spreads over time what connections of the same age would do together."""
+        self.unread: set[Any] = set()
+        """Calls whose callers do not read their answers."""
+        self.trusted = False
+        """Whether the peer has shown a valid token."""
+        self.byte_s = MAX_BYTE_S
+        """What each byte that it sends takes, in seconds: a moving average, which starts
+        cautiously, for tiny frames can take a hundred times what large messages take."""
+        self.tag_s = 0.0
+        """When its next turn is due, on `Loop`'s clock of turns."""
+        self.is_leaving = False
+        """Whether the peer opens no more calls here."""
+        self.retired = False
+        """Whether the peer was asked to connect again."""
+        self.touched = False
+        """Whether the loop flushes it at the end of the round."""
+        self.is_writing = False
+        """Whether the loop waits until the socket takes more."""
+        self.closing = False
+        """Whether to close it once its output is gone."""
+        self.is_open = True
+
+    def read(self, buffer: memoryview) -> bytes | None:
+        """Read what has arrived, at most a buffer full; None if the peer has left.
+
+        Raises:
+            OSError: the socket or its TLS failed.
+        """
+        buffer = buffer[: max(_LEAST_BYTES, int(TURN_S / self.byte_s))]
+        try:
+            num_bytes = self.socket.recv_into(buffer)
+        except BlockingIOError:
+            return b""
+        if not num_bytes:
+            return None
+        data = buffer[:num_bytes]
+        return bytes(data) if self.tls is None else self.tls.decrypt(data)
+
+    def flush(self) -> bool:
+        """Write the output, as far as the socket takes it.
+
+        Returns:
+            False if the connection is over.
+        """
+        is_rest = bool(self.output)
+        try:
+            if not is_rest and not self.closing:
+                output = self.data_to_send()
+                if self.unread:
+                    output += self._resume_read()
+                self.output = output if self.tls is None else self.tls.encrypt(output)
+            while self.output:
+                sent = self.socket.send(self.output)
+                self.output = memoryview(self.output)[sent:] if sent < len(self.output) else b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if is_rest and not self.closing:  # answers may have come since
+            return self.flush()
+        return not self.closing and (not self.is_leaving or bool(self.streams))
+
+    def _resume_read(self) -> bytes:
+        """Resume the calls whose answers may have been read, now that windows were used."""
+        unread, self.unread = self.unread, set()
+        now_s = self._clock()
+        for stream in unread:
+            stream.resume(now_s)
+        return self.data_to_send()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls are in progress, or answers on their way."""
+        return bool(self.streams or self.output)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a new connection does not take this one's place."""
+        return self.is_busy
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer has said what it must say in time."""
+        raise NotImplementedError
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether accepted calls are to be answered, or answers on their way."""
+        raise NotImplementedError
+
+    def announce_end(self) -> None:
+        """Say that new calls should be made on another connection."""
+
+    def go_away(self) -> None:
+        """Say that the connection is over."""
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.is_open = False
+        self.socket.close()
+
+
+def host_of(sock: socket.socket) -> str:
+    """Return a peer's address without its port; none of a Unix socket's."""
+    if sock.family == socket.AF_UNIX:
+        return ""
+    host: str = sock.getpeername()[0]
+    return host.removeprefix("::ffff:")  # IPv4, on a socket for both

@@ -1,0 +1,37 @@
+"""One budget for the bodies of all requests in progress, whoever sends them."""
+
+from collections import Counter
+
+from serving.transports.http1.connection import HttpConnection
+
+
+class Bodies:
+    """What is kept of bodies."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Keep at most so much."""
+        self._max_bytes = max_bytes
+        self._num_held = 0
+        self._held: dict[HttpConnection, int] = {}
+        """The request that has been in progress for longest first."""
+
+    def hold(self, connection: HttpConnection, num_bytes: int) -> HttpConnection | None:
+        """Note what is kept of a body.
+
+        Returns:
+            Who must go for it: of those who have not sent all, at the address that holds the most,
+            the one who began first. Call again once it is gone.
+        """
+        self._num_held += num_bytes - self._held.get(connection, 0)
+        self._held[connection] = num_bytes
+        if self._num_held <= self._max_bytes:
+            return None
+        sizes: Counter[str] = Counter()
+        for holder, size in self._held.items():
+            sizes[holder.address] += size
+        unfinished = [each for each in self._held if not each.is_running]
+        return max(unfinished, key=lambda each: sizes[each.address])
+
+    def release(self, connection: HttpConnection) -> None:
+        """Note that nothing is kept any more."""
+        self._num_held -= self._held.pop(connection, 0)

@@ -1,0 +1,116 @@
+"""One peer of HTTP/1.1: one request at a time, answered in order."""
+
+import socket
+from typing import Any, NamedTuple
+
+from serving.credentials.tls import Tls
+from serving.http1.server import ServerConnection
+from serving.protocols.encoding import ResponseEncoder
+from serving.system.host import Host
+from serving.transports.access_log import LoggedCall
+from serving.transports.h2.peer import Peer
+from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.plan import Plan
+
+
+class Known(NamedTuple):
+    """Requests that differ only in the rows at their end."""
+
+    prefix: bytes
+    """The head and what precedes the rows."""
+    num_bytes: int
+    """The length of all."""
+    encoder: ResponseEncoder
+    timeout_s: float
+
+
+class HttpConnection(Peer):
+    """A `Peer` that speaks HTTP/1.1."""
+
+    __slots__ = (
+        "_answers", "begun_s", "engine", "exchange", "is_advancing", "is_early", "is_last",
+        "is_running", "known", "logged", "num_ignored", "num_unsent", "plan", "recent", "stream",
+    )  # fmt: skip
+
+    def __init__(self, sock: socket.socket, tls: Tls | None, host: Host) -> None:
+        """See `Peer`."""
+        super().__init__(sock, tls, host)
+        self.engine = ServerConnection()
+        self.streams: set[Any] = set()
+        """The number of the request in progress, if there is one."""
+        self.data_to_send = self._take_answers
+        self._answers: list[bytes] = []
+        self.num_unsent = 0
+        """Bytes of answers that wait for the end of the round."""
+        self.stream = 0
+        """How many requests have begun."""
+        self.is_early = True
+        """Whether a head is on its way, which is bounded by time."""
+        self.plan: Plan | None = None
+        """The request in progress."""
+        self.begun_s = 0.0
+        """When its head had come."""
+        self.recent: Plan | None = None
+        """That of the last request: the same again if its head is."""
+        self.exchange: Exchange | None = None
+        self.is_running = False
+        """Whether a request has come whole and is not answered."""
+        self.is_last = False
+        """Whether nothing that the peer sends is read any more."""
+        self.num_ignored = 0
+        """Bytes that it has sent since."""
+        self.is_advancing = False
+        """Whether its requests are being read: answers at once do not read the next one."""
+        self.known: Known | None = None
+        self.logged: LoggedCall | None = None
+        """What is recorded of the request in progress."""
+
+    @property
+    def peer(self) -> str:
+        """Its address and port."""
+        return f"{self.address}:{self.socket.getpeername()[1]}"
+
+    @property
+    def is_established(self) -> bool:
+        """See `Peer`."""
+        return not self.is_early
+
+    @property
+    def is_kept(self) -> bool:
+        """See `Peer`: a peer that has not sent all is slow."""
+        return bool(self.is_running or self.output)
+
+    @property
+    def is_pending(self) -> bool:
+        """See `Peer`."""
+        return bool(self.is_running or self.output or self._answers)
+
+    def write(self, answer: bytes) -> None:
+        """Have an answer, or a part of one, sent at the end of the round."""
+        self._answers.append(answer)
+        self.num_unsent += len(answer)
+
+    def _take_answers(self) -> bytes:
+        answers, self._answers, self.num_unsent = self._answers, [], 0
+        return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    def close(self) -> None:
+        """See `Peer`; what it holds is free at once, without the circle to itself."""
+        super().close()
+        self.data_to_send = bytes
+
+    def resume(self, now_s: float) -> None:
+        """Read the next requests: the answers before them were taken."""
+        if self.is_open and not self.is_running:
+            self.home.calls.advance(self, now_s or self._clock())
+
+    def flush(self) -> bool:
+        """See `Peer`; behind the last answer the peer is to close, or the answer might be lost."""
+        is_open = super().flush()
+        if is_open and self.is_last and not self.is_pending and not self.is_early:
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                return False
+            self.is_early, self.opened_s = True, self._clock()
+        return is_open

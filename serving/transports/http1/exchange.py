@@ -1,0 +1,142 @@
+"""A request and its answer: a coroutine of the loop, which waits for runs and for the pool."""
+
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, TypeVar
+
+from serving.batching.queue import Group
+from serving.errors import DigitsError
+from serving.protocols.encoding import ResponseEncoder
+from serving.telemetry.tracing import NEVER, latest_run
+from serving.transports.http1.answers import Answer
+from serving.transports.http1.plan import Plan
+from serving.transports.http1.pool import Pool
+
+SMALL_BYTES = 4096
+"""What the loop itself decodes or writes at most: some 100 µs."""
+
+Result = TypeVar("Result")
+
+
+@types.coroutine
+def _outcome(begin: Callable[[], None]) -> Generator[Callable[[], None], Any, Any]:
+    """Wait for the outcome of what `begin` begins."""
+    return (yield begin)
+
+
+class Exchange:
+    """A request that has come whole; used by the loop's thread only."""
+
+    def __init__(
+        self, calls: Any, connection: Any, plan: Plan, body: bytes, begun_s: float
+    ) -> None:  # fmt: skip
+        """Prepare; `start` begins.
+
+        Args:
+            calls: the `Calls` that it is one of.
+            connection: the `HttpConnection` that it came on.
+            plan: what to do.
+            body: of the request.
+            begun_s: when its head had come, in monotonic seconds.
+        """
+        self._calls = calls
+        self.connection = connection
+        self.plan = plan
+        self.body = body
+        self.deadline_s = begun_s + plan.timeout_s
+        self.stream = connection.stream
+        self.last_run = NEVER
+        """The last run that answered it."""
+        self._steps: Coroutine[Callable[[], None], Any, Answer] | None = None
+        self._work: Future[Any] | None = None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._steps = self.plan.handler(self)
+        self._step(self._steps.send, None)
+
+    async def run(self, message: Any, encoder: ResponseEncoder, deadline_s: float) -> Any:
+        """Have rows run, and return the response.
+
+        Args:
+            message: the rows: bytes, or an array for each input.
+            encoder: makes the response.
+            deadline_s: in monotonic seconds.
+
+        Raises:
+            DigitsError: there is no room, it was too late, or it failed.
+        """
+        return await _outcome(partial(self._calls.run, self, message, encoder, deadline_s))
+
+    async def work(
+        self, function: Callable[..., Result], *args: Any, size: int | None = None,
+        pool: Pool | None = None,
+    ) -> Result:  # fmt: skip
+        """Call a function where it may take long.
+
+        Args:
+            function: of a module.
+            args: its arguments.
+            size: bytes that it reads or writes; here and now if they are few.
+            pool: where, if not in that for bytes of callers.
+
+        Raises:
+            DigitsError: see the function.
+        """
+        if size is not None and size <= SMALL_BYTES:
+            return function(*args)
+
+        def begin() -> None:
+            self._work = (pool or self._calls.pool).submit(self._end_work, function, *args)
+
+        result: Result = await _outcome(begin)
+        return result
+
+    def encode(self, answer: Answer) -> bytes:
+        """Write an answer as this request has it."""
+        encoded: bytes = self._calls.encode(self.plan, answer)
+        return encoded
+
+    def learn(self, num_bytes: int, encoder: ResponseEncoder) -> None:
+        """Have requests recognised that differ from this one in their last bytes only."""
+        self._calls.learn(self, num_bytes, encoder)
+
+    def _end_work(self, future: "Future[Any]") -> None:
+        if self._steps is None or future is not self._work:
+            return
+        try:
+            result = future.result()
+        except (Exception, CancelledError) as err:
+            self._step(self._steps.throw, err)
+        else:
+            self._step(self._steps.send, result)
+
+    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+        """See `Sink`."""
+        if responses and self._steps is not None:
+            self.last_run = latest_run.get()
+            self._step(self._steps.send, responses[0])
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        """See `Sink`."""
+        if self._steps is not None:
+            self._step(self._steps.throw, error)
+
+    def end(self) -> None:
+        """Give the rest up."""
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.close()
+        if self._work is not None:
+            self._work.cancel()
+
+    def _step(self, resume: Callable[[Any], Callable[[], None]], outcome: Any) -> None:
+        """Go on with an outcome, up to the next thing to wait for."""
+        try:
+            resume(outcome)()
+        except StopIteration as end:
+            self._calls.reply(self.connection, end.value)
+        except Exception as err:
+            self._calls.reply_error(self.connection, err)

@@ -1,0 +1,220 @@
+"""What is done with a request: its path's handler, once its host, origin and token are right."""
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from serving.errors import InvalidRequest, Unauthenticated
+from serving.http1.server import Request, encode_answer
+from serving.transports.auth import TokenCheck
+from serving.transports.http1.answers import Answer, HttpError
+
+TIMEOUT_HEADER = "request-timeout"
+"""The caller's timeout in seconds, such as 0.25."""
+_MAX_TIMEOUT_S = 1e6
+_MAX_QUERY_BYTES = 64 << 10
+"""The longest body of a request that has no use for one."""
+_GUARDED = ("/v2", "/v1")
+"""Paths that need a token, if tokens are configured; health, the page and its files do not."""
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+_METHODS = {"/v1/digits": "HttpDigits", "/v1/numbers": "HttpNumbers"}
+"""The name under which the calls of a path are counted."""
+_HEADERS = [
+    ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+]
+_ALLOWED = [
+    ("access-control-allow-methods", "GET, POST"),
+    ("access-control-allow-headers",
+     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
+    ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
+    ("access-control-max-age", "600"),
+]  # fmt: skip
+
+Handler = Callable[[Any], Coroutine[Any, Any, Answer]]
+"""Answers an `Exchange`."""
+
+
+class Route(NamedTuple):
+    """What answers a method on a path."""
+
+    method: str
+    path: str
+    """With names of parts in braces, such as "/v2/models/{name}/infer"."""
+    handler: Handler
+    max_bytes: int | Callable[["Plan"], int] = _MAX_QUERY_BYTES
+    """The longest body."""
+    is_work: bool = False
+    """Whether it is refused during a drain."""
+
+
+class Plan:
+    """What is to be done with a request, known from its head; the same for equal heads."""
+
+    def __init__(self, request: Request) -> None:
+        """Begin with what the request says."""
+        self.request = request
+        self.handler: Handler = _allow
+        parts = urlsplit(request.target) if request.target[:1] != "/" else None
+        target = request.target if parts is None else f"{parts.path}?{parts.query}"
+        path, _, query = target.partition("?")
+        self.path = unquote(path)
+        self.query = parse_qs(query, keep_blank_values=True, max_num_fields=100)
+        self.name = _name_of(self.path)
+        """The name under which it is counted."""
+        self.params: dict[str, str] = {}
+        """The parts of the path that have names."""
+        self.max_bytes = 0
+        self.timeout_s = math.inf
+        self.is_work = self.is_trusted = False
+        self.headers: list[tuple[str, str]] = []
+        """Of the answer."""
+
+    def get(self, name: str) -> str:
+        """Return a header; empty if there is none."""
+        return self.request.get(name.encode()).decode("latin-1")
+
+
+class App:
+    """All routes, and who may use them."""
+
+    def __init__(
+        self, routes: Iterable[Route], tokens: TokenCheck | None, names: Iterable[str],
+        origins: Iterable[str],
+    ) -> None:  # fmt: skip
+        """Take the routes.
+
+        Args:
+            routes: what is answered.
+            tokens: compares tokens; None if none are configured.
+            names: of this server, beside localhost and addresses; "*" is any.
+            origins: whose pages may ask, such as "https://example.org".
+        """
+        self._routes = [(_pattern(route.path), route) for route in routes]
+        self._tokens = tokens
+        self._names = {"localhost", *map(str.lower, names)}
+        self._origins = set(origins)
+
+    def prepare(self, plan: Plan) -> None:
+        """Find what answers a request.
+
+        Raises:
+            DigitsError: it is refused.
+            HttpError: likewise.
+        """
+        request = plan.request
+        self._check_host(plan.get("host"))
+        self._check_origin(plan)
+        if request.method == "OPTIONS" and plan.headers[1:]:  # a page asks whether it may ask
+            return
+        if self._tokens is not None:
+            plan.is_trusted = self._tokens.accepts(request.all(b"authorization"))
+            is_open = not plan.path.startswith(_GUARDED) or plan.path in _OPEN
+            if not (plan.is_trusted or is_open):
+                raise Unauthenticated("a valid bearer token is needed")
+        route = self._find(plan)
+        plan.handler, plan.is_work = route.handler, route.is_work
+        plan.timeout_s = _timeout_s(plan.get(TIMEOUT_HEADER))
+        if encoding := plan.get("content-encoding").replace("identity", ""):
+            raise InvalidRequest(f"expected a body that is not compressed, got {encoding[:40]!r}")
+        limit = route.max_bytes
+        plan.max_bytes = limit if isinstance(limit, int) else limit(plan)
+
+    def _find(self, plan: Plan) -> Route:
+        path = plan.path
+        if len(path) > 1 and path.startswith(_GUARDED):
+            path = path.rstrip("/")
+        method = "GET" if plan.request.method == "HEAD" else plan.request.method
+        there = [(found, route) for pattern, route in self._routes if (found := pattern(path))]
+        if not there:
+            raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
+        for found, route in there:
+            if route.method == method:
+                plan.params = found.groupdict()
+                return route
+        allowed = ", ".join(sorted({route.method for _, route in there}))
+        text = f"not by {plan.request.method[:20]}"
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, text, [("allow", allowed)])
+
+    def _check_host(self, host: str) -> None:
+        """Check that the caller means this server.
+
+        Else a web page could have its own name point here, and read what is answered.
+        """
+        name = host.lower()
+        name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
+        if host and not self._names & {name, "*"} and not _is_address(name):
+            text = f"no server {name[:80]!r} here; see --http-host-name"
+            raise HttpError(HTTPStatus.MISDIRECTED_REQUEST, text)
+
+    def _check_origin(self, plan: Plan) -> None:
+        """Check that the page that asks, if it is one, may do so."""
+        origin = plan.get("origin")
+        if not origin:
+            return
+        is_ours = origin.partition("://")[2].lower() == plan.get("host").lower()
+        is_allowed = origin in self._origins
+        if not (is_ours or is_allowed):
+            text = f"pages of {origin[:80]!r} may not ask here; see --http-allow-origin"
+            raise HttpError(HTTPStatus.FORBIDDEN, text)
+        plan.headers = [("vary", "origin")]
+        if is_allowed:
+            plan.headers += [("access-control-allow-origin", origin), *_ALLOWED]
+
+    def encode(
+        self, answer: Answer, plan: Plan | None, *, is_last: bool,
+        more: Iterable[tuple[str, str]] = (),
+    ) -> bytes:  # fmt: skip
+        """Write an answer with the headers of every answer."""
+        headers = [("content-type", answer.kind), *answer.headers, *_HEADERS, *more]
+        if plan is not None:
+            headers += plan.headers
+        with_body = plan is None or plan.request.method != "HEAD"
+        return encode_answer(
+            answer.status, headers, answer.body, is_last=is_last, with_body=with_body
+        )
+
+
+async def _allow(_: Any) -> Answer:
+    """Answer a page's question whether it may ask."""
+    return Answer(b"")
+
+
+def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
+    parts = re.split(r"\{(\w+)\}", path)
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = (f"(?P<{name}>[^/]+)" for name in parts[1::2])
+    return re.compile("".join(parts)).fullmatch
+
+
+def _name_of(path: str) -> str:
+    if path.startswith("/v2"):
+        return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    return _METHODS.get(path, "other")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _timeout_s(text: str) -> float:
+    if not text:
+        return math.inf
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            f"expected {TIMEOUT_HEADER} in seconds, above 0 and up to 1e6, got {text[:40]!r}"
+        )
+    return timeout_s

@@ -1,0 +1,35 @@
+"""A port of HTTP/1.1 on a loop."""
+
+import socket
+import ssl
+from collections.abc import Callable
+
+from serving.credentials.tls import Tls
+from serving.router import Router
+from serving.system.host import Host
+from serving.transports.access_log import AccessLog
+from serving.transports.auth import TokenCheck
+from serving.transports.h2.connections import Connections
+from serving.transports.h2.limits import Limits
+from serving.transports.h2.loop import Loop
+from serving.transports.http1.calls import Calls
+from serving.transports.http1.connection import HttpConnection
+from serving.transports.http1.plan import App
+from serving.transports.http1.pool import Pool
+
+
+def open_port(
+    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: Limits,
+    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None,
+    tokens: TokenCheck | None = None, log: AccessLog | None = None,
+) -> Connections:  # fmt: skip
+    """Return the connections of a port, for `Loop.add`; see `Connections` and `Calls`."""
+    host = Host(clock=loop.clock)
+
+    def make(sock: socket.socket, tls: Tls | None) -> HttpConnection:
+        return HttpConnection(sock, tls, host)
+
+    for listener in listeners:
+        listener.setblocking(False)
+    calls = Calls(app, router, loop, limits, pool, tokens, log)
+    return Connections(listeners, loop.selector, limits, calls, tls, make, loop.touch)

@@ -1,0 +1,314 @@
+"""HTTP/1.1 as bytes: what is answered in which order, what is refused, and what is recognised."""
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import Classifier
+from serving.config import ServerConfig
+from serving.http1.server import BadRequest, ServerConnection
+from serving.images import Images
+from serving.protocols.health import Health
+from serving.protocols.oip.methods import Queries
+from serving.transports.http.server import HttpServer
+from tests.serving.http.peer import HttpPeer
+from tests.support.fakes import router_of
+from tests.support.servers import on_both, running_server
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+ALLOWED = "https://allowed.example"
+
+
+class Wire:
+    """A connection of bytes."""
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self._data = b""
+
+    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        self.socket.sendall(data)
+        return self.answer()
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read an answer: its status, headers and body."""
+        while b"\r\n\r\n" not in self._data:
+            self._read()
+        head, _, self._data = self._data.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        size = int(headers.get("content-length", 0))
+        while len(self._data) < size:
+            self._read()
+        body, self._data = self._data[:size], self._data[size:]
+        return int(first.split()[1]), headers, body
+
+    def _read(self) -> None:
+        data = self.socket.recv(1 << 16)
+        assert data, "the server closed the connection"
+        self._data += data
+
+    def is_closed(self) -> bool:
+        try:
+            return not self._data and self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@pytest.fixture
+def wire(http: HttpPeer) -> Iterator[Wire]:
+    with closing(Wire(http.url)) as wire:
+        yield wire
+
+
+def test_pipelined_requests_are_answered_in_order(wire: Wire, images: Images) -> None:
+    body = json.dumps({"images": images[:1].tolist()}).encode()
+    head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    digits = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+    wire.socket.sendall((digits + LIVE) * 10)
+    for _ in range(10):
+        assert b'"digits"' in wire.answer()[2]
+        assert wire.answer()[2] == b'{"live":true}'
+
+
+def test_many_pipelined_requests_are_all_answered(wire: Wire) -> None:
+    wire.socket.sendall(LIVE * 1000)
+    assert {wire.answer()[0] for _ in range(1000)} == {200}
+
+
+def test_head_is_answered_without_a_body(wire: Wire) -> None:
+    wire.socket.sendall(LIVE.replace(b"GET", b"HEAD"))
+    assert wire.socket.recv(1 << 16).endswith(b"\r\n\r\n")
+    assert wire.ask(LIVE)[0] == 200
+
+
+def test_old_callers_and_those_that_ask_for_it_are_let_go(http: HttpPeer) -> None:
+    for request in (
+        LIVE.replace(b"1.1", b"1.0"),
+        LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    ):
+        with closing(Wire(http.url)) as wire:
+            status, headers, _ = wire.ask(request)
+            assert (status, headers["connection"]) == (200, "close")
+            assert wire.is_closed()
+
+
+def test_continue_is_said_before_the_body(wire: Wire) -> None:
+    wire.socket.sendall(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    assert wire.answer()[0] == 100
+    assert wire.ask(b"{}")[0] == 200
+
+
+def test_chunks_are_joined(wire: Wire) -> None:
+    for _ in range(2):
+        status, _, body = wire.ask(CHUNKED + b"1;a=b\r\n{\r\n1\r\n}\r\n0\r\nx: y\r\n\r\n")
+        assert (status, b"digits" in body) == (200, True)
+
+
+MALFORMED = {
+    "two hosts": (LIVE.replace(b"\r\n\r\n", b"\r\nHost: localhost\r\n\r\n"), 400),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "bare line feeds": (b"GET / HTTP/1.1\nHost: localhost\n\nx\r\n\r\n", 400),
+    "no http": (b"hello\r\n\r\n", 400),
+    "two lengths": (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
+    "length and chunks": (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
+    "long head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nx: " + bytes(70_000), 431),
+    "many lines": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"x: y\r\n" * 200 + b"\r\n", 431),
+    "no chunk": (CHUNKED + b"x\r\n", 400),
+    "long extension": (CHUNKED + b"1;" + b"x" * 20_000 + b"\r\na\r\n", 400),
+    "extensions": (CHUNKED + (b"1;" + b"x" * 1000 + b"\r\na\r\n") * 100, 400),
+    "tiny chunks": (CHUNKED + b"1\r\na\r\n" * 4000, 400),
+    "trailers": (CHUNKED + b"0\r\n" + b"x: y\r\n" * 10_000, 400),
+    "long chunks": (CHUNKED + b"1000\r\n" + bytes(4096) + b"\r\n1\r\nx\r\n", 413),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_no_request_is_refused_and_its_connection_closed(name: str, wire: Wire) -> None:
+    """Also behind a good request: every head of a connection is bounded."""
+    data, expected = MALFORMED[name]
+    assert wire.ask(LIVE)[0] == 200
+    status, headers, body = wire.ask(data)
+    assert (status, headers["connection"]) == (expected, "close")
+    assert json.loads(body)["status"] == expected
+    assert wire.is_closed()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "1.2.3.4.evil.example"])
+def test_foreign_hosts_are_refused(host: str, http: HttpPeer) -> None:
+    assert http.get("/v2", Host=host).status == 421
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST:80", "127.0.0.1", "[::1]:8080", "10.0.0.1:1"])
+def test_own_hosts_are_answered(host: str, http: HttpPeer) -> None:
+    assert http.get("/v2", Host=host).status == 200
+
+
+@pytest.fixture(scope="module")
+def named(models: Path) -> Iterator[HttpPeer]:
+    options = ("--http-host-name", "digits.example", "other", "--http-allow-origin", ALLOWED)
+    with running_server(models, "--http-port", "0", *options) as server:
+        yield HttpPeer(server.facts["http"])
+
+
+def test_names_of_the_server_are_answered(named: HttpPeer) -> None:
+    for host, status in (("digits.example", 200), ("other:80", 200), ("more.example", 421)):
+        assert named.get("/v2", Host=host).status == status
+
+
+def test_pages_of_other_sites_are_refused_unless_allowed(named: HttpPeer) -> None:
+    own = named.url.removeprefix("http://")
+    for origin, status in (("https://evil.example", 403), ("null", 403), (f"http://{own}", 200)):
+        assert named.post("/v2/repository/index", Origin=origin).status == status
+    reply = named.post("/v2/repository/index", Origin=ALLOWED)
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, ALLOWED)
+    asked = named.ask("OPTIONS", "/v1/digits", Origin=ALLOWED)
+    assert (asked.status, asked.headers["access-control-allow-methods"]) == (200, "GET, POST")
+    assert named.ask("OPTIONS", "/v1/digits", Origin="https://evil.example").status == 403
+    assert named.ask("OPTIONS", "/v1/digits").status == 405
+
+
+def binary(images: Images, **more: object) -> bytes:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": list(images.shape)}
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+    inputs = [tensor | {"parameters": {"binary_data_size": images.nbytes}}]
+    head = json.dumps({"inputs": inputs, "outputs": outputs, **more}).encode()
+    size, body = len(head), head + images.tobytes()
+    lines = (
+        "POST /v2/models/digits/infer HTTP/1.1", "Host: localhost",
+        f"Inference-Header-Content-Length: {size}", f"Content-Length: {len(body)}", "", "",
+    )  # fmt: skip
+    return "\r\n".join(lines).encode() + body
+
+
+@on_both
+def test_repeated_requests_are_answered_as_the_first(
+    transport: str, models: Path, images: Images, classifier: Classifier
+) -> None:
+    """Whole, in pieces, and among others that differ in a little."""
+    expected = classifier.classify(images[:20]).probabilities
+    with (
+        running_server(models, "--http-port", "0", "--transport", transport) as server,
+        closing(Wire(server.facts["http"])) as wire,
+    ):
+        for at in range(20):
+            request = binary(images[at : at + 1])
+            if at % 3 == 1:
+                request += binary(images[at : at + 2], id="x")
+            middle = len(request) if at % 2 else 500
+            wire.socket.sendall(request[:middle])
+            wire.socket.sendall(request[middle:])
+            status, headers, body = wire.answer()
+            assert (status, headers["x-content-type-options"]) == (200, "nosniff")
+            rows = np.frombuffer(body[int(headers["inference-header-content-length"]) :], "<f4")
+            np.testing.assert_allclose(rows, expected[at], atol=1e-5)
+            if at % 3 == 1:
+                assert b'"id": "x"' in wire.answer()[2]
+
+
+def test_recognised_requests_are_counted(models: Path, images: Images) -> None:
+    with running_server(models, "--http-port", "0") as server:
+        with closing(Wire(server.facts["http"])) as wire:
+            assert {wire.ask(binary(images[:1]))[0] for _ in range(5)} == {200}
+        stats = HttpPeer(server.facts["http"]).get("/v2/models/digits/stats").json
+        page = HttpPeer(f"http://{server.facts['metrics']}").get("/metrics").body.decode()
+    assert stats["model_stats"][0]["inference_stats"]["success"]["count"] == 5
+    assert 'digits_requests_total{method="HttpInfer",status="OK"} 5.0' in page
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.5, "floats"), ("1", "texts"), (True, "booleans"), (256, "0 to 255")]
+)
+def test_what_is_no_pixel_is_refused_with_what_would_be(
+    value: object, words: str, http: HttpPeer
+) -> None:
+    body = json.dumps({"images": [[0] * 783 + [value]]})
+    reply = http.post("/v1/digits", body, Content_Type="application/json")
+    assert reply.status == 400
+    assert "integers from 0 to 255" in reply.json["detail"]
+    assert words in reply.json["detail"]
+
+
+@contextmanager
+def served(classifier: Classifier) -> Iterator[HttpServer]:
+    router = router_of(classifier.served, classifier.batching)
+    server = HttpServer(router, Queries(router, Health(("",))), ServerConfig(http_port=0))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        router.close()
+
+
+def test_bad_requests_are_one_line(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), served(classifier) as server:
+        for _ in range(20):
+            with closing(Wire(server.url)) as wire:
+                wire.ask(b"hello\r\n\r\n")
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("bad HTTP requests: 1, the last from 127.0.0.1: malformed HTTP")
+
+
+def test_drain_beside_stopped_bodies_logs_nothing(
+    classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
+    with caplog.at_level(logging.INFO), served(classifier) as server:
+        wires = [Wire(server.url) for _ in range(20)]
+        for wire in wires:
+            wire.socket.sendall(head)
+        HttpPeer(server.url).get("/v2")  # each has begun
+        server.refuse()
+        assert server.drain(10)
+        for wire in wires:
+            assert wire.answer()[0] == 503
+            wire.close()
+    assert not caplog.records
+
+
+def test_bytes_one_by_one_are_the_same_request() -> None:
+    connection, data = ServerConnection(), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
+    request = body = None
+    for at in range(len(data)):
+        connection.receive(data[at : at + 1])
+        request = request or connection.read_head()
+        body = body or (request and connection.read_body(request, 100))
+    assert request is not None
+    assert (request.method, request.target, body) == ("POST", "/v2/repository/index", b"{}")
+
+
+def test_length_of_a_repeated_head_is_read_strictly() -> None:
+    connection = ServerConnection()
+    sizes = []
+    for size in (b"2", b"12", b"3"):
+        connection.receive(POST + b"Content-Length: " + size + b"\r\n\r\n")
+        request = connection.read_head()
+        assert request is not None
+        sizes.append(request.num_bytes)
+        assert connection.read_body(request, 20) is None
+        connection.receive(bytes(int(size)))
+        assert connection.read_body(request, 20) == bytes(int(size))
+    assert sizes == [2, 12, 3]
+    twice = POST + b"Content-Length: %d\r\nContent-Length: 2\r\n\r\n"
+    connection.receive(twice % 2 + b"{}")
+    request = connection.read_head()
+    assert request is not None
+    connection.read_body(request, 20)
+    connection.receive(twice % 3)
+    with pytest.raises(BadRequest):
+        connection.read_head()
