@@ -10,7 +10,8 @@ from http import HTTPStatus
 
 import h11
 
-MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_BYTES = 16 << 10
+"""As Node.js has it; a thousand peers can have 16 MiB kept."""
 _MAX_LINES = 128
 """Lines of a head: each takes some microseconds."""
 _MAX_PART_BYTES = 8 << 10
@@ -44,10 +45,10 @@ class Request:
         self.target = event.target.decode("ascii")
         self.fields = [(name, value) for name, value in event.headers]
         """The headers: lower-case names, and values."""
-        options = self.get(b"connection").lower()
-        self.is_last = event.http_version < b"1.1" or b"close" in options
+        is_old = event.http_version < b"1.1"
+        self.is_last = is_old or b"close" in b",".join(self.all(b"connection")).lower()
         """Whether the caller wants the connection closed behind the answer."""
-        self.expects_continue = self.get(b"expect").lower() == b"100-continue"
+        self.expects_continue = not is_old and self.get(b"expect").lower() == b"100-continue"
         self.num_bytes = int(self.get(b"content-length") or 0)
         """The length of the body; -1 if it comes in chunks."""
         if self.get(b"transfer-encoding"):
@@ -80,6 +81,7 @@ class ServerConnection:
         self._chunks: h11.Connection | None = None
         self._body = bytearray()
         self._num_framed = 0
+        """The bytes of chunks that were read of the body in progress."""
 
     def receive(self, data: bytes) -> None:
         """Take what the peer has sent."""
@@ -88,7 +90,7 @@ class ServerConnection:
     @property
     def num_waiting(self) -> int:
         """The bytes that wait to be read."""
-        return len(self._data) + len(self._body)
+        return len(self._data) + self._num_framed
 
     def read_head(self) -> Request | None:
         """Read the head of the next request; None if it has not come whole.
@@ -96,6 +98,8 @@ class ServerConnection:
         Raises:
             BadRequest: it is malformed or too long.
         """
+        if self._data.startswith(b"\r\n"):  # of callers that end bodies with it: RFC 9112, 2.2
+            del self._data[:2]
         end = self._data.find(_END, self._searched)
         if end < 0:
             self._searched = max(0, len(self._data) - len(_END) + 1)
@@ -125,18 +129,20 @@ class ServerConnection:
         if head.count(b"\n") > _MAX_LINES:
             text = f"expected a head of at most {_MAX_LINES} lines"
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        if head.count(b"\n") != head.count(b"\r\n"):  # others may see other lines
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "expected lines that end with CR and LF")
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_PART_BYTES)
         try:
             connection.receive_data(head)
             event = connection.next_event()
         except h11.RemoteProtocolError as err:
             raise _malformed(err) from err
-        rest, _ = connection.trailing_data
-        if not isinstance(event, h11.Request) or rest:  # lines that end without \r
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "expected lines that end with CR and LF")
+        assert isinstance(event, h11.Request)
+        if event.http_version[:1] != b"1":
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
         request = Request(event)
         if request.num_bytes < 0:
-            self._chunks, self._num_framed = connection, 0
+            self._chunks = connection
         return request
 
     def read_body(self, request: Request, max_bytes: int) -> bytes | None:
@@ -168,6 +174,7 @@ class ServerConnection:
             if is_whole:
                 self._data += self._chunks.trailing_data[0] + data[begin + _MAX_PART_BYTES :]
                 self._request, self._chunks = None, None  # h11 has to read the next head
+                self._num_framed = 0
                 body, self._body = bytes(self._body), bytearray()
                 return body
             if self._num_framed > 2 * len(self._body) + _MAX_FRAMING_BYTES:

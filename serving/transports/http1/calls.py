@@ -8,8 +8,8 @@ A connection has one request in progress; what it sends ahead waits.
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -37,10 +37,12 @@ _log = logging.getLogger(__name__)
 
 _MAX_AHEAD_BYTES = 64 << 10
 """What a peer may send ahead of an answer; the connection is closed behind that one then."""
-_MAX_UNSENT_BYTES = 256 << 10
+_MAX_UNSENT_BYTES = 64 << 10
 """Answers that a peer has not read, past which its next request waits."""
-_MAX_ADVANCES = 16
+_MAX_ADVANCES = 8
 """Requests of one peer that are answered before the others' turn."""
+_AHEAD_S = 2e-3
+"""What a round answers of requests that were sent ahead, all peers together."""
 _MAX_IGNORED_BYTES = 32 << 20
 """What a peer may send on after an answer that closes the connection, so that it reads that."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -82,6 +84,8 @@ class Calls:
         """Those that have a deadline."""
         self._runs = Runs(router, loop)
         self._known = KnownCalls(self._runs, self._refuse_known, self._end_known)
+        self._ahead: deque[HttpConnection] = deque()
+        """Those that have sent requests ahead, the next one's turn first."""
         self._bodies = Bodies(limits.max_held_bytes)
         self._complaints = Complaints()
 
@@ -101,26 +105,43 @@ class Calls:
         if not connection.is_running:
             self.advance(connection, now_s)
         elif engine.num_waiting > _MAX_AHEAD_BYTES:
-            connection.is_last = True
+            connection.read_no_more()
 
     def advance(self, connection: HttpConnection, now_s: float) -> None:
         """Read the requests that have come, as far as they can be answered at once."""
-        connection.is_advancing = True
         try:
             for _ in range(_MAX_ADVANCES):
-                if connection.is_last or connection.num_unsent > _MAX_UNSENT_BYTES:
-                    break
+                if connection.num_unsent > _MAX_UNSENT_BYTES:
+                    connection.unread.add(connection)  # and resumed once they are taken
+                    return
                 if not self._read_request(connection, now_s):
                     return
         except BadRequest as err:
             self._refuse_peer(connection, err)
+        else:
+            self.queue(connection)
+
+    def queue(self, connection: HttpConnection) -> None:
+        """Have the next requests of a connection read, once it is its turn."""
+        if connection.engine.num_waiting and not connection.is_ahead:
+            connection.is_ahead = True
+            if not self._ahead:
+                self._loop.defer(self._advance_next)
+            self._ahead.append(connection)
+
+    def _advance_next(self) -> None:
+        begin_s = now_s = self._loop.clock()
+        try:
+            while self._ahead and now_s < begin_s + _AHEAD_S:
+                connection = self._ahead.popleft()
+                connection.is_ahead = False
+                if connection.is_open and not connection.is_running:
+                    self.advance(connection, now_s)
+                    now_s = self._loop.clock()
         finally:
-            connection.is_advancing = False
-        if not connection.is_last and connection.is_open:  # more has come, perhaps
-            if connection.num_unsent > _MAX_UNSENT_BYTES:
-                connection.unread.add(connection)
-            else:
-                self._loop.defer(partial(connection.resume, 0.0))
+            if self._ahead:
+                self._loop.defer(self._advance_next)
+                self._loop.touch(self._ahead[0])  # or the loop might sleep
 
     def _read_request(self, connection: HttpConnection, now_s: float) -> bool:
         """Read the next request; return whether another one may be read."""
@@ -135,13 +156,12 @@ class Calls:
             if plan is None:
                 return not connection.is_last
         body = engine.read_body(plan.request, plan.max_bytes)
+        self._hold(connection, engine.num_waiting if body is None else len(body))
+        if connection.plan is None:  # there was no room
+            return False
         if body is None:
-            self._hold(connection, engine.num_waiting)
             if plan.request.expects_continue and not engine.num_waiting:
                 connection.write(_CONTINUE)
-            return False
-        self._hold(connection, len(body))
-        if connection.plan is None:
             return False
         connection.is_running, connection.active_s = True, now_s
         exchange = Exchange(self, connection, plan, body, connection.begun_s)
@@ -154,14 +174,13 @@ class Calls:
 
     def _begin(self, connection: HttpConnection, request: Request, now_s: float) -> Plan | None:
         """Plan what to do with a request; None if it is refused."""
-        connection.is_early = False
-        connection.begun_s = connection.swept_s = connection.active_s = now_s
-        connection.stream += 1
-        connection.streams.add(connection.stream)
         plan = connection.recent
         if plan is None or plan.request is not request:
             plan = Plan(request)
-        connection.plan = plan
+        connection.plan, connection.is_early = plan, False
+        connection.begun_s = connection.swept_s = connection.active_s = now_s
+        connection.stream += 1
+        connection.streams.add(connection.stream)
         if self._log is not None:
             fields = request.fields
             sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
@@ -181,8 +200,8 @@ class Calls:
         return plan
 
     def encode(self, plan: Plan, answer: Answer) -> bytes:
-        """Write an answer that is not the last of its connection."""
-        return self._app.encode(answer, plan, is_last=False)
+        """Write a good answer that is not the last of its connection, from its third line on."""
+        return self._app.encode(answer, plan, is_last=False).removeprefix(self._app.begin)
 
     def learn(self, exchange: Exchange, num_bytes: int, encoder: ResponseEncoder) -> None:
         """See `Exchange`."""
@@ -206,13 +225,12 @@ class Calls:
         self._metrics.count(_INFER, name_of(answer.status))
         return self._app.encode(answer, None, is_last=False)
 
-    def _end_known(self, connection: HttpConnection, answer: bytes) -> None:
+    def _end_known(self, connection: HttpConnection, answer: bytes, *, is_whole: bool) -> None:
         connection.is_running = False
         connection.streams.clear()
-        connection.write(answer)
+        connection.write(answer if is_whole else self._app.begin + answer)
         self._loop.touch(connection)
-        if connection.engine.num_waiting:
-            self.advance(connection, self._loop.clock())
+        self.queue(connection)
 
     def reply(self, connection: HttpConnection, answer: Answer) -> None:
         """Answer the request in progress."""
@@ -220,7 +238,8 @@ class Calls:
         assert plan is not None
         connection.active_s = self._loop.clock()
         is_whole = connection.is_running or not plan.request.num_bytes
-        connection.is_last |= plan.request.is_last or not is_whole or self._refusal is not None
+        if plan.request.is_last or not is_whole or self._refusal is not None:
+            connection.read_no_more()
         name = name_of(answer.status)
         if exchange is not None:
             latest_run.set(exchange.last_run)
@@ -230,8 +249,7 @@ class Calls:
         self._end(connection)
         connection.write(encoded)
         self._loop.touch(connection)
-        if not connection.is_advancing and not connection.is_last and connection.engine.num_waiting:
-            self.advance(connection, connection.active_s)
+        self.queue(connection)
 
     def reply_error(self, connection: HttpConnection, error: Exception) -> None:
         """Answer the request in progress with an error."""
@@ -243,7 +261,8 @@ class Calls:
     def _refuse_peer(self, connection: HttpConnection, error: BadRequest) -> None:
         """Answer what is no request, and close the connection behind that."""
         self._complaints.note(connection.address, error.text, self._loop.clock())
-        connection.is_last, connection.is_early = True, False
+        connection.read_no_more()
+        connection.is_early = False
         refusal = HttpError(error.status, error.text)
         if connection.plan is not None:
             self.reply_error(connection, refusal)
@@ -319,6 +338,7 @@ class Calls:
         for exchange in [each for each in self._timed if each.deadline_s <= now_s]:
             self.reply_error(exchange.connection, DeadlineExceeded())
         self._complaints.tick(now_s)
+        self._app.set_date()
 
     def sweep(self, connection: HttpConnection) -> None:
         """See `connections.Calls`."""

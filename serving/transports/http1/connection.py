@@ -28,7 +28,7 @@ class HttpConnection(Peer):
     """A `Peer` that speaks HTTP/1.1."""
 
     __slots__ = (
-        "_answers", "begun_s", "engine", "exchange", "is_advancing", "is_early", "is_last",
+        "_answers", "begun_s", "engine", "exchange", "is_ahead", "is_early", "is_last",
         "is_running", "known", "logged", "num_ignored", "num_unsent", "plan", "recent", "stream",
     )  # fmt: skip
 
@@ -59,8 +59,8 @@ class HttpConnection(Peer):
         """Whether nothing that the peer sends is read any more."""
         self.num_ignored = 0
         """Bytes that it has sent since."""
-        self.is_advancing = False
-        """Whether its requests are being read: answers at once do not read the next one."""
+        self.is_ahead = False
+        """Whether requests that have come wait for their turn; no more is read of it then."""
         self.known: Known | None = None
         self.logged: LoggedCall | None = None
         """What is recorded of the request in progress."""
@@ -85,6 +85,14 @@ class HttpConnection(Peer):
         """See `Peer`."""
         return bool(self.is_running or self.output or self._answers)
 
+    def read(self, buffer: memoryview) -> bytes | None:
+        """See `Peer`."""
+        return b"" if self.is_ahead else super().read(buffer)
+
+    def read_no_more(self) -> None:
+        """Close the connection behind the next answer, and forget what it has sent."""
+        self.is_last, self.engine = True, ServerConnection()
+
     def write(self, answer: bytes) -> None:
         """Have an answer, or a part of one, sent at the end of the round."""
         self._answers.append(answer)
@@ -101,8 +109,7 @@ class HttpConnection(Peer):
 
     def resume(self, now_s: float) -> None:
         """Read the next requests: the answers before them were taken."""
-        if self.is_open and not self.is_running:
-            self.home.calls.advance(self, now_s or self._clock())
+        self.home.calls.queue(self)
 
     def flush(self) -> bool:
         """See `Peer`; behind the last answer the peer is to close, or the answer might be lost."""

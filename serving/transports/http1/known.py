@@ -16,14 +16,14 @@ class KnownCalls:
 
     def __init__(
         self, runs: Runs, refuse: Callable[[Answer], bytes],
-        end: Callable[[HttpConnection, bytes], None],
+        end: Callable[..., None],
     ) -> None:  # fmt: skip
         """Connect the parts.
 
         Args:
             runs: has rows run.
             refuse: counts a refusal and encodes it.
-            end: sends an answer.
+            end: sends an answer, whole or without its first two lines.
         """
         self._runs = runs
         self._refuse = refuse
@@ -36,7 +36,7 @@ class KnownCalls:
             known is None
             or len(data) != known.num_bytes
             or not data.startswith(known.prefix)
-            or connection.plan is not None
+            or connection.streams  # its answer comes first
             or connection.engine.num_waiting
         ):
             return False
@@ -51,17 +51,17 @@ class KnownCalls:
         return True
 
     def answer(self, group: Group, responses: Sequence[bytes]) -> None:
-        """See `Sink`; the encoder makes whole answers."""
+        """See `Sink`; the encoder makes answers but for their first two lines."""
         connection: Any = group.caller
         if connection.is_open:
-            self._end(connection, responses[0])
+            self._end(connection, responses[0], is_whole=False)
 
     def fail(self, group: Group, error: DigitsError) -> None:
         """See `Sink`; the next request is read, for this one may be for a model that is gone."""
         connection: Any = group.caller
         if connection.is_open:
             connection.known = None
-            self._end(connection, self._refuse(problem(error)))
+            self._end(connection, self._refuse(problem(error)), is_whole=True)
 
 
 def learn(

@@ -4,12 +4,13 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Coroutine, Iterable
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.errors import InvalidRequest, Unauthenticated
-from serving.http1.server import Request, encode_answer
+from serving.http1.server import BadRequest, Request, encode_answer
 from serving.transports.auth import TokenCheck
 from serving.transports.http1.answers import Answer, HttpError
 
@@ -57,14 +58,23 @@ class Plan:
     """What is to be done with a request, known from its head; the same for equal heads."""
 
     def __init__(self, request: Request) -> None:
-        """Begin with what the request says."""
+        """Begin with what the request says.
+
+        Raises:
+            BadRequest: its target is malformed.
+        """
         self.request = request
         self.handler: Handler = _allow
-        parts = urlsplit(request.target) if request.target[:1] != "/" else None
-        target = request.target if parts is None else f"{parts.path}?{parts.query}"
-        path, _, query = target.partition("?")
+        target, self.host = request.target, self.get("host")
+        try:
+            if target[:1] != "/":  # as proxies are asked, whose host counts
+                parts = urlsplit(target)
+                target, self.host = f"{parts.path}?{parts.query}", parts.netloc or self.host
+            path, _, query = target.partition("?")
+            self.query = parse_qs(query, keep_blank_values=True, max_num_fields=100)
+        except ValueError as err:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"malformed target: {err}") from err
         self.path = unquote(path)
-        self.query = parse_qs(query, keep_blank_values=True, max_num_fields=100)
         self.name = _name_of(self.path)
         """The name under which it is counted."""
         self.params: dict[str, str] = {}
@@ -99,6 +109,13 @@ class App:
         self._tokens = tokens
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
+        self.set_date()
+
+    def set_date(self) -> None:
+        """Take the time that answers carry; called once a second or more often."""
+        self._date = formatdate(usegmt=True)
+        self.begin = f"HTTP/1.1 200 OK\r\ndate: {self._date}\r\n".encode()
+        """The first two lines of a good answer."""
 
     def prepare(self, plan: Plan) -> None:
         """Find what answers a request.
@@ -108,7 +125,7 @@ class App:
             HttpError: likewise.
         """
         request = plan.request
-        self._check_host(plan.get("host"))
+        self._check_host(plan.host)
         self._check_origin(plan)
         if request.method == "OPTIONS" and plan.headers[1:]:  # a page asks whether it may ask
             return
@@ -157,7 +174,7 @@ class App:
         origin = plan.get("origin")
         if not origin:
             return
-        is_ours = origin.partition("://")[2].lower() == plan.get("host").lower()
+        is_ours = origin.partition("://")[2].lower() == plan.host.lower()
         is_allowed = origin in self._origins
         if not (is_ours or is_allowed):
             text = f"pages of {origin[:80]!r} may not ask here; see --http-allow-origin"
@@ -171,7 +188,8 @@ class App:
         more: Iterable[tuple[str, str]] = (),
     ) -> bytes:  # fmt: skip
         """Write an answer with the headers of every answer."""
-        headers = [("content-type", answer.kind), *answer.headers, *_HEADERS, *more]
+        first = [("date", self._date), ("content-type", answer.kind)]
+        headers = [*first, *answer.headers, *_HEADERS, *more]
         if plan is not None:
             headers += plan.headers
         with_body = plan is None or plan.request.method != "HEAD"
