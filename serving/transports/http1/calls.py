@@ -86,6 +86,8 @@ class Calls:
         self._known = KnownCalls(self._runs, self._refuse_known, self._end_known)
         self._ahead: deque[HttpConnection] = deque()
         """Those that have sent requests ahead, the next one's turn first."""
+        self._is_ahead_due = False
+        """Whether the loop will look at them."""
         self._bodies = Bodies(limits.max_held_bytes)
         self._complaints = Complaints()
 
@@ -125,9 +127,10 @@ class Calls:
         """Have the next requests of a connection read, once it is its turn."""
         if connection.engine.num_waiting and not connection.is_ahead:
             connection.is_ahead = True
-            if not self._ahead:
-                self._loop.defer(self._advance_next)
             self._ahead.append(connection)
+            if not self._is_ahead_due:
+                self._is_ahead_due = True
+                self._loop.defer(self._advance_next)
 
     def _advance_next(self) -> None:
         begin_s = now_s = self._loop.clock()
@@ -139,6 +142,7 @@ class Calls:
                     self.advance(connection, now_s)
                     now_s = self._loop.clock()
         finally:
+            self._is_ahead_due = bool(self._ahead)
             if self._ahead:
                 self._loop.defer(self._advance_next)
                 self._loop.touch(self._ahead[0])  # or the loop might sleep

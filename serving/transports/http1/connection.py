@@ -60,7 +60,7 @@ class HttpConnection(Peer):
         self.num_ignored = 0
         """Bytes that it has sent since."""
         self.is_ahead = False
-        """Whether requests that have come wait for their turn; no more is read of it then."""
+        """Whether requests that have come wait for their turn."""
         self.known: Known | None = None
         self.logged: LoggedCall | None = None
         """What is recorded of the request in progress."""
@@ -86,8 +86,8 @@ class HttpConnection(Peer):
         return bool(self.is_running or self.output or self._answers)
 
     def read(self, buffer: memoryview) -> bytes | None:
-        """See `Peer`."""
-        return b"" if self.is_ahead else super().read(buffer)
+        """See `Peer`; not while what it has sent ahead waits, for itself or for room."""
+        return b"" if self.is_ahead or self.unread else super().read(buffer)
 
     def read_no_more(self) -> None:
         """Close the connection behind the next answer, and forget what it has sent."""
