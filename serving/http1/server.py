@@ -43,16 +43,19 @@ class Request:
         """Take what h11 has read."""
         self.method = event.method.decode("ascii")
         self.target = event.target.decode("ascii")
-        self.fields = [(name, value) for name, value in event.headers]
-        """The headers: lower-case names, and values."""
+        fields = list(event.headers)
+        self.fields = [field for field in fields if field[0] != b"content-length"]
+        """The headers but for the length: lower-case names, and values."""
         is_old = event.http_version < b"1.1"
-        self.is_last = is_old or b"close" in b",".join(self.all(b"connection")).lower()
+        options = b",".join(self.all(b"connection")).lower().split(b",")
+        self.is_last = is_old or b"close" in map(bytes.strip, options)
         """Whether the caller wants the connection closed behind the answer."""
         self.expects_continue = not is_old and self.get(b"expect").lower() == b"100-continue"
-        self.num_bytes = int(self.get(b"content-length") or 0)
+        length = next((value for name, value in fields if name == b"content-length"), None)
+        self.num_bytes = int(length or 0)
         """The length of the body; -1 if it comes in chunks."""
         if self.get(b"transfer-encoding"):
-            if self.get(b"content-length"):
+            if length is not None:
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "expected one length, got two")
             self.num_bytes = -1
 
@@ -102,6 +105,8 @@ class ServerConnection:
             del self._data[:2]
         end = self._data.find(_END, self._searched)
         if end < 0:
+            if self._data and self._data[0] < ord("!") and self._data != b"\r":  # TLS, for one
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "malformed HTTP: expected a request")
             self._searched = max(0, len(self._data) - len(_END) + 1)
         if max(end, self._searched) > MAX_HEAD_BYTES:
             text = f"expected a head of at most {MAX_HEAD_BYTES} bytes"

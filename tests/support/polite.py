@@ -88,6 +88,7 @@ def main() -> int:
     cpu_clock = ~int(pid) << 3 | 2  # of all threads of a process; see clock_getcpuclockid(3)
     headers: Headers = request_headers(authorization=f"Bearer {token}" if token else None)
     calls: list[tuple[float, float, int]] = []
+    expected = b""
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
         connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
@@ -100,6 +101,8 @@ def main() -> int:
             while not reply.is_over:
                 connection.receive()
             assert reply.status in (0, 8), reply  # a full queue is an answer, too
+            expected = expected or reply.body
+            assert reply.status or reply.body == expected, reply
             computed_s = time.clock_gettime(cpu_clock) - begin_cpu_s
             calls.append((time.perf_counter() - begin_s, computed_s, reply.status))
             stream += 2

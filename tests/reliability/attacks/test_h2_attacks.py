@@ -4,12 +4,11 @@ import os
 import resource
 import signal
 import struct
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ import serving
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.signature import DIGITS
+from tests.support.beside import MAX_WAIT_S, beside, num_files, resident
 from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers
 from tests.support.polite import polite_caller
-from tests.support.processes import Footprint, wait_until
+from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
 
 MODELS = Path(serving.__file__).parent / "pretrained"
@@ -38,9 +38,6 @@ TIMEOUT_S = 60.0
 FLOOD_S = float(os.environ.get("FLOOD_S", "3"))
 HELD_S = 1.0
 """How long attackers hold on to what they have made the server keep."""
-MAX_WAIT_S = 10.0
-"""How long a polite caller may wait, on a machine that has other work to do; what the server itself
-may compute meanwhile is each attack's `due_s`."""
 TOKEN = "a-token-of-some-length-for-tests"
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
@@ -64,51 +61,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     tokens.write_text(TOKEN + "\n")
     with running_server(MODELS, "--transport", "h2", "--token-file", str(tokens)) as server:
         yield server
-
-
-@contextmanager
-def beside(server: RunningServer, token: str = "", *, due_s: float) -> Iterator[None]:
-    """Attack meanwhile: a polite caller is answered in time, and memory comes back.
-
-    Args:
-        server: the victim.
-        token: what the polite caller shows.
-        due_s: how much the server may compute while a polite call waits.
-    """
-    before = resident(server)
-    peaks, has_ended = [before], threading.Event()
-
-    def watch() -> None:
-        while not has_ended.wait(0.02):
-            peaks.append(resident(server))
-
-    with polite_caller(server, token) as polite:
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        begin_s = time.monotonic()
-        try:
-            yield
-        finally:
-            has_ended.set()
-            watcher.join()
-        attack_s = time.monotonic() - begin_s
-    wait_until(lambda: num_files(server) < 60)
-    after = resident(server)
-    print(f"attack {attack_s:.1f} s; polite: {polite}; "
-          f"MiB before {before >> 20}, peak {max(peaks) >> 20}, after {after >> 20}")  # fmt: skip
-    assert polite.max_computed_s < due_s
-    assert polite.max_s < MAX_WAIT_S
-    assert polite.share_answered > 0.5
-    assert after - before < 100 * MIB
-    assert server.process.poll() is None
-
-
-def resident(server: RunningServer) -> int:
-    return Footprint.of(server.process.pid).resident_bytes
-
-
-def num_files(server: RunningServer) -> int:
-    return Footprint.of(server.process.pid).num_files
 
 
 def attackers(

@@ -1,0 +1,66 @@
+"""An attack beside a polite caller: it is answered rightly and in time, and memory comes back."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.support.polite import polite_caller
+from tests.support.processes import Footprint, wait_until
+from tests.support.servers import RunningServer
+
+MAX_WAIT_S = 10.0
+"""How long a polite caller may wait, on a machine that has other work to do; what the server itself
+may compute meanwhile is each attack's `due_s`."""
+MIB = 1 << 20
+
+
+@contextmanager
+def beside(
+    server: RunningServer, token: str = "", *, due_s: float, peak_bytes: int | None = None
+) -> Iterator[None]:
+    """Attack meanwhile.
+
+    Args:
+        server: the victim.
+        token: what the polite caller shows.
+        due_s: how much the server may compute while a polite call waits.
+        peak_bytes: what the attack may have the server keep for a while; None is not looked at.
+    """
+    before = resident(server)
+    peaks, has_ended = [before], threading.Event()
+
+    def watch() -> None:
+        while not has_ended.wait(0.02):
+            peaks.append(resident(server))
+
+    with polite_caller(server, token) as polite:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            has_ended.set()
+            watcher.join()
+        attack_s = time.monotonic() - begin_s
+    wait_until(lambda: num_files(server) < 60)
+    after = resident(server)
+    print(f"attack {attack_s:.1f} s; polite: {polite}; "
+          f"MiB before {before >> 20}, peak {max(peaks) >> 20}, after {after >> 20}")  # fmt: skip
+    assert polite.max_computed_s < due_s
+    assert polite.max_s < MAX_WAIT_S
+    assert polite.share_answered > 0.5
+    assert after - before < 100 * MIB
+    assert peak_bytes is None or max(peaks) - before < peak_bytes
+    assert server.process.poll() is None
+
+
+def resident(server: RunningServer) -> int:
+    """Return the bytes of memory that a server has."""
+    return Footprint.of(server.process.pid).resident_bytes
+
+
+def num_files(server: RunningServer) -> int:
+    """Return how many descriptors it has open."""
+    return Footprint.of(server.process.pid).num_files
