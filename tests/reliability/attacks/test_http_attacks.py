@@ -168,6 +168,39 @@ def test_floods_ahead_of_answers(victim: RunningServer, name: str, reads: bool) 
         print(sum(each.result() for each in attacks), "connections")
 
 
+LONG = {
+    "nested": sized(JSON, b'{"images": [' + b"[]," * 1_390_000 + b"[]]}"),
+    "images": sized(JSON, b'{"images": [' + (b"[" + b"7," * 783 + b"7],") * 2000 + b"[]]}"),
+    "tensors": sized(
+        JSON.replace(b"/v1/digits", b"/v2/models/digits/infer"),
+        b'{"inputs": [{"name": "images", "datatype": "UINT8", "shape": [2000, 784], "data": ['
+        + b"7," * (2000 * 784 - 1) + b"7]}]}",
+    ),
+    "form": sized(
+        DIGITS + b"Content-Type: multipart/form-data; boundary=x\r\n",
+        (b"--x\r\nContent-Disposition: form-data; filename=a\r\n\r\n" + bytes(300_000) + b"\r\n") * 99
+        + b"--x--\r\n",
+    ),
+}  # fmt: skip
+"""Bodies that take long to decode."""
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_bodies_in_a_loop(victim: RunningServer, name: str) -> None:
+    def attack(_: int) -> None:
+        end_s = time.monotonic() + FLOOD_S
+        while time.monotonic() < end_s:
+            with suppress(ConnectionError):
+                ask(victim, LONG[name])
+
+    with beside(victim, TOKEN, due_s=DUE_S), ThreadPoolExecutor(4) as pool:
+        attacks = [pool.submit(attack, number) for number in range(4)]
+        for _ in range(5):
+            assert ask(victim, LIVE) == 200
+        for each in attacks:
+            each.result()
+
+
 def test_answers_that_nobody_reads_are_bounded(victim: RunningServer) -> None:
     with ExitStack() as stack, beside(victim, TOKEN, due_s=DUE_S, peak_bytes=200 * MIB):
         for _ in range(500):
