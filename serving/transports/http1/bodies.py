@@ -1,6 +1,7 @@
 """One budget for the bodies of all requests in progress, whoever sends them."""
 
 import ctypes
+import math
 from collections import Counter
 
 from serving.transports.http1.connection import HttpConnection
@@ -17,6 +18,7 @@ class Bodies:
         """Keep at most so much."""
         self._max_bytes = max_bytes
         self._num_held = self._num_released = 0
+        self._trim_s = math.inf
         self._held: dict[HttpConnection, int] = {}
         """The request that has been in progress for longest first."""
 
@@ -43,8 +45,10 @@ class Bodies:
         self._num_held -= num_bytes
         self._num_released += num_bytes
 
-    def trim(self) -> None:
-        """Give memory back that bodies have left free."""
-        if self._num_released > _TRIM_BYTES and _trim is not None:
-            self._num_released = 0
+    def trim(self, now_s: float) -> None:
+        """Give memory back that bodies have left free, a second later: others may have them yet."""
+        if self._num_released > _TRIM_BYTES:
+            self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
+        if now_s >= self._trim_s and _trim is not None:
+            self._trim_s = math.inf
             _trim(0)

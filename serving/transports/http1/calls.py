@@ -343,7 +343,7 @@ class Calls:
             self.reply_error(exchange.connection, DeadlineExceeded())
         self._complaints.tick(now_s)
         self._app.set_date()
-        self._bodies.trim()
+        self._bodies.trim(now_s)
 
     def sweep(self, connection: HttpConnection) -> None:
         """See `connections.Calls`."""
