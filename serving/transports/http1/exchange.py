@@ -129,8 +129,9 @@ class Exchange:
         steps, self._steps = self._steps, None
         if steps is not None:
             steps.close()
-        if self._work is not None:
-            self._work.cancel()
+        work, self._work, self.body = self._work, None, b""  # a circle, which would keep the body
+        if work is not None:
+            work.cancel()
 
     def _step(self, resume: Callable[[Any], Callable[[], None]], outcome: Any) -> None:
         """Go on with an outcome, up to the next thing to wait for."""
