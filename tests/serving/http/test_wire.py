@@ -3,8 +3,10 @@
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +99,7 @@ def test_head_is_answered_without_a_body(wire: Wire) -> None:
 def test_old_callers_and_those_that_ask_for_it_are_let_go(http: HttpPeer) -> None:
     for request in (
         LIVE.replace(b"1.1", b"1.0"),
-        LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        LIVE.replace(b"\r\n\r\n", b"\r\nConnection: a\r\nConnection: b, Close\r\n\r\n"),
     ):
         with closing(Wire(http.url)) as wire:
             status, headers, _ = wire.ask(request)
@@ -106,8 +108,16 @@ def test_old_callers_and_those_that_ask_for_it_are_let_go(http: HttpPeer) -> Non
 
 
 def test_continue_is_said_before_the_body(wire: Wire) -> None:
-    wire.socket.sendall(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-    assert wire.answer()[0] == 100
+    """Once, and not to those that do not know it."""
+    for head in (POST + b"Content-Length: 2\r\n", CHUNKED[:-2]):
+        wire.socket.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert wire.answer()[0] == 100
+        body = b"{}" if b"Length" in head else b"2\r\n{}\r\n0\r\n\r\n"
+        for at in range(len(body)):
+            wire.socket.sendall(body[at : at + 1])
+        assert wire.answer()[0] == 200
+    old = POST.replace(b"1.1", b"1.0") + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    wire.socket.sendall(old)
     assert wire.ask(b"{}")[0] == 200
 
 
@@ -121,10 +131,16 @@ MALFORMED = {
     "two hosts": (LIVE.replace(b"\r\n\r\n", b"\r\nHost: localhost\r\n\r\n"), 400),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "bare line feeds": (b"GET / HTTP/1.1\nHost: localhost\n\nx\r\n\r\n", 400),
+    "a bare line feed": (LIVE.replace(b"1.1\r", b"1.1"), 400),
+    "another version": (LIVE.replace(b"1.1", b"9.9"), 505),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "tls": (b"\x16\x03\x01\x02\x00", 400),
+    "no target": (LIVE.replace(b"/v2", b"http://[/v2"), 400),
+    "many fields": (LIVE.replace(b"live", b"live?" + b"a&" * 101), 400),
     "no http": (b"hello\r\n\r\n", 400),
     "two lengths": (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}", 400),
     "length and chunks": (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
-    "long head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nx: " + bytes(70_000), 431),
+    "long head": (b"GET / HTTP/1.1\r\nHost: localhost\r\nx: " + bytes(17_000), 431),
     "many lines": (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"x: y\r\n" * 200 + b"\r\n", 431),
     "no chunk": (CHUNKED + b"x\r\n", 400),
     "long extension": (CHUNKED + b"1;" + b"x" * 20_000 + b"\r\na\r\n", 400),
@@ -149,6 +165,11 @@ def test_what_is_no_request_is_refused_and_its_connection_closed(name: str, wire
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "1.2.3.4.evil.example"])
 def test_foreign_hosts_are_refused(host: str, http: HttpPeer) -> None:
     assert http.get("/v2", Host=host).status == 421
+
+
+def test_host_of_an_absolute_target_counts(wire: Wire) -> None:
+    for host, status in ((b"localhost", 200), (b"evil.example", 421), (b"a@localhost", 421)):
+        assert wire.ask(LIVE.replace(b"/v2", b"http://" + host + b"/v2"))[0] == status
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST:80", "127.0.0.1", "[::1]:8080", "10.0.0.1:1"])
@@ -212,6 +233,7 @@ def test_repeated_requests_are_answered_as_the_first(
             wire.socket.sendall(request[middle:])
             status, headers, body = wire.answer()
             assert (status, headers["x-content-type-options"]) == (200, "nosniff")
+            assert time.time() - parsedate_to_datetime(headers["date"]).timestamp() < 20
             rows = np.frombuffer(body[int(headers["inference-header-content-length"]) :], "<f4")
             np.testing.assert_allclose(rows, expected[at], atol=1e-5)
             if at % 3 == 1:
