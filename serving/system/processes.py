@@ -41,7 +41,7 @@ class Processes:
 
     def __init__(
         self, number: int, modules: Iterable[str] = (), *, memory_bytes: int | None = None,
-        job_s: float = 60.0, idle_s: float = 60.0,
+        job_s: float = 600.0, idle_s: float = 60.0,
     ) -> None:  # fmt: skip
         """Start nothing yet.
 
@@ -62,10 +62,8 @@ class Processes:
         """By caller; the one whose turn is next is the first."""
         self._num_waiting = 0
         self._is_closed = False
-        self._ears, self._mouth = socket.socketpair()
         self._thread: threading.Thread | None = None
         # The rest is used by the thread alone.
-        self._selector = selectors.DefaultSelector()
         self._workers: set[_Worker] = set()
         self._zygote: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
@@ -93,6 +91,8 @@ class Processes:
             self._waiting.setdefault(owner, deque()).append(job)
             self._num_waiting += 1
             if self._thread is None:
+                self._ears, self._mouth = socket.socketpair()
+                self._selector = selectors.DefaultSelector()
                 self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
                 self._thread.start()
         job.future.add_done_callback(self._wake_if_cancelled)
@@ -126,8 +126,8 @@ class Processes:
         with self._lock:
             self._is_closed = True
             thread = self._thread
-        self._wake()
         if thread is not None:
+            self._wake()
             thread.join()
 
     def _wake(self) -> None:
@@ -142,22 +142,29 @@ class Processes:
 
     def _run(self) -> None:
         self._selector.register(self._ears, selectors.EVENT_READ)
-        while not self._is_closed:
-            events = self._selector.select(self._patience_s())
-            for key, _ in events:
-                if key.data is None:
-                    self._ears.recv(4096)
-                elif key.data in self._workers:
-                    self._receive(key.data)
-            self._end_given_up()
-            while (job := self._next_job()) is not None:
-                self._begin(job)
-            if not events and all(worker.job is None for worker in self._workers):
-                self._rest()
-        self._rest()
-        with self._lock:
+        try:
+            while not self._is_closed:
+                self._turn(self._selector.select(self._patience_s()))
+        finally:
+            with self._lock:
+                self._is_closed = True
+            self._rest()
             for job in [job for jobs in self._waiting.values() for job in jobs]:
                 job.future.cancel()
+            for each in (self._selector, self._ears, self._mouth):
+                each.close()
+
+    def _turn(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, _ in events:
+            if key.data is None:
+                self._ears.recv(4096)
+            elif key.data in self._workers:
+                self._receive(key.data)
+        self._end_given_up()
+        while (job := self._next_job()) is not None:
+            self._begin(job)
+        if not events and all(worker.job is None for worker in self._workers):
+            self._rest()
 
     def _patience_s(self) -> float | None:
         ends = [worker.end_s for worker in self._workers if worker.job is not None]
@@ -335,5 +342,5 @@ class _Worker:
 def _outcome(future: "Future[Any]") -> Any:
     try:
         return future.result()
-    except InvalidRequest as err:
+    except (InvalidRequest, DeadlineExceeded) as err:
         return str(err)
