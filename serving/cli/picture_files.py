@@ -65,7 +65,8 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
     workers = usable_cores()
     if workers < 2 or len(found) < MIN_PICTURES or os.name == "nt":
         silence_pillow()
-        yield from (_read(reader, name) if isinstance(name, str) else name for name in found)
+        for name in found:
+            yield _quietly(partial(_read, reader), name) if isinstance(name, str) else name
         return
     names = [name if isinstance(name, str) else name[0] for name in found]
     with closing(processes(workers)) as pool:
@@ -74,6 +75,19 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
         readings = pool.mapped(partial(_reading, reader), items, workers * AHEAD)
         for name, reading in zip(names, readings, strict=True):
             yield (name, reading) if isinstance(reading, str) else reading
+
+
+def _quietly(read: Callable[[str], Reading], name: str) -> Reading:
+    """Read a picture without what libtiff itself writes to stderr."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        return read(name)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _reading(reader: Reader, found: Reading | str) -> Reading:

@@ -201,7 +201,9 @@ def _grey_of(picture: Image.Image, max_side: int) -> Grey:
         return _grey(_opaque(_upright(colours, max_side)))
     if picture.mode in ("1", "L") and "transparency" not in picture.info:
         return np.asarray(_upright(picture.convert("L"), max_side), np.float32)
-    return _grey(_opaque(_upright(picture.convert("RGBA"), max_side)))
+    if picture.mode not in ("RGB", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return _grey(_opaque(_upright(picture, max_side).convert("RGBA")))
 
 
 def _upright(picture: Image.Image, max_side: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """/v1/numbers: pictures in, the numbers on them out."""
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import DigitsError
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from serving.pictures.numbers import Reading
 
 
+MAX_CANDIDATES = 4000
+"""Of a picture: some 400 digits, and a second of work."""
+_FIND = partial(find_candidates, most=MAX_CANDIDATES)
+
+
 class Numbers:
     """Answers /v1/numbers."""
 
@@ -34,7 +40,7 @@ class Numbers:
         query = call.plan.query
         options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query
         items, version = [], None
-        async for name, reading in read_pictures(call, find_candidates):
+        async for name, reading in read_pictures(call, _FIND):
             answer = None
             if not isinstance(reading, DigitsError) and len(reading.images):
                 answer = await self._classified(reading, call)

@@ -16,7 +16,7 @@ from serving.transports.http1.plan import Plan
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
 MAX_PICTURES = 100
-MAX_FORM_S = 60.0
+MAX_FORM_S = 20.0
 """Of a request: what a form's pictures may take."""
 _FORM = "multipart/form-data"
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
