@@ -78,6 +78,8 @@ def open_collection(
 def _write_new(folder: Path, name: str, content: bytes) -> None:
     """Write a file whole or not at all, and never over another one."""
     folder.mkdir(exist_ok=True)
+    if folder.is_symlink() or folder.parent.is_symlink():  # to where nothing is to be written
+        raise NotADirectoryError(errno.ENOTDIR, "a link")
     descriptor, partial = tempfile.mkstemp(dir=folder, prefix=".")
     try:
         with os.fdopen(descriptor, "wb") as file:

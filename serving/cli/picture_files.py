@@ -2,22 +2,15 @@
 
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.pictures.files import (
-    CRASH,
-    SUFFIXES,
-    read_or_reason,
-    reading_processes,
-    silence_pillow,
-)
+from serving.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores
+from serving.system.zygote import silence_pillow
 
 MIN_PICTURES = 100
 """Fewer pictures are read in this process: others take 0.5 s to start, a picture 7 ms."""
@@ -53,7 +46,9 @@ def _walk(folder: str) -> Iterator[Reading | str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield os.path.join(path, name)
+                file = os.path.join(path, name)
+                # A FIFO would never end.
+                yield file if os.path.isfile(file) else (file, "cannot be read: no regular file")
     yield from ((str(err.filename), f"cannot be read: {err.strerror}") for err in refused)
 
 
@@ -67,72 +62,36 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
         found: what `find` returned.
         reader: what to make of a picture, such as `from_picture`.
     """
-    silence_pillow()
     workers = usable_cores()
-    if workers < 2 or len(found) < MIN_PICTURES:
-        yield from (_read(reader, name) if isinstance(name, str) else name for name in found)
-        return
-    readers = _Readers(workers, reader)
-    ahead: deque[tuple[str, Future[Reading]]] = deque()
-    try:
+    if workers < 2 or len(found) < MIN_PICTURES or os.name == "nt":
+        silence_pillow()
         for name in found:
-            ahead.append(readers.submit(name))
-            if len(ahead) > workers * AHEAD:
-                yield readers.result(ahead)
-        while ahead:
-            yield readers.result(ahead)
+            yield _quietly(partial(_read, reader), name) if isinstance(name, str) else name
+        return
+    names = [name if isinstance(name, str) else name[0] for name in found]
+    with closing(processes(workers)) as pool:
+        # Stdin is read here, since the processes have none.
+        items = (_read(reader, name) if name == "-" else name for name in found)
+        readings = pool.mapped(partial(_reading, reader), items, workers * AHEAD)
+        for name, reading in zip(names, readings, strict=True):
+            yield (name, reading) if isinstance(reading, str) else reading
+
+
+def _quietly(read: Callable[[str], Reading], name: str) -> Reading:
+    """Read a picture without what libtiff itself writes to stderr."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        return read(name)
     finally:
-        readers.close()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
-class _Readers:
-    """Processes that read pictures; all are restarted when one has crashed."""
-
-    def __init__(self, workers: int, reader: Reader) -> None:
-        self._workers = workers
-        self._read = partial(_read, reader)
-        self._start()
-
-    def _start(self) -> None:
-        self._pool = reading_processes(self._workers)
-
-    def submit(self, found: Reading | str) -> tuple[str, "Future[Reading]"]:
-        """Start to read one picture; stdin is read here, since the processes have none."""
-        if isinstance(found, str) and found != "-":
-            try:
-                return found, self._pool.submit(self._read, found)
-            except BrokenProcessPool as err:
-                broken: Future[Reading] = Future()
-                broken.set_exception(err)
-                return found, broken
-        done: Future[Reading] = Future()
-        done.set_result(self._read(found) if isinstance(found, str) else found)
-        return found if isinstance(found, str) else found[0], done
-
-    def result(self, ahead: "deque[tuple[str, Future[Reading]]]") -> Reading:
-        """Wait for the first picture; after a crash, read it again alone to find the cause."""
-        name, future = ahead.popleft()
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            self.close()
-            self._start()
-        try:
-            reading = self._pool.submit(self._read, name).result()
-        except BrokenProcessPool:
-            self.close()
-            self._start()
-            reading = name, CRASH
-        again = [
-            self.submit(name) if future.exception() else (name, future) for name, future in ahead
-        ]
-        ahead.clear()
-        ahead.extend(again)
-        return reading
-
-    def close(self) -> None:
-        """End the processes after the pictures that they are reading."""
-        self._pool.shutdown(cancel_futures=True)
+def _reading(reader: Reader, found: Reading | str) -> Reading:
+    return _read(reader, found) if isinstance(found, str) else found
 
 
 def _read(reader: Reader, name: str) -> Reading:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from serving.images import Images
 from serving.pictures.cuts import Pieces, nearest, pen_width
 from serving.pictures.normalizer import BOX, HEIGHT, PEN_WIDTHS, within
-from serving.pictures.parts import Levels, Mask, Numbers
+from serving.pictures.parts import Levels, Mask, Numbers, Work
 from serving.pictures.rows import Row
 
 MAX_JOINED = 8
@@ -40,22 +40,26 @@ class Candidates(NamedTuple):
     """(N,): whether it has the ink that its cuts share with the neighbours, too."""
 
 
-def join(row: Row, pieces: Pieces) -> Candidates:
-    """Make all candidates of a row: runs of pieces; where they are cut, with shared ink, too."""
+def join(row: Row, pieces: Pieces, work: Work | None = None) -> Candidates:
+    """Make all candidates of a row: runs of pieces; where they are cut, with shared ink, too.
+
+    It takes their number of `work`.
+    """
     spans, boxes = _spans(row, pieces)
     measures = _measures(row, pieces, spans, boxes)
     is_cut = np.append(pieces.costs > 0, False)
     widened = np.flatnonzero(is_cut[spans].any(1))
     chosen = np.append(np.arange(len(spans)), widened)
+    (work or Work()).spend(len(chosen))
     is_wide = np.arange(len(chosen)) >= len(spans)
     spans, boxes, measures = spans[chosen], boxes[chosen], measures[chosen]
     pen = pen_width(row)
     levels, radius = _with_usual_pen(row, pen)
     own, shared = nearest(pieces.labels, radius), nearest(pieces.shared, radius)
     margin = round(2 * row.height)
-    padded = np.pad(levels, margin)
+    page = Image.fromarray(np.pad(levels, margin))
     images = np.zeros((len(spans), HEIGHT, HEIGHT), np.uint8)
-    around = np.empty_like(images)
+    around = np.empty(images.shape, np.float32)
     for number, ((first, last), box) in enumerate(zip(spans, boxes, strict=True)):
         reach = radius + is_wide[number] * round(pen)
         top, left, bottom, right = np.maximum(box + np.array([-1, -1, 1, 1]) * reach, 0).tolist()
@@ -64,9 +68,9 @@ def join(row: Row, pieces: Pieces) -> Candidates:
         if is_wide[number]:
             alone |= (shared[window] == first + 1) | (shared[window] == last + 1)
         y, x, step = _place(levels[window] * alone, images[number])
-        around[number] = _frame(padded, y + top + margin, x + left + margin, step)
-    flat = (len(spans), HEIGHT * HEIGHT)
-    return Candidates(spans, boxes, images.reshape(flat), around.reshape(flat), measures, is_wide)
+        around[number] = _frame(page, y + top + margin, x + left + margin, step)
+    flat, seen = (len(spans), HEIGHT * HEIGHT), np.rint(around * 255).astype(np.uint8)
+    return Candidates(spans, boxes, images.reshape(flat), seen.reshape(flat), measures, is_wide)
 
 
 def _with_usual_pen(row: Row, pen: float) -> tuple[Levels, int]:
@@ -106,15 +110,15 @@ def _place(alone: Levels, image: npt.NDArray[np.uint8]) -> tuple[float, float, f
     return top - y * step, left - x * step, step
 
 
-def _frame(levels: Levels, y: float, x: float, step: float) -> npt.NDArray[np.uint8]:
+def _frame(page: Image.Image, y: float, x: float, step: float) -> Levels:
     """Show all the ink in an image's frame: (28, 28)."""
     top, left = max(0, int(y)), max(0, int(x))
-    crop = levels[top : int(y + HEIGHT * step) + 2, left : int(x + HEIGHT * step) + 2]
-    box = (x - left, y - top, x - left + HEIGHT * step, y - top + HEIGHT * step)
-    box = (max(0, box[0]), max(0, box[1]), min(crop.shape[1], box[2]), min(crop.shape[0], box[3]))
-    seen = Image.fromarray(crop).resize((HEIGHT, HEIGHT), Image.Resampling.BOX, box)
-    image: npt.NDArray[np.uint8] = np.rint(np.asarray(seen) * 255).astype(np.uint8)
-    return image
+    bottom, right = y + HEIGHT * step, x + HEIGHT * step
+    edge = min(int(right) + 2, page.width), min(int(bottom) + 2, page.height)
+    crop = page.crop((left, top, *edge))  # small coordinates are more exact
+    box = (x - left, y - top, right - left, bottom - top)
+    box = (max(0, box[0]), max(0, box[1]), min(crop.width, box[2]), min(crop.height, box[3]))
+    return np.asarray(crop.resize((HEIGHT, HEIGHT), Image.Resampling.BOX, box))
 
 
 def _spans(row: Row, pieces: Pieces) -> tuple[Numbers, Numbers]:

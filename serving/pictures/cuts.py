@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from serving.pictures.parts import Mask, Numbers
+from serving.pictures.parts import Mask, Numbers, Work
 from serving.pictures.rows import Row
 
 MIN_SIZE = 0.004
@@ -32,6 +32,8 @@ MAX_PIECES = 200
 """Of a row."""
 SHARED = 0.65
 """Of the pen's width: how far from where a cut crosses ink both sides may own it."""
+CUT_WORK = 15
+"""What looking for cuts costs, in candidates."""
 _NO_CUT = 0.02
 """Of the height: what crosses less ink went around the part."""
 _SLOPE = 0.02
@@ -55,8 +57,9 @@ class Pieces(NamedTuple):
     the cut, or 0."""
 
 
-def cut(row: Row) -> Pieces:
-    """Cut the ink of a row into pieces."""
+def cut(row: Row, work: Work | None = None) -> Pieces:
+    """Cut the ink of a row into pieces; takes of `work` what that costs."""
+    work = work or Work()
     parts, count = ndimage.label(row.mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     labels, shared = np.zeros(parts.shape, np.int32), np.zeros(parts.shape, np.int32)
@@ -66,6 +69,7 @@ def cut(row: Row) -> Pieces:
         if sizes[part] < max(4, MIN_SIZE * row.height**2):
             continue
         mask = parts[window] == part
+        work.spend(CUT_WORK * _may_be_cut(mask, row.height))
         pieces, around, costs = _pieces_of(row.levels[window] * mask, mask, row.height, reach)
         shared[window] += np.where(around > 0, around + len(found), 0).astype(np.int32)
         for number, cost in enumerate(costs, 1):
@@ -108,7 +112,7 @@ class _Cut(NamedTuple):
 
 def _pieces_of(levels: npt.NDArray[np.float32], mask: Mask, height: float, reach: float) -> _Cut:
     """Cut one part; ink within `reach` of where a cut crosses ink is shared."""
-    if mask.shape[1] < MIN_CUT_WIDTH * height or len(mask) < 3:
+    if not _may_be_cut(mask, height):
         return _Cut(mask.astype(np.int32), np.zeros(mask.shape, np.int32), [0.0])
     cuts, costs = _cuts(levels, height)
     cuts = np.sort(cuts, axis=0)  # cuts do not cross
@@ -128,6 +132,10 @@ def _pieces_of(levels: npt.NDArray[np.float32], mask: Mask, height: float, reach
     return _Cut(number[pieces] * mask, mask * nearest(crossed, reach), kept)
 
 
+def _may_be_cut(mask: Mask, height: float) -> bool:
+    return mask.shape[1] >= MIN_CUT_WIDTH * height and len(mask) >= 3
+
+
 def nearest(labels: npt.NDArray[np.int32], reach: float) -> npt.NDArray[np.int32]:
     """Return each pixel's label, or the nearest label within `reach`; 0 elsewhere."""
     if not labels.any():
@@ -141,8 +149,7 @@ def _cuts(
 ) -> tuple[npt.NDArray[np.intp], list[float]]:
     """Return (N, H) columns at which cuts begin their right side, and the ink of each."""
     reach = max(1, round(BAND * height))
-    falls = [_falls(np.clip(levels, 0, 1), reach, slant) for slant in SLANTS]
-    paths, costs = (np.concatenate(each) for each in zip(*falls, strict=True))
+    paths, costs = _falls(np.clip(levels, 0, 1), reach)
     costs /= height
     is_open = (costs > _NO_CUT) & (costs <= MAX_CUT)
     chosen = []
@@ -156,26 +163,31 @@ def _cuts(
 
 
 def _falls(
-    ink: npt.NDArray[np.float32], reach: int, slant: float
+    ink: npt.NDArray[np.float32], reach: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Find the path of least ink around each slanted line: (N, H) columns, and (N,) ink."""
     rows, width = ink.shape
-    shifts = np.rint(slant * (np.arange(rows) - rows / 2)).astype(np.intp)
+    slants = np.array(SLANTS)[:, None]
+    shifts = np.rint(slants * (np.arange(rows) - rows / 2)).astype(np.intp)  # (S, H)
     margin = reach + int(np.abs(shifts).max())
-    columns = margin - reach + shifts[:, None] + np.arange(width + 2 * reach)
-    sheared = np.take_along_axis(np.pad(ink, ((0, 0), (margin, margin))), columns, 1)
-    bands = np.lib.stride_tricks.sliding_window_view(sheared, 2 * reach + 1, axis=1)[:, 2:-1]
+    columns = margin - reach + shifts[..., None] + np.arange(width + 2 * reach)
+    padded = np.pad(ink, ((0, 0), (margin, margin)))
+    sheared = padded[np.arange(rows)[:, None], columns]
+    bands = np.lib.stride_tricks.sliding_window_view(sheared, 2 * reach + 1, axis=2)[:, :, 2:-1]
+    bands = np.moveaxis(bands, 1, 0)  # (H, S, N, B)
     total, steps = bands[0], np.zeros(bands.shape, np.int8)
+    options = np.full((3, *total.shape), np.inf, np.float32)  # straight on, left, right
     for y in range(1, rows):
-        options = np.full((3, *total.shape), np.inf, np.float32)  # straight on, left, right
         options[0] = total
-        options[1, :, 1:] = total[:, :-1] + _SLOPE
-        options[2, :, :-1] = total[:, 1:] + _SLOPE
+        np.add(total[..., :-1], _SLOPE, out=options[1, ..., 1:])
+        np.add(total[..., 1:], _SLOPE, out=options[2, ..., :-1])
         steps[y] = options.argmin(0)
-        total = options.min(0) + bands[y]
-    at, lines = total.argmin(1), np.arange(bands.shape[1])
-    paths, costs = np.empty((len(lines), rows), np.intp), total[lines, at].astype(np.float64)
+        total = options.min(0)
+        total += bands[y]
+    at, (slant, lines) = total.argmin(2), np.indices(bands.shape[1:3])
+    paths = np.empty((*at.shape, rows), np.intp)
+    costs = np.take_along_axis(total, at[..., None], 2).astype(np.float64)
     for y in range(rows - 1, -1, -1):
-        paths[:, y] = lines + 2 + at - reach + shifts[y]
-        at = at + _STEPS[steps[y, lines, at]] if y else at
-    return paths, costs
+        paths[..., y] = lines + 2 + at - reach + shifts[:, y, None]
+        at = at + _STEPS[steps[y, slant, lines, at]] if y else at
+    return paths.reshape(-1, rows), costs.ravel()

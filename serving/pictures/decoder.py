@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.images import Images
+from serving.system.zygote import free_bytes
 
 MAX_PIXELS = 80_000_000
 """The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""
@@ -80,6 +81,7 @@ def read_pixels(
     """
 
     def pixels(picture: Image.Image) -> Images:
+        _require_memory(picture)
         levels = _in_mode(picture, "L" if channels == 1 else "RGB")
         if invert and np.asarray(levels.convert("L")).mean() > 127:
             levels = ImageOps.invert(levels)
@@ -122,6 +124,8 @@ def _read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -
         raise InvalidRequest(f"expected a picture ({', '.join(formats())})") from err
     except Image.DecompressionBombError as err:
         raise TooLarge(f"expected at most {MAX_PIXELS} pixels: {_line(err)}") from err
+    except MemoryError as err:
+        raise TooLarge("it takes too much memory") from err
     except OSError as err:
         raise InvalidRequest(f"cannot be read: {err.strerror or _line(err)}") from err
     except Exception as err:  # decoders raise anything, from TypeError to struct.error
@@ -165,9 +169,21 @@ def _opened(file: BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
         return make(picture)
 
 
+def _require_memory(picture: Image.Image) -> None:
+    """Check, before it is decoded, that a picture will fit in what its process may allocate."""
+    needed = picture.width * picture.height * _PIXEL_BYTES.get(picture.mode, 4)
+    if needed > free_bytes():
+        raise TooLarge(f"its {picture.width} x {picture.height} pixels take too much memory")
+
+
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Of those of Pillow's modes that have other than four."""
+
+
 def _page(picture: Image.Image, max_side: int) -> Page:
     size = picture.size
     picture.draft("RGB", (max_side, max_side))  # JPEG: decodes fewer pixels from the start
+    _require_memory(picture)
     if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
         size = size[::-1]
     return Page(_grey_of(picture, max_side), *size)
@@ -185,7 +201,9 @@ def _grey_of(picture: Image.Image, max_side: int) -> Grey:
         return _grey(_opaque(_upright(colours, max_side)))
     if picture.mode in ("1", "L") and "transparency" not in picture.info:
         return np.asarray(_upright(picture.convert("L"), max_side), np.float32)
-    return _grey(_opaque(_upright(picture.convert("RGBA"), max_side)))
+    if picture.mode not in ("RGB", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return _grey(_opaque(_upright(picture, max_side).convert("RGBA")))
 
 
 def _upright(picture: Image.Image, max_side: int) -> Image.Image:

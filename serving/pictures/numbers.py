@@ -16,11 +16,13 @@ from serving.pictures.cuts import Pieces
 from serving.pictures.decoder import Page
 from serving.pictures.facts import Box, FoundDigit, Number
 from serving.pictures.page import find_ink
-from serving.pictures.parts import Numbers
+from serving.pictures.parts import Numbers, Work
 from serving.pictures.rows import Row, find_rows
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
+MAX_OF_ONE = 1000
+"""Candidates of a picture that should have one digit."""
 BIAS = 0.5
 """Added to the log odds of a whole digit."""
 SKIP = -6.0
@@ -65,10 +67,18 @@ class _Choice(NamedTuple):
 class Reading:
     """The candidates for digits on a page."""
 
-    def __init__(self, page: Page) -> None:
-        """Find the candidates."""
-        ink = find_ink(page.grey)
-        self._lines = [_line(row) for row in find_rows(ink)] if ink else []
+    def __init__(self, page: Page, most: float = math.inf) -> None:
+        """Find the candidates.
+
+        Args:
+            page: the picture.
+            most: of them, where each part that is cut counts as CUT_WORK more.
+
+        Raises:
+            InvalidRequest: there are more.
+        """
+        ink, work = find_ink(page.grey), Work(most)
+        self._lines = [_line(row, work) for row in find_rows(ink)] if ink else []
         height, width = page.grey.shape
         self._scale = page.width / width, page.height / height
         self._size = page.width, page.height
@@ -167,7 +177,7 @@ class Reading:
 
 def has_several_digits(page: Page) -> bool:
     """Return whether a number of two or more digits is found, by the rejecter alone."""
-    reading = Reading(page)
+    reading = Reading(page, MAX_OF_ONE)
     found = reading.numbers(rejecter.probabilities(reading.logits))
     return any(len(number.digits) > 1 for number in found)
 
@@ -178,11 +188,15 @@ def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:
     return np.asarray(SKIP * np.minimum(heights, 1))
 
 
-def _line(row: Row) -> _Line:
-    pieces = cuts.cut(row)
-    found = candidates.join(row, pieces)
+def _line(row: Row, work: Work) -> _Line:
+    pieces = cuts.cut(row, work)
+    found = candidates.join(row, pieces, work)
     logits = rejecter.logits(found)
-    return _Line(row, pieces, found, rejecter.odds(logits), logits)
+    none = np.empty((0, 0))  # what is not needed any more would be large to send
+    return _Line(
+        row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
+        found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,
+    )  # fmt: skip
 
 
 def _choose(line: _Line, probabilities: Probabilities, odds: npt.NDArray[np.float64]) -> _Choice:

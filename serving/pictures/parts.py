@@ -1,10 +1,13 @@
 """The connected parts of a picture's ink, without specks and frames."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+
+from serving.errors import InvalidRequest
 
 MAX_PARTS = 100
 """If there are more, most are grain; the time grows with the square of their number."""
@@ -12,6 +15,24 @@ MAX_PARTS = 100
 Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.intp]
+
+
+class Work:
+    """What a page may cost: a candidate for a digit is one."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        """Begin with all of it."""
+        self._most = self._left = most
+
+    def spend(self, number: int) -> None:
+        """Take some of it.
+
+        Raises:
+            InvalidRequest: it is not left.
+        """
+        self._left -= number
+        if self._left < 0:
+            raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Reads picture files: as a classifier's input, or all the numbers of a page."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -122,18 +123,22 @@ def numbers_of(reading: "Reading", classify: "Callable[[Images], Predictions]") 
     return reading.numbers(np.concatenate([answer.probabilities for answer in answers]))
 
 
-def find_candidates(source: str | Path | BinaryIO) -> "Reading":
+def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "Reading":
     """Find what may be digits in a picture: the part of `read_numbers` that needs no model.
 
+    Args:
+        source: path or open binary file.
+        most: see `Reading`.
+
     Raises:
-        InvalidRequest: not a readable picture, or too large.
+        InvalidRequest: not a readable picture, or too large, or it has too many candidates.
         ConfigurationError: Pillow or SciPy is not installed.
     """
     try:
         from serving.pictures import decoder, numbers
     except ImportError as err:
         raise _missing() from err
-    return numbers.Reading(decoder.read_page(source))
+    return numbers.Reading(decoder.read_page(source), most)
 
 
 def _missing() -> ConfigurationError:

@@ -21,6 +21,8 @@ WEIGHTS = Path(__file__).parent / "rejecter.npz"
 SHARE = 0.3
 """Of the rejecter in the log probabilities of a candidate's classes."""
 _STRIDE = 2
+_BATCH = 64
+"""Candidates at once: more need more memory, and no less time."""
 
 
 def logits(candidates: Candidates) -> Floats:
@@ -29,15 +31,20 @@ def logits(candidates: Candidates) -> Floats:
     Returns:
         (N, 11) float32: log probabilities up to a constant, of each digit, and of no whole digit.
     """
+    parts = range(0, max(len(candidates.images), 1), _BATCH)
+    return np.concatenate([_logits(candidates, slice(at, at + _BATCH)) for at in parts])
+
+
+def _logits(candidates: Candidates, part: slice) -> Floats:
     weights = _weights()
-    both = np.stack([candidates.images, candidates.surroundings], -1)
+    both = np.stack([candidates.images[part], candidates.surroundings[part]], -1)
     hidden: npt.NDArray[np.floating] = both.reshape(-1, HEIGHT, WIDTH, 2).astype(np.float32) / 255
     for layer in (1, 2):
         hidden = np.maximum(
             _convolved(hidden, weights[f"kernel{layer}"]) + weights[f"bias{layer}"], 0
         )
     pixels = hidden.reshape(len(hidden), math.prod(hidden.shape[1:]))  # not -1: N may be 0
-    flat = np.concatenate([pixels, candidates.measures], axis=1)
+    flat = np.concatenate([pixels, candidates.measures[part]], axis=1)
     dense = np.maximum(flat @ weights["kernel3"] + weights["bias3"], 0)
     answer: Floats = dense @ weights["kernel4"] + weights["bias4"]
     return answer

@@ -29,7 +29,7 @@ MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""
 MAX_BREAK = 4
 """Pixels without ink in a line."""
-MAX_LINES = 2000
+MAX_LINES = 1000
 """That are compared with each other."""
 MAX_BREADTH = 2
 """Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
@@ -128,6 +128,7 @@ def _chosen(labels: Numbers, chosen: Numbers) -> Mask:
 
 def _in_line(lines: Numbers, others: Numbers) -> Mask:
     """Return which of N horizontal lines continue which of M: (N, M)."""
+    lines, others = lines.astype(np.float32), others.astype(np.float32)
     y, x = ((lines[:, axis] + lines[:, axis + 2] / 2)[:, None] for axis in (0, 1))
     y_other, x_other = (others[:, axis] + others[:, axis + 2] / 2 for axis in (0, 1))
     return np.asarray(np.abs(y - y_other) <= 3 + MAX_SKEW * np.abs(x - x_other))

@@ -4,6 +4,7 @@ One thread serves all connections and one makes the metrics page, for any number
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from serving.config import ServerConfig
@@ -51,7 +52,7 @@ class Exporter:
         self.address = with_port(host, listener.getsockname()[1])
         router = Router()
         self._loop = Loop(router, poll=False, host=Host(), name="exporter")
-        self._pages = Pool(1, self._loop.post, "metrics-page")
+        self._pages = Pool(ThreadPoolExecutor(1, "metrics-page"), self._loop.post)
         routes = [
             Route("GET", "/healthz", self._alive),
             Route("GET", "/readyz", self._ready),

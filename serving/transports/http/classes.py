@@ -57,7 +57,6 @@ class Classes:
     ) -> tuple[LoadedModel, Preprocessing, Sequence[tuple[str, Array | DigitsError]]]:
         """Read the pictures for the version that will classify them: others take other sizes."""
         name, asked = call.plan.params["name"], call.plan.params.get("version")
-        kind = call.plan.get("content-type")
         while True:
             versions = self._router.find(name).versions
             model = versions.find(asked) if asked else versions.choose(share)
@@ -65,7 +64,7 @@ class Classes:
             if pictures is None:
                 raise InvalidRequest(f"model {name!r} is not known to classify pictures")
             read = partial(picture_row, pictures)
-            rows = await call.work(read_pictures, read, call.body, kind, call.deadline_s)
+            rows = [each async for each in read_pictures(call, read)]
             if self._router.find(name).versions.versions.get(model.version) is model:
                 call.body = b""
                 return model, pictures, rows  # else another one took over meanwhile

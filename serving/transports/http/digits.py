@@ -51,7 +51,7 @@ class Digits:
             images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
             read = [("", image[None]) for image in images]
         else:
-            read = await call.work(read_pictures, from_picture, call.body, kind, call.deadline_s)
+            read = [each async for each in read_pictures(call, from_picture)]
         call.body = b""
         images_read = [image for _, image in read if not isinstance(image, DigitsError)]
         rows = None

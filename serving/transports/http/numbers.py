@@ -1,6 +1,7 @@
 """/v1/numbers: pictures in, the numbers on them out."""
 
-from collections.abc import Sequence
+import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import DigitsError
@@ -11,14 +12,17 @@ from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
-from serving.transports.http1.answers import Answer, as_json
+from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.plan import Route
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Reading
 
-Read = "Sequence[tuple[str, Reading | DigitsError]]"
+
+MAX_CANDIDATES = 4000
+"""Of a picture: some 400 digits, and a second of work."""
+_FIND = partial(find_candidates, most=MAX_CANDIDATES)
 
 
 class Numbers:
@@ -33,18 +37,17 @@ class Numbers:
         return [Route("POST", "/v1/numbers", self._answer, MAX_BODY_BYTES, is_work=True)]
 
     async def _answer(self, call: Exchange) -> Answer:
-        reject_below, query = share_of(call.plan, "reject_below"), call.plan.query
-        kind = call.plan.get("content-type")
-        read = await call.work(read_pictures, find_candidates, call.body, kind, call.deadline_s)
-        call.body = b""
-        rows = [
-            None
-            if isinstance(reading, DigitsError) or not len(reading.images)
-            else await self._classified(reading, call)
-            for _, reading in read
-        ]
-        options = reject_below, "image" in query, "drawing" in query
-        return await call.work(write_report, read, rows, *options)
+        query = call.plan.query
+        options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query
+        items, version = [], None
+        async for name, reading in read_pictures(call, _FIND):
+            answer = None
+            if not isinstance(reading, DigitsError) and len(reading.images):
+                answer = await self._classified(reading, call)
+                version = answer.model_version
+            items.append(await call.work(write_item, name, reading, answer, *options))
+        head = json.dumps({"model_version": version}, separators=(",", ":"))
+        return Answer(f'{head[:-1]},"pictures":[{",".join(items)}]}}'.encode())
 
     async def _classified(self, reading: "Reading", call: Exchange) -> Predictions:
         """Classify the candidates, in as many calls as a request's limit needs."""
@@ -59,20 +62,16 @@ class Numbers:
         return Predictions.concatenate(answers)
 
 
-def write_report(
-    read: "Sequence[tuple[str, Reading | DigitsError]]", rows: Sequence[Predictions | None],
-    reject_below: float, with_images: bool, is_drawing: bool,
-) -> Answer:  # fmt: skip
-    """Write the numbers of each picture, in order."""
-    items: list[dict[str, Any]] = []
-    for (name, reading), answer in zip(read, rows, strict=True):
-        item: dict[str, Any] = {"name": name} if name else {}
-        if isinstance(reading, DigitsError):
-            items.append(item | {"error": str(reading)})
-            continue
+def write_item(
+    name: str, reading: "Reading | DigitsError", answer: Predictions | None, reject_below: float,
+    with_images: bool, is_drawing: bool,
+) -> str:  # fmt: skip
+    """Write the numbers of a picture as JSON."""
+    item: dict[str, Any] = {"name": name} if name else {}
+    if isinstance(reading, DigitsError):
+        item["error"] = str(reading)
+    else:
         find = reading.drawn_numbers if is_drawing else reading.numbers
         numbers = [] if answer is None else find(answer.probabilities)
-        facts = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
-        items.append(item | {"numbers": facts})
-    versions = [answer.model_version for answer in rows if answer is not None]
-    return as_json({"model_version": versions[-1] if versions else None, "pictures": items})
+        item["numbers"] = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
+    return json.dumps(item, separators=(",", ":"))

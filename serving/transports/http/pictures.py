@@ -3,61 +3,68 @@
 import io
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
+from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.plan import Plan
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
 MAX_PICTURES = 100
+MAX_FORM_S = 20.0
+"""Of a request: what a form's pictures may take."""
 _FORM = "multipart/form-data"
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
 
-_Read = TypeVar("_Read")
+_Made = TypeVar("_Made")
 
 
-def read_pictures(
-    read: Callable[[BinaryIO], _Read], body: bytes, kind: str, deadline_s: float
-) -> Sequence[tuple[str, _Read | DigitsError]]:
+async def read_pictures(
+    call: Exchange, read: Callable[[BinaryIO], _Made]
+) -> AsyncIterator[tuple[str, _Made | DigitsError]]:
     """Read the pictures of a body: the files of a form, or the body itself.
 
-    Args:
-        read: such as `from_picture`.
-        body: the whole body.
-        kind: its content type.
-        deadline_s: in monotonic seconds.
+    Each is read once the one before is answered, so that other callers have their turn.
 
-    Returns:
+    Args:
+        call: the request.
+        read: such as `from_picture`; called in a process.
+
+    Yields:
         The name of each, and what was read, or of a form's why it can't be.
 
     Raises:
         InvalidRequest: the form is malformed, has no file or too many, or the body is empty, or the
             only picture can't be read.
-        DeadlineExceeded: it took too long.
     """
+    body, kind = call.body, call.plan.get("content-type")
     if media_type(kind) != _FORM:
         if not body:
             raise InvalidRequest("expected a picture, got an empty body")
-        return [("", read(io.BytesIO(body)))]
-    found: list[tuple[str, _Read | DigitsError]] = []
-    for name, content in _files(body, kind):
-        if time.monotonic() > deadline_s:
-            raise DeadlineExceeded
+        yield "", await call.work(_read, read, body)
+        return
+    end_s = time.monotonic() + MAX_FORM_S
+    for name, start, end in await call.work(find_files, body, kind):
+        if time.monotonic() > end_s:
+            raise DeadlineExceeded(f"the pictures of a form take more than {MAX_FORM_S:g} s")
         try:
-            found.append((name, read(io.BytesIO(content))))
-        except DigitsError as err:
-            found.append((name, err))
-    return found
+            yield name, await call.work(_read, read, body[start:end])
+        except InvalidRequest as err:
+            yield name, err
 
 
-def _files(body: bytes, kind: str) -> list[tuple[str, bytes]]:
-    """Return the names and contents of a form's files."""
-    form = _Form()
+def _read(read: Callable[[BinaryIO], _Made], content: bytes) -> _Made:
+    return read(io.BytesIO(content))
+
+
+def find_files(body: bytes, kind: str) -> list[tuple[str, int, int]]:
+    """Find a form's files: the name of each, and where in the body it begins and ends."""
+    form = _Form(body)
     try:
         boundary = parse_options_header(kind)[1][b"boundary"]
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
@@ -72,10 +79,11 @@ def _files(body: bytes, kind: str) -> list[tuple[str, bytes]]:
 
 
 class _Form:
-    """Collects the parts of a form."""
+    """Finds the parts of a form."""
 
-    def __init__(self) -> None:
-        self.files: list[tuple[str, bytes]] = []
+    def __init__(self, body: bytes) -> None:
+        self.files: list[tuple[str, int, int]] = []
+        self._body = body
         self._num_parts = 0
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
@@ -94,7 +102,7 @@ class _Form:
             raise ValueError(f"more than {MAX_PICTURES} parts")
         self._field = self._value = b""
         self._name: str | None = None
-        self._content = bytearray()
+        self._start, self._size = 0, 0
 
     def _add_to_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -110,11 +118,13 @@ class _Form:
         self._field = self._value = b""
 
     def _add(self, data: bytes, start: int, end: int) -> None:
-        self._content += data[start:end]
+        if data is self._body and not self._start:  # else it is what begins like a boundary
+            self._start = start - self._size
+        self._size += end - start
 
     def _end(self) -> None:
         if self._name is not None:
-            self.files.append((self._name, bytes(self._content)))
+            self.files.append((self._name, self._start, self._start + self._size))
 
 
 def media_type(kind: str) -> str:

@@ -3,6 +3,7 @@
 import resource
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
@@ -11,8 +12,8 @@ from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import bind, others, with_port
-from serving.system.cores import usable_cores
 from serving.system.host import Host
+from serving.system.processes import Processes
 from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
@@ -34,6 +35,12 @@ _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
 _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
+_NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 72 << 20, 10.0
+"""What pictures and JSON get: 300 MB in all, with what the processes share."""
+_MODULES = (
+    "serving.pictures.numbers", "serving.transports.http.digits", "serving.transports.http.numbers",
+    "serving.transports.http.inference",
+)  # fmt: skip
 
 
 class HttpServer:
@@ -94,7 +101,9 @@ class HttpServer:
 
     def _connections(self, loop: Loop) -> Connections:
         config, router = self._config, self._router
-        pool, control = Pool(usable_cores(), loop.post), Pool(1, loop.post, "control")
+        decoders = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
+        pool = Pool(decoders, loop.post)
+        control = Pool(ThreadPoolExecutor(1, "control"), loop.post)
         self._pools = [pool, control]
         routes = _routes(router, self._queries, control, self._inputs)
         names = (*config.http_host_names, config.http_host)

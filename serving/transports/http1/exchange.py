@@ -89,7 +89,8 @@ class Exchange:
             return function(*args)
 
         def begin() -> None:
-            self._work = (pool or self._calls.pool).submit(self._end_work, function, *args)
+            where, owner = pool or self._calls.pool, self.connection.address or "unix"
+            self._work = where.submit(owner, self._end_work, function, *args)
 
         result: Result = await _outcome(begin)
         return result

@@ -1,29 +1,49 @@
-"""Where bytes of strangers are decoded, so that the loop never does."""
+"""Where the loop has done what may take long: on threads what is trusted, the rest in processes."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from serving.system.processes import Processes
+
 
 class Pool:
-    """Calls functions on threads of its own."""
+    """Calls functions elsewhere, and has the loop told."""
 
     def __init__(
-        self, num_threads: int, post: Callable[[Callable[[], None]], None], name: str = "pictures"
+        self, workers: Processes | ThreadPoolExecutor, post: Callable[[Callable[[], None]], None]
     ) -> None:
-        """Start without a thread; `post` runs a function on the loop's thread."""
-        self._threads = ThreadPoolExecutor(num_threads, name)
+        """Start nothing; `post` runs a function on the loop's thread."""
+        self._workers = workers
         self._post = post
 
     def submit(
-        self, done: Callable[["Future[Any]"], None], function: Callable[..., Any], *args: Any
-    ) -> "Future[Any]":
-        """Call a function of a module; `done` gets its future on the loop's thread."""
-        future = self._threads.submit(function, *args)
+        self, owner: str, done: Callable[["Future[Any]"], None], function: Callable[..., Any],
+        *args: Any,
+    ) -> "Future[Any]":  # fmt: skip
+        """Call a function of a module.
+
+        Args:
+            owner: the caller's address: processes have a share for each.
+            done: gets the future on the loop's thread.
+            function: of a module.
+            args: its arguments.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        workers = self._workers
+        if isinstance(workers, Processes):
+            future = workers.submit(owner, function, *args)
+        else:
+            future = workers.submit(function, *args)
         future.add_done_callback(lambda ended: self._post(partial(done, ended)))
         return future
 
     def close(self) -> None:
         """Begin no further call."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._workers, Processes):
+            self._workers.close()
+        else:
+            self._workers.shutdown(wait=False, cancel_futures=True)

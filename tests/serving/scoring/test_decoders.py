@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from serving.images import Images
-from serving.pictures.files import CRASH
+from serving.system.processes import CRASH
 from serving.scoring.decoders import Decoders
 from tests.serving.cli.test_classify import end_process
 from tests.serving.scoring.conftest import picture

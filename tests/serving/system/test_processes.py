@@ -1,0 +1,220 @@
+"""Processes for what may crash: each job alone pays for what it does."""
+
+import ctypes
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
+from serving.system import processes
+from serving.system.processes import CRASH, Processes
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Processes]]:
+    made: list[Processes] = []
+
+    def one(number: int = 2, **options: float) -> Processes:
+        made.append(Processes(number, ["no_such_module"], **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield one
+    for pool in made:
+        pool.close()
+
+
+def outcome(future: "Future[object]") -> object:
+    return future.result(WAIT_S)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("function", "args"), [(os.abort, ()), (ctypes.string_at, (0,)), (os._exit, (0,))]
+)
+def test_crash_costs_its_job_alone(
+    make: Callable[..., Processes], function: Callable[..., object], args: tuple[object, ...]
+) -> None:
+    pool = make()
+    other = pool.submit("other", time.sleep, 0.2)
+    with pytest.raises(InvalidRequest, match=CRASH):
+        outcome(pool.submit("one", function, *args))
+    assert outcome(other) is None
+    assert outcome(pool.submit("one", math.factorial, 5)) == 120
+
+
+def test_errors_of_jobs_are_raised_here(make: Callable[..., Processes]) -> None:
+    pool = make()
+    with pytest.raises(ValueError, match="invalid literal"):
+        outcome(pool.submit("one", int, "x"))
+    with pytest.raises(AttributeError):
+        outcome(pool.submit("one", lambda: None))
+    assert outcome(pool.submit("one", abs, -1)) == 1
+
+
+def test_memory_is_bounded_and_given_back(make: Callable[..., Processes]) -> None:
+    pool = make(1, memory_bytes=64 << 20)
+    with pytest.raises(TooLarge):
+        outcome(pool.submit("one", bytes, 80 << 20))
+    before = outcome(pool.submit("one", os.getpid))
+    assert outcome(pool.submit("one", keep, 40 << 20)) == before
+    assert outcome(pool.submit("one", os.getpid)) != before
+
+
+KEPT: list[bytearray] = []
+
+
+def keep(number: int) -> int:
+    KEPT.append(bytearray(b"x") * number)
+    return os.getpid()
+
+
+def test_job_that_takes_too_long_is_ended(make: Callable[..., Processes]) -> None:
+    pool = make(1, job_s=0.2)
+    before = outcome(pool.submit("one", os.getpid))
+    assert isinstance(before, int)
+    with pytest.raises(DeadlineExceeded):
+        outcome(pool.submit("one", time.sleep, 600))
+    wait_until(lambda: not is_alive(before))
+    assert outcome(pool.submit("one", os.getpid)) != before
+
+
+def test_process_of_a_caller_that_left_is_ended(make: Callable[..., Processes]) -> None:
+    pool = make(1)
+    before = outcome(pool.submit("", os.getpid))
+    assert isinstance(before, int)
+    running, waiting = pool.submit("", time.sleep, 600), pool.submit("", os.abort)
+    assert waiting.cancel()
+    time.sleep(0.05)
+    assert running.cancel()
+    wait_until(lambda: not is_alive(before))
+    assert outcome(pool.submit("", abs, -1)) == 1
+
+
+def test_callers_take_turns(make: Callable[..., Processes], tmp_path: Path) -> None:
+    pool = make(1)
+    order = tmp_path / "order"
+    first = pool.submit("many", time.sleep, 0.3)
+    jobs = [pool.submit("many", note, order, "m") for _ in range(5)]
+    jobs += [pool.submit("few", note, order, "f") for _ in range(2)]
+    for job in (first, *jobs):
+        outcome(job)
+    assert order.read_text() in ("mfmfmmm", "fmfmmmm")
+
+
+def note(file: Path, text: str) -> None:
+    with file.open("a") as stream:
+        stream.write(text)
+
+
+def test_one_caller_leaves_a_process_to_the_others(make: Callable[..., Processes]) -> None:
+    pool = make(2)
+    slow = [pool.submit("many", time.sleep, 600) for _ in range(5)]
+    assert outcome(pool.submit("few", abs, -1)) == 1
+    assert not any(job.done() for job in slow)
+
+
+def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
+    pool = make(2)
+    for _ in range(processes.MAX_WAITING_OF_ONE + 1):
+        pool.submit("many", time.sleep, 600)
+        time.sleep(0.001)
+    with pytest.raises(Overloaded):
+        for _ in range(2):
+            pool.submit("many", time.sleep, 600)
+    assert outcome(pool.submit("few", abs, -1)) == 1
+
+
+def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Processes]) -> None:
+    pool, taken = make(2), []
+    results = pool.mapped(crash_at_three, (taken.append(n) or n for n in range(100)), 4)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, CRASH, 4]
+    assert len(taken) < 12
+    results.close()
+
+
+def crash_at_three(number: int) -> int:
+    return os.abort() if number == 3 else number
+
+
+def test_all_end_when_idle_and_start_again(make: Callable[..., Processes]) -> None:
+    pool = make(1, idle_s=0.1)
+    worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
+    assert isinstance(worker, int)
+    assert isinstance(zygote, int)
+    wait_until(lambda: not is_alive(worker) and not is_alive(zygote))
+    assert outcome(pool.submit("", abs, -1)) == 1
+
+
+def test_closing_ends_what_runs(make: Callable[..., Processes]) -> None:
+    pool = make(1)
+    jobs = [pool.submit("", time.sleep, 600) for _ in range(2)]
+    pool.close()
+    for job in jobs:
+        with pytest.raises(CancelledError):
+            outcome(job)
+    with pytest.raises(Overloaded):
+        pool.submit("", abs, -1)
+
+
+def test_processes_have_no_files_of_this_one(
+    make: Callable[..., Processes], tmp_path: Path
+) -> None:
+    with (tmp_path / "ours").open("w") as ours:
+        os.set_inheritable(ours.fileno(), True)
+        files = outcome(make(1).submit("", files_open))
+    assert isinstance(files, dict)
+    assert not [name for name in files.values() if "ours" in name]
+    assert {files.get(number) for number in (0, 1, 2)} == {"/dev/null"}
+
+
+def files_open() -> dict[int, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        if entry.is_symlink():
+            found[int(entry.name)] = os.readlink(entry)
+    return found
+
+
+PARENT = """
+import os, sys, time
+from serving.system.processes import Processes
+pool = Processes(2)
+print(pool.submit("", os.getpid).result(), pool.submit("", os.getppid).result(), flush=True)
+pool.submit("", time.sleep, 600).result()
+"""
+
+
+def test_all_end_with_a_parent_that_is_killed() -> None:
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.1)
+        parent.send_signal(signal.SIGKILL)
+        assert parent.stdout.read() == ""  # nobody holds it
+    for pid in pids:
+        wait_until(partial(lambda pid: not is_alive(pid), pid))
