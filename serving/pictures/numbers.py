@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +192,7 @@ def _line(row: Row, work: Work) -> _Line:
     pieces = cuts.cut(row, work)
     found = candidates.join(row, pieces, work)
     logits = rejecter.logits(found)
-    none = np.empty((0, 0))  # what is not needed any more would be large to send
+    none: Any = np.empty((0, 0))  # what is not needed any more would be large to send
     return _Line(
         row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
         found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -101,7 +101,7 @@ class Processes:
 
     def mapped(
         self, function: Callable[..., Any], items: Iterable[Any], ahead: int
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Yield a function's result for each item, in order; for one that crashes, why: a text.
 
         Args:

@@ -139,20 +139,21 @@ def test_one_caller_leaves_a_process_to_the_others(make: Callable[..., Processes
 
 def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
     pool = make(2)
-    for _ in range(processes.MAX_WAITING_OF_ONE + 1):
-        pool.submit("many", time.sleep, 600)
-        time.sleep(0.001)
+    submit = partial(pool.submit, "many", time.sleep, 600)
+    submit()
+    wait_until(lambda: not pool._num_waiting)
+    for _ in range(processes.MAX_WAITING_OF_ONE):
+        submit()
     with pytest.raises(Overloaded):
-        for _ in range(2):
-            pool.submit("many", time.sleep, 600)
+        submit()
     assert outcome(pool.submit("few", abs, -1)) == 1
 
 
 def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Processes]) -> None:
-    pool, taken = make(2), []
-    results = pool.mapped(crash_at_three, (taken.append(n) or n for n in range(100)), 4)
+    numbers = iter(range(100))
+    results = make(2).mapped(crash_at_three, numbers, 4)
     assert [next(results) for _ in range(5)] == [0, 1, 2, CRASH, 4]
-    assert len(taken) < 12
+    assert next(numbers) < 12
     results.close()
 
 

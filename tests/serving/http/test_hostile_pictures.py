@@ -1,0 +1,149 @@
+"""Pictures that a stranger sends to harm: each costs its sender alone."""
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.system.processes import CRASH
+from tests.serving.http.peer import HttpPeer, Reply
+from tests.serving.http.test_digits import form
+from tests.support.servers import RunningServer, running_server
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[RunningServer]:
+    with running_server(models, "--http-port", "0") as server:
+        yield server
+
+
+@pytest.fixture
+def peer(server: RunningServer) -> HttpPeer:
+    return HttpPeer(server.facts["http"])
+
+
+def png(levels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dots() -> bytes:
+    """Some 600 bytes, which would be 5,000 candidates for digits."""
+    levels = np.full((256, 256), 255, np.uint8)
+    levels.reshape(-1)[:] = 255
+    for y in range(6, 248, 12):
+        for x in range(6, 248, 12):
+            levels[y : y + 8, x : x + 8] = 0
+    return png(levels)
+
+
+@pytest.fixture(scope="module")
+def plain() -> bytes:
+    levels = np.full((60, 60), 255, np.uint8)
+    levels[10:50, 27:33] = 0
+    return png(levels)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def workers_of(server: RunningServer) -> list[int]:
+    return [worker for zygote in children(server.process.pid) for worker in children(zygote)]
+
+
+def test_page_of_dots_is_refused_in_one_line(dots: bytes, peer: HttpPeer) -> None:
+    reply = peer.post("/v1/numbers", dots)
+    assert (reply.status, reply.json["detail"]) == (
+        400, "more than 4000 marks that may be digits",
+    )  # fmt: skip
+    assert peer.post("/v1/digits", dots).status == 400
+
+
+def test_dots_of_a_form_cost_the_other_pictures_nothing(
+    dots: bytes, plain: bytes, peer: HttpPeer
+) -> None:
+    body, kind = form(("a.png", dots), ("b.png", plain))
+    pictures = peer.post("/v1/numbers", body, Content_Type=kind).json["pictures"]
+    assert "more than 4000 marks" in pictures[0]["error"]
+    assert "numbers" in pictures[1]
+
+
+def test_deadline_ends_the_work(dots: bytes, server: RunningServer, peer: HttpPeer) -> None:
+    assert peer.post("/v1/numbers", dots, Request_Timeout="0.05").status == 504
+    end_s = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers_of(server)):
+        assert time.monotonic() < end_s
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tR" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("shape", [(80_000_000, 1), (8_900, 8_900)])
+@pytest.mark.parametrize("path", ["/v1/digits", "/v1/numbers"])
+def test_picture_too_large_for_its_process_is_refused_undecoded(
+    shape: tuple[int, int], path: str, server: RunningServer, peer: HttpPeer
+) -> None:
+    picture = png(np.full(shape, 255, np.uint8))
+    reply = peer.post(path, picture)
+    assert reply.status == 413
+    assert "take too much memory" in reply.json["detail"]
+    assert max(map(resident_mib, [server.process.pid, *workers_of(server)])) < 300
+
+
+def resident_mib(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 >> 20
+
+
+def test_decoder_that_crashes_costs_its_sender_one_answer(
+    dots: bytes, plain: bytes, server: RunningServer, peer: HttpPeer
+) -> None:
+    replies: list[Reply] = []
+    caller = threading.Thread(target=lambda: replies.append(peer.post("/v1/numbers", dots)))
+    caller.start()
+    while caller.is_alive() and not replies:
+        for worker in workers_of(server):
+            if is_running(worker):
+                os.kill(worker, signal.SIGSEGV)
+    caller.join()
+    assert (replies[0].status, replies[0].json["detail"]) == (400, CRASH)
+    assert peer.post("/v1/numbers", plain).status == 200
+    assert server.process.poll() is None
+
+
+def test_nothing_is_left_of_a_server_that_is_killed(models: Path, plain: bytes) -> None:
+    with running_server(models, "--http-port", "0") as server:
+        assert not children(server.process.pid)  # the first picture starts them
+        HttpPeer(server.facts["http"]).post("/v1/digits", plain)
+        pids = children(server.process.pid) + workers_of(server)
+        server.process.kill()
+        server.process.wait()
+    assert len(pids) == 2
+    end_s = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
