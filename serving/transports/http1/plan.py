@@ -195,6 +195,8 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 def _name_of(path: str) -> str:
     if path.startswith("/v2"):
         return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    if path.startswith("/v1/models/") and path.endswith("/classify"):
+        return "HttpClassify"
     return _METHODS.get(path, "other")
 
 
