@@ -67,6 +67,8 @@ class Plan:
         self.query = parse_qs(query, keep_blank_values=True, max_num_fields=100)
         self.name = _name_of(self.path)
         """The name under which it is counted."""
+        self.route = ""
+        """The path with names of parts in braces."""
         self.params: dict[str, str] = {}
         """The parts of the path that have names."""
         self.max_bytes = 0
@@ -135,7 +137,7 @@ class App:
             raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
         for found, route in there:
             if route.method == method:
-                plan.params = found.groupdict()
+                plan.params, plan.route = found.groupdict(), route.path
                 return route
         allowed = ", ".join(sorted({route.method for _, route in there}))
         text = f"not by {plan.request.method[:20]}"
