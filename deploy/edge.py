@@ -73,13 +73,16 @@ class Edge:
         return f"localhost:{address['socket_address']['port_value']}"
 
 
-def write_configuration(folder: Path, replicas: Sequence[str], ports: tuple[int, int]) -> None:
+def write_configuration(
+    folder: Path, replicas: Sequence[str], ports: tuple[int, int], http: Sequence[str] = ()
+) -> None:
     """Copy `deploy/envoy` with other ports, and make the certificates.
 
     Args:
         folder: where to; must exist.
         replicas: their addresses, IP:PORT.
         ports: of TLS and of mTLS; 0 lets the kernel choose.
+        http: the addresses of their HTTP.
     """
     shutil.copytree(_CONFIGURATION, folder, dirs_exist_ok=True)
     path = folder / "envoy.yaml"
@@ -89,18 +92,19 @@ def write_configuration(folder: Path, replicas: Sequence[str], ports: tuple[int,
         text = text.replace(f"port_value: {written}", f"port_value: {wanted}")
     path.write_text(text)
     write_replicas(folder, replicas)
+    write_replicas(folder, http, "replicas-http")
     (folder / "certs").mkdir()
     write_certificates(folder / "certs", trustme.CA())
 
 
-def write_replicas(folder: Path, addresses: Sequence[str]) -> None:
-    """Name the replicas; a running Envoy takes them over."""
+def write_replicas(folder: Path, addresses: Sequence[str], cluster: str = "replicas") -> None:
+    """Name the replicas, or those of "replicas-http"; a running Envoy takes them over."""
     resource = {
         "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-        "cluster_name": "replicas",
+        "cluster_name": cluster,
         "endpoints": [{"lb_endpoints": [_endpoint(address) for address in addresses]}],
     }
-    _replace(folder / "replicas.yaml", json.dumps({"resources": [resource]}).encode())
+    _replace(folder / f"{cluster}.yaml", json.dumps({"resources": [resource]}).encode())
 
 
 def write_certificates(folder: Path, authority: trustme.CA) -> None:

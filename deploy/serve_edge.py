@@ -1,17 +1,22 @@
-"""Two replicas and Envoy in front of them, on this machine: `make serve-edge`."""
+"""Two replicas and Envoy in front of them, on this machine: `make serve-edge`.
+
+A replica that dies is started again.
+"""
 
 import argparse
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from deploy.edge import running_envoy, write_configuration
+from deploy.edge import running_envoy, write_configuration, write_replicas
 
 ENVOY = Path(".venv-edge/bin/envoy")
+_LOOK_S = 0.5
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,12 +36,20 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-edge-")))
-        servers = [stack.enter_context(_replica()) for _ in range(options.replicas)]
-        write_configuration(folder, servers, (options.port, mtls_port))
+        replicas = [_Replica() for _ in range(options.replicas)]
+        for each in replicas:
+            stack.callback(each.stop)
+            each.start()
+        ports = options.port, mtls_port
+        write_configuration(folder, _grpc_of(replicas), ports, _http_of(replicas))
         edge = stack.enter_context(running_envoy(options.envoy, folder))
         stack.callback(edge.drain)
         print(_HOW_TO_CALL.format(edge=edge, certs=folder / "certs"), flush=True)
-        signal.pause()
+        while edge.process.poll() is None:
+            time.sleep(_LOOK_S)
+            _restart_dead(replicas, folder)
+        print("serve-edge: Envoy has ended", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -45,26 +58,60 @@ edge tls={edge.tls} mtls={edge.mtls} admin={edge.admin}
 
 Call it (the certificates in {certs} are made for this run):
   .venv/bin/digit-serving classify PICTURE --target {edge.tls} --tls-ca {certs}/client-ca.pem
+  curl --cacert {certs}/client-ca.pem https://{edge.tls}/v2/models/digits
   ... --target {edge.mtls} --tls-cert {certs}/client-cert.pem --tls-key {certs}/client-key.pem
 Ctrl-C drains and ends all."""
 
 
-@contextmanager
-def _replica() -> Iterator[str]:
-    """Start a server, yield its address, drain it."""
-    command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0",
-               "--http-port", "off"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
+class _Replica:
+    """A server on ports that the kernel chooses."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self.grpc = self.http = ""
+        """Its addresses; empty while it does not run."""
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0",
+                   "--http-port", "0"]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
-            sys.exit(process.wait())  # it has said why
-        yield dict(word.split("=", 1) for word in line.split()[1:])["address"]
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
+            sys.exit(self._process.wait())  # it has said why
+        facts = dict(word.split("=", 1) for word in line.split()[1:])
+        self.grpc, self.http = facts["address"], facts["http"].removeprefix("http://")
+
+    @property
+    def is_dead(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Drain it."""
+        if self._process is not None and self._process.stdout is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process.stdout.close()
+
+
+def _restart_dead(replicas: Sequence[_Replica], folder: Path) -> None:
+    for each in replicas:
+        if each.is_dead:
+            print(f"serve-edge: the replica {each.grpc} has died", file=sys.stderr)
+            each.stop()
+            each.start()
+            write_replicas(folder, _grpc_of(replicas))
+            write_replicas(folder, _http_of(replicas), "replicas-http")
+
+
+def _grpc_of(replicas: Sequence[_Replica]) -> list[str]:
+    return [each.grpc for each in replicas]
+
+
+def _http_of(replicas: Sequence[_Replica]) -> list[str]:
+    return [each.http for each in replicas]
 
 
 def _interrupt(*_: object) -> None:

@@ -16,7 +16,7 @@ _BOUNDARY = "picture"
 
 
 def _post(path: str, body: bytes, *headers: str) -> bytes:
-    lines = (f"POST {path} HTTP/1.1", "Host: digits", *headers, f"Content-Length: {len(body)}")
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", *headers, f"Content-Length: {len(body)}")
     return "\r\n".join((*lines, "", "")).encode() + body
 
 

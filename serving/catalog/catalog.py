@@ -74,7 +74,7 @@ class Catalog:
         self._lock = threading.Lock()
         """Held during a look, by the catalog's thread or by a caller of `load` or `unload`."""
         self._ended = False
-        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def open(self) -> None:
         """Load all models for the first time; see `open_catalog`."""
@@ -115,11 +115,15 @@ class Catalog:
             yield
         finally:
             self._ended = True
-            self._requests.put(False)
+            self._requests.put(None)
 
-    def request(self) -> None:
-        """Look now, and retry what failed; from any thread or signal handler."""
-        self._requests.put(True)
+    def request(self, done: Callable[[], None] = lambda: None) -> None:
+        """Look now, and retry what failed; from any thread or signal handler.
+
+        Args:
+            done: called once that is over.
+        """
+        self._requests.put(done)
 
     def reload(self) -> bool:
         """Look for new models, versions and labels; return whether anything has changed."""
@@ -169,17 +173,18 @@ class Catalog:
     def _follow(self, interval_s: float | None) -> None:
         while True:
             try:
-                goes_on = self._requests.get(timeout=interval_s)
+                done = self._requests.get(timeout=interval_s)
             except queue.Empty:
                 self.reload()
                 continue
-            if not goes_on:
+            if done is None:
                 return
             for folder in list(self._folders.values()):
                 folder.forget_failures()
             self._troubles.clear()
             if not self.reload():
                 _log.info("nothing new: every version stays in service")
+            done()
 
     def _paths(self) -> dict[str, Path]:
         """Return the models to serve by name: folders of the repository, and files."""

@@ -17,6 +17,7 @@ from serving.client.address import address_for_h2
 from serving.client.answers import model_info_of, predictions_of
 from serving.client.credentials import Credentials
 from serving.client.retries import RetryBudget, RetryState
+from serving.client.spans import client_span
 from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
@@ -131,15 +132,16 @@ class BaseClient:
         return model
 
     async def _classify(self, images: npt.ArrayLike) -> Predictions:
-        state, model = self._begun(), self._model
-        if model is None:
-            as_pixels(images)  # images that no model takes are refused without a call
-            model = await self._model_info(state)
-        images = as_images(images, model.signature)
-        if len(images) > (size := _images_a_message(model)):
-            return await self._classify_many(images, size, model, state)
-        message = wire.encode_request(images.data.cast("B"))
-        return self._part(await self._call(_CLASSIFY, message, state), len(images), model)
+        with client_span(_CLASSIFY, self._target):
+            state, model = self._begun(), self._model
+            if model is None:
+                as_pixels(images)  # images that no model takes are refused without a call
+                model = await self._model_info(state)
+            images = as_images(images, model.signature)
+            if len(images) > (size := _images_a_message(model)):
+                return await self._classify_many(images, size, model, state)
+            message = wire.encode_request(images.data.cast("B"))
+            return self._part(await self._call(_CLASSIFY, message, state), len(images), model)
 
     async def _classify_many(
         self, images: Images, size: int, model: ModelInfo, state: RetryState
@@ -183,7 +185,8 @@ class BaseClient:
                 data = await self._call(inference.MODEL_METADATA, request, state)
                 signature = self._signatures[asked] = inference.signature_of(data, self._target)
             message = inference.infer_request(*asked, signature, inputs, outputs)
-            data = await self._call(inference.MODEL_INFER, message, state)
+            with client_span(inference.MODEL_INFER, self._target):
+                data = await self._call(inference.MODEL_INFER, message, state)
         except RequestError:
             self._signatures.pop(asked, None)  # another model may be served now: the next call asks
             raise

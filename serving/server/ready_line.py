@@ -1,9 +1,10 @@
-"""The ready line on stdout."""
+"""The ready line on stdout; systemd is told, too."""
 
 import json
 import sys
 
 from serving.config import LogFormat
+from serving.system.notify import notify
 from serving.telemetry import logs
 from serving.telemetry.report import Report
 
@@ -35,3 +36,4 @@ def announce(
     if log_format == "text" and "http" in more:
         what = "draw a digit" if any(each.can_be_drawn for each in report.models) else "try it"
         logs.print_line(f"{what}: {more['http']}", sys.stdout)
+    notify("READY=1")

@@ -15,7 +15,10 @@ from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.encoding import Rows
 from serving.router import Router
+from serving.system.process import waited_for_cores_s
 
+_MAX_EXCUSED_S = 60.0
+"""How long tests may fail for want of cores."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,10 +44,13 @@ class SelfTest:
         self._is_well = True
         self._num_tests = 0
         self._images_run = 0.0
+        self._waited_s = 0.0
+        self._excused_s = 0.0
 
     async def run(self) -> None:
         """Test forever."""
         while True:
+            self._waited_s = waited_for_cores_s()
             await asyncio.sleep(self._interval_s)
             self._note(await self._trouble())
 
@@ -75,9 +81,9 @@ class SelfTest:
         try:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except Overloaded:
-            return self._stall()  # busy is not broken
+            return self._stall("the queue is full and nothing runs")
         except TimeoutError:
-            return f"no answer within {self._interval_s:g} s"
+            return self._stall(f"no answer within {self._interval_s:g} s")
         except Unavailable:  # draining: health is NOT_SERVING already
             return None
         except DigitsError as err:
@@ -90,7 +96,17 @@ class SelfTest:
             return None
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
 
-    def _stall(self) -> str | None:
-        """Return what is wrong if the queue is full because nothing runs, else None."""
+    def _stall(self, trouble: str) -> str | None:
+        """Return what is wrong, but None if the server is only busy, or short of cores.
+
+        It is busy if images were run since the last look, and short of cores if its threads have
+        waited for one half of the time. That excuses it for a while only.
+        """
         before, self._images_run = self._images_run, self._router.metrics.num_images
-        return None if self._images_run != before else "the queue is full and nothing runs"
+        if self._images_run != before:
+            self._excused_s = 0.0
+            return None
+        waited_s, self._waited_s = self._waited_s, waited_for_cores_s()
+        self._excused_s += self._interval_s
+        is_starved = self._waited_s - waited_s >= self._interval_s / 2
+        return None if is_starved and self._excused_s <= _MAX_EXCUSED_S else trouble

@@ -6,8 +6,9 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 
-from serving.catalog.catalog import open_catalog
+from serving.catalog.catalog import Catalog, open_catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.router import Router
@@ -15,6 +16,7 @@ from serving.server.exporter import exporting
 from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
+from serving.system.notify import keep_watchdog_fed, notify
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +61,13 @@ async def serve(
             await server.stop(grace_s=0)
             raise
         with catalog.following(config.reload_interval_s):
-            signals.on_hang_up(catalog.request)
+            signals.on_hang_up(partial(_reload, catalog))
             return await drain_when_signalled(server, stops, on_ready)
+
+
+def _reload(catalog: Catalog) -> None:
+    notify("RELOADING=1")
+    catalog.request(partial(notify, "READY=1"))
 
 
 def run_loop(main: Coroutine[None, None, bool], transport: TransportName) -> bool:
@@ -92,7 +99,10 @@ async def drain_when_signalled(
     signals.install()
     gc.freeze()  # else each full collection looks at all that start-up made
     on_ready(server)
+    watched = asyncio.create_task(keep_watchdog_fed(server.beat))
     _log.info("draining: %s", signal.Signals(await stops.get()).name)
+    watched.cancel()
+    notify("STOPPING=1")
     drain = asyncio.create_task(server.drain())
     is_alone = server.config.workers == 1
     forced = asyncio.create_task(stops.get() if is_alone else asyncio.Event().wait())

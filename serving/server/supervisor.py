@@ -23,6 +23,7 @@ from serving.server.worker import Arguments, Worker
 from serving.server.workers import Workers
 from serving.system import signals
 from serving.system.address import Sockets, with_port
+from serving.system.notify import keep_watchdog_fed, notify
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Supervisor:
         """Run the workers until SIGTERM or SIGINT, then drain; see `supervise`."""
         signals.install()
         stops = signals.queue_stops()
-        signals.on_hang_up(lambda: self._workers.signal(signal.SIGHUP))
+        signals.on_hang_up(self._reload)
         stopped = asyncio.create_task(stops.get())
         serving = asyncio.create_task(self._serve())
         try:
@@ -95,10 +96,17 @@ class Supervisor:
         finally:
             self._workers.signal(signal.SIGKILL)
 
+    def _reload(self) -> None:
+        """Pass SIGHUP on: each worker looks, and logs what it found."""
+        notify("RELOADING=1")
+        self._workers.signal(signal.SIGHUP)
+        notify("READY=1")
+
     async def _serve(self) -> None:
         """Keep a worker in every place until cancelled; the first failure ends all."""
         places = map(self._keep, range(self._config.workers))
-        tasks = [asyncio.create_task(work) for work in (self._announce(), *places)]
+        works = self._announce(), keep_watchdog_fed(partial(asyncio.sleep, 0)), *places
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -177,6 +185,7 @@ class Supervisor:
     async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
         """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
+        notify("STOPPING=1")
         for sock in self._sockets:
             sock.close()  # so that the ports close with the last worker
         ended = asyncio.gather(*(worker.ended for worker in self._workers.alive))

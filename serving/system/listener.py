@@ -31,8 +31,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigurationError: it can't be bound.
     """
-    if _is_activated():
-        listener = socket.socket(fileno=_FIRST_INHERITED)
+    if (inherited := activated("grpc")) is not None:
+        listener = inherited
     elif host.startswith(_UNIX):
         listener = _bind_unix(host.removeprefix(_UNIX))
     else:
@@ -49,8 +49,23 @@ def address_of(listener: socket.socket, host: str) -> str:
     return with_port(name[0] if _is_activated() else host, name[1])
 
 
+def activated(name: str) -> socket.socket | None:
+    """Return the listening socket that systemd passed on to this very process; None without one.
+
+    Args:
+        name: its FileDescriptorName: "http", or "grpc", which is any other one, too.
+    """
+    if not _is_activated():
+        return None
+    number = int(os.environ.get("LISTEN_FDS", 0))
+    names = os.environ.get("LISTEN_FDNAMES", "grpc").split(":")[:number]
+    for i, each in enumerate(names):
+        if (each == "http") == (name == "http"):
+            return socket.socket(fileno=_FIRST_INHERITED + i)
+    return None
+
+
 def _is_activated() -> bool:
-    """Return whether systemd passed a socket on to this very process."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 

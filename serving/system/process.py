@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,18 @@ class Activity(NamedTuple):
 def _stat(path: Path) -> list[str]:
     """Return the fields of a stat file from the state on: the command before may hold blanks."""
     return path.read_text("utf-8", "replace").rpartition(")")[2].split()
+
+
+def waited_for_cores_s() -> float:
+    """Return how long threads of this process were ready to run and had no core, in seconds.
+
+    The sum over its living threads, from /proc/PID/task/TID/schedstat; 0 where there is none.
+    """
+    waited_ns = 0
+    with suppress(OSError):  # no /proc, or a thread has ended
+        for path in (_PROC / "task").glob("*/schedstat"):
+            waited_ns += int(path.read_text("ascii").split()[1])
+    return waited_ns / 1e9
 
 
 def start_time_s() -> float:

@@ -1,6 +1,7 @@
 """The metrics page: a report in Prometheus's format."""
 
 from collections.abc import Iterator
+from itertools import product
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -14,6 +15,18 @@ from prometheus_client.exposition import choose_encoder
 from serving.system.process import start_time_s
 from serving.telemetry.metrics import Counts
 from serving.telemetry.report import Report
+
+_METHODS = (
+    "Classify", "ClassifyStream", "ModelInfer", "ModelStreamInfer",
+    "HttpInfer", "HttpDigits", "HttpNumbers", "HttpClassify",
+)  # fmt: skip
+_STATUSES = (
+    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
+    "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+)  # fmt: skip
+_NO_REQUESTS = dict.fromkeys(product(_METHODS, _STATUSES), 0)
+"""Each outcome of a call for a model is there from the start: a series that begins at 1 has no rate
+(https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics)."""
 
 
 def encode(report: Report, accept: str) -> tuple[str, bytes]:
@@ -60,21 +73,20 @@ def _counters(counts: Counts) -> Iterator[Metric]:
 
 def _by_label(report: Report) -> Iterator[Metric]:
     counts = report.counts
+    unused = {(served.name, served.version): 0 for served in report.models}
     reloads = {(outcome,): counts.reloads[outcome] for outcome in ("adopted", "failed")}
     digits = range(max((served.num_classes for served in report.models), default=0))
     answers = {(str(digit),): counts.digits[digit] for digit in digits}
+    calls, rows = unused | counts.answered, unused | counts.rows
+    versions = ("model", "version")
     for name, text, labels, numbers in (
-        ("digits_requests", "Calls that have ended.", ("method", "status"), counts.requests),
+        ("digits_requests", "Calls that have ended.", ("method", "status"),
+         _NO_REQUESTS | counts.requests),
         ("digits_reloads", "Versions adopted or refused while serving.", ("outcome",), reloads),
         ("digits_answers", "Images run, by their digit.", ("digit",), answers),
-        (
-            "digits_model_calls",
-            "Calls answered by a version.",
-            ("model", "version"),
-            counts.answered,
-        ),
-        ("digits_model_rows", "Rows run by a version.", ("model", "version"), counts.rows),
-    ):
+        ("digits_model_calls", "Calls answered by a version.", versions, calls),
+        ("digits_model_rows", "Rows run by a version.", versions, rows),
+    ):  # fmt: skip
         family = CounterMetricFamily(name, text, labels=labels)
         for values, number in numbers.items():
             family.add_metric(values, number)

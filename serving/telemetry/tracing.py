@@ -86,9 +86,10 @@ class Tracer:
             return
         started_s, finished_s, model, version, num_rows = latest_run.get()
         if started_s >= begun_s:  # else it was another call's
-            span.set_attributes(
-                {"model.name": model, "model.version": version, "batch.rows": num_rows}
-            )
+            span.set_attributes({
+                "model.name": model, "model.version": version, "batch.rows": num_rows,
+                "queue.seconds": started_s - begun_s,
+            })  # fmt: skip
             span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
             span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
         if is_error:

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from serving.config import ServerConfig
 from serving.protocols.status import StatusCode
@@ -37,7 +38,7 @@ _SERVER_FAILED = (
 class LoggedCall:
     """A call in progress, and the fields of its line and span."""
 
-    __slots__ = ("begun_s", "context", "ids", "method", "peer")
+    __slots__ = ("begun_s", "context", "ids", "method", "peer", "route")
 
     def __init__(self, method: str, peer: str, metadata: Mapping[str, str]) -> None:
         """Start the call's clock.
@@ -56,6 +57,8 @@ class LoggedCall:
         self.context = {name: metadata[name] for name in _CONTEXT if name in metadata}
         """The headers that name the caller's span."""
         self.begun_s = time.monotonic()
+        self.route = ""
+        """Of a call over HTTP, such as "/v2/models/{name}/infer"."""
 
 
 class AccessLog:
@@ -99,20 +102,23 @@ class AccessLog:
     def _trace(
         self, tracer: Tracer, call: LoggedCall, status: str, http_status: int | None
     ) -> None:
-        attributes: dict[str, str | int] = {
-            "network.peer.address": call.peer,
-            "request_id": call.ids["request_id"],
-        }
+        attributes: dict[str, str | int] = {"request_id": call.ids["request_id"]}
+        host, _, port = unquote(call.peer.partition(":")[2]).rpartition(":")
+        if host:
+            attributes |= {"network.peer.address": host.strip("[]"), "network.peer.port": int(port)}
         if http_status is None:
-            service, _, method = call.method.removeprefix("/").rpartition("/")
+            name = call.method.removeprefix("/")
+            service, _, method = name.rpartition("/")
             code = StatusCode[status].value
             attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
                            "rpc.grpc.status_code": code}  # fmt: skip
         else:
             method, _, path = call.method.partition(" ")
+            name = f"{method} {call.route}".rstrip()
             attributes |= {"http.request.method": method, "url.path": path,
+                           "http.route": call.route,
                            "http.response.status_code": http_status}  # fmt: skip
-        name, is_error = call.method.removeprefix("/"), status in _SERVER_FAILED
+        is_error = status in _SERVER_FAILED
         tracer.record(name, call.begun_s, call.context, attributes, is_error=is_error)
 
     def close(self) -> None:

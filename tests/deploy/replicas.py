@@ -66,7 +66,9 @@ def replicas_behind(
     with ExitStack() as stack:
         replicas = Replicas(models, options, stack)
         addresses = [replicas.start().address for _ in range(number)]
-        write_configuration(folder, addresses, (0, 0))
+        http = [each.facts["http"].removeprefix("http://") for each in replicas.servers
+                if "http" in each.facts]  # fmt: skip
+        write_configuration(folder, addresses, (0, 0), http)
         replicas.edge = stack.enter_context(running_envoy(envoy, folder, "--concurrency", "1"))
         wait_until(lambda: replicas.edge.healthy() == set(addresses))
         yield replicas

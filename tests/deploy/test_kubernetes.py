@@ -3,13 +3,10 @@
 What needs a cluster (scheduling, the kubelet's probes, the autoscaler) is not tested.
 """
 
-import hashlib
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,11 @@ from tests.support.servers import started
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "cuda", "mesh")
-MODELS = ("model-volume", "model-download")
-OF_THE_OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+MODELS = ("model-volume", "model-image", "model-download")
+COMPONENTS = (*MODELS, "gateway")
+OF_OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds that Kubernetes's own schemas do not know."""
+OF_THE_GATEWAY_API = {"GRPCRoute", "HTTPRoute"}
 VERSION = "1.33"
 
 Objects = dict[tuple[str, str], Any]
@@ -82,12 +81,13 @@ def validate(path: Path) -> tuple[int, set[str]]:
     return done.returncode, set(re.findall(r"find schema for kind (\w+)", output))
 
 
-@pytest.mark.parametrize("components", [(), *((name,) for name in MODELS)], ids=str)
+@pytest.mark.parametrize("components", [(), *((name,) for name in COMPONENTS)], ids=str)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_fits_the_schemas(
     built: Callable[..., Path], overlay: str, components: tuple[str, ...]
 ) -> None:
-    assert validate(built(overlay, *components)) == (0, OF_THE_OPERATOR)
+    more = OF_THE_GATEWAY_API if "gateway" in components else set()
+    assert validate(built(overlay, *components)) == (0, OF_OPERATORS | more)
 
 
 def test_field_that_no_schema_has_is_seen(built: Callable[..., Path], tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_pod_is_restricted(built: Callable[..., Path], overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_and_ports_meet(built: Callable[..., Path], overlay: str) -> None:
-    found = objects(built(overlay))
+    found = objects(built(overlay, "gateway"))
     labels = found["Deployment", "digits"]["spec"]["template"]["metadata"]["labels"]
     ports = {port["name"] for port in container(built(overlay))["ports"]}
     for (kind, _), each in found.items():
@@ -127,8 +127,12 @@ def test_names_and_ports_meet(built: Callable[..., Path], overlay: str) -> None:
             assert {port["port"] for rule in spec["ingress"] for port in rule["ports"]} == ports
         if kind == "PodDisruptionBudget":
             assert spec["selector"]["matchLabels"].items() <= labels.items()
-        if kind == "HorizontalPodAutoscaler":
+        if kind == "ScaledObject":
             assert ("Deployment", spec["scaleTargetRef"]["name"]) in found
+        if kind in OF_THE_GATEWAY_API:
+            for backend in (each for rule in spec["rules"] for each in rule["backendRefs"]):
+                ports_there = found["Service", backend["name"]]["spec"]["ports"]
+                assert backend["port"] in {each["port"] for each in ports_there}
         if kind == "ServiceMonitor":
             service = found["Service", "digits"]
             assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
@@ -152,13 +156,18 @@ def test_pod_outlives_its_drain(built: Callable[..., Path]) -> None:
     assert spec["terminationGracePeriodSeconds"] > before + drain
 
 
-def test_autoscaler_reads_what_a_rule_records(built: Callable[..., Path]) -> None:
+def test_autoscalers_read_what_a_rule_records(built: Callable[..., Path], tmp_path: Path) -> None:
     found = objects(built("cpu"))
-    metrics = found["HorizontalPodAutoscaler", "digits"]["spec"]["metrics"]
-    names = {each["pods"]["metric"]["name"] for each in metrics if each["type"] == "Pods"}
     groups = found["PrometheusRule", "digits"]["spec"]["groups"]
-    assert names == {rule["record"] for group in groups for rule in group["rules"]
-                     if "record" in rule}  # fmt: skip
+    (recorded,) = {rule["record"] for group in groups for rule in group["rules"]
+                   if "record" in rule}  # fmt: skip
+    triggers = found["ScaledObject", "digits"]["spec"]["triggers"]
+    queries = [each["metadata"]["query"] for each in triggers]
+    assert [recorded in query for query in queries] == [True, False]
+    path = FOLDER / "adapter" / "autoscaler.yaml"
+    assert validate(path) == (0, set())
+    metrics = objects(path)["HorizontalPodAutoscaler", "digits"]["spec"]["metrics"]
+    assert metrics[0]["pods"]["metric"]["name"] == recorded
 
 
 def test_rules_are_those_that_are_tested(built: Callable[..., Path]) -> None:
@@ -194,25 +203,3 @@ def test_server_with_these_settings_answers_its_probes(
         with Client(server.address, token="token-0123456789abcdef") as client:
             assert len(client.classify(images[:2])) == 2
         assert server.stop() == 0
-
-
-def download(folder: Path, archive: Path, digest: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, FOLDER / "model-download" / "download.py", folder],
-        env={**os.environ, "MODEL_URL": archive.as_uri(), "MODEL_SHA256": digest},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_model_is_downloaded_only_with_its_digest(models: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "digits.tar.gz"
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(models / "digits", "digits")
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    refused = download(tmp_path / "refused", archive, "0" * 64)
-    assert refused.returncode == 1
-    assert digest in refused.stderr
-    assert not (tmp_path / "refused").exists()
-    assert download(tmp_path / "models", archive, digest).returncode == 0
-    assert (tmp_path / "models" / "digits" / "1" / "manifest.json").exists()

@@ -1,5 +1,6 @@
 """`make serve-edge`: what it starts, what it prints, what it leaves behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
+from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, started
 
 COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
@@ -32,6 +34,24 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) 
     assert not folder.exists()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://{edge.facts['admin']}/ready", timeout=5)
+
+
+def test_replica_that_dies_is_started_again(envoy: Path, images: Images) -> None:
+    with started([*COMMAND, "--envoy", str(envoy), "--replicas", "1"]) as edge:
+        assert edge.process.stdout is not None
+        folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
+        with Client(edge.facts["tls"], tls_ca=folder / "client-ca.pem") as client:
+            client.classify(images[:2])
+            (replica,) = (pid for pid in children_of(edge) if "serving" in command_of(pid))
+            os.kill(replica, signal.SIGKILL)
+            wait_until(lambda: replica not in children_of(edge))
+            client.wait_ready()
+            assert len(client.classify(images[:2])) == 2
+        assert edge.stop() == 0
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def children_of(server: RunningServer) -> list[int]:

@@ -14,7 +14,7 @@ from serving.http2.server import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import host_of
+from serving.transports.h2.peer import peer_of
 from serving.transports.h2.status import OK, RESPONSE
 
 
@@ -34,7 +34,7 @@ class LoggedConnection(ServerConnection):
         """See `ServerConnection`."""
         super().__init__(limits.http2, RESPONSE, OK)
         self._access_log = access_log
-        self._peer = _peer_of(sock)
+        self._peer = peer_of(sock)
         self._calls: dict[bytes, LoggedCall] = {}
         """The calls that have not ended, by stream."""
 
@@ -94,12 +94,3 @@ class LoggedConnection(ServerConnection):
 
 def _status_in(trailers: Fields) -> str:
     return StatusCode(int(dict(trailers)[b"grpc-status"])).name
-
-
-def _peer_of(sock: socket.socket) -> str:
-    """Write an address as gRPC does."""
-    host = host_of(sock)
-    if not host:
-        return "unix:"
-    port = sock.getpeername()[1]
-    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -157,3 +157,12 @@ def host_of(sock: socket.socket) -> str:
         return ""
     host: str = sock.getpeername()[0]
     return host.removeprefix("::ffff:")  # IPv4, on a socket for both
+
+
+def peer_of(sock: socket.socket) -> str:
+    """Write a peer's address and port as gRPC does, such as "ipv4:127.0.0.1:50051"."""
+    host = host_of(sock)
+    if not host:
+        return "unix:"
+    port = sock.getpeername()[1]
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"

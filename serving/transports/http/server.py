@@ -13,6 +13,7 @@ from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import bind, others, with_port
 from serving.system.host import Host
+from serving.system.listener import activated
 from serving.system.processes import Processes
 from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
@@ -76,7 +77,9 @@ class HttpServer:
         self._log = access_log(config)
         self._tls = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
-        self._socket = bind(config.http_host, config.http_port, backlog=_BACKLOG)
+        self._socket = activated("http") or bind(
+            config.http_host, config.http_port, backlog=_BACKLOG
+        )
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"

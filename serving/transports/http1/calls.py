@@ -198,6 +198,8 @@ class Calls:
                 return None
             connection.recent = plan
             connection.trusted |= plan.is_trusted
+        if connection.logged is not None:
+            connection.logged.route = plan.route
         if self._refusal is not None and plan.is_work:
             self.reply_error(connection, self._refusal)
             return None

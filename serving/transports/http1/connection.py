@@ -8,7 +8,7 @@ from serving.http1.server import ServerConnection
 from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
-from serving.transports.h2.peer import Peer
+from serving.transports.h2.peer import Peer, peer_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.plan import Plan
 
@@ -68,7 +68,7 @@ class HttpConnection(Peer):
     @property
     def peer(self) -> str:
         """Its address and port."""
-        return f"{self.address}:{self.socket.getpeername()[1]}"
+        return peer_of(self.socket)
 
     @property
     def is_established(self) -> bool:

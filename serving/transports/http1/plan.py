@@ -77,6 +77,8 @@ class Plan:
         self.path = unquote(path)
         self.name = _name_of(self.path)
         """The name under which it is counted."""
+        self.route = ""
+        """The path with names of parts in braces."""
         self.params: dict[str, str] = {}
         """The parts of the path that have names."""
         self.max_bytes = 0
@@ -152,7 +154,7 @@ class App:
             raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
         for found, route in there:
             if route.method == method:
-                plan.params = found.groupdict()
+                plan.params, plan.route = found.groupdict(), route.path
                 return route
         allowed = ", ".join(sorted({route.method for _, route in there}))
         text = f"not by {plan.request.method[:20]}"
@@ -213,6 +215,8 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 def _name_of(path: str) -> str:
     if path.startswith("/v2"):
         return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    if path.startswith("/v1/models/") and path.endswith("/classify"):
+        return "HttpClassify"
     return _METHODS.get(path, "other")
 
 

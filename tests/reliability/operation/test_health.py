@@ -1,12 +1,18 @@
 """Health is true: it follows what the engine really does."""
 
 import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Client
+from serving.system.cores import usable_cores
 from tests.support.processes import TIMEOUT_S, is_serving, paced_server, wait_until
 from tests.support.servers import RunningServer
 from tests.support.tickets import image_with
@@ -75,6 +81,33 @@ def test_server_that_is_merely_busy_stays_serving() -> None:
         # The first change that the watcher gets is the drain.
         assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_server_that_lacks_cores_stays_serving() -> None:
+    seen: list[int] = []
+    with (
+        paced_server(self_test_interval_s=0.02) as server,
+        grpc.insecure_channel(server.address) as channel,
+        ExitStack() as stack,
+    ):
+        states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+        def watch() -> None:
+            with suppress(grpc.RpcError):  # it is cancelled
+                seen.extend(state.status for state in states)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(30 * usable_cores()):
+            burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(burner.wait)
+            stack.callback(burner.kill)
+        time.sleep(3.0)
+        states.cancel()
+        watcher.join()
+        stack.close()
+        assert seen == [health_pb2.HealthCheckResponse.SERVING]
+        assert server.stop() == 0
 
 
 def assert_answers(server: RunningServer) -> None:

@@ -3,18 +3,21 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving import Client
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, ModelNotFound
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.telemetry.tracing import Tracer
@@ -120,10 +123,43 @@ def test_requests_over_http_have_spans(
     span = spans.span("POST /v1/digits")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert attributes_of(span).items() >= {
-        "http.request.method": "POST", "url.path": "/v1/digits", "http.response.status_code": 200,
+        "http.request.method": "POST", "url.path": "/v1/digits", "http.route": "/v1/digits",
+        "http.response.status_code": 200, "network.peer.address": "127.0.0.1",
         "request_id": request_id, "model.name": "digits", "model.version": "1", "batch.rows": 1,
     }.items()  # fmt: skip
     assert [event.name for event in span.events] == ["run started", "run finished"]
+
+
+def test_spans_of_http_have_few_names(models: Path, collector: tuple[Collector, str]) -> None:
+    spans, endpoint = collector
+    with traced_server(models, endpoint, "--http-port", "0") as server:
+        for path in ("/v2/models/digits", "/v2/models/digits/versions/1", "/no/such/path"):
+            with suppress(HTTPError), urlopen(server.facts["http"] + path, timeout=TIMEOUT_S):
+                pass
+    names = [span.name for span in spans.spans]
+    assert names == ["GET /v2/models/{name}", "GET /v2/models/{name}/versions/{version}", "GET"]
+
+
+def test_calls_of_clients_are_spans_that_their_servers_continue(
+    models: Path, collector: tuple[Collector, str], images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans, endpoint = collector
+    ended = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(ended))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    with traced_server(models, endpoint) as server, Client(server.address) as client:
+        client.classify(images[:1])
+        client.infer("digits", images=images[:1])
+        with pytest.raises(ModelNotFound):
+            client.infer("no-such-model", images=images[:1])
+    ours = ended.get_finished_spans()
+    assert [(span.name, span.kind.name) for span in ours] == [
+        ("digits.v1.DigitClassifier/Classify", "CLIENT"),
+        ("inference.GRPCInferenceService/ModelInfer", "CLIENT"),
+    ]
+    parents = {span.parent_span_id.hex() for span in spans.spans}
+    assert parents >= {trace.format_span_id(span.context.span_id) for span in ours}
 
 
 def test_clients_send_the_span_that_is_active(
