@@ -26,6 +26,19 @@ for name in [name for name in os.environ if name.startswith("DIGITS_")]:
 os.environ["DIGITS_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+APART = ("deploy", "interop", "packaging", "reliability", "web")
+"""Folders with a target of their own: marked with their names, not even imported without it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return f"not {collection_path.name}" in config.option.markexpr or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in APART:
+            item.add_marker(folder)
 
 
 SEED = int(os.environ.get("TEST_SEED", "20261124"))
@@ -67,9 +80,7 @@ def mnist() -> Mnist:
         pytest.skip(str(err).partition("\n")[0])
 
 
-def made_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
-) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first worker of a parallel run fills, while the others wait."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name

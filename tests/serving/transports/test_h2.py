@@ -15,7 +15,6 @@ from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
     HeadersFrame,
-    PingFrame,
     RstStreamFrame,
     WindowUpdateFrame,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 import pytest
-from hyperframe.frame import DataFrame, Frame, PingFrame, RstStreamFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, Frame, RstStreamFrame, WindowUpdateFrame
 
 from serving.batching.awaited_call import Peer, submit
 from serving.config import BatchingConfig, ServerConfig
