@@ -61,7 +61,7 @@ verify-gpu: $(INSTALLED)  ## train, export, compare and measure on a GPU (25 min
 	$(RUN) -m benchmarks verify --device $(DEVICE)
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
 	$(RUN) -m pytest -s -m reliability tests/reliability

@@ -1,9 +1,10 @@
 """One model for the whole suite, trained for seconds on real digits and exported for real."""
 
+import fcntl
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,19 @@ for name in [name for name in os.environ if name.startswith("DIGITS_")]:
 os.environ["DIGITS_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
+APART = ("deploy", "interop", "packaging", "reliability", "web")
+"""Folders with a target of their own: marked with their names, not even imported without it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return f"not {collection_path.name}" in config.option.markexpr or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in APART:
+            item.add_marker(folder)
 
 
 SEED = int(os.environ.get("TEST_SEED", "20261124"))
@@ -66,25 +80,41 @@ def mnist() -> Mnist:
         pytest.skip(str(err).partition("\n")[0])
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker of a parallel run fills, while the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder.with_suffix(".unfinished"))
+            folder.with_suffix(".unfinished").rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
     """What a training of a few seconds leaves behind."""
-    from training.config import RECIPES
-    from training.fitting.train import train
 
-    folder = tmp_path_factory.mktemp("artifacts")
-    train(replace(RECIPES["seed"], epochs=12), mnist_sample, folder)
-    return folder
+    def train(folder: Path) -> None:
+        from training.config import RECIPES
+        from training.fitting.train import train
+
+        train(replace(RECIPES["seed"], epochs=12), mnist_sample, folder)
+
+    return made_once(tmp_path_factory, "artifacts", train)
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_sample: Mnist) -> Path:
     """A model repository with version 1 of `digits`. Shared: copy it before you change it."""
-    from training.export.digits import export
 
-    folder = tmp_path_factory.mktemp("models")
-    export(artifacts, folder, mnist_sample)
-    return folder
+    def export(folder: Path) -> None:
+        from training.export.digits import export
+
+        export(artifacts, folder, mnist_sample)
+
+    return made_once(tmp_path_factory, "models", export)
 
 
 @pytest.fixture(scope="session")

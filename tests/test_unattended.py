@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMAND = [sys.executable, "-m", "pytest", "-p", "tests.unattended"]
+COMMAND = [sys.executable, "-m", "pytest", "-p", "no:schemathesis", "-p", "tests.unattended"]
 NO_SETTINGS = ("-c", "/dev/null")
 
 PROGRAM_IGNORES = """

@@ -1,7 +1,5 @@
 """Made-up results, for what reads results: none of these figures was measured."""
 
-import numpy as np
-
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Results, Sample, Skip, Start
 from benchmarks.targets.target import Spec
@@ -28,6 +26,7 @@ def sample(
     outcomes: dict[str, int] | None = None,
 ) -> Sample:
     num_calls = round(calls_per_s)
+    one = Histogram.of([latency_s])
     is_open = scenario == "Server"
     return Sample(
         spec=spec,
@@ -40,7 +39,7 @@ def sample(
         duration_s=1.0,
         num_calls=num_calls,
         num_errors=num_errors,
-        latency=Histogram.of(np.full(num_calls, latency_s)),
+        latency=Histogram(one.index, num_calls * one.count),
         lag_p99_s=0.0 if is_open else None,
         generator_busy=0.5,
         target_busy=1.0,

@@ -13,13 +13,6 @@ from serving.model.repository import PRETRAINED
 from tests.deploy.replicas import Replicas, replicas_behind
 
 ROOT = Path(__file__).parents[2]
-_HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(_HERE):
-            item.add_marker(pytest.mark.deploy)
 
 
 def needed(program: str | Path, how: str) -> Path:

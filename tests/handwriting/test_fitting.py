@@ -20,7 +20,7 @@ def rows(mnist_sample: Mnist) -> list[LabelledRow]:
     rng = np.random.default_rng(3)
     made = []
     with Classifier.pretrained(device="cpu") as classifier:
-        for _ in range(6):
+        for _ in range(3):
             composed = random_string(mnist_sample.test, rng, -2, 6)
             made += of_picture(any_paper(composed.ink, rng), composed, classifier)
         made += of_picture(without_digits("scribbles", rng), None, classifier)

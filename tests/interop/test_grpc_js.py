@@ -15,7 +15,7 @@ from serving import Classifier
 from serving.images import Images
 from tests.support.servers import RunningServer
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 HERE = Path(__file__).parent / "js"
 PROTOS = Path(__file__).parents[2] / "protos"

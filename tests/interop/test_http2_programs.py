@@ -15,8 +15,6 @@ from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY
 from tests.support.servers import RunningServer
 
-pytestmark = pytest.mark.interop
-
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 NUM_IMAGES = 300
 

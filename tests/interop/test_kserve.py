@@ -7,7 +7,7 @@ import pytest
 from tests.interop.venv import Venv
 from tests.support.servers import running_server
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 PACKAGES = ("kserve==0.21.0",)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.interop.venv import Venv
 from tests.support.servers import RunningServer, running_server
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 PACKAGES = (
     "tritonclient[grpc,http]==2.73.0",

@@ -19,7 +19,7 @@ from serving.images import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer, program
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")

@@ -1,19 +1,8 @@
 """Everything in this folder is slow: `make test-reliability` runs it, `make test` does not."""
 
 import os
-from pathlib import Path
-
-import pytest
 
 from tests.conftest import SEED
-
-_HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.reliability)
 
 
 def pytest_report_header() -> str:

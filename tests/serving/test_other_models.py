@@ -1,5 +1,6 @@
-"""What digits' tests check, again, on models of other shapes; and what only they can show."""
+"""Models of other shapes: each way to ask one gives its classifier's answers."""
 
+import asyncio
 import json
 import logging
 import shutil
@@ -12,54 +13,25 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import Classifier, Client
+from serving import AsyncClient, Classifier, Client, Predictions
 from serving.catalog.catalog import open_catalog
 from serving.config import ModelConfig, Precision
-from serving.errors import CorruptModel
+from serving.errors import CorruptModel, InvalidRequest
 from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import Signature
-from tests.serving.client.test_client import (  # noqa: F401 - collected here, too
-    test_async_client_keeps_thousands_of_calls_in_flight,
-    test_client_and_classifier_refuse_the_same_images,
-    test_client_answers_as_the_classifier_does,
-    test_client_is_safe_to_share_between_threads,
-)
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import templates
-from tests.serving.protocols.test_oip_answers import (  # noqa: F401
-    test_repeated_requests_are_answered_as_the_first_was,
-)
-from tests.serving.protocols.test_oip_infer import (  # noqa: F401
-    test_largest_request_is_answered_and_one_more_image_is_refused,
-    test_raw_question_has_a_raw_answer_equal_bit_for_bit,
-    test_typed_question_has_a_typed_answer_equal_bit_for_bit,
-    test_version_output_and_parameters_may_be_named,
-)
-from tests.serving.protocols.test_oip_metadata import (  # noqa: F401
-    test_config_describes_tensors_without_the_batch_axis,
-    test_metadata_describes_tensors_with_the_batch_axis,
-)
-from tests.serving.protocols.test_oip_stream import (  # noqa: F401
-    test_stream_is_answered_in_order_and_errors_do_not_end_it,
-)
-from tests.serving.server.test_server import (  # noqa: F401
-    test_largest_request_is_split_and_answered_whole_and_in_order,
-    test_served_answers_equal_the_in_process_answers_bit_for_bit,
-)
 from tests.serving.telemetry.test_metrics import scrape, value
-from tests.serving.test_classifier import (  # noqa: F401
-    test_many_threads_get_their_own_answers,
-    test_pictures_and_rows_are_the_same_images,
-    test_predictions_have_the_promised_shapes_and_dtypes,
-    test_split_requests_equal_single_images,
-)
-from tests.serving.transports.test_streams import (  # noqa: F401
-    test_bad_message_ends_a_stream_after_the_earlier_answers,
-    test_stream_answers_while_the_caller_still_sends,
-    test_stream_is_answered_in_order,
-)
+from tests.serving.transports.test_streams import stream
 from tests.support import published
-from tests.support.inference_peer import Peer
+from tests.support.inference_peer import (
+    TIMEOUT_S,
+    Peer,
+    probabilities_in,
+    raw_request,
+    typed_request,
+)
 from tests.support.raw import Raw
 from tests.support.servers import RunningServer, running_server
 
@@ -126,6 +98,73 @@ def test_answers_are_right_and_have_their_labels(client: Client, model: Model) -
     assert answer.labels == [names[number] for number in classes]
     info = client.model_info()
     assert (info.signature, info.test_accuracy) == (model.signature, None)
+
+
+def test_each_client_and_protocol_answers_as_the_classifier_does(
+    server: RunningServer, client: Client, peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    async def ask() -> Predictions:
+        async with AsyncClient(server.address) as client:
+            return await client.classify(images)
+
+    local = classifier.classify(images)
+    pictures = images.reshape(-1, *classifier.signature.input_shape)
+    answers = [client.classify(images), asyncio.run(ask())]
+    answers += [either.classify(pictures) for either in (client, classifier)]
+    for answer in answers:
+        np.testing.assert_array_equal(answer.probabilities, local.probabilities)
+        np.testing.assert_array_equal(answer.digits, local.digits)
+        assert answer.digits.dtype == (
+            np.uint8 if local.probabilities.shape[1] <= 256 else np.uint16
+        )
+        assert (answer.labels, answer.model_version) == (local.labels, "1")
+    assert local.digits.tolist() == [classifier.classify(each[None]).digits[0] for each in images]
+    for request in (raw_request(images[:3]), typed_request(images[:3])):
+        found = probabilities_in(peer.infer(request))
+        np.testing.assert_array_equal(found, local.probabilities[:3])
+
+
+def test_largest_request_is_answered(
+    raw: Raw, peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    many = np.resize(images, (4096, images.shape[1]))
+    local = classifier.classify(many)
+    assert list(raw.classify(encode_request(many.tobytes())).digits) == local.digits.tolist()
+    found = probabilities_in(peer.infer(raw_request(many)))
+    np.testing.assert_array_equal(found, local.probabilities)
+
+
+def test_streams_are_answered_in_order(
+    raw: Raw, peer: Peer, classifier: Classifier, images: Images
+) -> None:
+    sizes = [1 + number % 7 for number in range(100)]  # each comes again, so its form is known
+    parts = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
+    local = classifier.classify(images[: sum(sizes)])
+    requests = (encode_request(part.tobytes()) for part in parts)
+    answers = list(stream(raw)(requests, timeout=TIMEOUT_S))
+    assert [digit for answer in answers for digit in answer.digits] == local.digits.tolist()
+    inferred = peer.stream(raw_request(part).SerializeToString() for part in parts)
+    found = np.concatenate([probabilities_in(each.infer_response) for each in inferred])
+    np.testing.assert_array_equal(found, local.probabilities)
+
+
+def test_images_of_another_size_are_refused_alike(
+    client: Client, classifier: Classifier, model: Model
+) -> None:
+    size = model.signature.image_bytes + 1
+    for either in (client, classifier):
+        with pytest.raises(InvalidRequest, match=rf"got \(1, {size}\)"):
+            either.classify(np.zeros((1, size), np.uint8))
+
+
+def test_metadata_and_config_describe_the_tensors(peer: Peer, model: Model) -> None:
+    sizes = [model.signature.image_bytes, model.signature.num_classes]
+    described = peer.call("ModelMetadata", name=model.name)
+    shapes = [list(tensor.shape) for tensor in (*described.inputs, *described.outputs)]
+    assert shapes == [[-1, size] for size in sizes]
+    config = peer.call("ModelConfig", name=model.name).config
+    dims = [list(tensor.dims) for tensor in (*config.input, *config.output)]
+    assert dims == [[size] for size in sizes]
 
 
 def test_answers_over_http(server: RunningServer, model: Model) -> None:

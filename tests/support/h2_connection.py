@@ -142,12 +142,18 @@ class Connection:
         while not holds():
             assert not self.is_over, "the server hung up first"
             assert time.monotonic() < deadline_s, "it never happened"
-            self.read(quiet_s=0.02)
+            self._read_once(0.02)
 
     def acknowledge(self) -> None:
         """Wait for the server's SETTINGS and acknowledge them: its limits count from then on."""
         self.wait(lambda: self.num_credited > 0)
         self.send(SettingsFrame(0, flags=["ACK"]))
+
+    def ping(self) -> None:
+        """Wait until the server has answered a PING, and so done what came before it."""
+        num_pongs = len(self.pongs)
+        self.send(PingFrame(0, bytes(8)))
+        self.wait(lambda: len(self.pongs) > num_pongs)
 
     def receive(self) -> None:
         """Wait for something to come, and note it."""
@@ -190,20 +196,23 @@ class Connection:
         Returns:
             True if it hung up.
         """
-        self.socket.settimeout(quiet_s)
-        while True:
-            try:
-                data = self.socket.recv(1 << 16)
-            except TimeoutError:
-                return False
-            except OSError:
-                self.is_over = True
-                return True
-            if not data:
-                self.is_over = True
-                return True
-            self._received += data
-            self._parse()
+        while self._read_once(quiet_s):
+            pass
+        return self.is_over
+
+    def _read_once(self, timeout_s: float) -> bool:
+        """Note what one read gives; False if that is nothing."""
+        self.socket.settimeout(timeout_s)
+        try:
+            data = self.socket.recv(1 << 16)
+        except TimeoutError:
+            return False
+        except OSError:
+            data = b""
+        self.is_over = not data
+        self._received += data
+        self._parse()
+        return not self.is_over
 
     def _parse(self) -> None:
         while len(self._received) >= 9:

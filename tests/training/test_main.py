@@ -76,20 +76,7 @@ def test_full_disk_exits_with_1_and_names_the_file(
     assert error.count("\n") == 1
 
 
-def test_train_shows_device_epochs_and_outcome(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["train", "--recipe", "seed", "--epochs", "2", "--artifacts", str(tmp_path)]
-    assert main(arguments) == 0
-    first, *epochs, outcome, advice = capsys.readouterr().out.splitlines()
-    assert re.fullmatch("training: recipe seed, seed 0, device (cpu|cuda)", first)
-    assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
-    assert re.match(r"test accuracy \d\d\.\d\d% \(\d+ errors\)", outcome)
-    assert advice == f"look at {tmp_path / 'report.html'}; `make export` comes next"
-    assert (tmp_path / "report.html").exists()
-
-
-def test_own_digits_are_trained_on_and_reported(
+def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
     tmp_path: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, (image, label) in enumerate(
@@ -100,14 +87,17 @@ def test_own_digits_are_trained_on_and_reported(
         Image.fromarray(image.reshape(28, 28)).save(path)
     arguments = ["train", "--recipe", "seed", "--epochs", "2", "--artifacts", str(tmp_path / "out")]
     assert main([*arguments, "--extra", str(tmp_path / "own")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    num_training, num_held_out = map(int, re.findall(r"\d+", lines[0]))
+    extra, first, *epochs, outcome, own, advice = capsys.readouterr().out.splitlines()
+    num_training, num_held_out = map(int, re.findall(r"\d+", extra))
     assert num_training + num_held_out == 60
     assert num_held_out > 0
-    assert re.match(
-        rf"your own digits, held out: \d+\.\d\d% \(\d+ errors in {num_held_out}\)", lines[-2]
-    )
-    html = (tmp_path / "out" / "report.html").read_text()
+    assert re.fullmatch("training: recipe seed, seed 0, device (cpu|cuda)", first)
+    assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
+    assert re.match(r"test accuracy \d\d\.\d\d% \(\d+ errors\)", outcome)
+    assert re.match(rf"your own digits, held out: \d+\.\d\d% \(\d+ errors in {num_held_out}\)", own)
+    report = tmp_path / "out" / "report.html"
+    assert advice == f"look at {report}; `make export` comes next"
+    html = report.read_text()
     assert f"your own, held out ({num_held_out})" in html
     assert f"{num_training} images of your own" in html
 

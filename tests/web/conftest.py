@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +10,7 @@ from playwright.sync_api import Page, Route, sync_playwright
 from serving.model.repository import PRETRAINED
 from tests.support.servers import running_server
 
-_HERE = Path(__file__).parent
 _CHROMIUM = shutil.which("chromium")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(_HERE):
-            item.add_marker(pytest.mark.web)
 
 
 @pytest.fixture(scope="package")

@@ -14,7 +14,7 @@ from training.fitting.train import train
 from training.fitting.trainer import Trainer
 
 DISTILLATION = Distillation(
-    teacher=dataclasses.replace(TEACHER, epochs=2, batch_size=128),
+    teacher=dataclasses.replace(TEACHER, epochs=2, batch_size=64),
     teachers=2, views=2, temperature=2.0, share=0.75,
 )  # fmt: skip
 RECIPE = dataclasses.replace(
@@ -27,8 +27,14 @@ Parts = tuple[Examples, Examples]
 
 
 @pytest.fixture(scope="module")
-def parts(mnist_sample: Mnist) -> Parts:
-    return mnist_sample.split(RECIPE.validation_split)
+def few(mnist_sample: Mnist) -> Mnist:
+    images, labels = mnist_sample.train_images[:600], mnist_sample.train_labels[:600]
+    return dataclasses.replace(mnist_sample, train_images=images, train_labels=labels)
+
+
+@pytest.fixture(scope="module")
+def parts(few: Mnist) -> Parts:
+    return few.split(RECIPE.validation_split)
 
 
 @pytest.fixture(scope="module")
@@ -175,17 +181,16 @@ def test_student_resumes_in_the_middle_of_the_views(parts: Parts) -> None:
     assert (whole[0].images != whole[2].images).any()  # the same view in another order
 
 
-def test_student_learns_from_cached_teachers(
-    cache: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_student_learns_from_cached_teachers(cache: Path, few: Mnist, tmp_path: Path) -> None:
     lines: list[str] = []
-    metrics = train(RECIPE, mnist_sample, tmp_path, teachers=cache, log=lines.append)
+    recipe = dataclasses.replace(RECIPE, batch_size=32)
+    metrics = train(recipe, few, tmp_path, teachers=cache, log=lines.append)
     assert [line.partition("  loss")[0] for line in lines] == [
         "epoch 1/3",
         "epoch 2/3",
         "epoch 3/3",
     ]
-    assert metrics["accuracy"]["test"] > 0.5
+    assert metrics["accuracy"]["test"] > 0.3
     assert metrics["parameters"] == 241_650
 
 

@@ -89,20 +89,25 @@ def test_resumed_training_equals_an_uninterrupted_one(
     assert all(map(np.array_equal, weights(tmp_path / "whole"), weights(tmp_path / "stopped")))
 
 
-@pytest.mark.parametrize("digits", [((), (1, 2)), ((1, 2), ()), ((1, 2), (1, 3))])
+@pytest.mark.parametrize(("labels", "others"), [((), [(1, 2)]), ((1, 2), [(), (1, 3)])])
 def test_training_on_other_own_images_is_not_resumed(
-    digits: tuple[tuple[int, ...], tuple[int, ...]], tmp_path: Path, mnist_sample: Mnist
+    labels: tuple[int, ...],
+    others: list[tuple[int, ...]],
+    tmp_path: Path,
+    mnist_sample: Mnist,
 ) -> None:
     def own(labels: tuple[int, ...]) -> Extra | None:
         images = mnist_sample.test_images[: len(labels)]
         examples = Examples(images, np.array(labels, np.uint8))
         return Extra(examples, Examples(images[:0], examples.labels[:0])) if labels else None
 
-    before, after = map(own, digits)
-    train(RECIPE, mnist_sample, tmp_path, extra=before, log=interrupt_after(1))
-    with pytest.raises(ResumeError, match="extra"):
-        train(RECIPE, mnist_sample, tmp_path, resume=True, extra=after)
-    train(RECIPE, mnist_sample, tmp_path, resume=True, extra=before, log=interrupt_after(2))
+    train(RECIPE, mnist_sample, tmp_path, extra=own(labels), log=interrupt_after(1))
+    for other in others:
+        with pytest.raises(ResumeError, match="extra"):
+            train(RECIPE, mnist_sample, tmp_path, resume=True, extra=own(other))
+    if labels:
+        extra = own(labels)
+        train(RECIPE, mnist_sample, tmp_path, resume=True, extra=extra, log=interrupt_after(2))
 
 
 def test_interrupt_keeps_the_best_epoch(

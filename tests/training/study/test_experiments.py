@@ -59,16 +59,22 @@ def test_tricks_lead_from_the_tutorial_to_best() -> None:
 
 
 def test_interrupted_study_resumes_with_what_is_missing(
-    tmp_path: Path, mnist_sample: Mnist
+    tmp_path: Path, final: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And measures the model that is trained already."""
+
     def interrupt_the_ablation(line: str) -> None:
         if line.startswith("all of it"):
             raise KeyboardInterrupt
 
+    shutil.copytree(final, tmp_path, dirs_exist_ok=True)
+    metrics = json.loads((tmp_path / "study" / "best-0" / "metrics.json").read_text())
+    monkeypatch.setattr(final_models, "train", lambda *arguments, **options: pytest.fail("trained"))
     results = tmp_path / "results.json"
     with pytest.raises(KeyboardInterrupt):
         experiments.run(mnist_sample, tmp_path, results, interrupt_the_ablation)
     [run] = Results.load(results).runs
+    assert metrics.items() <= run.items()
     assert (run["recipe"], run["seed"], run["parameters"]) == ("best", 0, 241_650)
     assert len(run["wrong"]) == run["errors"]["test"]
     assert run["corrupted"].keys() == CORRUPTIONS.keys()
@@ -98,21 +104,6 @@ def test_final_model_that_was_interrupted_is_no_result(
         experiments.run(mnist_sample, tmp_path, tmp_path / "results.json", interrupt)
     assert not (tmp_path / "results.json").exists()
     assert (tmp_path / "study" / "best-0" / "checkpoint.npz").exists()
-
-
-def test_trained_model_is_measured_not_trained_again(
-    tmp_path: Path, final: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(final, tmp_path / "artifacts"))
-    own = folder / "study" / "best-0"
-    metrics, before = json.loads((own / "metrics.json").read_text()), own.stat().st_mtime_ns
-    monkeypatch.setattr(final_models, "train", lambda *arguments, **options: pytest.fail("trained"))
-    monkeypatch.setattr(experiments, "tricks", dict)
-    experiments.run(mnist_sample, folder, tmp_path / "results.json", lambda line: None)
-    [run] = Results.load(tmp_path / "results.json").runs
-    assert metrics.items() <= run.items()
-    assert len(run["wrong"]) == metrics["errors"]["test"]
-    assert own.stat().st_mtime_ns == before
 
 
 def test_only_a_complete_model_of_the_same_training_is_taken(tmp_path: Path, final: Path) -> None:
