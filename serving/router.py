@@ -151,11 +151,10 @@ class Route:
         if number < len(group.streams):
             default.add(group.cut(number, len(group.streams)))
 
-    def has_room_for_stream(self, num_rows: int) -> bool:
-        """See `Batcher.has_room_for_stream`."""
-        state = self._state
-        both = (state.default, state.canary)
-        return all(each is None or each.has_room_for_stream(num_rows) for each in both)
+    def room_for_stream(self, num_rows: int) -> int:
+        """See `Batcher.room_for_stream`."""
+        both = (self._state.default, self._state.canary)
+        return min((each.room_for_stream(num_rows) for each in both if each is not None), default=1)
 
     def _refuse(self, group: Group) -> int:
         """End calls that were recognised as ones for a model that is gone."""

@@ -164,9 +164,9 @@ class Batcher:
             self._is_scheduled = True
             self.owner.schedule(self)
 
-    def has_room_for_stream(self, num_rows: int) -> bool:
-        """Return whether a stream may add a message; streams wait where unary calls are refused."""
-        return self._queue_of(num_rows).has_room_for_streams
+    def room_for_stream(self, num_rows: int) -> int:
+        """Return how many messages a stream may add; streams wait where unary calls are refused."""
+        return -(-self._queue_of(num_rows).room_for_streams // max(num_rows, 1))
 
     def _queue_of(self, num_rows: int) -> Queue:
         """Return the queue of calls of a size."""

@@ -227,9 +227,9 @@ class Queue:
         self.row_s += (seconds / num_rows - self.row_s) / 8
 
     @property
-    def has_room_for_streams(self) -> bool:
-        """Whether streams may add to it: half is left for unary calls, which can't be stalled."""
-        return self.num_rows < self.capacity // 2 or not self.num_rows
+    def room_for_streams(self) -> int:
+        """How many rows streams may add: half is left for unary calls, which can't be stalled."""
+        return max(self.capacity // 2 - self.num_rows, not self.num_rows)
 
     def put(self, group: Group) -> None:
         """Add calls."""

@@ -178,11 +178,11 @@ def test_streams_wait_while_the_canary_has_no_room() -> None:
     router.change("digits", served("6", "5", default="5", canary=("6", 1.0)))
     route = router.find("digits")
     for number in range(4):
-        assert route.has_room_for_stream(1)
+        assert route.room_for_stream(1)
         route.add(FakeRequest(number).group)
-    assert not route.has_room_for_stream(1)
+    assert not route.room_for_stream(1)
     owner.work()
-    assert route.has_room_for_stream(1)
+    assert route.room_for_stream(1)
 
 
 def test_layouts_are_read_again_when_another_model_is_the_classifier_of_digits() -> None:

@@ -129,7 +129,7 @@ class Handlers(grpc.GenericRpcHandler):
         left_s = [s for s in (context.time_remaining(), encoder.timeout_s) if s is not None]
         deadline_s = received_s + min(left_s, default=math.inf)
         is_stream = isinstance(method, BatchedStream)
-        while is_stream and not encoder.target.has_room_for_stream(encoder.num_rows):
+        while is_stream and not encoder.target.room_for_stream(encoder.num_rows):
             await asyncio.sleep(_PAUSE_S)
         framed, run = await submit(self._owner, encoder.target, caller, rows, encoder, deadline_s)
         latest_run.set(run)

@@ -113,8 +113,8 @@ class Stream:
         Returns:
             How many.
         """
-        has_room = encoder.target.has_room_for_stream(encoder.num_rows)
-        number = min(len(messages), _WINDOW - len(self._slots)) if has_room else 0
+        room = encoder.target.room_for_stream(encoder.num_rows)
+        number = min(len(messages), _WINDOW - len(self._slots), room)
         if number <= 0 or self._data or self._error or self._is_unary:
             return 0
         self._ended = ended and number == len(messages)
@@ -245,7 +245,7 @@ class Stream:
                 connection, self._head, encoder, [stream_id], [rows], slot.arrived_s, deadline_s
             )
             return True
-        if not encoder.target.has_room_for_stream(encoder.num_rows):
+        if not encoder.target.room_for_stream(encoder.num_rows):
             return False
         self._queue([slot], [rows], encoder)
         self._slots.append(slot)

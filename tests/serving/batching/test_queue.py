@@ -303,18 +303,18 @@ def test_caller_with_few_calls_is_not_refused_for_those_of_others() -> None:
     assert filled.room(FakeConnection("a third place")) == 0  # it is twice as full
 
 
-@pytest.mark.parametrize(("waiting", "has_room"), [(0, True), (1, True), (4, True), (5, False)])
-def test_streams_may_fill_half_of_it(waiting: int, has_room: bool) -> None:
+@pytest.mark.parametrize(("waiting", "room"), [(0, 5), (1, 4), (4, 1), (5, 0), (6, 0)])
+def test_streams_may_fill_half_of_it(waiting: int, room: int) -> None:
     filled = FilledQueue(capacity=10)
     filled.put(FakeConnection(), *range(waiting))
-    assert filled.queue.has_room_for_streams is has_room
+    assert filled.queue.room_for_streams == room
 
 
 def test_stream_may_add_to_an_empty_queue_however_small_it_is() -> None:
     filled = FilledQueue(capacity=1)
-    assert filled.queue.has_room_for_streams
+    assert filled.queue.room_for_streams == 1
     filled.put(FakeConnection(), 1)
-    assert not filled.queue.has_room_for_streams
+    assert not filled.queue.room_for_streams
 
 
 # Connections that close
