@@ -1,0 +1,25 @@
+"""The version is pyproject.toml's; the files that can't read it there name the same one."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+NAMED = re.compile(r"digit-serving:(\d[\w.]*)|newTag: (\d[\w.]*)|VERSION=(\d[\w.]*)")
+
+
+def test_manifests_and_the_containerfile_name_the_version() -> None:
+    files = subprocess.run(
+        ["git", "ls-files", "deploy", "Containerfile"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    found = [
+        "".join(each)
+        for name in files
+        if (ROOT / name).suffix in {".yaml", ""}
+        for each in NAMED.findall((ROOT / name).read_text())
+    ]
+    assert len(found) >= 5
+    assert set(found) == {VERSION}
