@@ -1,5 +1,6 @@
 """Every setting of serving with its unit and its default."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ class BatchingConfig:
     """Seconds to wait for more images before a run; 0 runs at once, so batches grow while busy."""
     queue_capacity: int = 16_384
     """The most images that wait for a run; further requests are rejected as Overloaded."""
+    slo_s: float = math.inf
+    """Seconds within which accepted requests are to be answered: what would wait for longer is
+    rejected as Overloaded at once. The least of this and of the request's own timeout counts."""
     max_request_images: int = 4_096
     """The most images in one request: 3.2 MB, under every client's default limit of 4 MiB."""
 
@@ -42,6 +46,7 @@ class BatchingConfig:
             f"at least max_request_images ({self.max_request_images})",
         )
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
+        _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

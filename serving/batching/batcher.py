@@ -138,7 +138,9 @@ class Batcher:
         rows, number = group.encoder.num_rows, len(group.streams)
         queue = self._quick if rows <= self.quick_rows else self._long_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
-            room = queue.room(group.caller, group.deadline_s - group.arrived_s)
+            room = queue.room(
+                group.caller, min(group.deadline_s - group.arrived_s, self._config.slo_s)
+            )
             # However slow the model is: a call may always be the only one.
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:

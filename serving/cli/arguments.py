@@ -160,6 +160,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="how long an idle engine waits for more images before it runs")  # fmt: skip
     add("--queue-capacity", type=int, default=batching.queue_capacity, metavar="IMAGES",
         help="most images that wait for a run; further requests are rejected")  # fmt: skip
+    add("--slo", dest="slo_s", type=values.objective, default=batching.slo_s, metavar="TIME",
+        help="time such as 5ms within which accepted calls are to be answered; calls that would "
+        "wait longer are rejected at once")  # fmt: skip
     add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
         help="most images in one request")  # fmt: skip
     add("--reflection", action="store_true",

@@ -25,6 +25,15 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
 
 
+def objective(text: str) -> float:
+    """Read the time that answers may take, such as 5ms, 0.5s or 0.005."""
+    number, unit_s = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
+    with suppress(ValueError):
+        if 0 < float(number) * unit_s <= 1e6:
+            return float(number) * unit_s
+    raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
+
+
 def probability(text: str) -> float:
     """Read a probability, 0 to 1."""
     with suppress(ValueError):

@@ -6,6 +6,8 @@
 A worker has one job at a time. One that crashes, is too slow or is given up costs that job alone,
 and another one is there in some milliseconds. All end with this process, also after `kill -9`: the
 zygote's socket is closed then, and the kernel ends the workers with the zygote.
+
+Windows has no fork: there the jobs run on threads of this process, which a crash takes along.
 """
 
 import os
@@ -19,12 +21,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from serving.system.zygote import HEADER, PID
+from serving.system.zygote import CAN_FORK, HEADER, PID
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
@@ -57,6 +59,8 @@ class Processes:
         self._memory_bytes = memory_bytes or 0
         self._arguments = [str(self._memory_bytes), *modules]
         self._job_s, self._idle_s = job_s, idle_s
+        self._threads = ThreadPoolExecutor(number)
+        """Where there is no fork; idle ones cost nothing."""
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[_Job]] = {}
         """By caller; the one whose turn is next is the first."""
@@ -82,6 +86,8 @@ class Processes:
         Raises:
             Overloaded: too many wait.
         """
+        if not CAN_FORK:
+            return self._threads.submit(function, *args)
         job = _Job(owner, function, args)
         with self._lock:
             waiting = self._waiting.get(owner, ())
@@ -123,6 +129,7 @@ class Processes:
 
     def close(self) -> None:
         """End the processes, and what they are doing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._is_closed = True
             thread = self._thread

@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import pickle
-import resource
 import signal
 import socket
 import struct
@@ -22,9 +21,13 @@ HEADER = struct.Struct("=?Q")
 PID = struct.Struct("=i")
 """The zygote's answer to a socket: the worker that has it."""
 NICENESS = 10
+CAN_FORK = hasattr(os, "fork")
 _KEPT_BYTES = 32 << 20
 """A worker that keeps more than this of its jobs' memory ends."""
 _PR_SET_PDEATHSIG = 1
+
+with suppress(ImportError):  # Windows has neither it nor fork
+    import resource
 
 
 def main() -> NoReturn:
@@ -59,6 +62,8 @@ def silence_pillow() -> None:
 
 def free_bytes() -> float:
     """Return how much this process may still allocate."""
+    if not CAN_FORK:
+        return float("inf")
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return float("inf") if limit == resource.RLIM_INFINITY else limit - _data_bytes()
 
@@ -73,7 +78,7 @@ def _end_with(zygote: int) -> None:
 
 def _work(sock: socket.socket, memory_bytes: int) -> NoReturn:
     """Do jobs until the socket is closed."""
-    if memory_bytes:
+    if memory_bytes and _data_bytes():
         limit = _data_bytes() + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

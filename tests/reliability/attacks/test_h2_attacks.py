@@ -27,9 +27,9 @@ import serving
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.signature import DIGITS
-from tests.support.beside import MAX_WAIT_S, beside, num_files, resident
+from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
+from tests.reliability.attacks.polite import polite_caller
 from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers
-from tests.support.polite import polite_caller
 from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
 

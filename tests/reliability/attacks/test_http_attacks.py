@@ -16,8 +16,8 @@ import trustme
 
 from serving.model.repository import PRETRAINED
 from tests.conftest import SEED
+from tests.reliability.attacks.beside import MIB, beside, num_files, resident
 from tests.serving.http1.test_differential import PIECES, compare, mutated
-from tests.support.beside import MIB, beside, num_files, resident
 from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server, serve_command, started
 

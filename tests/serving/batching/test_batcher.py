@@ -199,6 +199,17 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
     owner.batcher.close()
 
 
+def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
+    model = GatedModel()
+    owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
+    owner.batcher._small.row_s = 0.01
+    accepted = occupy(owner, model), owner.submit(*range(15))
+    assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
+    model.open(1000)
+    owner.wait(*accepted)
+    owner.batcher.close()
+
+
 def test_cancelled_request_never_runs(owner: FakeOwner, model: GatedModel) -> None:
     first = occupy(owner, model)
     cancelled, mate = owner.submit(1), owner.submit(2)

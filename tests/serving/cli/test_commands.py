@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from argparse import ArgumentTypeError
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from serving import Classifier
 from serving.__main__ import main
+from serving.cli import values
 from serving.images import Images
 from tests.support.servers import RunningServer, serve_command, started
 
@@ -231,3 +234,11 @@ def test_unknown_option_is_a_usage_error() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["serve", "--nope"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "time_s"), [("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0), ("0ms", None), ("ms", None)]
+)
+def test_times_are_read_in_seconds_or_milliseconds(text: str, time_s: float | None) -> None:
+    with nullcontext() if time_s else pytest.raises(ArgumentTypeError, match="such as 5ms"):
+        assert values.objective(text) == time_s

@@ -1,6 +1,6 @@
 """A caller that minds its own business beside an attack: one image at a time, as a process.
 
-    python -m tests.support.polite ADDRESS PID [TOKEN]
+    python -m tests.reliability.attacks.polite ADDRESS PID [TOKEN]
 
 Prints "ready" after its first answers, and once stdin ends, each call's latency, what the server's
 process computed meanwhile, and its status.
@@ -69,7 +69,7 @@ class Polite:
 @contextmanager
 def polite_caller(server: RunningServer, token: str = "") -> Iterator[Polite]:
     """Call politely for as long as the context lasts."""
-    command = [sys.executable, "-m", "tests.support.polite", server.address,
+    command = [sys.executable, "-m", "tests.reliability.attacks.polite", server.address,
                str(server.process.pid), token]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.polite import polite_caller
+from tests.reliability.attacks.polite import polite_caller
 from tests.support.processes import Footprint, wait_until
 from tests.support.servers import RunningServer
 
