@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,12 +19,14 @@ from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamEnded
 
 from serving.images import Images
+from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import Replicas, replicas_behind
 from tests.support.load import ClosedLoop
-from tests.support.processes import wait_until
+from tests.support.processes import paced_server, wait_until
 from tests.support.published import publish
+from tests.support.raw import CLASSIFY, TIMEOUT_S
 
 _SERVING = frame(
     health_pb2.HealthCheckResponse(
@@ -148,3 +151,36 @@ def test_replica_that_resets_calls_is_ejected(replicas: Replicas, images: Images
             wait_until(lambda: replicas.edge.statistic(EJECTED) == 1)
             load.wait_for(200)
     check_none_lost(load, replicas)
+
+
+def test_overload_is_refused_with_a_pause_and_not_sent_again(
+    replicas: Replicas, images: Images
+) -> None:
+    slow = {"service_s": 0.05, "max_batch_size": 1, "queue_capacity": 1, "self_test_interval_s": 0}
+    with paced_server(**slow) as one, paced_server(**slow) as other:
+        replicas.name_to_envoy(one.address, other.address)
+        while replicas.servers:  # Envoy keeps those that are well
+            assert replicas.servers.pop().stop() == 0
+        total = "cluster.replicas.membership_total"
+        wait_until(lambda: replicas.edge.statistic(total) == 2)
+        retries = "cluster.replicas.upstream_rq_retry"
+        before = replicas.edge.statistic(retries)
+        with replicas.load(images) as load:
+            load.wait_for(200)
+            with grpc.secure_channel(replicas.edge.tls, replicas.credentials) as channel:
+                pauses = [pause_of(channel, images) for _ in range(20)]
+        codes = {call.code for call in load.calls}
+        assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert any(pause > 0 for pause in pauses)
+        assert replicas.edge.statistic(retries) == before
+
+
+def pause_of(channel: grpc.Channel, images: Images) -> int:
+    """Send a call; return the pause in ms that its refusal asks for, 0 if it was answered."""
+    classify: Any = channel.unary_unary(CLASSIFY)
+    try:
+        classify(encode_request(images[0].tobytes()), timeout=TIMEOUT_S)
+    except grpc.RpcError as err:
+        found: Any = err
+        return int(dict(found.trailing_metadata())["grpc-retry-pushback-ms"])
+    return 0
