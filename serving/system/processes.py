@@ -229,9 +229,10 @@ class Processes:
     def _start_zygote(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
         ours, its = socket.socketpair()
         code = f"import sys; sys.path = {sys.path!r}; import serving.system.zygote as z; z.main()"
+        flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]  # -I forgets the environment's
         with its:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-c", code, str(its.fileno()), *self._arguments],
+                [sys.executable, *flags, "-c", code, str(its.fileno()), *self._arguments],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=[its.fileno()], start_new_session=True,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},

@@ -4,7 +4,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ import pytest
 from serving import Client
 from serving.images import Images
 from tests.deploy.conftest import ROOT
+from tests.support.processes import wait_until
 from tests.support.servers import serve_command, started
 
 UNIT = ROOT / "deploy" / "systemd" / "digit-serving.service"
 SOCKET = UNIT.with_suffix(".socket")
+PICTURE = ROOT / "docs" / "pictures" / "seven.png"
+CLASSIFY = ("/opt/digit-serving/bin/digit-serving", "classify", str(PICTURE), "--target")
 MAX_EXPOSURE = 15
 """Of 100, as systemd-analyze counts."""
 
@@ -86,6 +90,60 @@ def test_server_keeps_to_the_system_calls(
     # libuv looks whether it may use io_uring, and does without.
     assert called - allowed <= {"io_uring_setup", "io_uring_enter", "io_uring_register"}
     assert not re.search(r"PROT_WRITE\|PROT_EXEC", lines), "MemoryDenyWriteExecute forbids it"
+
+
+@pytest.fixture(scope="module")
+def inside(program: Callable[[str, str], Path]) -> Iterator[Callable[..., str]]:
+    """Start systemd in namespaces of its own; give what runs a command there."""
+    program("systemd-analyze", "systemd")
+    program("ip", "iproute2")
+    script = Path(__file__).with_name("nested_systemd.sh")
+    arguments = [str(each) for each in (script, ROOT, sys.executable, sys.base_prefix)]
+    spaces = ("--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--cgroup", "--net")
+    if subprocess.run(["unshare", *spaces, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no namespaces")
+    outer = subprocess.Popen(["unshare", *spaces, "bash", *arguments], stderr=subprocess.DEVNULL)
+
+    def first() -> str:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        return children[0] if children else "0"
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            ["nsenter", "-t", first(), "-a", *command], capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        wait_until(lambda: run("systemctl", "is-active", "basic.target") == "active")
+        yield run
+    finally:
+        outer.kill()
+        outer.wait()
+
+
+def test_systemd_starts_reloads_watches_and_stops_it(inside: Callable[..., str]) -> None:
+    def shows(**expected: str) -> bool:
+        shown = inside("systemctl", "show", "digit-serving").splitlines()
+        return {f"{name}={value}" for name, value in expected.items()} <= {*shown}
+
+    for command in ("start", "reload"):  # ready when it answers, and when it has looked
+        inside("systemctl", command, "digit-serving")
+        assert shows(ActiveState="active", NRestarts="0")
+    assert inside(*CLASSIFY, "127.0.0.1:50051").endswith(": 7 (100.0 %)")
+    for number, name in enumerate(("STOP", "KILL"), 1):  # it is frozen, and it dies
+        inside("systemctl", "kill", "--kill-whom=main", f"--signal={name}", "digit-serving")
+        wait_until(partial(shows, ActiveState="active", NRestarts=str(number)))
+    inside("systemctl", "stop", "digit-serving")
+    assert shows(ActiveState="inactive", Result="success")
+
+
+def test_sockets_start_it(inside: Callable[..., str]) -> None:
+    sockets = ("digit-serving.socket", "digit-serving-http.socket")
+    inside("systemctl", "start", *sockets)
+    assert inside("systemctl", "is-active", *sockets).split() == ["active", "active"]
+    assert inside(*CLASSIFY, "127.0.0.1:50051").endswith(": 7 (100.0 %)")
+    assert inside("curl", "-sSf", "http://127.0.0.1:8080/v2").startswith("{")
 
 
 def test_settings_of_the_unit_are_the_servers() -> None:
