@@ -1,6 +1,6 @@
-"""What a target is: something that classifies, named by its settings, and opened to be measured."""
+"""A target: something that classifies, named by its settings, and opened to be measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,5 +66,3 @@ class Running:
     """How many calls in flight keep it busy when it has plenty to do."""
     pid: int | None = None
     """Its process; None if it was not started here."""
-    batch_sizes: Callable[[], Mapping[str, int]] = dict
-    """Returns how many runs there were so far, by upper bound of their size; empty if unknown."""

@@ -45,6 +45,18 @@ def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments
         PARSERS[program]().parse_args(words)  # type: ignore[attr-defined]  # else exits
 
 
+@pytest.mark.parametrize("way", [1, 2])
+def test_commands_of_the_makefile_are_ones_that_the_programs_take(way: int) -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(RECIPE)", "default")
+    text = re.sub(r'"\$\(EXTRA\)"', "own", text.replace("$(filter cpu,$(DEVICE))", "$(CPU)"))
+    text = re.sub(r"\$\(if \$\(\w+\),([^,()]*),?([^()]*)\)", rf"\{way}", text)
+    found = re.findall(r"\$\(RUN\) -m (training|serving|benchmarks) (.*)", text)
+    assert len(found) > 8
+    for program, arguments in found:
+        name = "digit-serving" if program == "serving" else f"python -m {program}"
+        PARSERS[name]().parse_args(arguments.split())  # type: ignore[attr-defined]
+
+
 def test_commands_are_found() -> None:
     assert len(command_lines()) > 20
 
