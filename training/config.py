@@ -236,15 +236,5 @@ BEST = replace(
     averaging=0.998,
 )
 
-SIZES = {
-    recipe.name: recipe
-    for recipe in (
-        replace(BEST, name="best-100k", units=(104, 104, 56)),
-        replace(BEST, name="best-60k", units=(64, 80, 48)),
-        replace(BEST, name="best-30k", units=(32, 64, 32)),
-    )
-}
-"""Networks of fewer parameters, trained as `best` is, to say what parameters are worth."""
-
 RECIPES = {recipe.name: recipe for recipe in (SEED, DEFAULT, BEST)}
 """The recipes by the name that `--recipe` takes."""
