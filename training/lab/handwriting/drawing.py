@@ -96,7 +96,7 @@ def curve(points: np.ndarray, step: float) -> np.ndarray:
 
 def optdigits_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
     """Enlarge one of the UCI 8 x 8 digits smoothly."""
-    with np.load(Path(__file__).parents[1] / "tests" / "data" / "optdigits.npz") as arrays:
+    with np.load(Path(__file__).parents[3] / "tests" / "data" / "optdigits.npz") as arrays:
         image = rng.choice(arrays["images"][arrays["labels"] == digit]).reshape(8, 8)
     large = Image.fromarray((image * 15.9).astype(np.uint8)).resize(
         (height, height), Image.Resampling.BICUBIC

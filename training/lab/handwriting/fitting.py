@@ -11,7 +11,7 @@ import numpy.typing as npt
 from serving.pictures.parts import Mask, Numbers
 from serving.pictures.rejecter import SHARE, odds
 from training.config import Deformation
-from training.data.augmentation import ahead, deform
+from training.data.augmentation import deform, prefetch
 from training.lab.handwriting.examples import NO_DIGIT, LabelledRow
 from training.lab.handwriting.paths import text_loss
 
@@ -42,7 +42,7 @@ NONE_SHARE = 0.15
 """Of the candidates that are no digit, which are trained on before the paths."""
 DEFORMATION = Deformation(
     rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
-    thickness=0.3, kept=0.15,
+    thickness=0.3, identity_share=0.15,
 )  # fmt: skip
 """Of a row: all of its candidates alike."""
 FILTERS = (48, 96)
@@ -85,7 +85,7 @@ class Fit:
         for epoch in range(epochs):
             losses = []
             batches = np.array_split(self._rng.permutation(len(rows)), num_batches)
-            for done, columns in enumerate(ahead(make, batches)):
+            for done, columns in enumerate(prefetch(make, batches)):
                 count = len(columns[3])
                 weights = np.full(count, 1 / max(1, count), np.float32)
                 no_gradient = np.zeros((count, 10), np.float32)
@@ -105,7 +105,7 @@ class Fit:
             def make(batch: Numbers, kept: list[Mask] = is_plausible) -> list[LabelledRow]:
                 return [self._deformed(_part(rows[index], kept[index])) for index in batch]
 
-            made = ahead(make, [batch for batch, _ in batches])
+            made = prefetch(make, [batch for batch, _ in batches])
             total = count = 0.0
             for done, ((batch, times), some) in enumerate(zip(batches, made, strict=True)):
                 columns = _columns(some)

@@ -108,7 +108,7 @@ def test_teachers_have_rows_of_their_own(
     folder = Path(shutil.copytree(final, tmp_path / "artifacts"))
     teacher = replace(RECIPES["best"].views()[1].teacher, epochs=1, batch_size=256)
     distillation = Distillation(teacher=teacher, teachers=1, views=1, temperature=1, share=1)
-    distilled = replace(TINY, distillation=distillation, mild=0)
+    distilled = replace(TINY, distillation=distillation, fine_tune_share=0)
     monkeypatch.setattr(experiments, "RECIPES", {"best": distilled})
     results = tmp_path / "results.json"
     experiments.run(mnist_sample, folder, results, lambda line: None)
