@@ -2,8 +2,8 @@
 
 In the order of the imports, ground first:
 
-load        what sends requests: threads, h2load, our own generators
-targets     what is measured: in process, served by us, or by anybody at an address
+load        threads, tasks, h2load and our own open loops, which send requests
+targets     the measured programs: in process, served by us, or by anybody at an address
 run         scenarios, suites, and the result file that a run writes
 report      tables, pictures, page: they only read result files
 cli         the commands; `arguments` has their options

@@ -1,4 +1,4 @@
-"""What a load is, and what one timed run of it leaves behind."""
+"""The interface of a load, and the trace of one timed run."""
 
 import math
 from collections import Counter
@@ -27,7 +27,7 @@ class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """What sent the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
+    """The sender of the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
     send time. Without a deadline, a call that was never answered counts with the time waited."""

@@ -10,7 +10,7 @@ LATENCY = {"SingleStream": 0.90, "MultiStream": 0.99}
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
-    """What is measured."""
+    """A target and a task."""
 
     spec: Spec
     scenario: str

@@ -49,7 +49,7 @@ class Sample(Cell):
 
     @property
     def cell(self) -> Cell:
-        """What this is a sample of; Offline's callers are the target's choice."""
+        """The cell of this sample; Offline's callers are the target's choice."""
         values = {each.name: getattr(self, each.name) for each in fields(Cell)}
         return Cell(**values | ({"callers": 0} if self.scenario == "Offline" else {}))
 
@@ -67,7 +67,7 @@ class Sample(Cell):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """What it took to start a target."""
+    """Time and memory of a started target."""
 
     spec: Spec
     startup_s: float

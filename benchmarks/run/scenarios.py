@@ -37,7 +37,7 @@ _PROBES = 7
 """Rates that a search tries."""
 _ATTEMPTS, _FAILURES, _SEARCH_CALLERS = 4, 2, 64
 _FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
-"""What keeps any target busy: the closed loop that Overload counts from."""
+"""The closed loop whose rate Overload multiplies: it keeps any target busy."""
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
 _FULL = 0.95
@@ -53,7 +53,7 @@ class Rules:
     seconds: float = 0.5
     """Length of one timed run."""
     latency_slo_s: float = 0.010
-    """What the Server scenario's p99 may not exceed."""
+    """Limit of the Server scenario's p99."""
     arrivals: str = "poisson"
     """How the Server scenario's calls come: "poisson" or "constant"."""
     num_cores: int = 1

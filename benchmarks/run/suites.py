@@ -27,7 +27,7 @@ def cells_of(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite(Rules):
-    """What to measure; every round measures every cell once."""
+    """Cells to measure; every round measures every cell once."""
 
     name: str
     specs: Sequence[Spec] = ()

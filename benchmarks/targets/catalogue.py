@@ -12,7 +12,7 @@ from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a target is, in a few words, and where it can run."""
+    """A target in a few words, and the settings that it can have."""
 
     about: str
     on_cuda: bool = False

@@ -51,7 +51,7 @@ class Setting:
     checkouts: Mapping[str, Path]
     """Name to folder of other checkouts of this project, whose server is to be started."""
     generator: Generator
-    """What sends requests to those behind an address."""
+    """Sends requests to those behind an address."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Running:
     """A target that has answered a first request rightly."""
 
     load: Load
-    """What sends it requests."""
+    """Sends it requests."""
     startup_s: float
     """From nothing to the first answer."""
     parallel_calls: int
