@@ -1,6 +1,6 @@
 """Candidates of composed pages, labelled by what they are: a digit as a whole, or none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,16 @@ class LabelledRow(NamedTuple):
     """(P,): the score of leaving out a piece."""
     text: str
     """The digits in the row; "" if there are none."""
+
+    def part(self, is_kept: npt.NDArray[np.bool_]) -> "LabelledRow":
+        """Leave out some of the candidates."""
+        names = self._fields[:6]
+        return self._replace(**{name: getattr(self, name)[is_kept] for name in names})
+
+
+def join(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
+    """Join the rows' images, surroundings, measures, labels and probabilities."""
+    return [np.concatenate(column) for column in zip(*(row[:5] for row in rows), strict=True)]
 
 
 def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[list[LabelledRow]]:

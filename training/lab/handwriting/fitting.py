@@ -12,7 +12,7 @@ from serving.pictures.parts import Mask, Numbers
 from serving.pictures.rejecter import SHARE, odds
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch
-from training.lab.handwriting.examples import NO_DIGIT, LabelledRow
+from training.lab.handwriting.examples import NO_DIGIT, LabelledRow, join
 from training.lab.handwriting.paths import text_loss
 
 EPOCHS, PATH_EPOCHS = 1, 18
@@ -50,7 +50,6 @@ UNITS = 192
 
 _WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 _Floats = npt.NDArray[np.float32]
-_Array = npt.NDArray[Any]
 
 
 class Fit:
@@ -79,8 +78,8 @@ class Fit:
         num_batches = -(-len(rows) // BATCH_ROWS)
         step = self._step(with_dropout=True)
 
-        def make(batch: Numbers) -> list[_Array]:
-            return _columns([self._deformed(self._thinned(rows[index])) for index in batch])
+        def make(batch: Numbers) -> list[npt.NDArray[Any]]:
+            return join([self._deformed(self._thinned(rows[index])) for index in batch])
 
         for epoch in range(epochs):
             losses = []
@@ -103,12 +102,12 @@ class Fit:
             batches = self._batches(last)
 
             def make(batch: Numbers, kept: list[Mask] = is_plausible) -> list[LabelledRow]:
-                return [self._deformed(_part(rows[index], kept[index])) for index in batch]
+                return [self._deformed(rows[index].part(kept[index])) for index in batch]
 
             made = prefetch(make, [batch for batch, _ in batches])
             total = count = 0.0
             for done, ((batch, times), some) in enumerate(zip(batches, made, strict=True)):
-                columns = _columns(some)
+                columns = join(some)
                 gradient, of_labels, losses = self._gradient(some, times)
                 last[batch] = losses
                 counted = times * [row.text != "" for row in some]
@@ -125,7 +124,7 @@ class Fit:
         kept: list[Mask] = []
         for start in range(0, len(rows), LOOK_ROWS):
             some = [rows[index] for index in range(start, min(start + LOOK_ROWS, len(rows)))]
-            images, surroundings, measures, labels, _ = _columns(some)
+            images, surroundings, measures, labels, _ = join(some)
             logits = self._logits(images, surroundings, measures, with_dropout=False).numpy()
             is_kept = (odds(logits) > MIN_ODDS) | (labels != NO_DIGIT)
             kept += np.split(is_kept, np.cumsum([len(row.labels) for row in some])[:-1])
@@ -134,7 +133,7 @@ class Fit:
     def _thinned(self, row: LabelledRow) -> LabelledRow:
         """Leave out most of the candidates that are no digit, and those that are open."""
         is_some = self._rng.random(len(row.labels)) < NONE_SHARE
-        return _part(row, (row.labels >= 0) & ((row.labels != NO_DIGIT) | is_some))
+        return row.part((row.labels >= 0) & ((row.labels != NO_DIGIT) | is_some))
 
     def _batches(self, last: _Floats) -> list[tuple[Numbers, _Floats]]:
         """Return the rows of each batch of an epoch, and how many times each counts."""
@@ -176,7 +175,7 @@ class Fit:
             (N, 10): the gradient of the rows' mean loss by the candidates' scores; (N,): the
             labels' losses; and each row's loss.
         """
-        images, surroundings, measures, labels, probabilities = _columns(rows)
+        images, surroundings, measures, labels, probabilities = join(rows)
         logits = self._logits(images, surroundings, measures, with_dropout=False)
         of_labels = self._label_losses(logits, labels.astype(np.int32)).numpy()
         scores = self._scores(logits, probabilities).numpy().astype(np.float64)
@@ -249,14 +248,3 @@ def _label_weights(rows: Sequence[LabelledRow], times: _Floats) -> _Floats:
 def _falling(done: float) -> float:
     """Return the share of a learning rate after some of the training, 0 to 1: half a cosine."""
     return float(1 + np.cos(np.pi * done)) / 2
-
-
-def _part(row: LabelledRow, is_kept: Mask) -> LabelledRow:
-    """Leave out some of a row's candidates."""
-    names = LabelledRow._fields[:6]
-    return row._replace(**{name: getattr(row, name)[is_kept] for name in names})
-
-
-def _columns(rows: Sequence[LabelledRow]) -> list[_Array]:
-    """Join the rows' images, surroundings, measures, labels and probabilities."""
-    return [np.concatenate(column) for column in zip(*(row[:5] for row in rows), strict=True)]
