@@ -47,7 +47,7 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 	$(RUN) -m training export
 	$(RUN) -m deploy.demo
 
-bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.html
+bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.md
 	$(RUN) -m benchmarks run --suite bench
 
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
@@ -57,8 +57,12 @@ bench-readme: $(INSTALLED)  ## measure what the README shows: result file, repor
 	$(RUN) -m benchmarks run --suite bench --output benchmarks/results/bench.json
 	$(RUN) -m benchmarks plot --readme README.md
 
-verify-gpu: $(INSTALLED)  ## train, export, compare and measure on a GPU (25 min); DEVICE=cpu rehearses it
-	$(RUN) -m benchmarks verify --device $(DEVICE)
+verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE=cpu rehearses it
+	$(RUN) -m training train --artifacts build/verify $(if $(filter cpu,$(DEVICE)),--epochs 1)
+	@grep -q '"device": "$(DEVICE)"' build/verify/metrics.json || { echo "make: TensorFlow did not train on $(DEVICE)" >&2; exit 1; }
+	$(RUN) -m training export --artifacts build/verify --models build/verify/models
+	$(RUN) -m benchmarks run --suite gpu --models build/verify/models --artifacts build/verify \
+		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q -n 2 --dist loadfile

@@ -2,10 +2,9 @@
 
 In the order of the imports, ground first:
 
-load        what sends requests: threads, h2load, our own generators
-targets     what is measured: in process, served by us, or by anybody at an address
+load        threads, tasks, h2load and our own open loops, which send requests
+targets     the measured programs: in process, served by us, or by anybody at an address
 run         scenarios, suites, and the result file that a run writes
-report      tables, pictures, page, comparison, recommendation: they only read result files
-verification  a GPU in one go, from training to rates
+report      tables, pictures, page: they only read result files
 cli         the commands; `arguments` has their options
 """

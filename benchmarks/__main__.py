@@ -1,4 +1,4 @@
-"""`python -m benchmarks {run,verify,compare,plot,recommend}`; see `benchmarks.cli`."""
+"""`python -m benchmarks {run,plot}`; see `benchmarks.cli`."""
 
 import sys
 

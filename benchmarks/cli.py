@@ -1,25 +1,22 @@
-"""The commands: run, verify, compare, plot, recommend."""
+"""The commands: run, plot."""
 
 import argparse
 import os
 import sys
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from types import ModuleType
 
-from benchmarks.arguments import parser
-from benchmarks.report import comparison, recommendation
-from benchmarks.report.figures import Figures
-from benchmarks.run import measurement, result_file
-from benchmarks.run.measurement import Sources
+from benchmarks.arguments import RESULTS, parser
+from benchmarks.load.cores import split_cores
+from benchmarks.load.network import Generator
+from benchmarks.report import page, tables
+from benchmarks.run import result_file, runner
 from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
-from benchmarks.targets.target import Spec
-from benchmarks.verification import steps
-from benchmarks.verification.plan import RESULTS, plan_of
+from benchmarks.targets.target import Setting, Spec
 from serving import installation
 from serving.cli.parser import blame
 from serving.errors import DigitsError
@@ -29,17 +26,20 @@ DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 
 EXTRAS = {
-    "matplotlib": "bench", "packaging": "bench", "onnxruntime": "serve", "uvloop": "serve",
-    "tensorflow": "train", "keras": "train", "onnx": "train",
+    "matplotlib": "bench", "onnxruntime": "serve", "uvloop": "serve", "tensorflow": "train",
+    "keras": "train",
 }  # fmt: skip
-"""What the base installation lacks, and the extra that brings it."""
+"""Modules that the base installation lacks, and the extra that brings each."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
+    # What matplotlib keeps goes to our own cache.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     try:
-        return COMMANDS[options.command](options)
+        return {"run": _run, "plot": _plot}[options.command](options)
     except (UnusableResults, DigitsError) as err:
         return _fail(blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
@@ -52,50 +52,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Measure, write the results and their report, print the tables."""
-    _check_machine()
-    suite, begin_s = suite_of(options), perf_counter()
-    output = options.output or RESULTS / "local" / f"{suite.name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    named = dict(options.targets or ())
-    sources = Sources(
-        models=options.models or find_root("digits", Path("models")),
-        artifacts=options.artifacts, generator=options.generator,
-        share_cores=options.share_cores, checkouts=_checkouts(options),
-        addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
-    )  # fmt: skip
-    results = measurement.begin(suite, sources)
-    measurement.measure(suite, sources, results, _Progress())
-    results.save(output)
-    print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
-    _report(output)
-    return DONE
-
-
-def _verify(options: argparse.Namespace) -> int:
-    """Take every step of a verification, and report; fails if one did."""
-    _check_machine()
-    begin_s = perf_counter()
-    plan = plan_of(options.device, options.output, options.data_dir)
-    results = steps.verify(plan, _Progress())
-    print(f"\n{perf_counter() - begin_s:.0f} s; results in {plan.output}")
-    _report(plan.output)
-    return FAILED if steps.has_failed(results) else DONE
-
-
-def _check_machine() -> None:
-    """Check, before minutes of work, that measuring and reporting are possible here."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
-    installation.require("matplotlib", "packaging", "onnxruntime")
-
-
-def _report(output: Path) -> None:
-    """Write the report of a results file beside it, as plot does, and print its tables."""
-    page, results = _import_page(), result_file.load(output)
-    written = page.write(results, output)
-    for table in page.tables(results):
+    installation.require("matplotlib", "onnxruntime")  # now, not after minutes of work
+    suite, begin_s = suite_of(options), perf_counter()
+    output = options.output or RESULTS / "local" / f"{suite.name}.json"
+    models = options.models or find_root("digits", Path("models"))
+    images, answers = runner.golden(models)
+    every = sorted(os.sched_getaffinity(0))
+    cores, generator_cores = (every, every) if options.share_cores else split_cores()
+    named = dict(options.targets or ())
+    with Generator(generator_cores, options.generator) as generator:
+        setting = Setting(
+            models=models, artifacts=options.artifacts, images=images, answers=answers,
+            cores=cores, generator=generator, checkouts=_checkouts(options),
+            addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
+        )  # fmt: skip
+        results = runner.run(suite, setting, partial(_progress, begin_s))
+    results.save(output)
+    report, *_ = page.write(results, output)
+    print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
+    for table in tables.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
-    print(f"\nreport in {written[1]}")
+    print(f"\nreport in {report}")
+    return DONE
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
@@ -112,7 +92,7 @@ def suite_of(options: argparse.Namespace) -> Suite:
 
 
 def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
-    """Combine what the options name; what they don't is as in the suite, for its own targets."""
+    """Combine the named settings; others are as in the suite, for its own targets."""
     named = [Spec(target=name) for name, _ in options.targets or ()] or suite.specs
     chosen = specs(
         dict.fromkeys(spec.target for spec in named),
@@ -131,36 +111,14 @@ def _checkouts(options: argparse.Namespace) -> dict[str, Path]:
     return {name: where for name, where in options.targets or () if isinstance(where, Path)}
 
 
-class _Progress:
-    """Rewrites one line on a terminal; elsewhere prints a line for each step."""
-
-    def __init__(self) -> None:
-        self._begin_s = perf_counter()
-
-    def __call__(self, step: str) -> None:
-        start, end = ("\r\033[K", "") if sys.stdout.isatty() else ("", "\n")
-        print(f"{start}{perf_counter() - self._begin_s:5.0f} s  {step}", end=end, flush=True)
-
-
-def _import_page() -> ModuleType:
-    """Import what draws, which takes a second; what matplotlib keeps goes to our own cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
-    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
-    return import_module("benchmarks.report.page")
-
-
-def _compare(options: argparse.Namespace) -> int:
-    a, b = result_file.load(options.a), result_file.load(options.b)
-    rows = comparison.compare(a, b)
-    table = comparison.table(rows, str(Figures(a).specs[0]))
-    judged = [row for row in rows if row.ratios]
-    print(f"{table.text()}\n\n{table.note}")
-    print(f"{sum(row.agrees for row in judged)} of {len(judged)} ratios agree")
-    return DONE
+def _progress(begin_s: float, step: str) -> None:
+    """Rewrite one line on a terminal; elsewhere print a line."""
+    start, end = ("\r\033[K", "") if sys.stdout.isatty() else ("", "\n")
+    print(f"{start}{perf_counter() - begin_s:5.0f} s  {step}", end=end, flush=True)
 
 
 def _plot(options: argparse.Namespace) -> int:
-    page = _import_page()
+    """Write the report of a results file again, or the README's table."""
     results = result_file.load(options.results)
     if not options.readme:
         print(*page.write(results, options.results), sep="\n")
@@ -174,30 +132,7 @@ def _plot(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _recommend(options: argparse.Namespace) -> int:
-    results = result_file.load(options.results)
-    found = recommendation.choices(results, options.latency_slo_s, options.place, options.batch)
-    ranked, suffices = recommendation.rank(found, options.rate)
-    objective = f"p99 <= {options.latency_slo_s * 1e3:g} ms"
-    for skip in results.skips:
-        print(f"{skip.spec}: not measured: {skip.reason}")
-    if not ranked:
-        return _fail(f"nothing that was measured has {objective}", FAILED)
-    if suffices:
-        print(f"for {options.rate:,.0f} images/s with {objective}, the cheapest first:")
-    else:
-        print(f"nothing that was measured reaches {options.rate:,.0f} images/s with {objective}; "
-              "the fastest with it:")  # fmt: skip
-    print(recommendation.table(ranked).text())
-    return DONE if suffices else FAILED
-
-
 def _fail(reason: str, code: int) -> int:
     """Print what went wrong, on stderr."""
     print(f"python -m benchmarks: {reason}", file=sys.stderr)
     return code
-
-
-COMMANDS = {
-    "run": _run, "verify": _verify, "compare": _compare, "plot": _plot, "recommend": _recommend,
-}  # fmt: skip

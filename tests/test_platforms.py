@@ -106,7 +106,7 @@ def test_kept_benchmarks_are_drawn(tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_bytes(kept.read_bytes())
     code = "from benchmarks.__main__ import main\nassert main(['plot', 'kept.json']) == 0"
     run(tmp_path, (*SERVED, "matplotlib.figure"), code)
-    assert (tmp_path / "kept.html").is_file()
+    assert (tmp_path / "kept.md").is_file()
 
 
 def test_training_and_export_publish_version_after_version(tmp_path: Path) -> None:

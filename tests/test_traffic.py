@@ -13,7 +13,6 @@ ROOT = Path(__file__).parent.parent
 IMPORTERS = {
     "serving/model/onnx_runtime.py",
     "training/export/onnx_runtime.py",
-    "benchmarks/targets/engine_kinds.py",  # a tool of its, once serving has imported it
 }
 """The only files that import onnxruntime itself; benchmarks/peers run without this project."""
 

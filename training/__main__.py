@@ -1,10 +1,7 @@
-"""The command line: get the data, train, export, report, study."""
+"""The command line: get the data, train, export, report."""
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +15,6 @@ from training.errors import TrainingError, UnusableInput
 
 EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 """What the base installation lacks, and the extra `train` brings."""
-
-_UP = "\033[A\033[K"
-"""On a terminal: go to the line above, and clear it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +54,7 @@ def _train(arguments: argparse.Namespace) -> None:
     data = _load(arguments)
     from training.fitting.train import train
     from training.fitting.trainer import device
-    from training.study import report
+    from training.report import report
 
     recipe = RECIPES[arguments.recipe]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
@@ -69,8 +63,9 @@ def _train(arguments: argparse.Namespace) -> None:
         print()  # the line that every epoch rewrites
     folder = arguments.artifacts
     metrics = train(
-        recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra, log=_show
-    )
+        recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra,
+        log=commandline.show,
+    )  # fmt: skip
     report.write(folder, data)
     print(
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
@@ -111,7 +106,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     if not (arguments.keras and arguments.samples and arguments.name):
         raise UnusableInput("a Keras model of your own needs --keras, --samples and --name")
-    _import_tensorflow()
+    commandline.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
 
     keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels, **how)
@@ -120,57 +115,17 @@ def _export(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     """Write the report again."""
     data = _load(arguments)
-    from training.study import report
+    from training.report import report
 
     report.write(arguments.artifacts, data)
     print(arguments.artifacts / "report.html")
 
 
-def _study(arguments: argparse.Namespace) -> None:
-    """Complete the study."""
-    data = _load(arguments)
-    from training.study import experiments
-
-    experiments.run(data, arguments.artifacts, arguments.results, _show)
-    chosen = experiments.chosen_folder(arguments.artifacts, arguments.results)
-    print(f"{arguments.results}; of the models of `best`, publish {chosen}")
-
-
 def _load(arguments: argparse.Namespace) -> Mnist:
     """Load MNIST, then TensorFlow: an error of the data comes before seconds of import."""
     data = Mnist.load(arguments.data_dir)
-    _import_tensorflow()
+    commandline.import_tensorflow(cache_dir().parent)
     return data
-
-
-def _import_tensorflow() -> None:
-    """Import TensorFlow without the notes that it prints about itself."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    cache = cache_dir().parent  # the libraries keep their files there, not in the home
-    os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
-    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
-    with _silenced_stderr():  # no setting covers its first lines
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-
-
-@contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr; exceptions still come through."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _show(line: str) -> None:
-    """Rewrite one line on a terminal; elsewhere print the line."""
-    print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
 def _fail(reason: str, code: int) -> int:
@@ -184,7 +139,6 @@ COMMANDS = {
     "train": _train,
     "export": _export,
     "report": _report,
-    "study": _study,
 }
 
 

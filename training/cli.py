@@ -6,7 +6,6 @@ from pathlib import Path
 
 from training.commandline import PROGRAM, Parser, version
 from training.config import RECIPES
-from training.study.results import RESULTS
 
 PATHS = {
     "--data-dir": (
@@ -16,7 +15,6 @@ PATHS = {
     ),
     "--artifacts": ("artifacts", "folder that training writes (default: %(default)s)"),
     "--models": ("models", "model repository to publish in (default: %(default)s)"),
-    "--results": (RESULTS, "gets each result as soon as it is complete (default: %(default)s)"),
     "--keras": (
         None,
         "export this Keras classifier in place of the one in --artifacts: it takes pixels of 0 to "
@@ -93,10 +91,6 @@ def parser() -> argparse.ArgumentParser:
         "--samples SAMPLES.npz --name letters"
     )
     add("report", "write the report on the trained model again", "--artifacts")
-    add(
-        "study", "train every recipe from several seeds and compare them (hours; resumable)",
-        "--artifacts", "--results",
-    )  # fmt: skip
     return program
 
 

@@ -4,7 +4,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from training.errors import UnusableInput
 
 PROGRAM = "python -m training"
 _DISTRIBUTION = "digit-serving"
+_UP = "\033[A\033[K"
+"""On a terminal: go to the line above, and clear it."""
 _ON, _OFF = ("1", "true", "yes"), ("0", "false", "no")
 
 
@@ -92,3 +95,36 @@ def require(modules: Iterable[str]) -> None:
         if find_spec(module) is None:
             how = f"pip install '.[train]' in the checkout of {_DISTRIBUTION}"
             raise UnusableInput(f"{module} is not installed: {how}")
+
+
+def import_tensorflow(cache: Path) -> None:
+    """Import TensorFlow without the notes that it prints about itself.
+
+    Args:
+        cache: a folder where libraries keep files that they would put into the home.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
+    with _silenced_stderr():  # no setting covers its first lines
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr; exceptions still come through."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def show(line: str) -> None:
+    """Rewrite one line on a terminal; elsewhere print the line."""
+    print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)

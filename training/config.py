@@ -25,14 +25,14 @@ class Deformation:
     """Distance over which the elastic displacement varies, in pixels: its Gaussian's sigma."""
     thickness: float = 0.0
     """Largest share of a pixel by which strokes grow or shrink on either side."""
-    kept: float = 0.0
+    identity_share: float = 0.0
     """The share of the images that are not deformed: as crisp as those to be classified."""
 
     def __post_init__(self) -> None:
         """Refuse a deformation that makes digits unreadable."""
         _check(self, 0, 45, "rotation_deg")
         _check(self, 0, 0.9, "scale", "shear")
-        _check(self, 0, 1, "thickness", "kept")
+        _check(self, 0, 1, "thickness", "identity_share")
         _check(self, 0, 14, "shift_px", "elastic_px")
         _check(self, 0.5, 28, "elastic_sigma_px")
 
@@ -52,8 +52,8 @@ class Distillation:
     """The number of teachers; their logits are averaged."""
     views: int
     """The number of deformed copies of each training image that the teachers classify."""
-    mild_views: int = 0
-    """The number of further ones, deformed half as far, for the recipe's mild epochs."""
+    fine_tune_views: int = 0
+    """The number of further ones, deformed half as far, for the recipe's last epochs."""
     temperature: float
     """The divisor of their logits: above 1, their probabilities are softer."""
     share: float
@@ -62,14 +62,14 @@ class Distillation:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check(self, 1, 999, "teachers", "views")
-        _check(self, 0, 999, "mild_views")
+        _check(self, 0, 999, "fine_tune_views")
         _check(self, 0.1, 100, "temperature")
         _check(self, 0, 1, "share")
 
     @property
     def all_views(self) -> int:
-        """The number of all that the teachers classify: those of the mild epochs come last."""
-        return self.views + self.mild_views
+        """The number of all that the teachers classify: those of the last epochs come last."""
+        return self.views + self.fine_tune_views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class Recipe:
     trained on, and the last 5,000 validate, deformed as they are in no epoch."""
     deformation: Deformation | None = None
     """How each epoch deforms the training images; None leaves them as they are."""
-    mild: float = 0.0
+    fine_tune_share: float = 0.0
     """The share of the epochs, the last ones, that deform them half as far: the training ends on
     images like those to be read."""
     distillation: Distillation | None = None
@@ -117,21 +117,21 @@ class Recipe:
     """Share of all steps during which the rate rises."""
     weight_decay: float = 0.0
     """AdamW's or Muon's decay of the weights, per step and unit of learning rate."""
-    averaging: float = 0.0
-    """Momentum of the moving average of the weights, per step; 0 keeps the weights themselves."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average (EMA) of the weights, per step; 0 for no average."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and teachers without views."""
         _check(self, 1, inf, "epochs", "batch_size")
         _check(self, 0, 0.999, "validation_split")
-        _check(self, 0, 0.9999, "dropout", "warmup", "averaging")
+        _check(self, 0, 0.9999, "dropout", "warmup", "ema_decay")
         _check(self, 0, 0.5, "degraded", "outliers")
-        _check(self, 0, 1, "mild")
+        _check(self, 0, 1, "fine_tune_share")
         _check(self, 0, inf, "learning_rate", "weight_decay")
         if self.distillation and not self.deformation:
             raise ValueError("distillation: expected a deformation beside it")
-        if self.mild and self.distillation and not self.distillation.mild_views:
-            raise ValueError("mild: expected mild_views beside it")
+        if self.fine_tune_share and self.distillation and not self.distillation.fine_tune_views:
+            raise ValueError("fine_tune_share: expected fine_tune_views beside it")
 
     def deformation_in(self, epoch: int) -> Deformation | None:
         """Return how an epoch, from 0, deforms the training images."""
@@ -142,7 +142,7 @@ class Recipe:
     @property
     def first_mild(self) -> int:
         """The first epoch, from 0, that deforms them half as far."""
-        return self.epochs - round(self.mild * self.epochs)
+        return self.epochs - round(self.fine_tune_share * self.epochs)
 
     def views(self) -> tuple[Deformation, Distillation]:
         """Return how the teachers' views are deformed, and what is learned from them.
@@ -167,7 +167,7 @@ def _check(
 
 DEFORMATION = Deformation(
     rotation_deg=10, scale=0.12, shear=0.15, shift_px=1.5, elastic_px=1.0, elastic_sigma_px=4,
-    kept=0.15,
+    identity_share=0.15,
 )  # fmt: skip
 """Of the training images in `default`, and nearly that in `best`."""
 
@@ -176,7 +176,7 @@ TEACHER = Recipe(
     validation_split=0,
     deformation=Deformation(
         rotation_deg=12, scale=0.15, shear=0.2, shift_px=2, elastic_px=1.1, elastic_sigma_px=4,
-        thickness=0.35, kept=0.2,
+        thickness=0.35, identity_share=0.2,
     ),
     network="cnn",
     dropout=(0.3,),
@@ -186,7 +186,7 @@ TEACHER = Recipe(
     learning_rate=4e-3,
     warmup=0.1,
     weight_decay=0.05,
-    averaging=0.99,
+    ema_decay=0.99,
 )  # fmt: skip
 """How the teachers of a distilled recipe are trained."""
 
@@ -216,7 +216,7 @@ DEFAULT = Recipe(
     learning_rate=5e-3,
     warmup=0.03,
     weight_decay=0.1,
-    averaging=0.996,
+    ema_decay=0.996,
 )
 
 # The same layers again, with two convolutional networks as teachers. Chosen on the last 5,000
@@ -224,27 +224,17 @@ DEFAULT = Recipe(
 BEST = replace(
     DEFAULT,
     name="best",
-    deformation=replace(DEFORMATION, thickness=0.25, kept=0.2),
+    deformation=replace(DEFORMATION, thickness=0.25, identity_share=0.2),
     distillation=Distillation(
-        teacher=TEACHER, teachers=2, views=32, mild_views=8, temperature=1.0, share=0.95
+        teacher=TEACHER, teachers=2, views=32, fine_tune_views=8, temperature=1.0, share=0.95
     ),
-    mild=0.2,
+    fine_tune_share=0.2,
     dropout=(0.0, 0.0, 0.0),
     epochs=250,
     optimizer="muon",  # Jordan et al., "Muon: an optimizer for hidden layers in neural networks"
     learning_rate=2e-3,
-    averaging=0.998,
+    ema_decay=0.998,
 )
-
-SIZES = {
-    recipe.name: recipe
-    for recipe in (
-        replace(BEST, name="best-100k", units=(104, 104, 56)),
-        replace(BEST, name="best-60k", units=(64, 80, 48)),
-        replace(BEST, name="best-30k", units=(32, 64, 32)),
-    )
-}
-"""Networks of fewer parameters, trained as `best` is, to say what parameters are worth."""
 
 RECIPES = {recipe.name: recipe for recipe in (SEED, DEFAULT, BEST)}
 """The recipes by the name that `--recipe` takes."""

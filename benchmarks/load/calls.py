@@ -6,7 +6,6 @@ offer some 200,000 calls a second.
 
 import re
 from collections.abc import Sequence
-from struct import pack_into
 from time import perf_counter
 
 from benchmarks.load.connection import Connection
@@ -38,7 +37,7 @@ class Calls:
 
         Args:
             connection: a new one, which still blocks.
-            request: what to ask.
+            request: the call.
             ended: gets the latencies of the calls.
             callers: how many calls `fill` keeps in flight.
             timeout: `grpc-timeout` of the calls, such as "50m"; empty for none.
@@ -55,16 +54,21 @@ class Calls:
         self._num_expired = 1  # calls before this one are past their deadline
         self._body = request.body
         self._is_small = len(self._body) <= frames.DEFAULT_FRAME
-        head = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), request.headers(timeout))
+        headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), request.header_block(timeout))
         body = frame(frames.DATA, frames.END_STREAM, bytes(4), self._body)
-        self._call = _Template(head, body) if self._is_small else _Template(head)
+        # The frames of a call around the number of its stream.
+        self._parts = [headers[:_STREAM_AT], headers[_STREAM_AT + 4 :]]
+        if self._is_small:
+            self._parts[1] += body[:_STREAM_AT]
+            self._parts.append(body[_STREAM_AT + 4 :])
         # Without a header table, right answers have the same trailers each time.
         self._statuses = {self._call_once(request): OK}
 
     def _call_once(self, request: Request) -> bytes:
         """Have a call answered; return its trailers."""
-        self.connection.send(frame(frames.HEADERS, frames.END_HEADERS, word(1), request.headers()))
-        self.connection.send_body(1, self._body, ends=True)
+        headers = request.header_block()
+        self.connection.send(frame(frames.HEADERS, frames.END_HEADERS, word(1), headers))
+        self.connection.send_body(1, self._body)
         has_message = False
         while True:
             for kind, flags, _, payload in self.connection.read():
@@ -80,30 +84,30 @@ class Calls:
         return len(self._start_s) - 1
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many calls can be sent now."""
-        if self.connection.is_full:
-            return 0
-        free = self.connection.max_streams - self.num_open
-        fits = self.connection.window() // len(self._body) if self._is_small else 1
-        return max(0, min(_CHUNK, free, fits))
+        window = self.connection.window
+        fits = window // len(self._body) if self._is_small else window > 0
+        return max(0, min(_CHUNK, self.connection.max_streams - self.num_open, fits))
 
     def send(self, start_s: Sequence[float]) -> None:
-        """Send a call for each time that a latency counts from; at most as many as `room`."""
+        """Send a call for each time that a latency counts from; at most `free_capacity`."""
         first, connection = len(self._start_s), self.connection
         self._start_s += start_s
         self._is_over += bytes(len(start_s))
         self.num_open += len(start_s)
-        calls = self._call.fill(range(first, len(self._start_s)))
+        calls = b"".join(
+            word(2 * call + 1).join(self._parts) for call in range(first, len(self._start_s))
+        )
         if self._is_small:
             connection.send(calls, len(start_s) * len(self._body))
         else:
             connection.send(calls)
-            connection.send_body(2 * first + 1, self._body, ends=True)
+            connection.send_body(2 * first + 1, self._body)
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""
-        while number := min(self._callers - self.num_open, self.room):
+        while number := min(self._callers - self.num_open, self.free_capacity):
             self.send([now_s] * number)
 
     def receive(self) -> None:
@@ -142,20 +146,3 @@ class Calls:
             call += 1
         self._num_expired = call
         self.connection.reset_all(late)
-
-
-class _Template:
-    """Frames of a call, which only lack the number of its stream."""
-
-    def __init__(self, *parts: bytes) -> None:
-        call = b"".join(parts)
-        self._size = len(call)
-        self._at = [sum(map(len, parts[:n])) + _STREAM_AT for n in range(len(parts))]
-        self._rows = bytearray(call * _CHUNK)
-
-    def fill(self, calls: Sequence[int]) -> bytes:
-        """Return the frames of at most _CHUNK calls, one after the other."""
-        for row, call in enumerate(calls):
-            for at in self._at:
-                pack_into(">I", self._rows, row * self._size + at, 2 * call + 1)
-        return bytes(memoryview(self._rows)[: len(calls) * self._size])

@@ -1,13 +1,11 @@
-"""As much of an HTTP/2 client as a load generator needs, on a plain socket or TLS."""
+"""As much of an HTTP/2 client as a load generator needs, on a plain socket."""
 
 import socket
-import ssl
 from collections.abc import Iterable
 from contextlib import suppress
 from struct import Struct
 from time import perf_counter
 
-from benchmarks.load.request import Request
 from serving.http2 import events, frames
 from serving.http2.client import ClientConnection
 from serving.http2.frames import MAX_WINDOW, word
@@ -34,21 +32,22 @@ class Connection(ClientConnection):
     The frames of calls pass it by, since they are alike: with it a call takes 15 us instead of 4.
     """
 
-    def __init__(self, request: Request) -> None:
-        """Connect, and wait for the server's settings. The socket blocks until `start`.
+    def __init__(self, address: str) -> None:
+        """Connect to host:port, and wait for the server's settings.
+
+        The socket blocks until `start`.
 
         Raises:
             OSError: nobody answers there.
         """
         super().__init__(_LIMITS)
-        self.address = request.address
+        self.address = address
         self._out, self._unread = memoryview(b""), b""
-        host, _, port = request.address.rpartition(":")
+        host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
+        self.close, self.fileno = self._socket.close, self._socket.fileno
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if request.tls:
-                self._socket = _trusting_context().wrap_socket(self._socket)
             self.flush()
             while not self.is_established:
                 self.read()
@@ -65,43 +64,27 @@ class Connection(ClientConnection):
         """Stop blocking: until now, sending and receiving wait for up to 10 s."""
         self._socket.setblocking(False)
 
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self._socket.fileno()
-
     @property
     def is_blocked(self) -> bool:
         """Whether the socket has not taken all that it was given."""
         return bool(self._out)
 
     @property
-    def is_full(self) -> bool:
-        """Whether something waits for the socket, or for a window."""
-        return bool(self._out or self.blocked)
+    def window(self) -> int:
+        """How many bytes may be sent; 0 if something waits for the socket, or for a window."""
+        return 0 if self._out or self.blocked else self._send_window
 
-    def window(self, stream: int = 0) -> int:
-        """Return how many bytes may be sent; on a stream, if `send_body` was called for it."""
-        room = self._first_window + self._full(word(stream)).send_credit if stream else MAX_WINDOW
-        return min(self._send_window, room)
-
-    def send(self, ready: bytes, num_bytes: int = 0, stream: int = 0) -> None:
-        """Send frames, with as many bytes of data as `window` allows, perhaps all of one stream."""
+    def send(self, ready: bytes, num_bytes: int = 0) -> None:
+        """Send frames, with as many bytes of data as `window` allows."""
         self._ready.append(ready)
         self._send_window -= num_bytes
-        if stream:
-            self._full(word(stream)).send_credit -= num_bytes
         self.flush()
 
-    def send_body(self, stream: int, body: bytes, *, ends: bool) -> None:
-        """Send data as the windows allow, sooner or later."""
+    def send_body(self, stream: int, body: bytes) -> None:
+        """Send the data that end a stream, as the windows allow, sooner or later."""
         number = word(stream)
-        if number not in self.streams:
-            self.streams[number] = Stream(None, MAX_WINDOW)
-        self._send(number, body, b"" if ends else None)
+        self.streams[number] = Stream(None, MAX_WINDOW)
+        self._send(number, body, b"")
         self.flush()
 
     def reset_all(self, streams: Iterable[int]) -> None:
@@ -113,14 +96,14 @@ class Connection(ClientConnection):
         self.flush()
 
     def flush(self) -> None:
-        """Send what was kept, as far as the socket allows."""
-        with suppress(BlockingIOError, ssl.SSLWantWriteError):
+        """Send buffered bytes, as far as the socket allows."""
+        with suppress(BlockingIOError):
             while self._out or self._ready:
                 self._out = self._out or memoryview(self.data_to_send())
                 self._out = self._out[self._socket.send(self._out) :]
 
     def read(self) -> list[Frame]:
-        """Read once, then send what windows had kept.
+        """Read once, then send bytes that windows had kept back.
 
         Returns:
             The frames that are about calls, not the connection's own business.
@@ -153,9 +136,7 @@ class Connection(ClientConnection):
     def _read_socket(self) -> bytes:
         try:
             data = self._socket.recv(_READ_BYTES)
-            while isinstance(self._socket, ssl.SSLSocket) and (more := self._socket.pending()):
-                data += self._socket.recv(more)
-        except (BlockingIOError, ssl.SSLWantReadError):
+        except BlockingIOError:
             return b""
         if not data:
             raise ConnectionError(f"{self.address} closed the connection")
@@ -177,11 +158,3 @@ class Connection(ClientConnection):
 
     def _is_idle(self, stream: bytes) -> bool:
         return False  # the engine does not know of all calls
-
-
-def _trusting_context() -> ssl.SSLContext:
-    """Make a context that takes any certificate: what is measured is a server of ours."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    return context

@@ -25,11 +25,11 @@ def closed(
     """Keep `in_flight` calls in flight on each connection.
 
     Args:
-        request: what to ask.
-        connections: how many.
+        request: the call.
+        connections: their number.
         in_flight: on each of them.
         seconds: how long.
-        cores: which cores it may use; a thread each, if there are connections for them.
+        cores: a thread on each, if there are connections for them.
 
     Raises:
         OSError: it is not installed, or it failed.
@@ -41,9 +41,8 @@ def closed(
         command = [
             "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
             f"--max-concurrent-streams={in_flight}", f"--threads={threads}", f"--data={body}",
-            f"--log-file={log}", "--header=content-type: application/grpc", "--header=te: trailers",
-            *([f"--header=authorization: Bearer {request.token}"] if request.token else []),
-            f"{'https' if request.tls else 'http'}://{request.address}{request.path}",
+            f"--log-file={log}", *(f"--header={name}: {text}" for name, text in request.headers),
+            *(["--h1"] if request.is_http else []), request.url,
         ]  # fmt: skip
         before = os.times()
         with on_cores(cores):

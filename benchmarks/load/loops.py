@@ -5,23 +5,20 @@ import math
 import selectors
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from itertools import cycle
 from time import perf_counter, process_time, sleep
-from typing import Any
 
 import numpy as np
 
 from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls, Ended
 from benchmarks.load.connection import Connection
 from benchmarks.load.request import Request
-from benchmarks.load.streams import MessageStream
-from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Seconds, Trace
+from benchmarks.load.trace import Outcome, Seconds, Trace
 
-_PATIENCE_S = 2.0
-"""How long the last calls are waited for if they have no deadline."""
+_LAST_S = 2.0
+"""How long the last calls of an open loop are waited for if they have no deadline."""
 _SELECT_S = 0.05
 _TICK_S = 0.0005
 """How often an open loop of calls with deadlines sends and receives."""
@@ -32,15 +29,12 @@ _OUTCOMES = {
 }  # fmt: skip
 """By status of gRPC, of what ended before its deadline."""
 
-_Caller = Calls | MessageStream
-_Selector = selectors.BaseSelector
-
 
 def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
-    """Keep `in_flight[i]` calls, or messages of a stream, in flight on connection i.
+    """Keep `in_flight[i]` calls in flight on connection i.
 
     Args:
-        request: what to ask.
+        request: the call.
         in_flight: one number for each connection.
         begin_s: when to begin, on the clock of `perf_counter`, which all processes share.
         seconds: how long.
@@ -49,10 +43,8 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
         OSError: the server can't be reached, does not answer rightly, or closes a connection.
     """
     ended: Ended = {}
-    kind = MessageStream if request.is_streaming else Calls
-    makers = [partial(kind, request=request, ended=ended, callers=number) for number in in_flight]
     selector = selectors.DefaultSelector()
-    with _connected(selector, request, makers) as callers, undisturbed(begin_s):
+    with _connected(selector, request, in_flight, ended) as callers, _undisturbed(begin_s):
         begin_s, cpu_s, ready = perf_counter(), process_time(), callers
         while (now_s := perf_counter()) < begin_s + seconds:
             for caller in ready:
@@ -64,26 +56,29 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
 
 
 def open_loop(
-    request: Request, offsets_s: Seconds, begin_s: float, connections: int, deadline: Deadline
-) -> Trace:
+    request: Request, offsets_s: Seconds, begin_s: float, connections: int,
+    timeout_s: float = math.inf,
+) -> Trace:  # fmt: skip
     """Send a call at each offset from `begin_s`, answered or not.
 
     Args:
-        request: a unary method, and its message.
+        request: the call.
         offsets_s: ascending.
         begin_s: when to begin; see `closed`.
         connections: how many take turns.
-        deadline: whether callers give up, and how the server can know.
+        timeout_s: how long after a call was due its caller gives up; inf for never.
 
     Raises:
         OSError: see `closed`.
     """
     ended: Ended = {OK: [], DEADLINE_EXCEEDED: []}
-    timeout = f"{TIMEOUT_S * 1e3:.0f}m" if deadline is Deadline.SENT else ""
-    makers = [partial(Calls, request=request, ended=ended, timeout=timeout)] * connections
-    timeout_s = math.inf if deadline is Deadline.NONE else TIMEOUT_S
+    has_deadline = timeout_s < math.inf
+    timeout = f"{timeout_s * 1e3:.0f}m" if has_deadline else ""
     selector = selectors.SelectSelector()  # unlike epoll, it waits for microseconds
-    with _connected(selector, request, makers) as calls, undisturbed(begin_s):
+    with (
+        _connected(selector, request, [1] * connections, ended, timeout) as calls,
+        _undisturbed(begin_s),
+    ):
         begin_s, cpu_s = max(begin_s, perf_counter() - 2 * _TICK_S), process_time()
         due_s = (begin_s + offsets_s).tolist()
         lag_s, unsent_s = _offer(selector, calls, due_s, timeout_s)
@@ -91,29 +86,29 @@ def open_loop(
         seconds, cpu_s = end_s - begin_s, process_time() - cpu_s
         for each in calls:
             each.give_up(math.inf)
-    if deadline is Deadline.NONE:
+    if not has_deadline:
         ended[DEADLINE_EXCEEDED] += [end_s - start_s for start_s in unsent_s]
         return _trace(ended, seconds, cpu_s / seconds, lag_s)
     outcomes = Counter({Outcome.DUE: len(due_s), Outcome.SENT: sum(e.num_calls for e in calls)})
     for status, latencies_s in ended.items():
-        num_in_time = sum(latency_s <= TIMEOUT_S for latency_s in latencies_s)
+        num_in_time = sum(latency_s <= timeout_s for latency_s in latencies_s)
         outcomes[_OUTCOMES.get(status, Outcome.FAILED)] += num_in_time
         outcomes[Outcome.LATE] += len(latencies_s) - num_in_time
-    in_time = {OK: [latency_s for latency_s in ended[OK] if latency_s <= TIMEOUT_S]}
+    in_time = {OK: [latency_s for latency_s in ended[OK] if latency_s <= timeout_s]}
     return _trace(in_time, float(offsets_s[-1]), cpu_s / seconds, lag_s, outcomes)
 
 
 def _offer(
-    selector: _Selector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
+    selector: selectors.BaseSelector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
 ) -> tuple[list[float], list[float]]:
     """Send each call when it is due, and wait for the answers, or for the last deadline.
 
     Returns:
-        How late each call was at its turn, whether or not there was room for it; and when those
-        were due that found no room, but would have waited.
+        How late each call was at its turn, whether or not it could be sent; and when those were
+        due that could not, but would have waited.
     """
     turns, lag_s = cycle(calls), []
-    at, num_seen, end_s = 0, 0, due_s[-1] + min(timeout_s, _PATIENCE_S)
+    at, num_seen, end_s = 0, 0, due_s[-1] + min(timeout_s, _LAST_S)
     while (now_s := perf_counter()) < end_s and (
         at < len(due_s) or any(each.num_open for each in calls)
     ):
@@ -124,7 +119,7 @@ def _offer(
         num_full = 0
         while at < num_due and num_full < len(calls):
             caller = next(turns)
-            number = min(num_due - at, caller.room)
+            number = min(num_due - at, caller.free_capacity)
             num_full = 0 if number else num_full + 1
             if number:
                 caller.send(due_s[at : at + number])
@@ -153,27 +148,30 @@ def _trace(
 
 @contextmanager
 def _connected(
-    selector: _Selector, request: Request, makers: Iterable[Callable[[Connection], _Caller]]
-) -> Iterator[list[Any]]:
+    selector: selectors.BaseSelector, request: Request, in_flight: Sequence[int], ended: Ended,
+    timeout: str = "",
+) -> Iterator[list[Calls]]:  # fmt: skip
     """Make callers, each on a connection, and register them; close all at the end."""
-    callers: list[Any] = []
+    if request.is_http:
+        raise OSError("HTTP/1.1 is measured in closed loops by h2load only")
+    callers = []
     with selector, ExitStack() as stack:
-        for make in makers:
-            connection = stack.enter_context(closing(Connection(request)))
-            callers.append(make(connection))
+        for number in in_flight:
+            connection = stack.enter_context(closing(Connection(request.address)))
+            callers.append(Calls(connection, request, ended, number, timeout))
             connection.start()
             selector.register(connection, selectors.EVENT_READ, callers[-1])
         yield callers
 
 
-def _watch(selector: _Selector, caller: _Caller) -> None:
+def _watch(selector: selectors.BaseSelector, caller: Calls) -> None:
     """Wait for the socket to take more where it has not taken all."""
     events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_blocked)
     if selector.get_key(caller.connection).events != events:
         selector.modify(caller.connection, events, caller)
 
 
-def _select(selector: _Selector, timeout_s: float) -> Iterator[Calls | MessageStream]:
+def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls]:
     """Wait for sockets; send and receive what they are ready for, and yield whose they are."""
     for key, mask in selector.select(timeout_s):
         if mask & selectors.EVENT_WRITE:
@@ -184,7 +182,7 @@ def _select(selector: _Selector, timeout_s: float) -> Iterator[Calls | MessageSt
 
 
 @contextmanager
-def undisturbed(begin_s: float) -> Iterator[None]:
+def _undisturbed(begin_s: float) -> Iterator[None]:
     """Wait until a time, and collect no garbage from then on."""
     gc.collect()
     gc.disable()

@@ -1,50 +1,47 @@
-"""A call of gRPC as bytes."""
+"""A call as bytes."""
 
 from dataclasses import dataclass
 
 from serving.http2.hpack.encoder import encode_literally
 
-PREFIX_BYTES = 5
-"""Before each gRPC message: not compressed, its length."""
+Headers = tuple[tuple[str, str], ...]
+GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One gRPC call."""
+    """One call of gRPC, or one POST over HTTP/1.1."""
 
     address: str
     """host:port."""
     path: str
-    """/package.Service/Method."""
+    """/package.Service/Method, or the path of a URL."""
     message: bytes
     """The request message."""
-    tls: bool = False
-    """Whether the connections are TLS; the server's certificate is not checked."""
-    token: str = ""
-    """What `authorization: Bearer` says; empty for no such header."""
-
-    @property
-    def is_streaming(self) -> bool:
-        """Whether the method takes and returns streams: then a call is one message of a stream."""
-        return "Stream" in self.path
+    headers: Headers = GRPC
+    is_http: bool = False
+    """Whether this is no call of gRPC."""
 
     @property
     def body(self) -> bytes:
-        """The message with gRPC's prefix."""
-        return b"\0" + len(self.message).to_bytes(4, "big") + self.message
+        """The message; with gRPC's prefix, if it is one of gRPC."""
+        prefix = b"" if self.is_http else b"\0" + len(self.message).to_bytes(4, "big")
+        return prefix + self.message
 
-    def headers(self, timeout: str = "") -> bytes:
+    @property
+    def url(self) -> str:
+        """The URL."""
+        return f"http://{self.address}{self.path}"
+
+    def header_block(self, timeout: str = "") -> bytes:
         """Return the header block, without Huffman coding and without entries for the header table.
 
         Args:
             timeout: the value of `grpc-timeout`, such as "50m"; empty for no such header.
         """
-        fields = {
-            ":method": "POST", ":scheme": "https" if self.tls else "http", ":path": self.path,
-            ":authority": self.address, "content-type": "application/grpc", "te": "trailers",
-        }  # fmt: skip
-        if self.token:
-            fields["authorization"] = f"Bearer {self.token}"
-        if timeout:
-            fields["grpc-timeout"] = timeout
-        return encode_literally((name.encode(), text.encode()) for name, text in fields.items())
+        fields = [
+            (":method", "POST"), (":scheme", "http"), (":path", self.path),
+            (":authority", self.address), *self.headers,
+            *([("grpc-timeout", timeout)] if timeout else []),
+        ]  # fmt: skip
+        return encode_literally((name.encode(), text.encode()) for name, text in fields)

@@ -1,33 +1,21 @@
-"""What a load is, and what one timed run of it leaves behind."""
+"""The interface of a load, and the trace of one timed run."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Seconds = npt.NDArray[np.float64]
 
-TIMEOUT_S = 0.05
-"""How long a caller with a deadline waits, from when its call was due."""
-
-
-class Deadline(Enum):
-    """Whether the callers of an open loop give up after TIMEOUT_S, and reset the stream."""
-
-    NONE = "none"
-    SENT = "grpc-timeout"  # yes, and the server can know it from `grpc-timeout`
-    UNSENT = "reset only"
-
 
 class Outcome:
     """How calls with a deadline end; keys of `Trace.outcomes`."""
 
     DUE = "due"  # all of them
-    SENT = "sent"  # the rest found no room on any connection before their deadline
+    SENT = "sent"  # the rest found no free connection before their deadline
     IN_TIME = "in time"  # answered before their deadline, which counts from when they were due
     REFUSED = "refused"  # ended by RESOURCE_EXHAUSTED or UNAVAILABLE before their deadline
     LATE = "late"  # sent, and without an answer at their deadline: reset, or expired
@@ -39,7 +27,7 @@ class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """What sent the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
+    """The sender of the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
     send time. Without a deadline, a call that was never answered counts with the time waited."""
@@ -60,7 +48,7 @@ class Trace:
         return (len(self.latencies_s) - self.num_errors) / self.duration_s
 
 
-class Load(Protocol):
+class Load:
     """Sends requests to a target, and keeps the time."""
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
@@ -68,13 +56,17 @@ class Load(Protocol):
 
         Over the network they share `connections`; 0 leaves their number to the generator.
         """
+        raise NotImplementedError
 
-    def open(self, offsets_s: Seconds, batch: int, deadline: Deadline = Deadline.NONE) -> Trace:
+    def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` images at each offset from the start, answered or not.
 
+        Callers with a timeout send it along, and reset the stream when it is over.
+
         Raises:
-            OSError: there is a deadline, and no network over which callers could give up.
+            OSError: the target is not called over gRPC.
         """
+        raise OSError("open loops need a server that is called over gRPC")
 
 
 def merge(traces: Sequence[Trace]) -> Trace:

@@ -1,18 +1,47 @@
 """From samples to figures: one number for each cell and round, by the scenarios' definitions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import NamedTuple
 
-from benchmarks.report.ratios import Interval, paired_ratio
+import numpy as np
+import numpy.typing as npt
+
 from benchmarks.run.cell import LATENCY, Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Results, Sample
-from benchmarks.targets.commands import ENGINE_KINDS
-from benchmarks.targets.target import Spec
 
-Rounds = Mapping[int, float]
-"""A figure by round: seconds or images/s."""
+
+class Interval(NamedTuple):
+    """A ratio, with the least and the greatest of its rounds."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{self.estimate:.3g} ×, one round"
+        return f"{self.estimate:.3g} ×, {self.low:.3g} to {self.high:.3g}"
+
+
+def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
+    """Compare two quantities that were measured in the same rounds.
+
+    A round's drift affects both, and cancels in its own ratio.
+
+    Args:
+        values: one positive number per round.
+        baseline: the other quantity's, in the same rounds.
+
+    Returns:
+        The median, the least and the greatest of values / baseline; one round has no range.
+    """
+    ratios = np.asarray(values, float) / np.asarray(baseline, float)
+    low, high = (ratios.min(), ratios.max()) if len(ratios) > 1 else (0.0, math.inf)
+    return Interval(float(np.median(ratios)), float(low), float(high))
 
 
 class Figures:
@@ -39,57 +68,26 @@ class Figures:
         return median(self.rounds[cell].values()) if cell in self.rounds else None
 
     def cost_us(self, cell: Cell) -> float | None:
-        """Return the target's processor time for an image, in microseconds."""
-        return cost_us(self.valid(cell))
+        """Return the target's processor time for an image, in microseconds, at the median."""
+        costs = [s.cpu_us_per_call / s.batch for s in self.valid(cell) if s.cpu_us_per_call]
+        return median(costs) if costs else None
 
-    def speedup(self, cell: Cell, baseline: Spec | None = None) -> Interval | None:
-        """Return how many times as fast a cell is as that of another target, by their rounds.
-
-        Args:
-            cell: which.
-            baseline: the other target; None for the first one.
+    def speedup(self, cell: Cell) -> Interval | None:
+        """Return how many times as fast a cell is as that of the first target, by their rounds.
 
         Returns:
-            None for the baseline itself, and where the two have no round in common.
+            None for the first target itself, and where the two have no round in common.
         """
-        baseline = baseline or self.specs[0]
-        ours, theirs = self.rounds.get(cell, {}), self.rounds.get(replace(cell, spec=baseline), {})
+        first = replace(cell, spec=self.specs[0])
+        ours, theirs = self.rounds.get(cell, {}), self.rounds.get(first, {})
         rounds = sorted(set(ours) & set(theirs))
-        if not rounds or cell.spec == baseline:
+        if not rounds or cell == first:
             return None
         values, others = [ours[n] for n in rounds], [theirs[n] for n in rounds]
         return paired_ratio(others, values) if cell.is_latency else paired_ratio(values, others)
 
-    def offline(self, spec: Spec) -> dict[int, float]:
-        """Return a target's images/s in Offline by images a call, ascending."""
-        cells = sorted(c for c in self.rounds if c.spec == spec and c.scenario == "Offline")
-        return {cell.batch: median(self.rounds[cell].values()) for cell in cells}
 
-    def on_cpu(self, cuda: Spec) -> Spec:
-        """Return what a target on CUDA is compared with: for a kind of engine, the usual one."""
-        same = replace(cuda, device="cpu")
-        name, _, kind = cuda.target.partition("-")
-        is_other_kind = kind in ENGINE_KINDS and not self.offline(same)
-        return replace(same, target=name) if is_other_kind else same
-
-    def crossover(self, cuda: Spec) -> int | None:
-        """Return the measured size from which CUDA leads the CPU in Offline; None if it doesn't."""
-        on_cpu, on_cuda = self.offline(self.on_cpu(cuda)), self.offline(cuda)
-        found = None
-        for size in sorted(on_cpu.keys() & on_cuda.keys(), reverse=True):
-            if on_cuda[size] <= on_cpu[size]:
-                break
-            found = size
-        return found
-
-
-def cost_us(samples: Iterable[Sample]) -> float | None:
-    """Return the target's processor time for an image, in microseconds: the samples' median."""
-    costs = [sample.cpu_us_per_call / sample.batch for sample in samples if sample.cpu_us_per_call]
-    return median(costs) if costs else None
-
-
-def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Rounds:
+def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Mapping[int, float]:
     figures = {}
     for number in dict.fromkeys(sample.round for sample in samples):
         of_round = [sample for sample in samples if sample.round == number]

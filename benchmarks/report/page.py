@@ -1,92 +1,35 @@
-"""The report: HTML and markdown beside its results file, and the README's table."""
+"""The report: a Markdown page beside its results file, and the README's table."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.report import costs, rates, verified
+from benchmarks.report import tables
 from benchmarks.report.figures import Figures
-from benchmarks.report.pictures import draw_all
-from benchmarks.report.table import Table
 from benchmarks.run.result_file import Results, UnusableResults
-from training.report.page import Picture, page, section
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
 
-CAPTIONS = {
-    "knee": (
-        "The knee",
-        "Closed loops of 1, 2, 4 ... callers: throughput grows until the target is full, then only "
-        "latency does.",
-    ),
-    "server": (
-        "The Server scenario",
-        "Open loop: calls come when they come, and latency counts from the intended send time. "
-        "Each dot is one rate that was tried; the vertical line is the highest that kept to the "
-        "objective, median of the rounds.",
-    ),
-    "latency": ("Latency", "One call of one image at a time, all rounds together."),
-    "batches": ("Batch size", "Offline: as many calls as the target can use, by images a call."),
-    "formed": (
-        "Batches that formed",
-        "Share of the model's runs by size, for calls of one image: an idle engine never waits, "
-        "a busy one takes what has come meanwhile.",
-    ),
-}
-"""Heading and caption of each picture, in the order of the page."""
-
-_TABLES = (
-    rates.targets, rates.closed_loops, rates.overload, rates.crossovers, rates.composition,
-    costs.by_scenario, costs.by_callers, costs.by_batch, costs.starts, costs.installations,
-    costs.trainings, verified.steps, verified.answers, costs.skips, costs.invalid,
-)  # fmt: skip
-
-
-def tables(results: Results) -> list[Table]:
-    """Make every table that the results have something for."""
-    figures = Figures(results)
-    return [table for make in _TABLES if len((table := make(figures)).rows) > 1]
-
 
 def write(results: Results, path: Path) -> list[Path]:
-    """Write NAME.md, NAME.html and a NAME-*.svg for each picture beside NAME.json.
+    """Write NAME.md, and its picture NAME-latency.svg, beside NAME.json.
 
     Returns:
-        What was written.
+        The files that were written.
     """
-    pictures = draw_all(Figures(results))
-    files = {
-        path.with_suffix(".md"): _markdown(results, pictures, path.stem).encode(),
-        path.with_suffix(".html"): _html(results, pictures).encode(),
-    }
-    files |= {
-        path.with_name(f"{path.stem}-{name}.svg"): picture.svg for name, picture in pictures.items()
-    }
-    for file, content in files.items():
-        file.write_bytes(content)
-    return list(files)
+    from benchmarks.report import pictures  # matplotlib takes a second
 
-
-def _html(results: Results, pictures: Mapping[str, Picture]) -> str:
-    first, *rest = (section(table.title, table.note, table.rows) for table in tables(results))
-    drawn = [section(*CAPTIONS[name], pictures[name]) for name in CAPTIONS if name in pictures]
-    title, lead = "Digit serving: benchmark report", [machine(results)]
-    return page(title, "Benchmark report", lead, [first, *drawn, *rest])
-
-
-def _markdown(results: Results, pictures: Mapping[str, Picture], stem: str) -> str:
-    first, *rest = (
-        f"## {each.title}\n\n{each.note}\n\n{each.markdown()}" for each in tables(results)
-    )
-    drawn = [
-        "## {}\n\n{}\n\n![{}]({}-{}.svg)".format(*CAPTIONS[name], picture.alt, stem, name)
-        for name, picture in pictures.items()
-    ]
-    return "\n\n".join(["# Benchmark report", machine(results), first, *drawn, *rest]) + "\n"
+    parts = ["# Benchmark report", machine(results)]
+    for table in tables.every(results):
+        parts += [f"## {table.title}", table.note, table.markdown()]
+    page, picture = path.with_suffix(".md"), path.with_name(f"{path.stem}-latency.svg")
+    if alt := pictures.latency(Figures(results), picture):
+        parts += ["## Latency", "One call of one image at a time.", f"![{alt}]({picture.name})"]
+    page.write_text("\n\n".join(parts) + "\n", "utf-8")
+    return [page, picture] if alt else [page]
 
 
 def machine(results: Results) -> str:
-    """Say in a few sentences what was measured where, and with what."""
+    """Say in a few sentences where and with which software was measured."""
     there, settings = results.environment, results.settings
     cores = there["cores_for"]
     generators = sorted({sample.generator for sample in results.samples})
@@ -102,8 +45,8 @@ def machine(results: Results) -> str:
 
 
 def readme_section(results: Results) -> str:
-    """Return what belongs between the README's two markers, with them."""
-    table = rates.targets(Figures(results))
+    """Return the text between the README's two markers, with them."""
+    table = tables.targets(Figures(results))
     return f"{BEGIN}\n\n{table.markdown()}\n\n{table.note} {machine(results)}\n\n{END}"
 
 

@@ -10,7 +10,7 @@ LATENCY = {"SingleStream": 0.90, "MultiStream": 0.99}
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
-    """What is measured."""
+    """A target and a task."""
 
     spec: Spec
     scenario: str
@@ -35,7 +35,12 @@ class Cell:
             return str(self.callers)
         return f"{self.connections} × {self.callers // self.connections}"
 
+    @property
+    def task(self) -> str:
+        """The scenario and its sizes."""
+        size = f", {self.batch} a call" if self.batch > 1 else ""
+        loop = f" {self.in_flight}" if self.scenario == "ClosedLoop" else ""
+        return f"{self.scenario}{loop}{size}" + (f" {self.overload:g} ×" if self.overload else "")
+
     def __str__(self) -> str:
-        sizes = {"ClosedLoop": f" {self.in_flight} callers", "Offline": f" batch {self.batch}"}
-        size = f" {self.overload:g} ×" if self.overload else sizes.get(self.scenario, "")
-        return f"{self.spec}, {self.scenario}{size}"
+        return f"{self.spec}, {self.task}"

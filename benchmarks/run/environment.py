@@ -1,4 +1,4 @@
-"""What the figures depend on: the machine and the software, but nothing that names the machine."""
+"""The machine and the software that figures depend on, without anything that names the machine."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ _PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
     "tensorflow", "keras",
 )  # fmt: skip
-_MACHINE = ("cpu", "cores", "cores_for", "architecture", "gpu")
-"""What has to be the same for two files to be compared."""
 
 
 def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
@@ -26,7 +25,10 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         cores: how many cores the targets and the generators have.
     """
     query = ("nvidia-smi", "--format=csv,noheader", "--query-gpu")
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "cpu": _cpu(),
         "architecture": platform.machine(),
@@ -38,17 +40,11 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         "gpu_driver": _output(*query, "driver_version"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: version for name, version in versions.items() if version},
+        "packages": versions,
         "h2load": _output("h2load", "--version"),
         "commit": _commit(),
         "model": _model(models),
     }
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """List in what two machines differ, in words; empty if they are alike."""
-    pairs = ((name, ours.get(name), theirs.get(name)) for name in _MACHINE)
-    return [f"{name} {our!r} and {their!r}" for name, our, their in pairs if our != their]
 
 
 def _cpu() -> str:
@@ -61,18 +57,10 @@ def _cpu() -> str:
 
 def _output(*command: str) -> str | None:
     """Return a program's first line; None if it is missing or fails."""
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip().partition("\n")[0] or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        return result.stdout.strip().partition("\n")[0] or None
+    return None
 
 
 def _commit() -> str | None:

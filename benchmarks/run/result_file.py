@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,6 @@ class Sample(Cell):
     """Cores that the target used; None if it is not on this machine."""
     cpu_us_per_call: float | None
     """The target's processor time for a call."""
-    batch_sizes: Mapping[str, int]
-    """Runs of the model by upper bound of their size, if known."""
     invalid: str
     """Why this does not measure the target; empty if it does."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
@@ -51,7 +49,7 @@ class Sample(Cell):
 
     @property
     def cell(self) -> Cell:
-        """What this is a sample of; Offline's callers are the target's choice."""
+        """The cell of this sample; Offline's callers are the target's choice."""
         values = {each.name: getattr(self, each.name) for each in fields(Cell)}
         return Cell(**values | ({"callers": 0} if self.scenario == "Offline" else {}))
 
@@ -69,7 +67,7 @@ class Sample(Cell):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """What it took to start a target."""
+    """Time and memory of a started target."""
 
     spec: Spec
     startup_s: float
@@ -86,32 +84,6 @@ class Skip:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
-    """How an engine's answers compare with the CPU's, in runs of one size."""
-
-    spec: Spec
-    batch: int
-    """Images a run."""
-    num_images: int
-    num_other_digits: int
-    """Images to which the CPU gives another digit."""
-    max_difference: float
-    """The largest difference of a probability."""
-    accuracy: float
-    """Share of the images whose digit is the label, 0 to 1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """A step of a verification."""
-
-    name: str
-    seconds: float
-    reason: str
-    """Why what it was to measure is not measured; empty if all is done."""
-
-
 @dataclass(kw_only=True, slots=True)
 class Results:
     """One run of a suite."""
@@ -121,16 +93,9 @@ class Results:
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
     """Rounds, seconds, objective, arrivals."""
-    install: Mapping[str, int] = field(default_factory=dict)
-    """Bytes that an installation of each extra takes."""
-    training: list[Mapping[str, Any]] = field(default_factory=list)
-    """Recipe, device, seconds and accuracy of each training that left its figures."""
     starts: list[Start] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    """Of `verify`; a suite has none."""
 
     @property
     def latency_slo_s(self) -> float:
@@ -144,30 +109,23 @@ class Results:
         path.write_text("{\n" + ",\n".join(_lines({"format": FORMAT} | values)) + "\n}\n", "utf-8")
 
 
-_LISTS: Mapping[str, Callable[..., Any]] = {
-    "starts": Start, "skips": Skip, "samples": Sample, "agreements": Agreement, "steps": Step,
-}  # fmt: skip
-
-
 def load(path: Path) -> Results:
-    """Read a results file.
+    """Read a results file; fields that it has beside those of `Results` are left out.
 
     Raises:
         UnusableResults: missing, not a results file, or of another format.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
-        if (found := document.pop("format")) != FORMAT:
+        if (found := document["format"]) != FORMAT:
             raise UnusableResults(f"{path}: format {FORMAT} expected, got {found!r}")
-        for name, kind in _LISTS.items():
-            items = document.get(name, [])  # older files lack those of `verify`
-            for each in items:
-                if "spec" in each:
-                    each["spec"] = Spec(**each["spec"])
-                if kind is Sample:
-                    each["latency"] = Histogram.decode(each["latency"])
+        for name, kind in (("starts", Start), ("skips", Skip), ("samples", Sample)):
+            items = [each | {"spec": Spec(**each["spec"])} for each in document[name]]
+            for each in items if kind is Sample else ():
+                each["latency"] = Histogram.decode(each["latency"])
+                each.pop("batch_sizes", None)  # of older files
             document[name] = [kind(**each) for each in items]
-        return Results(**document)
+        return Results(**{each.name: document[each.name] for each in fields(Results)})
     except OSError as err:
         raise UnusableResults(f"{path}: {err.strerror}") from err
     except (AttributeError, ValueError, KeyError, TypeError) as err:

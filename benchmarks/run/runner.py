@@ -3,29 +3,42 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.run import process_usage, scenarios
+import numpy as np
+
+from benchmarks.run import environment, process_usage, scenarios
 from benchmarks.run.result_file import Results, Skip, Start
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from serving.images import Images
+from serving.model import repository
 
 
-def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[str], None]) -> None:
-    """Fill in samples, starts and skips.
+def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Results:
+    """Measure every cell of a suite in every round.
 
     Every target stays up to the end, idle while another one is measured, so that a round is short
     and drift of the machine affects all alike. Every other round goes backwards. A target that
     fails on the way loses that measurement, not the others'.
 
     Args:
-        suite: what to measure.
+        suite: the cells, and how often each is measured.
         setting: where the targets find what they need.
-        results: what to fill in.
         progress: called with a line for each step.
     """
+    cores = {"target": len(setting.cores), "generator": len(setting.generator.cores)}
+    results = Results(
+        suite=suite.name,
+        date=datetime.now(UTC).date().isoformat(),
+        environment=environment.describe(setting.models, cores),
+        settings={"rounds": suite.rounds, "seconds": suite.seconds,
+                  "latency_slo_s": suite.latency_slo_s, "arrivals": suite.arrivals},
+    )  # fmt: skip
+    rules = replace(suite, num_cores=len(setting.cores))
     cells, running = suite.cells(), dict[Spec, Running]()
     with ExitStack() as stack:
         for spec in dict.fromkeys(cell.spec for cell in cells):
@@ -40,11 +53,12 @@ def run(suite: Suite, setting: Setting, results: Results, progress: Callable[[st
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
                 progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {cell}")
                 try:
-                    results.samples += scenarios.run(cell, running[cell.spec], suite, number)
+                    results.samples += scenarios.run(cell, running[cell.spec], rules, number)
                 except (OSError, BrokenProcessPool) as err:
                     reason = f"round {number + 1}, {cell}: {err}"
                     results.skips.append(Skip(spec=cell.spec, reason=reason))
         results.starts += _starts(running)
+    return results
 
 
 def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
@@ -66,10 +80,6 @@ def golden(models: Path) -> tuple[Images, list[int]]:
     Raises:
         DigitsError: there is no model.
     """
-    import numpy as np
-
-    from serving.model import repository
-
     newest = repository.versions(models / "digits")[0]
     manifest = repository.load_manifest(models / "digits" / newest)
     images = manifest.golden_images

@@ -5,12 +5,10 @@
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` images a call       images/s
 
-and some that are not MLPerf's, which show the rate at which a server is full, and what is beyond:
+and two that are not MLPerf's, for the rate at which a server is full, and beyond it:
 
     ClosedLoop    `callers` calls in flight, one image each images/s
     Overload      1 to 3 times what a closed loop reached   images/s answered within 50 ms
-    OverloadReset the same, by callers that don't send      images/s answered within 50 ms
-                  their deadline and reset the stream
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
@@ -22,24 +20,24 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.load.trace import Deadline, Outcome, Trace, arrivals
+from benchmarks.load.trace import Outcome, Trace, arrivals
 from benchmarks.run import process_usage
 from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Sample
 from benchmarks.targets.target import Running
 
-DEADLINES = {"Overload": Deadline.SENT, "OverloadReset": Deadline.UNSENT}
-NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", *DEADLINES)
+NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0)
-"""What is offered, as multiples of the closed loop's rate."""
+"""Offered rates, as multiples of the closed loop's."""
+TIMEOUT_S = 0.05
+"""How long a caller waits in Overload, from when its call was due."""
 
 _PROBES = 7
 """Rates that a search tries."""
-_ATTEMPTS, _FAILURES = 4, 2
-_SEARCH_CALLERS = 64
+_ATTEMPTS, _FAILURES, _SEARCH_CALLERS = 4, 2, 64
 _FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
-"""What keeps any target busy: the closed loop that Overload counts from."""
+"""The closed loop whose rate Overload multiplies: it keeps any target busy."""
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
 _FULL = 0.95
@@ -55,7 +53,7 @@ class Rules:
     seconds: float = 0.5
     """Length of one timed run."""
     latency_slo_s: float = 0.010
-    """What the Server scenario's p99 may not exceed."""
+    """Limit of the Server scenario's p99."""
     arrivals: str = "poisson"
     """How the Server scenario's calls come: "poisson" or "constant"."""
     num_cores: int = 1
@@ -77,11 +75,13 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
     load, seconds = target.load, rules.seconds
     if cell.scenario == "Server":
         yield from _search(replace(cell, callers=0), target, rules, number)
-    elif cell.scenario in DEADLINES:
+    elif cell.scenario == "Overload":
         reached = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS).calls_per_s
+        if not reached:
+            raise OSError("no call was answered")
         for factor in OVERLOADS:
             offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
-            send = partial(load.open, offsets_s, 1, DEADLINES[cell.scenario])
+            send = partial(load.open, offsets_s, 1, TIMEOUT_S)
             offered = replace(cell, callers=0, overload=factor)
             yield _sample(offered, target, rules, number, send, factor * reached)
     else:
@@ -119,13 +119,12 @@ def _sample(
     offered_per_s: float | None = None,
 ) -> Sample:  # fmt: skip
     """Time one run, and what it cost the target."""
-    pid, before = target.pid, target.batch_sizes()
-    begin_s, cpu_s = perf_counter(), process_usage.cpu_s(pid) if pid else 0.0
+    begin_s, cpu_s = perf_counter(), process_usage.cpu_s(target.pid) if target.pid else 0.0
     trace = send()
     elapsed_s = perf_counter() - begin_s
-    used_s = process_usage.cpu_s(pid) - cpu_s if pid else None
+    used_s = process_usage.cpu_s(target.pid) - cpu_s if target.pid else None
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
-    num_calls, after = len(trace.latencies_s), target.batch_sizes()
+    num_calls = len(trace.latencies_s)
     return Sample(
         **{each.name: getattr(cell, each.name) for each in fields(cell)},
         round=number,
@@ -139,7 +138,6 @@ def _sample(
         generator_busy=trace.busy,
         target_busy=busy,
         cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, num_calls),
-        batch_sizes={size: n for size in after if (n := after[size] - before.get(size, 0))},
         invalid=why_invalid(trace, busy, rules),
         outcomes=trace.outcomes,
     )

@@ -5,15 +5,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from benchmarks.targets.clients import CLIENTS, open_client
-from benchmarks.targets.commands import ENGINE_KINDS, HTTP, OURS, VARIANTS
 from benchmarks.targets.in_process import OPENERS, open_in_process
-from benchmarks.targets.servers import open_server
+from benchmarks.targets.servers import HTTP, OURS, VARIANTS, open_server
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a target is, in a few words, and where it can run."""
+    """A target in a few words, and the settings that it can have."""
 
     about: str
     on_cuda: bool = False
@@ -38,22 +37,14 @@ def _ours(about: str) -> Entry:
 CATALOGUE = {
     "null": Entry("answers at once: prices the harness"),
     "keras": Entry("model.predict, in process", on_cuda=True),
-    "tf-function": Entry("the Keras model as a compiled graph, in process", on_cuda=True),
-    "raw": Entry("session.run and argmax in a script's loop, in process", as_int8=True),
-    "engine": Entry("ONNX Runtime, in process", on_cuda=True, as_int8=True),
+    "engine": Entry("ONNX Runtime as the server runs it", on_cuda=True, as_int8=True),
     "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
     "classifier-async": Entry("the same, awaited by tasks", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))
        for ours in OURS for end, (_, about) in VARIANTS.items()},
-    **{f"engine-{kind}": Entry(about, on_cuda=True) for kind, about in ENGINE_KINDS.items()},
-    **{f"h2-{kind}": Entry(f"our server, {about}", on_cuda=True)
-       for kind, about in ENGINE_KINDS.items()},
     **{target: _ours(about) for target, (_, about) in HTTP.items()},
     **{client: Entry(about) for client, about in CLIENTS.items()},
     "plain": Entry("the grpcio server of a tutorial"),
-    "bare": Entry("our HTTP/2 and the model, no queue and no checks", as_int8=True),
-    "echo": Entry("our HTTP/2 without a model"),
-    "echo-grpcio": Entry("grpc.aio without a model"),
 }  # fmt: skip
 _ADDRESS = Entry("an Open Inference Protocol server")
 _CHECKOUT = _ours("our server in another checkout")

@@ -1,4 +1,4 @@
-"""Python's clients, each calling a server of ours: what is measured is the client.
+"""Python's clients, each calling a server of ours: the client is measured.
 
 It has the generator's cores, and its processor time is what counts; the server has the target's.
 """
@@ -6,21 +6,16 @@ It has the generator's cores, and its processor time is what counts; the server 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 
-from benchmarks.load.tasks import AwaitedCall
-from benchmarks.load.threads import Call
-from benchmarks.targets.commands import command_of
+from benchmarks.load.callers import AwaitedCall, Call
 from benchmarks.targets.in_process import in_own_process
-from benchmarks.targets.servers import server_process
-from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from serving.images import Images
+from benchmarks.targets.servers import command_of, server_process
+from benchmarks.targets.target import Running, Setting, Spec
 
 CLIENTS = {
     "client-grpcio": "Client on grpcio, by threads",
     "client-h2": "Client on h2, by threads",
-    "client-triton": "tritonclient, by threads",
     "client-async-grpcio": "AsyncClient on grpcio, by tasks",
     "client-async-h2": "AsyncClient on h2, by tasks",
 }
@@ -35,7 +30,7 @@ def open_client(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    command = command_of(Spec(target="h2"), "", setting, Path())
+    command = command_of(Spec(target="h2"), setting)
     with server_process(command, None, setting.cores) as (_, facts):
         connect = partial(_connect, spec.target, facts["address"])
         cores = setting.generator.cores
@@ -48,27 +43,7 @@ def _connect(target: str, address: str) -> Call | AwaitedCall:
     """Return what the client's threads or tasks call; they share one client."""
     from serving import AsyncClient, Client
 
-    if target == "client-triton":
-        return _tritonclient(address)
     transport = target.rpartition("-")[2]
     if target.startswith("client-async"):
         return AsyncClient(address, transport=transport).classify  # type: ignore[arg-type]
     return Client(address, transport=transport).classify  # type: ignore[arg-type]
-
-
-def _tritonclient(address: str) -> Call:
-    try:
-        from tritonclient import grpc
-    except ImportError as err:
-        raise NotMeasured(
-            "tritonclient is not installed: pip install 'tritonclient[grpc]'"
-        ) from err
-    client = grpc.InferenceServerClient(address)
-
-    def classify(images: Images) -> object:
-        tensor = grpc.InferInput("images", list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(images)
-        probabilities = client.infer("digits", [tensor]).as_numpy("probabilities")
-        return probabilities, probabilities.argmax(axis=1)
-
-    return classify

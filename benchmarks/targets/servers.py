@@ -1,52 +1,71 @@
 """Targets behind an address: servers that we start, and any Open Inference Protocol server."""
 
+import http.client
 import os
 import subprocess
+import sys
 import tempfile
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 
 import grpc
 
-from benchmarks.load import http1
 from benchmarks.load.cores import on_cores
-from benchmarks.load.http1 import HttpRequest
 from benchmarks.load.network import NetworkLoad
 from benchmarks.load.request import Request
-from benchmarks.targets.commands import TOKEN, command_of, method_of, variant_of
+from benchmarks.targets import methods
 from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from serving.cli.parser import PREFIX
+from serving.images import Images
 
+OURS = ("h2", "grpcio")
+"""Our server, by its transport; a target's name may go on with one of VARIANTS."""
+VARIANTS = {
+    "": (methods.CLASSIFY, "our server, {} transport"),
+    "-infer": (methods.MODEL_INFER, "the same, called by ModelInfer"),
+}
+"""By the end of the target's name: how our server is called, and a description."""
+HTTP = {
+    "http-json": (methods.INFER_JSON, "our server over HTTP, numbers as JSON"),
+    "http-binary": (methods.INFER_BINARY, "the same, images and probabilities as bytes"),
+}
+"""Our server over HTTP: how it is called, and a description."""
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
+_RIGHT_SHARE = 0.95
+"""Of the digits that must be the fp32 model's; int8 may well differ in one."""
 
 
-def _batch_sizes(metrics: str) -> dict[str, int]:
-    """Read the sizes of runs from a server's metrics, which are at host:port."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as page:
-        return batch_sizes_of(page.read().decode())
+def method_of(target: str, setting: Setting) -> Method:
+    """Return how a target is called."""
+    is_infer = target in setting.addresses or target.endswith("-infer")
+    method, _ = HTTP.get(target) or VARIANTS["-infer" if is_infer else ""]
+    return method
 
 
-def batch_sizes_of(page: str) -> dict[str, int]:
-    """Read the histogram of batch sizes from a page of Prometheus metrics, each bucket alone."""
-    sizes, below = {}, 0
-    for line in page.splitlines():
-        if line.startswith("digits_batch_images_bucket"):
-            bound, _, total = line.partition('le="')[2].partition('"} ')
-            sizes[bound], below = int(float(total)) - below, int(float(total))
-    return sizes
+def command_of(spec: Spec, setting: Setting) -> list[str]:
+    """Return the command that starts a server."""
+    models = ["--models", str(setting.models.absolute())]
+    if spec.target == "plain":
+        return [sys.executable, "-m", "benchmarks.targets.plain_server", *models]
+    is_ours = spec.target not in setting.checkouts and spec.target not in HTTP
+    transport = spec.target.removesuffix("-infer") if is_ours else "auto"
+    options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
+    if spec.target in HTTP:
+        options += ["--http-port", "0"]
+    if spec.workers > 1:
+        options += ["--workers", str(spec.workers)]
+    serve = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
+    return [*serve, *models, *options]
 
 
 @contextmanager
 def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
-    """Start our server, one of OTHERS, or that of another checkout, on the target's cores.
+    """Start our server, the plain one, or that of another checkout, on the target's cores.
 
     A server that was named by its address runs already.
 
@@ -54,65 +73,55 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
-    address, variant = setting.addresses.get(spec.target), variant_of(spec.target, setting)
-    method = method_of(spec.target, setting)
+    method, address = method_of(spec.target, setting), setting.addresses.get(spec.target, "")
     with ExitStack() as stack:
-        pid, facts, cert = None, {"address": address or ""}, None
+        pid, words = None, {"address": address}
         if not address:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-bench-")))
-            command = command_of(spec, variant, setting, folder)
-            checkout = setting.checkouts.get(spec.target)
-            pid, facts = stack.enter_context(server_process(command, checkout, setting.cores))
-            cert = (folder / "cert.pem").read_bytes() if variant == "-tls" else None
-        token = TOKEN if variant == "-token" else ""
-        request: Request | HttpRequest
-        if method.is_http:
-            request = HttpRequest(facts["http"].removeprefix("http://"), b"")
-            _check(partial(_answer_over_http, request), method, setting)
-        else:
-            request = Request(facts["address"], method.path, b"", tls=bool(cert), token=token)
-            if not spec.target.startswith("echo"):
-                _check(partial(_answer_over_grpc, request, cert), method, setting)
+            command, checkout = command_of(spec, setting), setting.checkouts.get(spec.target)
+            pid, words = stack.enter_context(server_process(command, checkout, setting.cores))
+        where = words["http"].removeprefix("http://") if method.is_http else words["address"]
+
+        def request_of(images: Images) -> Request:
+            return Request(
+                address=where, path=method.path, message=method.encode(images),
+                headers=method.headers, is_http=method.is_http,
+            )  # fmt: skip
+
+        probe = _post if method.is_http else _call
+        try:
+            answer = probe(request_of(setting.images[: len(setting.answers)]))
+        except OSError as err:
+            raise NotMeasured(f"it does not answer: {err}") from err
+        pairs = zip(method.decode(answer), setting.answers, strict=True)
+        share = sum(digit == right for digit, right in pairs) / len(setting.answers)
+        if share < _RIGHT_SHARE:
+            raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
         yield Running(
-            load=NetworkLoad(setting.generator, request, setting.images, method.encode),
+            load=NetworkLoad(setting.generator, request_of, probe, setting.images),
             startup_s=perf_counter() - begin_s,
             parallel_calls=_PARALLEL_CALLS,
             pid=pid,
-            batch_sizes=partial(_batch_sizes, facts["metrics"]) if "metrics" in facts else dict,
         )
 
 
-def _check(answer: Callable[[bytes], bytes], method: Method, setting: Setting) -> None:
-    """Call a server and compare the digits: load generators don't look."""
-    message = method.encode(setting.images[: len(setting.answers)])
-    pairs = zip(method.decode(answer(message)), setting.answers, strict=True)
-    share = sum(digit == right for digit, right in pairs) / len(setting.answers)
-    if share < method.right_share:
-        raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
+def _post(request: Request) -> bytes:
+    """Have a request of HTTP answered; return the body."""
+    with closing(http.client.HTTPConnection(request.address, timeout=_ANSWER_TIMEOUT_S)) as client:
+        client.request("POST", request.path, request.body, dict(request.headers))
+        answer = client.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise ConnectionError(f"HTTP {answer.status}")
+        return answer.read()
 
 
-def _answer_over_http(request: HttpRequest, message: bytes) -> bytes:
-    try:
-        return http1.ask(replace(request, message=message))
-    except OSError as err:
-        raise NotMeasured(f"it does not answer: {err}") from err
-
-
-def _answer_over_grpc(request: Request, cert: bytes | None, message: bytes) -> bytes:
-    metadata = (("authorization", f"Bearer {request.token}"),) if request.token else None
-    channel = (
-        grpc.secure_channel(request.address, grpc.ssl_channel_credentials(cert))
-        if cert
-        else grpc.insecure_channel(request.address)
-    )
-    with channel:
-        # A unary call is a stream with one message each way.
-        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(request.path)
+def _call(request: Request) -> bytes:
+    """Have a call answered, by grpcio; return the message."""
+    with grpc.insecure_channel(request.address) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(request.path)
         try:
-            (answer,) = call(iter([message]), timeout=_ANSWER_TIMEOUT_S, metadata=metadata)
+            return call(request.message, timeout=_ANSWER_TIMEOUT_S)
         except grpc.RpcError as err:
-            raise NotMeasured(f"it does not answer: {err.code().name}") from err
-    return bytes(answer)
+            raise ConnectionError(err.code().name) from err
 
 
 @contextmanager

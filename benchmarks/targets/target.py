@@ -1,6 +1,6 @@
-"""What a target is: something that classifies, named by its settings, and opened to be measured."""
+"""A target: something that classifies, named by its settings, and opened to be measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Setting:
     checkouts: Mapping[str, Path]
     """Name to folder of other checkouts of this project, whose server is to be started."""
     generator: Generator
-    """What sends requests to those behind an address."""
+    """Sends requests to those behind an address."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,12 +59,10 @@ class Running:
     """A target that has answered a first request rightly."""
 
     load: Load
-    """What sends it requests."""
+    """Sends it requests."""
     startup_s: float
     """From nothing to the first answer."""
     parallel_calls: int
     """How many calls in flight keep it busy when it has plenty to do."""
     pid: int | None = None
     """Its process; None if it was not started here."""
-    batch_sizes: Callable[[], Mapping[str, int]] = dict
-    """Returns how many runs there were so far, by upper bound of their size; empty if unknown."""

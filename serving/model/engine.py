@@ -137,8 +137,7 @@ class CudaEngine(OnnxEngine):
 
     A batch is padded to the next power of two, so that the device sees few shapes. This has
     not been run on a GPU, so optimisations that need a measurement (buffers that stay on the
-    device, page-locked memory, CUDA graphs) are left out: `benchmarks/targets/engine_kinds.py` has
-    them, for `make verify-gpu` to measure.
+    device, page-locked memory, CUDA graphs) are left out.
     """
 
     device: Device = "cuda"

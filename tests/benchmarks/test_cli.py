@@ -46,7 +46,7 @@ def test_run_measures_and_reports(
     shown = capsys.readouterr().out
     assert "round 2/2" in shown
     assert "not measured" in shown
-    assert (tmp_path / "r.html").is_file()
+    assert (tmp_path / "r.md").is_file()
 
 
 @pytest.fixture
@@ -54,19 +54,6 @@ def kept(tmp_path: Path) -> Path:
     path = tmp_path / "kept.json"
     three_rounds().save(path)
     return path
-
-
-def test_compare_with_itself_agrees(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("compare", kept, kept) == 0
-    assert "3 of 3 ratios agree" in capsys.readouterr().out
-
-
-def test_recommend_names_what_suffices(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("recommend", "--results", kept, "--rate", 5000) == 0
-    assert "h2" in capsys.readouterr().out
-    assert run("recommend", "--results", kept, "--rate", 10**9) == 1
-    assert "nothing that was measured reaches" in capsys.readouterr().out
-    assert run("recommend", "--results", kept, "--rate", 1, "--latency-slo", 1e-9) == 1
 
 
 def test_plot_writes_the_report(kept: Path) -> None:
@@ -84,11 +71,10 @@ def test_readme_table_is_the_committed_files() -> None:
     [
         (["run", "--targets", "nope"], "expected null"),
         (["run", "--targets", "old=checkout:/nope"], "no checkout"),
-        (["run", "--callers", "0x3"], "more than 0"),
+        (["run", "--callers", "0x3"], "at least 1"),
         (["run", "--batches", "4097"], "at most 4096"),
-        (["run", "--rounds", "0"], "more than 0"),
-        (["run", "--seconds", "x"], "invalid"),
-        (["recommend"], "--rate"),
+        (["run", "--rounds", "0"], "at least 1"),
+        (["run", "--seconds", "x"], "more than 0"),
         ([], "required"),
     ],
 )
@@ -102,14 +88,14 @@ def test_bad_usage_exits_2(
 
 
 def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("compare", tmp_path / "a", tmp_path / "b") == 2
+    assert run("plot", tmp_path / "a") == 2
     assert run("run", "--models", tmp_path, "--targets", "engine") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("python -m benchmarks: ") for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "plot", "recommend"])
+@pytest.mark.parametrize("command", ["run", "plot"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parser().parse_args([command, "--help"])

@@ -10,15 +10,17 @@ import pytest
 import benchmarks.arguments
 import serving.cli.arguments
 import training.cli
+import training.lab.__main__
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
 PARSERS: dict[str, Callable[[], object]] = {
     "digit-serving": serving.cli.arguments.parser,
     "python -m training": training.cli.parser,
+    "python -m training.lab": training.lab.__main__.parser,
     "python -m benchmarks": benchmarks.arguments.parser,
 }
-_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|python -m \w+) "
+_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|python -m [\w.]+) "
 _COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([^`]*)`"))
 """In a block, and in a span of code, which may go on in the next line."""
 _TARGET = re.compile(r"(?m)(?:^ {4}|`)make ((?:[a-z-]+ ?)+)")
@@ -43,6 +45,18 @@ def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments
     words = shlex.split(command)
     if len(words) > 1:  # a command's name alone is not a whole command
         PARSERS[program]().parse_args(words)  # type: ignore[attr-defined]  # else exits
+
+
+@pytest.mark.parametrize("way", [1, 2])
+def test_commands_of_the_makefile_are_ones_that_the_programs_take(way: int) -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(RECIPE)", "default")
+    text = re.sub(r'"\$\(EXTRA\)"', "own", text.replace("$(filter cpu,$(DEVICE))", "$(CPU)"))
+    text = re.sub(r"\$\(if \$\(\w+\),([^,()]*),?([^()]*)\)", rf"\{way}", text)
+    found = re.findall(r"\$\(RUN\) -m (training|serving|benchmarks) (.*)", text)
+    assert len(found) > 8
+    for program, arguments in found:
+        name = "digit-serving" if program == "serving" else f"python -m {program}"
+        PARSERS[name]().parse_args(arguments.split())  # type: ignore[attr-defined]
 
 
 def test_commands_are_found() -> None:

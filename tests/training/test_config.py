@@ -15,7 +15,7 @@ def test_seed_recipe_is_the_tutorials() -> None:
     assert (seed.batch_size, seed.epochs, seed.validation_split) == (128, 30, 0.2)
     assert seed.dropout == (0.4, 0.3, 0.2)
     assert seed.deformation is None
-    assert seed.averaging == 0
+    assert seed.ema_decay == 0
 
 
 def test_recipes_are_these_and_only_best_has_teachers() -> None:
@@ -36,8 +36,8 @@ def test_recipes_are_these_and_only_best_has_teachers() -> None:
         ("dropout", (0.4, -0.1, 0.2)),
         ("learning_rate", -1e-3),
         ("learning_rate", float("nan")),
-        ("averaging", 1),
-        ("mild", 1.5),
+        ("ema_decay", 1),
+        ("fine_tune_share", 1.5),
     ],
 )
 def test_impossible_recipe_is_refused_by_name(field: str, value: object) -> None:
@@ -62,7 +62,7 @@ def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("teachers", 0), ("views", 0), ("mild_views", -1), ("temperature", 0), ("share", 1.1)],
+    [("teachers", 0), ("views", 0), ("fine_tune_views", -1), ("temperature", 0), ("share", 1.1)],
 )
 def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
     _, distillation = RECIPES["best"].views()
@@ -77,6 +77,6 @@ def test_distillation_needs_views_to_show() -> None:
 
 def test_mild_epochs_of_a_distilled_recipe_need_views() -> None:
     _, distillation = RECIPES["best"].views()
-    without = dataclasses.replace(distillation, mild_views=0)
-    with pytest.raises(ValueError, match="mild: expected mild_views"):
+    without = dataclasses.replace(distillation, fine_tune_views=0)
+    with pytest.raises(ValueError, match="fine_tune_share: expected fine_tune_views"):
         dataclasses.replace(RECIPES["best"], distillation=without)

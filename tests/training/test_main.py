@@ -9,7 +9,7 @@ from PIL import Image
 from training.__main__ import main
 from training.data.mnist import Mnist
 from training.errors import DataError
-from training.study import report
+from training.report import report
 
 Log = Callable[[str], None]
 
@@ -19,7 +19,7 @@ def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> No
     monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
-@pytest.mark.parametrize("command", ["", "data", "train", "export", "report", "study"])
+@pytest.mark.parametrize("command", ["", "data", "train", "export", "report"])
 def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])

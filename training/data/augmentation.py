@@ -56,10 +56,10 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
         rng = np.random.default_rng([seed, epoch])
         return batches(examples, recipe, rng, recipe.deformation_in(epoch))
 
-    return ahead(make, range(start, recipe.epochs))
+    return prefetch(make, range(start, recipe.epochs))
 
 
-def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
+def prefetch(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
     """Make something of each item on a thread, while the caller uses what was made before.
 
     Args:
@@ -153,7 +153,7 @@ def deform(
     deformed = np.empty_like(images)
     drawn = fields(len(starts), deformation, rng)
     growths = rng.uniform(-deformation.thickness, deformation.thickness, len(starts))
-    is_kept = rng.random(len(starts)) < deformation.kept
+    is_kept = rng.random(len(starts)) < deformation.identity_share
     for start, field, growth, kept in zip(starts, drawn, growths, is_kept, strict=True):
         run = images[start : start + group]
         deformed[start : start + group] = run if kept else warp(run, field, growth)

@@ -46,7 +46,7 @@ def epochs(
 ) -> Iterator[Batches]:
     """Make the batches of each epoch from the next view, cycling through the views.
 
-    The recipe's mild epochs cycle through the views that are deformed half as far.
+    The recipe's last epochs cycle through the views that are deformed half as far.
 
     What an epoch shows of a view is shifted and in part degraded otherwise than the time before.
 
@@ -71,7 +71,7 @@ def epochs(
         shifted = shift(images[order])
         return augmentation.cut(shifted, targets[order], recipe, rng)
 
-    return augmentation.ahead(make, range(start, recipe.epochs))
+    return augmentation.prefetch(make, range(start, recipe.epochs))
 
 
 def view_in(recipe: Recipe, epoch: int) -> int:
@@ -79,7 +79,7 @@ def view_in(recipe: Recipe, epoch: int) -> int:
     _, distillation = recipe.views()
     if epoch < recipe.first_mild:
         return epoch % distillation.views
-    return distillation.views + (epoch - recipe.first_mild) % distillation.mild_views
+    return distillation.views + (epoch - recipe.first_mild) % distillation.fine_tune_views
 
 
 def shift(images: Images) -> Images:

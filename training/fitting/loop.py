@@ -37,9 +37,9 @@ def run(
     wall, cpu = time.monotonic() - progress.seconds, time.process_time() - progress.cpu_seconds
     for batches in epochs:
         loss, accuracy = trainer.fit(batches)
-        val_loss, val_accuracy = evaluate(trainer.average, validation)
+        val_loss, val_accuracy = evaluate(trainer.ema, validation)
         if val_accuracy >= max((row["val_accuracy"] for row in progress.rows), default=0):
-            progress.best = trainer.average.get_weights()
+            progress.best = trainer.ema.get_weights()
         progress.rows.append(
             {
                 "loss": loss,

@@ -81,7 +81,7 @@ def load(
 
 
 def deformation_of(recipe: Recipe, number: int) -> Deformation:
-    """Return how a view is deformed: the mild ones have the last numbers."""
+    """Return how a view is deformed: those of the last epochs have the last numbers."""
     deformation, distillation = recipe.views()
     return deformation if number < distillation.views else deformation.halved()
 

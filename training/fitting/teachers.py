@@ -51,7 +51,7 @@ def train(
         epochs = augmentation.epochs(training, recipe, seed, start=len(progress.rows))
         log_epoch = add_prefix(f"teacher {seed + 1}/{num}", log)
         loop.run(trainer, epochs, validation, progress, checkpoint, log_epoch)
-        models.append(trainer.average)
+        models.append(trainer.ema)
     return models
 
 

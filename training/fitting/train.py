@@ -82,18 +82,18 @@ def train(
     except KeyboardInterrupt:
         if not progress.rows:
             raise
-        trainer.average.set_weights(progress.best)
+        trainer.ema.set_weights(progress.best)
     metrics = {
         "recipe": recipe.name,
         "seed": seed,
         "epochs": len(progress.rows),
         "train_seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),
-        **_calibrate_and_measure(trainer.average, validation, data.test),
+        **_calibrate_and_measure(trainer.ema, validation, data.test),
     }
     if extra is not None:
-        metrics["extra"] = _measure_extra(trainer.average, extra)
-    artifacts.save(folder, trainer.average, progress.rows, metrics)
+        metrics["extra"] = _measure_extra(trainer.ema, extra)
+    artifacts.save(folder, trainer.ema, progress.rows, metrics)
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics

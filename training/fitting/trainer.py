@@ -32,11 +32,11 @@ class Trainer:
         self._optimizer = _optimizer(recipe, num_images // recipe.batch_size)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy()
-        self.average = self._model
+        self.ema = self._model
         """The network to evaluate and to keep: averaged weights if the recipe averages."""
-        if recipe.averaging:
-            self.average = keras.models.clone_model(self._model)
-            self.average.set_weights(self._model.get_weights())
+        if recipe.ema_decay:
+            self.ema = keras.models.clone_model(self._model)
+            self.ema.set_weights(self._model.get_weights())
         # XLA fuses some twenty passes over the weights: a quarter less time for an epoch on a CPU.
         # Compiling the whole step makes it four times slower there. Tested on Linux only.
         is_fused = device() == "cpu" and sys.platform == "linux"
@@ -45,7 +45,7 @@ class Trainer:
     @property
     def variables(self) -> Sequence[keras.Variable]:
         """All state, for a checkpoint: weights, moments, step count, random states, average."""
-        return [*self._model.variables, *self._optimizer.variables, *self.average.weights]
+        return [*self._model.variables, *self._optimizer.variables, *self.ema.weights]
 
     @property
     def learning_rate(self) -> float:
@@ -85,11 +85,11 @@ class Trainer:
     def _apply(self, gradients: list[tf.Tensor]) -> None:
         """Take one step of the optimiser, and move the average after it."""
         self._optimizer.apply(gradients, self._model.trainable_variables)
-        if self.average is not self._model:
+        if self.ema is not self._model:
             step = tf.cast(self._optimizer.iterations, tf.float32)
             # A young average follows faster, or the first weights would dominate it for epochs.
-            share = tf.maximum(1 - self.recipe.averaging, 9 / (10 + step))
-            for mean, weight in zip(self.average.weights, self._model.weights, strict=True):
+            share = tf.maximum(1 - self.recipe.ema_decay, 9 / (10 + step))
+            for mean, weight in zip(self.ema.weights, self._model.weights, strict=True):
                 mean.assign_add(share * (weight - mean))
 
 

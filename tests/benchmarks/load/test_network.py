@@ -2,34 +2,25 @@
 
 import itertools
 import os
-import re
 import shutil
 import threading
-import urllib.request
-from contextlib import closing
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from benchmarks.load import h2load
-from benchmarks.load.connection import Connection
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.request import Request
-from benchmarks.load.streams import MessageStream
-from benchmarks.load.trace import TIMEOUT_S, Deadline, Outcome, Trace, arrivals
+from benchmarks.load.trace import Outcome, Trace, arrivals
+from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.methods import encode_digits, encode_infer
-from benchmarks.targets.servers import batch_sizes_of
 from serving.images import Images
-from serving.protocols.digits_v1 import wire
 from serving.protocols.digits_v1.wire import encode_response
-from serving.protocols.oip import inference_pb
 from serving.signature import DIGITS
-from tests.benchmarks.patience import SHORT_S, until_answered
-from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, fake_server, running_server
+from tests.benchmarks.retries import SHORT_S, until_answered
+from tests.support.servers import RunningServer, fake_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -56,79 +47,15 @@ def test_closed_loop_is_answered(
 
 def test_open_loop_is_answered_call_by_call(server: RunningServer, images: Images) -> None:
     offsets = arrivals("poisson", rate=300, seconds=SHORT_S, seed=1)
-    trace = open_loop(request(server, images[:1]), offsets, NOW, 2, Deadline.NONE)
+    trace = open_loop(request(server, images[:1]), offsets, NOW, 2)
     assert trace.num_errors == 0
     assert len(trace.latencies_s) == len(trace.lag_s) == len(offsets)
 
 
-def num_answered(server: RunningServer) -> int:
-    """How many images the server says that it has run."""
-    with urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics") as page:
-        sizes = re.findall(r"^digits_batch_images_sum (\S+)", page.read().decode(), re.MULTILINE)
-    return round(sum(map(float, sizes)))
-
-
-@pytest.mark.parametrize("path", [STREAM, STREAM_INFER])
-@pytest.mark.parametrize("num_images", [1, 500])
-def test_messages_in_flight_on_streams_are_answered(
-    server: RunningServer, images: Images, path: str, num_images: int
-) -> None:
-    question = request(server, images[:num_images], path)
-    trace = until_answered(lambda seconds: closed(question, [16, 3], NOW, seconds))
-    assert trace.num_errors == 0
-    assert (trace.latencies_s > 0).all()
-
-
-def test_every_answer_on_a_stream_is_counted(models: Path, images: Images) -> None:
-    with running_server(models) as server:
-        before = num_answered(server)
-        trace = closed(request(server, images[:1], STREAM), [64, 64], NOW, SHORT_S)
-        # It counts a run once its answers are sent.
-        wait_until(lambda: num_answered(server) - before >= len(trace.latencies_s))
-        answered = num_answered(server) - before
-    # The server may have answered what was in flight at the end, too.
-    assert answered - 2 * 64 - 2 <= len(trace.latencies_s)
-
-
-@pytest.mark.parametrize("num_images", [1, 3])
-def test_first_answer_on_a_stream_is_right(
-    server: RunningServer, images: Images, num_images: int
-) -> None:
-    def ask(path: str) -> bytes:
-        question = request(server, images[:num_images], path)
-        with closing(Connection(question)) as connection:
-            return MessageStream(connection, question, {}, 1).first_answer
-
-    with grpc.insecure_channel(server.address) as channel:
-        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CLASSIFY)
-        expected = wire.decode_response(method(encode_digits(images[:num_images])))
-    found = wire.decode_response(ask(STREAM))
-    np.testing.assert_array_equal(found.digits, expected.digits)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
-    (raw,) = inference_pb.ModelStreamInferResponse.FromString(
-        ask(STREAM_INFER)
-    ).infer_response.raw_output_contents
-    np.testing.assert_allclose(
-        np.frombuffer(raw, "<f4").reshape(-1, 10), expected.probabilities, rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "reason"), [(STREAM, "ended the stream"), (STREAM_INFER, "fails on")]
-)
-def test_errors_on_a_stream_are_no_load(server: RunningServer, path: str, reason: str) -> None:
-    bad = Request(address=server.address, path=path, message=b"\x0a\x01x")
-    with pytest.raises(ConnectionError, match=reason):
-        closed(bad, [1], NOW, SHORT_S)
-
-
-@pytest.mark.parametrize("deadline", [Deadline.SENT, Deadline.UNSENT])
-def test_calls_with_a_deadline_are_all_accounted_for(
-    server: RunningServer, images: Images, deadline: Deadline
-) -> None:
+def test_calls_with_a_deadline_are_all_accounted_for(server: RunningServer, images: Images) -> None:
     def offer(rate: float, seconds: float) -> Trace:
         offsets = arrivals("constant", rate, seconds, seed=0)
-        return open_loop(request(server, images[:1]), offsets, NOW, 4, deadline)
+        return open_loop(request(server, images[:1]), offsets, NOW, 4, TIMEOUT_S)
 
     trace = until_answered(lambda seconds: offer(500, seconds))
     assert trace.outcomes[Outcome.FAILED] == 0
@@ -151,7 +78,7 @@ def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
 
     with fake_server(first_only) as address:
         question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
-        trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1, Deadline.NONE)
+        trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1)
         is_measured.set()
     assert (len(trace.latencies_s), trace.num_errors) == (2, 2)
     assert (trace.latencies_s > 1.5).all()
@@ -162,16 +89,15 @@ def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> No
         closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
 
 
-def test_h2load_is_not_believed_where_the_server_refuses(
-    server: RunningServer, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: name)  # as if it were installed
-    too_many = np.resize(images, (4097, images.shape[1]))
-    with Generator([0]) as generator:
-        question = request(server, images[:1])
-        load = NetworkLoad(generator, question, too_many, encode_digits)
-        with pytest.raises(ConnectionError, match="fails on"):
-            load.closed(1, len(too_many), SHORT_S)
+def test_h2load_is_not_believed_where_the_server_refuses(images: Images) -> None:
+    def refused(request: Request) -> None:
+        raise ConnectionError("no")
+
+    with Generator([0], "h2load") as generator:
+        load = NetworkLoad(generator, lambda images: Request(address="x:1", path="/", message=b""),
+                           refused, images)  # fmt: skip
+        with pytest.raises(ConnectionError, match="no"):
+            load.closed(1, 1, SHORT_S)
 
 
 def test_answers_that_turn_bad_are_errors(images: Images) -> None:
@@ -203,11 +129,6 @@ def test_h2load_log_is_read() -> None:
     trace = h2load.trace_of(rows, 2.0, 0.5, output)
     np.testing.assert_allclose(trace.latencies_s, [0.0015, 0.0025, 1e-5])
     assert (trace.num_errors, trace.calls_per_s, trace.busy) == (1, 1.0, 0.25)
-
-
-def test_batch_sizes_are_read_from_metrics() -> None:
-    page = 'x 1\ndigits_batch_images_bucket{le="1"} 5.0\ndigits_batch_images_bucket{le="2"} 7.0\n'
-    assert batch_sizes_of(page) == {"1": 5, "2": 2}
 
 
 @pytest.mark.parametrize(("number", "parts"), [(64, 8), (7, 3), (2, 4)])

@@ -29,6 +29,7 @@ def test_results_survive_a_file(tmp_path: Path) -> None:
         (None, "No such file"),
         ("{", "no results file"),
         ("[]", "no results file"),
+        ("{}", "no results file"),
         ('{"format": 2}', "format 1 expected, got 2"),
     ],
 )
@@ -46,9 +47,3 @@ def test_environment_names_neither_machine_nor_folder(models: Path) -> None:
     assert found["model"]["digest"]
     for secret in (socket.gethostname(), os.getcwd(), str(models), str(Path.home())):
         assert not re.search(rf"(^|\W){re.escape(secret)}(\W|$)", text)
-
-
-def test_unlike_machines_are_told_apart() -> None:
-    ours = {"cpu": "A", "cores": 2, "architecture": "x86_64", "gpu": None, "commit": "1"}
-    assert environment.differences(ours, ours | {"commit": "2"}) == []
-    assert environment.differences(ours, ours | {"gpu": "B"}) == ["gpu None and 'B'"]

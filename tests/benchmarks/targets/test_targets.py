@@ -4,19 +4,18 @@ import os
 import shutil
 import signal
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.cell import Cell
 from benchmarks.run.process_usage import cpu_s, family, memory_bytes
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
-from tests.benchmarks.made_up import results
-from tests.benchmarks.patience import until_answered
+from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]
@@ -35,19 +34,9 @@ def test_options_from_the_environment_are_not_those_of_a_target(
     "target",
     [
         "plain",
-        "echo",
-        "echo-grpcio",
-        "bare",
         "h2",
-        "h2-stream",
         "h2-infer",
-        "h2-infer-stream",
-        "h2-tls",
-        "h2-token",
-        "grpcio-stream",
-        "http-json",
-        "http-binary",
-        "http-picture",
+        "grpcio",
     ],
 )
 def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
@@ -57,9 +46,23 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         assert running.pid
         assert cpu_s(running.pid) > 0
         assert memory_bytes(running.pid) > 2**20
-        formed = sum(running.batch_sizes().values())
-        assert (formed > 0) == target.startswith(("h2", "grpcio", "http"))
         assert 0 < running.startup_s < 60
+
+
+@pytest.mark.parametrize("target", ["http-json", "http-binary"])
+def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(
+    setting: Setting, target: str
+) -> None:
+    with open_target(Spec(target=target), setting) as running:
+        with pytest.raises(OSError, match="h2load only"):
+            running.load.closed(2, 1, SHORT_S)
+        if shutil.which("h2load"):
+            with Generator(setting.cores, "h2load") as generator:
+                found = replace(setting, generator=generator)
+                with open_target(Spec(target=target), found) as other:
+                    trace = until_answered(lambda seconds: other.load.closed(2, 3, seconds))
+            assert trace.generator == "h2load"
+            assert trace.num_errors == 0
 
 
 @pytest.mark.parametrize(
@@ -72,15 +75,6 @@ def test_target_in_a_process_of_its_own_answers(setting: Setting, target: str) -
         assert trace.num_errors == 0
         assert trace.generator == ("tasks" if "async" in target else "threads")
         assert running.pid in list(family(os.getpid()))
-
-
-@pytest.mark.skipif(find_spec("tritonclient") is not None, reason="tritonclient is installed")
-def test_missing_client_is_not_measured(setting: Setting) -> None:
-    with (
-        pytest.raises(NotMeasured, match="tritonclient"),
-        open_target(Spec(target="client-triton"), setting),
-    ):
-        pass
 
 
 def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_path: Path) -> None:
@@ -101,7 +95,6 @@ def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_
         (Spec(target="null", device="cuda"), "CPU only"),
         (Spec(target="plain", device="cuda"), "CPU only"),
         (Spec(target="plain", workers=2), "one process"),
-        (Spec(target="echo", precision="int8"), "no int8 variant"),
         (Spec(target="h2", device="cuda", precision="int8"), "int8 runs on the CPU only"),
     ],
 )
@@ -123,20 +116,19 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
 
 
 def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
-    spec = Spec(target="echo")
+    spec = Spec(target="plain")
     cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="null"), spec)]
     suite = Suite(name="x", extra=cells, rounds=1, seconds=0.05)
-    kept = results()
 
-    def kill_echo(step: str) -> None:
-        if step.endswith("echo, SingleStream"):
-            (pid,) = [pid for pid in family(os.getpid()) if is_echo(pid)]
+    def kill_plain(step: str) -> None:
+        if step.endswith("plain, SingleStream"):
+            (pid,) = [pid for pid in family(os.getpid()) if is_plain(pid)]
             os.kill(pid, signal.SIGKILL)
 
-    runner.run(suite, setting, kept, kill_echo)
+    kept = runner.run(suite, setting, kill_plain)
     assert {sample.spec.target for sample in kept.samples} == {"null"}
     assert [skip.spec for skip in kept.skips] == [spec]
 
 
-def is_echo(pid: int) -> bool:
-    return b"--echo" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def is_plain(pid: int) -> bool:
+    return b"plain_server" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -50,7 +50,6 @@ def run(programs: Path, *command: str) -> "subprocess.CompletedProcess[str]":
         ("python -m training train", "train"),
         ("python -m training export", "train"),
         ("python -m training report", "train"),
-        ("python -m training study", "train"),
         ("python -m benchmarks run", "bench"),
         (f"python -m benchmarks plot {ROOT}/benchmarks/results/bench.json", "bench"),
     ],

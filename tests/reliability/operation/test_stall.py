@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.request import Request
-from benchmarks.load.trace import Deadline, arrivals
+from benchmarks.load.trace import arrivals
 from benchmarks.targets.methods import encode_digits
 from serving.images import Images
 from tests.support.raw import CLASSIFY
@@ -45,7 +45,7 @@ def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(
             resume.join()
 
         with stalled() as begin_s:
-            opened = open_loop(question, offsets, begin_s, 2, Deadline.NONE)
+            opened = open_loop(question, offsets, begin_s, 2)
         with stalled() as begin_s:
             hidden = closed(question, [1], begin_s, 1.0)
     # 40 of 200 calls were due during the stall. Of a closed loop's one was.

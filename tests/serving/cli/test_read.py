@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handwriting.strings import compose
 from serving.__main__ import main
 from serving.cli import picture_files
 from serving.model.repository import PRETRAINED
 from training.data.mnist import Mnist
+from training.lab.handwriting.strings import compose
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from handwriting import evaluation
-from handwriting.papers import PAPERS, file_of, lay
-from handwriting.strings import Composed, compose, random_string
 from serving import Classifier, ConfigurationError, InvalidRequest, Number, read_numbers
 from serving.pictures import numbers
 from serving.pictures.reader import BATCH, find_candidates
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
+from training.lab.handwriting import evaluation
+from training.lab.handwriting.papers import PAPERS, file_of, lay
+from training.lab.handwriting.strings import Composed, compose, random_string
 
 PAGES = 16
 FLOORS = {
@@ -33,7 +33,7 @@ FLOORS = {
     "scribbles": 0.8,
     "photographs": 0.9,
 }
-"""Below what `python -m handwriting evaluate` measures on many more pages."""
+"""Below what `python -m training.lab evaluate` measures on many more pages."""
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from handwriting.drawing import (
+from serving import Classifier
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.images import Images
+from serving.pictures.reader import from_picture
+from tests.support.pictures.random_pictures import read_all
+from training.data.mnist import Mnist
+from training.lab.handwriting.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -23,13 +29,7 @@ from handwriting.drawing import (
     row,
     stroke_glyph,
 )
-from handwriting.strings import random_string
-from serving import Classifier
-from serving.errors import ConfigurationError, InvalidRequest
-from serving.images import Images
-from serving.pictures.reader import from_picture
-from tests.support.pictures.random_pictures import read_all
-from training.data.mnist import Mnist
+from training.lab.handwriting.strings import random_string
 
 Levels = npt.NDArray[np.uint8]
 

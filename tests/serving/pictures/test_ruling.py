@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from handwriting.drawing import FONTS
-from handwriting.pages import FIELDS, draw_field
 from serving.pictures.ruling import without_ruling
+from training.lab.handwriting.drawing import FONTS
+from training.lab.handwriting.pages import FIELDS, draw_field
 
 Levels = npt.NDArray[np.float32]
 

@@ -94,7 +94,7 @@ def test_an_epoch_degrades_a_share_of_the_images_and_replaces_another(examples: 
 
 
 def test_some_groups_stay_as_they_are(examples: Examples) -> None:
-    half = dataclasses.replace(DEFORMATION, kept=0.5)
+    half = dataclasses.replace(DEFORMATION, identity_share=0.5)
     deformed = augmentation.deform(examples.images, half, rng())
     kept = (deformed == examples.images).all(axis=1)
     groups = [kept[start : start + GROUP].mean() for start in range(0, len(kept), GROUP)]
@@ -140,11 +140,11 @@ def test_the_last_epochs_deform_half_as_far(
         return images
 
     monkeypatch.setattr(augmentation, "deform", deform)
-    recipe = dataclasses.replace(PLAIN, deformation=DEFORMATION, epochs=5, mild=0.4)
+    recipe = dataclasses.replace(PLAIN, deformation=DEFORMATION, epochs=5, fine_tune_share=0.4)
     assert len(list(augmentation.epochs(examples, recipe, seed=1, start=0))) == 5
     assert [each.rotation_deg / DEFORMATION.rotation_deg for each in seen] == [1, 1, 1, 0.5, 0.5]
-    assert (seen[4].kept, seen[4].elastic_sigma_px) == (
-        DEFORMATION.kept, DEFORMATION.elastic_sigma_px
+    assert (seen[4].identity_share, seen[4].elastic_sigma_px) == (
+        DEFORMATION.identity_share, DEFORMATION.elastic_sigma_px
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ DISTILLATION = Distillation(
 )  # fmt: skip
 RECIPE = dataclasses.replace(
     RECIPES["best"], distillation=DISTILLATION, validation_split=1 / 12, epochs=3, batch_size=256,
-    averaging=0.9, mild=0, learning_rate=0.02,
+    ema_decay=0.9, fine_tune_share=0, learning_rate=0.02,
 )  # fmt: skip
 
 
@@ -152,8 +152,8 @@ def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
 
 
 def test_the_last_epochs_show_mild_views(parts: Parts) -> None:
-    mild = dataclasses.replace(DISTILLATION, views=3, mild_views=2)
-    recipe = dataclasses.replace(RECIPE, epochs=10, mild=0.3, distillation=mild)
+    with_both = dataclasses.replace(DISTILLATION, views=3, fine_tune_views=2)
+    recipe = dataclasses.replace(RECIPE, epochs=10, fine_tune_share=0.3, distillation=with_both)
     numbers = [distillation.view_in(recipe, epoch) for epoch in range(10)]
     assert numbers == [0, 1, 2, 0, 1, 2, 0, 3, 4, 3]
     images = parts[0].images

@@ -21,7 +21,7 @@ from training.fitting.loop import Log
 from training.fitting.train import split, train
 from training.fitting.trainer import Trainer
 
-RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, averaging=0.9)
+RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, ema_decay=0.9)
 """All of the default recipe's machinery, for a sample of 2,000 images."""
 
 
@@ -116,7 +116,7 @@ def test_interrupt_keeps_the_best_epoch(
     def forget_after_two(trainer: Trainer, batches: object) -> tuple[float, float]:
         epochs.append(fit(trainer, batches))  # type: ignore[arg-type]
         if len(epochs) == 3:
-            trainer.average.set_weights([0 * weight for weight in trainer.average.get_weights()])
+            trainer.ema.set_weights([0 * weight for weight in trainer.ema.get_weights()])
         return epochs[-1]
 
     epochs: list[tuple[float, float]] = []

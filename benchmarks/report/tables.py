@@ -1,0 +1,145 @@
+"""The tables of a report."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+from benchmarks.load.trace import Outcome
+from benchmarks.report.figures import Figures
+from benchmarks.report.table import NONE, Table, seconds, short
+from benchmarks.run.cell import Cell
+from benchmarks.run.result_file import Results, Sample
+
+NOT_MEASURED = "not measured"
+
+
+def every(results: Results) -> list[Table]:
+    """Make every table that the results have something for."""
+    figures = Figures(results)
+    made = (make(figures) for make in (targets, cells, overload, starts, left_out))
+    return [table for table in made if len(table.rows) > 1]
+
+
+def targets(figures: Figures) -> Table:
+    """Lay out every target's figures, and how many times as fast as the first one it is."""
+    results, specs = figures.results, figures.specs
+    shown = [cell for cell in figures.rounds if _is_headline(cell, figures)]
+    comparable = {cell.spec for cell in figures.samples if replace(cell, spec=specs[0]) in shown}
+    skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
+    rows = [["target", *(_heading(cell, results.latency_slo_s) for cell in shown)]]
+    rows += [
+        [str(spec), *(_entry(replace(cell, spec=spec), figures) for cell in shown)]
+        for spec in [*(spec for spec in specs if spec in comparable), *skipped]
+    ]
+    note = (
+        f"Medians of {results.settings['rounds']} interleaved rounds; in brackets how many times "
+        f"as fast as {_first(figures)}: the median of the rounds' ratios, and the least to the "
+        f"greatest of {results.settings['rounds']} rounds. "
+        "Rates drift by tens of percent from run to run on shared machines: trust the ratios."
+    )
+    return Table("Targets", note, rows if shown else [])
+
+
+def _first(figures: Figures) -> str:
+    return str(figures.specs[0]) if figures.specs else NONE
+
+
+def _is_headline(cell: Cell, figures: Figures) -> bool:
+    """Keep the table narrow: of ClosedLoop and Offline the smallest and the largest size."""
+    same = [c for c in figures.rounds if (c.spec, c.scenario) == (cell.spec, cell.scenario)]
+    return cell.spec == figures.specs[0] and not cell.overload and cell in (min(same), max(same))
+
+
+def _heading(cell: Cell, latency_slo_s: float) -> str:
+    return {
+        "SingleStream": "SingleStream, p90",
+        "MultiStream": "MultiStream, p99",
+        "ClosedLoop": f"ClosedLoop, {cell.in_flight} callers",
+        "Server": f"Server, p99 ≤ {latency_slo_s * 1e3:g} ms",
+        "Offline": f"Offline, {cell.batch} a call",
+    }[cell.scenario]
+
+
+def _entry(cell: Cell, figures: Figures) -> str:
+    value, ratio = figures.of(cell), figures.speedup(cell)
+    if value is None:
+        return NOT_MEASURED
+    text = seconds(value) if cell.is_latency else f"{short(value)}/s"
+    return f"{text} ({ratio})" if ratio else text
+
+
+def cells(figures: Figures) -> Table:
+    """Lay out all that was measured: the figure, its ratio, latencies, processor time."""
+    rows = [["scenario", "target", "figure", f"× {_first(figures)}", "p50", "p99", "CPU µs"]]
+    tasks = list(dict.fromkeys(cell.task for cell in figures.rounds))
+    for cell in sorted(figures.rounds, key=lambda cell: tasks.index(cell.task)):
+        value = figures.of(cell) or 0.0
+        if not cell.overload:
+            figure = seconds(value) if cell.is_latency else f"{short(value)}/s"
+            latencies = [sample.latency for sample in figures.valid(cell)]
+            tail = [seconds(median(h.quantile(q) for h in latencies)) for q in (0.5, 0.99)]
+            ratio, cost = figures.speedup(cell), short(figures.cost_us(cell))
+            tail = [NONE, NONE] if cell.scenario == "Server" else tail
+            rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost])
+    note = (
+        "Calls of one image where no size is named; C × M: M in flight on each of C connections. "
+        "Medians of the rounds; ratios with the least to the greatest of them. CPU: the target's "
+        "processor time for an image."
+    )
+    return Table("All that was measured", note, rows)
+
+
+_OUTCOMES = (
+    Outcome.DUE, Outcome.SENT, Outcome.IN_TIME, Outcome.REFUSED, Outcome.LATE, Outcome.FAILED,
+)  # fmt: skip
+
+
+def overload(figures: Figures) -> Table:
+    """Lay out how many of too many calls are answered in time, and how the others end."""
+    rows = [["target", "offered", "offered/s", "sent/s", "in time/s", "share", "refused/s",
+             "late/s", "failed/s"]]  # fmt: skip
+    for cell in figures.rounds:
+        if cell.overload:
+            valid = figures.valid(cell)
+            share = cell.overload * median(
+                _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE) for each in valid
+            )
+            rates = [short(median(_per_s(s, outcome) for s in valid)) for outcome in _OUTCOMES]
+            offered = f"{cell.overload:g} ×"
+            rows.append([str(cell.spec), offered, *rates[:3], f"{share:.0%}", *rates[3:]])
+    note = (
+        "Offered: as a multiple of the rate of a closed loop of 8 × 32 just before. Each caller "
+        "gives up 50 ms after its call was due, and resets the stream. In time: answered by then. "
+        "Share: of the closed loop's rate. Refused: by a status in time. Late: the rest of those "
+        "sent. Medians of the rounds."
+    )
+    return Table("Overload", note, rows)
+
+
+def _per_s(sample: Sample, outcome: str) -> float:
+    return sample.outcomes.get(outcome, 0) / sample.duration_s
+
+
+def starts(figures: Figures) -> Table:
+    """Lay out startup time and memory."""
+    rows = [["target", "start to first answer", "memory"]]
+    rows += [
+        [str(start.spec), seconds(start.startup_s), f"{(start.memory_bytes or 0) / 2**20:.0f} MiB"]
+        for start in figures.results.starts
+    ]
+    return Table("Start and memory", "Memory (PSS) after the last round.", rows)
+
+
+def left_out(figures: Figures) -> Table:
+    """Lay out the targets and runs without a figure, and why."""
+    rows = [["target or cell", "runs", "why, the first time"], *_left_out(figures)]
+    return Table(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
+
+
+def _left_out(figures: Figures) -> Iterator[list[str]]:
+    for skip in figures.results.skips:
+        yield [str(skip.spec), NONE, skip.reason]
+    for cell, samples in figures.samples.items():
+        reasons = [sample.invalid for sample in samples if sample.invalid]
+        if reasons:
+            yield [str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]]

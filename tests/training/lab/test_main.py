@@ -1,0 +1,44 @@
+"""`python -m training.lab` refuses what it can't do, in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from training.lab.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--number", "0"], "expected a whole number, at least 1, got '0'"),
+        (["evaluate", "--rows", "poems"], "invalid choice: 'poems'"),
+        (["fit", "--pages", "3"], "expected a whole number, at least 100, got '3'"),
+        (["fit", "--epochs", "x"], "expected a whole number, at least 1, got 'x'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["study", "evaluate", "fit"])
+def test_a_command_without_mnist_fails_in_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--data-dir", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m training.lab: ")
+    assert str(tmp_path) in line
+
+
+def test_pictures_prints_a_row_for_each_population(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pictures", "--models", str(models), "--number", "10"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split()[1] for row in rows] == ["fonts", "strokes", "optdigits"]

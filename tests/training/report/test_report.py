@@ -1,0 +1,184 @@
+import base64
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from training.config import RECIPES
+from training.data.mnist import Mnist
+from training.errors import NotTrained
+from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import probabilities
+from training.report import figures, report, summary
+from training.report.drawing import draw
+from training.report.page import Picture
+
+PICTURES = [
+    "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "samples.svg",
+]  # fmt: skip
+MAX_PICTURE_BYTES = 120_000
+
+
+@pytest.fixture(scope="module")
+def folder(artifacts: Path, mnist_sample: Mnist, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts with their report."""
+    folder = Path(shutil.copytree(artifacts, tmp_path_factory.mktemp("report") / "artifacts"))
+    report.write(folder, mnist_sample)
+    return folder
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture_is_a_small_svg(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(content) < MAX_PICTURE_BYTES
+
+
+def test_page_holds_its_pictures_and_links_nowhere(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    inlined = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    assert [base64.b64decode(svg) for svg in inlined] == [
+        (folder / f"{name}.svg").read_bytes() for name in summary.CAPTIONS
+    ]
+    assert html.count("src=") == len(inlined)
+    assert not re.search(r"https?:|href=|url\(|@import|<script|<link", html)
+
+
+def test_page_shows_the_metrics(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert "seed, seed 0: 12 epochs" in html
+    assert '<th scope="col">digit</th>' in html
+    assert '<th scope="row">hidden_1</th>' in html
+    assert "<td>200,960</td>" in html
+
+
+def test_page_escapes_its_contents() -> None:
+    metrics = {
+        "recipe": "<script>", "seed": 0, "epochs": 1, "train_seconds": 1.0, "device": "cpu",
+        "parameters": 1, "libraries": {}, "errors": {"test": 1},
+        "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
+    }  # fmt: skip
+    html = summary.render(
+        metrics, [("<b>",)], [("&",)], dict.fromkeys(summary.CAPTIONS, Picture(b"", '"<i>'))
+    )
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+
+
+def test_page_does_not_call_validation_what_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    metrics = load_json(folder, "metrics.json")
+
+    def html() -> str:
+        pictures = dict.fromkeys(summary.CAPTIONS, Picture(b"", ""))
+        return summary.render(metrics, [("a",)], [("b",)], pictures)
+
+    assert '<th scope="row">validation</th>' in html()
+    whole = SimpleNamespace(validation_split=0)
+    monkeypatch.setitem(RECIPES, "seed", whole)
+    assert '<th scope="row">validation</th>' not in html()
+    assert "Calibrated on the deformed training images" in html()
+
+
+def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
+    rows = (folder / "layers.txt").read_text().splitlines()
+    assert re.fullmatch(r"hidden_1 +Dense, relu +256 +200,960", rows[2])
+    assert re.fullmatch(r"dropout_1 +Dropout, 0\.4 +256 +0", rows[3])
+    assert re.fullmatch(r"total +241,650", rows[-1])
+
+
+def test_sample_grid_shows_18_labelled_digits(mnist_sample: Mnist) -> None:
+    labels = mnist_sample.train_labels[:18]
+    assert titles(report.samples(mnist_sample)[0]) == [f"label {label}" for label in labels]
+
+
+def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
+    data = dataclasses.replace(mnist_sample, test_labels=np.zeros(500, np.uint8))
+    answers = np.eye(10, dtype=np.float32)[np.zeros(500, int)]
+    answers[7] = [0.2, 0, 0, 0.8, 0, 0, 0, 0, 0, 0]
+    answers[9] = [0.1, 0, 0, 0, 0.9, 0, 0, 0, 0, 0]
+    figure, alt = report.mistakes(data, answers)
+    assert titles(figure) == ["predict 4\nreal 0", "predict 3\nreal 0"]
+    assert alt == "2 misread digits: 0 read as 4, 0 read as 3."
+
+
+def test_no_more_than_18_mistakes_are_shown(mnist_sample: Mnist) -> None:
+    wrong = (mnist_sample.test_labels + 1) % 10
+    figure, _ = report.mistakes(mnist_sample, np.eye(10, dtype=np.float32)[wrong])
+    assert len(figure.axes) == 18
+
+
+def test_report_is_written_without_a_single_mistake(
+    artifacts: Path, mnist_sample: Mnist, tmp_path: Path
+) -> None:
+    for name in ("model.keras", "history.json", "metrics.json"):
+        (tmp_path / name).write_bytes((artifacts / name).read_bytes())
+    answers = probabilities(load_model(artifacts), mnist_sample.test_images)
+    digits = answers.argmax(axis=1).astype(np.uint8)
+    report.write(tmp_path, dataclasses.replace(mnist_sample, test_labels=digits))
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {
+        *PICTURES, "layers.txt", "report.html", "model.keras", "history.json", "metrics.json",
+    }  # fmt: skip
+
+
+def test_confusion_counts_real_by_row_and_predicted_by_column() -> None:
+    answers = np.eye(10, dtype=np.float32)[[4, 9, 9]]
+    counts = report.confusion_counts(answers, np.array([4, 4, 9], np.uint8))
+    assert (counts[4, 4], counts[4, 9], counts[9, 9], int(counts.sum())) == (1, 1, 1, 3)
+
+
+def test_digit_table_names_the_commonest_mistake() -> None:
+    counts = np.diag(np.full(10, 90))
+    counts[4, 9], counts[4, 6], counts[7, 7] = 8, 2, 0
+    rows = report.digit_table(counts)
+    assert rows[5] == ("4", "100", "10", "9 (8 ×)", "90.0%")
+    assert rows[2] == ("1", "90", "0", "–", "100.0%")
+    assert rows[8] == ("7", "0", "0", "–", "–")  # none in the test set
+
+
+def test_same_figure_gives_the_same_svg() -> None:
+    names = ("loss", "val_loss", "accuracy", "val_accuracy")
+    history = {name: [0.5, 0.6] for name in names}
+    one, other = (draw(figures.curves(history), "") for _ in range(2))
+    assert one == other
+
+
+def test_alternative_texts_describe_the_figures() -> None:
+    history = {"loss": [0.5, 0.1], "val_loss": [0.4, 0.2],
+               "accuracy": [0.7, 0.9], "val_accuracy": [0.8, 0.85]}  # fmt: skip
+    assert report.curves_alt(history) == (
+        "Two line charts over 2 epochs: training loss from 0.500 to 0.100, validation loss from "
+        "0.400 to 0.200, training accuracy from 0.700 to 0.900, validation accuracy from 0.800 to "
+        "0.850."
+    )
+    counts = np.diag(np.full(10, 90))
+    counts[4, 9] = 3
+    assert report.confusion_alt(counts) == (
+        "A grid of counts, ten digits by ten: 900 of 903 images lie on the diagonal. "
+        "The commonest mistakes: 4 read as 9 (3 times)."
+    )
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 1.0])
+def test_curves_of_a_single_epoch_are_drawn(accuracy: float) -> None:
+    names = ("loss", "val_loss", "accuracy", "val_accuracy")
+    assert draw(figures.curves({name: [accuracy] for name in names}), "").svg
+
+
+def test_report_of_nothing_names_the_command_to_run(tmp_path: Path, mnist_sample: Mnist) -> None:
+    with pytest.raises(NotTrained, match="make train"):
+        report.write(tmp_path, mnist_sample)

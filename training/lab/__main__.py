@@ -1,0 +1,177 @@
+"""`python -m training.lab {study,pictures,evaluate,fit}`: instruments, not installed."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from serving import Classifier
+from serving.cli import values
+from serving.cli.progress import Bar
+from serving.pictures.candidates import NUM_MEASURES
+from serving.pictures.rejecter import WEIGHTS
+from training import commandline
+from training.data.mnist import Mnist, cache_dir
+from training.errors import TrainingError
+from training.lab.handwriting import drawing, evaluation, examples, fitting
+from training.lab.handwriting.evaluation import Outcome
+from training.lab.handwriting.pages import EMPTY
+from training.lab.study.results import RESULTS
+
+_T = TypeVar("_T")
+
+VALIDATION_SPLIT = 1 / 12
+"""Of the training digits: 5,000 that nothing is fitted on, to tune on."""
+
+MIN_PAGES = 100
+"""To fit on: one in twenty of the rows is held out, and must have digits."""
+
+_EXAMPLES = """\
+examples:
+  python -m training.lab study                          the tables of docs/training.md, in hours
+  python -m training.lab pictures                       the first table of docs/reading-pictures.md
+  python -m training.lab evaluate                       its second table: numbers
+  python -m training.lab evaluate --rows "boxes of a form" --wrong
+  python -m training.lab evaluate --digits validation   to tune on; the test digits are for reports
+  python -m training.lab fit                            fits rejecter.npz again, in two hours
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except (TrainingError, OSError, KeyboardInterrupt) as err:
+        print(f"python -m training.lab: {err or 'interrupted'}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands; the function of each is parsed as `run`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.lab",
+        description="Compare the recipes; measure how pictures and numbers are read; fit the "
+        "rejecter.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = _command(commands, "study", _study, "train every recipe from five seeds; resumable")
+    add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
+        help="gets models and teachers (%(default)s)")  # fmt: skip
+    add("--results", type=Path, default=RESULTS, metavar="FILE",
+        help="gets each result as soon as it is complete (%(default)s)")  # fmt: skip
+    add = _command(commands, "pictures", _pictures, "print how often drawn digits are read rightly")
+    add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
+    add("--number", type=values.count, default=500, help="pictures a population (500)")
+    add("--seed", type=int, default=2, help="decides what is drawn (2)")
+    add = _command(commands, "evaluate", _evaluate, "print how often numbers are read rightly")
+    add("--number", type=values.count, default=1000, help="pages of each kind (1000)")
+    add("--seed", type=int, default=1, help="decides the pages (1)")
+    add("--digits", choices=("test", "validation"), default="test",
+        help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
+    add("--rows", nargs="+", default=(), metavar="KIND", choices=[*evaluation.ROWS, *EMPTY],
+        help="the kinds of pages (all)")  # fmt: skip
+    add("--wrong", action="store_true", help="print what was read wrongly")
+    add = _command(commands, "fit", _fit, "fit the rejecter on composed pages")
+    add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
+        help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
+    add("--seed", type=int, default=0, help="decides pages and weights (0)")
+    add("--epochs", type=values.count, default=fitting.EPOCHS,
+        help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
+    add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
+        help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
+    add("--output", type=Path, default=WEIGHTS, metavar="FILE",
+        help="or a folder, for rejecter.npz in it (serving/pictures)")  # fmt: skip
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> Callable[..., Any]:
+    """Add a command; return what adds its options."""
+    command = commands.add_parser(name, help=text)
+    command.set_defaults(run=run)
+    command.add_argument("--data-dir", type=Path, metavar="DIR",
+                         help="folder with MNIST's files (the cache)")  # fmt: skip
+    add: Callable[..., Any] = command.add_argument
+    return add
+
+
+def _study(options: argparse.Namespace) -> int:
+    """Complete the study, and print its tables."""
+    data = Mnist.load(options.data_dir)
+    commandline.import_tensorflow(cache_dir().parent)
+    from training.lab.study import comparison, experiments
+
+    results = experiments.run(data, options.artifacts, options.results, commandline.show)
+    for title, table in comparison.tables(results).items():
+        print(f"\n{title}\n\n{comparison.markdown(table)}", end="")
+    chosen = experiments.chosen_folder(options.artifacts, results)
+    print(f"\n{options.results}; of the models of `best`, publish {chosen}")
+    return 0
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    with Classifier.load(options.models / "digits") as classifier:
+        drawing.print_table(classifier, options.number, options.seed)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    mnist = Mnist.load(options.data_dir)
+    digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
+    kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
+    outcomes = evaluation.measure(digits, options.number, options.seed, kinds)
+    print("| pages | read rightly | nothing found | wrong where 90 % sure |\n|---|---|---|---|")
+    shown = _with_bar(outcomes, options.number * len(kinds))
+    for row, group in groupby(shown, key=lambda outcome: outcome.row):
+        _print_row(row, list(group), options.wrong)
+    return 0
+
+
+def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
+    right = np.mean([outcome.is_right for outcome in outcomes])
+    nothing = np.mean([not outcome.read for outcome in outcomes])
+    sure = [outcome for outcome in outcomes if outcome.probability >= 0.9]
+    errors = f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}"
+    share = f"{right:.1%}" if row in evaluation.ROWS else ""
+    print(f"| {row} | {share} | {nothing:.1%} | {errors} |", flush=True)
+    for number, outcome in enumerate(outcomes):
+        if wrong and not outcome.is_right:
+            print(f"  {number}: {outcome.text!r} {outcome.read!r} {outcome.probability:.2f}")
+
+
+def _fit(options: argparse.Namespace) -> int:
+    mnist = Mnist.load(options.data_dir)
+    made = examples.of_pages(mnist.split(VALIDATION_SPLIT)[0], options.pages, options.seed)
+    rows = [row for page in _with_bar(made, options.pages) for row in page]
+    num_held_out = max(1, len(rows) // 20)
+    held_out, rows = rows[:num_held_out], rows[num_held_out:]
+    fit = fitting.Fit(NUM_MEASURES, options.seed)
+    fit.by_labels(rows, options.epochs)
+    print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
+    fit.by_paths(rows, options.path_epochs)
+    print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
+    output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
+    fit.save(output)
+    print(f"{output}: {output.stat().st_size} bytes")
+    return 0
+
+
+def _with_bar(items: Iterable[_T], total: int) -> Iterator[_T]:
+    """Yield the items, with a progress bar on a terminal."""
+    bar = Bar(total, sys.stderr)
+    for item in items:
+        bar.advance()
+        yield item
+    bar.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

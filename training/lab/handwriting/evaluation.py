@@ -1,0 +1,96 @@
+"""Measures how often numbers are read rightly, and how often one is found where there is none."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from serving import Classifier, read_numbers
+from training.data.mnist import Examples
+from training.lab.handwriting.drawing import FONTS
+from training.lab.handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
+from training.lab.handwriting.papers import file_of
+from training.lab.handwriting.strings import Composed, random_string
+from training.lab.handwriting.workers import on_all_cores
+
+
+class Outcome(NamedTuple):
+    """What was read on one page."""
+
+    row: str
+    """The kind of page."""
+    is_right: bool
+    """Exactly the number that is there was read; or none, where none is."""
+    probability: float
+    """Of what was read; 0 if nothing."""
+    text: str
+    read: str
+
+
+def _gaps(digits: Examples, rng: np.random.Generator) -> Composed:
+    return random_string(digits, rng, 1, 10)
+
+
+def _apart(digits: Examples, rng: np.random.Generator) -> Composed:
+    return _first(lambda: random_string(digits, rng, -4, 10), lambda made: not made.touches)
+
+
+def _touching(digits: Examples, rng: np.random.Generator) -> Composed:
+    return _first(lambda: random_string(digits, rng, -4, 10), lambda made: made.touches)
+
+
+def _first(make: Callable[[], Composed], is_wanted: Callable[[Composed], bool]) -> Composed:
+    while True:
+        if is_wanted(made := make()):
+            return made
+
+
+ROWS: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
+    "gaps of 1 to 10 pixels": _gaps,
+    "gaps of -4 to 10 pixels, none touches": _apart,
+    "gaps of -4 to 10 pixels, a pair touches": _touching,
+    "boxes of a form": lambda digits, rng: form(digits, rng),
+    "round boxes, lines and combs": lambda digits, rng: form(
+        digits, rng, str(rng.choice(FIELDS[1:]))
+    ),
+    "pen strokes and fonts": lambda _, rng: written(rng, FONTS),
+}
+"""Pages with a number on them."""
+
+
+def measure(
+    digits: Examples, number: int, seed: int, rows: tuple[str, ...] = ()
+) -> Iterator[Outcome]:
+    """Read many random pages with the pretrained model, on all cores.
+
+    Args:
+        digits: to compose the pages of.
+        number: of pages of each kind.
+        seed: decides the pages.
+        rows: the kinds; all if empty.
+
+    Returns:
+        The outcome of each page, in the order of the kinds.
+    """
+    names = rows or (*ROWS, *EMPTY)
+    tasks = [(name, seed, page) for name in names for page in range(number)]
+    return on_all_cores(_outcome, digits, tasks)
+
+
+def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
+    name, seed, number = task
+    rng = np.random.default_rng([seed, [*ROWS, *EMPTY].index(name), number])
+    picture, text = picture_of(name, digits, rng)
+    found = read_numbers(picture, classifier)
+    read = " ".join(number.text for number in found)
+    probability = float(np.prod([number.probability for number in found])) if found else 0.0
+    return Outcome(name, read == text, probability, text, read)
+
+
+def picture_of(name: str, digits: Examples, rng: np.random.Generator) -> tuple[io.BytesIO, str]:
+    """Make a picture file of a kind, and the text on it: "" if there is none."""
+    if name in EMPTY:
+        return file_of(without_digits(name, rng)), ""
+    made = ROWS[name](digits, rng)
+    return file_of(any_paper(made.ink, rng)), made.text
