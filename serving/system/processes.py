@@ -4,8 +4,9 @@
           └──────────── a socket to each worker: a job, its outcome ────────────────┘
 
 A worker has one job at a time. One that crashes, is too slow or is given up costs that job alone,
-and another one is there in some milliseconds. All end with this process, also after `kill -9`: the
-zygote's socket is closed then, and the kernel ends the workers with the zygote.
+and another one is there in some milliseconds. A job whose worker ends is begun once more, in a new
+one: the job before, or who killed the process, may be at fault. All end with this process, also
+after `kill -9`: the zygote's socket is closed then, and the kernel ends the workers with it.
 
 Windows has no fork: there the jobs run on threads of this process, which a crash takes along.
 """
@@ -23,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
@@ -36,6 +38,9 @@ MAX_WAITING = 1000
 """Jobs that wait for a process, and how many of them may be one caller's."""
 MAX_WAITING_OF_ONE = 100
 _CHUNK = 1 << 20
+_NO_PROCESS = "no process can be started for it"
+_FORK_S = 20.0
+"""A zygote that takes longer to start and to fork is replaced: it is frozen."""
 
 
 class Processes:
@@ -84,7 +89,7 @@ class Processes:
             job that crashes its process; DeadlineExceeded for one that takes too long.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: too many wait, or there are no more threads or files.
         """
         if not CAN_FORK:
             return self._threads.submit(function, *args)
@@ -94,16 +99,23 @@ class Processes:
             is_full = len(waiting) >= MAX_WAITING_OF_ONE or self._num_waiting >= MAX_WAITING
             if (owner and is_full) or self._is_closed:
                 raise Overloaded("too many pictures wait")
+            if self._thread is None:
+                self._start()
             self._waiting.setdefault(owner, deque()).append(job)
             self._num_waiting += 1
-            if self._thread is None:
-                self._ears, self._mouth = socket.socketpair()
-                self._selector = selectors.DefaultSelector()
-                self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
-                self._thread.start()
-        job.future.add_done_callback(self._wake_if_cancelled)
+        job.future.add_done_callback(partial(self._forget_cancelled, owner))
         self._wake()
         return job.future
+
+    def _start(self) -> None:
+        try:
+            self._ears, self._mouth = socket.socketpair()
+            self._selector = selectors.DefaultSelector()
+            thread = threading.Thread(target=self._run, name="processes", daemon=True)
+            thread.start()
+        except (OSError, RuntimeError) as err:
+            raise Overloaded(_NO_PROCESS) from err
+        self._thread = thread
 
     def mapped(
         self, function: Callable[..., Any], items: Iterable[Any], ahead: int
@@ -141,9 +153,19 @@ class Processes:
         with suppress(OSError):  # it is full, or closed
             self._mouth.send(b"\0", socket.MSG_DONTWAIT)
 
-    def _wake_if_cancelled(self, future: "Future[Any]") -> None:
-        if future.cancelled():
-            self._wake()
+    def _forget_cancelled(self, owner: str, future: "Future[Any]") -> None:
+        """Free what a job takes that is given up while it waits: its place, and its arguments."""
+        if not future.cancelled():
+            return
+        with self._lock:
+            jobs = self._waiting.get(owner, deque())
+            kept = deque(job for job in jobs if job.future is not future)
+            self._num_waiting -= len(jobs) - len(kept)
+            if kept:
+                self._waiting[owner] = kept
+            else:
+                self._waiting.pop(owner, None)
+        self._wake()
 
     # The thread
 
@@ -200,34 +222,65 @@ class Processes:
         if job.future.cancelled():
             return
         worker = next((each for each in self._workers if each.job is None), None)
+        if worker is not None and job.has_crashed:
+            self._end(worker)
+            worker = None
         try:
             worker = worker or self._fork()
+        except OSError:
+            job.end(job.future.set_exception, Overloaded(_NO_PROCESS))
+            return
+        try:
             worker.begin(job, time.monotonic() + self._job_s)
-        except (OSError, EOFError, pickle.PicklingError, AttributeError, TypeError) as err:
-            if worker is not None:
-                self._end(worker)
-            is_crash = isinstance(err, OSError | EOFError)
-            failure = InvalidRequest(CRASH) if is_crash else err
-            job.end(job.future.set_exception, failure)
+        except OSError:
+            self._crash(worker)
+        except (pickle.PicklingError, AttributeError, TypeError) as err:
+            self._end(worker)
+            job.end(job.future.set_exception, err)
+
+    def _crash(self, worker: "_Worker") -> None:
+        """Begin the job of a worker that has ended once more, or end it."""
+        job = worker.job
+        self._end(worker)
+        if job is None:
+            return
+        if job.has_crashed:
+            job.end(job.future.set_exception, InvalidRequest(CRASH))
+        else:
+            job.has_crashed = True
+            self._begin(job)
 
     def _fork(self) -> "_Worker":
         ours, its = socket.socketpair()
         with its:
-            if self._zygote is None or self._zygote[0].poll() is not None:
-                self._zygote = self._start_zygote()
-            control = self._zygote[1]
-            socket.send_fds(control, [b"\0"], [its.fileno()])
-            answer = control.recv(PID.size)
-        if not answer:
-            raise EOFError
+            try:
+                pid = self._ask_zygote(its)
+            except OSError:  # it was killed, or is frozen
+                self._end_zygote()
+                pid = self._ask_zygote(its)
+        if pid < 0:
+            raise OSError(_NO_PROCESS)
         ours.settimeout(self._job_s)
-        worker = _Worker(ours, *PID.unpack(answer))
+        worker = _Worker(ours, pid)
         self._workers.add(worker)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
 
+    def _ask_zygote(self, its: socket.socket) -> int:
+        """Return the number of a new worker that has the socket; -1 if there can be none."""
+        if self._zygote is None:
+            self._zygote = self._start_zygote()
+        control = self._zygote[1]
+        socket.send_fds(control, [b"\0"], [its.fileno()])
+        answer = control.recv(PID.size)
+        if not answer:
+            raise ConnectionResetError
+        pid: int = PID.unpack(answer)[0]
+        return pid
+
     def _start_zygote(self) -> "tuple[subprocess.Popen[bytes], socket.socket]":
         ours, its = socket.socketpair()
+        ours.settimeout(_FORK_S)
         code = f"import sys; sys.path = {sys.path!r}; import serving.system.zygote as z; z.main()"
         flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]  # -I forgets the environment's
         with its:
@@ -243,10 +296,7 @@ class Processes:
         try:
             message = worker.receive()
         except (OSError, EOFError, ValueError):
-            job = worker.job
-            self._end(worker)
-            if job is not None:
-                job.end(job.future.set_exception, InvalidRequest(CRASH))
+            self._crash(worker)
             return
         if message is None:
             return
@@ -279,9 +329,13 @@ class Processes:
             self._end(worker)
             if worker.job is not None:
                 worker.job.future.cancel()
+        self._end_zygote()
+
+    def _end_zygote(self) -> None:
         if self._zygote is not None:
             process, control = self._zygote
             control.close()
+            process.kill()
             process.wait()
             self._zygote = None
 
@@ -293,6 +347,8 @@ class _Job:
         self.owner = owner
         self.call = function, args
         self.future: Future[Any] = Future()
+        self.has_crashed = False
+        """Whether a worker ended with it."""
 
     def end_with(self, content: bytearray) -> None:
         """Take a worker's outcome."""

@@ -19,7 +19,7 @@ from serving.errors import TooLarge
 HEADER = struct.Struct("=?Q")
 """Before an outcome: whether the worker ends behind it, and the outcome's size."""
 PID = struct.Struct("=i")
-"""The zygote's answer to a socket: the worker that has it."""
+"""The zygote's answer to a socket: the worker that has it, or -1."""
 NICENESS = 10
 CAN_FORK = hasattr(os, "fork")
 _KEPT_BYTES = 32 << 20
@@ -45,7 +45,10 @@ def main() -> NoReturn:
         data, files, *_ = socket.recv_fds(control, 1, 1)
         if not data:
             os._exit(0)
-        worker = os.fork()
+        try:
+            worker = os.fork()
+        except OSError:  # no more processes, or memory
+            worker = -1
         if not worker:
             control.close()
             _end_with(zygote)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -147,6 +148,106 @@ def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
     with pytest.raises(Overloaded):
         submit()
     assert outcome(pool.submit("few", abs, -1)) == 1
+
+
+def test_job_that_is_given_up_while_it_waits_keeps_nothing(
+    make: Callable[..., Processes],
+) -> None:
+    pool = make(2)
+    running = pool.submit("many", time.sleep, 600)
+    wait_until(lambda: not pool._num_waiting)
+    kept = Kept()
+    memory = weakref.ref(kept)
+    for _ in range(2 * processes.MAX_WAITING_OF_ONE):  # they would be too many
+        pool.submit("many", print, kept).cancel()
+    del kept
+    assert memory() is None
+    assert not running.done()
+
+
+class Kept:
+    """What is seen to be free."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_zygote_that_is_killed_or_frozen_is_replaced(
+    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    pool = make(1)
+    worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
+    assert isinstance(worker, int)
+    assert isinstance(zygote, int)
+    assert pool._zygote is not None
+    pool._zygote[1].settimeout(0.2)
+    os.kill(zygote, number)
+    os.kill(worker, signal.SIGKILL)
+    assert outcome(pool.submit("", abs, -1)) == 1
+    wait_until(lambda: not is_alive(zygote))
+
+
+def test_closing_ends_a_frozen_zygote(make: Callable[..., Processes]) -> None:
+    pool = make(1)
+    zygote = outcome(pool.submit("", os.getppid))
+    assert isinstance(zygote, int)
+    os.kill(zygote, signal.SIGSTOP)
+    pool.close()
+    assert not is_alive(zygote)
+
+
+def test_job_whose_process_is_killed_is_begun_again(
+    make: Callable[..., Processes], tmp_path: Path
+) -> None:
+    pool = make(1)
+    assert outcome(pool.submit("", abort_at_first, tmp_path / "begun")) == "again"
+
+
+def abort_at_first(file: Path) -> str:
+    if not file.exists():
+        file.touch()
+        os.abort()
+    return "again"
+
+
+ONE_FORK = """
+import os
+forks = iter([os.fork])
+def fork():
+    for each in forks:
+        return each()
+    raise BlockingIOError
+os.fork = fork
+"""
+
+
+def test_no_more_processes_is_no_fault_of_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one_fork.py").write_text(ONE_FORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = Processes(2, ["one_fork"])
+    try:
+        running = pool.submit("one", time.sleep, 1)
+        with pytest.raises(Overloaded, match="no process"):
+            outcome(pool.submit("two", abs, -1))
+        assert outcome(running) is None
+    finally:
+        pool.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its sockets
+def test_no_more_threads_is_said_and_the_next_job_is_done(
+    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", start_nothing)
+        with pytest.raises(Overloaded, match="no process"):
+            pool.submit("", abs, -1)
+    assert outcome(pool.submit("", abs, -1)) == 1
+
+
+def start_nothing(_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Processes]) -> None:
