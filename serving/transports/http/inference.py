@@ -11,6 +11,7 @@ from serving.protocols.oip.methods import Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import Inference as Decoded
 from serving.protocols.oip.tensors import decode
+from serving.protocols.oip.typed import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
 from serving.transports import max_message_bytes
@@ -124,9 +125,15 @@ class Inference:
 
 
 def read_packed(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[bytes, Form]:
-    """Decode a request, as `rest.read_infer` does, in another process perhaps."""
+    """Decode a request, as `rest.read_infer` does, in another process perhaps.
+
+    Raises:
+        InvalidRequest: also for more fields than the loop may read, as with gRPC.
+    """
     message, form = rest.read_infer(body, json_bytes, name, version)
-    return message.SerializeToString(), form
+    packed = message.SerializeToString()
+    TypedContents(packed)
+    return packed, form
 
 
 def write_packed(response: bytes, form: Form) -> tuple[bytes, int | None]:

@@ -49,6 +49,24 @@ def test_json_answers_equal_the_classifier(
     )
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"parameters": {str(number): 1 for number in range(1100)}},
+        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 1100},
+        {"outputs": [{"name": "probabilities"}] * 1100},
+        {"id": "a" * 70_000},
+    ],
+)
+def test_request_of_many_parts_is_refused_before_the_loop_reads_it(
+    part: dict[str, Any], http: HttpPeer, images: Images
+) -> None:
+    request = {"inputs": [tensor(images[:1], data=images[:1].tolist())]} | part
+    reply = infer(http, request)
+    assert reply.status == 400
+    assert "expected at most" in reply.json["detail"]
+
+
 def test_flat_data_is_read_too(http: HttpPeer, images: Images) -> None:
     nested, flat = (
         infer(http, {"inputs": [tensor(images[:3], data=data)]}).json["outputs"]
