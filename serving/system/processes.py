@@ -259,6 +259,7 @@ class Processes:
                 self._end_zygote()
                 pid = self._ask_zygote(its)
         if pid < 0:
+            ours.close()
             raise OSError(_NO_PROCESS)
         ours.settimeout(self._job_s)
         worker = _Worker(ours, pid)
