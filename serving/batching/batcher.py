@@ -193,19 +193,24 @@ class Batcher:
     def delay_s(self, now_s: float) -> float:
         """Return how long to wait for more rows before `turn`."""
         waiting = [each for each in self._queues if each.num_rows]
-        if any(each.num_rows >= each.run_rows for each in waiting):
+        # Nothing waits if callers have left: then the turn has nothing to do, and is over.
+        if not waiting or any(each.num_rows >= each.run_rows for each in waiting):
             return 0.0
-        oldest_s = min((each.oldest_s for each in waiting), default=now_s)
-        return max(0.0, oldest_s + self.max_delay_s - now_s)
+        return max(0.0, min(each.oldest_s for each in waiting) + self.max_delay_s - now_s)
 
-    def turn(self, now_s: float) -> None:
-        """Hand long runs to free runners, and make the next quick one."""
-        self._is_scheduled = False
+    def turn(self, now_s: float) -> bool:
+        """Hand long runs to free runners, and make the next quick one.
+
+        Returns:
+            Whether calls wait for a runner.
+        """
+        self._is_scheduled = is_waiting = False
         if self._small.num_rows or self._large.num_rows:
             self._hand_out(now_s)
+            is_waiting = bool(self._num_long)
         quick = self._quick
         if not quick.num_rows:
-            return
+            return is_waiting
         groups, late = quick.take(quick.run_rows, now_s)
         if late:
             self._end_late(late)
@@ -218,6 +223,7 @@ class Batcher:
         if quick.num_rows:
             self._is_scheduled = True
             self.owner.schedule(self)
+        return is_waiting
 
     def tick(self, now_s: float) -> None:
         """End the calls that are late while all runners are busy, and forget cancelled ones."""

@@ -139,6 +139,10 @@ class Peer:
         """Whether accepted calls are to be answered, or answers on their way."""
         raise NotImplementedError
 
+    def ping(self) -> bool:
+        """Ask for a sign of life; return whether the protocol can."""
+        return False
+
     def announce_end(self) -> None:
         """Say that new calls should be made on another connection."""
 

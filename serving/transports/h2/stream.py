@@ -164,6 +164,7 @@ class Stream:
         if self._unconsumed:
             self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
+            self._context.touch(self._connection)
 
     def _has_room(self) -> bool:
         """Return whether a request may begin; else what makes room resumes the stream."""
