@@ -7,22 +7,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-
-
-class Time(Protocol):
-    """The world, as the network sees it."""
-
-    now_s: float
-    is_file_table_full: bool
-    num_sockets: int
-
-    def after(self, seconds: float, action: Callable[..., None], *args: Any) -> None: ...
-    def spend(self, seconds: float) -> None: ...
-    def sleep(self, timeout_s: float | None, is_ready: Callable[[], bool]) -> None: ...
 
 
 class Pipe:
@@ -50,6 +38,7 @@ class Pipe:
         if random.random() < self.link.cut_share:
             data = data[: random.choice((1, 1 + random.randrange(len(data))))]
         self.num_taken += len(data)
+        self.link.is_changed = True
         at = random.randrange(len(data)) if random.random() < self.link.cut_share else 0
         for part in filter(None, (data[:at], data[at:])):
             self._later(self._arrive, part)
@@ -71,17 +60,19 @@ class Pipe:
         if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
             self.crc = crc32(data, self.crc)
             self.buffer += data
+            self.link.time.is_stirred = True
             self.arrived()
 
     def _end(self) -> None:
         if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
-            self.is_ended = True
+            self.is_ended = self.link.time.is_stirred = True
             self.arrived()
 
     def pop(self, most: int) -> bytes:
         data = bytes(self.buffer[:most])
         del self.buffer[:most]
         self.num_read += len(data)
+        self.link.is_changed = self.link.time.is_stirred = True
         self.reads.append((self.num_read, self.link.time.now_s))
         return data
 
@@ -99,13 +90,14 @@ class Link:
     """A connection between a client of the world and the server."""
 
     def __init__(
-        self, time: Time, random: Random, address: str, arrived: Callable[[], None],
+        self, time: Any, random: Random, address: str, arrived: Callable[[], None],
         capacity: int = 1 << 20,
     ) -> None:  # fmt: skip
         self.time, self.random, self.address = time, random, address
         self.latency_s = random.choice((1e-5, 1e-4, 0.005, 0.1))
         self.cut_share = random.choice((0.0, 0.0, 0.1, 0.5))
-        self.is_reset = self.is_gone = False
+        self.is_reset = self.is_gone = self.is_changed = False
+        self.client: Any = None
         self.closed_s: float | None = None
         """When the server closed its socket."""
         self.up = Pipe(self, capacity, lambda: None)
@@ -113,9 +105,14 @@ class Link:
         self.resume: Callable[[], None] = lambda: None
         """Called when the server has read something."""
 
+    def calm(self) -> None:
+        """Be quick and wide from now on."""
+        self.latency_s, self.cut_share = 1e-4, 0.0
+        self.up.capacity = self.down.capacity = 1 << 20
+
     def reset(self) -> None:
         """Lose the connection, in both directions, as both will see."""
-        self.is_reset = True
+        self.is_reset = self.time.is_stirred = True
 
     def vanish(self) -> None:
         """Let the client be gone without a word: nobody takes what the server sends."""
@@ -191,7 +188,7 @@ class Listener:
 
     family = socket.AF_INET
 
-    def __init__(self, time: Time) -> None:
+    def __init__(self, time: Any) -> None:
         self._time = time
         self.waiting: deque[Link] = deque()
         self.is_closed = self.is_writable = False
@@ -200,6 +197,10 @@ class Listener:
     @property
     def is_readable(self) -> bool:
         return bool(self.waiting)
+
+    def connect(self, link: Link) -> None:
+        self.waiting.append(link)
+        self._time.is_stirred = True
 
     def accept(self) -> tuple[Socket, None]:
         if not self.waiting:
@@ -218,8 +219,8 @@ class Bell:
 
     is_writable = True
 
-    def __init__(self) -> None:
-        self.rung = 0
+    def __init__(self, time: Any) -> None:
+        self.time, self.rung = time, 0
         self.other = self
 
     @property
@@ -228,6 +229,7 @@ class Bell:
 
     def send(self, data: bytes) -> int:
         self.other.rung += 1
+        self.time.is_stirred = True
         return 1
 
     def recv(self, size: int) -> bytes:
@@ -237,8 +239,8 @@ class Bell:
     def close(self) -> None: ...
 
 
-def bells() -> tuple[Bell, Bell]:
-    first, second = Bell(), Bell()
+def bells(time: Any) -> tuple[Bell, Bell]:
+    first, second = Bell(time), Bell(time)
     first.other, second.other = second, first
     return first, second
 
@@ -246,7 +248,7 @@ def bells() -> tuple[Bell, Bell]:
 class Selector:
     """Waits for sockets, while the rest of the world goes on; what is ready has no order."""
 
-    def __init__(self, time: Time, random: Random) -> None:
+    def __init__(self, time: Any, random: Random) -> None:
         self._time, self._random = time, random
         self.keys: dict[Any, selectors.SelectorKey] = {}
 
