@@ -5,13 +5,14 @@
 #   RECIPE=...       the training recipe: default, seed or best
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
+#   SEEDS=...        how many worlds `make simulate` runs
 #   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
-.PHONY: test test-reliability soak test-interop test-web test-packaging test-deploy
+.PHONY: test simulate test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -21,6 +22,7 @@ $(error DEVICE is cpu or cuda, not '$(DEVICE)')
 endif
 RECIPE ?= default
 SOAK_S ?= 1800
+SEEDS ?= 1000
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $(p))))
 RUN := .venv/bin/python
@@ -66,6 +68,9 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+simulate: $(INSTALLED)  ## a server, its callers and their bad luck in SEEDS=... simulated worlds
+	$(RUN) -m tests.simulation $(SEEDS)
 
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
 	$(RUN) -m pytest -s -m reliability tests/reliability

@@ -1,8 +1,8 @@
 """The models of a server by their names, and each call's way to the batcher of a version."""
 
-import random
 import threading
 from collections.abc import Mapping
+from random import Random
 from typing import NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher, Owner
@@ -15,6 +15,7 @@ from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
 from serving.signature import Signature
 from serving.system.cores import usable_cores
+from serving.system.host import Host
 from serving.telemetry.metrics import Metrics
 from serving.tensors import TensorSignature
 
@@ -129,7 +130,7 @@ class Route:
             return self._refuse(group)
         if canary is None:
             return default.submit(group)
-        number, taken = _drawn(group, share), 0
+        number, taken = self._drawn(group, share), 0
         if number:
             taken = canary.submit(group.cut(0, number), is_final=False)
         if taken < len(group.streams):
@@ -145,7 +146,7 @@ class Route:
         if canary is None:
             default.add(group)
             return
-        number = _drawn(group, share)
+        number = self._drawn(group, share)
         if number:
             canary.add(group.cut(0, number))
         if number < len(group.streams):
@@ -155,6 +156,11 @@ class Route:
         """See `Batcher.room_for_stream`."""
         both = (self._state.default, self._state.canary)
         return min((each.room_for_stream(num_rows) for each in both if each is not None), default=1)
+
+    def _drawn(self, group: Group, share: float) -> int:
+        """Return how many of some calls are the canary's."""
+        random: Random = self._router.host.random
+        return sum(random.random() < share for _ in group.streams)
 
     def _refuse(self, group: Group) -> int:
         """End calls that were recognised as ones for a model that is gone."""
@@ -168,21 +174,22 @@ class Route:
         return len(group.streams)
 
 
-def _drawn(group: Group, share: float) -> int:
-    """Return how many of some calls are the canary's."""
-    return sum(random.random() < share for _ in group.streams)
-
-
 class Router:
     """The models of a server; `change` may be called from any thread, and the rest by the owner."""
 
-    def __init__(self, batching: BatchingConfig | None = None, num_processes: int = 1) -> None:
+    def __init__(
+        self, batching: BatchingConfig | None = None, num_processes: int = 1,
+        host: Host | None = None,
+    ) -> None:  # fmt: skip
         """Start without a model.
 
         Args:
             batching: sizes and limits, of each model.
             num_processes: how many servers share this machine's cores.
+            host: what it takes from its machine.
         """
+        self.host = host or Host()
+        """What it takes from its machine."""
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self.routes: Mapping[str, Route] = {}
@@ -224,7 +231,8 @@ class Router:
     def new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         """Return a new batcher for a version of a model; for `change` only."""
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // self._num_processes)
-        batcher = Batcher(model, self.batching, self.metrics, cores, name)
+        runners = self.host.runners
+        batcher = Batcher(model, self.batching, self.metrics, cores, name, runners)
         if self.owner is not None:
             batcher.attach(self.owner)
         self.batchers = (*self.batchers, batcher)

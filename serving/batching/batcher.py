@@ -10,8 +10,6 @@ owner hands them batches and takes the results.
 """
 
 import logging
-import queue
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -22,6 +20,7 @@ from serving.batching.queue import TURN_ROWS, Caller, Group, Queue
 from serving.batching.result import Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
+from serving.system.runners import Runners, Task, Threads
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 
@@ -64,7 +63,7 @@ class Batcher:
 
     def __init__(
         self, model: Model, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
-        name: str = "",
+        name: str = "", runners: Callable[[int], Runners] = Threads,
     ) -> None:  # fmt: skip
         """Prepare; `attach` comes before the first call.
 
@@ -75,6 +74,7 @@ class Batcher:
             num_runners: concurrent long runs: one for each core, since ONNX Runtime runs outside
                 the GIL.
             name: the model's name in the metrics.
+            runners: makes what long runs are made by.
         """
         self.model = model
         self._name = name, model.version
@@ -97,8 +97,7 @@ class Batcher:
         self._running: dict[int, list[Group]] = {}
         """What the runners have, by number."""
         self._num_taken = 0
-        self._todo: queue.SimpleQueue[tuple[int, list[Group], int] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._runners = runners(num_runners)
         most = min(config.max_batch_size, config.queue_capacity)
         # Nothing is read during a quick run.
         self._quick.run_rows = min(most, model.quick_rows) or 1
@@ -196,19 +195,24 @@ class Batcher:
     def delay_s(self, now_s: float) -> float:
         """Return how long to wait for more rows before `turn`."""
         waiting = [each for each in self._queues if each.num_rows]
-        if any(each.num_rows >= each.run_rows for each in waiting):
+        # Nothing waits if callers have left: then the turn has nothing to do, and is over.
+        if not waiting or any(each.num_rows >= each.run_rows for each in waiting):
             return 0.0
-        oldest_s = min((each.oldest_s for each in waiting), default=now_s)
-        return max(0.0, oldest_s + self.max_delay_s - now_s)
+        return max(0.0, min(each.oldest_s for each in waiting) + self.max_delay_s - now_s)
 
-    def turn(self, now_s: float) -> None:
-        """Hand long runs to free runners, and make the next quick one."""
-        self._is_scheduled = False
+    def turn(self, now_s: float) -> bool:
+        """Hand long runs to free runners, and make the next quick one.
+
+        Returns:
+            Whether calls wait for a runner.
+        """
+        self._is_scheduled = is_waiting = False
         if self._small.num_rows or self._large.num_rows:
             self._hand_out(now_s)
+            is_waiting = bool(self._num_long)
         quick = self._quick
         if not quick.num_rows:
-            return
+            return is_waiting
         groups, late = quick.take(quick.run_rows, now_s)
         if late:
             self._end_late(late)
@@ -221,6 +225,7 @@ class Batcher:
         if quick.num_rows:
             self._is_scheduled = True
             self.owner.schedule(self)
+        return is_waiting
 
     def tick(self, now_s: float) -> None:
         """End the calls that are late while all runners are busy, and forget cancelled ones."""
@@ -257,38 +262,26 @@ class Batcher:
             self._num_taken += 1
             self._running[self._num_taken] = groups
             num_threads = 1 if self._num_long else num_free
-            self._todo.put((self._num_taken, groups, num_threads))
-            if len(self._threads) < min(self._num_runners, len(self._running)):
-                self._start_runner()
-
-    def _start_runner(self) -> None:
-        thread = threading.Thread(target=self._work, name="runner", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no more threads: fewer will do
-            if not self._threads:
+            work = partial(self._run_long, self._num_taken, groups, num_threads)
+            try:
+                self._runners.put(work, self.owner.post)
+            except RuntimeError:
                 _log.error("the server can't start a thread")
-                _, groups = self._running.popitem()
-                self._todo.get()
-                self._deliver(groups, None)
-            return
-        self._threads.append(thread)
+                self._deliver(self._running.pop(self._num_taken), None)
 
-    def _work(self) -> None:
-        """Run what the owner hands out, until `close`; on a runner's thread."""
-        while (task := self._todo.get()) is not None:
-            number, groups, num_threads = task
-            executor, clock = self._executor, self.owner.clock
-            begin_s = clock()
-            run = None
-            if executor.is_batchable:
-                run = partial(
-                    run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
-                    enough_rows=executor.model.enough_rows, num_threads=num_threads,
-                    is_cancelled=partial(_have_left, groups),
-                )  # fmt: skip
-            parts = list(executor.run(groups, clock, run))
-            self.owner.post(partial(self._finish, number, parts, clock() - begin_s))
+    def _run_long(self, number: int, groups: list[Group], num_threads: int) -> Task:
+        """Run calls, on a runner's thread; return what takes the results."""
+        executor, clock = self._executor, self.owner.clock
+        begin_s = clock()
+        run = None
+        if executor.is_batchable:
+            run = partial(
+                run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
+                enough_rows=executor.model.enough_rows, num_threads=num_threads,
+                is_cancelled=partial(_have_left, groups),
+            )  # fmt: skip
+        parts = list(executor.run(groups, clock, run))
+        return partial(self._finish, number, parts, clock() - begin_s)
 
     def _finish(
         self, number: int, parts: list[tuple[list[Group], Result | None]], seconds: float
@@ -362,9 +355,7 @@ class Batcher:
     def close(self) -> None:
         """End the threads once they are idle; later calls are told to come again."""
         self._is_closed = True
-        for _ in self._threads:
-            self._todo.put(None)
-        self._threads.clear()
+        self._runners.close()
 
 
 def _have_left(groups: list[Group]) -> bool:

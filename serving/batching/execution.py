@@ -87,7 +87,8 @@ class Executor:
             try:
                 feeds, num_rows = self._feeds(part)
                 outputs = run(feeds)
-                if len(part) > 1 or len(part[0].streams) > 1:  # else its outputs may have any shape
+                # Else its outputs may have any shape.
+                if self._signature or len(part) > 1 or len(part[0].streams) > 1:
                     for output in outputs:
                         if len(output) != num_rows:
                             raise ValueError(f"{num_rows} rows were answered with {len(output)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from serving.system.listener import listen
+from serving.system.runners import Runners, Threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,3 +24,5 @@ class Host:
     socketpair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
     """Makes the sockets by which other threads wake the server's."""
     random: Random = field(default_factory=Random)
+    runners: Callable[[int], Runners] = Threads
+    """Makes what does long work elsewhere: at most so much at once."""

@@ -162,7 +162,7 @@ def test_models_do_not_share_a_queue() -> None:
 def test_metrics_of_versions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     router, owner = owner_of(served("4", "3", default="3", canary=("4", 0.5)))
     numbers = iter([0.1, 0.9] * 100)
-    monkeypatch.setattr("serving.router.random.random", lambda: next(numbers))
+    monkeypatch.setattr(router.host.random, "random", lambda: next(numbers))
     for _ in range(50):
         owner.submit(1, 2)
     counts = router.metrics.snapshot()

@@ -64,6 +64,11 @@ class Connection(Peer):
             if state.call is not None
         )
 
+    def ping(self) -> bool:
+        """See `Peer`."""
+        self.http2.ping()
+        return True
+
     def announce_end(self) -> None:
         """See `Peer`."""
         self.http2.announce_end()

@@ -198,6 +198,9 @@ class Connections:
                 if now_s - connection.swept_s > limits.message_s:
                     connection.swept_s = now_s
                     self.calls.sweep(connection)
+                if quiet_s > limits.idle_s and connection.ping():  # else it may be gone for ever
+                    self._touch(connection)
+                    is_over |= quiet_s > limits.idle_s + limits.message_s
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
             if is_over:

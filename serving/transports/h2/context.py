@@ -61,7 +61,9 @@ class Context:
         self._holding: dict[Holder, int] = {}
 
     def refuse(self, connection: Connection, stream_id: bytes, head: Head, reason: Status) -> None:
-        """End a call that has had no answer with a status."""
+        """End a call that has had no answer with a status, unless its caller has left."""
+        if stream_id not in connection.streams:
+            return
         connection.http2.refuse([stream_id], (*RESPONSE, *reason.trailers))
         self.metrics.count(head.name, reason.name)
         self.touch(connection)
@@ -98,8 +100,9 @@ class Context:
 
     def _reject(self, connection: Connection, head: Head, streams: Sequence[bytes]) -> None:
         """Refuse calls that would wait in vain: cheaply, for there may be many."""
+        num_open = sum(map(connection.streams.__contains__, streams))
         connection.http2.refuse(streams, _NO_ROOM)
-        self.metrics.count(head.name, _REFUSED, len(streams))
+        self.metrics.count(head.name, _REFUSED, num_open)
 
     def hold(self, holder: Holder, num_bytes: int) -> None:
         """Note the bytes that a call holds of messages; end those with the most if needed.

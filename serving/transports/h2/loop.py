@@ -168,12 +168,14 @@ class Loop:
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
-        if self._due:
-            timeout_s = min(b.delay_s(self._now_s) if b.max_delay_s else 0.0 for b in self._due)
-        elif self._touched or self._now_s < self._poll_until_s:  # a tick touches, too
+        if self._touched:  # by a tick
             return 0.0
-        else:
-            timeout_s = max(0.0, self._next_tick_s - self._now_s)
+        timeout_s = max(0.0, self._next_tick_s - self._now_s)
+        if self._due:
+            delays_s = (b.delay_s(self._now_s) if b.max_delay_s else 0.0 for b in self._due)
+            timeout_s = min(timeout_s, *delays_s)
+        elif self._now_s < self._poll_until_s:
+            return 0.0
         # First the flag, then the look: a post in between wakes the loop or is seen here.
         self._is_awake = not timeout_s
         return 0.0 if self._posted else timeout_s
@@ -234,7 +236,8 @@ class Loop:
                 due.append(batcher)
                 num_waiting += 1
                 continue
-            batcher.turn(now_s)
+            if batcher.turn(now_s):  # their deadlines may come meanwhile
+                self._is_hurried = True
             if not due:
                 return
             now_s = self.clock()
@@ -275,6 +278,7 @@ class Loop:
                 connection.home.drop(connection)
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
+                connection.active_s = self._now_s  # from here on its peer has to read
                 connection.home.watch(connection)
         if self._deferred:  # now that the answers are on their way
             deferred, self._deferred = self._deferred, []

@@ -50,8 +50,8 @@ class Peer:
         self.opened_s = self.active_s = self.swept_s = host.clock()
         self.jitter = host.random.uniform(0.9, 1.1)
         """Spreads over time what connections of the same age would do together."""
-        self.unread: set[Any] = set()
-        """Calls whose callers do not read their answers."""
+        self.unread: dict[Any, None] = {}
+        """Calls whose callers do not read their answers, in the order in which that was seen."""
         self.trusted = False
         """Whether the peer has shown a valid token."""
         self.byte_s = MAX_BYTE_S
@@ -113,7 +113,7 @@ class Peer:
 
     def _resume_read(self) -> bytes:
         """Resume the calls whose answers may have been read, now that windows were used."""
-        unread, self.unread = self.unread, set()
+        unread, self.unread = self.unread, {}
         now_s = self._clock()
         for stream in unread:
             stream.resume(now_s)
@@ -138,6 +138,10 @@ class Peer:
     def is_pending(self) -> bool:
         """Whether accepted calls are to be answered, or answers on their way."""
         raise NotImplementedError
+
+    def ping(self) -> bool:
+        """Ask for a sign of life; return whether the protocol can."""
+        return False
 
     def announce_end(self) -> None:
         """Say that new calls should be made on another connection."""

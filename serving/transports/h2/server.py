@@ -1,6 +1,7 @@
 """The h2 transport: connects its parts, and serves one port."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 from serving.config import ServerConfig
@@ -51,6 +52,17 @@ class H2Server:
 
     async def start(self) -> str:
         """See `Transport`."""
+        listener = self.open()
+        assert self.loop is not None
+        self.loop.start()
+        return address_of(listener, self._config.host)
+
+    def open(self) -> socket.socket:
+        """Bind the port, and make the loop that serves it; returns the port's socket.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
         config, limits, host = self._config, self._limits, self._host
         listener = host.listen(config.host, config.port)
         loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
@@ -61,8 +73,7 @@ class H2Server:
             lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.touch,
         )  # fmt: skip
         loop.add(connections)
-        loop.start()
-        return address_of(listener, config.host)
+        return listener
 
     @property
     def num_calls(self) -> int:

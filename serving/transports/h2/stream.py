@@ -5,7 +5,6 @@ does not read its answers, or sends more than can run, is not read: its messages
 and flow control of HTTP/2 stops it.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import PrefixCache, ResponseEncoder, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Replies, Unary, Watch
 from serving.protocols.status import error_of
+from serving.system.runners import Task
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
@@ -164,12 +164,13 @@ class Stream:
         if self._unconsumed:
             self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
+            self._context.touch(self._connection)
 
     def _has_room(self) -> bool:
         """Return whether a request may begin; else what makes room resumes the stream."""
         connection, context = self._connection, self._context
         if connection.http2.num_unsent(self._stream_id) > context.limits.max_stream_unread_bytes:
-            connection.unread.add(self)
+            connection.unread[self] = None
         elif len(self._slots) >= _WINDOW:
             self._is_full = True
         else:
@@ -209,9 +210,9 @@ class Stream:
                 self._unsubscribe = method.subscribe(message, self._post)
                 return True
             if isinstance(method, Unary) and method.is_slow:
-                threading.Thread(
-                    target=self._answer_slowly, args=(method, slot), daemon=True
-                ).start()
+                runner = self._context.router.host.runners(1)
+                runner.put(partial(self._answer_slowly, method, slot), self._context.post)
+                runner.close()
             elif isinstance(method, Unary):
                 slot.response = frame(method.answer(message))
             elif isinstance(method, Replies):
@@ -222,8 +223,8 @@ class Stream:
         self._send_answers()
         return True
 
-    def _answer_slowly(self, method: Unary, slot: Slot) -> None:
-        """Answer a request, on a thread of its own."""
+    def _answer_slowly(self, method: Unary, slot: Slot) -> Task:
+        """Answer a request, on a thread of its own; return what sends the answer."""
         try:
             outcome: bytes | DigitsError = frame(method.answer(slot.request))
         except Exception as err:
@@ -233,7 +234,7 @@ class Stream:
             slot.response = outcome
             self.flush()
 
-        self._context.post(finish)
+        return finish
 
     def _run(self, slot: Slot, rows: Any, encoder: ResponseEncoder) -> bool:
         """Have rows run; False if a stream has to wait for room."""
@@ -323,7 +324,7 @@ class Stream:
         """Let the caller send as much again as it has read answers to."""
         connection, limit = self._connection, self._context.limits.max_stream_unread_bytes
         if connection.http2.num_unsent(self._stream_id) > limit:
-            connection.unread.add(self)
+            connection.unread[self] = None
             return
         connection.http2.acknowledge(self._stream_id, self._owed)
         self._owed = 0

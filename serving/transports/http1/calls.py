@@ -114,7 +114,7 @@ class Calls:
         try:
             for _ in range(_MAX_ADVANCES):
                 if connection.num_unsent > _MAX_UNSENT_BYTES:
-                    connection.unread.add(connection)  # and resumed once they are taken
+                    connection.unread[connection] = None  # and resumed once they are taken
                     return
                 if not self._read_request(connection, now_s):
                     return

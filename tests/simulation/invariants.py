@@ -1,0 +1,271 @@
+"""What holds at all times, and what holds in the end."""
+
+from typing import Any
+
+from serving.catalog.versions import ModelVersions
+from serving.http2.output import Stream
+from tests.simulation.clients import SLOW, STREAM, Call, Polite
+from tests.simulation.network import READ, WRITE
+
+_LATE_S = 0.35
+"""How late calls that wait may be noticed: they are looked at each 0.1 s, with a tick of 10 ms."""
+
+
+# After each turn
+
+
+def check(world: Any) -> None:
+    """Check what the server keeps: counts, bounds and windows."""
+    loop, limits = world.loop, world.limits
+    own_s = world.now_s - world.turn_s - world.busy_s
+    world.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
+    (home,) = loop._homes
+    if loop._refusal is not None:
+        world.refusing_s = min(world.refusing_s, world.now_s)
+    changed = [each for each in home._open if each.socket.link.is_changed]
+    if not changed and world.random.random() > 0.1:
+        return
+    world.batchers |= dict.fromkeys(world.router.batchers)
+    for batcher in world.batchers:
+        is_known = batcher in world.router.batchers or not batcher.is_busy
+        world.require(is_known, "a version is dropped that has calls to run")
+        for queue in batcher._queues:
+            check_queue(world, queue)
+    context = home.calls.context
+    world.require(context._num_held == sum(context._holding.values()), "bytes held are miscounted")
+    world.require(context._num_held <= limits.max_held_bytes, "too many bytes are held")
+    world.require(all(each._is_open for each in context._holding), "an ended call holds bytes")
+    world.require(all(each._is_open for each in context.stalled), "an ended call waits for room")
+    world.require(len(home.calls._timers) <= home.calls._max_timers, "too many timers")
+    world.require(len(home._open) <= limits.max_connections, "too many connections")
+    slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
+    for connection in home._open:
+        is_stuck = (
+            connection.output and world.now_s - max(connection.active_s, world.thawed_s) > slow_s
+        )
+        world.require(not is_stuck, "a peer that takes no answers is kept")
+    for connection in changed:
+        link = connection.socket.link
+        link.is_changed = False
+        check_connection(world, connection)
+        if isinstance(link.client, Polite) and not link.client.is_over:
+            check_windows(world, connection, link.client)
+
+
+def check_queue(world: Any, queue: Any) -> None:
+    waiting = [group for line in queue._ring for group in line.groups]
+    num_rows = sum(group.num_rows for group in waiting)
+    world.require(queue.num_rows == num_rows, f"{num_rows} rows wait, not {queue.num_rows}")
+    by_address = sum(queue._addresses.values())
+    world.require(by_address == num_rows, f"{num_rows} rows wait, not {by_address} by address")
+    most = 2 * queue.capacity + world.batching.max_request_images + 512
+    world.require(num_rows <= most, f"{num_rows} rows wait, of {queue.capacity}")
+
+
+def check_connection(world: Any, connection: Any) -> None:
+    http2, limits = connection.http2, world.limits
+    streams = http2.streams
+    world.require(len(streams) <= limits.http2.max_streams, "too many streams")
+    world.require(http2.blocked.keys() <= streams.keys(), "a stream that is over waits to be sent")
+    for state in streams.values():
+        if isinstance(state, Stream):
+            window = state.receive_window + state.owed
+            world.require(
+                window <= limits.http2.stream_window_bytes, f"a stream's window is {window}"
+            )
+    unsent = http2.num_unsent()
+    most = limits.max_unread_bytes + limits.http2.max_streams * (512 * 100 + 2_000)
+    world.require(unsent <= most, f"{unsent} bytes wait for a peer")
+
+
+def check_windows(world: Any, connection: Any, client: Polite) -> None:
+    """Compare the windows of both sides, while nothing is on its way."""
+    link, ours, theirs = client.link, client.engine, connection.http2
+    if client.out or not (link.up.is_quiet and link.down.is_quiet) or link.up.is_shut:
+        return
+    if connection.output or theirs._ready or ours._ready:
+        return
+    pairs = [("up", ours._send_window, theirs._receive_window),
+             ("down", theirs._send_window, ours._receive_window)]  # fmt: skip
+    for stream, state in ours.streams.items():
+        their = theirs.streams.get(stream)
+        if isinstance(their, Stream) and isinstance(state, Stream):
+            if not state.finished:
+                sent = ours._first_window + state.send_credit
+                pairs.append(("of a stream up", sent, their.receive_window))
+            sent = theirs._first_window + their.send_credit
+            pairs.append(("of a stream down", sent, state.receive_window))
+    for which, sender, receiver in pairs:
+        if sender != receiver:
+            world.fail(f"client {client.number}: window {which}: {sender} here, {receiver} there")
+
+
+def check_sleep(world: Any, end_s: float) -> None:
+    """See that the loop does not sleep while there is something to do."""
+    loop = world.loop
+    world.require(not loop._posted, "the loop sleeps while something is posted")
+    world.require(not loop._touched, "the loop sleeps while something is to be written")
+    for batcher in world.router.batchers:
+        world.require(
+            not batcher._num_long or batcher._is_scheduled
+            or len(batcher._running) == batcher._num_runners,
+            "calls wait while a runner is free",
+        )  # fmt: skip
+        for queue in batcher._queues:
+            for line in queue._ring:
+                for group in line.groups:
+                    late_s = end_s - group.deadline_s
+                    world.require(
+                        late_s < _LATE_S + world.patience_s or not group.has_open,
+                        f"calls wait {late_s:g} s past their deadline",
+                    )
+    (home,) = loop._homes
+    for deadline_s, _, connection, stream_id, stream in home.calls._timers[:1]:
+        if connection.call(stream_id) is stream:
+            late_s = end_s - max(deadline_s, world.now_s)
+            world.require(late_s < 0.05, f"the loop sleeps {late_s:g} s past a stream's deadline")
+    for connection in home._open:
+        events = loop.selector.keys[connection.socket].events
+        world.require(events == (WRITE if connection.output else READ), "a socket is not watched")
+        http2 = connection.http2
+        is_sent = connection.output or not (http2._ready and http2.is_established)
+        world.require(is_sent, "the loop sleeps while there are answers to send")
+
+
+# Each call
+
+
+def check_run(world: Any, client: Polite, call: Call, since_s: float) -> None:
+    """See that somebody wants the answer; `since_s` is when the run was decided."""
+    up = client.link.up
+    arrived_s = None if call.end is None else up.read_s(call.end)
+    if arrived_s is not None and call.path != STREAM:
+        late_s = since_s - arrived_s - call.timeout_s
+        world.require(late_s <= 0, f"call {call.number} is run {late_s:g} s after its deadline")
+        began_s = up.read_s(call.begun or 0)
+        is_accepted = began_s is None or began_s <= world.refusing_s
+        world.require(is_accepted, f"call {call.number} is run, but came while it drained")
+    left_s = None if call.left is None else up.read_s(call.left)
+    world.require(left_s is None or left_s >= since_s, f"call {call.number} is run, but was reset")
+    closed_s = client.link.closed_s
+    world.require(
+        closed_s is None or closed_s >= since_s, f"call {call.number} is run, its caller has left"
+    )
+
+
+def judge_answer(world: Any, call: Call) -> None:
+    """See that an answer is right, and of a version that was served meanwhile."""
+    from tests.simulation.world import rows_of
+
+    number = len(call.answers)
+    if number > len(call.messages):
+        world.fail(f"call {call.number} has an answer too many")
+        return
+    rows, version = call.answers[-1]
+    if call.path == SLOW:
+        return
+    served = {find(state, call.label) for state in states(world, call)}
+    if call.label == "":
+        served |= {state.canary.version for state in states(world, call) if state and state.canary}
+    world.require(version in served, f"call {call.number} is answered by version {version!r}")
+    images = call.messages[number - 1]
+    is_right = rows == [row.tobytes() for row in rows_of(images, version or "0")]
+    world.require(is_right, f"call {call.number} has a wrong answer")
+    world.require(not (call.is_poison and any(image[8] == 0xFF for image in images)),
+                  f"call {call.number} is answered though its run fails")  # fmt: skip
+
+
+def states(world: Any, call: Call) -> list[Any]:
+    """What was served while a call was on its way."""
+    after = [at_s for at_s, _ in world.states[1:]] + [float("inf")]
+    return [state for (_, state), end_s in zip(world.states, after, strict=True)
+            if end_s >= call.sent_s]  # fmt: skip
+
+
+def find(state: ModelVersions | None, label: str) -> str | None:
+    """Return the version for a label."""
+    if state is None:
+        return None
+    return state.labels.get(label, label) if label else state.default_version
+
+
+def judge(world: Any, client: Polite, call: Call) -> None:
+    """See that a call has ended as it may."""
+    now_s, name = world.now_s, f"call {call.number}"
+    served = states(world, call)
+    is_lost = client.link.is_reset or client.link.is_gone
+    if call.outcome == "0":
+        number = len(call.messages)
+        is_whole = len(call.answers) == number and not call.data
+        world.require(is_whole, f"{name} has {len(call.answers)} answers of {number}")
+    elif call.outcome == "4":
+        is_late = now_s >= call.sent_s + call.timeout_s
+        is_slow = call.end is None or now_s - call.sent_s > world.limits.message_s
+        world.require(is_late or is_slow, f"{name} is said to be late, but is not")
+    elif call.outcome == "5":
+        gone = [each for each in served if each is None or call.label not in
+                ("", "stable", *each.versions)]  # fmt: skip
+        world.require(gone, f"{name} finds no model, but there is one")
+    elif call.outcome == "13":
+        failed = any(end_s + 1 >= call.sent_s for _, end_s in world.failing)
+        world.require(call.is_poison or failed, f"{name} fails, but its model does not")
+    elif call.outcome == "14":
+        is_draining = now_s > world.draining_s
+        world.require(is_draining or len(served) > 1, f"{name} is refused without a reason")
+    elif call.outcome == "closed":
+        arrived_s = None if call.end is None else client.link.up.read_s(call.end)
+        is_stopped = now_s > world.drained_s and (arrived_s or now_s) > world.draining_s
+        is_stuck = client.has_paused or client.is_slow_reader
+        world.require(is_lost or is_stopped or is_stuck, f"{name} loses its connection")
+    elif call.outcome.startswith("reset") and call.outcome != "reset REFUSED_STREAM":
+        world.fail(f"{name} ends with {call.outcome}")
+    elif call.outcome not in ("8", "cancelled", "unread", "reset REFUSED_STREAM"):
+        world.fail(f"{name} ends with status {call.outcome}")
+
+
+# In the end
+
+
+def check_answered(world: Any, client: Polite) -> None:
+    """See that each call of a client that is still there was answered."""
+    if not (client.is_over or client.link.is_reset or client.link.is_gone):
+        for call in client.calls.values():
+            if call.is_ended:
+                world.fail(f"call {call.number} of client {client.number} was never answered")
+
+
+def check_start(world: Any) -> None:
+    """See that the server is as at the start, now that all have left."""
+    (home,) = world.loop._homes
+    left = [connection.address for connection in home._open]
+    world.require(not left, f"connections are left: {left}")
+    world.require(world.num_sockets == 1, f"{world.num_sockets - 1} sockets are left")
+    world.require(len(world.loop.selector.keys) == 2, "the selector has sockets that are gone")
+    batchers = world.router.batchers
+    world.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
+    world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
+    world.require(not world.loop._due, "the loop wakes up for a queue that is empty")
+    context = home.calls.context
+    world.require(not (context._holding or context.stalled), "bytes or turns are held, by nobody")
+
+
+def check_counts(world: Any) -> None:
+    """See that no call was counted twice; what attackers send is not known as well."""
+    counts = world.router.metrics.snapshot().requests
+    total, most = sum(counts.values()), sum(each.engine._next // 2 for each in world.clients)
+    world.require(total <= most, f"{total} outcomes of {most} calls")
+    answered = sum(number for (_, status), number in counts.items() if status == "OK")
+    seen = sum(call.outcome == "0" for call in {call for _, call in world.calls.values()})
+    world.require(seen <= answered, f"{seen} calls were answered, and {answered} counted")
+
+
+def check_probe(world: Any, calls: list[Call | None]) -> None:
+    found = [call and call.outcome for call in calls]
+    world.require(all(each == "0" for each in found), f"a new caller gets {found}")
+
+
+def check_drained(world: Any) -> None:
+    """See that a drain ends in its time, with an answer for each call that had come before."""
+    took_s = world.drained_s - world.draining_s
+    most_s = 15 + world.patience_s + 4 * world.run_s * (10 + world.num_to_answer)
+    world.require(took_s < most_s, f"the drain took {took_s:g} s")

@@ -1,0 +1,278 @@
+"""A network whose sockets, selector and faults are the world's."""
+
+import errno
+import selectors
+import socket
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any
+from zlib import crc32
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Pipe:
+    """One direction of a connection: what the sender's kernel took, until it is read."""
+
+    def __init__(self, link: "Link", capacity: int, arrived: Callable[[], None]) -> None:
+        self.link, self.capacity, self.arrived = link, capacity, arrived
+        self.buffer = bytearray()
+        self.num_taken = self.num_read = self.crc = 0
+        self.is_ended = self.is_shut = False
+        self.reads: list[tuple[int, float]] = []
+        """How many bytes were read, and when."""
+        self._last_s = 0.0
+
+    @property
+    def room(self) -> int:
+        return self.capacity - (self.num_taken - self.num_read)
+
+    def push(self, data: bytes) -> int:
+        """Take as much as there is room for, sometimes less; return how much."""
+        random, room = self.link.random, self.room
+        if room <= 0:
+            raise BlockingIOError
+        data = data[:room]
+        if random.random() < self.link.cut_share:
+            data = data[: random.choice((1, 1 + random.randrange(len(data))))]
+        self.num_taken += len(data)
+        self.link.is_changed = True
+        at = random.randrange(len(data)) if random.random() < self.link.cut_share else 0
+        for part in filter(None, (data[:at], data[at:])):
+            self._later(self._arrive, part)
+        return len(data)
+
+    def shut(self) -> None:
+        """End the direction behind what was sent."""
+        if not self.is_shut:
+            self.is_shut = True
+            self._later(self._end)
+
+    def _later(self, action: Callable[..., None], *args: Any) -> None:
+        """Do something in a while, and after what was sent before."""
+        link = self.link
+        self._last_s = max(self._last_s, link.time.now_s + link.latency_s * link.random.random())
+        link.time.after(self._last_s - link.time.now_s, action, *args)
+
+    def _arrive(self, data: bytes) -> None:
+        if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
+            self.crc = crc32(data, self.crc)
+            self.buffer += data
+            self.link.time.is_stirred = True
+            self.arrived()
+
+    def _end(self) -> None:
+        if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
+            self.is_ended = self.link.time.is_stirred = True
+            self.arrived()
+
+    def pop(self, most: int) -> bytes:
+        data = bytes(self.buffer[:most])
+        del self.buffer[:most]
+        self.num_read += len(data)
+        self.link.is_changed = self.link.time.is_stirred = True
+        self.reads.append((self.num_read, self.link.time.now_s))
+        return data
+
+    def read_s(self, num_bytes: int) -> float | None:
+        """Return when that many bytes had been read; None if they have not."""
+        at = bisect_left(self.reads, (num_bytes, 0.0))
+        return self.reads[at][1] if at < len(self.reads) else None
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.num_taken == self.num_read
+
+
+class Link:
+    """A connection between a client of the world and the server."""
+
+    def __init__(
+        self, time: Any, random: Random, address: str, arrived: Callable[[], None],
+        capacity: int = 1 << 20,
+    ) -> None:  # fmt: skip
+        self.time, self.random, self.address = time, random, address
+        self.latency_s = random.choice((1e-5, 1e-4, 0.005, 0.1))
+        self.cut_share = random.choice((0.0, 0.0, 0.1, 0.5))
+        self.is_reset = self.is_gone = self.is_changed = False
+        self.client: Any = None
+        self.closed_s: float | None = None
+        """When the server closed its socket."""
+        self.up = Pipe(self, capacity, lambda: None)
+        self.down = Pipe(self, capacity, arrived)
+        self.resume: Callable[[], None] = lambda: None
+        """Called when the server has read something."""
+
+    def calm(self) -> None:
+        """Be quick and wide from now on."""
+        self.latency_s, self.cut_share = 1e-4, 0.0
+        self.up.capacity = self.down.capacity = 1 << 20
+
+    def reset(self) -> None:
+        """Lose the connection, in both directions, as both will see."""
+        self.is_reset = self.time.is_stirred = True
+
+    def vanish(self) -> None:
+        """Let the client be gone without a word: nobody takes what the server sends."""
+        self.is_gone = True
+
+
+class Socket:
+    """The server's end of a link."""
+
+    family = socket.AF_INET
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.is_closed = False
+        link.time.num_sockets += 1
+
+    def setblocking(self, flag: bool) -> None: ...
+
+    def setsockopt(self, *option: Any) -> None:
+        if self.link.is_reset:
+            raise OSError(errno.EINVAL, "reset")
+
+    def getpeername(self) -> tuple[str, int]:
+        if self.link.is_reset:
+            raise OSError(errno.ENOTCONN, "not connected")
+        return self.link.address, 1
+
+    @property
+    def is_readable(self) -> bool:
+        return bool(self.link.up.buffer or self.link.up.is_ended or self.link.is_reset)
+
+    @property
+    def is_writable(self) -> bool:
+        return self.link.down.room > 0 or self.link.is_reset
+
+    def recv_into(self, buffer: memoryview) -> int:
+        link = self.link
+        assert not self.is_closed
+        if link.is_reset:
+            raise ConnectionResetError
+        if not link.up.buffer:
+            if link.up.is_ended:
+                return 0
+            raise BlockingIOError
+        most = min(len(buffer), len(link.up.buffer))
+        if link.random.random() < link.cut_share:
+            most = 1 + link.random.randrange(most)
+        data = link.up.pop(most)
+        buffer[: len(data)] = data
+        link.time.after(link.latency_s, link.resume)
+        link.time.spend(2e-6 + len(data) * 2e-9)
+        return len(data)
+
+    def send(self, data: bytes | memoryview) -> int:
+        assert not self.is_closed
+        if self.link.is_reset:
+            raise BrokenPipeError
+        return self.link.down.push(bytes(data))
+
+    def shutdown(self, how: int) -> None:
+        self.link.down.shut()
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self.link.time.num_sockets -= 1
+            self.link.closed_s = self.link.time.now_s
+            self.link.down.shut()
+
+
+class Listener:
+    """The server's port."""
+
+    family = socket.AF_INET
+
+    def __init__(self, time: Any) -> None:
+        self._time = time
+        self.waiting: deque[Link] = deque()
+        self.is_closed = self.is_writable = False
+        time.num_sockets += 1
+
+    @property
+    def is_readable(self) -> bool:
+        return bool(self.waiting)
+
+    def connect(self, link: Link) -> None:
+        self.waiting.append(link)
+        self._time.is_stirred = True
+
+    def accept(self) -> tuple[Socket, None]:
+        if not self.waiting:
+            raise BlockingIOError
+        if self._time.is_file_table_full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return Socket(self.waiting.popleft()), None
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._time.num_sockets -= 1
+
+
+class Bell:
+    """One end of the pair by which other threads wake the loop: what one sends, the other has."""
+
+    is_writable = True
+
+    def __init__(self, time: Any) -> None:
+        self.time, self.rung = time, 0
+        self.other = self
+
+    @property
+    def is_readable(self) -> bool:
+        return self.rung > 0
+
+    def send(self, data: bytes) -> int:
+        self.other.rung += 1
+        self.time.is_stirred = True
+        return 1
+
+    def recv(self, size: int) -> bytes:
+        self.rung = 0
+        return b"\0"
+
+    def close(self) -> None: ...
+
+
+def bells(time: Any) -> tuple[Bell, Bell]:
+    first, second = Bell(time), Bell(time)
+    first.other, second.other = second, first
+    return first, second
+
+
+class Selector:
+    """Waits for sockets, while the rest of the world goes on; what is ready has no order."""
+
+    def __init__(self, time: Any, random: Random) -> None:
+        self._time, self._random = time, random
+        self.keys: dict[Any, selectors.SelectorKey] = {}
+
+    def register(self, sock: Any, events: int, data: Any = None) -> None:
+        assert sock not in self.keys
+        self.keys[sock] = selectors.SelectorKey(sock, 0, events, data)
+
+    def modify(self, sock: Any, events: int, data: Any = None) -> None:
+        assert sock in self.keys
+        self.keys[sock] = selectors.SelectorKey(sock, 0, events, data)
+
+    def unregister(self, sock: Any) -> None:
+        del self.keys[sock]
+
+    def select(self, timeout_s: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._time.sleep(timeout_s, lambda: any(map(_mask, self.keys.values())))
+        ready = [(key, mask) for key in self.keys.values() if (mask := _mask(key))]
+        self._random.shuffle(ready)
+        return ready
+
+    def close(self) -> None:
+        self.keys.clear()
+
+
+def _mask(key: selectors.SelectorKey) -> int:
+    sock: Any = key.fileobj
+    return key.events & (READ * bool(sock.is_readable) | WRITE * bool(sock.is_writable))

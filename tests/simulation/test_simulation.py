@@ -1,0 +1,42 @@
+"""Some bad nights of the server; `make simulate` has more, and replays them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.batching.queue import Queue
+from tests.simulation.__main__ import kind_of, shrunk, world_of
+from tests.simulation.world import World
+
+KEPT = (Path(__file__).parent / "seeds.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_nothing_is_wrong_in_worlds_of_the_first_seeds(first: int) -> None:
+    worlds = [World(seed) for seed in range(first, first + 10)]
+    assert {world.seed: world.failure for world in worlds if world.run()} == {}
+
+
+@pytest.mark.parametrize("line", [line for line in KEPT if not line.startswith("#")])
+def test_what_was_once_wrong_is_right(line: str) -> None:
+    assert world_of(line.split()[0]).run() == ""
+
+
+def test_same_seed_is_the_same_world_in_another_process() -> None:
+    code = "from tests.simulation.world import World; w = World(4); w.run(); print(w.digest)"
+    seen = {
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, text=True,
+                       cwd=Path(__file__).parents[2], capture_output=True, check=True).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(seen) == 1
+
+
+def test_fault_is_found_and_its_world_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Queue, "_note_taken", lambda *_: None)
+    seed = next(seed for seed in range(100) if World(seed).run())
+    short = world_of(shrunk(str(seed)))
+    assert kind_of(short.run()) == kind_of(World(seed).run())
+    assert len(short.plan) <= len(World(seed).plan)

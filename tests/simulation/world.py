@@ -1,0 +1,463 @@
+"""A whole server with its clients, its models and their bad luck, in one thread and from one seed.
+
+The loop is the real one. It waits in the world's selector, and reads the world's clock: there the
+rest of the world goes on. So events come between any two steps that look at the clock, as those of
+other threads do.
+"""
+
+import heapq
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from itertools import count
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from serving.batching.batcher import Batcher
+from serving.catalog.versions import Canary, ModelVersions
+from serving.config import BatchingConfig, ServerConfig
+from serving.errors import ModelError, Unavailable
+from serving.http2.limits import Limits as Http2Limits
+from serving.model.loaded_model import LoadedModel
+from serving.model.manifest import Manifest
+from serving.protocols.digits_v1.methods import digits_methods
+from serving.protocols.health import Health
+from serving.protocols.method import BatchedUnary, Method, Unary
+from serving.protocols.oip.infer import Infer
+from serving.protocols.oip.statistics import Statistics
+from serving.router import Router
+from serving.signature import Signature
+from serving.system.host import Host
+from serving.tensors import Array, Feeds
+from serving.transports.h2 import server as h2
+from serving.transports.h2.limits import Limits
+from tests.simulation import invariants
+from tests.simulation.attackers import Hostile
+from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite
+from tests.simulation.network import Listener, Selector, bells
+
+IMAGE_BYTES = 100
+SIGNATURE = Signature((10, 10), 10)
+BEGIN_S = 1000.0
+CALM_S, PROBE_S, DRAIN_S, DRAIN_LIMIT_S = 30.0, 90.0, 98.0, 30.0
+"""When faults end, when the server has to be as at the start, and when and how long it drains."""
+MOST_TURNS = 30_000
+"""Ten times those of a usual world."""
+Action = tuple[float, str]
+
+
+class Model:
+    """An engine whose answers are the first bytes of each image, and its version."""
+
+    device = "cpu"
+    tensors = SIGNATURE.tensors
+
+    def __init__(self, world: "World", version: str, runners: int) -> None:
+        self.world, self.version, self.max_concurrent_runs = world, version, runners
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        images, world, number = feeds["images"], self.world, len(feeds["images"])
+        rows = [row.tobytes() for row in images]
+        world.check_run(rows)
+        world.spend(world.run_s * (1 + number / 16) * world.random.random())
+        if any(row[8] == 0xFF for row in rows):
+            raise RuntimeError("poison")
+        if world.model_fault and world.random.random() < 0.7:
+            if world.model_fault == "rubbish" and number > 1:
+                return [np.zeros((number - 1, 10), np.float32)]
+            raise ModelError() if world.random.random() < 0.5 else MemoryError()
+        return [rows_of(rows, self.version)]
+
+
+def rows_of(images: list[bytes], version: str) -> Array:
+    """The answer of a version."""
+    pixels = np.frombuffer(b"".join(image[:10] for image in images), np.uint8)
+    return pixels.reshape(-1, 10).astype(np.float32) + 256 * int(version)
+
+
+class Runners:
+    """Does long work in the world's time: beside the loop, and at once as far as code can tell."""
+
+    def __init__(self, world: "World", number: int) -> None:
+        self._world = world
+
+    def put(self, work: Callable[[], Callable[[], None]], post: Callable[..., None]) -> None:
+        world = self._world
+        delay_s = world.random.choice((1e-6, 1e-5, 1e-3)) * world.random.random()
+        world.after(delay_s, self._work, work, post, world.turn_s)
+
+    def _work(
+        self, work: Callable[[], Callable[[], None]], post: Callable[..., None], given_s: float
+    ) -> None:
+        world = self._world
+        world.given_s = given_s
+        take = work()
+        world.given_s = None
+
+        def finish() -> None:
+            late_s = world.now_s - max(end_s, world.thawed_s)
+            world.require(late_s < world.patience_s, f"a result was left lying for {late_s:g} s")
+            take()
+
+        end_s = world.now_s + world.beside_s
+        world.after(world.beside_s, post, finish)
+
+    def close(self) -> None: ...
+
+
+class World:
+    """All there is, from a seed; `run` says what went wrong, and nothing if it went well."""
+
+    def __init__(self, seed: int, kept: list[int] | None = None) -> None:
+        self.seed = seed
+        self.random = random = Random(f"digits {seed}")
+        self.now_s, self.turn_s, self.beside_s = BEGIN_S, BEGIN_S, 0.0
+        self.thawed_s = BEGIN_S
+        """When the server last stood still."""
+        self.busy_s = 0.0
+        """What runs took of this turn, and standing still."""
+        self.is_stirred = False
+        """Whether a socket may be ready that was not."""
+        self.given_s: float | None = None
+        """When the run in progress was handed to a runner; None for the loop's own."""
+        self.longest_s = self.patience_s = 0.05
+        """The longest turn so far, and what may be late by some of them."""
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order, self._numbers = count(), count(1)
+        self._is_inside = False
+        self.story: list[str] = []
+        self.failure = ""
+        self.num_sockets = self.num_turns = 0
+        self.is_file_table_full = self.is_over = False
+        self.model_fault = ""
+        self.usual_run_s = self.run_s = random.choice((1e-4, 1e-3, 0.02))
+        self.poison_share = random.choice((0.0, 0.05))
+        self.calls: dict[bytes, tuple[Polite, Call]] = {}
+        """By the first bytes of their images."""
+        self.batchers: dict[Batcher, None] = {}
+        """All that there have been."""
+        self.clients: list[Polite | Hostile] = []
+        self.draining_s = self.refusing_s = self.drained_s = float("inf")
+        """When it was told to drain, when it does, and when it has."""
+        self.failing: list[tuple[float, float]] = []
+        """When the model has failed."""
+        self.listener = Listener(self)
+        host = Host(
+            clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[arg-type, return-value]
+            listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[arg-type, return-value]
+            runners=lambda number: Runners(self, number),
+        )  # fmt: skip
+        capacity = random.choice((16, 64, 1000))
+        self.batching = BatchingConfig(
+            max_batch_size=random.choice((4, 16, 64)), queue_capacity=capacity,
+            max_request_images=random.choice((4, 16)),
+            max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)),
+        )  # fmt: skip
+        self.limits = Limits(
+            max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
+            max_held_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
+            max_stream_unread_bytes=random.choice((100, 1_000)), handshake_s=2.0,
+            age_s=random.choice((0.0, 10.0)),
+            http2=Http2Limits(max_streams=random.choice((5, 40)),
+                              stream_window_bytes=random.choice((2_000, 1 << 20)),
+                              connection_window_bytes=random.choice((1 << 17, 1 << 30))),
+        )  # fmt: skip
+        self.quick_rows = random.choice((0, 1, 64))
+        self.runners = random.choice((1, 2))
+        self.router = Router(self.batching, host=host)
+        self.states: list[tuple[float, ModelVersions | None]] = []
+        self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
+        health = Health(())
+        infer = Infer(self.router, Statistics())
+        self.methods: list[Method] = [
+            *digits_methods(self.router, "h2"), *health.methods(),
+            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),
+            Unary(path=SLOW, name="Slow", answer=lambda message: b"", is_slow=True),
+        ]  # fmt: skip
+        config = ServerConfig(port=0)
+        self.server = h2.H2Server(self.router, self.methods, config, self.limits, host)
+        self.plan = plan(random, kept)
+
+    # Time
+
+    def clock(self) -> float:
+        if self._is_inside:
+            return self.now_s + self.beside_s
+        self.now_s += 1e-6
+        if self._events and self._events[0][0] <= self.now_s:
+            self._run_until(self.now_s)
+        return self.now_s
+
+    def after(self, seconds: float, action: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self._events, (self.now_s + seconds, next(self._order), action, args))
+
+    def spend(self, seconds: float) -> None:
+        """Let time pass: for all, or only for the runner whose work this is."""
+        if self._is_inside:
+            self.beside_s += seconds
+        else:
+            self.busy_s += seconds
+            self._run_until(self.now_s + seconds)
+
+    def _run_until(self, end_s: float) -> None:
+        while self._events and self._events[0][0] <= end_s:
+            at_s, _, action, args = heapq.heappop(self._events)
+            self.now_s, self._is_inside = max(self.now_s, at_s), True
+            action(*args)
+            self._is_inside, self.beside_s = False, 0.0
+        self.now_s = max(self.now_s, end_s)
+
+    def sleep(self, timeout_s: float | None, is_ready: Callable[[], bool]) -> None:
+        """Let the loop wait, and begin its next turn."""
+        self.end_turn()
+        assert timeout_s is not None
+        end_s = self.now_s + timeout_s
+        if timeout_s:
+            invariants.check_sleep(self, end_s)
+        self.now_s += 1e-5
+        self.is_stirred = True
+        while not (self.is_stirred and is_ready()):
+            self.is_stirred = False
+            if self.failure or self.is_over or self._events[0][0] > end_s:
+                self.now_s = max(self.now_s, end_s)
+                break
+            self._run_until(self._events[0][0])
+        self.turn_s, self.busy_s = self.now_s, 0.0
+
+    def end_turn(self) -> None:
+        self.longest_s = max(self.longest_s, self.now_s - self.turn_s)
+        self.patience_s = 0.05 + 4 * self.longest_s
+
+    # What happens
+
+    def count(self) -> int:
+        return next(self._numbers)
+
+    def image(self) -> bytes:
+        return self.count().to_bytes(8, "big") + b"\0" + bytes(range(IMAGE_BYTES - 9))
+
+    def tell(self, text: str) -> None:
+        self.story.append(f"{self.now_s - BEGIN_S:10.6f} s: {text}")
+
+    def fail(self, text: str) -> None:
+        if not self.failure:
+            self.failure = text
+            self.tell(f"WRONG: {text}")
+
+    def require(self, holds: object, text: str) -> None:
+        if not holds:
+            self.fail(text)
+
+    def reload(self, versions: list[str], default: str = "", share: float = 0.0) -> None:
+        """Serve other versions; none unloads the model."""
+        state = None
+        if versions:
+            manifest = replace(_MANIFEST, signature=SIGNATURE)
+            old = self.states[-1][1] if self.states else None
+            models = {} if old is None else old.versions
+            made = {
+                v: models.get(v) or LoadedModel(
+                    Model(self, v, self.runners), replace(manifest, version=v), "fp32",  # type: ignore[arg-type]
+                    self.quick_rows, 1 << 20,
+                )
+                for v in versions
+            }  # fmt: skip
+            default = default or versions[0]
+            canary = Canary(versions[0], share) if share else None
+            state = ModelVersions("digits", made, default, {"stable": default}, canary)
+        self.states.append((self.now_s, state))
+        self.tell(f"the server serves {state or 'nothing'}")
+        self.router.change("digits", state)
+
+    def act(self, kind: str, random: Random) -> None:
+        """Do what the plan says."""
+        if kind in ("caller", "attacker"):
+            client = (Polite if kind == "caller" else Hostile)(self, len(self.clients), random)
+            self.clients.append(client)
+            at_s = 0.0
+            for _ in range(random.choice((1, 4, 10))):
+                steps = ("calls",) * 6 + ("widen", "pause", "cancel")
+                self.after(at_s, client.act, random.choice(steps))
+                at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
+            if isinstance(client, Polite):
+                client.tell(f"comes: windows of {client.engine.limits.stream_window_bytes}")
+                client.is_slow_reader = random.random() < 0.2
+            if random.random() < 0.6:
+                self.after(at_s * random.random() * 2, client.leave,
+                           random.choice(("close", "reset", "vanish")))  # fmt: skip
+        elif kind == "reload":
+            versions = sorted(random.sample("123456789", random.choice((1, 2, 3))), reverse=True)
+            share = random.choice((0.0, 0.3, 1.0))
+            self.reload([] if random.random() < 0.1 else versions, random.choice(versions), share)
+        elif kind == "model":
+            fault = random.choice(("fails", "rubbish", "", ""))
+            self.model_fault, self.run_s = fault, random.choice((self.run_s, 0.1, 0.5))
+            self.tell(f"the model {fault or 'works'}, and takes {self.run_s:g} s")
+            end_s = random.choice((0.01, 1.0))
+            self.failing += [(self.now_s, self.now_s + end_s)] if fault else []
+            self.after(end_s, self.heal)
+        elif kind == "freeze":
+            seconds = random.choice((0.05, 1.0, 7.0))
+            self.tell(f"the server stands still for {seconds:g} s")
+            self.now_s += seconds
+            self.busy_s += seconds
+            self.thawed_s = self.now_s
+        elif kind == "files":
+            self.tell("the table of files is full")
+            self.is_file_table_full = True
+            self.after(random.choice((0.5, 5.0)), setattr, self, "is_file_table_full", False)
+
+    def heal(self) -> None:
+        self.model_fault, self.run_s = "", self.usual_run_s
+
+    def check_run(self, images: list[bytes]) -> None:
+        """Find those that should not be run: nobody wants the answer any more."""
+        since_s = self.turn_s if self.given_s is None else self.given_s
+        for image in images:
+            if image[:8] in self.calls:
+                invariants.check_run(self, *self.calls[image[:8]], since_s)
+
+    def judge(self, client: Polite, call: Call) -> None:
+        invariants.judge(self, client, call)
+
+    def judge_answer(self, call: Call) -> None:
+        invariants.judge_answer(self, call)
+
+    # From the start to the end
+
+    def run(self) -> str:
+        """Let it all happen; return the first thing that is wrong, if any."""
+        with _errors(self), patch.object(h2, "may_poll", return_value=self.random.random() < 0.2):
+            self.server.open()
+            assert self.server.loop is not None
+            self.loop = self.server.loop
+            for number, (at_s, kind) in self.plan.items():
+                self.after(at_s, self.act, kind, Random(f"{self.seed} {number}"))
+            self.after(CALM_S, self.calm)
+            self.after(PROBE_S, self.probe)
+            self.after(DRAIN_S, self.drain)
+            while not self.failure and not self.is_over:
+                try:
+                    self.num_turns += 1
+                    self.loop.turn()
+                except Exception as err:
+                    self.fail(f"a round failed: {type(err).__name__}: {err}")
+                invariants.check(self)
+                self.require(self.num_turns < MOST_TURNS, "the loop never sleeps")
+            if not self.failure:
+                self.loop._close()
+                self._run_until(self.now_s + 5.0)
+                self.require(not self.num_sockets, f"{self.num_sockets} sockets are open")
+        return self.failure
+
+    def calm(self) -> None:
+        """End all faults; polite callers leave once they have their answers."""
+        self.tell("all is calm from here on")
+        self.heal()
+        self.is_file_table_full, self.poison_share = False, 0.0
+        self.reload(["9"])
+        for client in self.clients:
+            client.link.calm()
+            if isinstance(client, Polite) and not client.is_over:
+                client.is_leaving = True
+                client.is_slow_reader = False
+                client.engine.widen(1 << 20)
+                client.read_on()
+                self.after(20.0, client.leave, "close")
+                self.after(19.9, invariants.check_answered, self, client)
+
+    def probe(self) -> None:
+        """See that nothing is left, and that a new caller is served as the first one was."""
+        invariants.check_start(self)
+        if all(isinstance(each, Polite) for each in self.clients):
+            invariants.check_counts(self)
+        probe = Polite(self, len(self.clients), Random(f"probe {self.seed}"), is_quick=True)
+        self.clients.append(probe)
+        probe.gives_up = False
+        calls: list[Call | None] = []
+        for at_s in (1.0, 2.0):
+            for path in (UNARY, UNARY, SLOW):
+                self.after(at_s, self.probe_by, probe, path, calls)
+        self.after(3.0, self.probe_by, probe, STREAM, calls)
+        self.after(6.0, invariants.check_probe, self, calls)
+        self.after(7.0, probe.leave, "close")
+
+    def probe_by(self, probe: Polite, path: str, calls: list[Call | None]) -> None:
+        calls.append(probe.begin(path, 1, b"5S"))
+        probe.flush()
+
+    def drain(self) -> None:
+        """Drain under load, and stop once that is over."""
+        for _ in range(3):
+            random = Random(f"{self.seed} {len(self.clients)}")
+            client = Polite(self, len(self.clients), random, is_quick=True)
+            client.engine.widen(1 << 20)
+            client.link.latency_s = random.choice((1e-4, 0.05))
+            self.clients.append(client)
+            for at in range(0, 25, 2):
+                self.after(at * 0.05, client.act, "calls")
+        self.after(1.0, self.begin_drain)
+
+    def begin_drain(self) -> None:
+        self.tell("the server drains")
+        self.draining_s = self.now_s
+        self.num_to_answer = self.router.num_waiting
+        self.loop.drain(Unavailable("the server is shutting down"))
+        self.after(0.01, self.look_at_drain)
+
+    def look_at_drain(self) -> None:
+        if self.loop.drained.is_set() or self.now_s > self.draining_s + DRAIN_LIMIT_S:
+            self.drained_s = self.now_s
+            self.tell("the drain is over, the server stops")
+            invariants.check_drained(self)
+            self.is_over = True
+        else:
+            self.after(0.01, self.look_at_drain)
+
+    @property
+    def digest(self) -> str:
+        """What tells two worlds apart: all that was told, and all bytes that arrived."""
+        crcs = [(each.link.up.crc, each.link.down.crc) for each in self.clients]
+        return blake2b(repr((self.story, crcs, self.now_s)).encode(), digest_size=8).hexdigest()
+
+
+_MANIFEST = Manifest(
+    name="digits", version="1", test_accuracy=None, digests={}, golden_probabilities={},
+    golden_images=np.empty((0, 0), np.uint8),
+)  # fmt: skip
+
+
+def plan(random: Random, kept: list[int] | None) -> dict[int, Action]:
+    """Draw what happens when, by number; all of it, or what is kept of it."""
+    kinds = ["caller"] * 8 + ["attacker"] * 3 + ["reload", "reload", "model", "freeze", "files"]
+    actions = {}
+    for number in range(random.choice((3, 6, 16))):
+        near_s = random.choice((0.01, 1.0, CALM_S))
+        actions[number] = near_s * random.random(), random.choice(kinds)
+    return {number: actions[number] for number in actions if kept is None or number in kept}
+
+
+@contextmanager
+def _errors(world: World) -> Iterator[None]:
+    """Have errors that the server logs fail the world, but those of its model."""
+    log = logging.getLogger("serving")
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.ERROR and not record.getMessage().startswith("a run of"):
+                error = record.exc_info[1] if record.exc_info else ""
+                world.fail(f"logged: {record.getMessage()}: {error!r}")
+
+    handler, before = Handler(), log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
