@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ MAX_PIXELS = 80_000_000
 """The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""
 MAX_BYTES = 256 * 2**20
 """The largest file that is read."""
+MAX_READS = 50_000
+"""The most pieces of a file that Pillow reads: millions of chunks would take seconds."""
 MAX_SIDE = 256
 """Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
 MAX_PAGE_SIDE = 1024
@@ -160,8 +162,26 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return file
 
 
+class _Bounded:
+    """A file of which only so many pieces are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise TooLarge("expected a picture in fewer chunks")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def _opened(file: BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
-    with Image.open(file, formats=formats()) as picture:
+    bounded: Any = _Bounded(file)
+    with Image.open(bounded, formats=formats()) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise TooLarge(
                 f"expected at most {MAX_PIXELS} pixels, got {picture.width} x {picture.height}"

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
+from serving.pictures import decoder
 from serving.pictures.reader import from_picture
 from tests.support.pictures.random_pictures import read_all
 from training.data.mnist import Mnist
@@ -378,3 +379,22 @@ def test_drawn_digits_are_recognised(classifier: Classifier, population: str) ->
     for on_paper in (False, True):
         pictures = draw(population, 20, seed=5, on_paper=on_paper)
         assert accuracy(classifier, pictures) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "chunk"),
+    [
+        ("PNG", b"IDAT", b"\0\0\0\3tEXta\0b\xdcI\xa2;"),
+        ("JPEG", b"\xff\xdb", b"\xff\xfe\0\4ab"),
+        ("GIF", b",\0\0\0\0", b"!\xfe\1a\0"),
+    ],
+)
+def test_picture_in_a_million_chunks_is_refused_early(
+    kind: str, place: bytes, chunk: bytes
+) -> None:
+    file = io.BytesIO()
+    Image.new("L", (60, 60), 255).save(file, kind)
+    content = file.getvalue()
+    at = content.index(place) - 4 * (kind == "PNG")
+    with pytest.raises(InvalidRequest, match="in fewer chunks"):
+        decoder.read_page(io.BytesIO(content[:at] + chunk * 1_000_000 + content[at:]))
