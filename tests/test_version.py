@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-NAMED = re.compile(r"digit-serving:(\d[\w.]*)|newTag: (\d[\w.]*)|image\.version="(\d[\w.]*)")
+NAMED = re.compile(r'digit-serving:(\d[\w.]*)|newTag: (\d[\w.]*)|image\.version="(\d[\w.]*)')
 
 
 def test_manifests_and_the_containerfile_name_the_version() -> None:
