@@ -256,7 +256,8 @@ def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
     venv = install(f"{wheel}[bench]")
     shutil.copy(ROOT / "benchmarks" / "results" / "triton.json", venv.elsewhere / "kept.json")
     venv.run("python", "-m", "benchmarks", "plot", "kept.json")
-    assert (venv.elsewhere / "kept.html").is_file()
+    assert (venv.elsewhere / "kept.md").is_file()
+    assert (venv.elsewhere / "kept-latency.svg").is_file()
 
 
 @pytest.mark.parametrize("version", PYTHONS)
