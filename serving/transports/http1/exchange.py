@@ -107,12 +107,12 @@ class Exchange:
     def _end_work(self, future: "Future[Any]") -> None:
         if self._steps is None or future is not self._work:
             return
-        try:
-            result = future.result()
-        except (Exception, CancelledError) as err:
-            self._step(self._steps.throw, err)
-        else:
-            self._step(self._steps.send, result)
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self._step(self._steps.send, future.result())
+            return
+        self._step(self._steps.throw, error)
+        error.__traceback__ = None  # a circle through the future, which would keep the body
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:
         """See `Sink`."""
