@@ -10,7 +10,7 @@ from typing import Any
 
 from serving.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores
-from serving.system.zygote import silence_pillow
+from serving.system.processes.zygote import CAN_FORK, silence_pillow
 
 MIN_PICTURES = 100
 """Fewer pictures are read in this process: others take 0.5 s to start, a picture 7 ms."""
@@ -63,7 +63,7 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
         reader: what to make of a picture, such as `from_picture`.
     """
     workers = usable_cores()
-    if workers < 2 or len(found) < MIN_PICTURES or os.name == "nt":
+    if workers < 2 or len(found) < MIN_PICTURES or not CAN_FORK:
         silence_pillow()
         for name in found:
             yield _quietly(partial(_read, reader), name) if isinstance(name, str) else name

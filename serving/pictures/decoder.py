@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.images import Images
-from serving.system.zygote import free_bytes
+from serving.system.process import free_bytes
 
 MAX_PIXELS = 80_000_000
 """The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""
@@ -163,7 +163,7 @@ def _seekable(file: BinaryIO) -> BinaryIO:
 
 
 class _Bounded:
-    """A file of which only so many pieces are read."""
+    """A file that can be read in at most MAX_READS pieces."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from serving.errors import InvalidRequest
-from serving.system.processes import Processes
+from serving.system.processes.pool import Processes
 
 _MODULES = ("serving.pictures.numbers", "serving.pictures.reader")
 """What they need."""

@@ -1,4 +1,4 @@
-"""What systemd is told of this process (sd_notify(3)): ready, reloading, stopping, alive."""
+"""Tells systemd the state of this process (sd_notify(3)): ready, reloading, stopping, alive."""
 
 import asyncio
 import os

@@ -1,5 +1,6 @@
 """Memory, file descriptors, start time and activity of processes, from /proc."""
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PROC = Path("/proc/self")
+VIRTUAL, RESIDENT, DATA = 0, 1, 5
+"""Sizes in /proc/self/statm."""
 
 
 class Usage(NamedTuple):
@@ -23,15 +26,36 @@ class Usage(NamedTuple):
     def now(cls) -> "Usage":
         """Read the usage of this process."""
         try:
-            pages = (_PROC / "statm").read_text("ascii").split()
             num_files = len(os.listdir(_PROC / "fd")) - 1  # without the one of this listing
         except OSError:
             return cls()
         import resource  # Windows has none
 
-        page_bytes = resource.getpagesize()
         max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return cls(int(pages[1]) * page_bytes, int(pages[0]) * page_bytes, num_files, max_files)
+        return cls(memory(RESIDENT), memory(VIRTUAL), num_files, max_files)
+
+
+def memory(field: int) -> int:
+    """Return a size of this process in bytes; 0 without /proc.
+
+    Args:
+        field: VIRTUAL, RESIDENT or DATA.
+    """
+    try:
+        pages = (_PROC / "statm").read_text("ascii").split()
+    except OSError:
+        return 0
+    return int(pages[field]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_bytes() -> float:
+    """Return how much this process may still allocate; inf where nothing limits it."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - memory(DATA)
 
 
 class Activity(NamedTuple):

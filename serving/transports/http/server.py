@@ -14,7 +14,7 @@ from serving.router import Router
 from serving.system.address import bind, others, with_port
 from serving.system.host import Host
 from serving.system.listener import activated
-from serving.system.processes import Processes
+from serving.system.processes.pool import Processes
 from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from serving.system.processes import Processes
+from serving.system.processes.pool import Processes
 
 
 class Pool:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.system.processes import CRASH
+from serving.system.processes.pool import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
 from tests.support.servers import RunningServer, running_server

@@ -1,4 +1,4 @@
-"""Requests that are recognised are answered as if they were read, whatever changed meanwhile."""
+"""Requests that are recognised are answered as if they were read, even after changes."""
 
 import json
 import shutil

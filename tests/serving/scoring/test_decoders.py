@@ -9,7 +9,7 @@ from PIL import Image
 
 from serving.images import Images
 from serving.scoring.decoders import Decoders
-from serving.system.processes import CRASH
+from serving.system.processes.pool import CRASH
 from tests.serving.cli.test_classify import end_process
 from tests.serving.scoring.conftest import picture
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system import processes
-from serving.system.processes import CRASH, Processes
+from serving.system.processes import pool as processes
+from serving.system.processes.pool import CRASH, Processes
 
 WAIT_S = 30.0
 
@@ -177,8 +177,8 @@ def test_zygote_that_is_killed_or_frozen_is_replaced(
     worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
     assert isinstance(worker, int)
     assert isinstance(zygote, int)
-    assert pool._zygote is not None
-    pool._zygote[1].settimeout(0.2)
+    assert pool._zygote._process is not None
+    pool._zygote._process[1].settimeout(0.2)
     os.kill(zygote, number)
     os.kill(worker, signal.SIGKILL)
     assert outcome(pool.submit("", abs, -1)) == 1
@@ -303,7 +303,7 @@ def files_open() -> dict[int, str]:
 
 PARENT = """
 import os, sys, time
-from serving.system.processes import Processes
+from serving.system.processes.pool import Processes
 pool = Processes(2)
 print(pool.submit("", os.getpid).result(), pool.submit("", os.getppid).result(), flush=True)
 pool.submit("", time.sleep, 600).result()

@@ -1,4 +1,4 @@
-"""The zygote and the workers of `serving.system.processes`, which starts this as a program."""
+"""The program that `Zygote` starts: it forks workers, which do jobs."""
 
 import ctypes
 import gc
@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import BinaryIO, NoReturn
 
 from serving.errors import TooLarge
+from serving.system.process import DATA, RESIDENT, memory
 
 HEADER = struct.Struct("=?Q")
 """Before an outcome: whether the worker ends behind it, and the outcome's size."""
@@ -25,9 +26,6 @@ CAN_FORK = hasattr(os, "fork")
 _KEPT_BYTES = 32 << 20
 """A worker that keeps more than this of its jobs' memory ends."""
 _PR_SET_PDEATHSIG = 1
-
-with suppress(ImportError):  # Windows has neither it nor fork
-    import resource
 
 
 def main() -> NoReturn:
@@ -63,14 +61,6 @@ def silence_pillow() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def free_bytes() -> float:
-    """Return how much this process may still allocate."""
-    if not CAN_FORK:
-        return float("inf")
-    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return float("inf") if limit == resource.RLIM_INFINITY else limit - _data_bytes()
-
-
 def _end_with(zygote: int) -> None:
     """Have the kernel end this process with its parent, where it can."""
     with suppress(OSError, AttributeError):
@@ -81,15 +71,18 @@ def _end_with(zygote: int) -> None:
 
 def _work(sock: socket.socket, memory_bytes: int) -> NoReturn:
     """Do jobs until the socket is closed."""
-    if memory_bytes and _data_bytes():
-        limit = _data_bytes() + memory_bytes
+    import resource  # Windows has none
+
+    data_bytes = memory(DATA)
+    if memory_bytes and data_bytes:
+        limit = data_bytes + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resting_bytes = _resident_bytes()
+    resting_bytes = memory(RESIDENT)
     stream = sock.makefile("rb")
     while True:
         outcome = _outcome(stream)
-        is_last = _resident_bytes() - resting_bytes > _KEPT_BYTES
+        is_last = memory(RESIDENT) - resting_bytes > _KEPT_BYTES
         sock.sendall(HEADER.pack(is_last, len(outcome)))
         sock.sendall(outcome)
         del outcome
@@ -110,20 +103,3 @@ def _outcome(stream: BinaryIO) -> bytes:
         with suppress(Exception):
             return pickle.dumps((False, err))
         return pickle.dumps((False, RuntimeError(f"{type(err).__name__}: {err}"[:500])))
-
-
-def _resident_bytes() -> int:
-    return _statm(1)
-
-
-def _data_bytes() -> int:
-    return _statm(5)
-
-
-def _statm(field: int) -> int:
-    """Return a size of this process; 0 without /proc."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[field]) * resource.getpagesize()
-    except OSError:
-        return 0
