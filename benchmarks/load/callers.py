@@ -60,7 +60,7 @@ class ThreadLoad(Load):
             while now_s < tally.begin_s + seconds:
                 try:
                     self._call(images)
-                except Exception as err:  # whatever a target raises, the call has failed
+                except Exception as err:  # of any kind: the call has failed
                     tally.failures.append(err)
                 now_s = tally.end(now_s)
 
@@ -98,7 +98,7 @@ class TaskLoad(Load):
             while now_s < tally.begin_s + seconds:
                 try:
                     await self._call(images)
-                except Exception as err:  # whatever a target raises, the call has failed
+                except Exception as err:  # of any kind: the call has failed
                     tally.failures.append(err)
                 now_s = tally.end(now_s)
 

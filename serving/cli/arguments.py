@@ -1,6 +1,7 @@
 """The commands of `digit-serving`, their options and their help texts."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -131,24 +132,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--http-port", type=values.port_or_off, default="auto", metavar="PORT",
         help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
         "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
-    add(
-        "--http-host-name",
-        dest="http_host_names",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="names of this server in URLs, beside localhost and addresses; *: any",
-    )
-    add(
-        "--http-allow-origin",
-        dest="http_allow_origins",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="URL",
-        help="sites whose pages may ask, such as https://example.org",
-    )
+    add_list = partial(add, nargs="+", action="extend", default=[])
+    add_list("--http-host-name", dest="http_host_names", metavar="NAME",
+             help="names of this server in URLs, beside localhost and addresses; "
+                  "*: any")  # fmt: skip
+    add_list("--http-allow-origin", dest="http_allow_origins", metavar="URL",
+             help="sites whose pages may ask, such as https://example.org")  # fmt: skip
     add("--transport", choices=get_args(TransportName), default=config.transport,
         help="gRPC implementation; auto is h2")  # fmt: skip
     add("--workers", type=int, default=config.workers, metavar="N",

@@ -11,14 +11,15 @@ umount -R /sys/fs/cgroup
 mount -t sysfs sysfs /sys
 mount -t cgroup2 none /sys/fs/cgroup
 ip link set lo up
+home=~root
 mkdir /run/home
 for folder in "$installation" "$repository"; do
-    if [[ "$folder" == /root/* ]]; then  # which only root may enter
-        mkdir -p "/run/home/${folder#/root/}"
-        mount --bind "$folder" "/run/home/${folder#/root/}"
+    if [[ "$folder" == "$home"/* ]]; then  # which only root may enter
+        mkdir -p "/run/home/${folder#"$home"/}"
+        mount --bind "$folder" "/run/home/${folder#"$home"/}"
     fi
 done
-mount --rbind /run/home /root
+mount --rbind /run/home "$home"
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket \
     systemd-udevd-control.socket systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service \
     systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service tmp.mount \

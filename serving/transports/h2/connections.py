@@ -143,7 +143,7 @@ class Connections:
         self._open[connection] = None
 
     def _make_room(self) -> bool:
-        """Close idle connections: first those without a token, of whoever has most, idle longest.
+        """Close idle connections: first those without a token, of who has most, idle longest.
 
         Where tokens are needed, a call that needs none, such as Watch, does not keep a connection.
         """

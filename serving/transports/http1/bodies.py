@@ -1,4 +1,4 @@
-"""One budget for the bodies of all requests in progress, whoever sends them."""
+"""One budget for the bodies of all requests in progress, from all peers together."""
 
 import ctypes
 import math
