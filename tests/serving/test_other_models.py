@@ -32,6 +32,7 @@ from tests.support.inference_peer import (
     raw_request,
     typed_request,
 )
+from tests.support.processes import wait_until
 from tests.support.raw import Raw
 from tests.support.servers import RunningServer, running_server
 
@@ -188,6 +189,7 @@ def test_images_run_are_counted_by_their_class(
     images, classes = templates.images_of(model.signature, 400)
     before = counts()
     client.classify(images)
+    wait_until(lambda: sum(counts()) - sum(before) >= len(images))  # once answers are sent
     added = np.array(counts()) - before
     np.testing.assert_array_equal(added, np.bincount(classes, minlength=len(before)))
 
