@@ -73,7 +73,7 @@ simulate: $(INSTALLED)  ## a server, its callers and their bad luck in SEEDS=...
 	$(RUN) -m tests.simulation $(SEEDS)
 
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)
-	$(RUN) -m pytest -s -m reliability tests/reliability
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m reliability tests/reliability
 
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py

@@ -23,7 +23,7 @@ from serving.http2.output import Stream
 from serving.protocols.digits_v1.wire import decode_response, encode_request
 from serving.protocols.encoding import frame as framed
 from serving.protocols.oip import inference_pb
-from tests.simulation.network import Link
+from tests.simulation.network import Link, Listener
 
 UNARY, STREAM = "/digits.v1.DigitClassifier/Classify", "/digits.v1.DigitClassifier/ClassifyStream"
 INFER, SLOW = "/inference.GRPCInferenceService/ModelInfer", "/sim.Slow/Call"
@@ -112,7 +112,9 @@ class Client:
 
     name = "client"
 
-    def __init__(self, world: Any, number: int, random: Random) -> None:
+    def __init__(
+        self, world: Any, number: int, random: Random, listener: Listener | None = None
+    ) -> None:
         self.world, self.number, self.random = world, number, random
         capacity = random.choice((500, 5_000, 1 << 20))
         self.link = Link(world, random, f"10.0.0.{number % 5}", self.arrived, capacity)
@@ -120,7 +122,7 @@ class Client:
         self.out = b""
         self.num_queued = 0
         self.is_over = False
-        world.after(self.link.latency_s, world.listener.connect, self.link)
+        world.after(self.link.latency_s, (listener or world.listener).connect, self.link)
 
     def tell(self, text: str) -> None:
         self.world.tell(f"{self.name} {self.number} {text}")

@@ -19,7 +19,7 @@ def check(world: Any) -> None:
     loop, limits = world.loop, world.limits
     own_s = world.now_s - world.turn_s - world.busy_s
     world.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
-    (home,) = loop._homes
+    home, web = loop._homes
     if loop._refusal is not None:
         world.refusing_s = min(world.refusing_s, world.now_s)
     changed = [each for each in home._open if each.socket.link.is_changed]
@@ -39,7 +39,7 @@ def check(world: Any) -> None:
     world.require(len(home.calls._timers) <= home.calls._max_timers, "too many timers")
     world.require(len(home._open) <= limits.max_connections, "too many connections")
     slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
-    for connection in home._open:
+    for connection in [*home._open, *web._open]:
         is_stuck = (
             connection.output and world.now_s - max(connection.active_s, world.thawed_s) > slow_s
         )
@@ -114,12 +114,12 @@ def check_sleep(world: Any, end_s: float) -> None:
         for queue in batcher._queues:
             for line in queue._ring:
                 for group in line.groups:
-                    late_s = end_s - group.deadline_s
+                    late_s = end_s - max(group.deadline_s, group.arrived_s)
                     world.require(
                         late_s < _LATE_S + world.patience_s or not group.has_open,
                         f"calls wait {late_s:g} s past their deadline",
                     )
-    (home,) = loop._homes
+    home = loop._homes[0]
     for deadline_s, _, connection, stream_id, stream in home.calls._timers[:1]:
         if connection.call(stream_id) is stream:
             late_s = end_s - max(deadline_s, world.now_s)
@@ -164,22 +164,19 @@ def judge_answer(world: Any, call: Call) -> None:
     rows, version = call.answers[-1]
     if call.path == SLOW:
         return
-    served = {find(state, call.label) for state in states(world, call)}
+    served = {find(state, call.label) for state in world.states_since(call.sent_s)}
     if call.label == "":
-        served |= {state.canary.version for state in states(world, call) if state and state.canary}
+        served |= {
+            state.canary.version
+            for state in world.states_since(call.sent_s)
+            if state and state.canary
+        }
     world.require(version in served, f"call {call.number} is answered by version {version!r}")
     images = call.messages[number - 1]
     is_right = rows == [row.tobytes() for row in rows_of(images, version or "0")]
     world.require(is_right, f"call {call.number} has a wrong answer")
     world.require(not (call.is_poison and any(image[8] == 0xFF for image in images)),
                   f"call {call.number} is answered though its run fails")  # fmt: skip
-
-
-def states(world: Any, call: Call) -> list[Any]:
-    """What was served while a call was on its way."""
-    after = [at_s for at_s, _ in world.states[1:]] + [float("inf")]
-    return [state for (_, state), end_s in zip(world.states, after, strict=True)
-            if end_s >= call.sent_s]  # fmt: skip
 
 
 def find(state: ModelVersions | None, label: str) -> str | None:
@@ -192,7 +189,7 @@ def find(state: ModelVersions | None, label: str) -> str | None:
 def judge(world: Any, client: Polite, call: Call) -> None:
     """See that a call has ended as it may."""
     now_s, name = world.now_s, f"call {call.number}"
-    served = states(world, call)
+    served = world.states_since(call.sent_s)
     is_lost = client.link.is_reset or client.link.is_gone
     if call.outcome == "0":
         number = len(call.messages)
@@ -236,11 +233,13 @@ def check_answered(world: Any, client: Polite) -> None:
 
 def check_start(world: Any) -> None:
     """See that the server is as at the start, now that all have left."""
-    (home,) = world.loop._homes
-    left = [connection.address for connection in home._open]
+    home, web = world.loop._homes
+    left = [connection.address for connection in [*home._open, *web._open]]
     world.require(not left, f"connections are left: {left}")
-    world.require(world.num_sockets == 1, f"{world.num_sockets - 1} sockets are left")
-    world.require(len(world.loop.selector.keys) == 2, "the selector has sockets that are gone")
+    world.require(world.num_sockets == 2, f"{world.num_sockets - 2} sockets are left")
+    world.require(len(world.loop.selector.keys) == 3, "the selector has sockets that are gone")
+    held = [web.calls._timed, web.calls._ahead, web.calls._bodies._held]
+    world.require(not any(held), f"requests are held, by nobody: {held}")
     batchers = world.router.batchers
     world.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
     world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")

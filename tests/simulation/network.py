@@ -194,6 +194,8 @@ class Listener:
         self.is_closed = self.is_writable = False
         time.num_sockets += 1
 
+    def setblocking(self, flag: bool) -> None: ...
+
     @property
     def is_readable(self) -> bool:
         return bool(self.waiting)

@@ -29,7 +29,7 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.statistics import Statistics
+from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.signature import Signature
 from serving.system.host import Host
@@ -37,9 +37,11 @@ from serving.tensors import Array, Feeds
 from serving.transports.h2 import server as h2
 from serving.transports.h2.limits import Limits
 from tests.simulation import invariants
+from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
 from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite
 from tests.simulation.network import Listener, Selector, bells
+from tests.simulation.web import Browser, open_web
 
 IMAGE_BYTES = 100
 SIGNATURE = Signature((10, 10), 10)
@@ -48,6 +50,7 @@ CALM_S, PROBE_S, DRAIN_S, DRAIN_LIMIT_S = 30.0, 90.0, 98.0, 30.0
 """When faults end, when the server has to be as at the start, and when and how long it drains."""
 MOST_TURNS = 30_000
 """Ten times those of a usual world."""
+CALLERS = {"caller": Polite, "attacker": Hostile, "browser": Browser}
 Action = tuple[float, str]
 
 
@@ -113,7 +116,8 @@ class Runners:
 class World:
     """All there is, from a seed; `run` says what went wrong, and nothing if it went well."""
 
-    def __init__(self, seed: int, kept: list[int] | None = None) -> None:
+    def __init__(self, seed: int, kept: list[int] | None = None, **fixed: Any) -> None:
+        """Draw a world, of which some is `fixed` and of whose plan some may be `kept`."""
         self.seed = seed
         self.random = random = Random(f"digits {seed}")
         self.now_s, self.turn_s, self.beside_s = BEGIN_S, BEGIN_S, 0.0
@@ -133,7 +137,7 @@ class World:
         self.story: list[str] = []
         self.failure = ""
         self.num_sockets = self.num_turns = 0
-        self.is_file_table_full = self.is_over = False
+        self.is_file_table_full = self.is_over = self.is_calm = False
         self.model_fault = ""
         self.usual_run_s = self.run_s = random.choice((1e-4, 1e-3, 0.02))
         self.poison_share = random.choice((0.0, 0.05))
@@ -141,12 +145,13 @@ class World:
         """By the first bytes of their images."""
         self.batchers: dict[Batcher, None] = {}
         """All that there have been."""
-        self.clients: list[Polite | Hostile] = []
+        self.clients: list[Polite | Hostile | Browser] = []
+        self.apps: list[App] = []
         self.draining_s = self.refusing_s = self.drained_s = float("inf")
         """When it was told to drain, when it does, and when it has."""
         self.failing: list[tuple[float, float]] = []
         """When the model has failed."""
-        self.listener = Listener(self)
+        self.listener, self.web = Listener(self), Listener(self)
         host = Host(
             clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[arg-type, return-value]
             listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[arg-type, return-value]
@@ -169,11 +174,13 @@ class World:
         )  # fmt: skip
         self.quick_rows = random.choice((0, 1, 64))
         self.runners = random.choice((1, 2))
+        self.__dict__.update(fixed)
         self.router = Router(self.batching, host=host)
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(())
-        infer = Infer(self.router, Statistics())
+        self.queries = Queries(self.router, health)
+        infer = Infer(self.router, self.queries.statistics)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
             BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),
@@ -181,7 +188,7 @@ class World:
         ]  # fmt: skip
         config = ServerConfig(port=0)
         self.server = h2.H2Server(self.router, self.methods, config, self.limits, host)
-        self.plan = plan(random, kept)
+        self.plan = plan(random, kept) | more(seed, kept)
 
     # Time
 
@@ -276,8 +283,8 @@ class World:
 
     def act(self, kind: str, random: Random) -> None:
         """Do what the plan says."""
-        if kind in ("caller", "attacker"):
-            client = (Polite if kind == "caller" else Hostile)(self, len(self.clients), random)
+        if kind in CALLERS:
+            client = CALLERS[kind](self, len(self.clients), random)
             self.clients.append(client)
             at_s = 0.0
             for _ in range(random.choice((1, 4, 10))):
@@ -290,6 +297,14 @@ class World:
             if random.random() < 0.6:
                 self.after(at_s * random.random() * 2, client.leave,
                            random.choice(("close", "reset", "vanish")))  # fmt: skip
+        elif kind == "app":
+            app = App(self, random)
+            self.apps.append(app)
+            at_s = 0.0
+            for _ in range(random.choice((1, 4, 10))):
+                kinds = ("calls",) * 5 + ("cancel", "reset", "vanish")
+                self.after(at_s, app.act, random.choice(kinds))
+                at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
         elif kind == "reload":
             versions = sorted(random.sample("123456789", random.choice((1, 2, 3))), reverse=True)
             share = random.choice((0.0, 0.3, 1.0))
@@ -322,6 +337,11 @@ class World:
             if image[:8] in self.calls:
                 invariants.check_run(self, *self.calls[image[:8]], since_s)
 
+    def states_since(self, since_s: float) -> list[ModelVersions | None]:
+        """Return what has been served from a time on."""
+        after = [at_s for at_s, _ in self.states[1:]] + [float("inf")]
+        return [s for (_, s), end_s in zip(self.states, after, strict=True) if end_s >= since_s]
+
     def judge(self, client: Polite, call: Call) -> None:
         invariants.judge(self, client, call)
 
@@ -332,10 +352,12 @@ class World:
 
     def run(self) -> str:
         """Let it all happen; return the first thing that is wrong, if any."""
-        with _errors(self), patch.object(h2, "may_poll", return_value=self.random.random() < 0.2):
+        polls = self.random.random() < 0.2
+        with _errors(self), clocks(self), patch.object(h2, "may_poll", return_value=polls):
             self.server.open()
             assert self.server.loop is not None
             self.loop = self.server.loop
+            self.loop.add(open_web(self, self.queries))
             for number, (at_s, kind) in self.plan.items():
                 self.after(at_s, self.act, kind, Random(f"{self.seed} {number}"))
             self.after(CALM_S, self.calm)
@@ -349,6 +371,8 @@ class World:
                     self.fail(f"a round failed: {type(err).__name__}: {err}")
                 invariants.check(self)
                 self.require(self.num_turns < MOST_TURNS, "the loop never sleeps")
+            for app in self.apps:
+                app.close()
             if not self.failure:
                 self.loop._close()
                 self._run_until(self.now_s + 5.0)
@@ -359,10 +383,15 @@ class World:
         """End all faults; polite callers leave once they have their answers."""
         self.tell("all is calm from here on")
         self.heal()
-        self.is_file_table_full, self.poison_share = False, 0.0
+        self.is_file_table_full, self.poison_share, self.is_calm = False, 0.0, True
         self.reload(["9"])
+        for app in self.apps:
+            app.keep_calling()
         for client in self.clients:
             client.link.calm()
+            if isinstance(client, Browser):
+                self.after(19.9, client.check_answered)
+                self.after(20.0, client.leave, "close")
             if isinstance(client, Polite) and not client.is_over:
                 client.is_leaving = True
                 client.is_slow_reader = False
@@ -374,7 +403,7 @@ class World:
     def probe(self) -> None:
         """See that nothing is left, and that a new caller is served as the first one was."""
         invariants.check_start(self)
-        if all(isinstance(each, Polite) for each in self.clients):
+        if not self.apps and all(isinstance(each, Polite) for each in self.clients):
             invariants.check_counts(self)
         probe = Polite(self, len(self.clients), Random(f"probe {self.seed}"), is_quick=True)
         self.clients.append(probe)
@@ -386,6 +415,11 @@ class World:
         self.after(3.0, self.probe_by, probe, STREAM, calls)
         self.after(6.0, invariants.check_probe, self, calls)
         self.after(7.0, probe.leave, "close")
+        browser = Browser(self, len(self.clients), Random(f"browser {self.seed}"))
+        self.clients.append(browser)
+        self.after(1.0, browser.probe)
+        self.after(6.0, browser.check_answered)
+        self.after(7.0, browser.leave, "close")
 
     def probe_by(self, probe: Polite, path: str, calls: list[Call | None]) -> None:
         calls.append(probe.begin(path, 1, b"5S"))
@@ -430,6 +464,17 @@ _MANIFEST = Manifest(
     name="digits", version="1", test_accuracy=None, digests={}, golden_probabilities={},
     golden_images=np.empty((0, 0), np.uint8),
 )  # fmt: skip
+
+
+def more(seed: int, kept: list[int] | None) -> dict[int, Action]:
+    """Draw what applications do, from 100 on: beside the others, so these are as they were."""
+    random, actions = Random(f"more {seed}"), {}
+    for number in range(100, 100 + random.choice((0, 0, 1, 3))):
+        actions[number] = (
+            random.choice((0.01, 1.0, CALM_S)) * random.random(),
+            random.choice(("app", "browser")),
+        )
+    return {number: actions[number] for number in actions if kept is None or number in kept}
 
 
 def plan(random: Random, kept: list[int] | None) -> dict[int, Action]:

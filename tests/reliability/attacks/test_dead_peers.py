@@ -1,6 +1,5 @@
 """Peers that vanish without a word, stand still, or come back late: the clients find them again."""
 
-import asyncio
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Client
+from serving import Client
 from serving.errors import ServingError
 from serving.images import Images
 from tests.support.fleet.router import Router
@@ -54,17 +53,6 @@ def test_connection_that_died_in_silence_is_replaced(router: Router, image: Imag
         client.classify(image)
         router.forget()
         until_answered(lambda: client.classify(image), DEAD_WITHIN_S)
-
-
-@pytest.mark.usefixtures("client_transport")
-def test_async_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
-    async def scenario() -> None:
-        async with AsyncClient(router.address, timeout_s=DEAD_WITHIN_S) as client:
-            await client.classify(image)
-            router.forget()
-            await client.classify(image)  # its own time is enough to find out and connect again
-
-    asyncio.run(scenario())
 
 
 def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Images) -> None:

@@ -25,7 +25,6 @@ from tests.support.tickets import image_with
 
 KINDS = ("good", "cancelled", "hasty", "malformed", "reconnecting")
 WEIGHTS = (70, 15, 5, 5, 5)
-WARM_UP_S = 15.0
 MAX_GROWTH_BYTES = 8 << 20
 ROUND = 50
 """Calls in flight at once."""
@@ -111,8 +110,8 @@ class Soak(Protocol):
 
 
 def assert_no_growth(pid: int, callers: Soak, duration_s: float) -> None:
-    """Warm up, soak, compare a process; half-way, too, so that the text shows a trend."""
-    callers.run_for(WARM_UP_S)
+    """Warm up for a sixth of the time, soak, compare a process; half-way, too, to show a trend."""
+    callers.run_for(max(15.0, duration_s / 6))
     before = Footprint.of(pid)
     callers.run_for(duration_s / 2)
     halfway = Footprint.of(pid)

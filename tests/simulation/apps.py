@@ -1,0 +1,267 @@
+"""Services of the world that call by an `AsyncClient`, on event loops that run in its time."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from serving.client.client import AsyncClient
+from serving.errors import (
+    DeadlineExceeded,
+    DigitsError,
+    ModelError,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
+from serving.predictions import Predictions
+from tests.simulation.network import Link
+
+UNLIMITED = 10**9
+
+
+class Wire(asyncio.Transport):
+    """A client's socket."""
+
+    def __init__(self, loop: "EventLoop", link: Link, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._loop, self.link, self._protocol = loop, link, protocol
+        self._out = b""
+        self.is_open = True
+        link.resume = self._push
+
+    def write(self, data: Any) -> None:
+        self._out += bytes(data)
+        self._push()
+
+    def _push(self) -> None:
+        try:
+            while self._out and self.is_open:
+                self._out = self._out[self.link.up.push(self._out) :]
+        except BlockingIOError:
+            pass
+
+    def arrived(self) -> None:
+        data = self.link.down.pop(UNLIMITED)
+        if self.is_open:
+            if data:
+                self._protocol.data_received(data)
+            if self.link.down.is_ended:
+                self._lose(None)
+            self._loop.turn()
+
+    def abort(self) -> None:
+        self._loop.call_soon(self._lose, None)
+
+    def reset(self) -> None:
+        """Lose the connection, as both sides see."""
+        self.link.reset()
+        self._lose(ConnectionResetError(104, "Connection reset by peer"))
+        self._loop.turn()
+
+    def _lose(self, error: Exception | None) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.link.up.shut()
+            self._protocol.connection_lost(error)
+
+
+class EventLoop(asyncio.BaseEventLoop):
+    """asyncio's own, in the world's time and on its network."""
+
+    def __init__(self, app: "App") -> None:
+        super().__init__()
+        self._app = app
+        self._selector = self
+        self._wakes_s = float("inf")
+        self.set_exception_handler(lambda _, context: app.world.fail(f"in a client: {context}"))
+
+    def time(self) -> float:
+        return float(self._app.world.now_s)
+
+    def select(self, timeout_s: float | None) -> list[Any]:
+        return []
+
+    def _process_events(self, event_list: list[Any]) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+    async def create_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        world, wire = self._app.world, None
+        link = Link(world, self._app.random, "10.0.1.1", lambda: wire and wire.arrived())
+        if world.is_calm:
+            link.calm()
+        await asyncio.sleep(2 * link.latency_s)
+        if world.listener.is_closed:
+            raise ConnectionRefusedError(111, "Connection refused")
+        protocol = factory()
+        wire = Wire(self, link, protocol)
+        self._app.wires.append(wire)
+        world.listener.connect(link)
+        protocol.connection_made(wire)
+        return wire, protocol
+
+    def turn(self) -> None:
+        """Run what is ready, and come back for what is to be done later."""
+        world = self._app.world
+        with self.running():
+            while self._ready or (self._scheduled and self._scheduled[0].when() <= self.time()):  # type: ignore[attr-defined]
+                self._run_once()  # type: ignore[attr-defined]
+        if self._scheduled and (next_s := self._scheduled[0].when()) < self._wakes_s:  # type: ignore[attr-defined]
+            self._wakes_s = next_s
+            world.after(next_s - world.now_s, self._wake)
+
+    def _wake(self) -> None:
+        self._wakes_s = float("inf")
+        self.turn()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(before)
+
+
+class App:
+    """Keeps calling; whatever happens to its connections, it gets each answer within its time."""
+
+    def __init__(self, world: Any, random: Random) -> None:
+        self.world, self.random = world, random
+        self.number = len(world.apps)
+        self.loop = EventLoop(self)
+        self.wires: list[Wire] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.was_answered = False
+        """Whether the call that ended last was."""
+        self.timeout_s = random.choice((0.02, 1.0, 20.0))
+        self.client = AsyncClient(
+            "10.0.0.1:50051", timeout_s=self.timeout_s, transport="h2",
+            attempt_timeout_s=random.choice((None, None, 0.5)),
+        )  # fmt: skip
+
+    def act(self, kind: str) -> None:
+        """Begin calls, cancel some, or lose the connection."""
+        if kind == "calls":
+            for _ in range(self.random.choice((1, 5, 20))):
+                self.begin(self.random.choice((1, 1, 3, 40)))
+        elif kind == "call":
+            self.begin(1)
+        elif kind == "cancel":
+            for task in list(self.tasks):
+                if self.random.random() < 0.5:
+                    task.cancel()
+        else:
+            for wire in [each for each in self.wires if each.is_open]:
+                self.world.tell(f"app {self.number} loses its connection: {kind}")
+                wire.link.vanish() if kind == "vanish" else wire.reset()
+        self.loop.turn()
+
+    def keep_calling(self) -> None:
+        """Call each second, now that all is calm: whatever came before, it is answered soon."""
+        for at_s in range(50):
+            self.world.after(at_s, self.act, "call")
+        self.world.after(49.9, self._check_served)
+        self.world.after(50.0, self.close)
+
+    def _check_served(self) -> None:
+        is_served = self.was_answered or self.timeout_s < 1.0  # the network alone may take as long
+        self.world.require(is_served, f"app {self.number} is not served any more")
+
+    def begin(self, number: int) -> "asyncio.Task[None]":
+        task = self.loop.create_task(self._call(self.world.count(), number))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _call(self, name: int, number: int) -> None:
+        world, sent_s, knew = self.world, self.world.now_s, self.client._has_answered
+        images = [world.image() for _ in range(number)]
+        pixels = np.frombuffer(b"".join(images), np.uint8).reshape(number, 10, 10)
+        world.tell(f"app {self.number} begins call {name}: {number} images")
+        try:
+            outcome: Predictions | DigitsError = await self.client.classify(pixels)
+        except DigitsError as err:
+            outcome = err
+        except asyncio.CancelledError:
+            world.tell(f"app {self.number} gives up call {name}")
+            raise
+        except Exception as err:
+            world.fail(f"app {self.number}'s call {name} raises {err!r}")
+            return
+        self.was_answered = isinstance(outcome, Predictions)
+        text = "is answered" if isinstance(outcome, Predictions) else f"fails: {outcome}"
+        world.tell(f"app {self.number}'s call {name} {text}")
+        self._judge(f"app {self.number}'s call {name}", images, sent_s, knew, outcome)
+
+    def _judge(
+        self, name: str, images: list[bytes], sent_s: float, knew: bool, outcome: Any
+    ) -> None:
+        """See that a call ended in its time, and as it may."""
+        world = self.world
+        took_s = world.now_s - sent_s
+        late_s = world.now_s - max(sent_s + self.timeout_s, world.thawed_s)
+        world.require(late_s < 0.05, f"{name} took {took_s:g} s")
+        states = world.states_since(sent_s)
+        if isinstance(outcome, Predictions):
+            served = {v for each in states if each for v in (
+                each.default_version, each.canary.version if each.canary else "")}  # fmt: skip
+            versions = (outcome.probabilities[:, 0] // 256).astype(int).astype(str).tolist()
+            world.require(served >= {*versions, outcome.model_version}, f"{name}: of {versions}")
+            rows = np.frombuffer(b"".join(each[:10] for each in images), np.uint8).reshape(-1, 10)
+            is_right = (outcome.probabilities % 256 == rows).all()
+            world.require(is_right and len(outcome) == len(images), f"{name} has a wrong answer")
+        elif isinstance(outcome, DeadlineExceeded):
+            is_slow = took_s > world.limits.message_s or self.client._budget._tokens <= 50
+            is_late = took_s >= self.timeout_s - 1e-3
+            world.require(is_late or is_slow, f"{name} is said to be late after {took_s:g} s")
+        elif isinstance(outcome, Unavailable):
+            until_s = self.timeout_s if knew else min(5.0, self.timeout_s)
+            is_spent = self.client._budget._tokens <= 50
+            world.require(
+                is_spent or took_s >= until_s - 0.76, f"{name} is given up after {took_s:g} s"
+            )
+        elif isinstance(outcome, ModelError):
+            failed = any(end_s + 1 >= sent_s for _, end_s in world.failing)
+            world.require(failed, f"{name} fails, but its model does not")
+        elif isinstance(outcome, ModelNotFound):
+            world.require(None in states, f"{name} finds no model, but there is one")
+        else:
+            world.require(isinstance(outcome, Overloaded), f"{name} ends with {outcome!r}")
+
+    def close(self) -> None:
+        """End, and see that nothing is left."""
+        if self.loop.is_closed():
+            return
+        for task in self.tasks:
+            task.cancel()
+        self.loop.turn()
+        self.loop.create_task(self.client.close())
+        self.loop.turn()
+        self.world.require(not self.tasks, f"app {self.number} has calls after its end")
+        is_quiet = all(handle.cancelled() for handle in self.loop._scheduled)  # type: ignore[attr-defined]
+        self.world.require(is_quiet, f"app {self.number} has timers after its end")
+        self.world.require(
+            not any(each.is_open for each in self.wires), f"app {self.number} keeps connections"
+        )
+        self.loop.close()
+
+
+@contextmanager
+def clocks(world: Any) -> Iterator[None]:
+    """Give clients the world's time and chance."""
+    time = SimpleNamespace(monotonic=lambda: world.now_s)
+    with (
+        patch("serving.client.h2.session.time", time),
+        patch("serving.client.retries.time", time),
+        patch("serving.client.retries.random", Random(f"backoff {world.seed}")),
+        patch("serving.client.answers._are_distributions", return_value=True),  # see `rows_of`
+    ):
+        yield

@@ -1,0 +1,76 @@
+"""More calls than the model can take, in simulated time: no busy machine changes a figure."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from serving.config import BatchingConfig
+from serving.http2.limits import Limits as Http2Limits
+from serving.tensors import Array, Feeds
+from serving.transports.h2.limits import Limits
+from tests.simulation import world as simulation
+from tests.simulation.clients import UNARY, Call, Polite
+from tests.simulation.world import World, rows_of
+
+SERVICE_S, BATCH = 0.08, 8
+CAPACITY = BATCH / SERVICE_S  # 100 images/s
+LOAD_S, WARM_UP_S = 2.5, 0.5
+
+
+def offer(factor: int, queue_capacity: int, timeout: bytes) -> tuple[float, Counter[str]]:
+    """Offer a multiple of the capacity; return the share that is used in time, and all outcomes."""
+    batching = BatchingConfig(
+        max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_images=4
+    )
+    limits = Limits(max_message_bytes=5_000, http2=Http2Limits(max_streams=10_000))
+    world = World(
+        10, [], batching=batching, limits=limits, quick_rows=0, runners=1, poison_share=0.0
+    )
+    calls: list[Call | None] = []
+
+    def call(client: Polite) -> None:
+        calls.append(client.begin(UNARY, 1, timeout))
+        client.flush()
+
+    def come() -> None:
+        for number in range(4):
+            client = Polite(world, number, Random(number), is_quick=True)
+            client.gives_up = False
+            world.clients.append(client)
+            for at in range(number, int(factor * CAPACITY * LOAD_S), 4):
+                world.after(0.01 + at / (factor * CAPACITY), call, client)
+
+    world.after(0.0, come)
+    assert not world.run()
+    ended = [each for each in calls if each]
+    window = (simulation.BEGIN_S + WARM_UP_S, simulation.BEGIN_S + LOAD_S)
+    good = sum(each.outcome == "0" and window[0] <= each.done_s < window[1] for each in ended)
+    return good / (CAPACITY * (LOAD_S - WARM_UP_S)), Counter(each.outcome for each in ended)
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each run take as long."""
+
+    def run(self: simulation.Model, feeds: Feeds) -> list[Array]:
+        rows = [row.tobytes() for row in feeds["images"]]
+        self.world.check_run(rows)
+        self.world.spend(SERVICE_S)
+        return [rows_of(rows, self.version)]
+
+    monkeypatch.setattr(simulation.Model, "run", run)
+
+
+@pytest.mark.parametrize("factor", [2, 5, 10])
+def test_goodput_holds_under_overload(factor: int) -> None:
+    share, outcomes = offer(factor, 50, b"1S")
+    assert share >= 0.95
+    assert outcomes.keys() == {"0", "8"}
+
+
+def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time() -> None:
+    """Served first come, first served, each would be reached when it is about to give up."""
+    share, outcomes = offer(5, 500, b"300m")  # the queue is 5 s long
+    assert share >= 0.8
+    assert outcomes.keys() <= {"0", "4", "8"}

@@ -1,0 +1,205 @@
+"""Callers of the world over HTTP/1.1: they keep to it, so each request has one answer, in order."""
+
+import json
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from serving.protocols.oip.methods import Queries
+from serving.transports.h2.connections import Connections
+from serving.transports.h2.limits import Limits
+from serving.transports.http.inference import Inference
+from serving.transports.http1.plan import App
+from serving.transports.http1.pool import Pool
+from serving.transports.http1.port import open_port
+from tests.simulation.clients import UNLIMITED, Client
+
+BODY_S, IDLE_S = 5.0, 20.0
+_PAD = b" " * 5_000
+"""Makes JSON so long that it is decoded elsewhere."""
+
+
+class Workers:
+    """Does work elsewhere, in the world's time; it may be killed in it."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+
+    def submit(self, function: Any, *args: Any) -> "Future[Any]":
+        world, future = self._world, Future[Any]()
+        world.after(world.random.choice((1e-4, 0.01, 1.0)), self._work, future, function, args)
+        return future
+
+    def _work(self, future: "Future[Any]", function: Any, args: tuple[Any, ...]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(*args))
+        except Exception as err:
+            future.set_exception(err)
+
+    def shutdown(self, **options: bool) -> None: ...
+
+
+def open_web(world: Any, queries: Queries) -> Connections:
+    """Open the world's HTTP port on its loop."""
+    pool = Pool(Workers(world), world.loop.post)  # type: ignore[arg-type]
+    routes = Inference(world.router, queries, pool).routes()
+    limits = Limits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
+    app = App(routes, None, ("sim",), [])
+    return open_port(world.loop, [world.web], app, world.router, limits, pool)
+
+
+@dataclass(eq=False)
+class Request:
+    """What is known of a request."""
+
+    number: int
+    images: list[bytes]
+    version: str
+    timeout_s: float
+    sent_s: float
+    end: int = 0
+    """Where it ends in what the client sends."""
+    status: int = 0
+
+
+class Browser(Client):
+    """Sends requests, some of them ahead of the answers to earlier ones, some of them slowly."""
+
+    name = "browser"
+
+    def __init__(self, world: Any, number: int, random: Random) -> None:
+        super().__init__(world, number, random, world.web)
+        self.requests: deque[Request] = deque()
+        self.came = b""
+        self.is_last, self.slow_s = False, 0.0
+        self.tell("comes")
+
+    def act(self, kind: str) -> None:
+        if kind == "calls":
+            for _ in range(self.random.choice((1, 1, 3, 12))):
+                self.begin()
+
+    def begin(self, *, is_quick: bool = False) -> Request | None:
+        world, random = self.world, self.random
+        if self.is_over or self.is_last or self.slow_s > world.now_s:
+            return None
+        images = [
+            world.image()
+            for _ in range(
+                1 if is_quick else random.choice((1, 1, self.world.batching.max_request_images))
+            )
+        ]
+        timeout_s = float("inf") if is_quick else random.choice((0.001, 0.3, 30.0, float("inf")))
+        request = Request(
+            world.count(), images, random.choice(("", "", "2")), timeout_s, world.now_s
+        )
+        if is_quick:
+            request.version = ""
+        shape = [len(images), len(images[0])]
+        tensor = {
+            "name": "images",
+            "datatype": "UINT8",
+            "shape": shape,
+            "data": [*b"".join(images)],
+        }
+        body = json.dumps({"inputs": [tensor]}).encode() + _PAD * (random.random() < 0.2)
+        path = f"/v2/models/digits{'/versions/2' if request.version else ''}/infer"
+        head = f"POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-length: {len(body)}\r\n"
+        if timeout_s < float("inf"):
+            head += f"request-timeout: {timeout_s}\r\n"
+        if random.random() < 0.1 and not is_quick:
+            head, self.is_last = head + "connection: close\r\n", True
+        data = head.encode() + b"\r\n" + body
+        request.end = self.num_queued + len(data)
+        self.tell(f"begins request {request.number}: {len(images)} images within {timeout_s:g} s")
+        self.requests.append(request)
+        if random.random() < 0.2 and not is_quick:
+            at, pause_s = random.randrange(len(data)), random.choice((0.01, 1.0, 8.0))
+            self.slow_s = world.now_s + pause_s
+            self.queue(data[:at])
+            world.after(pause_s, self._rest, data[at:])
+        else:
+            self.queue(data)
+        return request
+
+    def probe(self) -> None:
+        """Be served as the first caller was."""
+        self.link.calm()
+        request = self.begin(is_quick=True)
+        self.world.require(request, "a new browser has no connection")
+        self.world.after(4.9, lambda: self.world.require(
+            request and request.status == 200, "a new browser has no answer"))  # fmt: skip
+
+    def check_answered(self) -> None:
+        if not (self.is_over or self.link.is_reset or self.link.is_gone):
+            left = [request.number for request in self.requests]
+            self.world.require(not left, f"requests {left} were never answered")
+
+    def _rest(self, data: bytes) -> None:
+        if not self.is_over:
+            self.queue(data)
+
+    def arrived(self) -> None:
+        self.came += self.link.down.pop(UNLIMITED)
+        while not self.is_over and (end := self.came.find(b"\r\n\r\n")) >= 0:
+            lines = self.came[:end].lower().split(b"\r\n")
+            fields = dict(line.split(b": ", 1) for line in lines[1:])
+            size = end + 4 + int(fields[b"content-length"])
+            if len(self.came) < size:
+                break
+            body, self.came = self.came[end + 4 : size], self.came[size:]
+            if not self.requests:
+                self.world.fail(f"browser {self.number} gets an answer too many")
+                return
+            self.is_last = self.is_last or fields.get(b"connection") == b"close"
+            self._judge(self.requests.popleft(), int(lines[0].split()[1]), json.loads(body))
+        if self.link.down.is_ended and not self.link.down.buffer and not self.is_over:
+            self.is_over = True
+            for request in self.requests:
+                self._judge_lost(request)
+            self.link.up.shut()
+
+    def _judge(self, request: Request, status: int, answer: Any) -> None:
+        """See that an answer is right, or an error that may be."""
+        world, name = self.world, f"request {request.number}"
+        self.tell(f"{name} is answered: {status}")
+        request.status = status
+        states = world.states_since(request.sent_s)
+        took_s = world.now_s - request.sent_s
+        if status == 200:
+            version = answer["model_version"]
+            named = [s.labels.get(request.version, request.version) for s in states if s]
+            served = {s.default_version for s in states if s}
+            served |= {s.canary.version for s in states if s and s.canary}
+            served = {*named} if request.version else served
+            world.require(version in served, f"{name} is answered by version {version!r}")
+            rows = [pixel + 256.0 * int(version) for each in request.images for pixel in each[:10]]
+            data = answer["outputs"][0]["data"]
+            world.require(data == rows, f"{name} has a wrong answer")
+        elif status == 404:
+            gone = [s for s in states if s is None or request.version not in ("", *s.versions)]
+            world.require(gone, f"{name} finds no model, but there is one")
+        elif status == 504:
+            world.require(took_s >= request.timeout_s, f"{name} is said to be late, but is not")
+        elif status == 500:
+            failed = any(end_s + 1 >= request.sent_s for _, end_s in world.failing)
+            world.require(failed, f"{name} fails, but its model does not")
+        elif status == 503:
+            is_draining = world.now_s > world.draining_s
+            world.require(is_draining or len(states) > 1, f"{name} is refused without a reason")
+        elif status == 400:
+            world.require(took_s > BODY_S, f"{name} is refused: {answer}")
+        else:
+            world.require(status == 429, f"{name} ends with {status}: {answer}")
+
+    def _judge_lost(self, request: Request) -> None:
+        """See that a request without an answer was not taken."""
+        world, link = self.world, self.link
+        read_s = link.up.read_s(request.end)
+        is_read = read_s is not None and read_s < (link.closed_s or world.now_s)
+        may = self.is_last or link.is_reset or world.now_s > world.draining_s or not is_read
+        world.require(may, f"request {request.number} loses its connection")
