@@ -75,7 +75,7 @@ class Browser(Client):
         super().__init__(world, number, random, world.web)
         self.requests: deque[Request] = deque()
         self.came = b""
-        self.is_last, self.slow_s = False, 0.0
+        self.is_last = self.is_writing = False
         self.tell("comes")
 
     def act(self, kind: str) -> None:
@@ -85,7 +85,7 @@ class Browser(Client):
 
     def begin(self, *, is_quick: bool = False) -> Request | None:
         world, random = self.world, self.random
-        if self.is_over or self.is_last or self.slow_s > world.now_s:
+        if self.is_over or self.is_last or self.is_writing:
             return None
         images = [
             world.image()
@@ -119,7 +119,7 @@ class Browser(Client):
         self.requests.append(request)
         if random.random() < 0.2 and not is_quick:
             at, pause_s = random.randrange(len(data)), random.choice((0.01, 1.0, 8.0))
-            self.slow_s = world.now_s + pause_s
+            self.is_writing = True
             self.queue(data[:at])
             world.after(pause_s, self._rest, data[at:])
         else:
@@ -140,6 +140,7 @@ class Browser(Client):
             self.world.require(not left, f"requests {left} were never answered")
 
     def _rest(self, data: bytes) -> None:
+        self.is_writing = False
         if not self.is_over:
             self.queue(data)
 

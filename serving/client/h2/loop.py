@@ -177,6 +177,8 @@ class ReconnectingLoopChannel(Transport):
             return CUT_OFF
         if self._connecting is None or self._connecting.done():
             self._connecting = self._loop.create_task(self._connect())
+            # Its failure is known then, though all callers may have given up.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout_at(deadline_s):
                 return await asyncio.shield(self._connecting)
