@@ -55,8 +55,10 @@ bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmark
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
-bench-readme: $(INSTALLED)  ## measure what the README shows: result file, report, table
-	$(RUN) -m benchmarks run --suite bench --output benchmarks/results/bench.json
+bench-readme: $(INSTALLED)  ## measure the README's table: PEERS=triton=oip://HOST:PORT, and our servers
+	$(RUN) -m benchmarks run --targets $(PEERS)plain,h2-infer --precision fp32,int8 \
+		--scenarios SingleStream,ClosedLoop,Offline --callers 8,256 --batches 128 --rounds 5 --seconds 2 \
+		--output benchmarks/results/bench.json
 	$(RUN) -m benchmarks plot --readme README.md
 
 verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE=cpu rehearses it

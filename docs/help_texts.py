@@ -1,18 +1,29 @@
-"""MkDocs hook: puts a program's help texts where a page has a line `{{ python -m PROGRAM }}`."""
+"""MkDocs hook: fills lines such as `{{ python -m PROGRAM }}`, with help texts, and `{{ FILE.md }}`.
+
+FILE.md is one of the repository's own pages, whose links to `docs/` become links within it.
+"""
 
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 _PLACE = re.compile(r"(?m)^\{\{ python -m (\w+) \}\}$")
+_FILE = re.compile(r"(?m)^\{\{ (\w+\.md) \}\}$")
 _COMMAND = re.compile(r"(?m)^ {4}([a-z]+)(?: {2,}|$)")
 """A command in the list that the program's own help shows."""
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Return a page's Markdown with the help texts in it."""
+    markdown = _FILE.sub(lambda place: _page(place[1]), markdown)
     return _PLACE.sub(lambda place: _sections(place[1]), markdown)
+
+
+def _page(name: str) -> str:
+    text = (Path(__file__).parents[1] / name).read_text("utf-8")
+    return text.replace("](docs/", "](")
 
 
 def _sections(program: str) -> str:

@@ -26,9 +26,15 @@ def targets(figures: Figures) -> Table:
     shown = [cell for cell in figures.rounds if _is_headline(cell, figures)]
     comparable = {cell.spec for cell in figures.samples if replace(cell, spec=specs[0]) in shown}
     skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
-    rows = [["target", *(_heading(cell, results.latency_slo_s) for cell in shown)]]
+    loops = [cell for cell in shown if cell.scenario == "ClosedLoop"][-1:]
+    costs = [f"CPU seconds a million, {cell.in_flight} callers" for cell in loops]
+    rows = [["target", *(_heading(cell, results.latency_slo_s) for cell in shown), *costs]]
     rows += [
-        [str(spec), *(_entry(replace(cell, spec=spec), figures) for cell in shown)]
+        [
+            str(spec),
+            *(_entry(replace(cell, spec=spec), figures) for cell in shown),
+            *(short(figures.cost_us(replace(cell, spec=spec))) for cell in loops),
+        ]
         for spec in [*(spec for spec in specs if spec in comparable), *skipped]
     ]
     note = (

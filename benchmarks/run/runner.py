@@ -63,7 +63,7 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
 
 def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
     for spec, target in running.items():
-        if target.pid is not None:
+        if target.pid is not None and target.startup_s is not None:
             memory_bytes = process_usage.memory_bytes(target.pid)
             yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
 

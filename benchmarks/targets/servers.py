@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -38,6 +38,8 @@ _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _RIGHT_SHARE = 0.95
 """Of the digits that must be the fp32 model's; int8 may well differ in one."""
+_LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 
 
 def method_of(target: str, setting: Setting) -> Method:
@@ -45,6 +47,10 @@ def method_of(target: str, setting: Setting) -> Method:
     is_infer = target in setting.addresses or target.endswith("-infer")
     method, _ = HTTP.get(target) or VARIANTS["-infer" if is_infer else ""]
     return method
+
+
+_LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 
 
 def command_of(spec: Spec, setting: Setting) -> list[str]:
@@ -75,7 +81,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
     begin_s = perf_counter()
     method, address = method_of(spec.target, setting), setting.addresses.get(spec.target, "")
     with ExitStack() as stack:
-        pid, words = None, {"address": address}
+        pid, words = listening_on(address) if address else None, {"address": address}
         if not address:
             command, checkout = command_of(spec, setting), setting.checkouts.get(spec.target)
             pid, words = stack.enter_context(server_process(command, checkout, setting.cores))
@@ -98,7 +104,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
             raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
         yield Running(
             load=NetworkLoad(setting.generator, request_of, probe, setting.images),
-            startup_s=perf_counter() - begin_s,
+            startup_s=None if address else perf_counter() - begin_s,
             parallel_calls=_PARALLEL_CALLS,
             pid=pid,
         )
@@ -160,3 +166,16 @@ def server_process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def listening_on(address: str) -> int | None:
+    """Return the process of this machine that listens on host:port; None if none is found."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    tables = [Path("/proc/net", name).read_text().splitlines() for name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables for row in table]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == _LISTEN}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # a process that has ended, or is another user's
+            if os.readlink(link) in sockets:
+                return int(link.parts[2])
+    return None

@@ -60,7 +60,7 @@ class Running:
 
     load: Load
     """Sends it requests."""
-    startup_s: float
+    startup_s: float | None
     """From nothing to the first answer."""
     parallel_calls: int
     """How many calls in flight keep it busy when it has plenty to do."""
