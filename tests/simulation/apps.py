@@ -23,6 +23,7 @@ from serving.predictions import Predictions
 from tests.simulation.network import Link
 
 UNLIMITED = 10**9
+_MOST_ROUNDS = 10_000
 
 
 class Wire(asyncio.Transport):
@@ -110,8 +111,13 @@ class EventLoop(asyncio.BaseEventLoop):
         """Run what is ready, and come back for what is to be done later."""
         world = self._app.world
         with self.running():
+            num_rounds = 0
             while self._ready or (self._scheduled and self._scheduled[0].when() <= self.time()):  # type: ignore[attr-defined]
                 self._run_once()  # type: ignore[attr-defined]
+                num_rounds += 1
+                if num_rounds > _MOST_ROUNDS:
+                    world.fail(f"the loop of app {self._app.number} never sleeps")
+                    return
         if self._scheduled and (next_s := self._scheduled[0].when()) < self._wakes_s:  # type: ignore[attr-defined]
             self._wakes_s = next_s
             world.after(next_s - world.now_s, self._wake)

@@ -119,7 +119,12 @@ def check_sleep(world: Any, end_s: float) -> None:
                         late_s < _LATE_S + world.patience_s or not group.has_open,
                         f"calls wait {late_s:g} s past their deadline",
                     )
-    home = loop._homes[0]
+    home, web = loop._homes
+    for connection in web._open:
+        if (exchange := connection.exchange) is not None:
+            late_s = end_s - max(exchange.deadline_s, connection.active_s)
+            is_late = late_s > _LATE_S + world.patience_s
+            world.require(not is_late, f"a request waits {late_s:g} s past its deadline")
     for deadline_s, _, connection, stream_id, stream in home.calls._timers[:1]:
         if connection.call(stream_id) is stream:
             late_s = end_s - max(deadline_s, world.now_s)
