@@ -249,6 +249,13 @@ class App:
         for task in self.tasks:
             task.cancel()
         self.loop.turn()
+        channel: Any = self.client._transport
+        kept = (
+            [each for wire in channel._connections for each in wire.session.calls]
+            if channel
+            else []
+        )
+        self.world.require(not kept, f"app {self.number} keeps {len(kept)} calls that have ended")
         self.loop.create_task(self.client.close())
         self.loop.turn()
         self.world.require(not self.tasks, f"app {self.number} has calls after its end")
