@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser(
         "run", epilog=_TARGETS, formatter_class=raw,
         help="measure, and write a results file with its report",
-        description="Measure a suite, or what the options name, and write NAME.json and its "
+        description="Measure a suite, changed by the options, and write NAME.json and its "
         "report (NAME.md and its pictures) beside it.",
     ))  # fmt: skip
     _add_plot(commands.add_parser(
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--suite", choices=tuple(SUITES), default="bench", help="what to measure (bench)")
+    add("--suite", choices=tuple(SUITES), default="bench", help="targets and scenarios (bench)")
     add("--targets", type=_list(_target), metavar="A,B", help="instead of the suite's; see below")
     add("--scenarios", type=_list(_one_of(SCENARIOS)), metavar="A,B", help=", ".join(SCENARIOS))
     add("--device", type=_list(_one_of(("cpu", "cuda"))), metavar="A,B", help="cpu, cuda or both")
@@ -80,13 +80,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="p99 objective of Server (0.01)")  # fmt: skip
     add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
     add("--generator", choices=("auto", "h2load", "python"), default="auto",
-        help="what drives closed loops over the network; auto: h2load if installed")  # fmt: skip
+        help="load generator of closed loops; auto: h2load if installed")  # fmt: skip
     add("--share-cores", action="store_true",
         help="targets and generator on all cores, instead of half of them each")  # fmt: skip
     add("--models", type=Path, metavar="DIR",
         help="model repository (default: models, else the bundled one)")  # fmt: skip
     add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
-        help="what training wrote, for the Keras targets")  # fmt: skip
+        help="folder written by training, for the Keras targets")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
 
 

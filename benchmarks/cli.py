@@ -35,7 +35,7 @@ EXTRAS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
-    # What matplotlib keeps goes to our own cache.
+    # matplotlib's cache goes into our own.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     try:
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
-    """Take the suite that was named, and change in it what other options say."""
+    """Return the named suite, changed by the other options."""
     suite = SUITES[options.suite]
     if options.targets or options.device or options.precision or options.workers:
         suite = replace(suite, name="custom", specs=_specs(suite, options), extra=())
@@ -133,6 +133,6 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print what went wrong, on stderr."""
+    """Print an error on stderr."""
     print(f"python -m benchmarks: {reason}", file=sys.stderr)
     return code

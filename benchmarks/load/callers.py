@@ -52,7 +52,7 @@ class ThreadLoad(Load):
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
         images = self._images[:batch]
-        self._call(images)  # what is made at the first call of a size is not timed
+        self._call(images)  # set-up at the first call of a size is not timed
         tally = _Tally()
 
         def caller() -> None:
@@ -90,7 +90,7 @@ class TaskLoad(Load):
         return self._loop.run_until_complete(self._closed(callers, self._images[:batch], seconds))
 
     async def _closed(self, callers: int, images: Images, seconds: float) -> Trace:
-        await self._call(images)  # what is made at the first call of a size is not timed
+        await self._call(images)  # set-up at the first call of a size is not timed
         tally = _Tally()
 
         async def caller() -> None:

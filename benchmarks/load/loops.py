@@ -27,7 +27,7 @@ _SPIN_S = 0.0002
 _OUTCOMES = {
     OK: Outcome.IN_TIME, DEADLINE_EXCEEDED: Outcome.LATE, 8: Outcome.REFUSED, 14: Outcome.REFUSED,
 }  # fmt: skip
-"""By status of gRPC, of what ended before its deadline."""
+"""By gRPC status, for calls that ended before their deadline."""
 
 
 def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
@@ -128,7 +128,7 @@ def _offer(
             each.give_up(now_s - timeout_s)
             _watch(selector, each)
         wait_s = (due_s[num_due] if num_due < len(due_s) else end_s) - perf_counter() - _SPIN_S
-        if timeout_s < math.inf:  # what comes in a tick is handled at once, for less
+        if timeout_s < math.inf:  # answers of one tick are handled together, which is cheaper
             sleep(max(0.0, now_s + _TICK_S - perf_counter()))
             wait_s = 0.0
         list(_select(selector, max(0.0, wait_s)))
@@ -172,7 +172,7 @@ def _watch(selector: selectors.BaseSelector, caller: Calls) -> None:
 
 
 def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls]:
-    """Wait for sockets; send and receive what they are ready for, and yield whose they are."""
+    """Wait for sockets, send and receive, and yield the connections that were ready."""
     for key, mask in selector.select(timeout_s):
         if mask & selectors.EVENT_WRITE:
             key.data.connection.flush()

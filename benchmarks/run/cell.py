@@ -21,7 +21,7 @@ class Cell:
     connections: int = 0
     """ClosedLoop: over which the callers are spread; 0 leaves it to the generator."""
     overload: float = 0.0
-    """Overload: what is offered, as a multiple of the closed loop's rate before it."""
+    """Overload: the offered rate, as a multiple of the closed loop's rate before it."""
 
     @property
     def is_latency(self) -> bool:

@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
-    """Describe where and with what is measured.
+    """Describe the machine and the software.
 
     Args:
         models: the model repository's root.

@@ -38,7 +38,7 @@ class Histogram:
 
     @classmethod
     def joined(cls, histograms: Iterable["Histogram"]) -> Self:
-        """Count together what several histograms count."""
+        """Add up several histograms."""
         parts = list(histograms)
         index, place = np.unique(np.concatenate([p.index for p in parts]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([p.count for p in parts]))
@@ -46,7 +46,7 @@ class Histogram:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Read what `encode` wrote."""
+        """Decode the text of `encode`."""
         words = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.int64)
         return cls(*words.reshape(2, -1))
 

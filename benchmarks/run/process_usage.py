@@ -21,7 +21,7 @@ def cpu_s(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Return the memory of a process and its descendants; what they share counts once (PSS)."""
+    """Return the memory of a process and its descendants; shared memory counts once (PSS)."""
     rollups = (_read(Path(f"/proc/{each}/smaps_rollup")).split() for each in family(pid))
     return sum(1024 * int(words[words.index("Pss:") + 1]) for words in rollups if words)
 

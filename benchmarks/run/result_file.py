@@ -73,7 +73,7 @@ class Start:
     startup_s: float
     """From nothing to its first answer."""
     memory_bytes: int | None
-    """After the last round; what its processes share counts once."""
+    """After the last round; memory shared by its processes counts once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plain(item: Any) -> Any:
-    """Turn what JSON lacks into what it has; floats of samples get five digits."""
+    """Convert values that JSON lacks; floats of samples get five digits."""
     if isinstance(item, Histogram):
         return item.encode()
     if not isinstance(item, Sample):

@@ -27,7 +27,7 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
 
     Args:
         suite: the cells, and how often each is measured.
-        setting: where the targets find what they need.
+        setting: the environment of targets.
         progress: called with a line for each step.
     """
     cores = {"target": len(setting.cores), "generator": len(setting.generator.cores)}

@@ -8,7 +8,7 @@
 and two that are not MLPerf's, for the rate at which a server is full, and beyond it:
 
     ClosedLoop    `callers` calls in flight, one image each images/s
-    Overload      1 to 3 times what a closed loop reached   images/s answered within 50 ms
+    Overload      1 to 3 times the rate of a closed loop    images/s answered within 50 ms
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
@@ -64,7 +64,7 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
     """Measure a cell once.
 
     Args:
-        cell: what.
+        cell: target, scenario and sizes.
         target: opened, as `cell.spec` says.
         rules: how.
         number: of the round, from 0.
@@ -91,7 +91,7 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
 
 
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
-    """Raise the rate until it fails, then halve what lies between: within some 3 %.
+    """Raise the rate until it fails, then bisect to within some 3 %.
 
     A rate has failed when it failed twice, or never passed: one hiccup of the machine must not end
     the search low, and a run in which the generator was late says nothing.
@@ -118,7 +118,7 @@ def _sample(
     cell: Cell, target: Running, rules: Rules, number: int, send: Callable[[], Trace],
     offered_per_s: float | None = None,
 ) -> Sample:  # fmt: skip
-    """Time one run, and what it cost the target."""
+    """Time one run, and the target's processor time."""
     begin_s, cpu_s = perf_counter(), process_usage.cpu_s(target.pid) if target.pid else 0.0
     trace = send()
     elapsed_s = perf_counter() - begin_s

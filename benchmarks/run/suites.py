@@ -41,9 +41,9 @@ class Suite(Rules):
     rounds: int = 3
 
     def cells(self) -> list[Cell]:
-        """List what a round measures: one after the other the targets at the same task.
+        """List the cells of a round: all targets at one task, then at the next.
 
-        What is compared is measured within seconds, so that drift affects all alike.
+        Cells to be compared are measured within seconds, so that drift affects all equally.
         """
         callers = {"ClosedLoop": self.callers, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches, "MultiStream": [8]}
@@ -77,13 +77,13 @@ _POWERS = [2**power for power in range(13)]
 _H2 = specs(["h2"], precisions=_PRECISIONS)
 _OFFLINE = ((0, 0),)
 
-# What `make bench` runs: a few minutes.
+# `make bench`: a few minutes.
 BENCH = Suite(
     name="bench", specs=[*specs(["plain", "grpcio"]), *_H2], rounds=5,
     scenarios=("SingleStream", "Server", "Offline"),
 )  # fmt: skip
 
-# What `make bench-full` runs: every scenario, device, precision and worker count; 20 minutes.
+# `make bench-full`: every scenario, device, precision and worker count; 20 minutes.
 _SERVERS = [*specs(["plain"]), *specs(["grpcio", "h2"], _DEVICES, _PRECISIONS, (1, 2))]
 FULL = Suite(
     name="full",

@@ -1,4 +1,4 @@
-"""The targets by name: what each is, and which settings it has."""
+"""The targets by name, with descriptions and possible settings."""
 
 from collections.abc import Container
 from contextlib import AbstractContextManager
@@ -38,7 +38,7 @@ CATALOGUE = {
     "null": Entry("answers at once: prices the harness"),
     "keras": Entry("model.predict, in process", on_cuda=True),
     "engine": Entry("ONNX Runtime as the server runs it", on_cuda=True, as_int8=True),
-    "classifier": Entry("what services embed, in process", on_cuda=True, as_int8=True),
+    "classifier": Entry("the embedded Classifier, in process", on_cuda=True, as_int8=True),
     "classifier-async": Entry("the same, awaited by tasks", on_cuda=True, as_int8=True),
     **{f"{ours}{end}": _ours(about.format(ours))
        for ours in OURS for end, (_, about) in VARIANTS.items()},
@@ -51,7 +51,7 @@ _CHECKOUT = _ours("our server in another checkout")
 
 
 def entry_of(target: str, checkouts: Container[str]) -> Entry:
-    """Return what is known of a target: one of CATALOGUE, of another checkout, or by address."""
+    """Return the entry of a target: one of CATALOGUE, of another checkout, or by address."""
     return _CHECKOUT if target in checkouts else CATALOGUE.get(target, _ADDRESS)
 
 

@@ -1,6 +1,6 @@
 """Python's clients, each calling a server of ours: the client is measured.
 
-It has the generator's cores, and its processor time is what counts; the server has the target's.
+It runs on the generator's cores, and its processor time is measured; the server on the target's.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CLIENTS = {
     "client-async-grpcio": "AsyncClient on grpcio, by tasks",
     "client-async-h2": "AsyncClient on h2, by tasks",
 }
-"""By name, and what each is; the server is our h2."""
+"""By name, with a description; the server is our h2."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def open_client(spec: Spec, setting: Setting) -> Iterator[Running]:
 
 
 def _connect(target: str, address: str) -> Call | AwaitedCall:
-    """Return what the client's threads or tasks call; they share one client."""
+    """Return the callable of the client's threads or tasks; they share one client."""
     from serving import AsyncClient, Client
 
     transport = target.rpartition("-")[2]

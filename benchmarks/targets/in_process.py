@@ -23,7 +23,7 @@ from serving.images import Images
 
 
 def _null(spec: Spec, models: Path, artifacts: Path) -> Call:
-    """Answer at once: what is left is the price of the harness."""
+    """Answer at once: the rest is the cost of the harness."""
     return lambda images: None
 
 
@@ -35,7 +35,7 @@ def _engine(spec: Spec, models: Path, artifacts: Path) -> Call:
 
 
 def _classifier(spec: Spec, models: Path, artifacts: Path) -> Call | AwaitedCall:
-    """Call what services embed."""
+    """Call the embedded classifier."""
     from serving import Classifier
 
     classifier = Classifier.load(models / "digits", None, spec.device, spec.precision)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ OPENERS: Mapping[str, Callable[[Spec, Path, Path], Call | AwaitedCall]] = {
     "null": _null, "engine": _engine, "classifier": _classifier,
     "classifier-async": _classifier, "keras": _keras,
 }  # fmt: skip
-"""By name: functions that return what a target's threads call, or its tasks await."""
+"""By name: functions that return a target's callable, for threads or for tasks."""
 
 
 class _RemoteLoad(Load):
@@ -103,7 +103,7 @@ def open_in_process(spec: Spec, setting: Setting) -> Iterator[Running]:
 def in_own_process(
     open_call: Callable[[], Call | AwaitedCall], images: Images, cores: Sequence[int]
 ) -> Iterator[tuple[Load, int]]:
-    """Start a process on some cores, and call there what a function returns.
+    """Start a process on some cores, and call the function's result there.
 
     Args:
         open_call: made in that process; its result is called by threads, or awaited by tasks if it
@@ -112,7 +112,7 @@ def in_own_process(
         cores: its.
 
     Yields:
-        What calls it, and the process's id.
+        Its caller, and the process's id.
 
     Raises:
         NotMeasured: it can't run here.
@@ -128,7 +128,7 @@ def in_own_process(
 
 
 _load: ThreadLoad | TaskLoad
-"""In the target's process: what calls it."""
+"""In the target's process: its caller."""
 
 
 def _start(open_call: Callable[[], Call | AwaitedCall], images: Images) -> int:

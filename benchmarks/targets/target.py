@@ -15,7 +15,7 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Spec:
-    """A target and its settings; what results are filed under."""
+    """A target and its settings: the key of results."""
 
     target: str
     """A name of the catalogue, of `Setting.addresses` or of `Setting.checkouts`."""
@@ -34,7 +34,7 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Setting:
-    """Where targets find what they need."""
+    """The environment of targets."""
 
     models: Path
     """The model repository's root."""
