@@ -29,7 +29,7 @@ def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
     compiled = compile(code, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(compiled, names)
     if inspect.iscoroutine(result):
-        asyncio.run(result)  # type: ignore[arg-type]
+        asyncio.run(result)
     return names
 
 
