@@ -1,11 +1,15 @@
 """Models behind one port: all services on one transport, health, metrics, self-test."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
+from serving.errors import ConfigurationError
 from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
@@ -13,7 +17,6 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.exporter import Exporter
-from serving.server.port import optional_http
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage
@@ -22,6 +25,19 @@ from serving.transports import choose_transport, open_transport
 
 if TYPE_CHECKING:
     from serving.transports.http.server import HttpServer
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional_http(config: ServerConfig) -> Iterator[None]:
+    """Log a warning if the port of HTTP can't be bound in this block and is optional."""
+    try:
+        yield
+    except ConfigurationError as err:
+        if not config.http_is_optional:
+            raise
+        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
 
 
 class Server:
