@@ -12,13 +12,13 @@ from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
 from serving.telemetry.report import Report
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.plan import App, Route
 from serving.transports.http1.pool import Pool
 from serving.transports.http1.port import open_port
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 _BACKLOG = 256
 """Connections that wait in the kernel to be accepted; past it they come a second late."""

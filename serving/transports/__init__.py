@@ -13,7 +13,7 @@ from serving.protocols.method import Method
 from serving.router import Router
 
 if TYPE_CHECKING:
-    from serving.transports.h2.loop import Loop
+    from serving.transports.sockets.loop import Loop
 
 _MAX_MESSAGE_BYTES = 64 << 20
 

@@ -35,7 +35,7 @@ from serving.signature import Signature
 from serving.system.host import Host
 from serving.tensors import Array, Feeds
 from serving.transports.h2 import server as h2
-from serving.transports.h2.limits import Limits
+from serving.transports.sockets.limits import Limits
 from tests.simulation import invariants
 from tests.simulation.attackers import Hostile
 from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite

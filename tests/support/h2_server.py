@@ -15,8 +15,8 @@ from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.h2.connection import Connection
-from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
+from serving.transports.sockets.limits import Limits
 from tests.support.fakes import router_of
 
 TIMEOUT_S = 10.0

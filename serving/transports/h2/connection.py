@@ -6,10 +6,10 @@ from typing import Any
 from serving.credentials.tls import Tls
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
-from serving.transports.h2.access import LoggedConnection, open_connection
 from serving.transports.h2.heads import Head
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import Peer
+from serving.transports.h2.logged_connection import LoggedConnection, open_connection
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.peer import Peer
 
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (

@@ -11,8 +11,8 @@ from serving.router import Router
 from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.heads import Head
-from serving.transports.h2.limits import Limits
 from serving.transports.h2.status import RESPONSE, Status
+from serving.transports.sockets.limits import Limits
 
 _OVERLOADED = Overloaded()
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name

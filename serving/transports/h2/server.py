@@ -18,11 +18,11 @@ from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
 from serving.transports.h2.calls import Calls
 from serving.transports.h2.connection import Connection
-from serving.transports.h2.connections import Connections
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 
 class H2Server:

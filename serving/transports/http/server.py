@@ -18,9 +18,6 @@ from serving.system.processes.pool import Processes
 from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
@@ -31,6 +28,9 @@ from serving.transports.http1.answers import as_json
 from serving.transports.http1.plan import App, Route
 from serving.transports.http1.pool import Pool
 from serving.transports.http1.port import open_port
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024

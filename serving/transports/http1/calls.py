@@ -21,8 +21,6 @@ from serving.router import Router
 from serving.telemetry.tracing import latest_run
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.auth import TokenCheck
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http1.answers import Answer, HttpError, name_of, problem
 from serving.transports.http1.bodies import Bodies
 from serving.transports.http1.complaints import Complaints
@@ -32,6 +30,8 @@ from serving.transports.http1.known import KnownCalls, learn
 from serving.transports.http1.plan import App, Plan
 from serving.transports.http1.pool import Pool
 from serving.transports.http1.runs import Runs
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from serving.http1.server import ServerConnection
 from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
-from serving.transports.h2.peer import Peer, peer_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.plan import Plan
+from serving.transports.sockets.peer import Peer, peer_of
 
 
 class Known(NamedTuple):

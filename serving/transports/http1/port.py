@@ -9,13 +9,13 @@ from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.auth import TokenCheck
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http1.calls import Calls
 from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.plan import App
 from serving.transports.http1.pool import Pool
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 
 def open_port(

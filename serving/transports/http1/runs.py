@@ -8,7 +8,7 @@ from serving.batching.queue import Group, Sink
 from serving.errors import DigitsError, Overloaded
 from serving.router import Router
 from serving.telemetry.tracing import latest_run
-from serving.transports.h2.loop import Loop
+from serving.transports.sockets.loop import Loop
 
 
 class Runs:

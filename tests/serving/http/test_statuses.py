@@ -19,9 +19,9 @@ from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.transports.h2.limits import Limits
 from serving.transports.http.server import HttpServer
 from serving.transports.http1.answers import STATUS
+from serving.transports.sockets.limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.servers import running_server

@@ -16,8 +16,8 @@ from serving.errors import DigitsError
 from serving.http2.frames import Http2Error
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.h2.connections import Calls, Connections
-from serving.transports.h2.peer import MAX_BYTE_S, Peer
+from serving.transports.sockets.connections import Calls, Connections
+from serving.transports.sockets.peer import MAX_BYTE_S, Peer
 
 _log = logging.getLogger(__name__)
 

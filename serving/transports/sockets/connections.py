@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from serving.credentials.tls import Tls
 from serving.errors import DigitsError
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import TURN_S, Peer
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.peer import TURN_S, Peer
 
 _log = logging.getLogger(__name__)
 
