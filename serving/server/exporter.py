@@ -4,7 +4,6 @@ One thread serves all connections and one makes the metrics page, for any number
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from serving.config import ServerConfig
@@ -13,9 +12,8 @@ from serving.system.address import bind, with_port
 from serving.system.host import Host
 from serving.telemetry.report import Report
 from serving.transports.http1.answers import Answer
-from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.exchange import Exchange, OneThread
 from serving.transports.http1.plan import App, Route
-from serving.transports.http1.pool import Pool
 from serving.transports.http1.port import open_port
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
@@ -52,7 +50,7 @@ class Exporter:
         self.address = with_port(host, listener.getsockname()[1])
         router = Router()
         self._loop = Loop(router, poll=False, host=Host(), name="exporter")
-        self._pages = Pool(ThreadPoolExecutor(1, "metrics-page"), self._loop.post)
+        self._pages = OneThread("metrics-page")
         routes = [
             Route("GET", "/healthz", self._alive),
             Route("GET", "/readyz", self._ready),

@@ -24,6 +24,7 @@ from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Head, Heads, HttpError
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
+from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
@@ -33,7 +34,7 @@ _MIN_TIMERS = 1000
 """Timers of ended streams that are kept at least, until they are removed together."""
 
 
-class Calls:
+class H2Calls(Calls):
     """Reads calls and routes them; used by the loop's thread only."""
 
     def __init__(self, heads: Heads, context: Context) -> None:
@@ -43,28 +44,17 @@ class Calls:
             heads: reads headers.
             context: what calls share.
         """
+        super().__init__(heads.tokens)
         self._heads = heads
-        self.need_tokens = heads.need_tokens
         self.context = context
-        self.is_stale = False
-        """Whether recognised calls may be for a model that is gone."""
-        self._refusal: DigitsError | None = None
-        """Why new calls are refused, once the server drains."""
         self._num_timers = itertools.count()
         self._timers: list[tuple[float, int, Connection, bytes, Stream]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._max_timers = _MIN_TIMERS
 
-    def check(self, connections: Iterable[Connection]) -> None:
-        """Have calls read again where other tokens are valid now, or a model is gone."""
-        if self.is_stale or (self.need_tokens and self._heads.have_changed()):
-            self.is_stale = False
-            for connection in connections:
-                connection.http2.forget()
-
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
-        self.is_stale = True
+        super().forget_layouts()
         self._heads.forget_layouts()
 
     def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
@@ -255,7 +245,7 @@ class Calls:
         self._refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
-            connection.http2.forget()
+            connection.forget_known()
             waiting = self.context.waiting(connection)
             for stream_id, state in list(connection.streams.items()):
                 if isinstance(state.call, Stream):

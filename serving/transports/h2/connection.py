@@ -64,6 +64,10 @@ class Connection(Peer):
             if state.call is not None
         )
 
+    def forget_known(self) -> None:
+        """See `Peer`."""
+        self.http2.forget()
+
     def ping(self) -> bool:
         """See `Peer`."""
         self.http2.ping()

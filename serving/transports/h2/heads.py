@@ -71,9 +71,7 @@ class Heads:
     def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
         """Take the methods by path; without `tokens` no call needs one."""
         self._methods = methods
-        self._tokens = tokens
-        self.need_tokens = tokens is not None
-        self._digests = None if tokens is None else tokens.digests()
+        self.tokens = tokens
 
     def get(self, block: Block) -> Head:
         """Return the meaning of headers."""
@@ -93,25 +91,17 @@ class Heads:
             if isinstance(method, BatchedUnary):
                 method.prefixes.forget()
 
-    def have_changed(self) -> bool:
-        """Return whether other tokens are valid now."""
-        assert self._tokens is not None
-        if self._tokens.digests() is self._digests:
-            return False
-        self._digests = self._tokens.digests()
-        return True
-
     def _read(self, headers: Sequence[Field]) -> Head:
         fields = dict(headers)
         method = self._methods.get(fields.get(b":path", b""))
         tokens = [value for name, value in headers if name == b"authorization"]
-        trusted = self._tokens is not None and self._tokens.accepts(tokens)
+        trusted = self.tokens is not None and self.tokens.accepts(tokens)
         refusal: Status | HttpError | None = None
         if fields.get(b":method") != b"POST":
             refusal = NOT_POST
         elif not _is_grpc(fields.get(b"content-type", b"")):
             refusal = NOT_GRPC
-        elif not (self._tokens is None or trusted or (method is not None and method.is_open)):
+        elif not (self.tokens is None or trusted or (method is not None and method.is_open)):
             refusal = UNAUTHENTICATED
         elif method is None:
             refusal = UNKNOWN_METHOD

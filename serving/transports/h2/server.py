@@ -16,7 +16,7 @@ from serving.system.listener import address_of
 from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
 from serving.transports.auth import token_check
-from serving.transports.h2.calls import Calls
+from serving.transports.h2.calls import H2Calls
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
@@ -69,7 +69,7 @@ class H2Server:
         context = Context(self._router, limits, loop.touch, loop.post, loop.hurry, loop.clock)
         listeners = [listener, *others(config.host, config.port)]
         connections = Connections(
-            listeners, loop.selector, limits, Calls(self._heads, context), self._tls,
+            listeners, loop.selector, limits, H2Calls(self._heads, context), self._tls,
             lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.touch,
         )  # fmt: skip
         loop.add(connections)

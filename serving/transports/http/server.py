@@ -3,7 +3,6 @@
 import resource
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
@@ -25,8 +24,8 @@ from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.answers import as_json
+from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.plan import App, Route
-from serving.transports.http1.pool import Pool
 from serving.transports.http1.port import open_port
 from serving.transports.sockets.connections import Connections
 from serving.transports.sockets.limits import Limits
@@ -104,9 +103,8 @@ class HttpServer:
 
     def _connections(self, loop: Loop) -> Connections:
         config, router = self._config, self._router
-        decoders = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
-        pool = Pool(decoders, loop.post)
-        control = Pool(ThreadPoolExecutor(1, "control"), loop.post)
+        pool = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
+        control = OneThread("control")
         self._pools = [pool, control]
         routes = _routes(router, self._queries, control, self._inputs)
         names = (*config.http_host_names, config.http_host)

@@ -23,6 +23,10 @@ class Known(NamedTuple):
     encoder: ResponseEncoder
     timeout_s: float
 
+    def is_same(self, data: bytes) -> bool:
+        """Return whether a read is such a request, whole and alone."""
+        return len(data) == self.num_bytes and data.startswith(self.prefix)
+
 
 class HttpConnection(Peer):
     """A `Peer` that speaks HTTP/1.1."""
@@ -88,6 +92,16 @@ class HttpConnection(Peer):
     def read(self, buffer: memoryview) -> bytes | None:
         """See `Peer`; not while what it has sent ahead waits, for itself or for room."""
         return b"" if self.is_ahead or self.unread else super().read(buffer)
+
+    def forget_known(self) -> None:
+        """See `Peer`."""
+        self.known = self.recent = None
+
+    def begin(self, now_s: float) -> None:
+        """Begin a request."""
+        self.begun_s = self.swept_s = self.active_s = now_s
+        self.stream += 1
+        self.streams.add(self.stream)
 
     def read_no_more(self) -> None:
         """Close the connection behind the next answer, and forget what it has sent."""

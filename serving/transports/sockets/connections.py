@@ -7,10 +7,11 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from serving.credentials.tls import Tls
 from serving.errors import DigitsError
+from serving.transports.auth import TokenCheck
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.peer import TURN_S, Peer
 
@@ -23,35 +24,54 @@ _MAX_ACCEPTED = 64
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
-class Calls(Protocol):
-    """What makes calls of what peers send."""
+class Calls:
+    """Makes calls of what the peers of a port send; each protocol has its own."""
 
-    need_tokens: bool
-    is_stale: bool
-
-    def check(self, connections: Iterable[Any]) -> None:
-        """Look whether tokens or models have changed."""
-
-    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
-        """Take what a connection has sent."""
-
-    def forget(self, connection: Any) -> None:
-        """Cancel all calls of a connection that is over."""
+    def __init__(self, tokens: TokenCheck | None) -> None:
+        """Begin; without `tokens` no call needs one."""
+        self._tokens = tokens
+        self._digests = None if tokens is None else tokens.digests()
+        self.need_tokens = tokens is not None
+        self.is_stale = False
+        """Whether calls that peers repeat may be for a model that is gone."""
+        self._refusal: DigitsError | None = None
+        """Why new calls are refused, once the server drains."""
 
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
+        self.is_stale = True
+
+    def check(self, connections: Iterable[Any]) -> None:
+        """Have calls read again where other tokens are valid now, or a model is gone."""
+        digests = None if self._tokens is None else self._tokens.digests()
+        if self.is_stale or digests is not self._digests:
+            self.is_stale, self._digests = False, digests
+            for connection in connections:
+                connection.forget_known()
+
+    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
+        """Take what a connection has sent."""
+        raise NotImplementedError
+
+    def forget(self, connection: Any) -> None:
+        """Cancel all calls of a connection that is over."""
+        raise NotImplementedError
 
     def drain(self, refusal: DigitsError, connections: Iterable[Any]) -> None:
         """Refuse new calls, and those whose message has not arrived."""
+        raise NotImplementedError
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
+        raise NotImplementedError
 
     def tick(self, now_s: float) -> None:
         """Do what is due."""
+        raise NotImplementedError
 
     def sweep(self, connection: Any) -> None:
         """End the calls whose message takes too long."""
+        raise NotImplementedError
 
 
 class Connections:
@@ -155,7 +175,7 @@ class Connections:
         numbers = Counter(connection.address for connection in self._open)
         closable.sort(key=lambda c: (c.trusted, -numbers[c.address], c.is_kept, c.active_s))
         for connection in closable[: 1 + len(closable) // 64]:
-            self.say_goodbye(connection)
+            self.close_gracefully(connection)
         return bool(closable)
 
     def watch(self, connection: Peer) -> None:
@@ -163,13 +183,13 @@ class Connections:
         mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 
-    def say_goodbye(self, connection: Peer) -> None:
+    def close_gracefully(self, connection: Peer) -> None:
         """Close a connection after a GOAWAY."""
         connection.go_away()
         connection.flush()
-        self.drop(connection)
+        self.abort(connection)
 
-    def drop(self, connection: Peer) -> None:
+    def abort(self, connection: Peer) -> None:
         """Close a connection as it is, and forget its calls."""
         if self._open.pop(connection, self) is self:
             return
@@ -204,7 +224,7 @@ class Connections:
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
             if is_over:
-                self.say_goodbye(connection)
+                self.close_gracefully(connection)
 
     def _retire(self, connection: Peer, now_s: float) -> None:
         """Ask the caller of an old connection to make its next calls on another one."""
@@ -221,4 +241,4 @@ class Connections:
         for listener in (self._listener, *self._others):
             listener.close()
         for connection in self:
-            self.say_goodbye(connection)
+            self.close_gracefully(connection)

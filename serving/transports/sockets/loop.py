@@ -31,6 +31,8 @@ _SWEEP_S = 1.0
 _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
+_DEFERRED_S = 2e-3
+"""How long a round does what was deferred, such as requests that HTTP callers have sent ahead."""
 _TELLING_BYTES = 1024
 """Shorter reads do not say what a peer's bytes take: any read takes some microseconds."""
 _MAX_READ_S = 2e-4
@@ -67,7 +69,7 @@ class Loop:
         self._touched: list[Peer] = []
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
-        self._deferred: list[Callable[[], None]] = []
+        self._deferred: deque[Callable[[], None]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
         self._is_awake = True
@@ -168,7 +170,7 @@ class Loop:
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
-        if self._touched:  # by a tick
+        if self._touched or self._deferred:  # by a tick, or because others had their turn
             return 0.0
         timeout_s = max(0.0, self._next_tick_s - self._now_s)
         if self._due:
@@ -252,7 +254,7 @@ class Loop:
             if mask & _READ:
                 data = connection.read(self._buffer)
                 if data is None:
-                    home.drop(connection)
+                    home.abort(connection)
                     return 0
                 num_bytes = len(data)
                 if data:
@@ -262,10 +264,10 @@ class Loop:
                 connection.touched = True
                 self._touched.append(connection)
         except (Http2Error, OSError):
-            home.say_goodbye(connection)
+            home.close_gracefully(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
-            home.drop(connection)
+            home.abort(connection)
         return num_bytes
 
     def _flush(self) -> None:
@@ -275,15 +277,17 @@ class Loop:
             if not connection.is_open:
                 continue
             if not connection.flush():
-                connection.home.drop(connection)
+                connection.home.abort(connection)
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
                 connection.active_s = self._now_s  # from here on its peer has to read
                 connection.home.watch(connection)
         if self._deferred:  # now that the answers are on their way
-            deferred, self._deferred = self._deferred, []
-            for task in deferred:
-                task()
+            end_s = self.clock() + _DEFERRED_S
+            while self._deferred:
+                self._deferred.popleft()()
+                if self.clock() > end_s:
+                    break
 
     # Time
 

@@ -139,6 +139,10 @@ class Peer:
         """Whether accepted calls are to be answered, or answers on their way."""
         raise NotImplementedError
 
+    def forget_known(self) -> None:
+        """Read calls again that repeat earlier ones."""
+        raise NotImplementedError
+
     def ping(self) -> bool:
         """Ask for a sign of life; return whether the protocol can."""
         return False

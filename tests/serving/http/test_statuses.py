@@ -18,9 +18,10 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
+from serving.protocols.status import STATUS
 from serving.router import Router
 from serving.transports.http.server import HttpServer
-from serving.transports.http1.answers import STATUS
+from serving.transports.http1.answers import http_status
 from serving.transports.sockets.limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
@@ -98,6 +99,7 @@ def test_table_has_every_error() -> None:
         return below | ({error} if not error.__subclasses__() or error in STATUS else set())
 
     assert subclasses(DigitsError) == set(STATUS)
+    assert all(http_status(error) >= 400 for error in STATUS)
 
 
 def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:

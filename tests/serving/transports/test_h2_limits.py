@@ -19,8 +19,8 @@ from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
 from serving.transports.h2 import server
-from serving.transports.sockets import loop
 from serving.transports.h2.stream import Stream
+from serving.transports.sockets import loop
 from serving.transports.sockets.limits import Limits
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server, with_small_buffer
