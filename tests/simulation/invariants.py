@@ -36,7 +36,7 @@ def check(world: Any) -> None:
     world.require(context._num_held <= limits.max_held_bytes, "too many bytes are held")
     world.require(all(each._is_open for each in context._holding), "an ended call holds bytes")
     world.require(all(each._is_open for each in context.stalled), "an ended call waits for room")
-    world.require(len(home.calls._timers) <= home.calls._max_timers, "too many timers")
+    world.require(len(context._timers) <= context._max_timers, "too many timers")
     world.require(len(home._open) <= limits.max_connections, "too many connections")
     slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
     for connection in home._open:
@@ -120,7 +120,7 @@ def check_sleep(world: Any, end_s: float) -> None:
                         f"calls wait {late_s:g} s past their deadline",
                     )
     (home,) = loop._homes
-    for deadline_s, _, connection, stream_id, stream in home.calls._timers[:1]:
+    for deadline_s, _, connection, stream_id, stream in home.calls.context._timers[:1]:
         if connection.call(stream_id) is stream:
             late_s = end_s - max(deadline_s, world.now_s)
             world.require(late_s < 0.05, f"the loop sleeps {late_s:g} s past a stream's deadline")

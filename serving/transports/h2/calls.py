@@ -6,8 +6,6 @@
 Each message is read once, here or in its Stream.
 """
 
-import heapq
-import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -22,35 +20,23 @@ from serving.transports.h2 import status
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Head, Heads, HttpError
+from serving.transports.h2.kinds import KINDS, BatchedStreamCall
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
 from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
-_RESUME_S = 0.002
-"""How long a tick resumes streams that wait for room."""
-_MIN_TIMERS = 1000
-"""Timers of ended streams that are kept at least, until they are removed together."""
 
 
 class H2Calls(Calls):
     """Reads calls and routes them; used by the loop's thread only."""
 
     def __init__(self, heads: Heads, context: Context) -> None:
-        """Connect the parts.
-
-        Args:
-            heads: reads headers.
-            context: what calls share.
-        """
+        """Read headers by `heads`; `context` is what calls share."""
         super().__init__(heads.tokens)
         self._heads = heads
         self.context = context
-        self._num_timers = itertools.count()
-        self._timers: list[tuple[float, int, Connection, bytes, Stream]] = []
-        """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
-        self._max_timers = _MIN_TIMERS
 
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
@@ -58,11 +44,7 @@ class H2Calls(Calls):
         self._heads.forget_layouts()
 
     def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
-        """Take what a connection has sent.
-
-        Raises:
-            Http2Error: the peer broke the protocol.
-        """
+        """See `Calls`; raises Http2Error where the peer broke the protocol."""
         streams = connection.streams
         connection.active_s = now_s
         try:
@@ -108,7 +90,6 @@ class H2Calls(Calls):
                 self._receive_part(connection, stream, b"", now_s, ended=True)
 
     def _read(self, connection: Connection, block: Block) -> Head:
-        """Understand headers."""
         if block.call is None:
             block.call = self._heads.get(block)
             connection.trusted |= block.call.trusted
@@ -122,19 +103,20 @@ class H2Calls(Calls):
     ) -> None:  # fmt: skip
         """Take data of a call: a whole message of rows in a known layout, or anything else."""
         call = state.call
-        if call.__class__ is Stream and call.is_amid_message:
+        is_stream = isinstance(call, Stream)
+        if is_stream and call.reader.data:
             call.receive(data, now_s, ended=ended)
             return
-        found = call.prefixes.find_framed(data) if call is not None else None
+        head = call.head if is_stream else call
+        found = head.prefixes.find_framed(data) if head is not None else None
         if found is not None:
             start, encoder = found
-            is_stream = call.__class__ is Stream
             block = state.block
             is_repeated = block.is_repeated or block.kind.is_repeated or is_stream
             if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self._refusal is None:
                 layout = data[:start], len(data) - start
                 connection.http2.expect(block, layout, encoder, calls=not is_stream)
-            if ended and call.__class__ is Head:
+            if ended and not is_stream:
                 self._queue_calls(connection, call, encoder, [stream], [data[start:]], now_s)
                 return
         self._receive_part(connection, stream, data, now_s, ended=ended)
@@ -149,7 +131,7 @@ class H2Calls(Calls):
             self._queue_calls(connection, call, encoder, [stream], messages, now_s)
             return
         number = 0
-        if isinstance(call, Stream):
+        if isinstance(call, BatchedStreamCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, now_s, ended=ended)
         for at, message in enumerate(messages[number:], number + 1):
             is_last = ended and at == len(messages)
@@ -182,18 +164,10 @@ class H2Calls(Calls):
 
     def _stream(self, connection: Connection, stream_id: bytes, head: Head, now_s: float) -> Stream:
         """Make a call a stream, which ends at its deadline."""
-        stream = connection.streams[stream_id].call = Stream(
-            self.context, connection, stream_id, head
-        )
+        stream = KINDS[head.method.__class__](self.context, connection, stream_id, head)
+        connection.streams[stream_id].call = stream
         if head.timeout_s != math.inf:
-            deadline_s = now_s + head.timeout_s
-            timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
-            heapq.heappush(self._timers, timer)
-            self.context.hurry()
-            if len(self._timers) > self._max_timers:  # most are of streams that have ended
-                self._timers = [t for t in self._timers if t[2].call(t[3]) is t[4]]
-                heapq.heapify(self._timers)
-                self._max_timers = _MIN_TIMERS + 2 * len(self._timers)
+            self.context.end_at(now_s + head.timeout_s, connection, stream_id, stream)
         return stream
 
     def _open(
@@ -254,22 +228,12 @@ class H2Calls(Calls):
                     self.context.refuse(connection, stream_id, state.call, reason)
 
     def is_due(self, now_s: float) -> bool:
-        """Return whether `tick` has something to do by then, or may have at any time."""
-        return bool(self.context.stalled or (self._timers and self._timers[0][0] <= now_s))
+        """See `Calls`."""
+        return self.context.is_due(now_s)
 
     def tick(self, now_s: float) -> None:
-        """End the streams whose deadline has passed; resume those that waited for room."""
-        while self._timers and self._timers[0][0] <= now_s:
-            _, _, connection, stream_id, stream = heapq.heappop(self._timers)
-            if connection.call(stream_id) is stream:
-                stream.end(status.LATE)
-        stalled, end_s = self.context.stalled, self.context.clock() + _RESUME_S
-        for _ in range(len(stalled)):
-            holder = next(iter(stalled))
-            del stalled[holder]
-            holder.resume(now_s)
-            if self.context.clock() > end_s:
-                break
+        """See `Calls`."""
+        self.context.tick(now_s)
 
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""

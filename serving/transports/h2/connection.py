@@ -59,7 +59,7 @@ class Connection(Peer):
     def is_pending(self) -> bool:
         """See `Peer`."""
         return bool(self.output or self.http2.num_unsent()) or any(
-            isinstance(state.call, Head) or state.call.is_pending
+            isinstance(state.call, Head) or state.call.pending
             for state in self.streams.values()
             if state.call is not None
         )

@@ -1,5 +1,7 @@
 """What the calls of all connections share, and how a call that is not answered ends."""
 
+import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -17,6 +19,12 @@ from serving.transports.sockets.limits import Limits
 _OVERLOADED = Overloaded()
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
 _NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
+
+
+_RESUME_S = 0.002
+"""How long a tick resumes streams that wait for room."""
+_MIN_TIMERS = 1000
+"""Timers of ended streams that are kept at least, until they are removed together."""
 
 
 class Holder(Protocol):
@@ -56,6 +64,10 @@ class Context:
         self.post = post
         self.stalled: dict[Holder, None] = {}
         """Streams that wait for room in a queue, the longest waiting first."""
+        self._timers: list[tuple[float, int, Connection, bytes, Holder]] = []
+        """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
+        self._num_timers = itertools.count()
+        self._max_timers = _MIN_TIMERS
         self._num_held = 0
         """Bytes of messages that have not arrived whole, or wait for room."""
         self._holding: dict[Holder, int] = {}
@@ -119,3 +131,36 @@ class Context:
                 if self._num_held <= self.limits.max_held_bytes * 3 // 4:
                     break
                 victim.end(status.OUT_OF_MEMORY)
+
+    # Time
+
+    def end_at(
+        self, deadline_s: float, connection: Connection, stream_id: bytes, stream: Holder
+    ) -> None:
+        """End a stream at its deadline, if it has not ended before."""
+        heapq.heappush(
+            self._timers, (deadline_s, next(self._num_timers), connection, stream_id, stream)
+        )
+        self.hurry()
+        if len(self._timers) > self._max_timers:  # most are of streams that have ended
+            self._timers = [t for t in self._timers if t[2].call(t[3]) is t[4]]
+            heapq.heapify(self._timers)
+            self._max_timers = _MIN_TIMERS + 2 * len(self._timers)
+
+    def is_due(self, now_s: float) -> bool:
+        """Return whether `tick` has something to do by then, or may have at any time."""
+        return bool(self.stalled or (self._timers and self._timers[0][0] <= now_s))
+
+    def tick(self, now_s: float) -> None:
+        """End the streams whose deadline has passed; resume those that waited for room."""
+        while self._timers and self._timers[0][0] <= now_s:
+            _, _, connection, stream_id, stream = heapq.heappop(self._timers)
+            if connection.call(stream_id) is stream:
+                stream.end(status.LATE)
+        end_s = self.clock() + _RESUME_S
+        for _ in range(len(self.stalled)):
+            holder = next(iter(self.stalled))
+            del self.stalled[holder]
+            holder.resume(now_s)
+            if self.clock() > end_s:
+                break
