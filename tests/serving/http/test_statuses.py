@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving.config import BatchingConfig, ServerConfig
+from serving import Classifier
+from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
@@ -25,7 +26,7 @@ from serving.transports.http1.answers import http_status
 from serving.transports.sockets.limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
-from tests.support.servers import running_server
+from tests.support.h2_server import server_inside
 
 TOKEN = "token-0123456789abcdef"
 JSON = {"Content_Type": "application/json"}
@@ -242,12 +243,10 @@ def test_slow_head_ends_its_connection(models: Path) -> None:
             pass
 
 
-def test_tokens_guard_all_but_health_and_the_page(models: Path, tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(TOKEN)
-    options = ("--http-port", "0", "--token-file", str(tokens))
-    with running_server(models, *options) as server:
-        peer = HttpPeer(server.facts["http"])
+def test_tokens_guard_all_but_health_and_the_page(classifier: Classifier) -> None:
+    security = SecurityConfig(tokens=TOKEN)
+    with server_inside(classifier, http_port=0, security=security) as server:
+        peer = HttpPeer(str(server.http_url))
         for path in ("/v2/models/digits/infer", "/v1/digits", "/v1/anything"):
             reply = peer.post(path, b"{}")
             assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
@@ -265,11 +264,10 @@ def test_answers_carry_the_security_headers(http: HttpPeer) -> None:
         assert policy.startswith("default-src 'self'")
 
 
-def test_calls_are_counted(models: Path) -> None:
-    with running_server(models, "--http-port", "0") as server:
-        peer = HttpPeer(server.facts["http"])
+def test_calls_are_counted(classifier: Classifier) -> None:
+    with server_inside(classifier, http_port=0) as server:
+        peer = HttpPeer(str(server.http_url))
         peer.post("/v1/digits", body_of(1), **JSON)
         peer.post("/v1/digits", b"")
-        page = HttpPeer(f"http://{server.facts['metrics']}").get("/metrics").body.decode()
-    assert 'method="HttpDigits",status="OK"} 1' in page.replace("code=", "status=")
-    assert 'method="HttpDigits",status="INVALID_ARGUMENT"} 1' in page.replace("code=", "status=")
+        counts = server.report().counts.requests
+    assert (counts["HttpDigits", "OK"], counts["HttpDigits", "INVALID_ARGUMENT"]) == (1, 1)
