@@ -350,7 +350,8 @@ class World:
                 invariants.check(self)
                 self.require(self.num_turns < MOST_TURNS, "the loop never sleeps")
             if not self.failure:
-                self.loop._close()
+                self.loop._is_stopped = True
+                self.loop._run()
                 self._run_until(self.now_s + 5.0)
                 self.require(not self.num_sockets, f"{self.num_sockets} sockets are open")
         return self.failure

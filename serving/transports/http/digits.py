@@ -46,7 +46,7 @@ class Digits:
         kind = call.plan.get("content-type")
         read: Read
         if media_type(kind) == JSON:
-            signature = find_classifier(self._router).image_signature
+            signature = find_classifier(self._router).model.image_signature
             limit = self._router.batching.max_request_images
             images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
             read = [("", image[None]) for image in images]
@@ -57,7 +57,7 @@ class Digits:
         rows = None
         if images_read:
             route = find_classifier(self._router)
-            checked = as_images(np.concatenate(images_read), route.image_signature)
+            checked = as_images(np.concatenate(images_read), route.model.image_signature)
             encoder = PredictionsEncoder(route, None, len(checked))
             rows = await call.run(checked.tobytes(), encoder, call.deadline_s)
         with_image = "image" in call.plan.query

@@ -52,7 +52,7 @@ class Numbers:
     async def _classified(self, reading: "Reading", call: Exchange) -> Predictions:
         """Classify the candidates, in as many calls as a request's limit needs."""
         route = find_classifier(self._router)
-        images = as_images(reading.images, route.image_signature)
+        images = as_images(reading.images, route.model.image_signature)
         limit = self._router.batching.max_request_images
         answers: list[Predictions] = []
         for start in range(0, len(images), limit):

@@ -92,9 +92,8 @@ class Replies:
         """Answer what is no request, and close the connection behind that."""
         self._num_bad += 1
         if (now_s := self._loop.clock()) >= self._complained_s + _COMPLAINT_S:
-            address = connection.address or "unix:"
-            text = "bad HTTP requests: %d, the last from %s: %s"
-            _log.warning(text, self._num_bad, address, error.text)
+            reason = f"{connection.address or 'unix:'}: {error.text}"
+            _log.warning("bad HTTP requests: %d, the last from %s", self._num_bad, reason)
             self._num_bad, self._complained_s = 0, now_s
         connection.read_no_more()
         connection.is_early = False
