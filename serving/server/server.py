@@ -22,7 +22,7 @@ from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage
 from serving.telemetry.report import Report, Served
-from serving.transports import choose_transport, open_transport
+from serving.transports import open_transport
 
 if TYPE_CHECKING:
     from serving.transports.http.server import HttpServer
@@ -56,7 +56,7 @@ class Server:
         self._router = router
         self._exporter = exporter
         self.config = config
-        self.transport = choose_transport(config.transport)
+        self.transport = "h2" if config.transport == "auto" else config.transport
         self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
         allow_control = config.allow_repository_control
         queries = Queries(router, self.health, catalog, allow_control=allow_control)
@@ -69,7 +69,7 @@ class Server:
             from serving.protocols.reflection import reflection_methods
 
             methods += reflection_methods()
-        self._transport = open_transport(self.transport, router, methods, config)
+        self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""

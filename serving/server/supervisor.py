@@ -16,7 +16,7 @@ from functools import partial
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
 from serving.server.exporter import Exporter, exporting
-from serving.server.ready_line import announce
+from serving.server.serve import announce
 from serving.server.server import optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals

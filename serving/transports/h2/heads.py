@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from serving.credentials.tokens import TokenCheck
 from serving.http2.headers import Block
 from serving.http2.hpack.table import Field
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.method import BatchedStream, BatchedUnary, Method
-from serving.transports.auth import TokenCheck
 from serving.transports.h2.status import (
     BAD_TIMEOUT,
     NO_TRAILERS,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
+from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
@@ -13,15 +14,13 @@ from serving.system.address import others
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listener import address_of
-from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
-from serving.transports.auth import token_check
 from serving.transports.h2.calls import H2Calls
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
 from serving.transports.h2.heads import Heads
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
 
 
@@ -43,7 +42,7 @@ class H2Server:
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
         self._limits = limits or Limits(
-            max_message_bytes=max_message_bytes(router, may_change=may_change(config)),
+            max_message_bytes=max_message_bytes(router, config),
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
+from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
@@ -14,9 +15,7 @@ from serving.system.address import bind, others, with_port
 from serving.system.host import Host
 from serving.system.listener import activated
 from serving.system.processes.pool import Processes
-from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
-from serving.transports.auth import token_check
 from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
@@ -28,7 +27,7 @@ from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.plan import App, Route
 from serving.transports.http1.port import open_port
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
 
 _BACKLOG = 256

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
 
+from serving.credentials.tokens import TokenCheck
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.server import BadRequest, Request
 from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
 from serving.transports.access_log import AccessLog, LoggedCall
-from serving.transports.auth import TokenCheck
 from serving.transports.http1.answers import HttpError
 from serving.transports.http1.bodies import Bodies
 from serving.transports.http1.connection import HttpConnection, Known

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from serving.credentials.tokens import TokenCheck
 from serving.errors import InvalidRequest, Unauthenticated
 from serving.http1.server import BadRequest, Request, encode_answer
-from serving.transports.auth import TokenCheck
 from serving.transports.http1.answers import Answer, HttpError
 
 TIMEOUT_HEADER = "request-timeout"

@@ -4,10 +4,10 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from serving.credentials.tokens import TokenCheck
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
-from serving.transports.auth import TokenCheck
 from serving.transports.http1.calls import HttpCalls
 from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.exchange import Pool

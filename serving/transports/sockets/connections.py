@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from serving.credentials.tls import Tls
+from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError
-from serving.transports.auth import TokenCheck
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.peer import TURN_S, Peer
 
