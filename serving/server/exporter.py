@@ -3,10 +3,8 @@
 One thread serves all connections and one makes the metrics page, for any number of callers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
-from serving.config import ServerConfig
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
@@ -94,16 +92,3 @@ def _page(report: Callable[[], Report], accept: str) -> Answer:
 
     kind, body = encode(report(), accept)
     return Answer(body, kind)
-
-
-@contextmanager
-def exporting(config: ServerConfig) -> Iterator[Exporter | None]:
-    """Open the exporter; None if the configuration disables it."""
-    if config.metrics_port is None:
-        yield None
-        return
-    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
-    try:
-        yield exporter
-    finally:
-        exporter.close()

@@ -15,8 +15,7 @@ from serving.catalog.catalog import Catalog, open_catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.router import Router
-from serving.server.exporter import exporting
-from serving.server.server import Server
+from serving.server.server import Server, exporting
 from serving.system import signals
 from serving.system.notify import keep_watchdog_fed, notify
 from serving.telemetry import logs

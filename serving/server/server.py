@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
@@ -17,17 +17,28 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.route import Route
 from serving.router import Router
-from serving.server.exporter import Exporter
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage
 from serving.telemetry.report import Report, Served
 from serving.transports import open_transport
 
-if TYPE_CHECKING:
-    from serving.transports.http.server import HttpServer
-
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def exporting(config: ServerConfig) -> Iterator[Any]:
+    """Open the metrics port; None if the configuration disables it."""
+    if config.metrics_port is None:
+        yield None
+        return
+    from serving.server.exporter import Exporter  # HTTP/1.1, which gRPC does without
+
+    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
+    try:
+        yield exporter
+    finally:
+        exporter.close()
 
 
 @contextmanager
@@ -45,7 +56,7 @@ class Server:
     """Models behind one port."""
 
     def __init__(
-        self, router: Router, config: ServerConfig, exporter: Exporter | None = None,
+        self, router: Router, config: ServerConfig, exporter: Any = None,
         catalog: Catalog | None = None,
     ) -> None:  # fmt: skip
         """Prepare on the running event loop; the caller closes router and exporter.
@@ -161,7 +172,7 @@ class Server:
             await asyncio.to_thread(self._http.stop)
 
 
-def _http_server(router: Router, queries: Queries, config: ServerConfig) -> "HttpServer | None":
+def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
     from serving.transports.http.server import HttpServer

@@ -12,12 +12,12 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
-from serving.server.exporter import Exporter, exporting
 from serving.server.serve import announce
-from serving.server.server import optional_http
+from serving.server.server import exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
 from serving.system.address import Sockets, refuse_callers, reserved_port, with_port
@@ -73,7 +73,7 @@ class Supervisor:
     """Restarts workers, passes signals on to them, and adds up their counts."""
 
     def __init__(
-        self, sockets: Sockets, configs: Configs, config: ServerConfig, exporter: Exporter | None
+        self, sockets: Sockets, configs: Configs, config: ServerConfig, exporter: Any
     ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
         self._sockets = sockets
