@@ -11,8 +11,8 @@ from serving.system.host import Host
 from serving.telemetry.report import Report
 from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange, OneThread
-from serving.transports.http1.plan import App, Route
 from serving.transports.http1.port import open_port
+from serving.transports.http1.routing import App, Endpoint
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
 
@@ -50,9 +50,9 @@ class Exporter:
         self._loop = Loop(router, poll=False, host=Host(), name="exporter")
         self._pages = OneThread("metrics-page")
         routes = [
-            Route("GET", "/healthz", self._alive),
-            Route("GET", "/readyz", self._ready),
-            Route("GET", "/metrics", self._metrics),
+            Endpoint("GET", "/healthz", self._alive),
+            Endpoint("GET", "/readyz", self._ready),
+            Endpoint("GET", "/metrics", self._metrics),
         ]
         app = App(routes, None, (host, *names), ())
         self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))

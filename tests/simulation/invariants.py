@@ -32,9 +32,11 @@ def check(world: Any) -> None:
         for queue in batcher._queues:
             check_queue(world, queue)
     context = home.calls.context
-    world.require(context._num_held == sum(context._holding.values()), "bytes held are miscounted")
-    world.require(context._num_held <= limits.max_held_bytes, "too many bytes are held")
-    world.require(all(each._is_open for each in context._holding), "an ended call holds bytes")
+    world.require(
+        context._num_buffered == sum(context._buffered.values()), "bytes held are miscounted"
+    )
+    world.require(context._num_buffered <= limits.max_buffered_bytes, "too many bytes are held")
+    world.require(all(each._is_open for each in context._buffered), "an ended call holds bytes")
     world.require(all(each._is_open for each in context.stalled), "an ended call waits for room")
     world.require(len(context._timers) <= context._max_timers, "too many timers")
     world.require(len(home._open) <= limits.max_connections, "too many connections")
@@ -104,7 +106,7 @@ def check_sleep(world: Any, end_s: float) -> None:
     """See that the loop does not sleep while there is something to do."""
     loop = world.loop
     world.require(not loop._posted, "the loop sleeps while something is posted")
-    world.require(not loop._touched, "the loop sleeps while something is to be written")
+    world.require(not loop._dirty, "the loop sleeps while something is to be written")
     for batcher in world.router.batchers:
         world.require(
             not batcher._num_long or batcher._is_scheduled
@@ -246,7 +248,7 @@ def check_start(world: Any) -> None:
     world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
     world.require(not world.loop._due, "the loop wakes up for a queue that is empty")
     context = home.calls.context
-    world.require(not (context._holding or context.stalled), "bytes or turns are held, by nobody")
+    world.require(not (context._buffered or context.stalled), "bytes or turns are held, by nobody")
 
 
 def check_counts(world: Any) -> None:

@@ -160,7 +160,7 @@ class World:
         )  # fmt: skip
         self.limits = Limits(
             max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
-            max_held_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
+            max_buffered_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
             max_stream_unread_bytes=random.choice((100, 1_000)), handshake_s=2.0,
             age_s=random.choice((0.0, 10.0)),
             http2=Http2Limits(max_streams=random.choice((5, 40)),

@@ -1,6 +1,6 @@
 """From HTTP/2's events to calls, and how calls end.
 
-    headers ──▶ Head ──▶ one message of rows, in one piece ──▶ a Batcher
+    headers ──▶ Headers ──▶ one message of rows, in one piece ──▶ a Batcher
                   └────▶ Stream, anything else ──▶ a Batcher, or an answer at once
 
 Each message is read once, here or in its Stream.
@@ -17,9 +17,9 @@ from serving.http2.server import NotHttp2
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.method import BatchedUnary
 from serving.transports.h2 import status
+from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
-from serving.transports.h2.heads import Head, Heads, HttpError
 from serving.transports.h2.kinds import KINDS, BatchedStreamCall
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
@@ -32,7 +32,7 @@ _MAX_EXPECTED_BYTES = 16 << 10
 class H2Calls(Calls):
     """Reads calls and routes them; used by the loop's thread only."""
 
-    def __init__(self, heads: Heads, context: Context) -> None:
+    def __init__(self, heads: HeaderParser, context: Context) -> None:
         """Read headers by `heads`; `context` is what calls share."""
         super().__init__(heads.tokens)
         self._heads = heads
@@ -45,8 +45,7 @@ class H2Calls(Calls):
 
     def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
         """See `Calls`; raises Http2Error where the peer broke the protocol."""
-        streams = connection.streams
-        connection.active_s = now_s
+        streams, connection.active_s = connection.streams, now_s
         try:
             found = connection.http2.receive(data, now_s)
         except NotHttp2:
@@ -68,16 +67,14 @@ class H2Calls(Calls):
                     for stream in calls:
                         self._open(connection, stream, head, now_s, ended=True)
                 continue
+            state = streams.get(stream)
             if kind == events.RESET:
                 self._cancel(connection, value[1], now_s)
-                continue
-            if kind == events.GOAWAY:
+            elif kind == events.GOAWAY:
                 connection.is_leaving = True
+            elif state is None:  # over in the meantime
                 continue
-            state = streams.get(stream)
-            if state is None:  # over in the meantime
-                continue
-            if kind == events.HEADERS:
+            elif kind == events.HEADERS:
                 head = state.call = self._read(connection, value)
                 if head.is_plain and not ended and self._refusal is None:
                     continue
@@ -89,13 +86,12 @@ class H2Calls(Calls):
             else:
                 self._receive_part(connection, stream, b"", now_s, ended=True)
 
-    def _read(self, connection: Connection, block: Block) -> Head:
+    def _read(self, connection: Connection, block: Block) -> Headers:
         if block.call is None:
             block.call = self._heads.get(block)
             connection.trusted |= block.call.trusted
             block.shrink()
-        head: Head = block.call
-        return head
+        return block.call  # type: ignore[no-any-return]
 
     def _take(
         self, connection: Connection, stream: bytes, state: Any, data: bytes, now_s: float,
@@ -122,12 +118,12 @@ class H2Calls(Calls):
         self._receive_part(connection, stream, data, now_s, ended=ended)
 
     def _take_messages(
-        self, connection: Connection, stream: bytes, call: Head | Stream, value: Any, now_s: float,
-        *, ended: bool
+        self, connection: Connection, stream: bytes, call: Headers | Stream, value: Any,
+        now_s: float, *, ended: bool
     ) -> None:  # fmt: skip
         """Take frames of a stream that were recognised as messages."""
         (prefix, size), encoder, messages = value
-        if ended and isinstance(call, Head):
+        if ended and isinstance(call, Headers):
             self._queue_calls(connection, call, encoder, [stream], messages, now_s)
             return
         number = 0
@@ -138,53 +134,61 @@ class H2Calls(Calls):
             self._receive_part(connection, stream, prefix + message, now_s, ended=is_last)
 
     def _queue_calls(
-        self, connection: Connection, head: Head, encoder: ResponseEncoder,
+        self, connection: Connection, head: Headers, encoder: ResponseEncoder,
         streams: Iterable[bytes], messages: Iterable[bytes], now_s: float,
     ) -> None:  # fmt: skip
         """Queue calls of one kind that have come whole, as far as there is room."""
         context = self.context
-        is_unread = connection.http2.blocked and connection.is_unread(context.limits)
-        if self._refusal is not None or is_unread:
-            reason = status.UNREAD if self._refusal is None else Status.of(self._refusal)
+        reason = self._reason_to_refuse(connection)
+        if reason is not None:
             for stream in streams:
                 context.refuse(connection, stream, head, reason)
             return
         deadline_s = now_s + head.timeout_s
         context.submit(connection, head, encoder, [*streams], [*messages], now_s, deadline_s)
 
+    def _reason_to_refuse(self, connection: Connection) -> Status | None:
+        """Return why calls of rows are refused on a connection; None if they are not."""
+        if self._refusal is not None:
+            return Status.of(self._refusal)
+        is_unread = connection.http2.blocked and connection.is_unread(self.context.limits)
+        return status.UNREAD if is_unread else None
+
     def _receive_part(
         self, connection: Connection, stream: bytes, data: bytes, now_s: float, *, ended: bool
     ) -> None:
         """Take data, or the end, of a call that is no message of rows in a known layout."""
         call = connection.call(stream)
-        if isinstance(call, Head):
+        if isinstance(call, Headers):
             call = self._stream(connection, stream, call, now_s)
         if call is not None:
             call.receive(data, now_s, ended=ended)
 
-    def _stream(self, connection: Connection, stream_id: bytes, head: Head, now_s: float) -> Stream:
+    def _stream(self, connection: Connection, stream: bytes, head: Headers, now_s: float) -> Stream:
         """Make a call a stream, which ends at its deadline."""
-        stream = KINDS[head.method.__class__](self.context, connection, stream_id, head)
-        connection.streams[stream_id].call = stream
+        call = KINDS[head.method.__class__](self.context, connection, stream, head)
+        connection.streams[stream].call = call
         if head.timeout_s != math.inf:
-            self.context.end_at(now_s + head.timeout_s, connection, stream_id, stream)
-        return stream
+            self.context.end_at(now_s + head.timeout_s, connection, stream, call)
+        return call
 
     def _open(
-        self, connection: Connection, stream_id: bytes, head: Head, now_s: float, *, ended: bool
+        self,
+        connection: Connection,
+        stream_id: bytes,
+        head: Headers,
+        now_s: float,
+        *,
+        ended: bool,
     ) -> None:
         """Begin any other call as a stream, or refuse it."""
         refusal = head.refusal
         if isinstance(refusal, HttpError):
-            headers = ((b":status", refusal.status), (b"content-type", b"text/plain"))
-            connection.http2.refuse([stream_id], headers, refusal.text)
-            self.context.touch(connection)
+            connection.http2.refuse([stream_id], refusal.headers, refusal.text)
+            self.context.schedule_flush(connection)
             return
         if refusal is None and isinstance(head.method, BatchedUnary):
-            if self._refusal is not None:
-                refusal = Status.of(self._refusal)
-            elif connection.is_unread(self.context.limits):
-                refusal = status.UNREAD
+            refusal = self._reason_to_refuse(connection)
         if refusal is not None:
             self.context.refuse(connection, stream_id, head, refusal)
             return
@@ -199,7 +203,7 @@ class H2Calls(Calls):
             if state.trailers is not None:
                 return
             call = self._read(connection, state.block)  # it came and went in one read
-        if isinstance(call, Head):
+        if isinstance(call, Headers):
             connection.gave_up_s = now_s
             self.context.metrics.count(call.name, "CANCELLED")
         else:
@@ -220,12 +224,11 @@ class H2Calls(Calls):
         reason = Status.of(refusal)
         for connection in connections:
             connection.forget_known()
-            waiting = self.context.waiting(connection)
-            for stream_id, state in list(connection.streams.items()):
-                if isinstance(state.call, Stream):
-                    state.call.drain(reason)
-                elif state.call is not None and stream_id not in waiting:
-                    self.context.refuse(connection, stream_id, state.call, reason)
+            for stream_id, call in self.context.not_queued(connection):
+                if isinstance(call, Stream):
+                    call.drain(reason)
+                else:
+                    self.context.refuse(connection, stream_id, call, reason)
 
     def is_due(self, now_s: float) -> bool:
         """See `Calls`."""
@@ -237,13 +240,11 @@ class H2Calls(Calls):
 
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""
-        waiting = self.context.waiting(connection)
-        for stream_id, state in list(connection.streams.items()):
+        for stream_id, call in self.context.not_queued(connection):
             if stream_id > connection.swept_stream:
                 continue
-            if isinstance(state.call, Stream):
-                if state.call.is_incomplete:
-                    state.call.end(status.TOO_SLOW)
-            elif state.call is not None and stream_id not in waiting:
-                self.context.refuse(connection, stream_id, state.call, status.TOO_SLOW)
+            if not isinstance(call, Stream):
+                self.context.refuse(connection, stream_id, call, status.TOO_SLOW)
+            elif call.is_incomplete:
+                call.end(status.TOO_SLOW)
         connection.swept_stream = max(connection.streams, default=connection.swept_stream)

@@ -15,10 +15,10 @@ from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listener import address_of
 from serving.transports.access_log import access_log
+from serving.transports.h2.call_headers import HeaderParser
 from serving.transports.h2.calls import H2Calls
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
-from serving.transports.h2.heads import Heads
 from serving.transports.sockets.connections import Connections
 from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
@@ -46,7 +46,7 @@ class H2Server:
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}
-        self._heads = Heads(paths, token_check(config.security))
+        self._heads = HeaderParser(paths, token_check(config.security))
         self.loop: Loop | None = None
 
     async def start(self) -> str:
@@ -65,11 +65,13 @@ class H2Server:
         config, limits, host = self._config, self._limits, self._host
         listener = host.listen(config.host, config.port)
         loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
-        context = Context(self._router, limits, loop.touch, loop.post, loop.hurry, loop.clock)
+        context = Context(
+            self._router, limits, loop.schedule_flush, loop.post, loop.hurry, loop.clock
+        )
         listeners = [listener, *others(config.host, config.port)]
         connections = Connections(
             listeners, loop.selector, limits, H2Calls(self._heads, context), self._tls,
-            lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.touch,
+            lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.schedule_flush,
         )  # fmt: skip
         loop.add(connections)
         return listener

@@ -10,9 +10,9 @@ from typing import Any
 from serving.errors import DigitsError
 from serving.protocols.status import error_of
 from serving.transports.h2 import status
+from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
-from serving.transports.h2.heads import Head
 from serving.transports.h2.messages import MessageReader, PendingResponse
 from serving.transports.h2.status import PREFIX_BYTES, Status
 
@@ -40,7 +40,7 @@ class Stream:
     )  # fmt: skip
 
     def __init__(
-        self, context: Context, connection: Connection, stream_id: bytes, head: Head
+        self, context: Context, connection: Connection, stream_id: bytes, head: Headers
     ) -> None:
         self._context = context
         self._connection = connection
@@ -75,7 +75,7 @@ class Stream:
             self.resume(now_s)
         else:  # cheap, for there may be many parts
             self._consume_all()
-            self._context.hold(self, len(self.reader.data))
+            self._context.buffer(self, len(self.reader.data))
 
     def resume(self, now_s: float) -> None:
         """Begin the requests that have arrived, as far as there is room; send what is ready."""
@@ -108,18 +108,18 @@ class Stream:
             self._unconsumed -= num_bytes
             at = end
         del reader.data[:at]
-        self._context.hold(self, len(reader.data))
+        self._context.buffer(self, len(reader.data))
         self.flush()
 
     def _message(self, begin: int, end: int) -> Any:
         return bytes(memoryview(self.reader.data)[begin:end])
 
     def _consume_all(self) -> None:
-        """Open the window: a message may be longer. `Context.hold` bounds what is kept."""
+        """Open the window: a message may be longer. `Context.buffer` bounds what is kept."""
         if self._unconsumed:
             self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
-            self._context.touch(self._connection)
+            self._context.schedule_flush(self._connection)
 
     def _has_room(self) -> bool:
         """Return whether a request may begin; else what makes room resumes the stream."""
@@ -189,7 +189,7 @@ class Stream:
     def _send(self, data: bytes) -> None:
         self._begin_answer()
         self._connection.http2.send(self._stream_id, data)
-        self._context.touch(self._connection)
+        self._context.schedule_flush(self._connection)
 
     def _note_read(self) -> None:
         """Let the caller send as much again as it has read answers to."""
@@ -225,7 +225,7 @@ class Stream:
         self._begin_answer()
         connection.http2.end(stream_id, reason.trailers if reason else status.OK)
         self._context.metrics.count(self.head.name, reason.name if reason else "OK")
-        self._context.touch(connection)
+        self._context.schedule_flush(connection)
 
     def cancel(self) -> None:
         """Forget the call: the caller has left."""
@@ -237,7 +237,7 @@ class Stream:
 
     def _release(self) -> None:
         """Give back what the call holds."""
-        self._context.hold(self, 0)
+        self._context.buffer(self, 0)
         self._owed = self._unconsumed = 0
         self.pending.clear()
         self.reader.data.clear()

@@ -18,7 +18,7 @@ from serving.signature import Signature
 from serving.transports.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
 from serving.transports.http1.answers import JSON, Answer, as_json
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan, Route
+from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6
@@ -37,9 +37,9 @@ class Digits:
         """Classify by a model of `router`."""
         self._router = router
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Route("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
+        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
 
     async def _answer(self, call: Exchange) -> Answer:
         reject_below = share_of(call.plan, "reject_below")
@@ -65,7 +65,7 @@ class Digits:
         return await call.work(write_report, read, rows, reject_below, with_image, size=size)
 
 
-def _max_bytes(plan: Plan) -> int:
+def _max_bytes(plan: RoutedRequest) -> int:
     return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
 
 

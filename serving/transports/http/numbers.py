@@ -14,7 +14,7 @@ from serving.router import Router
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Route
+from serving.transports.http1.routing import Endpoint
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Reading
@@ -32,9 +32,9 @@ class Numbers:
         """Classify by a model of `router`."""
         self._router = router
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Route("POST", "/v1/numbers", self._answer, MAX_BODY_BYTES, is_work=True)]
+        return [Endpoint("POST", "/v1/numbers", self._answer, MAX_BODY_BYTES, is_work=True)]
 
     async def _answer(self, call: Exchange) -> Answer:
         query = call.plan.query

@@ -9,7 +9,7 @@ from serving.route import Route
 from serving.router import Router
 from serving.signature import DIGITS
 from serving.transports.http.schemas import schemas_of
-from serving.transports.http1.plan import TIMEOUT_HEADER
+from serving.transports.http1.routing import TIMEOUT_HEADER
 
 _PROBLEMS = {
     "400": "The request can't be answered as it is; `detail` says what was expected and what came.",

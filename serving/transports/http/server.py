@@ -24,8 +24,8 @@ from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.answers import as_json
 from serving.transports.http1.exchange import OneThread, Pool
-from serving.transports.http1.plan import App, Route
 from serving.transports.http1.port import open_port
+from serving.transports.http1.routing import App, Endpoint
 from serving.transports.sockets.connections import Connections
 from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
@@ -141,7 +141,7 @@ class HttpServer:
 
 def _routes(
     router: Router, queries: Queries, control: Pool, inputs: PictureInputs
-) -> Iterable[Route]:
+) -> Iterable[Endpoint]:
     named = {
         name
         for name, route in router.routes.items()

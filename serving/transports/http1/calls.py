@@ -1,7 +1,7 @@
 """From bytes of connections to requests, and answers back, in order.
 
     bytes ──▶ known rows behind a head and JSON that came before ──▶ a Batcher
-      └─────▶ http1: head ──▶ Plan ──▶ body ──▶ Exchange ──▶ its handler
+      └─────▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
 
 A connection has one request in progress; what it sends ahead waits.
 """
@@ -18,12 +18,12 @@ from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
 from serving.transports.access_log import AccessLog, LoggedCall
 from serving.transports.http1.answers import HttpError
+from serving.transports.http1.batcher_proxy import BatcherProxy, KnownCall
 from serving.transports.http1.bodies import Bodies
 from serving.transports.http1.connection import HttpConnection, Known
 from serving.transports.http1.exchange import Exchange, Pool
-from serving.transports.http1.plan import App, Plan
 from serving.transports.http1.replies import Replies
-from serving.transports.http1.runs import KnownCall, Runs
+from serving.transports.http1.routing import App, RoutedRequest
 from serving.transports.sockets.connections import Calls
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
@@ -62,9 +62,9 @@ class HttpCalls(Calls):
         self._loop = loop
         self.clock, self.post = loop.clock, loop.post
         self.pool = pool
-        self.runs = Runs(router, loop)
+        self.batchers = BatcherProxy(router, loop)
         self._log = log
-        self._bodies = Bodies(limits.max_held_bytes)
+        self._bodies = Bodies(limits.max_buffered_bytes)
         self.replies = Replies(app, router.metrics, loop, log, self._bodies, self.queue)
         self._known = KnownCall(self.replies)
 
@@ -86,7 +86,7 @@ class HttpCalls(Calls):
         if known is not None and is_next and known.is_same(data):
             connection.begin(now_s)
             connection.is_running = True
-            self.runs.submit(self._known.group(connection, known, data, now_s))
+            self.batchers.submit(self._known.group(connection, known, data, now_s))
             return
         engine.receive(data)
         if not connection.is_running:
@@ -141,11 +141,13 @@ class HttpCalls(Calls):
             self._loop.hurry()
         exchange.start()
 
-    def _begin(self, connection: HttpConnection, request: Request, now_s: float) -> Plan | None:
-        """Plan what to do with a request; None if it is refused."""
+    def _begin(
+        self, connection: HttpConnection, request: Request, now_s: float
+    ) -> RoutedRequest | None:
+        """Find what answers a request; None if it is refused."""
         plan = connection.recent
         if plan is None or plan.request is not request:
-            plan = Plan(request)
+            plan = RoutedRequest(request)
         connection.plan, connection.is_early = plan, False
         connection.begin(now_s)
         if self._log is not None:
@@ -178,7 +180,7 @@ class HttpCalls(Calls):
 
     def _hold(self, connection: HttpConnection, num_bytes: int) -> None:
         """Note what is kept of a body, whose request may have to end for it, or others."""
-        while connection.plan and (victim := self._bodies.hold(connection, num_bytes)):
+        while connection.plan and (victim := self._bodies.buffer(connection, num_bytes)):
             self.replies.fail(victim, _NO_ROOM)
 
     # Time, and the end
@@ -189,7 +191,7 @@ class HttpCalls(Calls):
             return
         connection.gave_up_s = self.clock()
         self.replies.cancel(connection)
-        self.runs.forget(connection)
+        self.batchers.forget(connection)
 
     def drain(self, refusal: DigitsError, connections: Iterable[HttpConnection]) -> None:
         """See `Calls`."""

@@ -9,7 +9,7 @@ from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan
+from serving.transports.http1.routing import RoutedRequest
 from serving.transports.sockets.peer import Peer, peer_of
 
 
@@ -50,11 +50,11 @@ class HttpConnection(Peer):
         """How many requests have begun."""
         self.is_early = True
         """Whether a head is on its way, which is bounded by time."""
-        self.plan: Plan | None = None
+        self.plan: RoutedRequest | None = None
         """The request in progress."""
         self.begun_s = 0.0
         """When its head had come."""
-        self.recent: Plan | None = None
+        self.recent: RoutedRequest | None = None
         """That of the last request: the same again if its head is."""
         self.exchange: Exchange | None = None
         self.is_running = False

@@ -11,7 +11,7 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder
 from serving.telemetry.tracing import NEVER, latest_run
 from serving.transports.http1.answers import Answer
-from serving.transports.http1.plan import Plan
+from serving.transports.http1.routing import RoutedRequest
 
 SMALL_BYTES = 4096
 """What the loop itself decodes or writes at most: some 100 µs."""
@@ -55,7 +55,7 @@ class Exchange:
     """A request that has come whole; used by the loop's thread only."""
 
     def __init__(
-        self, calls: Any, connection: Any, plan: Plan, body: bytes, begun_s: float
+        self, calls: Any, connection: Any, plan: RoutedRequest, body: bytes, begun_s: float
     ) -> None:
         """Prepare; `start` begins.
 
@@ -97,7 +97,7 @@ class Exchange:
             self.connection, [self.stream], [message], encoder, self, self._calls.clock(),
             deadline_s,
         )  # fmt: skip
-        return await _outcome(partial(self._calls.runs.submit, group))
+        return await _outcome(partial(self._calls.batchers.submit, group))
 
     async def work(
         self, function: Callable[..., Result], *args: Any, size: int | None = None,

@@ -11,7 +11,7 @@ from serving.transports.access_log import AccessLog
 from serving.transports.http1.calls import HttpCalls
 from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.exchange import Pool
-from serving.transports.http1.plan import App
+from serving.transports.http1.routing import App
 from serving.transports.sockets.connections import Connections
 from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
@@ -29,5 +29,5 @@ def open_port(
     calls = HttpCalls(app, router, loop, limits, pool, tokens, log)
     return Connections(
         listeners, loop.selector, limits, calls, tls,
-        lambda sock, cipher: HttpConnection(sock, cipher, host), loop.touch,
+        lambda sock, cipher: HttpConnection(sock, cipher, host), loop.schedule_flush,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from serving.transports.http1.answers import Answer, HttpError, name_of, problem
 from serving.transports.http1.bodies import Bodies
 from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import App, Plan
+from serving.transports.http1.routing import App, RoutedRequest
 from serving.transports.sockets.loop import Loop
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Replies:
         """Whether connections are closed behind them: the server drains."""
         self._num_bad, self._complained_s = 0, -math.inf
 
-    def encode(self, plan: Plan, answer: Answer) -> bytes:
+    def encode(self, plan: RoutedRequest, answer: Answer) -> bytes:
         """Write a good answer that is not the last of its connection, from its third line on."""
         return self._app.encode(answer, plan, is_last=False).removeprefix(self._app.begin)
 
@@ -59,7 +59,7 @@ class Replies:
             refusal = problem(answer)
             self._metrics.count(_INFER, name_of(refusal.status))
             connection.write(self._app.encode(refusal, None, is_last=False))
-        self._loop.touch(connection)
+        self._loop.schedule_flush(connection)
         self._queue(connection)
 
     def reply(self, connection: HttpConnection, answer: Answer) -> None:
@@ -78,7 +78,7 @@ class Replies:
         encoded = self._app.encode(answer, plan, is_last=connection.is_last, more=more)
         self._end(connection)
         connection.write(encoded)
-        self._loop.touch(connection)
+        self._loop.schedule_flush(connection)
         self._queue(connection)
 
     def fail(self, connection: HttpConnection, error: Exception) -> None:

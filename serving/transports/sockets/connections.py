@@ -80,7 +80,7 @@ class Connections:
     def __init__(
         self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
         calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
-        make: Callable[[socket.socket, Tls | None], Peer], touch: Callable[[Any], None],
+        make: Callable[[socket.socket, Tls | None], Peer], schedule_flush: Callable[[Any], None],
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
@@ -92,7 +92,7 @@ class Connections:
             calls: makes calls of what they send.
             tls: returns the context for new connections; None is plaintext.
             make: makes a connection of a socket.
-            touch: has a connection flushed at the end of the round.
+            schedule_flush: has a connection flushed at the end of the round.
         """
         self._listener, *self._others = listeners
         self._selector = selector
@@ -100,7 +100,7 @@ class Connections:
         self.calls = calls
         self._tls = tls
         self._make = make
-        self._touch = touch
+        self._schedule_flush = schedule_flush
         self._open: dict[Peer, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
@@ -122,15 +122,15 @@ class Connections:
             self._selector.unregister(self._listener)
             self._is_listening = False
 
-    def accept(self, now_s: float, tag_s: float) -> None:
-        """Accept new connections, whose first turn is due at `tag_s`."""
+    def accept(self, now_s: float, start_tag_s: float) -> None:
+        """Accept new connections, whose first turn is due at `start_tag_s`."""
         max_connections = self._limits.max_connections
         if len(self._open) >= max_connections and not self._make_room():
             self.stop_listening()
             return
-        self._accept_from(self._listener, now_s, tag_s)
+        self._accept_from(self._listener, now_s, start_tag_s)
 
-    def _accept_from(self, listener: socket.socket, now_s: float, tag_s: float) -> None:
+    def _accept_from(self, listener: socket.socket, now_s: float, start_tag_s: float) -> None:
         max_connections = self._limits.max_connections
         for _ in range(_MAX_ACCEPTED):
             if len(self._open) >= max_connections:
@@ -147,11 +147,11 @@ class Connections:
                     self.stop_listening()
                 return  # else: it was gone before it was accepted
             try:
-                self._add(sock, tag_s)
+                self._add(sock, start_tag_s)
             except OSError:
                 sock.close()
 
-    def _add(self, sock: socket.socket, tag_s: float) -> None:
+    def _add(self, sock: socket.socket, start_tag_s: float) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -159,7 +159,7 @@ class Connections:
         connection = self._make(sock, tls)
         connection.home = self
         self._selector.register(sock, _READ, connection)
-        connection.tag_s = tag_s + TURN_S
+        connection.start_tag_s = start_tag_s + TURN_S
         self._open[connection] = None
 
     def _make_room(self) -> bool:
@@ -219,7 +219,7 @@ class Connections:
                     connection.swept_s = now_s
                     self.calls.sweep(connection)
                 if quiet_s > limits.idle_s and connection.ping():  # else it may be gone for ever
-                    self._touch(connection)
+                    self._schedule_flush(connection)
                     is_over |= quiet_s > limits.idle_s + limits.message_s
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
@@ -232,7 +232,7 @@ class Connections:
         if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
             connection.retired = True
             connection.announce_end()
-            self._touch(connection)
+            self._schedule_flush(connection)
 
     def close(self) -> None:
         """Close the port and all connections."""

@@ -20,7 +20,7 @@ class Limits:
     """Open connections; one more replaces the longest idle one, or waits in the kernel."""
     http2: Http2Limits = field(default_factory=Http2Limits)
     """The engine's, for one connection; our own client has at most 512 calls on one."""
-    max_held_bytes: int = 64 << 20
+    max_buffered_bytes: int = 64 << 20
     """Half-received messages, all connections together; past it, the largest are refused."""
     max_unread_bytes: int = 16 << 20
     """Answers that one peer has not read, past which its calls are refused."""

@@ -54,7 +54,7 @@ class Loop:
         self.selector = host.selector()
         """Watches the listeners and the connections: they are the keys' data."""
         self._homes: tuple[Connections, ...] = ()
-        self._touched: list[Peer] = []
+        self._dirty: list[Peer] = []
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
@@ -65,7 +65,7 @@ class Loop:
         self._poll_until_s, self._is_stopped = 0.0, False
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
-        self._reader = Reader(self.clock, self._round_s, self.touch)
+        self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
         self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
         """Set once a drain has answered all that was accepted."""
@@ -90,11 +90,11 @@ class Loop:
         """Calls in progress; from any thread, so not exact while they change."""
         return sum(len(connection.streams) for home in self._homes for connection in home)
 
-    def touch(self, connection: Peer) -> None:
+    def schedule_flush(self, connection: Peer) -> None:
         """Have a connection flushed at the end of the round."""
-        if not connection.touched:
-            connection.touched = True
-            self._touched.append(connection)
+        if not connection.is_dirty:
+            connection.is_dirty = True
+            self._dirty.append(connection)
 
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
@@ -144,7 +144,7 @@ class Loop:
             self._reader.read(ready, now_s)
         if self._due:
             self._run_waiting(now_s)
-        if self._touched or self._deferred:
+        if self._dirty or self._deferred:
             self._flush()
             self._poll_until_s = self.clock() + self._poll_s
         if now_s >= self._next_tick_s:
@@ -152,7 +152,7 @@ class Loop:
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
-        if self._touched or self._deferred:  # by a tick, or because others had their turn
+        if self._dirty or self._deferred:  # by a tick, or because others had their turn
             return 0.0
         timeout_s = max(0.0, self._next_tick_s - self._now_s)
         if self._due:
@@ -187,9 +187,9 @@ class Loop:
             self._flush()
 
     def _flush(self) -> None:
-        touched, self._touched = self._touched, []
-        for connection in touched:
-            connection.touched = False
+        is_dirty, self._dirty = self._dirty, []
+        for connection in is_dirty:
+            connection.is_dirty = False
             if not connection.is_open:
                 continue
             if not connection.flush():
@@ -233,7 +233,7 @@ class Loop:
         for home in self._homes:
             for connection in home:
                 connection.announce_end()
-                self.touch(connection)
+                self.schedule_flush(connection)
             home.calls.drain(refusal, home)
 
     def _is_pending(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from serving.http2.frames import Http2Error
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.peer import MAX_BYTE_S, Peer
+from serving.transports.sockets.peer import MAX_COST_PER_BYTE_S, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -24,16 +24,16 @@ class Reader:
     """Used by the loop's thread only."""
 
     def __init__(
-        self, clock: Callable[[], float], round_s: float, touch: Callable[[Peer], None]
+        self, clock: Callable[[], float], round_s: float, schedule_flush: Callable[[Peer], None]
     ) -> None:
-        """Read for some `round_s` seconds in a round; `touch` has a peer flushed at its end."""
+        """Read for some `round_s` seconds a round, and then have peers flushed."""
         self._clock = clock
         self._round_s = round_s
-        self._touch = touch
+        self._schedule_flush = schedule_flush
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self.is_overrun = False
         """Whether the last round did not read all that was ready."""
-        self._turns_s = self._accept_tag_s = 0.0
+        self._turns_s = self._accept_start_tag_s = 0.0
         """The clock of turns: where not all connections can be read in a round, the least tags
         are first (start-time fair queueing)."""
 
@@ -43,7 +43,7 @@ class Reader:
         Where that was not enough for all, those who have taken the least time go first.
         """
         if self.is_overrun:
-            ready.sort(key=self._tag_s)
+            ready.sort(key=self._start_tag_s)
         begin_s = now_s
         for key, mask in ready:
             connection = key.data
@@ -53,28 +53,30 @@ class Reader:
             if connection.__class__ is Connections:
                 connection.accept(now_s, self._turns_s)
                 end_s = self._clock()
-                self._accept_tag_s = self._turns_s + end_s - begin_s
+                self._accept_start_tag_s = self._turns_s + end_s - begin_s
             elif not connection.is_open:  # closed in this round, for a new one
                 continue
             else:
                 num_bytes = self._serve(connection, mask, now_s)
                 end_s = self._clock()
-                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_BYTE_S)
+                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_COST_PER_BYTE_S)
                 if num_bytes >= _TELLING_BYTES:
-                    connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
-                self._turns_s = max(self._turns_s, connection.tag_s)
-                connection.tag_s = self._turns_s + turn_s
+                    connection.cost_per_byte_s += (
+                        turn_s / num_bytes - connection.cost_per_byte_s
+                    ) / 4
+                self._turns_s = max(self._turns_s, connection.start_tag_s)
+                connection.start_tag_s = self._turns_s + turn_s
             begin_s = end_s
             if begin_s - now_s > self._round_s:
                 break
         self.is_overrun = begin_s - now_s > self._round_s
 
-    def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
+    def _start_tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
         """Return when a turn is due."""
         data = ready[0].data
         if isinstance(data, Peer):
-            return data.tag_s
-        return self._accept_tag_s if isinstance(data, Connections) else 0.0
+            return data.start_tag_s
+        return self._accept_start_tag_s if isinstance(data, Connections) else 0.0
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read what a connection has sent, and its calls; return the number of bytes."""
@@ -88,8 +90,8 @@ class Reader:
                 num_bytes = len(data)
                 if data:
                     home.calls.receive(connection, data, now_s)
-            if not connection.touched:  # if it is writable, the flush sends the rest
-                self._touch(connection)
+            if not connection.is_dirty:  # if it is writable, the flush sends the rest
+                self._schedule_flush(connection)
         except (Http2Error, OSError):
             home.close_gracefully(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop

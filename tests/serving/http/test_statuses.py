@@ -116,7 +116,7 @@ def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
 
 
 def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
-    with gated_server(models, max_held_bytes=len(body_of(1, 2))) as gated:
+    with gated_server(models, max_buffered_bytes=len(body_of(1, 2))) as gated:
         reply = gated.peer.post("/v1/digits", body_of(1, 2, 3), **JSON)
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
         gated.engine.open(1000)
@@ -125,7 +125,7 @@ def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
 
 
 def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
-    with gated_server(models, max_held_bytes=60_000) as gated, ExitStack() as stack:
+    with gated_server(models, max_buffered_bytes=60_000) as gated, ExitStack() as stack:
         gated.engine.open(1000)
         head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\n"
         for _ in range(2):

@@ -82,7 +82,7 @@ def test_half_received_messages_share_one_budget_and_the_largest_goes(
     served: Classifier,
 ) -> None:
     with (
-        h2_server(served, limits(max_held_bytes=100_000)) as address,
+        h2_server(served, limits(max_buffered_bytes=100_000)) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open()

@@ -183,7 +183,7 @@ def test_clients_send_the_span_that_is_active(
 def test_server_without_its_collector_serves(
     classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.telemetry.tracing._FLUSH_MS", 10)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with traced_server(classifier, f"http://{free_address()}") as server:
         for _ in range(3):
             assert call(server, encode_request(images[0].tobytes())).code().name == "OK"

@@ -13,7 +13,7 @@ from serving.transports.http1.replies import Replies
 from serving.transports.sockets.loop import Loop
 
 
-class Runs:
+class BatcherProxy:
     """Has rows run; used by the loop's thread only."""
 
     def __init__(self, router: Router, loop: Loop) -> None:
