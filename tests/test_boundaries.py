@@ -139,7 +139,7 @@ ROOMS = {
         errors installation tensors feeds signature predictions images
         preprocessing config system http1 http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
-        classifier router scoring ray protocols transports client server cli __main__ __init__
+        classifier route router scoring ray protocols transports client server cli __main__ __init__
     """,
     "training": """
         errors commandline config files data fitting export report cli lab __main__ __init__

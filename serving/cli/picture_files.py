@@ -10,6 +10,7 @@ from typing import Any
 
 from serving.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores
+from serving.system.processes.mapping import mapped
 from serving.system.processes.zygote import CAN_FORK, silence_pillow
 
 MIN_PICTURES = 100
@@ -72,7 +73,7 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
     with closing(processes(workers)) as pool:
         # Stdin is read here, since the processes have none.
         items = (_read(reader, name) if name == "-" else name for name in found)
-        readings = pool.mapped(partial(_reading, reader), items, workers * AHEAD)
+        readings = mapped(pool, partial(_reading, reader), items, workers * AHEAD)
         for name, reading in zip(names, readings, strict=True):
             yield (name, reading) if isinstance(reading, str) else reading
 

@@ -7,14 +7,12 @@ from serving.http2.connection import Connection
 from serving.http2.frames import (
     DEFAULT_FRAME,
     ENABLE_PUSH,
-    FRAME_BYTES,
     MAX_CONCURRENT_STREAMS,
     PREFACE,
     ErrorCode,
     Http2Error,
     word,
 )
-from serving.http2.headers import Block
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
 from serving.http2.output import Stream
@@ -33,9 +31,6 @@ class ClientConnection(Connection):
         """The most streams that the server lets us have open."""
         self._waiting: OrderedDict[bytes, tuple[Fields, bytes]] = OrderedDict()
         """Requests that wait until it does."""
-        self._response: tuple[Block, bytes, bytes, Fields] | None = None
-        """The header blocks of the latest response, which others repeat: its headers, their frame's
-        first bytes, the frame of the trailers without its stream, the trailers."""
 
     def _settings(self) -> bytes:
         return super()._settings() + _NO_PUSH
@@ -93,52 +88,12 @@ class ClientConnection(Connection):
     def _is_idle(self, stream: bytes) -> bool:
         return not stream[3] & 1 or int.from_bytes(stream, "big") >= self._next
 
-    def _frame(self, data: bytes, at: int) -> int:
-        """See `Connection`; takes a response at once if its header blocks are known."""
-        end = self._repeated(data, at)
-        return end or super()._frame(data, at)
-
-    def _repeated(self, data: bytes, at: int) -> int:
-        """Take the response at `at`: headers, one frame of data, trailers. Return where it ends.
-
-        Returns 0 if it is another one, or has not come whole, or its stream is not as usual.
-        """
-        if self._response is None or not data.startswith(self._response[1], at):
-            return 0
-        block, _, trailers, fields = self._response
-        stream = data[at + 5 : at + FRAME_BYTES]
-        second = at + FRAME_BYTES + len(block.raw)
-        begin = second + FRAME_BYTES
-        size = int.from_bytes(data[second : second + 3], "big")
-        end = begin + size
-        ending = trailers[:5] + stream + trailers[5:]
-        state = self.streams.get(stream)
-        if (
-            data[at + FRAME_BYTES : second] != block.raw
-            or data[second + 3 : begin] != b"\0\0" + stream
-            or not data.startswith(ending, end)
-            or not isinstance(state, Stream)
-            or state.block is not None
-            or not state.finished
-            or not 0 < size <= min(self.limits.max_frame_bytes, state.receive_window)
-            or self._block is not None
-            or self.reader.blocks.get(block.raw) is not block  # the table has changed since
-        ):
-            return 0
-        self._small_frames.left += self.limits.small_frames_per_request - 1  # data may be small
-        self._use_window(size)
-        del self.streams[stream]
-        self.events.append((kinds.RESPONSE, stream, (block, data[begin:end], fields), True))
-        return end + len(ending)
-
     def _take_block(self, stream: bytes, flags: int, raw: bytes, /, *_: object) -> None:
         state = self.streams.get(stream)
         if state is None and self._is_idle(stream):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "HEADERS on an idle stream")
         if state is not None and state.block is not None:
             self._take_trailers(stream, flags, raw)
-            if isinstance(state, Stream) and stream not in self.streams:
-                self._learn(state.block, raw)
             return
         block, ended = self.reader.read(raw), bool(flags & 1)
         if not isinstance(state, Stream):
@@ -156,15 +111,6 @@ class ClientConnection(Connection):
         if ended:
             self._end_peer(stream, state)
         self.events.append((kinds.HEADERS, stream, block, ended))
-
-    def _learn(self, block: Block, trailers: bytes) -> None:
-        """Keep the blocks of a response that has ended, if they mean the same next time."""
-        kind, _, fields, _ = self.events[-1]
-        is_kept = self.reader.blocks.get(block.raw) is block and block.kind.content_length is None
-        if kind == kinds.TRAILERS and is_kept:
-            headers = word(len(block.raw) << 8 | 1) + b"\4"
-            last = word(len(trailers) << 8 | 1) + b"\5" + trailers
-            self._response = block, headers, last, fields
 
     def _take_setting(self, name: int, value: int) -> None:
         if name == MAX_CONCURRENT_STREAMS:

@@ -14,18 +14,13 @@ from serving.http2.frames import (
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES,
-    GOAWAY,
     HEADERS,
     PADDED,
-    PING,
     PRIORITIZED,
-    PRIORITY,
-    PUSH_PROMISE,
-    RST_STREAM,
     SETTINGS,
-    WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
+    check_header,
 )
 from serving.http2.headers import Block, HeaderReader, Layout
 from serving.http2.known import Recogniser
@@ -35,11 +30,6 @@ _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
 _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
-_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
-          "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
-_LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
-_OF_STREAMS = frozenset((DATA, HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION))
-_OF_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))
 
 
 class Connection(Control):
@@ -197,10 +187,7 @@ class Connection(Control):
         if kind <= CONTINUATION:
             if not self.is_established and kind != SETTINGS:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "settings are missing")
-            if length != _LENGTHS.get(kind, length):
-                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"{_NAMES[kind]} of a wrong length")
-            if kind in (_OF_CONNECTION if stream != CONNECTION else _OF_STREAMS):
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"{_NAMES[kind]} on a wrong stream")
+            check_header(kind, length, stream)
         if (self._block is None) == (kind == CONTINUATION):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block that is not continued")
 

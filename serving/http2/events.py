@@ -21,5 +21,3 @@ MESSAGES = 5
 """Frames of a known layout on a stream: (layout, token, messages without their prefixes)."""
 GOAWAY = 6
 """The peer opens or takes no more streams than the one named; the value is the error code."""
-RESPONSE = 7
-"""A whole response that repeats the header blocks of another: (its `Block`, data, trailers)."""

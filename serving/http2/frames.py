@@ -23,6 +23,11 @@ CONNECTION = bytes(4)
 """The stream of frames that concern the connection."""
 
 _WORD = Struct(">I")
+_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY",
+          "WINDOW_UPDATE", "CONTINUATION")  # fmt: skip
+_LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_OF_STREAMS = frozenset((DATA, HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION))
+_OF_CONNECTION = frozenset((SETTINGS, PING, GOAWAY))
 
 
 class ErrorCode(IntEnum):
@@ -59,3 +64,15 @@ def frame(kind: int, flags: int, stream: bytes, payload: bytes = b"") -> bytes:
 def word(value: int) -> bytes:
     """Write a number of 32 bits, such as a stream's."""
     return _WORD.pack(value)
+
+
+def check_header(kind: int, length: int, stream: bytes) -> None:
+    """Check the length and the stream of a frame whose kind the protocol defines.
+
+    Raises:
+        Http2Error: the kind has another length, or does not belong on this stream.
+    """
+    if length != _LENGTHS.get(kind, length):
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"{_NAMES[kind]} of a wrong length")
+    if kind in (_OF_CONNECTION if stream != CONNECTION else _OF_STREAMS):
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"{_NAMES[kind]} on a wrong stream")

@@ -31,7 +31,7 @@ _VALUES = {
     b":path": re.compile(b".+"),
 }
 _COMMON = frozenset((b"grpc-timeout", b"traceparent", b"x-request-id", b"authorization"))
-"""Names that need no closer look each time."""
+"""Names that need no closer look."""
 _COUNTING = _OF_A_CONNECTION | frozenset(
     (b":method", b":scheme", b":path", b":authority", b":status", b"content-length",
      b"content-type", b"te", b"authorization")
@@ -40,7 +40,6 @@ _COUNTING = _OF_A_CONNECTION | frozenset(
 _REQUEST = frozenset((b":method", b":scheme", b":path", b":authority"))
 _NEEDED = frozenset((b":method", b":scheme", b":path"))
 _RESPONSE = frozenset((b":status",))
-
 
 Layout = tuple[bytes, int]
 """A message's first bytes, and how many follow them."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from serving.images import Images
 from serving.pictures.files import processes, read_or_reason
 from serving.pictures.reader import from_picture
+from serving.system.processes.mapping import mapped
 
 _AHEAD = 32
 """Pictures that wait for the processes."""
@@ -23,7 +24,7 @@ class Decoders:
         Raises:
             ConfigurationError: Pillow or SciPy is not installed.
         """
-        return list(self._processes.mapped(_decode, contents, _AHEAD))
+        return list(mapped(self._processes, _decode, contents, _AHEAD))
 
     def close(self) -> None:
         """End the processes."""

@@ -3,22 +3,18 @@
 One thread serves all connections and one makes the metrics page, for any number of callers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
-from serving.config import ServerConfig
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
 from serving.telemetry.report import Report
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http1.answers import Answer
-from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import App, Route
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.exchange import Exchange, OneThread
 from serving.transports.http1.port import open_port
+from serving.transports.http1.routing import App, Endpoint
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 _BACKLOG = 256
 """Connections that wait in the kernel to be accepted; past it they come a second late."""
@@ -52,11 +48,11 @@ class Exporter:
         self.address = with_port(host, listener.getsockname()[1])
         router = Router()
         self._loop = Loop(router, poll=False, host=Host(), name="exporter")
-        self._pages = Pool(ThreadPoolExecutor(1, "metrics-page"), self._loop.post)
+        self._pages = OneThread("metrics-page")
         routes = [
-            Route("GET", "/healthz", self._alive),
-            Route("GET", "/readyz", self._ready),
-            Route("GET", "/metrics", self._metrics),
+            Endpoint("GET", "/healthz", self._alive),
+            Endpoint("GET", "/readyz", self._ready),
+            Endpoint("GET", "/metrics", self._metrics),
         ]
         app = App(routes, None, (host, *names), ())
         self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))
@@ -96,16 +92,3 @@ def _page(report: Callable[[], Report], accept: str) -> Answer:
 
     kind, body = encode(report(), accept)
     return Answer(body, kind)
-
-
-@contextmanager
-def exporting(config: ServerConfig) -> Iterator[Exporter | None]:
-    """Open the exporter; None if the configuration disables it."""
-    if config.metrics_port is None:
-        yield None
-        return
-    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
-    try:
-        yield exporter
-    finally:
-        exporter.close()

@@ -1,24 +1,57 @@
-"""One process's life: load, listen, serve until a signal, drain."""
+"""Serve until a signal: load, listen and drain in this process, or start workers that do."""
 
 import asyncio
 import gc
+import ipaddress
+import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
 
 from serving.catalog.catalog import Catalog, open_catalog
-from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
+from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.router import Router
-from serving.server.exporter import exporting
-from serving.server.ready_line import announce
-from serving.server.server import Server
+from serving.server.server import Server, exporting
 from serving.system import signals
 from serving.system.notify import keep_watchdog_fed, notify
+from serving.telemetry import logs
+from serving.telemetry.report import Report
 
 _log = logging.getLogger(__name__)
+
+
+def announce(
+    report: Report, address: str, metrics_address: str, log_format: LogFormat, **more: object
+) -> None:
+    """Print the ready line, which tools may parse, and for people where the page is.
+
+    Of several models, names and versions are joined by commas, and so is what differs else.
+    """
+    facts = {
+        "model": ",".join(served.name for served in report.models),
+        "version": ",".join(served.version for served in report.models),
+        "precision": ",".join(dict.fromkeys(served.precision for served in report.models)),
+        "device": ",".join(dict.fromkeys(served.device for served in report.models)),
+        "transport": report.models[0].transport,
+        "address": address,
+        "metrics": metrics_address,
+        "max_request_images": report.batching.max_request_images,
+        "max_batch_size": report.batching.max_batch_size,
+        **more,
+    }
+    if log_format == "json":
+        line = json.dumps({"message": "serving", **facts})
+    else:
+        line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
+    logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
+    if log_format == "text" and "http" in more:
+        what = "draw a digit" if any(each.can_be_drawn for each in report.models) else "try it"
+        logs.print_line(f"{what}: {more['http']}", sys.stdout)
+    notify("READY=1")
 
 
 def _announce(server: Server) -> None:
@@ -113,3 +146,47 @@ async def drain_when_signalled(
     reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
     _log.warning("stopped by force: %s", reason)
     return signals.end_process(1)
+
+
+def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
+    """Load a model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
+
+    Args:
+        model: the model and its device.
+        batching: sizes and limits.
+        config: address, TLS, tokens, workers and the like.
+
+    Returns:
+        True if every accepted request was answered.
+
+    Raises:
+        DigitsError: the server can't start.
+    """
+    if config.reload_interval_s and model.version is not None:
+        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
+    warn_if_exposed(config)
+    if config.workers == 1:
+        return run_loop(serve(model, batching, config), config.transport)
+    from serving.server.supervisor import supervise  # one process needs no multiprocessing
+
+    return asyncio.run(supervise(model, batching, config))
+
+
+def warn_if_exposed(config: ServerConfig) -> None:
+    """Log a warning if other machines can reach a port without TLS or without tokens."""
+    security = config.security
+    missing = [] if security.has_tls else ["TLS"]
+    if not security.has_tokens and security.tls_client_ca is None:
+        missing.append("tokens")
+    hosts = {config.host} if config.http_port is None else {config.host, config.http_host}
+    for host in sorted(hosts):
+        if missing and not _is_local(host):
+            lacking = " and ".join(missing)
+            _log.warning("other machines can reach %s without %s: see SECURITY.md", host, lacking)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.startswith("unix:")

@@ -1,34 +1,62 @@
 """Models behind one port: all services on one transport, health, metrics, self-test."""
 
 import asyncio
+import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
+from serving.errors import ConfigurationError
 from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
-from serving.router import Route, Router
-from serving.server.exporter import Exporter
-from serving.server.port import optional_http
+from serving.route import Route
+from serving.router import Router
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage
 from serving.telemetry.report import Report, Served
-from serving.transports import choose_transport, open_transport
+from serving.transports import open_transport
 
-if TYPE_CHECKING:
-    from serving.transports.http.server import HttpServer
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def exporting(config: ServerConfig) -> Iterator[Any]:
+    """Open the metrics port; None if the configuration disables it."""
+    if config.metrics_port is None:
+        yield None
+        return
+    from serving.server.exporter import Exporter  # HTTP/1.1, which gRPC does without
+
+    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
+    try:
+        yield exporter
+    finally:
+        exporter.close()
+
+
+@contextmanager
+def optional_http(config: ServerConfig) -> Iterator[None]:
+    """Log a warning if the port of HTTP can't be bound in this block and is optional."""
+    try:
+        yield
+    except ConfigurationError as err:
+        if not config.http_is_optional:
+            raise
+        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
 
 
 class Server:
     """Models behind one port."""
 
     def __init__(
-        self, router: Router, config: ServerConfig, exporter: Exporter | None = None,
+        self, router: Router, config: ServerConfig, exporter: Any = None,
         catalog: Catalog | None = None,
     ) -> None:  # fmt: skip
         """Prepare on the running event loop; the caller closes router and exporter.
@@ -39,7 +67,7 @@ class Server:
         self._router = router
         self._exporter = exporter
         self.config = config
-        self.transport = choose_transport(config.transport)
+        self.transport = "h2" if config.transport == "auto" else config.transport
         self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
         allow_control = config.allow_repository_control
         queries = Queries(router, self.health, catalog, allow_control=allow_control)
@@ -52,7 +80,7 @@ class Server:
             from serving.protocols.reflection import reflection_methods
 
             methods += reflection_methods()
-        self._transport = open_transport(self.transport, router, methods, config)
+        self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
@@ -144,7 +172,7 @@ class Server:
             await asyncio.to_thread(self._http.stop)
 
 
-def _http_server(router: Router, queries: Queries, config: ServerConfig) -> "HttpServer | None":
+def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
     from serving.transports.http.server import HttpServer

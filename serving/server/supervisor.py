@@ -7,26 +7,32 @@ import asyncio
 import itertools
 import logging
 import signal
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
-from serving.server.backoff import Backoff
-from serving.server.exporter import Exporter, exporting
-from serving.server.heartbeat import LOOK_S
-from serving.server.port import optional_http, refuse_callers, reserved_port
-from serving.server.ready_line import announce
-from serving.server.worker import Arguments, Worker
-from serving.server.workers import Workers
+from serving.server.serve import announce
+from serving.server.server import exporting, optional_http
+from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
-from serving.system.address import Sockets, with_port
+from serving.system.address import Sockets, refuse_callers, reserved_port, with_port
 from serving.system.notify import keep_watchdog_fed, notify
+from serving.telemetry.metrics import Counts
+from serving.telemetry.report import Report, total
 
 _log = logging.getLogger(__name__)
 
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
+"""Seconds before the first restart, doubled with each further death, and the most."""
+_STABLE_S = 30.0
+"""A worker that was ready for this long ends the series of deaths before it."""
+_MAX_DEATHS = 5
+"""Give up after this many consecutive deaths in one place, while no worker is ready."""
 _MAX_OUTAGE_S = 60.0
 """How long no worker may be ready, once all were, before failing starts end the server."""
 _OVERDUE_S = 5.0
@@ -59,22 +65,29 @@ async def supervise(
             with optional_http(config):
                 http_port = reserve(config.http_host, config.http_port)
         config = replace(config, port=port, http_port=http_port)
-        arguments = (sockets, model_config, batching, replace(config, metrics_port=None))
-        return await Supervisor(arguments, config, exporter).run()
+        configs = (model_config, batching, replace(config, metrics_port=None))
+        return await Supervisor(sockets, configs, config, exporter).run()
 
 
 class Supervisor:
     """Restarts workers, passes signals on to them, and adds up their counts."""
 
     def __init__(
-        self, arguments: Arguments, config: ServerConfig, exporter: Exporter | None
+        self, sockets: Sockets, configs: Configs, config: ServerConfig, exporter: Any
     ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
-        self._workers = Workers(arguments)
-        self._sockets = list(itertools.chain(*arguments[0].values()))
+        self._sockets = sockets
+        self._configs = configs
         self._config = config
-        self._all_ready = asyncio.Event()
         self._exporter = exporter
+        self._workers: dict[int, Worker] = {}
+        """Those that run, ready or not, by place."""
+        self._dead = Counts()
+        """The counts of the workers that died."""
+        self._last: Report | None = None
+        self._lock = threading.Lock()
+        """Held while a worker's counts become those of a dead one."""
+        self._all_ready = asyncio.Event()
         self._is_draining = False
         self._outage_since_s = time.monotonic() - _MAX_OUTAGE_S
         """Since when no worker is ready, if none is; at start, failing starts are given up
@@ -94,12 +107,16 @@ class Supervisor:
             serving.cancel()
             return await self._drain(stops)
         finally:
-            self._workers.signal(signal.SIGKILL)
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        for worker in self._workers.values():
+            worker.signal(number)
 
     def _reload(self) -> None:
         """Pass SIGHUP on: each worker looks, and logs what it found."""
         notify("RELOADING=1")
-        self._workers.signal(signal.SIGHUP)
+        self._signal(signal.SIGHUP)
         notify("READY=1")
 
     async def _serve(self) -> None:
@@ -118,18 +135,33 @@ class Supervisor:
         await self._all_ready.wait()
         config, metrics_address = self._config, "off"
         if self._exporter is not None:
-            loop = asyncio.get_running_loop()
-            self._exporter.serve(partial(self._workers.report_from_thread, loop), self._is_serving)
+            self._exporter.serve(self.report, self._is_serving)
             metrics_address = self._exporter.address
         more: dict[str, object] = {"workers": config.workers}
         if config.http_port is not None:
             scheme = "https" if config.security.has_tls else "http"
             more["http"] = f"{scheme}://{with_port(config.http_host, config.http_port)}"
-        report, address = await self._workers.report(), with_port(config.host, config.port)
-        announce(report, address, metrics_address, config.log_format, **more)
+        address = with_port(config.host, config.port)
+        announce(self.report(), address, metrics_address, config.log_format, **more)
+
+    def report(self) -> Report:
+        """Add up the last reports of all workers, a second old at most; from any thread."""
+        with self._lock:
+            reports = [worker.report for worker in self._workers.values() if worker.report]
+            if not reports:
+                assert self._last is not None, "no worker has been ready yet"
+                reports = [self._last.ended()]
+            return total(reports, self._dead)
 
     def _is_serving(self) -> bool:
-        return self._workers.is_serving and not self._is_draining
+        """Return whether at least one worker is ready, and all that are ready are well."""
+        ready = [worker for worker in list(self._workers.values()) if worker.report]
+        is_well = bool(ready) and all(worker.is_serving for worker in ready)
+        return is_well and not self._is_draining
+
+    @property
+    def _num_ready(self) -> int:
+        return sum(worker.report is not None for worker in self._workers.values())
 
     async def _keep(self, place: int) -> None:
         """Keep a worker running in one place.
@@ -138,25 +170,27 @@ class Supervisor:
             DigitsError: it couldn't start and reported the reason, or workers keep dying and none
                 is left in any place.
         """
-        backoff = Backoff()
+        num_deaths = 0
+        own_first = {name: each[place:] + each[:place] for name, each in self._sockets.items()}
         while True:
-            worker = self._workers.start(place)
-            worker.on_ready = self._count_ready
+            worker = Worker(own_first, self._configs, self._count_ready)
+            with self._lock:
+                self._workers[place] = worker
             exit_code = await self._end_of(worker, place)
-            self._workers.remove(place)
-            if worker.report is not None and not self._workers.num_ready:
-                self._outage_since_s = time.monotonic()
-                refuse_callers(self._sockets)
+            self._remove(place)
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
-            delay_s = backoff.delay_s(worker.lived_s)
-            if self._is_hopeless(backoff):
+            num_deaths = 1 if worker.lived_s >= _STABLE_S else num_deaths + 1
+            outage_s = time.monotonic() - self._outage_since_s
+            is_hopeless = worker.report is not None or outage_s >= _MAX_OUTAGE_S
+            if num_deaths >= _MAX_DEATHS and not self._num_ready and is_hopeless:
                 raise Unavailable(
-                    f"worker {place} died {backoff.num_deaths} times in a row ({reason}), "
+                    f"worker {place} died {num_deaths} times in a row ({reason}), "
                     "and no other one serves"
                 )
-            self._workers.dead.restarts += 1
+            self._dead.restarts += 1
+            delay_s = restart_delay_s(num_deaths)
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
@@ -169,27 +203,30 @@ class Supervisor:
                 await asyncio.wait([worker.ended])
         return worker.ended.result()
 
+    def _remove(self, place: int) -> None:
+        """Empty the place of a worker that died, and keep its counts."""
+        with self._lock:
+            if report := self._workers.pop(place).report:
+                self._dead += report.counts
+                self._last = report
+        if report and not self._num_ready:
+            self._outage_since_s = time.monotonic()
+            refuse_callers(itertools.chain(*self._sockets.values()))
+
     def _count_ready(self) -> None:
         if self._all_ready.is_set():
-            _log.info("worker restarted, %d serving", self._workers.num_ready)
-        elif self._workers.num_ready == self._config.workers:
+            _log.info("worker restarted, %d serving", self._num_ready)
+        elif self._num_ready == self._config.workers:
             self._all_ready.set()
-
-    def _is_hopeless(self, backoff: Backoff) -> bool:
-        """Return whether to give up: none is ready, and they crash or fail to start for long."""
-        if self._workers.num_ready:
-            return False
-        outage_s = time.monotonic() - self._outage_since_s
-        return backoff.is_crash_loop or (backoff.is_death_loop and outage_s >= _MAX_OUTAGE_S)
 
     async def _drain(self, stops: "asyncio.Queue[int]") -> bool:
         """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
         notify("STOPPING=1")
-        for sock in self._sockets:
+        for sock in itertools.chain(*self._sockets.values()):
             sock.close()  # so that the ports close with the last worker
-        ended = asyncio.gather(*(worker.ended for worker in self._workers.alive))
-        self._workers.signal(signal.SIGTERM)
+        ended = asyncio.gather(*(worker.ended for worker in self._workers.values()))
+        self._signal(signal.SIGTERM)
         forced = asyncio.create_task(stops.get())
         timeout_s = self._config.drain_s + _OVERDUE_S
         await asyncio.wait((ended, forced), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -200,3 +237,8 @@ class Supervisor:
             return False
         # One that was still starting had no calls, and is ended by the signal itself.
         return set(ended.result()) <= {0, -signal.SIGTERM}
+
+
+def restart_delay_s(num_deaths: int) -> float:
+    """Return how long to wait before a restart, after so many consecutive deaths."""
+    return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(num_deaths - 1, 10))

@@ -4,18 +4,12 @@
 does not (SECURITY.md). A transport is imported when it is opened.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from serving.config import ServerConfig, TransportName
-from serving.protocols.messages import max_request_bytes
+from serving.config import ServerConfig
 from serving.protocols.method import Method
 from serving.router import Router
-
-if TYPE_CHECKING:
-    from serving.transports.h2.loop import Loop
-
-_MAX_MESSAGE_BYTES = 64 << 20
 
 
 class Transport(Protocol):
@@ -29,8 +23,8 @@ class Transport(Protocol):
         """
 
     @property
-    def loop(self) -> "Loop | None":
-        """What may serve another port, too, once this one is served; None if nothing can."""
+    def loop(self) -> Any:
+        """The `Loop` that may serve another port, too, once this one is served; None if none."""
 
     @property
     def num_calls(self) -> int:
@@ -50,60 +44,16 @@ class Transport(Protocol):
         """Close the port; remaining calls have `grace_s` seconds to end."""
 
 
-Open = Callable[[Router, Sequence[Method], ServerConfig], Transport]
-
-
-def _h2() -> Open:
-    from serving.transports.h2.server import H2Server
-
-    return H2Server
-
-
-def _grpcio() -> Open:
-    from serving.transports.grpcio.server import GrpcioServer
-
-    return GrpcioServer
-
-
-_TRANSPORTS: dict[TransportName, Callable[[], Open]] = {"h2": _h2, "grpcio": _grpcio}
-
-
-def may_change(config: ServerConfig) -> bool:
-    """Return whether other models may be served later."""
-    return bool(config.reload_interval_s) or config.allow_repository_control
-
-
-def open_transport(
-    name: TransportName, router: Router, methods: Sequence[Method], config: ServerConfig
-) -> Transport:
-    """Prepare a transport; `start` binds.
-
-    Args:
-        name: "h2" or "grpcio".
-        router: the models.
-        methods: the methods to serve.
-        config: address, TLS, tokens and the like.
+def open_transport(router: Router, methods: Sequence[Method], config: ServerConfig) -> Transport:
+    """Prepare the transport that `config` names, to serve methods; `start` binds.
 
     Raises:
         ConfigurationError: a certificate or a token can't be used.
     """
-    return _TRANSPORTS[name]()(router, methods, config)
+    if config.transport == "grpcio":
+        from serving.transports.grpcio.server import GrpcioServer
 
+        return GrpcioServer(router, methods, config)
+    from serving.transports.h2.server import H2Server
 
-def choose_transport(name: TransportName) -> TransportName:
-    """Return the name of the transport to open; resolves "auto"."""
-    return "h2" if name == "auto" else name
-
-
-def max_message_bytes(router: Router, *, may_change: bool = False) -> int:
-    """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB.
-
-    Args:
-        router: the models.
-        may_change: whether others may come, whose rows are not known.
-    """
-    sizes = [route.tensors.row_bytes for route in router.routes.values()]
-    if may_change or not sizes or not all(sizes):
-        return _MAX_MESSAGE_BYTES
-    most = max_request_bytes(router.batching.max_request_images, max(sizes))
-    return min(most, _MAX_MESSAGE_BYTES)
+    return H2Server(router, methods, config)

@@ -321,11 +321,7 @@ class Polite(Client):
             return
         if (call := self.calls.get(stream)) is None:
             return
-        if kind == events.RESPONSE:
-            _, data, fields = value
-            self.take_data(call, data)
-            self.end(call, dict(fields).get(b"grpc-status", b"none").decode())
-        elif kind == events.DATA:
+        if kind == events.DATA:
             self.take_data(call, value)
             self.engine.acknowledge(stream, len(value))
         elif kind == events.RESET:

@@ -32,11 +32,13 @@ def check(world: Any) -> None:
         for queue in batcher._queues:
             check_queue(world, queue)
     context = home.calls.context
-    world.require(context._num_held == sum(context._holding.values()), "bytes held are miscounted")
-    world.require(context._num_held <= limits.max_held_bytes, "too many bytes are held")
-    world.require(all(each._is_open for each in context._holding), "an ended call holds bytes")
+    world.require(
+        context._num_buffered == sum(context._buffered.values()), "bytes held are miscounted"
+    )
+    world.require(context._num_buffered <= limits.max_buffered_bytes, "too many bytes are held")
+    world.require(all(each._is_open for each in context._buffered), "an ended call holds bytes")
     world.require(all(each._is_open for each in context.stalled), "an ended call waits for room")
-    world.require(len(home.calls._timers) <= home.calls._max_timers, "too many timers")
+    world.require(len(context._timers) <= context._max_timers, "too many timers")
     world.require(len(home._open) <= limits.max_connections, "too many connections")
     slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
     for connection in [*home._open, *web._open]:
@@ -104,7 +106,7 @@ def check_sleep(world: Any, end_s: float) -> None:
     """See that the loop does not sleep while there is something to do."""
     loop = world.loop
     world.require(not loop._posted, "the loop sleeps while something is posted")
-    world.require(not loop._touched, "the loop sleeps while something is to be written")
+    world.require(not loop._dirty, "the loop sleeps while something is to be written")
     for batcher in world.router.batchers:
         world.require(
             not batcher._num_long or batcher._is_scheduled
@@ -125,7 +127,7 @@ def check_sleep(world: Any, end_s: float) -> None:
             late_s = end_s - max(exchange.deadline_s, connection.active_s)
             is_late = late_s > _LATE_S + world.patience_s
             world.require(not is_late, f"a request waits {late_s:g} s past its deadline")
-    for deadline_s, _, connection, stream_id, stream in home.calls._timers[:1]:
+    for deadline_s, _, connection, stream_id, stream in home.calls.context._timers[:1]:
         if connection.call(stream_id) is stream:
             late_s = end_s - max(deadline_s, world.now_s)
             world.require(late_s < 0.05, f"the loop sleeps {late_s:g} s past a stream's deadline")
@@ -243,14 +245,14 @@ def check_start(world: Any) -> None:
     world.require(not left, f"connections are left: {left}")
     world.require(world.num_sockets == 2, f"{world.num_sockets - 2} sockets are left")
     world.require(len(world.loop.selector.keys) == 3, "the selector has sockets that are gone")
-    held = [web.calls._timed, web.calls._ahead, web.calls._bodies._held]
+    held = [web.calls.replies.timed, web.calls._bodies._held]
     world.require(not any(held), f"requests are held, by nobody: {held}")
     batchers = world.router.batchers
     world.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
     world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
     world.require(not world.loop._due, "the loop wakes up for a queue that is empty")
     context = home.calls.context
-    world.require(not (context._holding or context.stalled), "bytes or turns are held, by nobody")
+    world.require(not (context._buffered or context.stalled), "bytes or turns are held, by nobody")
 
 
 def check_counts(world: Any) -> None:

@@ -8,11 +8,10 @@ from random import Random
 from typing import Any
 
 from serving.protocols.oip.methods import Queries
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.limits import Limits
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits
 from serving.transports.http.inference import Inference
-from serving.transports.http1.plan import App
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.routing import App
 from serving.transports.http1.port import open_port
 from tests.simulation.clients import UNLIMITED, Client
 
@@ -27,7 +26,7 @@ class Workers:
     def __init__(self, world: Any) -> None:
         self._world = world
 
-    def submit(self, function: Any, *args: Any) -> "Future[Any]":
+    def submit(self, owner: str, function: Any, *args: Any) -> "Future[Any]":
         world, future = self._world, Future[Any]()
         world.after(world.random.choice((1e-4, 0.01, 1.0)), self._work, future, function, args)
         return future
@@ -40,12 +39,12 @@ class Workers:
         except Exception as err:
             future.set_exception(err)
 
-    def shutdown(self, **options: bool) -> None: ...
+    def close(self) -> None: ...
 
 
 def open_web(world: Any, queries: Queries) -> Connections:
     """Open the world's HTTP port on its loop."""
-    pool = Pool(Workers(world), world.loop.post)  # type: ignore[arg-type]
+    pool = Workers(world)
     routes = Inference(world.router, queries, pool).routes()
     limits = Limits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])

@@ -35,7 +35,7 @@ from serving.signature import Signature
 from serving.system.host import Host
 from serving.tensors import Array, Feeds
 from serving.transports.h2 import server as h2
-from serving.transports.h2.limits import Limits
+from serving.transports.sockets.limits import Limits
 from tests.simulation import invariants
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
@@ -165,7 +165,7 @@ class World:
         )  # fmt: skip
         self.limits = Limits(
             max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
-            max_held_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
+            max_buffered_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
             max_stream_unread_bytes=random.choice((100, 1_000)), handshake_s=2.0,
             age_s=random.choice((0.0, 10.0)),
             http2=Http2Limits(max_streams=random.choice((5, 40)),
@@ -374,7 +374,8 @@ class World:
             for app in self.apps:
                 app.close()
             if not self.failure:
-                self.loop._close()
+                self.loop._is_stopped = True
+                self.loop._run()
                 self._run_until(self.now_s + 5.0)
                 self.require(not self.num_sockets, f"{self.num_sockets} sockets are open")
         return self.failure

@@ -1,11 +1,10 @@
-"""The h2 transport in this process, with limits of the test's choice."""
+"""Servers in this process: a whole one, or h2 alone with limits of the test's choice."""
 
 import asyncio
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from serving import Classifier
 from serving.config import ServerConfig
@@ -13,19 +12,55 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router
+from serving.server.server import Server
 from serving.system.host import Host
-from serving.transports.h2.connection import Connection
-from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
+from serving.transports.sockets.limits import Limits
 from tests.support.fakes import router_of
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
+Result = TypeVar("Result")
 
 
-def with_small_buffer(sock: socket.socket, *args: Any) -> Connection:
-    """Take the place of `Connection`, for a socket that is full with some 100 KB of answers."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
-    return Connection(sock, *args)
+@contextmanager
+def event_loop() -> Iterator[Callable[[Callable[[], Awaitable[Result]]], Result]]:
+    """Run an event loop on a thread; gives what awaits on it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(begin: Callable[[], Awaitable[Result]]) -> Result:
+        async def whole() -> Result:
+            return await begin()
+
+        return asyncio.run_coroutine_threadsafe(whole(), loop).result(TIMEOUT_S)
+
+    try:
+        yield run
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
+def server_inside(served: Classifier, **options: Any) -> Iterator[Server]:
+    """Serve a classifier's model, whole: options are those of `ServerConfig`."""
+    config = ServerConfig(port=0, self_test_interval_s=0, **options)
+    router = router_of(served.served, served.batching)
+
+    async def started() -> Server:
+        server = Server(router, config)
+        await server.start()
+        return server
+
+    with event_loop() as run:
+        server = run(started)
+        try:
+            yield server
+        finally:
+            run(lambda: server.stop(grace_s=0))
+            router.close()
 
 
 @contextmanager
@@ -41,14 +76,9 @@ def h2_server(
     router = served if isinstance(served, Router) else router_of(served.served, served.batching)
     methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods()]
     server = H2Server(router, methods, config, limits, host)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(server.start(), loop).result(TIMEOUT_S)
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(0.0), loop).result(TIMEOUT_S)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-        router.close()
+    with event_loop() as run:
+        try:
+            yield run(server.start)
+        finally:
+            run(lambda: server.stop(0.0))
+            router.close()

@@ -24,9 +24,8 @@ from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.loaded_model import LoadedModel
 from serving.model.manifest import Manifest
 from serving.router import Router
-from serving.server.exporter import exporting
 from serving.server.serve import drain_when_signalled
-from serving.server.server import Server
+from serving.server.server import Server, exporting
 from serving.signature import DIGITS
 from serving.system import signals
 from serving.telemetry import logs

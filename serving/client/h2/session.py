@@ -11,7 +11,6 @@ from serving.client.transport import PUSHBACK, Failure, Outcome
 from serving.http2 import events
 from serving.http2.client import ClientConnection
 from serving.http2.frames import ErrorCode
-from serving.http2.headers import Block
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
 from serving.protocols.status import StatusCode
@@ -41,7 +40,6 @@ _RESETS: dict[int | None, StatusCode] = {
     ErrorCode.ENHANCE_YOUR_CALM: StatusCode.RESOURCE_EXHAUSTED,
 }
 
-_OK: Failure = (StatusCode.OK, "")
 _GONE: Failure = (StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 Metadata = tuple[tuple[str, str], ...]
@@ -91,8 +89,6 @@ class Session:
         self.keepalive = Keepalive()
         self.failure: Failure | None = None
         """Why no further calls may begin; those in flight may still be answered."""
-        self._ok: tuple[Block, Fields] | None = None
-        """Headers and trailers that were found to say OK."""
         self.data_to_send = self._http2.data_to_send
 
     def start(self, call: Call, path: str, message: bytes, metadata: Metadata) -> None:
@@ -155,22 +151,11 @@ class Session:
 
     def _take(self, call: Call, kind: int, value: Any, is_end: bool) -> bool:
         """Take what has come for a call; return whether it has ended."""
-        if kind == events.RESPONSE:
-            block, data, trailers = value
-            call.parts.append(data)
-            if self._ok == (block, trailers):
-                call.failure = _OK
-            else:
-                _read_headers(call, block.fields, is_first=True, is_last=False)
-                _read_headers(call, trailers, is_first=False, is_last=True)
-                if call.failure is not None and call.failure[0] is _OK[0]:
-                    self._ok = block, trailers
-        elif kind == events.DATA:
+        if kind == events.DATA:
             return self._take_data(call, value) or is_end
-        elif kind == events.HEADERS:
-            _read_headers(call, value.fields, is_first=True, is_last=is_end)
-        elif kind == events.TRAILERS:
-            _read_headers(call, value, is_first=False, is_last=True)
+        if kind in (events.HEADERS, events.TRAILERS):
+            fields = value.fields if kind == events.HEADERS else value
+            call.failure = _status_in(fields) or call.failure
         elif kind == events.RESET and call.failure is None:
             code = _RESETS.get(value[0], StatusCode.INTERNAL)
             call.failure = code, f"the server reset the call (HTTP/2 error {value[0]:d})"
@@ -216,25 +201,24 @@ def _timeout_text(milliseconds: int) -> bytes:
     return b"%dH" % min(10**8 - 1, -(-milliseconds // 3_600_000))
 
 
-def _read_headers(call: Call, headers: Fields, *, is_first: bool, is_last: bool) -> None:
-    """Read a status from the headers or the trailers of an answer."""
+@lru_cache(maxsize=256)
+def _status_in(headers: Fields) -> Failure | None:
+    """Return the status that the headers or the trailers of an answer say; None without one."""
     fields = dict(headers)
-    if is_first and fields[b":status"] != b"200":
-        status = fields[b":status"]
-        code = _HTTP.get(status, StatusCode.UNKNOWN)
-        call.failure = code, f"the answer has HTTP status {status.decode('ascii', 'replace')}", True
-    elif (number := fields.get(b"grpc-status")) is not None:
-        text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
-        code = _CODES.get(number, StatusCode.UNKNOWN)
-        call.failure = code, text, PUSHBACK.encode() not in fields
-    elif is_last and call.failure is None:
-        call.failure = StatusCode.UNKNOWN, "the answer has no status"
+    status = fields.get(b":status", b"200")
+    if status != b"200":
+        text = f"the answer has HTTP status {status.decode('ascii', 'replace')}"
+        return _HTTP.get(status, StatusCode.UNKNOWN), text, True
+    if (number := fields.get(b"grpc-status")) is None:
+        return None
+    text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
+    return _CODES.get(number, StatusCode.UNKNOWN), text, PUSHBACK.encode() not in fields
 
 
 def _outcome(call: Call) -> Outcome:
     """Return the outcome of a call whose stream has ended."""
     if call.failure is None:
-        return StatusCode.INTERNAL, "the answer has no status"
+        return StatusCode.UNKNOWN, "the answer has no status"
     if call.failure[0] is not StatusCode.OK:
         return call.failure
     first, *rest = call.parts or [b""]

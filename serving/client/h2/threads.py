@@ -24,8 +24,6 @@ from serving.protocols.status import StatusCode
 _READ_BYTES = 256 << 10
 _BLOCK_S = 1.0
 """The longest that `recv` waits: this timeout of the socket's is set once, others before a call."""
-_LEAVE_S = 0.001
-"""How long after a read calls may wait for others to be sent with them."""
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
 
@@ -69,8 +67,6 @@ class Http2Connection(SharedSocket):
         """Calls whose threads sleep."""
         self._ready: deque[ThreadCall] = deque()
         """Calls that have ended, whose threads still sleep."""
-        self._has_left = False
-        """Whether a thread has left its call to be sent by the next one."""
         self._used_s = time.monotonic()
         """When calls were in flight, more or less."""
         super().__init__(sock, session, cipher)
@@ -92,8 +88,7 @@ class Http2Connection(SharedSocket):
         call = ThreadCall(deadline_s, self)
         with self._lock:
             self._session.start(call, path, message, metadata)
-            self._has_left = self._may_leave()
-            data = b"" if self._has_left else self._take()
+            data = self._take()
         self._send(data, deadline_s)
         return call
 
@@ -101,29 +96,11 @@ class Http2Connection(SharedSocket):
         """Forget a call."""
         with self._lock:
             self._session.cancel(call)
-        self._flush()
-
-    def _may_leave(self) -> bool:
-        """Return whether a thread that is about to wake will send what is ready.
-
-        Where many calls have ended at once, others soon follow them: one write for several.
-        """
-        return bool(self._ready) and time.monotonic() - self._used_s < _LEAVE_S
-
-    def _send_left(self) -> None:
-        """Send what another thread has left, unless one that is about to wake will."""
-        if self._has_left and not self._may_leave():
-            self._flush()
-
-    def _flush(self) -> None:
-        with self._lock:
-            self._has_left = False
             data = self._take()
         self._send(data)
 
     def wait(self, call: ThreadCall) -> Outcome:
         """Wait for the outcome of a call."""
-        self._send_left()  # the thread that was to send it may have gone on
         try:
             while call.outcome is None:
                 with self._lock:
@@ -147,7 +124,6 @@ class Http2Connection(SharedSocket):
             raise
         finally:
             self._wake_next()  # also where this call was woken, or gave up
-            self._send_left()
         return call.outcome
 
     def close(self, failure: Failure) -> None:
@@ -242,4 +218,5 @@ class Http2Connection(SharedSocket):
         with self._lock:
             if not self._session.is_alive():
                 self._end((StatusCode.UNAVAILABLE, "the server is silent"))
-        self._flush()
+            data = self._take()
+        self._send(data)

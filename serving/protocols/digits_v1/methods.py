@@ -10,7 +10,8 @@ from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 
 SERVICE = "digits.v1.DigitClassifier"
 
@@ -24,7 +25,7 @@ def digits_methods(router: Router, transport: str) -> list[Method]:
 
     def get_model(request: bytes) -> bytes:
         """Encode what is served; the request is empty and is not read."""
-        info = find_classifier(router).info(transport)
+        info = find_classifier(router).info(transport, router.batching)
         facts = asdict(info) | {"signature": info.signature.document()}
         return digits_pb2.GetModelResponse(**facts).SerializeToString()
 
@@ -56,7 +57,7 @@ class _Reader:
         self._name = name
         self._router = router
         if (route := router.classifier) is not None:
-            image_bytes = route.image_signature.image_bytes
+            image_bytes = route.model.image_signature.image_bytes
             self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 
     def read(self, message: bytes) -> tuple[bytes | memoryview, ResponseEncoder]:
@@ -64,7 +65,7 @@ class _Reader:
         if (known := self.prefixes.find(message)) is not None:
             return known
         route = find_classifier(self._router)
-        image_bytes = route.image_signature.image_bytes
+        image_bytes = route.model.image_signature.image_bytes
         most = self._router.batching.max_request_images
         pixels = wire.decode_request(message, image_bytes, most)
         encoder = _ClassEncoder(route, self._name, len(pixels) // image_bytes)

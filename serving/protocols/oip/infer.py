@@ -22,7 +22,8 @@ from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInf
 from serving.protocols.oip.statistics import Answered, Run, Statistics
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.oip.typed import TypedContents
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 from serving.tensors import TensorSignature
 
 _RAW_CONTENTS = b"\x3a"

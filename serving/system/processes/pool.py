@@ -7,8 +7,6 @@ A worker has one job at a time. One that crashes, is too slow or is given up cos
 and another one is there in some milliseconds. A job whose worker ends is begun once more, in a new
 one: the job before, or who killed the process, may be at fault. All end with this process, also
 after `kill -9`: the zygote's socket is closed then, and the kernel ends the workers with it.
-
-Windows has no fork: there `mapped` runs its jobs in this process, which a crash takes along.
 """
 
 import pickle
@@ -17,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -25,13 +23,11 @@ from typing import Any
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serving.system.processes.worker import NO_PROCESS, Job, Worker, Zygote
-from serving.system.processes.zygote import CAN_FORK
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
-MAX_WAITING = 1000
+MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 100
 """Jobs that wait for a process, and how many of them may be one caller's."""
-MAX_WAITING_OF_ONE = 100
 
 
 class Processes:
@@ -59,16 +55,15 @@ class Processes:
         self._num_waiting = 0
         self._is_closed = False
         self._thread: threading.Thread | None = None
-        # The rest is used by the thread alone.
-        self._workers: set[Worker] = set()
+        self._workers: set[Worker] = set()  # it and the next are the thread's
         self._zygote = Zygote([str(memory_bytes or 0), *modules])
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """Call a function of a module in a process.
+        """Call a function of a module in a process, with arguments.
 
         Args:
             owner: the caller, such as its address: callers take turns; "" has no limits.
-            function: of a module; what it raises is raised by the future.
+            function: what it raises is raised by the future.
             args: its arguments.
 
         Returns:
@@ -93,39 +88,14 @@ class Processes:
         return job.future
 
     def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="processes", daemon=True)
         try:
             self._ears, self._mouth = socket.socketpair()
             self._selector = selectors.DefaultSelector()
-            thread = threading.Thread(target=self._run, name="processes", daemon=True)
             thread.start()
         except (OSError, RuntimeError) as err:
             raise Overloaded(NO_PROCESS) from err
         self._thread = thread
-
-    def mapped(
-        self, function: Callable[..., Any], items: Iterable[Any], ahead: int
-    ) -> Generator[Any, None, None]:
-        """Yield a function's result for each item, in order; for one that crashes, why: a text.
-
-        Args:
-            function: of a module.
-            items: its argument; `ahead` of them are read before their results are wanted.
-            ahead: see above.
-        """
-        if not CAN_FORK:
-            yield from map(function, items)
-            return
-        futures: deque[Future[Any]] = deque()
-        try:
-            for item in items:
-                futures.append(self.submit("", function, item))
-                if len(futures) > ahead:
-                    yield _outcome(futures.popleft())
-            while futures:
-                yield _outcome(futures.popleft())
-        finally:
-            for future in futures:
-                future.cancel()
 
     def close(self) -> None:
         """End the processes, and what they are doing."""
@@ -145,22 +115,19 @@ class Processes:
         if not future.cancelled():
             return
         with self._lock:
-            jobs = self._waiting.get(owner, deque())
+            jobs = self._waiting.pop(owner, deque())
             kept = deque(job for job in jobs if job.future is not future)
             self._num_waiting -= len(jobs) - len(kept)
             if kept:
-                self._waiting[owner] = kept
-            else:
-                self._waiting.pop(owner, None)
+                self._waiting[owner] = kept  # and have their turn last
         self._wake()
 
-    # The thread
-
     def _run(self) -> None:
+        """Do all that follows, on a thread of its own."""
         self._selector.register(self._ears, selectors.EVENT_READ)
         try:
             while not self._is_closed:
-                self._turn(self._selector.select(self._patience_s()))
+                self._turn(self._selector.select(self._timeout_s()))
         finally:
             with self._lock:
                 self._is_closed = True
@@ -182,7 +149,7 @@ class Processes:
         if not events and all(worker.job is None for worker in self._workers):
             self._rest()
 
-    def _patience_s(self) -> float | None:
+    def _timeout_s(self) -> float | None:
         ends = [worker.end_s for worker in self._workers if worker.job is not None]
         if ends:
             return max(0.0, min(ends) - time.monotonic())
@@ -229,22 +196,21 @@ class Processes:
         """Begin the job of a worker that has ended once more, or end it."""
         job = worker.job
         self._end(worker)
-        if job is None:
-            return
-        if job.has_crashed:
+        if job is not None and job.has_crashed:
             job.end(job.future.set_exception, InvalidRequest(CRASH))
-        else:
+        elif job is not None:
             job.has_crashed = True
             self._begin(job)
 
     def _fork(self) -> Worker:
         ours, its = socket.socketpair()
-        with its:
-            try:
-                pid = self._zygote.fork(its)
-            except OSError:
-                ours.close()
-                raise
+        try:
+            pid = self._zygote.fork(its)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            its.close()
         ours.settimeout(self._job_s)
         worker = Worker(ours, pid)
         self._workers.add(worker)
@@ -257,25 +223,23 @@ class Processes:
         except (OSError, EOFError, ValueError):
             self._crash(worker)
             return
-        if message is None:
-            return
-        job, worker.job = worker.job, None
-        is_last, content = message
-        if is_last:
-            self._end(worker)
-        if job is not None:
-            job.end_with(content)
+        if message is not None:
+            job, worker.job = worker.job, None
+            is_last, content = message
+            if is_last:
+                self._end(worker)
+            if job is not None:
+                job.end_with(content)
 
     def _end_given_up(self) -> None:
         """End the processes of jobs that nobody waits for, or that take too long."""
         now_s = time.monotonic()
-        for worker in [each for each in self._workers if each.job is not None]:
-            assert worker.job is not None
-            future = worker.job.future
-            if future.cancelled() or worker.end_s <= now_s:
+        for worker in [*self._workers]:
+            job = worker.job
+            if job is not None and (job.future.cancelled() or worker.end_s <= now_s):
                 self._end(worker)
                 error = DeadlineExceeded(f"it takes more than {self._job_s:g} s")
-                worker.job.end(future.set_exception, error)
+                job.end(job.future.set_exception, error)
 
     def _end(self, worker: Worker) -> None:
         self._workers.discard(worker)
@@ -289,10 +253,3 @@ class Processes:
             if worker.job is not None:
                 worker.job.future.cancel()
         self._zygote.end()
-
-
-def _outcome(future: "Future[Any]") -> Any:
-    try:
-        return future.result()
-    except (InvalidRequest, DeadlineExceeded) as err:
-        return str(err)

@@ -11,6 +11,7 @@ import grpc
 
 from serving.batching.awaited_call import Peers, submit
 from serving.batching.batcher import Owner
+from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError, Unauthenticated, Unavailable
 from serving.protocols.encoding import PREFIX_BYTES
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Replies, Unary, Watch
@@ -19,7 +20,6 @@ from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
-from serving.transports.auth import TokenCheck
 
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""

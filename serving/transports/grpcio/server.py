@@ -8,15 +8,15 @@ import grpc
 
 from serving.batching.awaited_call import EventLoopOwner
 from serving.config import ServerConfig
+from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.address import check_free, with_port
-from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
-from serving.transports.auth import token_check
 from serving.transports.grpcio.certificates import server_credentials
 from serving.transports.grpcio.handlers import Handlers
+from serving.transports.sockets.limits import max_message_bytes
 
 _QUIET_S = 0.1
 """Seconds without a new call after which a drain is over, and how often it looks for them."""
@@ -111,7 +111,7 @@ class GrpcioServer:
 
 def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
     """Return the limits of the transport."""
-    max_bytes = max_message_bytes(router, may_change=may_change(config))
+    max_bytes = max_message_bytes(router, config)
     return [
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_concurrent_streams", 1024),

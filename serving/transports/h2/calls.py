@@ -1,13 +1,11 @@
 """From HTTP/2's events to calls, and how calls end.
 
-    headers ──▶ Head ──▶ one message of rows, in one piece ──▶ a Batcher
+    headers ──▶ Headers ──▶ one message of rows, in one piece ──▶ a Batcher
                   └────▶ Stream, anything else ──▶ a Batcher, or an answer at once
 
 Each message is read once, here or in its Stream.
 """
 
-import heapq
-import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -19,62 +17,35 @@ from serving.http2.server import NotHttp2
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.method import BatchedUnary
 from serving.transports.h2 import status
+from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
 from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
-from serving.transports.h2.heads import Head, Heads, HttpError
+from serving.transports.h2.kinds import KINDS, BatchedStreamCall
 from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
+from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
-_RESUME_S = 0.002
-"""How long a tick resumes streams that wait for room."""
-_MIN_TIMERS = 1000
-"""Timers of ended streams that are kept at least, until they are removed together."""
 
 
-class Calls:
+class H2Calls(Calls):
     """Reads calls and routes them; used by the loop's thread only."""
 
-    def __init__(self, heads: Heads, context: Context) -> None:
-        """Connect the parts.
-
-        Args:
-            heads: reads headers.
-            context: what calls share.
-        """
+    def __init__(self, heads: HeaderParser, context: Context) -> None:
+        """Read headers by `heads`; `context` is what calls share."""
+        super().__init__(heads.tokens)
         self._heads = heads
-        self.need_tokens = heads.need_tokens
         self.context = context
-        self.is_stale = False
-        """Whether recognised calls may be for a model that is gone."""
-        self._refusal: DigitsError | None = None
-        """Why new calls are refused, once the server drains."""
-        self._num_timers = itertools.count()
-        self._timers: list[tuple[float, int, Connection, bytes, Stream]] = []
-        """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
-        self._max_timers = _MIN_TIMERS
-
-    def check(self, connections: Iterable[Connection]) -> None:
-        """Have calls read again where other tokens are valid now, or a model is gone."""
-        if self.is_stale or (self.need_tokens and self._heads.have_changed()):
-            self.is_stale = False
-            for connection in connections:
-                connection.http2.forget()
 
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
-        self.is_stale = True
+        super().forget_layouts()
         self._heads.forget_layouts()
 
     def receive(self, connection: Connection, data: bytes, now_s: float) -> None:
-        """Take what a connection has sent.
-
-        Raises:
-            Http2Error: the peer broke the protocol.
-        """
-        streams = connection.streams
-        connection.active_s = now_s
+        """See `Calls`; raises Http2Error where the peer broke the protocol."""
+        streams, connection.active_s = connection.streams, now_s
         try:
             found = connection.http2.receive(data, now_s)
         except NotHttp2:
@@ -96,16 +67,14 @@ class Calls:
                     for stream in calls:
                         self._open(connection, stream, head, now_s, ended=True)
                 continue
+            state = streams.get(stream)
             if kind == events.RESET:
                 self._cancel(connection, value[1], now_s)
-                continue
-            if kind == events.GOAWAY:
+            elif kind == events.GOAWAY:
                 connection.is_leaving = True
+            elif state is None:  # over in the meantime
                 continue
-            state = streams.get(stream)
-            if state is None:  # over in the meantime
-                continue
-            if kind == events.HEADERS:
+            elif kind == events.HEADERS:
                 head = state.call = self._read(connection, value)
                 if head.is_plain and not ended and self._refusal is None:
                     continue
@@ -117,14 +86,12 @@ class Calls:
             else:
                 self._receive_part(connection, stream, b"", now_s, ended=True)
 
-    def _read(self, connection: Connection, block: Block) -> Head:
-        """Understand headers."""
+    def _read(self, connection: Connection, block: Block) -> Headers:
         if block.call is None:
             block.call = self._heads.get(block)
             connection.trusted |= block.call.trusted
             block.shrink()
-        head: Head = block.call
-        return head
+        return block.call  # type: ignore[no-any-return]
 
     def _take(
         self, connection: Connection, stream: bytes, state: Any, data: bytes, now_s: float,
@@ -132,95 +99,96 @@ class Calls:
     ) -> None:  # fmt: skip
         """Take data of a call: a whole message of rows in a known layout, or anything else."""
         call = state.call
-        if call.__class__ is Stream and call.is_amid_message:
+        is_stream = isinstance(call, Stream)
+        if is_stream and call.reader.data:
             call.receive(data, now_s, ended=ended)
             return
-        found = call.prefixes.find_framed(data) if call is not None else None
+        head = call.head if is_stream else call
+        found = head.prefixes.find_framed(data) if head is not None else None
         if found is not None:
             start, encoder = found
-            is_stream = call.__class__ is Stream
             block = state.block
             is_repeated = block.is_repeated or block.kind.is_repeated or is_stream
             if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self._refusal is None:
                 layout = data[:start], len(data) - start
                 connection.http2.expect(block, layout, encoder, calls=not is_stream)
-            if ended and call.__class__ is Head:
+            if ended and not is_stream:
                 self._queue_calls(connection, call, encoder, [stream], [data[start:]], now_s)
                 return
         self._receive_part(connection, stream, data, now_s, ended=ended)
 
     def _take_messages(
-        self, connection: Connection, stream: bytes, call: Head | Stream, value: Any, now_s: float,
-        *, ended: bool
+        self, connection: Connection, stream: bytes, call: Headers | Stream, value: Any,
+        now_s: float, *, ended: bool
     ) -> None:  # fmt: skip
         """Take frames of a stream that were recognised as messages."""
         (prefix, size), encoder, messages = value
-        if ended and isinstance(call, Head):
+        if ended and isinstance(call, Headers):
             self._queue_calls(connection, call, encoder, [stream], messages, now_s)
             return
         number = 0
-        if isinstance(call, Stream):
+        if isinstance(call, BatchedStreamCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, now_s, ended=ended)
         for at, message in enumerate(messages[number:], number + 1):
             is_last = ended and at == len(messages)
             self._receive_part(connection, stream, prefix + message, now_s, ended=is_last)
 
     def _queue_calls(
-        self, connection: Connection, head: Head, encoder: ResponseEncoder,
+        self, connection: Connection, head: Headers, encoder: ResponseEncoder,
         streams: Iterable[bytes], messages: Iterable[bytes], now_s: float,
     ) -> None:  # fmt: skip
         """Queue calls of one kind that have come whole, as far as there is room."""
         context = self.context
-        is_unread = connection.http2.blocked and connection.is_unread(context.limits)
-        if self._refusal is not None or is_unread:
-            reason = status.UNREAD if self._refusal is None else Status.of(self._refusal)
+        reason = self._reason_to_refuse(connection)
+        if reason is not None:
             for stream in streams:
                 context.refuse(connection, stream, head, reason)
             return
         deadline_s = now_s + head.timeout_s
         context.submit(connection, head, encoder, [*streams], [*messages], now_s, deadline_s)
 
+    def _reason_to_refuse(self, connection: Connection) -> Status | None:
+        """Return why calls of rows are refused on a connection; None if they are not."""
+        if self._refusal is not None:
+            return Status.of(self._refusal)
+        is_unread = connection.http2.blocked and connection.is_unread(self.context.limits)
+        return status.UNREAD if is_unread else None
+
     def _receive_part(
         self, connection: Connection, stream: bytes, data: bytes, now_s: float, *, ended: bool
     ) -> None:
         """Take data, or the end, of a call that is no message of rows in a known layout."""
         call = connection.call(stream)
-        if isinstance(call, Head):
+        if isinstance(call, Headers):
             call = self._stream(connection, stream, call, now_s)
         if call is not None:
             call.receive(data, now_s, ended=ended)
 
-    def _stream(self, connection: Connection, stream_id: bytes, head: Head, now_s: float) -> Stream:
+    def _stream(self, connection: Connection, stream: bytes, head: Headers, now_s: float) -> Stream:
         """Make a call a stream, which ends at its deadline."""
-        stream = connection.streams[stream_id].call = Stream(
-            self.context, connection, stream_id, head
-        )
+        call = KINDS[head.method.__class__](self.context, connection, stream, head)
+        connection.streams[stream].call = call
         if head.timeout_s != math.inf:
-            deadline_s = now_s + head.timeout_s
-            timer = (deadline_s, next(self._num_timers), connection, stream_id, stream)
-            heapq.heappush(self._timers, timer)
-            self.context.hurry()
-            if len(self._timers) > self._max_timers:  # most are of streams that have ended
-                self._timers = [t for t in self._timers if t[2].call(t[3]) is t[4]]
-                heapq.heapify(self._timers)
-                self._max_timers = _MIN_TIMERS + 2 * len(self._timers)
-        return stream
+            self.context.end_at(now_s + head.timeout_s, connection, stream, call)
+        return call
 
     def _open(
-        self, connection: Connection, stream_id: bytes, head: Head, now_s: float, *, ended: bool
+        self,
+        connection: Connection,
+        stream_id: bytes,
+        head: Headers,
+        now_s: float,
+        *,
+        ended: bool,
     ) -> None:
         """Begin any other call as a stream, or refuse it."""
         refusal = head.refusal
         if isinstance(refusal, HttpError):
-            headers = ((b":status", refusal.status), (b"content-type", b"text/plain"))
-            connection.http2.refuse([stream_id], headers, refusal.text)
-            self.context.touch(connection)
+            connection.http2.refuse([stream_id], refusal.headers, refusal.text)
+            self.context.schedule_flush(connection)
             return
         if refusal is None and isinstance(head.method, BatchedUnary):
-            if self._refusal is not None:
-                refusal = Status.of(self._refusal)
-            elif connection.is_unread(self.context.limits):
-                refusal = status.UNREAD
+            refusal = self._reason_to_refuse(connection)
         if refusal is not None:
             self.context.refuse(connection, stream_id, head, refusal)
             return
@@ -235,7 +203,7 @@ class Calls:
             if state.trailers is not None:
                 return
             call = self._read(connection, state.block)  # it came and went in one read
-        if isinstance(call, Head):
+        if isinstance(call, Headers):
             connection.gave_up_s = now_s
             self.context.metrics.count(call.name, "CANCELLED")
         else:
@@ -255,41 +223,28 @@ class Calls:
         self._refusal = refusal
         reason = Status.of(refusal)
         for connection in connections:
-            connection.http2.forget()
-            waiting = self.context.waiting(connection)
-            for stream_id, state in list(connection.streams.items()):
-                if isinstance(state.call, Stream):
-                    state.call.drain(reason)
-                elif state.call is not None and stream_id not in waiting:
-                    self.context.refuse(connection, stream_id, state.call, reason)
+            connection.forget_known()
+            for stream_id, call in self.context.not_queued(connection):
+                if isinstance(call, Stream):
+                    call.drain(reason)
+                else:
+                    self.context.refuse(connection, stream_id, call, reason)
 
     def is_due(self, now_s: float) -> bool:
-        """Return whether `tick` has something to do by then, or may have at any time."""
-        return bool(self.context.stalled or (self._timers and self._timers[0][0] <= now_s))
+        """See `Calls`."""
+        return self.context.is_due(now_s)
 
     def tick(self, now_s: float) -> None:
-        """End the streams whose deadline has passed; resume those that waited for room."""
-        while self._timers and self._timers[0][0] <= now_s:
-            _, _, connection, stream_id, stream = heapq.heappop(self._timers)
-            if connection.call(stream_id) is stream:
-                stream.end(status.LATE)
-        stalled, end_s = self.context.stalled, self.context.clock() + _RESUME_S
-        for _ in range(len(stalled)):
-            holder = next(iter(stalled))
-            del stalled[holder]
-            holder.resume(now_s)
-            if self.context.clock() > end_s:
-                break
+        """See `Calls`."""
+        self.context.tick(now_s)
 
     def sweep(self, connection: Connection) -> None:
         """End the calls whose message has not arrived since the last sweep but one."""
-        waiting = self.context.waiting(connection)
-        for stream_id, state in list(connection.streams.items()):
+        for stream_id, call in self.context.not_queued(connection):
             if stream_id > connection.swept_stream:
                 continue
-            if isinstance(state.call, Stream):
-                if state.call.is_incomplete:
-                    state.call.end(status.TOO_SLOW)
-            elif state.call is not None and stream_id not in waiting:
-                self.context.refuse(connection, stream_id, state.call, status.TOO_SLOW)
+            if not isinstance(call, Stream):
+                self.context.refuse(connection, stream_id, call, status.TOO_SLOW)
+            elif call.is_incomplete:
+                call.end(status.TOO_SLOW)
         connection.swept_stream = max(connection.streams, default=connection.swept_stream)

@@ -6,10 +6,10 @@ from typing import Any
 from serving.credentials.tls import Tls
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
-from serving.transports.h2.access import LoggedConnection, open_connection
-from serving.transports.h2.heads import Head
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import Peer
+from serving.transports.h2.call_headers import Headers
+from serving.transports.h2.logged_connection import LoggedConnection, open_connection
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.peer import Peer
 
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (
@@ -31,7 +31,7 @@ class Connection(Peer):
         super().__init__(sock, tls, host)
         self.http2 = open_connection(limits, sock, access_log)
         self.streams: dict[bytes, Any] = self.http2.streams
-        """The calls in progress: the `call` of each is a `Head` or a `Stream`."""
+        """The calls in progress: the `call` of each is a `Headers` or a `Stream`."""
         self.data_to_send = self.http2.data_to_send
         self.swept_stream = b""
         """The last stream that was open at the last sweep."""
@@ -59,10 +59,14 @@ class Connection(Peer):
     def is_pending(self) -> bool:
         """See `Peer`."""
         return bool(self.output or self.http2.num_unsent()) or any(
-            isinstance(state.call, Head) or state.call.is_pending
+            isinstance(state.call, Headers) or state.call.pending
             for state in self.streams.values()
             if state.call is not None
         )
+
+    def forget_known(self) -> None:
+        """See `Peer`."""
+        self.http2.forget()
 
     def ping(self) -> bool:
         """See `Peer`."""

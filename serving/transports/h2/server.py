@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
+from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
@@ -13,16 +14,14 @@ from serving.system.address import others
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listener import address_of
-from serving.transports import max_message_bytes, may_change
 from serving.transports.access_log import access_log
-from serving.transports.auth import token_check
-from serving.transports.h2.calls import Calls
+from serving.transports.h2.call_headers import HeaderParser
+from serving.transports.h2.calls import H2Calls
 from serving.transports.h2.connection import Connection
-from serving.transports.h2.connections import Connections
 from serving.transports.h2.context import Context
-from serving.transports.h2.heads import Heads
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits, max_message_bytes
+from serving.transports.sockets.loop import Loop
 
 
 class H2Server:
@@ -43,11 +42,11 @@ class H2Server:
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
         self._limits = limits or Limits(
-            max_message_bytes=max_message_bytes(router, may_change=may_change(config)),
+            max_message_bytes=max_message_bytes(router, config),
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}
-        self._heads = Heads(paths, token_check(config.security))
+        self._heads = HeaderParser(paths, token_check(config.security))
         self.loop: Loop | None = None
 
     async def start(self) -> str:
@@ -66,11 +65,13 @@ class H2Server:
         config, limits, host = self._config, self._limits, self._host
         listener = host.listen(config.host, config.port)
         loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
-        context = Context(self._router, limits, loop.touch, loop.post, loop.hurry, loop.clock)
+        context = Context(
+            self._router, limits, loop.schedule_flush, loop.post, loop.hurry, loop.clock
+        )
         listeners = [listener, *others(config.host, config.port)]
         connections = Connections(
-            listeners, loop.selector, limits, Calls(self._heads, context), self._tls,
-            lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.touch,
+            listeners, loop.selector, limits, H2Calls(self._heads, context), self._tls,
+            lambda sock, tls: Connection(sock, tls, limits, host, self._log), loop.schedule_flush,
         )  # fmt: skip
         loop.add(connections)
         return listener

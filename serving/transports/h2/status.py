@@ -81,11 +81,3 @@ def too_long(num_bytes: int, limit: int) -> Status:
         StatusCode.RESOURCE_EXHAUSTED,
         f"expected a message of at most {limit} bytes, got {num_bytes}",
     )
-
-
-def length_of(data: bytes | bytearray, at: int, max_bytes: int) -> int | Status:
-    """Return the length of the message at `at`, or the status that refuses it."""
-    length = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
-    if data[at]:
-        return COMPRESSED if data[at] == 1 else MALFORMED
-    return length if length <= max_bytes else too_long(length, max_bytes)

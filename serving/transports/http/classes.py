@@ -17,7 +17,7 @@ from serving.tensors import Array
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.transports.http1.answers import Answer, as_json
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan, Route
+from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 TOP = 5
 """The most probable classes that an answer has, unless `top` says another number."""
@@ -32,10 +32,12 @@ class Classes:
         self._router = router
         self._inputs = inputs
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, with and without a version."""
         paths = ("/v1/models/{name}/classify", "/v1/models/{name}/versions/{version}/classify")
-        return [Route("POST", path, self._answer, MAX_BODY_BYTES, is_work=True) for path in paths]
+        return [
+            Endpoint("POST", path, self._answer, MAX_BODY_BYTES, is_work=True) for path in paths
+        ]
 
     async def _answer(self, call: Exchange) -> Answer:
         reject_below, top = share_of(call.plan, "reject_below"), _top_of(call.plan)
@@ -92,7 +94,7 @@ def _facts(found: Predictions, top: int, reject_below: float) -> dict[str, Any]:
     }
 
 
-def _top_of(plan: Plan) -> int:
+def _top_of(plan: RoutedRequest) -> int:
     text = plan.query.get("top", [str(TOP)])[-1]
     if not text.isascii() or not text.isdecimal() or not 0 < int(text[:9]) < 10**6:
         raise InvalidRequest(f"expected top as a number from 1, got {text[:40]!r}")

@@ -18,7 +18,7 @@ from serving.signature import Signature
 from serving.transports.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
 from serving.transports.http1.answers import JSON, Answer, as_json
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan, Route
+from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6
@@ -37,16 +37,16 @@ class Digits:
         """Classify by a model of `router`."""
         self._router = router
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Route("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
+        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
 
     async def _answer(self, call: Exchange) -> Answer:
         reject_below = share_of(call.plan, "reject_below")
         kind = call.plan.get("content-type")
         read: Read
         if media_type(kind) == JSON:
-            signature = find_classifier(self._router).image_signature
+            signature = find_classifier(self._router).model.image_signature
             limit = self._router.batching.max_request_images
             images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
             read = [("", image[None]) for image in images]
@@ -57,7 +57,7 @@ class Digits:
         rows = None
         if images_read:
             route = find_classifier(self._router)
-            checked = as_images(np.concatenate(images_read), route.image_signature)
+            checked = as_images(np.concatenate(images_read), route.model.image_signature)
             encoder = PredictionsEncoder(route, None, len(checked))
             rows = await call.run(checked.tobytes(), encoder, call.deadline_s)
         with_image = "image" in call.plan.query
@@ -65,7 +65,7 @@ class Digits:
         return await call.work(write_report, read, rows, reject_below, with_image, size=size)
 
 
-def _max_bytes(plan: Plan) -> int:
+def _max_bytes(plan: RoutedRequest) -> int:
     return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
 
 

@@ -14,11 +14,10 @@ from serving.protocols.oip.tensors import decode
 from serving.protocols.oip.typed import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
-from serving.transports import max_message_bytes
 from serving.transports.http1.answers import Answer, as_json
-from serving.transports.http1.exchange import SMALL_BYTES, Exchange
-from serving.transports.http1.plan import Plan, Route
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.exchange import SMALL_BYTES, Exchange, Pool
+from serving.transports.http1.routing import Endpoint, RoutedRequest
+from serving.transports.sockets.limits import max_message_bytes
 
 LENGTH_HEADER = "inference-header-content-length"
 _JSON_BYTES = 4 << 20
@@ -34,24 +33,24 @@ class Inference:
         self._queries = queries
         self._control = control
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes, with and without a version."""
         routes = [
-            Route("GET", "/v2", self._query("ServerMetadata")),
-            Route("GET", "/v2/health/live", self._query("ServerLive")),
-            Route("GET", "/v2/health/ready", self._query("ServerReady", ready="ready")),
-            Route("GET", "/v2/models/stats", self._query("ModelStatistics")),
-            Route("POST", "/v2/repository/index", self._index, 4096),
-            *(Route("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
+            Endpoint("GET", "/v2", self._query("ServerMetadata")),
+            Endpoint("GET", "/v2/health/live", self._query("ServerLive")),
+            Endpoint("GET", "/v2/health/ready", self._query("ServerReady", ready="ready")),
+            Endpoint("GET", "/v2/models/stats", self._query("ModelStatistics")),
+            Endpoint("POST", "/v2/repository/index", self._index, 4096),
+            *(Endpoint("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
               for verb in ("load", "unload")),
         ]  # fmt: skip
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
-                Route("GET", model, self._query("ModelMetadata")),
-                Route("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
-                Route("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
-                Route("GET", f"{model}/stats", self._query("ModelStatistics")),
-                Route("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
+                Endpoint("GET", model, self._query("ModelMetadata")),
+                Endpoint("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
+                Endpoint("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
+                Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
+                Endpoint("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
             ]
         return routes
 
@@ -88,7 +87,7 @@ class Inference:
         message = self._queries.answers["RepositoryIndex"](question.SerializeToString())
         return as_json(rest.as_json(message)["models"])
 
-    def _max_bytes(self, plan: Plan) -> int:
+    def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
         infer.find(self._router, name, version)
         binary = 0 if _json_bytes(plan) is None else max_message_bytes(self._router)
@@ -167,7 +166,7 @@ def _ends_with_rows(
     )
 
 
-def _json_bytes(plan: Plan) -> int | None:
+def _json_bytes(plan: RoutedRequest) -> int | None:
     text = plan.get(LENGTH_HEADER)
     if not text:
         return None

@@ -14,7 +14,7 @@ from serving.router import Router
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Route
+from serving.transports.http1.routing import Endpoint
 
 if TYPE_CHECKING:
     from serving.pictures.numbers import Reading
@@ -32,9 +32,9 @@ class Numbers:
         """Classify by a model of `router`."""
         self._router = router
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Route("POST", "/v1/numbers", self._answer, MAX_BODY_BYTES, is_work=True)]
+        return [Endpoint("POST", "/v1/numbers", self._answer, MAX_BODY_BYTES, is_work=True)]
 
     async def _answer(self, call: Exchange) -> Answer:
         query = call.plan.query
@@ -52,7 +52,7 @@ class Numbers:
     async def _classified(self, reading: "Reading", call: Exchange) -> Predictions:
         """Classify the candidates, in as many calls as a request's limit needs."""
         route = find_classifier(self._router)
-        images = as_images(reading.images, route.image_signature)
+        images = as_images(reading.images, route.model.image_signature)
         limit = self._router.batching.max_request_images
         answers: list[Predictions] = []
         for start in range(0, len(images), limit):

@@ -5,10 +5,11 @@ from typing import Any
 from urllib.parse import quote
 
 from serving import installation
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 from serving.signature import DIGITS
 from serving.transports.http.schemas import schemas_of
-from serving.transports.http1.plan import TIMEOUT_HEADER
+from serving.transports.http1.routing import TIMEOUT_HEADER
 
 _PROBLEMS = {
     "400": "The request can't be answered as it is; `detail` says what was expected and what came.",
@@ -63,7 +64,9 @@ def openapi_document(router: Router, of_pictures: Collection[str]) -> dict[str, 
             **models,
         },
         "components": {
-            "schemas": schemas_of(DIGITS if classifier is None else classifier.image_signature),
+            "schemas": schemas_of(
+                DIGITS if classifier is None else classifier.model.image_signature
+            ),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
                 code: {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.transports.http1.answers import Answer
-from serving.transports.http1.plan import Route
+from serving.transports.http1.routing import Endpoint
 
 _FILES = Path(__file__).parent / "files"
 _TYPES = {
@@ -20,7 +20,7 @@ _PAGES = {"/v1/numbers": ("index.html", "Draw a digit"), "/classify": ("classify
 """Pages by the end of a path that they need, the first at /; and what links to them say."""
 
 
-def page_routes(document: dict[str, Any]) -> list[Route]:
+def page_routes(document: dict[str, Any]) -> list[Endpoint]:
     """Return the routes of the pages and their files.
 
     Args:
@@ -41,13 +41,13 @@ def page_routes(document: dict[str, Any]) -> list[Route]:
     return routes
 
 
-def answered(path: str, answer: Answer) -> Route:
+def answered(path: str, answer: Answer) -> Endpoint:
     """Return a route that always has the same answer."""
 
     async def handler(_: Any) -> Answer:
         return answer
 
-    return Route("GET", path, handler)
+    return Endpoint("GET", path, handler)
 
 
 def _api_page(document: dict[str, Any], links: str) -> str:

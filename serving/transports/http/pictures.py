@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan
+from serving.transports.http1.routing import RoutedRequest
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
@@ -132,7 +132,7 @@ def media_type(kind: str) -> str:
     return kind.partition(";")[0].strip().lower()
 
 
-def share_of(plan: Plan, name: str) -> float:
+def share_of(plan: RoutedRequest, name: str) -> float:
     """Return a query's number from 0 to 1; 0 if it is not given.
 
     Raises:

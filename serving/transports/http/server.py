@@ -3,10 +3,10 @@
 import resource
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
+from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
@@ -15,12 +15,7 @@ from serving.system.address import bind, others, with_port
 from serving.system.host import Host
 from serving.system.listener import activated
 from serving.system.processes.pool import Processes
-from serving.transports import max_message_bytes
 from serving.transports.access_log import access_log
-from serving.transports.auth import token_check
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
 from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
@@ -28,9 +23,12 @@ from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.answers import as_json
-from serving.transports.http1.plan import App, Route
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.port import open_port
+from serving.transports.http1.routing import App, Endpoint
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits, max_message_bytes
+from serving.transports.sockets.loop import Loop
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
@@ -104,9 +102,8 @@ class HttpServer:
 
     def _connections(self, loop: Loop) -> Connections:
         config, router = self._config, self._router
-        decoders = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
-        pool = Pool(decoders, loop.post)
-        control = Pool(ThreadPoolExecutor(1, "control"), loop.post)
+        pool = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
+        control = OneThread("control")
         self._pools = [pool, control]
         routes = _routes(router, self._queries, control, self._inputs)
         names = (*config.http_host_names, config.http_host)
@@ -144,7 +141,7 @@ class HttpServer:
 
 def _routes(
     router: Router, queries: Queries, control: Pool, inputs: PictureInputs
-) -> Iterable[Route]:
+) -> Iterable[Endpoint]:
     named = {
         name
         for name, route in router.routes.items()

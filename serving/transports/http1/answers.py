@@ -7,19 +7,13 @@ from typing import Any, NamedTuple
 
 from serving.errors import (
     ConfigurationError,
-    CorruptModel,
-    DeadlineExceeded,
-    DeviceError,
     DigitsError,
-    InvalidRequest,
-    ModelError,
-    ModelNotFound,
     Overloaded,
     TooLarge,
     Unauthenticated,
     Unavailable,
 )
-from serving.protocols.status import STATUS as GRPC_STATUS
+from serving.protocols.status import STATUS, StatusCode
 
 JSON = "application/json"
 Headers = Iterable[tuple[str, str]]
@@ -46,28 +40,35 @@ class HttpError(Exception):
         self.headers = headers
 
 
-STATUS: dict[type[DigitsError], HTTPStatus] = {
-    InvalidRequest: HTTPStatus.BAD_REQUEST,
+_STATUS = {
+    StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
+    StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_OTHERS: dict[type[DigitsError], HTTPStatus] = {
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    ModelNotFound: HTTPStatus.NOT_FOUND,
-    Unauthenticated: HTTPStatus.UNAUTHORIZED,
-    Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
-    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-    DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
-    ModelError: HTTPStatus.INTERNAL_SERVER_ERROR,
     # A file that an option names, or an extra that is not installed: the operator has to act.
     ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
-    # These end the start of a server; none reaches a caller.
-    CorruptModel: HTTPStatus.INTERNAL_SERVER_ERROR,
-    DeviceError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-
+"""Errors that HTTP tells apart and gRPC does not."""
 _HEADERS: dict[type[DigitsError], Headers] = {
     Unauthenticated: [("www-authenticate", "Bearer")],
     Overloaded: [("retry-after", "1")],  # whole seconds, and some ten full queues take 0.1
     Unavailable: [("retry-after", "1")],
 }
-_NAMES = {status.value: GRPC_STATUS[error].name for error, status in reversed(STATUS.items())}
+_NAMES: dict[int, str] = {
+    **{status: code.name for code, status in _STATUS.items()},
+    **{status: STATUS[error].name for error, status in _OTHERS.items()},
+}
+
+
+def http_status(error: type[DigitsError]) -> HTTPStatus:
+    """Return the status of one of our errors."""
+    return _OTHERS.get(error) or _STATUS[STATUS[error]]
 
 
 def as_json(content: Any, status: int = 200) -> Answer:
@@ -83,7 +84,7 @@ def problem(error: DigitsError | HttpError) -> Answer:
     if isinstance(error, HttpError):
         status, headers = error.status, error.headers
     else:
-        status, headers = STATUS[type(error)], _HEADERS.get(type(error), ())
+        status, headers = http_status(type(error)), _HEADERS.get(type(error), ())
     content = {
         "type": "about:blank",
         "title": status.phrase,

@@ -17,21 +17,21 @@ class Bodies:
     def __init__(self, max_bytes: int) -> None:
         """Keep at most so much."""
         self._max_bytes = max_bytes
-        self._num_held = self._num_released = 0
+        self._num_buffered = self._num_released = 0
         self._trim_s = math.inf
         self._held: dict[HttpConnection, int] = {}
         """The request that has been in progress for longest first."""
 
-    def hold(self, connection: HttpConnection, num_bytes: int) -> HttpConnection | None:
+    def buffer(self, connection: HttpConnection, num_bytes: int) -> HttpConnection | None:
         """Note what is kept of a body.
 
         Returns:
             Who must go for it: of those who have not sent all, at the address that holds the most,
             the one who began first. Call again once it is gone.
         """
-        self._num_held += num_bytes - self._held.get(connection, 0)
+        self._num_buffered += num_bytes - self._held.get(connection, 0)
         self._held[connection] = num_bytes
-        if self._num_held <= self._max_bytes:
+        if self._num_buffered <= self._max_bytes:
             return None
         sizes: Counter[str] = Counter()
         for holder, size in self._held.items():
@@ -42,7 +42,7 @@ class Bodies:
     def release(self, connection: HttpConnection) -> None:
         """Note that nothing is kept any more."""
         num_bytes = self._held.pop(connection, 0)
-        self._num_held -= num_bytes
+        self._num_buffered -= num_bytes
         self._num_released += num_bytes
 
     def trim(self, now_s: float) -> None:

@@ -8,9 +8,9 @@ from serving.http1.server import ServerConnection
 from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
-from serving.transports.h2.peer import Peer, peer_of
 from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.plan import Plan
+from serving.transports.http1.routing import RoutedRequest
+from serving.transports.sockets.peer import Peer, peer_of
 
 
 class Known(NamedTuple):
@@ -22,6 +22,10 @@ class Known(NamedTuple):
     """The length of all."""
     encoder: ResponseEncoder
     timeout_s: float
+
+    def is_same(self, data: bytes) -> bool:
+        """Return whether a read is such a request, whole and alone."""
+        return len(data) == self.num_bytes and data.startswith(self.prefix)
 
 
 class HttpConnection(Peer):
@@ -46,11 +50,11 @@ class HttpConnection(Peer):
         """How many requests have begun."""
         self.is_early = True
         """Whether a head is on its way, which is bounded by time."""
-        self.plan: Plan | None = None
+        self.plan: RoutedRequest | None = None
         """The request in progress."""
         self.begun_s = 0.0
         """When its head had come."""
-        self.recent: Plan | None = None
+        self.recent: RoutedRequest | None = None
         """That of the last request: the same again if its head is."""
         self.exchange: Exchange | None = None
         self.is_running = False
@@ -88,6 +92,16 @@ class HttpConnection(Peer):
     def read(self, buffer: memoryview) -> bytes | None:
         """See `Peer`; not while what it has sent ahead waits, for itself or for room."""
         return b"" if self.is_ahead or self.unread else super().read(buffer)
+
+    def forget_known(self) -> None:
+        """See `Peer`."""
+        self.known = self.recent = None
+
+    def begin(self, now_s: float) -> None:
+        """Begin a request."""
+        self.begun_s = self.swept_s = self.active_s = now_s
+        self.stream += 1
+        self.streams.add(self.stream)
 
     def read_no_more(self) -> None:
         """Close the connection behind the next answer, and forget what it has sent."""

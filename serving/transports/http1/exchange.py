@@ -1,23 +1,48 @@
-"""A request and its answer: a coroutine of the loop, which waits for runs and for the pool."""
+"""A request and its answer: a coroutine of the loop, which waits for runs and for other threads."""
 
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from serving.batching.queue import Group
 from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder
 from serving.telemetry.tracing import NEVER, latest_run
 from serving.transports.http1.answers import Answer
-from serving.transports.http1.plan import Plan
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.routing import RoutedRequest
 
 SMALL_BYTES = 4096
 """What the loop itself decodes or writes at most: some 100 µs."""
 
 Result = TypeVar("Result")
+
+
+class Pool(Protocol):
+    """Calls functions where they may take long, such as `Processes`."""
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function of a module; the caller `owner` may have only so many waiting."""
+
+    def close(self) -> None:
+        """Begin no further call."""
+
+
+class OneThread:
+    """A `Pool` for what is trusted."""
+
+    def __init__(self, name: str) -> None:
+        """Start nothing yet."""
+        self._thread = ThreadPoolExecutor(1, name)
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """See `Pool`."""
+        return self._thread.submit(function, *args)
+
+    def close(self) -> None:
+        """See `Pool`."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 @types.coroutine
@@ -30,8 +55,8 @@ class Exchange:
     """A request that has come whole; used by the loop's thread only."""
 
     def __init__(
-        self, calls: Any, connection: Any, plan: Plan, body: bytes, begun_s: float
-    ) -> None:  # fmt: skip
+        self, calls: Any, connection: Any, plan: RoutedRequest, body: bytes, begun_s: float
+    ) -> None:
         """Prepare; `start` begins.
 
         Args:
@@ -68,7 +93,11 @@ class Exchange:
         Raises:
             DigitsError: there is no room, it was too late, or it failed.
         """
-        return await _outcome(partial(self._calls.run, self, message, encoder, deadline_s))
+        group = Group(
+            self.connection, [self.stream], [message], encoder, self, self._calls.clock(),
+            deadline_s,
+        )  # fmt: skip
+        return await _outcome(partial(self._calls.batchers.submit, group))
 
     async def work(
         self, function: Callable[..., Result], *args: Any, size: int | None = None,
@@ -88,16 +117,19 @@ class Exchange:
         if size is not None and size <= SMALL_BYTES:
             return function(*args)
 
+        post = self._calls.post
+
         def begin() -> None:
             where, owner = pool or self._calls.pool, self.connection.address or "unix"
-            self._work = where.submit(owner, self._end_work, function, *args)
+            self._work = where.submit(owner, function, *args)
+            self._work.add_done_callback(lambda future: post(partial(self._end_work, future)))
 
         result: Result = await _outcome(begin)
         return result
 
     def encode(self, answer: Answer) -> bytes:
-        """Write an answer as this request has it."""
-        encoded: bytes = self._calls.encode(self.plan, answer)
+        """Write an answer as this request has it, from its third line on."""
+        encoded: bytes = self._calls.replies.encode(self.plan, answer)
         return encoded
 
     def learn(self, num_bytes: int, encoder: ResponseEncoder) -> None:
@@ -139,6 +171,6 @@ class Exchange:
         try:
             resume(outcome)()
         except StopIteration as end:
-            self._calls.reply(self.connection, end.value)
+            self._calls.replies.reply(self.connection, end.value)
         except Exception as err:
-            self._calls.reply_error(self.connection, err)
+            self._calls.replies.fail(self.connection, err)

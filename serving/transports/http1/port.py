@@ -4,18 +4,17 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from serving.credentials.tls import Tls
+from serving.credentials.tokens import TokenCheck
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
-from serving.transports.auth import TokenCheck
-from serving.transports.h2.connections import Connections
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.loop import Loop
-from serving.transports.http1.calls import Calls
+from serving.transports.http1.calls import HttpCalls
 from serving.transports.http1.connection import HttpConnection
-from serving.transports.http1.plan import App
-from serving.transports.http1.pool import Pool
+from serving.transports.http1.exchange import Pool
+from serving.transports.http1.routing import App
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.loop import Loop
 
 
 def open_port(
@@ -23,13 +22,12 @@ def open_port(
     pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None,
     tokens: TokenCheck | None = None, log: AccessLog | None = None,
 ) -> Connections:  # fmt: skip
-    """Return the connections of a port, for `Loop.add`; see `Connections` and `Calls`."""
+    """Return the connections of a port, for `Loop.add`; see `Connections` and `HttpCalls`."""
     host = Host(clock=loop.clock)
-
-    def make(sock: socket.socket, tls: Tls | None) -> HttpConnection:
-        return HttpConnection(sock, tls, host)
-
     for listener in listeners:
         listener.setblocking(False)
-    calls = Calls(app, router, loop, limits, pool, tokens, log)
-    return Connections(listeners, loop.selector, limits, calls, tls, make, loop.touch)
+    calls = HttpCalls(app, router, loop, limits, pool, tokens, log)
+    return Connections(
+        listeners, loop.selector, limits, calls, tls,
+        lambda sock, cipher: HttpConnection(sock, cipher, host), loop.schedule_flush,
+    )  # fmt: skip

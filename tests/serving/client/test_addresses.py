@@ -2,10 +2,8 @@
 
 import pytest
 
-from serving import Client
 from serving.client.address import grpc_target
 from serving.errors import ConfigurationError, Unavailable
-from tests.support.servers import RunningServer, free_address
 
 
 @pytest.mark.parametrize(
@@ -42,10 +40,3 @@ def test_each_of_several_needs_a_port(address: str) -> None:
 def test_name_without_an_address_is_named() -> None:
     with pytest.raises(Unavailable, match=r"nowhere\.invalid:2"):
         grpc_target("127.0.0.1:1,nowhere.invalid:2")
-
-
-def test_one_server_of_two_is_enough(server: RunningServer) -> None:
-    port = server.address.rpartition(":")[2]
-    with Client(f"{free_address()},localhost:{port}") as client:
-        client.wait_ready(10)
-        assert client.model_info().name == "digits"

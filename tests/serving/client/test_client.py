@@ -17,34 +17,14 @@ from serving.errors import (
     ModelNotFound,
     Overloaded,
     Unauthenticated,
-    Unavailable,
 )
 from serving.images import Images
 from serving.protocols.status import MODEL_TEXTS, STATUS
 from tests.support.servers import (
-    ONE,
-    Handler,
     RunningServer,
     fake_server,
-    free_address,
     running_server,
 )
-
-
-@pytest.fixture
-def closed_address() -> str:
-    return free_address()
-
-
-def test_client_answers_as_the_classifier_does(
-    client: Client, classifier: Classifier, images: Images
-) -> None:
-    far, near = client.classify(images[:300]), classifier.classify(images[:300])
-    np.testing.assert_array_equal(far.probabilities, near.probabilities)
-    np.testing.assert_array_equal(far.digits, near.digits)
-    assert far.digits.dtype == near.digits.dtype
-    assert far.labels == near.labels
-    assert far.model_version == near.model_version
 
 
 @pytest.mark.usefixtures("client_transport")
@@ -102,24 +82,14 @@ def test_async_client_keeps_thousands_of_calls_in_flight(
         async with AsyncClient(server.address, timeout_s=60) as client:
             assert (await client.model_info()).name == classifier.model_info().name
             answers = await asyncio.gather(
-                *(client.classify(images[n % 500][None]) for n in range(3000))
+                *(client.classify(images[n % 500][None]) for n in range(1200))
             )
             many = await client.classify(images)
         np.testing.assert_array_equal(many.digits, classifier.classify(images).digits)
         return [int(answer.digits[0]) for answer in answers]
 
     expected = classifier.classify(images).digits.tolist()
-    assert asyncio.run(classify_all()) == [expected[n % 500] for n in range(3000)]
-
-
-def test_nobody_there_is_unavailable_and_names_the_address(
-    closed_address: str, images: Images
-) -> None:
-    with Client(closed_address, timeout_s=1) as client:
-        with pytest.raises(Unavailable, match=closed_address):
-            client.classify(images[:1])
-        with pytest.raises(Unavailable, match=closed_address):
-            client.model_info()
+    assert asyncio.run(classify_all()) == [expected[n % 500] for n in range(1200)]
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])
@@ -160,25 +130,3 @@ def test_each_status_becomes_its_error(error_class: type[DigitsError], images: I
         pytest.raises(error_class, match=reason),
     ):
         client.classify(images[:1])
-
-
-def test_only_unavailable_is_retried(images: Images) -> None:
-    calls: list[grpc.StatusCode] = []
-
-    def refuse_once(code: grpc.StatusCode) -> Handler:
-        def handler(request: bytes, context: grpc.ServicerContext) -> bytes:
-            calls.append(code)
-            if calls.count(code) == 1:
-                context.abort(code, "once")
-            return ONE
-
-        return handler
-
-    with fake_server(refuse_once(grpc.StatusCode.UNAVAILABLE)) as address:
-        assert Client(address).classify(images[:1]).digits.tolist() == [7]
-    with (
-        fake_server(refuse_once(grpc.StatusCode.RESOURCE_EXHAUSTED)) as address,
-        pytest.raises(Overloaded),
-    ):
-        Client(address).classify(images[:1])
-    assert [code.name for code in calls] == ["UNAVAILABLE"] * 2 + ["RESOURCE_EXHAUSTED"]

@@ -55,11 +55,11 @@ def plain() -> bytes:
 
 
 def children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def workers_of(server: RunningServer) -> list[int]:
@@ -97,8 +97,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("shape", [(80_000_000, 1), (8_900, 8_900)])
-@pytest.mark.parametrize("path", ["/v1/digits", "/v1/numbers"])
+@pytest.mark.parametrize(
+    ("path", "shape"), [("/v1/digits", (8_900, 8_900)), ("/v1/numbers", (1, 80_000_000))]
+)
 def test_picture_too_large_for_its_process_is_refused_undecoded(
     shape: tuple[int, int], path: str, server: RunningServer, peer: HttpPeer
 ) -> None:

@@ -12,19 +12,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serving.config import BatchingConfig, ServerConfig
+from serving import Classifier
+from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
+from serving.protocols.status import STATUS
 from serving.router import Router
-from serving.transports.h2.limits import Limits
 from serving.transports.http.server import HttpServer
-from serving.transports.http1.answers import STATUS
+from serving.transports.http1.answers import http_status
+from serving.transports.sockets.limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
-from tests.support.servers import running_server
+from tests.support.h2_server import server_inside
 
 TOKEN = "token-0123456789abcdef"
 JSON = {"Content_Type": "application/json"}
@@ -98,6 +100,7 @@ def test_table_has_every_error() -> None:
         return below | ({error} if not error.__subclasses__() or error in STATUS else set())
 
     assert subclasses(DigitsError) == set(STATUS)
+    assert all(http_status(error) >= 400 for error in STATUS)
 
 
 def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
@@ -113,7 +116,7 @@ def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
 
 
 def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
-    with gated_server(models, max_held_bytes=len(body_of(1, 2))) as gated:
+    with gated_server(models, max_buffered_bytes=len(body_of(1, 2))) as gated:
         reply = gated.peer.post("/v1/digits", body_of(1, 2, 3), **JSON)
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
         gated.engine.open(1000)
@@ -122,7 +125,7 @@ def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
 
 
 def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
-    with gated_server(models, max_held_bytes=60_000) as gated, ExitStack() as stack:
+    with gated_server(models, max_buffered_bytes=60_000) as gated, ExitStack() as stack:
         gated.engine.open(1000)
         head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\n"
         for _ in range(2):
@@ -240,12 +243,10 @@ def test_slow_head_ends_its_connection(models: Path) -> None:
             pass
 
 
-def test_tokens_guard_all_but_health_and_the_page(models: Path, tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(TOKEN)
-    options = ("--http-port", "0", "--token-file", str(tokens))
-    with running_server(models, *options) as server:
-        peer = HttpPeer(server.facts["http"])
+def test_tokens_guard_all_but_health_and_the_page(classifier: Classifier) -> None:
+    security = SecurityConfig(tokens=TOKEN)
+    with server_inside(classifier, http_port=0, security=security) as server:
+        peer = HttpPeer(str(server.http_url))
         for path in ("/v2/models/digits/infer", "/v1/digits", "/v1/anything"):
             reply = peer.post(path, b"{}")
             assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
@@ -263,11 +264,10 @@ def test_answers_carry_the_security_headers(http: HttpPeer) -> None:
         assert policy.startswith("default-src 'self'")
 
 
-def test_calls_are_counted(models: Path) -> None:
-    with running_server(models, "--http-port", "0") as server:
-        peer = HttpPeer(server.facts["http"])
+def test_calls_are_counted(classifier: Classifier) -> None:
+    with server_inside(classifier, http_port=0) as server:
+        peer = HttpPeer(str(server.http_url))
         peer.post("/v1/digits", body_of(1), **JSON)
         peer.post("/v1/digits", b"")
-        page = HttpPeer(f"http://{server.facts['metrics']}").get("/metrics").body.decode()
-    assert 'method="HttpDigits",status="OK"} 1' in page.replace("code=", "status=")
-    assert 'method="HttpDigits",status="INVALID_ARGUMENT"} 1' in page.replace("code=", "status=")
+        counts = server.report().counts.requests
+    assert (counts["HttpDigits", "OK"], counts["HttpDigits", "INVALID_ARGUMENT"]) == (1, 1)

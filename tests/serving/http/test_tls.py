@@ -3,13 +3,14 @@
 import ssl
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import trustme
 
-from tests.support.servers import running_server
+from serving import Classifier
+from serving.config import SecurityConfig
+from tests.support.h2_server import server_inside
 
 TIMEOUT_S = 20.0
 
@@ -21,17 +22,17 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def url(
-    models: Path, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+    classifier: Classifier, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """A server that asks for client certificates."""
     folder = tmp_path_factory.mktemp("certificates")
     leaf = authority.issue_cert("127.0.0.1")
     leaf.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    both, ca = str(folder / "both.pem"), str(folder / "ca.pem")
-    options = ("--http-port", "0", "--tls-cert", both, "--tls-key", both, "--tls-client-ca", ca)
-    with running_server(models, *options) as server:
-        yield server.facts["http"]
+    both, ca = folder / "both.pem", folder / "ca.pem"
+    security = SecurityConfig(tls_cert=both, tls_key=both, tls_client_ca=ca)
+    with server_inside(classifier, http_port=0, security=security) as server:
+        yield str(server.http_url)
 
 
 def status_of(url: str, context: ssl.SSLContext | None) -> int:

@@ -5,23 +5,18 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.config import ServerConfig
 from serving.http1.server import BadRequest, ServerConnection
 from serving.images import Images
-from serving.protocols.health import Health
-from serving.protocols.oip.methods import Queries
-from serving.transports.http.server import HttpServer
 from tests.serving.http.peer import HttpPeer
-from tests.support.fakes import router_of
-from tests.support.servers import on_both, running_server
+from tests.support.h2_server import server_inside
+from tests.support.servers import on_both
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
@@ -83,11 +78,6 @@ def test_pipelined_requests_are_answered_in_order(wire: Wire, images: Images) ->
     for _ in range(10):
         assert b'"digits"' in wire.answer()[2]
         assert wire.answer()[2] == b'{"live":true}'
-
-
-def test_many_pipelined_requests_are_all_answered(wire: Wire) -> None:
-    wire.socket.sendall(LIVE * 1000)
-    assert {wire.answer()[0] for _ in range(1000)} == {200}
 
 
 def test_head_is_answered_without_a_body(wire: Wire) -> None:
@@ -178,10 +168,12 @@ def test_own_hosts_are_answered(host: str, http: HttpPeer) -> None:
 
 
 @pytest.fixture(scope="module")
-def named(models: Path) -> Iterator[HttpPeer]:
-    options = ("--http-host-name", "digits.example", "other", "--http-allow-origin", ALLOWED)
-    with running_server(models, "--http-port", "0", *options) as server:
-        yield HttpPeer(server.facts["http"])
+def named(classifier: Classifier) -> Iterator[HttpPeer]:
+    names = ("digits.example", "other")
+    with server_inside(
+        classifier, http_port=0, http_host_names=names, http_allow_origins=(ALLOWED,)
+    ) as server:
+        yield HttpPeer(str(server.http_url))
 
 
 def test_names_of_the_server_are_answered(named: HttpPeer) -> None:
@@ -216,13 +208,13 @@ def binary(images: Images, **more: object) -> bytes:
 
 @on_both
 def test_repeated_requests_are_answered_as_the_first(
-    transport: str, models: Path, images: Images, classifier: Classifier
+    transport: str, images: Images, classifier: Classifier
 ) -> None:
     """Whole, in pieces, and among others that differ in a little."""
     expected = classifier.classify(images[:20]).probabilities
     with (
-        running_server(models, "--http-port", "0", "--transport", transport) as server,
-        closing(Wire(server.facts["http"])) as wire,
+        server_inside(classifier, http_port=0, transport=transport) as server,
+        closing(Wire(str(server.http_url))) as wire,
     ):
         for at in range(20):
             request = binary(images[at : at + 1])
@@ -238,16 +230,9 @@ def test_repeated_requests_are_answered_as_the_first(
             np.testing.assert_allclose(rows, expected[at], atol=1e-5)
             if at % 3 == 1:
                 assert b'"id": "x"' in wire.answer()[2]
-
-
-def test_recognised_requests_are_counted(models: Path, images: Images) -> None:
-    with running_server(models, "--http-port", "0") as server:
-        with closing(Wire(server.facts["http"])) as wire:
-            assert {wire.ask(binary(images[:1]))[0] for _ in range(5)} == {200}
-        stats = HttpPeer(server.facts["http"]).get("/v2/models/digits/stats").json
-        page = HttpPeer(f"http://{server.facts['metrics']}").get("/metrics").body.decode()
-    assert stats["model_stats"][0]["inference_stats"]["success"]["count"] == 5
-    assert 'digits_requests_total{method="HttpInfer",status="OK"} 5.0' in page
+        stats = HttpPeer(str(server.http_url)).get("/v2/models/digits/stats").json
+        assert stats["model_stats"][0]["inference_stats"]["success"]["count"] == 27
+        assert server.report().counts.requests["HttpInfer", "OK"] == 27
 
 
 @pytest.mark.parametrize(
@@ -263,24 +248,15 @@ def test_what_is_no_pixel_is_refused_with_what_would_be(
     assert words in reply.json["detail"]
 
 
-@contextmanager
-def served(classifier: Classifier) -> Iterator[HttpServer]:
-    router = router_of(classifier.served, classifier.batching)
-    server = HttpServer(router, Queries(router, Health(("",))), ServerConfig(http_port=0))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        router.close()
-
-
 def test_bad_requests_are_one_line(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO), served(classifier) as server:
+    with (
+        caplog.at_level(logging.INFO),
+        server_inside(classifier, http_port=0) as server,
+    ):
         for _ in range(20):
-            with closing(Wire(server.url)) as wire:
+            with closing(Wire(str(server.http_url))) as wire:
                 wire.ask(b"hello\r\n\r\n")
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("bad HTTP requests: 1, the last from 127.0.0.1: malformed HTTP")
@@ -290,7 +266,12 @@ def test_drain_beside_stopped_bodies_logs_nothing(
     classifier: Classifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
-    with caplog.at_level(logging.INFO), served(classifier) as server:
+    with (
+        caplog.at_level(logging.INFO),
+        server_inside(classifier, http_port=0, transport="grpcio") as whole,
+    ):
+        server = whole._http
+        assert server is not None
         wires = [Wire(server.url) for _ in range(20)]
         for wire in wires:
             wire.socket.sendall(head)

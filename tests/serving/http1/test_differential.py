@@ -4,7 +4,6 @@ import random
 from typing import Any, NamedTuple
 
 import h11
-import pytest
 
 from serving.http1.server import BadRequest, ServerConnection
 from tests.conftest import SEED
@@ -150,13 +149,3 @@ def compare(num_streams: int, seed: int) -> dict[str, int]:
 def test_same_bytes_are_the_same_requests() -> None:
     outcomes = compare(2000, SEED)
     assert min(outcomes.values()) > 5, outcomes  # each kind was tried
-
-
-@pytest.mark.parametrize("size", [b"2", b"12", b"3"])
-def test_repeated_head_with_another_length(size: bytes) -> None:
-    engine = ServerConnection()
-    for length in (b"7", size, b"7"):
-        engine.receive(POST % int(length) + bytes(int(length)))
-        request = engine.read_head()
-        assert request is not None
-        assert engine.read_body(request, 100) == bytes(int(length))

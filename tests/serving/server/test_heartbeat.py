@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from serving.server.heartbeat import Heartbeat
+from serving.server.worker import Heartbeat
 from serving.system.process import Activity
 from tests.support.processes import wait_until
 

@@ -53,14 +53,6 @@ def test_served_accuracy_is_the_manifests_to_the_image(client: Client, mnist_sam
     assert is_right.mean() == pytest.approx(client.model_info().test_accuracy, abs=1e-9)
 
 
-def test_get_model_tells_what_is_served(client: Client, transport: str) -> None:
-    info = client.model_info()
-    assert (info.name, info.version, info.device) == ("digits", "1", "cpu")
-    assert (info.precision, info.transport) == ("fp32", transport)
-    assert (info.max_request_images, info.max_batch_size) == (4096, 512)
-    assert 0.8 < (info.test_accuracy or 0) < 1
-
-
 def test_generated_stub_works_as_any_client_would_use_it(
     server: RunningServer, images: Images
 ) -> None:
@@ -71,14 +63,6 @@ def test_generated_stub_works_as_any_client_would_use_it(
     assert len(response.digits) == 2
     assert len(response.probabilities) == 20
     assert response.model_version == "1"
-
-
-def test_largest_request_is_split_and_answered_whole_and_in_order(
-    raw: Raw, classifier: Classifier, images: Images
-) -> None:
-    many = np.resize(images, (4096, images.shape[1]))
-    response = raw.classify(encode_request(many.tobytes()))
-    assert list(response.digits) == classifier.classify(many).digits.tolist()
 
 
 @on_both

@@ -17,6 +17,7 @@ import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from serving.system.processes import pool as processes
+from serving.system.processes.mapping import mapped
 from serving.system.processes.pool import CRASH, Processes
 
 WAIT_S = 30.0
@@ -252,7 +253,7 @@ def start_nothing(_: object) -> None:
 
 def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Processes]) -> None:
     numbers = iter(range(100))
-    results = make(2).mapped(crash_at_three, numbers, 4)
+    results = mapped(make(2), crash_at_three, numbers, 4)
     assert [next(results) for _ in range(5)] == [0, 1, 2, CRASH, 4]
     assert next(numbers) < 12
     results.close()

@@ -10,16 +10,18 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving import Client
+from serving import Classifier, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
+from serving.credentials.tokens import token_check
 from serving.errors import ConfigurationError, Unauthenticated
 from serving.images import Images
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.transports.auth import token_check
+from serving.server.server import Server
+from tests.support.h2_server import server_inside
 from tests.support.raw import TIMEOUT_S, status_of
-from tests.support.servers import RunningServer, on_both, running_server
+from tests.support.servers import on_both, running_server
 
 OLD, NEW, WRONG = "old-token-0123456789", "new-token-0123456789", "wrong-token-01234567"
 OPEN = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
@@ -62,14 +64,16 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(models: Path, token_file: Path, transport: str) -> Iterator[RunningServer]:
-    options = ("--transport", transport, "--reflection", "--token-file", str(token_file))
-    with running_server(models, *options) as server:
+def guarded(classifier: Classifier, token_file: Path, transport: str) -> Iterator[Server]:
+    security = SecurityConfig(token_file=token_file)
+    with server_inside(
+        classifier, transport=transport, reflection=True, security=security
+    ) as server:
         yield server
 
 
 @pytest.fixture
-def channel(guarded: RunningServer) -> Iterator[grpc.Channel]:
+def channel(guarded: Server) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(guarded.address) as channel:
         yield channel
 
@@ -106,31 +110,33 @@ def test_two_tokens_in_one_call_are_refused(channel: grpc.Channel) -> None:
     assert code is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_client_shows_its_token(guarded: RunningServer, images: Images) -> None:
+def test_client_shows_its_token(guarded: Server, images: Images) -> None:
     with Client(guarded.address, token=NEW) as client:
         assert len(client.classify(images[:300])) == 300
     with Client(guarded.address) as client, pytest.raises(Unauthenticated):
         client.classify(images[:1])
 
 
-def test_tokens_are_read_again_when_the_file_changes(models: Path, tmp_path: Path) -> None:
+def test_tokens_are_read_again_when_the_file_changes(
+    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "tokens"
     path.write_text(OLD)
-    with running_server(models, "--token-file", str(path)) as server:
-        with Client(server.address, token=OLD) as old, Client(server.address, token=NEW) as new:
+    with (
+        server_inside(classifier, security=SecurityConfig(token_file=path)) as server,
+        Client(server.address, token=OLD) as old,
+        Client(server.address, token=NEW) as new,
+    ):
+        old.model_info()
+        path.write_text("")  # half-written: the tokens before stay valid
+        old.model_info()
+        path.write_text(f"{NEW}\n")
+        new.model_info()
+        with pytest.raises(Unauthenticated):
             old.model_info()
-            path.write_text("")  # half-written: the tokens before stay valid
-            old.model_info()
-            path.write_text(f"{NEW}\n")
-            new.model_info()
-            with pytest.raises(Unauthenticated):
-                old.model_info()
-        assert server.stop() == 0
-        assert server.process.stderr is not None
-        log = server.process.stderr.read()
-    assert "holds no token" in log
-    assert OLD not in log
-    assert NEW not in log
+    assert "holds no token" in caplog.text
+    assert OLD not in caplog.text
+    assert NEW not in caplog.text
 
 
 def test_token_comes_from_the_environment(

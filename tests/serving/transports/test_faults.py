@@ -15,7 +15,7 @@ import pytest
 
 from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig, TransportName
-from serving.errors import DeadlineExceeded, ModelError, Unavailable
+from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.digits_v1.wire import encode_request
@@ -167,27 +167,6 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
         running.engine.open(10)
         assert await first == [0]
         assert await accepted == [value % 10 for value in range(20, 120)]
-        await ends_well(running)
-
-    run(scenario)
-
-
-def test_one_guilty_request_of_64_fails_alone(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
-        first = await running.occupy()
-        values = [*range(64)]
-        tasks = [running.send(value) for value in values]
-        await running.until_waiting(64)
-        running.engine.open(1000)
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert await first == [0]
-        assert len(running.engine.ran[1]) == 64
-        for value, outcome in zip(values, outcomes, strict=True):
-            if value == 13:
-                assert isinstance(outcome, ModelError)
-                assert "poisoned" not in str(outcome)
-            else:
-                assert outcome == [value % 10]
         await ends_well(running)
 
     run(scenario)

@@ -1,6 +1,5 @@
 """The h2 transport's limits, each set so low that few frames reach it."""
 
-import gc
 import socket
 import ssl
 from collections.abc import Iterator
@@ -11,18 +10,17 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
 
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2 import loop, server
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.stream import Stream
+from serving.transports.sockets import loop
+from serving.transports.sockets.limits import Limits
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
-from tests.support.h2_server import h2_server, with_small_buffer
+from tests.support.h2_server import h2_server
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
 SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
@@ -80,107 +78,11 @@ def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
         assert connection.reply(1).status == 0
 
 
-def test_cancelled_streams_give_back_their_part_of_the_window(served: Classifier) -> None:
-    """Else their connection stops, sooner or later."""
-    window = 100_000
-    bodies = [
-        [message(b"", length=100_000) + bytes(10_000)],
-        [REQUEST * 12],
-        [REQUEST[:400], REQUEST[400:] + REQUEST * 12],
-        [REQUEST * 4],
-    ]
-    with (
-        h2_server(served, limits(http2=Http2Limits(connection_window_bytes=window))) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open(INITIAL_WINDOW_SIZE=0)  # answers stay unread, too
-        connection.acknowledge()
-        sent = 0
-        for number in range(200):
-            stream = 2 * number + 1
-            body = bodies[number % 4]
-            head = connection.headers(stream, request_headers(__path=STREAM))
-            frames: list[Frame] = [head, *(DataFrame(stream, part) for part in body)]
-            sent += len(b"".join(body))
-            if number % 4 == 3:  # cancelled as it is read, before it runs
-                connection.send(*frames, RstStreamFrame(stream, error_code=8))
-            else:
-                connection.send(*frames)
-                connection.read(quiet_s=0.001)
-                connection.send(RstStreamFrame(stream, error_code=8))
-            connection.wait(lambda: sent - connection.num_credited < 0.9 * window)  # noqa: B023
-        assert sent > 5 * window
-
-
-def test_data_of_calls_that_are_over_opens_the_connections_window(served: Classifier) -> None:
-    """A caller that is reset may have sent more by then."""
-    with (
-        h2_server(served, limits(http2=Http2Limits(connection_window_bytes=200_000))) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open(INITIAL_WINDOW_SIZE=0)
-        connection.acknowledge()
-        sent = 0
-        for stream in range(1, 101, 2):
-            head = connection.headers(stream, request_headers())
-            connection.send(head, DataFrame(stream, message(b"", flag=1)))
-            connection.wait(lambda: stream in connection.statuses)  # noqa: B023
-            connection.send(DataFrame(stream, bytes(16_000)))
-            sent += 16_000
-            connection.wait(lambda: sent - connection.num_credited < 190_000)  # noqa: B023
-        assert sent > 3 * 200_000
-
-
-def test_messages_that_have_arrived_hold_nothing(served: Classifier) -> None:
-    body = message(encode_request(bytes(30 * 784)))
-    parts = [body[at : at + 8_000] for at in range(0, len(body), 8_000)]
-    with (
-        h2_server(served, limits(max_held_bytes=30_000)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open()
-        for stream in range(1, 21, 2):
-            head = connection.headers(stream, request_headers())
-            connection.send(head, *(DataFrame(stream, part) for part in parts))
-            connection.send(DataFrame(stream, b"", flags=["END_STREAM"]))
-            assert connection.reply(stream).status == 0
-
-
-def test_first_parts_of_messages_share_the_budget_too(served: Classifier) -> None:
-    with (
-        h2_server(served, limits(max_held_bytes=100_000)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open()
-        for stream in range(1, 21, 2):
-            head = connection.headers(stream, request_headers())
-            part = message(b"", length=1_000_000) + bytes(15_000)
-            connection.send(head, DataFrame(stream, part))
-        connection.wait(lambda: EXHAUSTED in connection.statuses.values())
-        assert_well(address)
-
-
-def test_requests_of_just_the_room_are_accepted() -> None:
-    body = message(encode_request(bytes(4 * 784)))
-    with (
-        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
-            queue_capacity=4, max_request_images=4)) as classifier,
-        h2_server(classifier, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):  # fmt: skip
-        connection.open()
-        head = connection.headers(1, request_headers())
-        connection.send(head, DataFrame(1, body[:9]), DataFrame(1, body[9:], flags=["END_STREAM"]))
-        assert connection.reply(1).status == 0
-        connection.call(3, body)
-        assert connection.reply(3).status == 0
-
-
 def test_half_received_messages_share_one_budget_and_the_largest_goes(
     served: Classifier,
 ) -> None:
     with (
-        h2_server(served, limits(max_held_bytes=100_000)) as address,
+        h2_server(served, limits(max_buffered_bytes=100_000)) as address,
         Connection(address, TIMEOUT_S) as connection,
     ):
         connection.open()
@@ -194,21 +96,6 @@ def test_half_received_messages_share_one_budget_and_the_largest_goes(
         connection.read()
         assert set(connection.statuses) == {3}
         assert_well(address)
-
-
-def test_streams_that_ended_are_not_kept_until_their_deadline(served: Classifier) -> None:
-    with (
-        h2_server(served, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open()
-        for stream in range(1, 2 * 3000, 2):
-            headers = request_headers(__path=STREAM, grpc_timeout="99999999H")
-            connection.send(connection.headers(stream, headers), RstStreamFrame(stream, 8))
-        connection.call(2 * 3000 + 1, REQUEST)
-        assert connection.reply(2 * 3000 + 1).status == 0
-        gc.collect()
-        assert sum(isinstance(each, Stream) for each in gc.get_objects()) < 2000
 
 
 @pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])
@@ -266,25 +153,6 @@ def with_tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServerConfig, ss
     return ServerConfig(port=0, security=security), tls
 
 
-def test_tls_connection_closed_for_a_new_one_gets_a_goaway(
-    served: Classifier, with_tls: tuple[ServerConfig, ssl.SSLContext]
-) -> None:
-    config, tls = with_tls
-    with (
-        h2_server(served, limits(max_connections=1), config) as address,
-        Connection(address, TIMEOUT_S, tls) as idle,
-    ):
-        idle.open()
-        idle.call(1, REQUEST)
-        assert idle.reply(1).status == 0
-        with Connection(address, TIMEOUT_S, tls) as connection:
-            connection.open()
-            connection.call(1, REQUEST)
-            assert connection.reply(1).status == 0
-        idle.wait_closed()
-        assert idle.goaways == [1]
-
-
 def test_tls_connection_closed_for_a_new_one_in_its_own_round(
     served: Classifier, with_tls: tuple[ServerConfig, ssl.SSLContext]
 ) -> None:
@@ -324,45 +192,6 @@ def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
         connection.read()
         assert connection.windows[1] == 70_000  # nothing was given back
         assert_well(address)
-
-
-def test_stream_goes_on_when_its_socket_was_full(
-    served: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though the caller sends nothing that would have the server write."""
-    monkeypatch.setattr(server, "Connection", with_small_buffer)
-    ask = message(b"\x22\x1einference.GRPCInferenceService")
-    with (
-        h2_server(served, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open_wide()
-        head = connection.headers(1, request_headers(__path=REFLECTION))
-        connection.send(head, DataFrame(1, ask * 100, flags=["END_STREAM"]))
-        reply = connection.reply(1)
-        assert reply.status == 0
-        assert reply.body == reply.body[: len(reply.body) // 100] * 100
-
-
-@pytest.mark.parametrize("num_streams", [1, 50])
-def test_streams_wait_for_room_in_the_queue(num_streams: int) -> None:
-    """And are answered whole: what does not fit waits in the streams' windows."""
-    with (
-        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
-            max_batch_size=16, queue_capacity=64, max_request_images=64)) as classifier,
-        h2_server(classifier, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):  # fmt: skip
-        connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
-        connection.acknowledge()
-        streams = range(1, 2 * num_streams, 2)
-        for stream in streams:
-            head = connection.headers(stream, request_headers(__path=STREAM))
-            frames = [DataFrame(stream, REQUEST * 10)] * 2
-            connection.send(head, *frames, DataFrame(stream, b"", flags=["END_STREAM"]))
-        sizes = {len(connection.reply(stream).body) for stream in streams}
-        assert {connection.replies[stream].status for stream in streams} == {0}
-        assert len(sizes) == 1
 
 
 @pytest.fixture
@@ -451,22 +280,6 @@ def test_stream_may_be_idle_though_others_began_alike(served: Classifier) -> Non
         assert connection.reply(9).status == LATE  # two sweeps later
         connection.send(DataFrame(7, REQUEST, flags=["END_STREAM"]))
         assert connection.reply(7).status == 0
-
-
-@pytest.mark.usefixtures("sweeps_often")
-def test_unary_calls_whose_message_does_not_arrive_are_ended(served: Classifier) -> None:
-    with (
-        h2_server(served, limits(message_s=0.05)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open()
-        connection.send(connection.headers(1, request_headers(__path=STREAM)))
-        connection.send(connection.headers(3, request_headers()), DataFrame(3, REQUEST[:9]))
-        connection.send(connection.headers(5, request_headers()))
-        assert connection.reply(5).status == LATE
-        assert connection.reply(3).status == LATE
-        connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
-        assert connection.reply(1).status == 0
 
 
 @pytest.mark.usefixtures("sweeps_often")

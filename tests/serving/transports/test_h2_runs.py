@@ -25,9 +25,8 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
-from serving.transports.h2 import server
-from serving.transports.h2.limits import Limits
 from serving.transports.h2.server import H2Server
+from serving.transports.sockets.limits import Limits
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,
@@ -38,7 +37,7 @@ from tests.support.fakes import (
     versions_of,
 )
 from tests.support.h2_connection import Connection, Reply, message, request_headers
-from tests.support.h2_server import h2_server, with_small_buffer
+from tests.support.h2_server import h2_server
 
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -252,33 +251,6 @@ def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held)
     held.engine.open(1000)
     assert held.connection.reply(1).status == 0
     assert sum(map(len, held.engine.ran)) == num_requests
-
-
-@pytest.fixture
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "Connection", with_small_buffer)
-
-
-@pytest.mark.parametrize("quick_rows", [0])
-@pytest.mark.usefixtures("small_buffers")
-def test_answer_that_comes_while_the_socket_is_full_is_sent_later(held: Held) -> None:
-    """Though the caller sends nothing that would have the server write."""
-    ask = message(b"\x22\x1einference.GRPCInferenceService")
-    connection = held.connection
-    connection.send(connection.headers(1, request_headers(__path=STREAM)))
-    connection.send(DataFrame(1, request(0)))
-    held.engine.wait_until_running()
-    head = connection.headers(3, request_headers(__path=REFLECTION))
-    connection.send(head, DataFrame(3, ask * 60))
-    with Connection(held.address, TIMEOUT_S) as other:
-        other.open()
-        other.call(1, message(b""), __path="/digits.v1.DigitClassifier/GetModel")
-        assert other.reply(1).status == 0  # what was sent before has been answered as far as fits
-        other.call(3, request(5))
-        held.engine.open(2)
-        assert digits(other.reply(3)) == [5]
-    connection.wait(lambda: bool(connection.replies.get(1, Reply()).body))
-    assert digits(connection.replies[1]) == [0]
 
 
 def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:

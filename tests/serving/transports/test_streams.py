@@ -1,6 +1,5 @@
 """ClassifyStream: in order, bounded in flight, never rejected half-way."""
 
-import asyncio
 import queue
 from collections.abc import Callable
 from pathlib import Path
@@ -115,28 +114,5 @@ def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
             assert await drain
             assert await first == [0]
             assert running.engine.ran == [[0], [5]]
-
-    run(scenario)
-
-
-def test_caller_who_leaves_after_an_answer_leaves_no_runs_behind(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
-        async with grpc.aio.insecure_channel(running.server.address) as channel:
-            call = open_stream(channel)
-            await call.write(message(5))
-            await asyncio.to_thread(running.engine.wait_until_running)
-            for _ in range(90):  # more than a stream's window
-                await call.write(message(*range(41, 49)))
-            await running.until_waiting(56)  # streams leave the other half of the queue free
-            running.engine.open()  # for the first message only: the others wait for the next run
-            assert list((await call.read()).digits) == [5]
-            await asyncio.to_thread(running.engine.wait_until_running)
-            call.cancel()
-            await running.until_waiting(0)
-        await test_faults.ends_well(running)
-        ran = [value for batch in running.engine.ran for value in batch]
-        assert ran.count(41) == 56 // 8  # the run that went on when the caller left
 
     run(scenario)

@@ -3,8 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,14 +15,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from serving import Client
+from serving import Classifier, Client
 from serving.errors import ConfigurationError, ModelNotFound
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
+from serving.server.server import Server
 from serving.telemetry.tracing import Tracer
 from tests.support.fleet.collector import Collector, attributes_of, running_collector
+from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, free_address, on_both, running_server
+from tests.support.servers import free_address, on_both
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -34,15 +35,12 @@ def collector() -> Iterator[tuple[Collector, str]]:
         yield collector
 
 
-@contextmanager
-def traced_server(models: Path, endpoint: str, *options: str) -> Iterator[RunningServer]:
+def traced_server(classifier: Classifier, endpoint: str, **options: Any) -> Any:
     """A server whose spans have all arrived once the block has ended."""
-    with running_server(models, "--otlp-endpoint", endpoint, *options) as server:
-        yield server
-        assert server.stop() == 0
+    return server_inside(classifier, otlp_endpoint=endpoint, **options)
 
 
-def call(server: RunningServer, data: bytes, path: str = CLASSIFY, flags: str = "01") -> Any:
+def call(server: Server, data: bytes, path: str = CLASSIFY, flags: str = "01") -> Any:
     traceparent = f"00-{TRACE}-{PARENT}-{flags}"
     with grpc.insecure_channel(server.address) as channel:
         method: Any = channel.unary_unary(path)
@@ -53,11 +51,11 @@ def call(server: RunningServer, data: bytes, path: str = CLASSIFY, flags: str = 
 
 @on_both
 def test_span_continues_the_callers_trace(
-    models: Path, transport: str, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, transport: str, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
     before_ns = time.time_ns()
-    with traced_server(models, endpoint, "--transport", transport) as server:
+    with traced_server(classifier, endpoint, transport=transport) as server:
         call(server, encode_request(images[0].tobytes()))
     after_ns = time.time_ns()
     span = spans.span(CLASSIFY[1:])
@@ -77,19 +75,19 @@ def test_span_continues_the_callers_trace(
 
 
 def test_many_images_have_their_run(
-    models: Path, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint) as server:
+    with traced_server(classifier, endpoint) as server:
         call(server, encode_request(images[:300].tobytes()))
     assert len(spans.span(CLASSIFY[1:]).events) == 2
 
 
 def test_failed_calls_say_how(
-    models: Path, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint) as server:
+    with traced_server(classifier, endpoint) as server:
         call(server, encode_request(images[0].tobytes()))
         call(server, encode_request(b"odd"))
         call(server, b"", "/no.such/Method")
@@ -102,22 +100,22 @@ def test_failed_calls_say_how(
 
 
 def test_caller_that_does_not_sample_gets_no_span(
-    models: Path, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint) as server:
+    with traced_server(classifier, endpoint) as server:
         assert call(server, encode_request(images[0].tobytes()), flags="00").code().name == "OK"
     assert not spans.spans
 
 
 def test_requests_over_http_have_spans(
-    models: Path, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint, "--http-port", "0") as server:
+    with traced_server(classifier, endpoint, http_port=0) as server:
         body = b'{"images": [' + str(images[0].ravel().tolist()).encode() + b"]}"
         headers = {"content-type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01"}
-        request = Request(server.facts["http"] + "/v1/digits", body, headers)
+        request = Request(str(server.http_url) + "/v1/digits", body, headers)
         with urlopen(request, timeout=TIMEOUT_S) as answer:
             request_id = answer.headers["x-request-id"]
     span = spans.span("POST /v1/digits")
@@ -130,25 +128,30 @@ def test_requests_over_http_have_spans(
     assert [event.name for event in span.events] == ["run started", "run finished"]
 
 
-def test_spans_of_http_have_few_names(models: Path, collector: tuple[Collector, str]) -> None:
+def test_spans_of_http_have_few_names(
+    classifier: Classifier, collector: tuple[Collector, str]
+) -> None:
     spans, endpoint = collector
-    with traced_server(models, endpoint, "--http-port", "0") as server:
+    with traced_server(classifier, endpoint, http_port=0) as server:
         for path in ("/v2/models/digits", "/v2/models/digits/versions/1", "/no/such/path"):
-            with suppress(HTTPError), urlopen(server.facts["http"] + path, timeout=TIMEOUT_S):
+            with suppress(HTTPError), urlopen(str(server.http_url) + path, timeout=TIMEOUT_S):
                 pass
     names = [span.name for span in spans.spans]
     assert names == ["GET /v2/models/{name}", "GET /v2/models/{name}/versions/{version}", "GET"]
 
 
 def test_calls_of_clients_are_spans_that_their_servers_continue(
-    models: Path, collector: tuple[Collector, str], images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    classifier: Classifier,
+    collector: tuple[Collector, str],
+    images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     spans, endpoint = collector
     ended = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(ended))
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    with traced_server(models, endpoint) as server, Client(server.address) as client:
+    with traced_server(classifier, endpoint) as server, Client(server.address) as client:
         client.classify(images[:1])
         client.infer("digits", images=images[:1])
         with pytest.raises(ModelNotFound):
@@ -163,11 +166,11 @@ def test_calls_of_clients_are_spans_that_their_servers_continue(
 
 
 def test_clients_send_the_span_that_is_active(
-    models: Path, collector: tuple[Collector, str], images: Images
+    classifier: Classifier, collector: tuple[Collector, str], images: Images
 ) -> None:
     spans, endpoint = collector
     tracer = TracerProvider().get_tracer("test")
-    with traced_server(models, endpoint) as server, Client(server.address) as client:
+    with traced_server(classifier, endpoint) as server, Client(server.address) as client:
         client.classify(images[:1])  # outside of any span
         with tracer.start_as_current_span("caller") as active:
             client.classify(images[:1])
@@ -177,11 +180,13 @@ def test_clients_send_the_span_that_is_active(
     assert sent[1].parent_span_id.hex() == trace.format_span_id(active.get_span_context().span_id)
 
 
-def test_server_without_its_collector_serves(models: Path, images: Images) -> None:
-    with running_server(models, "--otlp-endpoint", f"http://{free_address()}") as server:
+def test_server_without_its_collector_serves(
+    classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with traced_server(classifier, f"http://{free_address()}") as server:
         for _ in range(3):
             assert call(server, encode_request(images[0].tobytes())).code().name == "OK"
-        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://a:1", "http://"])

@@ -8,10 +8,12 @@ from serving.batching.queue import Group, Sink
 from serving.errors import DigitsError, Overloaded
 from serving.router import Router
 from serving.telemetry.tracing import latest_run
-from serving.transports.h2.loop import Loop
+from serving.transports.http1.connection import HttpConnection, Known
+from serving.transports.http1.replies import Replies
+from serving.transports.sockets.loop import Loop
 
 
-class Runs:
+class BatcherProxy:
     """Has rows run; used by the loop's thread only."""
 
     def __init__(self, router: Router, loop: Loop) -> None:
@@ -38,6 +40,33 @@ class Runs:
     def _post(self, task: Callable[[], None]) -> None:
         assert self._router.owner is not None
         self._router.owner.post(task)
+
+
+class KnownCall:
+    """Takes the outcomes of requests that were recognised, of which only the rows were read."""
+
+    def __init__(self, replies: Replies) -> None:
+        """Answer by `replies`."""
+        self._replies = replies
+
+    def group(self, connection: HttpConnection, known: Known, data: bytes, now_s: float) -> Group:
+        """Return what has the rows of a request run."""
+        stream: Any = connection.stream
+        rows, deadline_s = data[len(known.prefix) :], now_s + known.timeout_s
+        return Group(connection, [stream], [rows], known.encoder, self, now_s, deadline_s)
+
+    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+        """See `Sink`; the encoder makes answers but for their first two lines."""
+        self._end(group, responses[0])
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        """See `Sink`."""
+        self._end(group, error)
+
+    def _end(self, group: Group, answer: bytes | DigitsError) -> None:
+        connection: Any = group.caller
+        if connection.is_open:
+            self._replies.end_known(connection, answer)
 
 
 class _Posted:

@@ -13,11 +13,11 @@ from functools import partial
 
 from serving.batching.batcher import Batcher
 from serving.errors import DigitsError
-from serving.http2.frames import Http2Error
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.h2.connections import Calls, Connections
-from serving.transports.h2.peer import MAX_BYTE_S, Peer
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.peer import Peer
+from serving.transports.sockets.reader import Reader
 
 _log = logging.getLogger(__name__)
 
@@ -31,71 +31,52 @@ _SWEEP_S = 1.0
 _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
-_TELLING_BYTES = 1024
-"""Shorter reads do not say what a peer's bytes take: any read takes some microseconds."""
-_MAX_READ_S = 2e-4
-"""What a turn may take whatever its length. One that takes more, and more than even the tiniest
-frames would, was interrupted; charged in full, it would have its peer wait as long for each other
-busy one."""
-_READ_BYTES = 512 << 10
-"""Bytes read of one connection before the others' turn, some 600 one-image calls."""
-_READ = selectors.EVENT_READ
+_DEFERRED_S = 2e-3
+"""How long a round does what was deferred, such as requests that HTTP callers have sent ahead."""
 
 
 class Loop:
     """Serves the connections of some listening sockets."""
 
     def __init__(self, router: Router, *, poll: bool, host: Host, name: str = "h2") -> None:
-        """Prepare; `start` begins.
+        """Prepare; `start` begins, on a thread of that name.
 
         Args:
             router: the models; those that no other thread owns belong to this one.
-            poll: whether the loop may poll for a moment before it sleeps.
-            host: what it takes from its machine.
+            poll: whether it may poll for a moment before it sleeps.
+            host: its machine.
             name: its thread's.
         """
         self._router = router
         self._poll_s = _POLL_S if poll else 0.0
         self._round_s = min(_ROUND_S, router.batching.slo_s / 4)
         self.clock = host.clock
-        """Monotonic, in seconds."""
         self.selector = host.selector()
-        """Watches the listeners and the connections, whose data they are."""
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        """Watches the listeners and the connections: they are the keys' data."""
         self._homes: tuple[Connections, ...] = ()
-        self._calls: tuple[Calls, ...] = ()
-        self._touched: list[Peer] = []
+        self._dirty: list[Peer] = []
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
-        self._deferred: list[Callable[[], None]] = []
+        self._deferred: deque[Callable[[], None]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
-        self._is_awake = True
-        """Whether `post` need not wake the thread."""
-        self._now_s = self.clock()
-        """When the last round began."""
-        self._poll_until_s = 0.0
-        self._is_stopped = self._is_hurried = False
+        self._is_awake = True  # `post` need not wake the thread
+        self._now_s = self.clock()  # when the last round began
+        self._poll_until_s, self._is_stopped = 0.0, False
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
-        self._is_overrun = False
-        """Whether the last round did not read all that was ready."""
-        self._clock_s = self._accept_tag_s = 0.0
-        """The clock of turns: where not all connections can be read in a round, the least tags
-        are first (start-time fair queueing)."""
-        self._next_tick_s = 0.0
-        self._next_sweep_s = 0.0
+        self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
+        self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
         """Set once a drain has answered all that was accepted."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.selector.register(self._woken, _READ, self._woken)
+        self.selector.register(self._woken, selectors.EVENT_READ, None)
         if router.owner is None:
             router.attach(self)
 
     def add(self, connections: Connections) -> None:
         """Serve a listening socket, too; on the loop's thread, or before it starts."""
         self._homes += (connections,)
-        self._calls += (connections.calls,)
         connections.listen()
         if self._refusal is not None:
             connections.calls.drain(self._refusal, connections)
@@ -109,11 +90,11 @@ class Loop:
         """Calls in progress; from any thread, so not exact while they change."""
         return sum(len(connection.streams) for home in self._homes for connection in home)
 
-    def touch(self, connection: Peer) -> None:
+    def schedule_flush(self, connection: Peer) -> None:
         """Have a connection flushed at the end of the round."""
-        if not connection.touched:
-            connection.touched = True
-            self._touched.append(connection)
+        if not connection.is_dirty:
+            connection.is_dirty = True
+            self._dirty.append(connection)
 
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
@@ -132,12 +113,12 @@ class Loop:
 
     def forget_layouts(self) -> None:
         """See `Owner`."""
-        for calls in self._calls:
-            calls.forget_layouts()
+        for home in self._homes:
+            home.calls.forget_layouts()
 
     def hurry(self) -> None:
         """Have what is due be done from 10 ms on: it became due after the last look."""
-        self._is_hurried = True
+        self._next_tick_s = min(self._next_tick_s, self._now_s + _TICK_S)
 
     def _run(self) -> None:
         while not self._is_stopped:
@@ -145,7 +126,9 @@ class Loop:
                 self.turn()
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
-        self._close()
+        for home in self._homes:
+            home.close()
+        self.selector.close()
 
     def turn(self) -> None:
         """Read the connections that are ready, run the queue, write."""
@@ -154,21 +137,22 @@ class Loop:
         while self._posted:  # first: what a drain refuses may be about to be read
             self._posted.popleft()()
         self._now_s = now_s = self.clock()
+        for home in self._homes:
+            if home.calls.need_tokens or home.calls.is_stale:
+                home.calls.check(home)
         if ready:
-            self._read(ready, now_s)
+            self._reader.read(ready, now_s)
         if self._due:
             self._run_waiting(now_s)
-        if self._touched or self._deferred:
+        if self._dirty or self._deferred:
             self._flush()
             self._poll_until_s = self.clock() + self._poll_s
         if now_s >= self._next_tick_s:
             self._tick(now_s)
-        elif self._is_hurried:
-            self._next_tick_s = min(self._next_tick_s, now_s + _TICK_S)
 
     def _timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
-        if self._touched:  # by a tick
+        if self._dirty or self._deferred:  # by a tick, or because others had their turn
             return 0.0
         timeout_s = max(0.0, self._next_tick_s - self._now_s)
         if self._due:
@@ -180,56 +164,13 @@ class Loop:
         self._is_awake = not timeout_s
         return 0.0 if self._posted else timeout_s
 
-    def _read(self, ready: list[tuple[selectors.SelectorKey, int]], now_s: float) -> None:
-        """Read the connections that are ready, for some 10 ms in all.
-
-        Where that was not enough for all, those who have taken the least time go first.
-        """
-        for home in self._homes:
-            if home.calls.need_tokens or home.calls.is_stale:
-                home.calls.check(home)
-        if self._is_overrun:
-            ready.sort(key=self._tag_s)
-        begin_s = now_s
-        for key, mask in ready:
-            connection = key.data
-            if connection is self._woken:
-                self._woken.recv(64)
-                continue
-            if connection.__class__ is Connections:
-                connection.accept(now_s, self._clock_s)
-                end_s = self.clock()
-                self._accept_tag_s = self._clock_s + end_s - begin_s
-            elif not connection.is_open:  # closed in this round, for a new one
-                continue
-            else:
-                num_bytes = self._serve(connection, mask, now_s)
-                end_s = self.clock()
-                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_BYTE_S)
-                if num_bytes >= _TELLING_BYTES:
-                    connection.byte_s += (turn_s / num_bytes - connection.byte_s) / 4
-                self._clock_s = max(self._clock_s, connection.tag_s)
-                connection.tag_s = self._clock_s + turn_s
-            begin_s = end_s
-            if begin_s - now_s > self._round_s:
-                break
-        self._is_overrun = begin_s - now_s > self._round_s
-
-    def _tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
-        """Return when a turn is due."""
-        data = ready[0].data
-        if isinstance(data, Peer):
-            return data.tag_s
-        return self._accept_tag_s if isinstance(data, Connections) else 0.0
-
     def _run_waiting(self, now_s: float) -> None:
         """Run what waits, a batch of each model in turn, for some 10 ms in all.
 
-        Where a round did not read all, one batch must do: else what callers send would wait unread
-        for longer than they wait for answers.
+        Where a round did not read all, one batch must do: callers' next calls wait unread.
         """
         due, num_waiting = self._due, 0
-        end_s = now_s if self._is_overrun else now_s + self._round_s
+        end_s = now_s if self._reader.is_overrun else now_s + self._round_s
         while len(due) > num_waiting:
             batcher = due.popleft()
             if batcher.max_delay_s and batcher.delay_s(now_s):
@@ -237,7 +178,7 @@ class Loop:
                 num_waiting += 1
                 continue
             if batcher.turn(now_s):  # their deadlines may come meanwhile
-                self._is_hurried = True
+                self.hurry()
             if not due:
                 return
             now_s = self.clock()
@@ -245,52 +186,28 @@ class Loop:
                 return
             self._flush()
 
-    def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
-        """Read what a connection has sent, and its calls; return the number of bytes."""
-        num_bytes, home = 0, connection.home
-        try:
-            if mask & _READ:
-                data = connection.read(self._buffer)
-                if data is None:
-                    home.drop(connection)
-                    return 0
-                num_bytes = len(data)
-                if data:
-                    home.calls.receive(connection, data, now_s)
-            # If it is writable, the flush sends the rest. `touch`, without the call.
-            if not connection.touched:
-                connection.touched = True
-                self._touched.append(connection)
-        except (Http2Error, OSError):
-            home.say_goodbye(connection)
-        except Exception:  # a flaw of ours: it ends this connection, and never the loop
-            _log.exception("a connection failed")
-            home.drop(connection)
-        return num_bytes
-
     def _flush(self) -> None:
-        touched, self._touched = self._touched, []
-        for connection in touched:
-            connection.touched = False
+        is_dirty, self._dirty = self._dirty, []
+        for connection in is_dirty:
+            connection.is_dirty = False
             if not connection.is_open:
                 continue
             if not connection.flush():
-                connection.home.drop(connection)
+                connection.home.abort(connection)
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
                 connection.active_s = self._now_s  # from here on its peer has to read
                 connection.home.watch(connection)
         if self._deferred:  # now that the answers are on their way
-            deferred, self._deferred = self._deferred, []
-            for task in deferred:
-                task()
-
-    # Time
+            end_s = self.clock() + _DEFERRED_S
+            while self._deferred:
+                self._deferred.popleft()()
+                if self.clock() > end_s:
+                    break
 
     def _tick(self, now_s: float) -> None:
-        self._is_hurried = False
-        for calls in self._calls:
-            calls.tick(now_s)
+        for home in self._homes:
+            home.calls.tick(now_s)
         owned = self._router.batchers if self._router.owner is self else ()
         for batcher in owned:
             batcher.tick(now_s)
@@ -302,14 +219,9 @@ class Loop:
                 self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
-        is_hurried = (
-            self._refusal is not None
-            or any(calls.is_due(now_s + _SWEEP_S) for calls in self._calls)
-            or any(batcher.num_waiting for batcher in owned)
-        )
+        is_hurried = self._refusal is not None or any(batcher.num_waiting for batcher in owned)
+        is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
-
-    # The end
 
     def drain(self, refusal: DigitsError) -> None:
         """Refuse new calls; `drained` is set once those that were accepted are answered."""
@@ -321,7 +233,7 @@ class Loop:
         for home in self._homes:
             for connection in home:
                 connection.announce_end()
-                self.touch(connection)
+                self.schedule_flush(connection)
             home.calls.drain(refusal, home)
 
     def _is_pending(self) -> bool:
@@ -330,15 +242,7 @@ class Loop:
 
     def stop(self) -> None:
         """Close the port and every connection; `drain` first to lose nothing."""
-        self.post(self._stop)
+        self.post(partial(setattr, self, "_is_stopped", True))
         self._thread.join()
         self._waker.close()  # not before: `post` may be about to use it
         self._woken.close()
-
-    def _stop(self) -> None:
-        self._is_stopped = True
-
-    def _close(self) -> None:
-        for home in self._homes:
-            home.close()
-        self.selector.close()

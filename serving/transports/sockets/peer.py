@@ -14,7 +14,7 @@ TURN_S = 2e-3
 last ones say."""
 _LEAST_BYTES = 4096
 """Read of a peer at least, and at first: even of the tiniest frames, these take no more."""
-MAX_BYTE_S = TURN_S / _LEAST_BYTES
+MAX_COST_PER_BYTE_S = TURN_S / _LEAST_BYTES
 """What a byte takes at most, in seconds."""
 
 
@@ -22,9 +22,30 @@ class Peer:
     """What the loop holds of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "_clock", "active_s", "address", "byte_s", "closing", "data_to_send", "gave_up_s", "home",
-        "is_leaving", "is_open", "is_writing", "jitter", "lines", "opened_s", "output", "retired",
-        "socket", "streams", "swept_s", "tag_s", "tls", "touched", "trusted", "unread",
+        "_clock",
+        "active_s",
+        "address",
+        "closing",
+        "cost_per_byte_s",
+        "data_to_send",
+        "gave_up_s",
+        "home",
+        "is_dirty",
+        "is_leaving",
+        "is_open",
+        "is_writing",
+        "jitter",
+        "lines",
+        "opened_s",
+        "output",
+        "retired",
+        "socket",
+        "start_tag_s",
+        "streams",
+        "swept_s",
+        "tls",
+        "trusted",
+        "unread",
     )  # fmt: skip
 
     home: Any
@@ -54,16 +75,16 @@ class Peer:
         """Calls whose callers do not read their answers, in the order in which that was seen."""
         self.trusted = False
         """Whether the peer has shown a valid token."""
-        self.byte_s = MAX_BYTE_S
+        self.cost_per_byte_s = MAX_COST_PER_BYTE_S
         """What each byte that it sends takes, in seconds: a moving average, which starts
         cautiously, for tiny frames can take a hundred times what large messages take."""
-        self.tag_s = 0.0
+        self.start_tag_s = 0.0
         """When its next turn is due, on `Loop`'s clock of turns."""
         self.is_leaving = False
         """Whether the peer opens no more calls here."""
         self.retired = False
         """Whether the peer was asked to connect again."""
-        self.touched = False
+        self.is_dirty = False
         """Whether the loop flushes it at the end of the round."""
         self.is_writing = False
         """Whether the loop waits until the socket takes more."""
@@ -77,7 +98,7 @@ class Peer:
         Raises:
             OSError: the socket or its TLS failed.
         """
-        buffer = buffer[: max(_LEAST_BYTES, int(TURN_S / self.byte_s))]
+        buffer = buffer[: max(_LEAST_BYTES, int(TURN_S / self.cost_per_byte_s))]
         try:
             num_bytes = self.socket.recv_into(buffer)
         except BlockingIOError:
@@ -137,6 +158,10 @@ class Peer:
     @property
     def is_pending(self) -> bool:
         """Whether accepted calls are to be answered, or answers on their way."""
+        raise NotImplementedError
+
+    def forget_known(self) -> None:
+        """Read calls again that repeat earlier ones."""
         raise NotImplementedError
 
     def ping(self) -> bool:

@@ -7,12 +7,13 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from serving.credentials.tls import Tls
+from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import TURN_S, Peer
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.peer import TURN_S, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -23,35 +24,54 @@ _MAX_ACCEPTED = 64
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
-class Calls(Protocol):
-    """What makes calls of what peers send."""
+class Calls:
+    """Makes calls of what the peers of a port send; each protocol has its own."""
 
-    need_tokens: bool
-    is_stale: bool
-
-    def check(self, connections: Iterable[Any]) -> None:
-        """Look whether tokens or models have changed."""
-
-    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
-        """Take what a connection has sent."""
-
-    def forget(self, connection: Any) -> None:
-        """Cancel all calls of a connection that is over."""
+    def __init__(self, tokens: TokenCheck | None) -> None:
+        """Begin; without `tokens` no call needs one."""
+        self._tokens = tokens
+        self._digests = None if tokens is None else tokens.digests()
+        self.need_tokens = tokens is not None
+        self.is_stale = False
+        """Whether calls that peers repeat may be for a model that is gone."""
+        self._refusal: DigitsError | None = None
+        """Why new calls are refused, once the server drains."""
 
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
+        self.is_stale = True
+
+    def check(self, connections: Iterable[Any]) -> None:
+        """Have calls read again where other tokens are valid now, or a model is gone."""
+        digests = None if self._tokens is None else self._tokens.digests()
+        if self.is_stale or digests is not self._digests:
+            self.is_stale, self._digests = False, digests
+            for connection in connections:
+                connection.forget_known()
+
+    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
+        """Take what a connection has sent."""
+        raise NotImplementedError
+
+    def forget(self, connection: Any) -> None:
+        """Cancel all calls of a connection that is over."""
+        raise NotImplementedError
 
     def drain(self, refusal: DigitsError, connections: Iterable[Any]) -> None:
         """Refuse new calls, and those whose message has not arrived."""
+        raise NotImplementedError
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
+        raise NotImplementedError
 
     def tick(self, now_s: float) -> None:
         """Do what is due."""
+        raise NotImplementedError
 
     def sweep(self, connection: Any) -> None:
         """End the calls whose message takes too long."""
+        raise NotImplementedError
 
 
 class Connections:
@@ -60,7 +80,7 @@ class Connections:
     def __init__(
         self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
         calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
-        make: Callable[[socket.socket, Tls | None], Peer], touch: Callable[[Any], None],
+        make: Callable[[socket.socket, Tls | None], Peer], schedule_flush: Callable[[Any], None],
     ) -> None:  # fmt: skip
         """Prepare; `listen` begins.
 
@@ -72,7 +92,7 @@ class Connections:
             calls: makes calls of what they send.
             tls: returns the context for new connections; None is plaintext.
             make: makes a connection of a socket.
-            touch: has a connection flushed at the end of the round.
+            schedule_flush: has a connection flushed at the end of the round.
         """
         self._listener, *self._others = listeners
         self._selector = selector
@@ -80,7 +100,7 @@ class Connections:
         self.calls = calls
         self._tls = tls
         self._make = make
-        self._touch = touch
+        self._schedule_flush = schedule_flush
         self._open: dict[Peer, None] = {}
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
@@ -102,15 +122,15 @@ class Connections:
             self._selector.unregister(self._listener)
             self._is_listening = False
 
-    def accept(self, now_s: float, tag_s: float) -> None:
-        """Accept new connections, whose first turn is due at `tag_s`."""
+    def accept(self, now_s: float, start_tag_s: float) -> None:
+        """Accept new connections, whose first turn is due at `start_tag_s`."""
         max_connections = self._limits.max_connections
         if len(self._open) >= max_connections and not self._make_room():
             self.stop_listening()
             return
-        self._accept_from(self._listener, now_s, tag_s)
+        self._accept_from(self._listener, now_s, start_tag_s)
 
-    def _accept_from(self, listener: socket.socket, now_s: float, tag_s: float) -> None:
+    def _accept_from(self, listener: socket.socket, now_s: float, start_tag_s: float) -> None:
         max_connections = self._limits.max_connections
         for _ in range(_MAX_ACCEPTED):
             if len(self._open) >= max_connections:
@@ -127,11 +147,11 @@ class Connections:
                     self.stop_listening()
                 return  # else: it was gone before it was accepted
             try:
-                self._add(sock, tag_s)
+                self._add(sock, start_tag_s)
             except OSError:
                 sock.close()
 
-    def _add(self, sock: socket.socket, tag_s: float) -> None:
+    def _add(self, sock: socket.socket, start_tag_s: float) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -139,7 +159,7 @@ class Connections:
         connection = self._make(sock, tls)
         connection.home = self
         self._selector.register(sock, _READ, connection)
-        connection.tag_s = tag_s + TURN_S
+        connection.start_tag_s = start_tag_s + TURN_S
         self._open[connection] = None
 
     def _make_room(self) -> bool:
@@ -155,7 +175,7 @@ class Connections:
         numbers = Counter(connection.address for connection in self._open)
         closable.sort(key=lambda c: (c.trusted, -numbers[c.address], c.is_kept, c.active_s))
         for connection in closable[: 1 + len(closable) // 64]:
-            self.say_goodbye(connection)
+            self.close_gracefully(connection)
         return bool(closable)
 
     def watch(self, connection: Peer) -> None:
@@ -163,13 +183,13 @@ class Connections:
         mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 
-    def say_goodbye(self, connection: Peer) -> None:
+    def close_gracefully(self, connection: Peer) -> None:
         """Close a connection after a GOAWAY."""
         connection.go_away()
         connection.flush()
-        self.drop(connection)
+        self.abort(connection)
 
-    def drop(self, connection: Peer) -> None:
+    def abort(self, connection: Peer) -> None:
         """Close a connection as it is, and forget its calls."""
         if self._open.pop(connection, self) is self:
             return
@@ -199,12 +219,12 @@ class Connections:
                     connection.swept_s = now_s
                     self.calls.sweep(connection)
                 if quiet_s > limits.idle_s and connection.ping():  # else it may be gone for ever
-                    self._touch(connection)
+                    self._schedule_flush(connection)
                     is_over |= quiet_s > limits.idle_s + limits.message_s
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
             if is_over:
-                self.say_goodbye(connection)
+                self.close_gracefully(connection)
 
     def _retire(self, connection: Peer, now_s: float) -> None:
         """Ask the caller of an old connection to make its next calls on another one."""
@@ -212,7 +232,7 @@ class Connections:
         if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
             connection.retired = True
             connection.announce_end()
-            self._touch(connection)
+            self._schedule_flush(connection)
 
     def close(self) -> None:
         """Close the port and all connections."""
@@ -221,4 +241,4 @@ class Connections:
         for listener in (self._listener, *self._others):
             listener.close()
         for connection in self:
-            self.say_goodbye(connection)
+            self.close_gracefully(connection)

@@ -13,9 +13,9 @@ from serving.http2.hpack.table import Fields
 from serving.http2.server import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
-from serving.transports.h2.limits import Limits
-from serving.transports.h2.peer import peer_of
 from serving.transports.h2.status import OK, RESPONSE
+from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.peer import peer_of
 
 
 def open_connection(

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from serving.credentials.tokens import TokenCheck
 from serving.errors import InvalidRequest, Unauthenticated
 from serving.http1.server import BadRequest, Request, encode_answer
-from serving.transports.auth import TokenCheck
 from serving.transports.http1.answers import Answer, HttpError
 
 TIMEOUT_HEADER = "request-timeout"
@@ -41,20 +41,20 @@ Handler = Callable[[Any], Coroutine[Any, Any, Answer]]
 """Answers an `Exchange`."""
 
 
-class Route(NamedTuple):
+class Endpoint(NamedTuple):
     """What answers a method on a path."""
 
     method: str
     path: str
     """With names of parts in braces, such as "/v2/models/{name}/infer"."""
     handler: Handler
-    max_bytes: int | Callable[["Plan"], int] = _MAX_QUERY_BYTES
+    max_bytes: int | Callable[["RoutedRequest"], int] = _MAX_QUERY_BYTES
     """The longest body."""
     is_work: bool = False
     """Whether it is refused during a drain."""
 
 
-class Plan:
+class RoutedRequest:
     """What is to be done with a request, known from its head; the same for equal heads."""
 
     def __init__(self, request: Request) -> None:
@@ -96,7 +96,7 @@ class App:
     """All routes, and who may use them."""
 
     def __init__(
-        self, routes: Iterable[Route], tokens: TokenCheck | None, names: Iterable[str],
+        self, routes: Iterable[Endpoint], tokens: TokenCheck | None, names: Iterable[str],
         origins: Iterable[str],
     ) -> None:  # fmt: skip
         """Take the routes.
@@ -119,7 +119,7 @@ class App:
         self.begin = f"HTTP/1.1 200 OK\r\ndate: {self._date}\r\n".encode()
         """The first two lines of a good answer."""
 
-    def prepare(self, plan: Plan) -> None:
+    def prepare(self, plan: RoutedRequest) -> None:
         """Find what answers a request.
 
         Raises:
@@ -144,7 +144,7 @@ class App:
         limit = route.max_bytes
         plan.max_bytes = limit if isinstance(limit, int) else limit(plan)
 
-    def _find(self, plan: Plan) -> Route:
+    def _find(self, plan: RoutedRequest) -> Endpoint:
         path = plan.path
         if len(path) > 1 and path.startswith(_GUARDED):
             path = path.rstrip("/")
@@ -171,7 +171,7 @@ class App:
             text = f"no server {name[:80]!r} here; see --http-host-name"
             raise HttpError(HTTPStatus.MISDIRECTED_REQUEST, text)
 
-    def _check_origin(self, plan: Plan) -> None:
+    def _check_origin(self, plan: RoutedRequest) -> None:
         """Check that the page that asks, if it is one, may do so."""
         origin = plan.get("origin")
         if not origin:
@@ -186,7 +186,7 @@ class App:
             plan.headers += [("access-control-allow-origin", origin), *_ALLOWED]
 
     def encode(
-        self, answer: Answer, plan: Plan | None, *, is_last: bool,
+        self, answer: Answer, plan: RoutedRequest | None, *, is_last: bool,
         more: Iterable[tuple[str, str]] = (),
     ) -> bytes:  # fmt: skip
         """Write an answer with the headers of every answer."""

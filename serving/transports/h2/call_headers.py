@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from serving.credentials.tokens import TokenCheck
 from serving.http2.headers import Block
-from serving.http2.hpack.table import Field
+from serving.http2.hpack.table import Field, Fields
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.method import BatchedStream, BatchedUnary, Method
-from serving.transports.auth import TokenCheck
 from serving.transports.h2.status import (
     BAD_TIMEOUT,
     NO_TRAILERS,
@@ -24,15 +24,16 @@ _NO_PREFIXES = PrefixCache()
 class HttpError(NamedTuple):
     """The answer to an HTTP request that is not a gRPC call."""
 
-    status: bytes
+    headers: Fields
     text: bytes
 
 
-NOT_POST = HttpError(b"405", b"gRPC calls are POST requests\n")
-NOT_GRPC = HttpError(b"415", b"expected content-type application/grpc\n")
+_TEXT = (b"content-type", b"text/plain")
+NOT_POST = HttpError(((b":status", b"405"), _TEXT), b"gRPC calls are POST requests\n")
+NOT_GRPC = HttpError(((b":status", b"415"), _TEXT), b"expected content-type application/grpc\n")
 
 
-class Head:
+class Headers:
     """The meaning of a call's headers; calls with equal headers share one."""
 
     __slots__ = ("is_plain", "method", "name", "prefixes", "refusal", "timeout_s", "trusted")
@@ -55,29 +56,27 @@ class Head:
         self.is_plain = is_plain
         """Whether it is an accepted unary call of images."""
 
-    def within(self, timeout: bytes) -> "Head":
+    def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""
         timeout_s, refusal, is_plain = _timeout_s(timeout), self.refusal, self.is_plain
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
-        return Head(
+        return Headers(
             self.method, self.name, self.prefixes, timeout_s, refusal, self.trusted, is_plain
         )
 
 
-class Heads:
+class HeaderParser:
     """Reads headers, and caches their meaning."""
 
     def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
         """Take the methods by path; without `tokens` no call needs one."""
         self._methods = methods
-        self._tokens = tokens
-        self.need_tokens = tokens is not None
-        self._digests = None if tokens is None else tokens.digests()
+        self.tokens = tokens
 
-    def get(self, block: Block) -> Head:
+    def get(self, block: Block) -> Headers:
         """Return the meaning of headers."""
-        head: Head | None = block.kind.call
+        head: Headers | None = block.kind.call
         if head is None:
             changing = set(block.changing)
             fields = [field for field in block.fields if field not in changing]
@@ -93,25 +92,17 @@ class Heads:
             if isinstance(method, BatchedUnary):
                 method.prefixes.forget()
 
-    def have_changed(self) -> bool:
-        """Return whether other tokens are valid now."""
-        assert self._tokens is not None
-        if self._tokens.digests() is self._digests:
-            return False
-        self._digests = self._tokens.digests()
-        return True
-
-    def _read(self, headers: Sequence[Field]) -> Head:
+    def _read(self, headers: Sequence[Field]) -> Headers:
         fields = dict(headers)
         method = self._methods.get(fields.get(b":path", b""))
         tokens = [value for name, value in headers if name == b"authorization"]
-        trusted = self._tokens is not None and self._tokens.accepts(tokens)
+        trusted = self.tokens is not None and self.tokens.accepts(tokens)
         refusal: Status | HttpError | None = None
         if fields.get(b":method") != b"POST":
             refusal = NOT_POST
         elif not _is_grpc(fields.get(b"content-type", b"")):
             refusal = NOT_GRPC
-        elif not (self._tokens is None or trusted or (method is not None and method.is_open)):
+        elif not (self.tokens is None or trusted or (method is not None and method.is_open)):
             refusal = UNAUTHENTICATED
         elif method is None:
             refusal = UNKNOWN_METHOD
@@ -124,7 +115,7 @@ class Heads:
             is_plain = refusal is None and not isinstance(method, BatchedStream)
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
-        head = Head(method, name, prefixes, math.inf, refusal, trusted, is_plain)
+        head = Headers(method, name, prefixes, math.inf, refusal, trusted, is_plain)
         timeout = fields.get(b"grpc-timeout")
         return head if timeout is None else head.within(timeout)
 

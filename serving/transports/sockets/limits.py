@@ -1,8 +1,13 @@
-"""Every limit of the transport, with its unit."""
+"""Every limit of a transport, with its unit."""
 
 from dataclasses import dataclass, field
 
+from serving.config import ServerConfig
 from serving.http2.limits import Limits as Http2Limits
+from serving.protocols.messages import max_request_bytes
+from serving.router import Router
+
+_MAX_MESSAGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +20,7 @@ class Limits:
     """Open connections; one more replaces the longest idle one, or waits in the kernel."""
     http2: Http2Limits = field(default_factory=Http2Limits)
     """The engine's, for one connection; our own client has at most 512 calls on one."""
-    max_held_bytes: int = 64 << 20
+    max_buffered_bytes: int = 64 << 20
     """Half-received messages, all connections together; past it, the largest are refused."""
     max_unread_bytes: int = 16 << 20
     """Answers that one peer has not read, past which its calls are refused."""
@@ -29,3 +34,18 @@ class Limits:
     """For a connection without calls, in seconds; less as `max_connections` comes near."""
     age_s: float = 0.0
     """A connection's age at which callers are asked to reconnect, in seconds; 0 is never."""
+
+
+def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int:
+    """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB.
+
+    Args:
+        router: the models.
+        config: says whether others may come, whose rows are not known.
+    """
+    sizes = [route.tensors.row_bytes for route in router.routes.values()]
+    may_change = config and (config.reload_interval_s or config.allow_repository_control)
+    if may_change or not sizes or not all(sizes):
+        return _MAX_MESSAGE_BYTES
+    most = max_request_bytes(router.batching.max_request_images, max(sizes))
+    return min(most, _MAX_MESSAGE_BYTES)
