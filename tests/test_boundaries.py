@@ -144,7 +144,7 @@ ROOMS = {
     "training": """
         errors commandline config files data fitting export report cli lab __main__ __init__
     """,
-    "training.lab": "study handwriting __main__ __init__",
+    "training.lab": "handwriting __main__ __init__",
     "benchmarks": "load targets run report arguments cli __main__ peers __init__",
 }
 """Each package's rooms (folders and files at its top) from the ground up; a room may also be split

@@ -35,7 +35,6 @@ def train(
     *,
     seed: int = 0,
     resume: bool = False,
-    teachers: Path | None = None,
     extra: Extra | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
@@ -50,7 +49,6 @@ def train(
         folder: the artifacts; a model already there stays until the new one is complete.
         seed: decides the first weights, the order of the images, deformation and dropout.
         resume: continue from the checkpoint in the folder.
-        teachers: the cache of teachers, for a recipe that has some; None for the folder's own.
         extra: a user's own images to train on, too; None for none.
         log: gets a line for each epoch, the teachers' included, with an estimate of what is left.
 
@@ -67,9 +65,8 @@ def train(
         training = join(training, extra)
     digest = None if extra is None else extra.digest
     identity = {"seed": seed, "extra": digest, **asdict(recipe)}
-    cache = teachers or folder / "teachers"
     log = Estimate(recipe, log)
-    epochs = distillation.epoch_source(recipe, training, validation, cache, log)
+    epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
     try:

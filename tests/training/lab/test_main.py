@@ -26,7 +26,7 @@ def test_a_wrong_command_is_refused(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["study", "evaluate", "fit"])
+@pytest.mark.parametrize("command", ["evaluate", "fit"])
 def test_a_command_without_mnist_fails_in_one_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
