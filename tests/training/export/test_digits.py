@@ -146,13 +146,15 @@ def test_golden_samples_are_right_and_include_the_least_certain() -> None:
 
 
 def test_next_export_is_the_next_version(
-    artifacts: Path, mnist_sample: Mnist, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = (export(artifacts, tmp_path, mnist_sample, "mine") for _ in range(2))
-    assert [first, second] == [tmp_path / "mine" / "1", tmp_path / "mine" / "2"]
-    assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
-    assert 'name: "mine"' in (tmp_path / "mine" / "config.pbtxt").read_text()
-    command = f".venv/bin/digit-serving serve --models {tmp_path} --model mine"
+    version: Path, artifacts: Path, mnist_sample: Mnist, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "digits" / "1").mkdir(parents=True)
+    second = export(artifacts, tmp_path, mnist_sample)
+    assert second == tmp_path / "digits" / "2"
+    assert (second / "model.onnx").read_bytes() == (version / "model.onnx").read_bytes()
+    assert 'name: "digits"' in (tmp_path / "digits" / "config.pbtxt").read_text()
+    command = f".venv/bin/digit-serving serve --models {tmp_path} --model digits"
     assert f"published {second}; serve it with `{command}`" in capsys.readouterr().out
 
 
