@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from training import commandline
+from serving import installation
 from training.config import RECIPES
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
@@ -40,7 +40,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
             the files could not be written. Nothing is published.
     """
     model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
-    again = f"run {commandline.run('train')} again"
+    again = f"run {installation.run('train')} again"
     if metrics["recipe"] not in RECIPES:
         raise ExportError(f"no recipe is called {metrics['recipe']!r}: {again}")
     print(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']})", flush=True)
