@@ -144,7 +144,7 @@ class Batcher:
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:
                 if is_final:
-                    group.encoder.count_failure(0.0, number - fitting)
+                    self._metrics.count_failure(self._name, 0.0, number - fitting)
                 if not fitting:
                     return 0
                 number = fitting
@@ -240,7 +240,7 @@ class Batcher:
 
     def _fail(self, group: Group, error: DigitsError) -> None:
         duration_s = self.owner.clock() - group.arrived_s
-        group.encoder.count_failure(duration_s, len(group.streams))
+        self._metrics.count_failure(self._name, duration_s, len(group.streams))
         group.sink.fail(group, error)
 
     # Long runs
@@ -337,17 +337,11 @@ class Batcher:
 
     def _count(self, groups: list[Group], result: Result) -> None:
         """Count answered calls."""
-        counted: list[tuple[float, str | None, int]] = []
-        for group in groups:
-            encoder = group.encoder
-            counted.append((group.arrived_s, encoder.method, len(group.streams)))
-            if encoder.counts:
-                encoder.count(result, group)
         self._metrics.observe_run(
             result.started_s,
             result.finished_s,
             result.num_rows,
-            counted,
+            [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups],
             None if result.classes is None else (result.classes, result.rows),
             self._name,
         )

@@ -52,16 +52,6 @@ class Encoder(Protocol):
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         """Make the answers to calls of a run that succeeded, the first of row `at`."""
 
-    @property
-    def counts(self) -> bool:
-        """Whether `count` does anything."""
-
-    def count(self, result: Result, group: "Group") -> None:
-        """Count calls that were answered."""
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        """Count calls that ended with an error."""
-
 
 class Sink(Protocol):
     """What takes the outcome of calls, on the owner's thread."""

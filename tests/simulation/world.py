@@ -29,7 +29,6 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.statistics import Statistics
 from serving.router import Router
 from serving.signature import Signature
 from serving.system.host import Host
@@ -173,7 +172,7 @@ class World:
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(())
-        infer = Infer(self.router, Statistics())
+        infer = Infer(self.router)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
             BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),

@@ -113,11 +113,9 @@ class FakeRequest:
     """A call of images, its encoder and its sink; keeps its outcome, and refuses a second one."""
 
     method: str | None = None
-    counts = False
 
     def __init__(self, *values: int, deadline_s: float = 1e9, caller: Any = None) -> None:
         self.num_rows = len(values)
-        self.num_failures = 0
         self.outcome: tuple[str, list[int]] | DigitsError | None = None
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
@@ -128,12 +126,6 @@ class FakeRequest:
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         return [(result.version, list((result.classes or b"")[at : at + self.num_rows]))]
-
-    def count(self, result: Result, group: Group) -> None:
-        pass
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        self.num_failures += num_calls
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:
         for response in responses:

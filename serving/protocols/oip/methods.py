@@ -13,7 +13,7 @@ from serving.protocols.oip import inference_pb, metadata, repository
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.metadata import ServedModel
 from serving.protocols.oip.repository import ModelState
-from serving.protocols.oip.statistics import Statistics
+from serving.protocols.oip.statistics import model_statistics
 from serving.router import Route, Router
 
 SERVICE = inference_pb.SERVICE
@@ -23,8 +23,7 @@ _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 
 def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     """Return the service's methods; all others are UNIMPLEMENTED."""
-    infer = Infer(router, queries.statistics)
-    stream = Infer(router, queries.statistics, is_stream=True)
+    infer, stream = Infer(router), Infer(router, is_stream=True)
     return [
         BatchedUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
                      prefixes=infer.prefixes),
@@ -55,8 +54,6 @@ class Queries:
             catalog: the repository, which also knows what can't be served.
             allow_control: whether callers may load and unload models.
         """
-        self.statistics = Statistics()
-        """Counts the protocol's requests."""
         self._router = router
         self._health = health
         self._catalog = catalog
@@ -107,7 +104,9 @@ class Queries:
             versions = [(routes[0].name, routes[0].versions.find(message.version).version)]
         else:
             versions = [(route.name, version) for route in routes for version in route.batchers]
-        statistics = [self.statistics.message(*each) for each in versions]
+        metrics = router.metrics
+        counts, last = metrics.snapshot(), metrics.last_ms
+        statistics = [model_statistics(each, counts, last.get(each, 0)) for each in versions]
         return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
     def load_model(self, request: bytes) -> Any:

@@ -362,11 +362,11 @@ class DyingModel(FakeModel):
 
 
 def test_runner_outlives_whatever_a_run_raises() -> None:
-    owner = owner_of(DyingModel())
+    owner = FakeOwner(Batcher(DyingModel(), BatchingConfig(), metrics := Metrics()), FakeClock())
     failed = owner.submit(1)
     owner.wait(failed)
     assert isinstance(failed.outcome, ModelError)
-    assert failed.num_failures == 1
+    assert metrics.snapshot().failed.total() == 1
     well = owner.submit(2)
     owner.wait(well)
     assert well.digits == [2]

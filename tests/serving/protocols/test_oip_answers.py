@@ -8,7 +8,6 @@ from serving.batching.result import Result
 from serving.images import Images
 from serving.protocols.encoding import frame
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.statistics import Statistics
 from serving.signature import DIGITS
 from tests.support.fakes import router_of
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
@@ -19,7 +18,7 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 @pytest.fixture
 def method(classifier: Classifier) -> Infer:
-    return Infer(router_of(classifier.served), Statistics())
+    return Infer(router_of(classifier.served))
 
 
 def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:
