@@ -115,7 +115,7 @@ def test_training_and_serving_never_import_each_other() -> None:
             assert not strangers or LAB in path.parents, path
 
 
-COMMON = ("serving.installation", "serving.cli")
+COMMON = ("serving.installation", "serving.commandline")
 """What commands have in common: their parser, and how the project is installed."""
 PICTURES = ("serving.errors", "serving.pictures.reader")
 
@@ -139,7 +139,7 @@ def test_only_tests_import_the_lab() -> None:
 
 ROOMS = {
     "serving": """
-        errors installation tensors feeds signature predictions images
+        errors installation commandline tensors feeds signature predictions images
         preprocessing config system http1 http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
         classifier router scoring ray protocols transports client server cli __main__ __init__

@@ -4,9 +4,9 @@ import argparse
 import re
 from pathlib import Path
 
-from serving.cli import values
-from serving.cli.options import command_help
-from serving.cli.parser import Parser
+from serving.commandline import values
+from serving.commandline.options import command_help
+from serving.commandline.parser import Parser
 from training.commandline import PROGRAM
 from training.config import RECIPES
 

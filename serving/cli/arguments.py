@@ -4,9 +4,10 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from serving.cli import scoring, values
-from serving.cli.options import add_fields, command_help
-from serving.cli.parser import Parser
+from serving.cli import scoring
+from serving.commandline import values
+from serving.commandline.options import add_fields, command_help
+from serving.commandline.parser import Parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.installation import DISTRIBUTION
 

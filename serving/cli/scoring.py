@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from serving import installation
-from serving.cli import values
-from serving.cli.progress import Bar
+from serving.commandline import values
+from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
 from serving.system.cores import usable_cores

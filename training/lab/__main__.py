@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serving import Classifier
-from serving.cli import values
-from serving.cli.progress import Bar
+from serving.commandline import values
+from serving.commandline.progress import Bar
 from serving.pictures.candidates import NUM_MEASURES
 from serving.pictures.rejecter import WEIGHTS
 from training.data.mnist import Mnist

@@ -16,7 +16,7 @@ from serving import Classifier
 from serving.__main__ import main
 from serving.cli import picture_files
 from serving.cli.answers import escape
-from serving.cli.progress import Bar
+from serving.commandline.progress import Bar
 from serving.images import Images
 from serving.pictures.reader import from_picture
 from tests.support.servers import program

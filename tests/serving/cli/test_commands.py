@@ -12,7 +12,7 @@ from PIL import Image
 
 from serving import Classifier
 from serving.__main__ import main
-from serving.cli import values
+from serving.commandline import values
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.images import Images
 from tests.support.servers import RunningServer, serve_command, started

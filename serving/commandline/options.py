@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from serving.cli import values
+from serving.commandline import values
 
 _SPECIAL: dict[str, dict[str, Any]] = {
     "model_cache": {"type": Path, "metavar": "DIR"},
