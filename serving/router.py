@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple
 
-from serving.batching.batcher import CHANGED, Batcher, Owner
+from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.execution import Model
-from serving.batching.queue import Group
+from serving.batching.group import Group, Owner
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from serving.batching.batcher import Batcher, Owner
-from serving.batching.queue import Encoder, Group, Line, Queue
+from serving.batching.batcher import Batcher
+from serving.batching.group import Encoder, Group, Owner
+from serving.batching.queue import Line, Queue
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, Ran, latest_run
 

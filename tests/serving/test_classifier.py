@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from serving import Classifier
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.batching.result import Result
 from serving.config import BatchingConfig
 from serving.errors import (

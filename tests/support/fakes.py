@@ -11,7 +11,8 @@ import numpy as np
 
 import serving
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group, Line, Queue
+from serving.batching.group import Group
+from serving.batching.queue import Line, Queue
 from serving.batching.result import Result
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig, Device
@@ -125,7 +126,9 @@ class FakeRequest:
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        return [(result.version, list((result.classes or b"")[at : at + self.num_rows]))]
+        classes, step = result.classes or b"", self.num_rows
+        starts = range(at, at + number * step, step)
+        return [(result.version, list(classes[start : start + step])) for start in starts]
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:
         for response in responses:

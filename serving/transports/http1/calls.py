@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.server import BadRequest, Request
 from serving.protocols.encoding import ResponseEncoder

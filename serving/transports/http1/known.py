@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder
 from serving.transports.http1.answers import Answer, problem

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ModelError
 from serving.telemetry.metrics import Metrics
@@ -108,7 +108,8 @@ def test_group_is_cut_where_there_is_no_room(clock: FakeClock) -> None:
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
     streams: list[Any] = [call.stream for call in calls]
     first, messages = calls[0], [call.group.messages[0] for call in calls]
-    whole = Group(caller, streams, messages, first, first, 0.0, 1e9)
+    whole = Group(caller, streams, messages, first, first, 0.0, 1e9, slots=calls)
+    whole.sink = Slots()
     assert owner.batcher.submit(whole) == 8, "kept for callers with few calls"
     assert owner.batcher.submit(FakeRequest(1, caller=caller).group) == 0
     clock.advance(1.0)
@@ -192,7 +193,7 @@ def test_full_queue_refuses_a_request(owner: FakeOwner, model: GatedModel) -> No
 
 def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
-    owner.batcher._large.row_s = 10.0
+    owner.batcher._long.queue_of(100).row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
     owner.wait(request)
     assert request.digits == [value % 10 for value in range(100)]
@@ -202,7 +203,7 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
 def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
-    owner.batcher._small.row_s = 0.01
+    owner.batcher._long.queue_of(1).row_s = 0.01
     accepted = occupy(owner, model), owner.submit(*range(15))
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
     model.open(1000)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.batching.queue import Group, Queue
+from serving.batching.group import Group
+from serving.batching.queue import Queue
 from tests.support.fakes import FakeCaller
 
 
