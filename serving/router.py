@@ -1,177 +1,23 @@
-"""The models of a server by their names, and each call's way to the batcher of a version."""
+"""The models of a server by their names."""
 
 import threading
 from collections.abc import Mapping
-from random import Random
-from typing import NamedTuple
+from functools import partial
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.execution import Model
-from serving.batching.group import Group, Owner
+from serving.batching.group import Owner
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
-from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
-from serving.signature import Signature
+from serving.route import Route
 from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.telemetry.metrics import Metrics
-from serving.tensors import TensorSignature
 
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
-
-
-class _State(NamedTuple):
-    """What a route serves at one moment."""
-
-    versions: ModelVersions
-    batchers: Mapping[str, Batcher]
-    """By version, the newest first."""
-    default: Batcher | None
-    """None once the model is gone."""
-    canary: Batcher | None
-    share: float
-
-
-class Route:
-    """One model as long as it keeps its signature: a batcher for each version in service.
-
-    Calls that name no version are for its default, or for the canary's share of them; a route takes
-    them as a batcher does.
-    """
-
-    def __init__(self, router: "Router", name: str, versions: ModelVersions) -> None:
-        """Serve these versions of a model."""
-        self.name = name
-        """The model's name for callers."""
-        self._router = router
-        self._state = _State(versions, {}, None, None, 0.0)
-        self.serve(versions)
-
-    def serve(self, versions: ModelVersions) -> None:
-        """Serve other versions, labels and shares from now on; from any thread."""
-        known = {batcher.model: batcher for batcher in self._state.batchers.values()}
-        batchers = {
-            version: known.get(model) or self._router.new_batcher(self.name, model)
-            for version, model in versions.versions.items()
-        }
-        canary = versions.canary
-        self._state = _State(
-            versions, batchers, batchers[versions.default_version],
-            batchers[canary.version] if canary else None, canary.share if canary else 0.0,
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """Answer no more calls."""
-        self._state = self._state._replace(default=None, canary=None)
-
-    @property
-    def versions(self) -> ModelVersions:
-        """The versions in service, and what they are called."""
-        return self._state.versions
-
-    @property
-    def batchers(self) -> Mapping[str, Batcher]:
-        """The batcher of each version, the newest first."""
-        return self._state.batchers
-
-    @property
-    def model(self) -> LoadedModel:
-        """The default version."""
-        return self._state.versions.default
-
-    @property
-    def tensors(self) -> TensorSignature:
-        """What the default version takes and answers."""
-        return self.model.tensors
-
-    @property
-    def signature(self) -> Signature | None:
-        """The signature of a classifier of images, else None."""
-        return self.model.signature
-
-    @property
-    def image_signature(self) -> Signature:
-        """The signature of a classifier of images, of one that is."""
-        return self.model.image_signature
-
-    def find(self, version: str) -> "Route | Batcher":
-        """Return what takes calls for a version or a label; "" for calls that name none.
-
-        Raises:
-            ModelNotFound: there is none.
-        """
-        state = self._state
-        return state.batchers[state.versions.find(version).version] if version else self
-
-    def info(self, transport: str) -> ModelInfo:
-        """Describe a classifier of images, as `transport` serves it."""
-        model, batching = self.model, self._router.batching
-        return ModelInfo(
-            name=self.name,
-            version=model.version,
-            device=model.device,
-            precision=model.precision,
-            transport=transport,
-            max_request_images=batching.max_request_images,
-            max_batch_size=batching.max_batch_size,
-            test_accuracy=model.manifest.test_accuracy,
-            signature=model.image_signature,
-        )
-
-    # As a batcher
-
-    def submit(self, group: Group) -> int:
-        """See `Batcher.submit`."""
-        _, _, default, canary, share = self._state
-        if default is None:
-            return self._refuse(group)
-        if canary is None:
-            return default.submit(group)
-        number, taken = self._drawn(group, share), 0
-        if number:
-            taken = canary.submit(group.cut(0, number), is_final=False)
-        if taken < len(group.streams):
-            taken += default.submit(group.cut(taken, len(group.streams)))
-        return taken
-
-    def add(self, group: Group) -> None:
-        """See `Batcher.add`."""
-        _, _, default, canary, share = self._state
-        if default is None:
-            self._refuse(group)
-            return
-        if canary is None:
-            default.add(group)
-            return
-        number = self._drawn(group, share)
-        if number:
-            canary.add(group.cut(0, number))
-        if number < len(group.streams):
-            default.add(group.cut(number, len(group.streams)))
-
-    def room_for_stream(self, num_rows: int) -> int:
-        """See `Batcher.room_for_stream`."""
-        both = (self._state.default, self._state.canary)
-        return min((each.room_for_stream(num_rows) for each in both if each is not None), default=1)
-
-    def _drawn(self, group: Group, share: float) -> int:
-        """Return how many of some calls are the canary's."""
-        random: Random = self._router.host.random
-        return sum(random.random() < share for _ in group.streams)
-
-    def _refuse(self, group: Group) -> int:
-        """End calls that were recognised as ones for a model that is gone."""
-        self._router.forget_layouts()
-        error: DigitsError = CHANGED
-        try:
-            self._router.find(self.name)
-        except ModelNotFound as err:
-            error = err
-        group.sink.fail(group, error)
-        return len(group.streams)
 
 
 class Router:
@@ -222,14 +68,16 @@ class Router:
             if versions is not None and name in routes:
                 routes[name].serve(versions)
             elif versions is not None:
-                routes[name] = Route(self, name, versions)
+                routes[name] = Route(
+                    name, versions, self.batching, self.host.random,
+                    partial(self._new_batcher, name), partial(self._gone, name),
+                )  # fmt: skip
             self.routes = routes
             is_other = self.classifier is not before
         if self.owner is not None and (is_other or name not in routes):
             self.owner.post(self.owner.forget_layouts)  # some are for what is gone
 
-    def new_batcher(self, name: str, model: LoadedModel) -> Batcher:
-        """Return a new batcher for a version of a model; for `change` only."""
+    def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // self._num_processes)
         runners = self.host.runners
         batcher = Batcher(model, self.batching, self.metrics, cores, name, runners)
@@ -277,10 +125,15 @@ class Router:
         """Whether calls wait or run."""
         return any(batcher.is_busy for batcher in self.batchers)
 
-    def forget_layouts(self) -> None:
-        """Have all messages parsed again: some known ones are for a model that is gone."""
+    def _gone(self, name: str) -> DigitsError:
+        """Return why a call that was recognised is not run: its model is gone, or another one."""
         if self.owner is not None:
             self.owner.forget_layouts()
+        try:
+            self.find(name)
+        except ModelNotFound as err:
+            return err
+        return CHANGED
 
     def close(self) -> None:
         """End the threads of the batchers once they are idle."""

@@ -139,10 +139,10 @@ def test_only_tests_import_the_lab() -> None:
 
 ROOMS = {
     "serving": """
-        errors installation commandline tensors feeds signature predictions images
+        errors installation commandline tensors signature predictions images
         preprocessing config system http1 http2
         credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
-        classifier router scoring ray protocols transports client server cli __main__ __init__
+        classifier route router scoring ray protocols transports client server cli __main__ __init__
     """,
     "training": """
         errors commandline config files data fitting export report cli lab __main__ __init__

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from serving.batching.batcher import Batcher
 from serving.batching.result import Result
-from serving.router import Route
+from serving.route import Route
 
 Target: TypeAlias = Route | Batcher
 """What takes calls: a model, or one version of it."""

@@ -11,7 +11,8 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 from serving.server.exporter import Exporter
 from serving.server.port import optional_http
 from serving.server.self_test import SelfTest

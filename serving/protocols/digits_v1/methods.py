@@ -10,7 +10,8 @@ from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 
 SERVICE = "digits.v1.DigitClassifier"
 

@@ -18,7 +18,8 @@ from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.oip.typed import TypedContents
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 from serving.tensors import TensorSignature
 
 _RAW_CONTENTS = b"\x3a"

@@ -14,7 +14,8 @@ from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.metadata import ServedModel
 from serving.protocols.oip.repository import ModelState
 from serving.protocols.oip.statistics import model_statistics
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 
 SERVICE = inference_pb.SERVICE
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")

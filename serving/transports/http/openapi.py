@@ -5,7 +5,8 @@ from typing import Any
 from urllib.parse import quote
 
 from serving import installation
-from serving.router import Route, Router
+from serving.route import Route
+from serving.router import Router
 from serving.signature import DIGITS
 from serving.transports.http.schemas import schemas_of
 from serving.transports.http1.plan import TIMEOUT_HEADER
