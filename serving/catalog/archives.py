@@ -13,7 +13,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from serving.catalog.labels import LABELS
+from serving.catalog.versions import LABELS
 from serving.errors import ConfigurationError
 from serving.model.manifest import FILES, MANIFEST
 from serving.model.pictures import CLASSIFIER

@@ -208,7 +208,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:
     """Make the configuration of a server's models."""
-    from serving.catalog.catalog import models_in
+    from serving.model.repository import models_in
 
     names = tuple(name for text in options.names or () for name in text.split(","))
     files = tuple(options.files)
