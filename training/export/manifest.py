@@ -37,7 +37,7 @@ import tf2onnx
 
 from training.data.mnist import Images
 from training.errors import ExportError, UnusableInput
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 

@@ -1,13 +1,22 @@
 """The parity gate: ONNX Runtime must answer as Keras does, on every image, alone or in a batch."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+# Since 1.29 ONNX Runtime's wheels look up the maker's host, connect to it and write a device id to
+# ~/.cache. This counts before the first import only, as `disable_telemetry_events()` comes too late:
+# all modules import it from here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
 from training.data.mnist import Images
-from training.export.onnx_runtime import onnxruntime
 from training.fitting.evaluation import Probabilities
+
+__all__ = ["Parity", "measure", "onnxruntime", "open_session", "run"]
 
 LARGEST_BATCH = 1_024
 """A larger one may fill the memory with what a convolutional network computes on the way."""

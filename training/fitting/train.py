@@ -16,9 +16,8 @@ from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
 from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
-from training.fitting.estimate import Estimate
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.loop import Log
+from training.fitting.loop import Estimate, Log
 from training.fitting.trainer import Trainer, device
 
 VALIDATION = 5_000

@@ -20,7 +20,7 @@ from training.export import graph, quantization
 from training.export import manifest as written_manifest
 from training.export.digits import export
 from training.export.manifest import choose_golden
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.samples import Samples
 
 GOLDEN_TOLERANCE = 1e-6  # the same graph on the same machine, in another batch

@@ -18,7 +18,7 @@ from training.__main__ import main
 from training.data.mnist import Mnist
 from training.errors import ExportError, UnusableInput
 from training.export import graph, keras_model
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.version import Candidate
 
 SAME = 1e-5
