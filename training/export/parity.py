@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 
 # Since 1.29 ONNX Runtime's wheels look up the maker's host, connect to it and write a device id to
-# ~/.cache. This counts before the first import only, as `disable_telemetry_events()` comes too late:
-# all modules import it from here.
+# ~/.cache. This counts before the first import only, and `disable_telemetry_events()` comes too
+# late: all modules import it from here.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
