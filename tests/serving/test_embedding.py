@@ -152,6 +152,7 @@ FORK = """
 """
 
 
+@pytest.mark.slow
 def test_classifier_made_before_a_fork_answers_in_the_child(models: Path) -> None:
     ended = run_script(FORK, models)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -75,6 +75,7 @@ def test_full_disk_exits_with_1_and_names_the_file(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
     tmp_path: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str]
 ) -> None:

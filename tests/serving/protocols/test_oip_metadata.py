@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
-from serving.errors import InvalidRequest, Unavailable
 from serving.images import Images
-from serving.protocols.oip import inference_pb, metadata, repository
+from serving.protocols.oip import metadata
 from serving.protocols.oip.metadata import ServedModel
-from serving.protocols.oip.repository import ModelState
 from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
 from tests.support.servers import RunningServer, running_server
@@ -164,32 +163,8 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
     ]
 
 
-def test_index_lists_all_versions_and_says_why_some_are_not_ready() -> None:
-    states = [ModelState("a", "1"), ModelState("a", "2", "damaged"), ModelState("b", "7")]
-    models = repository.index(b"", states).models
-    assert [(model.name, model.version, model.state, model.reason) for model in models] == [
-        ("a", "1", "READY", ""),
-        ("a", "2", "UNAVAILABLE", "damaged"),
-        ("b", "7", "READY", ""),
-    ]
-    only_ready = inference_pb.RepositoryIndexRequest(ready=True).SerializeToString()
-    assert [model.version for model in repository.index(only_ready, states).models] == ["1", "7"]
-
-
-def test_models_are_loaded_and_unloaded_by_name_where_that_is_allowed() -> None:
-    names: list[str] = []
-    for change, message in (
-        (repository.load, inference_pb.RepositoryModelLoadRequest(model_name="a")),
-        (repository.unload, inference_pb.RepositoryModelUnloadRequest(model_name="b")),
-    ):
-        request = message.SerializeToString()
-        assert change(request, names.append).SerializeToString() == b""
-        with pytest.raises(Unavailable, match="without --allow-repository-control"):
-            change(request, None)
-    assert names == ["a", "b"]
-    message = inference_pb.RepositoryModelLoadRequest(model_name="c")
-    message.parameters["config"].string_param = "{}"
-    with pytest.raises(InvalidRequest, match="expected no parameters"):
-        repository.load(message.SerializeToString(), names.append)
-    extensions = metadata.server_metadata(controls_repository=True).extensions
-    assert list(extensions) == ["model_configuration", "statistics", "model_repository"]
+def test_models_are_not_loaded_where_that_is_not_allowed(peer: Peer) -> None:
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        code, text = status_of(partial(peer.call, method, model_name="digits"))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "without --allow-repository-control" in text

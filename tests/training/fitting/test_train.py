@@ -66,6 +66,7 @@ def test_finished_training_leaves_three_files(artifacts: Path) -> None:
     assert set(os.listdir(artifacts)) == {"model.keras", "history.json", "metrics.json"}
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:
     recipe = dataclasses.replace(RECIPE, optimizer="muon")
 
@@ -82,6 +83,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_samp
     assert all(map(np.array_equal, weights(tmp_path / "whole"), weights(tmp_path / "stopped")))
 
 
+@pytest.mark.slow
 def test_training_on_other_own_images_is_not_resumed(tmp_path: Path, mnist_sample: Mnist) -> None:
     def own(*labels: int) -> Extra:
         images = mnist_sample.test_images[: len(labels)]

@@ -27,6 +27,7 @@ def rows(mnist_sample: Mnist) -> list[LabelledRow]:
     return made
 
 
+@pytest.mark.slow
 def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     rows: list[LabelledRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
