@@ -16,20 +16,14 @@ from serving import AsyncClient, Classifier, Client, Predictions
 from serving.catalog.catalog import open_catalog
 from serving.config import ModelConfig, Precision
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import Signature
 from tests.serving.model import templates
-from tests.serving.telemetry.test_metrics import scrape, value
-from tests.serving.transports.test_streams import stream
 from tests.support.inference_peer import (
-    TIMEOUT_S,
     Peer,
     probabilities_in,
     raw_request,
     typed_request,
 )
-from tests.support.processes import wait_until
-from tests.support.raw import Raw
 from tests.support.servers import RunningServer, running_server
 
 
@@ -70,18 +64,12 @@ def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
         yield server
 
 
-ANY_SIZE = ("grpc.max_receive_message_length", -1)
 """4,096 answers of 300 classes are more than the 4 MiB that clients take unless asked to."""
 
 
 @pytest.fixture
-def raw(server: RunningServer) -> Raw:
-    return Raw(server.address, ANY_SIZE)
-
-
-@pytest.fixture
 def peer(server: RunningServer) -> Iterator[Peer]:
-    with grpc.insecure_channel(server.address, options=(ANY_SIZE,)) as channel:
+    with grpc.insecure_channel(server.address) as channel:
         yield Peer(channel)
 
 
@@ -117,45 +105,6 @@ def test_each_client_and_protocol_answers_as_the_classifier_does(
     for request in (raw_request(images[:3]), typed_request(images[:3])):
         found = probabilities_in(peer.infer(request))
         np.testing.assert_array_equal(found, local.probabilities[:3])
-
-
-def test_largest_request_is_answered(
-    raw: Raw, peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    many = np.resize(images, (4096, images.shape[1]))
-    local = classifier.classify(many)
-    assert list(raw.classify(encode_request(many.tobytes())).digits) == local.digits.tolist()
-    found = probabilities_in(peer.infer(raw_request(many)))
-    np.testing.assert_array_equal(found, local.probabilities)
-
-
-def test_streams_are_answered_in_order(
-    raw: Raw, peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    sizes = [1 + number % 7 for number in range(100)]  # each comes again, so its form is known
-    parts = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
-    local = classifier.classify(images[: sum(sizes)])
-    requests = (encode_request(part.tobytes()) for part in parts)
-    answers = list(stream(raw)(requests, timeout=TIMEOUT_S))
-    assert [digit for answer in answers for digit in answer.digits] == local.digits.tolist()
-    inferred = peer.stream(raw_request(part).SerializeToString() for part in parts)
-    found = np.concatenate([probabilities_in(each.infer_response) for each in inferred])
-    np.testing.assert_array_equal(found, local.probabilities)
-
-
-def test_images_run_are_counted_by_their_class(
-    server: RunningServer, client: Client, model: Model
-) -> None:
-    def counts() -> list[float]:
-        samples, digits = scrape(server), range(model.signature.num_classes)
-        return [value(samples, "digits_answers_total", digit=str(digit)) for digit in digits]
-
-    images, classes = templates.images_of(model.signature, 400)
-    before = counts()
-    client.classify(images)
-    wait_until(lambda: sum(counts()) - sum(before) >= len(images))  # once answers are sent
-    added = np.array(counts()) - before
-    np.testing.assert_array_equal(added, np.bincount(classes, minlength=len(before)))
 
 
 def test_new_version_takes_over_and_one_of_another_signature_does_not(

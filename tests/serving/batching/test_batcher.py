@@ -156,20 +156,6 @@ def test_what_arrives_during_a_run_forms_the_next_batch(
     assert model.ran == [[0], [1, 2, 3]]
 
 
-def test_request_of_many_rows_leaves_the_owner_free() -> None:
-    model = GatedModel()
-    model.quick_rows = 2
-    owner = owner_of(model, num_runners=2)
-    large = owner.submit(1, 2, 3)
-    model.wait_until_running()
-    model.open(2)  # for the next run, too, of the owner itself
-    small = owner.submit(7)
-    assert small.digits == [7]
-    owner.wait(large)
-    assert large.digits == [1, 2, 3]
-    owner.batcher.close()
-
-
 def test_small_requests_and_large_ones_take_turns(model: GatedModel) -> None:
     owner = owner_of(model, BatchingConfig(max_batch_size=4))
     first = occupy(owner, model)
@@ -219,16 +205,6 @@ def test_cancelled_request_never_runs(owner: FakeOwner, model: GatedModel) -> No
     owner.wait(first, mate)
     assert model.ran == [[0], [2]]
     assert cancelled.outcome is None
-
-
-def test_expired_request_never_runs(owner: FakeOwner, model: GatedModel, clock: FakeClock) -> None:
-    first = occupy(owner, model)
-    expired, mate = owner.submit(1, deadline_s=1.0), owner.submit(2)
-    clock.advance(1.0)
-    model.open(2)
-    owner.wait(first, mate, expired)
-    assert isinstance(expired.outcome, DeadlineExceeded)
-    assert model.ran == [[0], [2]]
 
 
 def test_expired_request_ends_while_the_runner_is_busy(

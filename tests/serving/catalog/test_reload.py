@@ -131,20 +131,6 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
     assert back.endswith(" can be read again")
 
 
-def test_pinned_version_is_never_replaced(model_dir: Path) -> None:
-    published.good(model_dir, "2")
-    catalog = open_catalog(ModelConfig(models=model_dir.parent, version="1"))
-    assert not catalog.reload()
-    assert version_of(catalog) == "1"
-
-
-def test_version_without_the_served_variant_is_refused(model_dir: Path) -> None:
-    catalog = open_catalog(ModelConfig(models=model_dir.parent, precision="int8"))
-    published.good(model_dir, "2")  # fp32 alone
-    assert not catalog.reload()
-    assert version_of(catalog) == "1"
-
-
 def wait_for_version(client: Client, version: str) -> None:
     deadline_s = time.monotonic() + TIMEOUT_S
     while client.model_info().version != version:

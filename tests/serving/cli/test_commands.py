@@ -174,18 +174,6 @@ def test_unknown_variable_is_named(
     assert (code, err.removeprefix("digit-serving: ")) == (0, expected)
 
 
-def test_corrupt_model_ends_with_one_line(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    version = tmp_path / "digits" / "1"
-    version.mkdir(parents=True)
-    (version / "manifest.json").write_bytes((models / "digits/1/manifest.json").read_bytes())
-    (version / "model.onnx").write_bytes(b"truncated")
-    code, _, err = run("serve", "--models", tmp_path, capsys=capsys)
-    assert code == 2
-    assert "SHA-256" in err.splitlines()[-1]
-
-
 def test_bad_value_from_the_environment_names_its_variable(
     models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,12 +245,6 @@ def test_help_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: digit-serving {command} ")
-
-
-def test_unknown_option_is_a_usage_error() -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["serve", "--nope"])
-    assert caught.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -20,27 +20,6 @@ from tests.support.inference_peer import (
 from tests.support.servers import running_server
 
 
-def test_raw_question_has_a_raw_answer_equal_bit_for_bit(
-    peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    for num_images in (1, 2, 500):
-        response = peer.infer(raw_request(images[:num_images], id="a-7"))
-        assert response.model_name == classifier.model_info().name
-        assert (response.model_version, response.id) == ("1", "a-7")
-        assert len(response.raw_output_contents) == 1
-        local = classifier.classify(images[:num_images]).probabilities
-        np.testing.assert_array_equal(probabilities_in(response), local)
-
-
-def test_typed_question_has_a_typed_answer_equal_bit_for_bit(
-    peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    response = peer.infer(typed_request(images[:3]))
-    assert not response.raw_output_contents
-    local = classifier.classify(images[:3]).probabilities
-    np.testing.assert_array_equal(probabilities_in(response), local)
-
-
 def test_version_output_and_parameters_may_be_named(
     peer: Peer, classifier: Classifier, images: Images
 ) -> None:
