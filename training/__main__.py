@@ -21,9 +21,6 @@ EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", 
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
-    Args:
-        argv: the arguments; None for those of this process.
-
     Returns:
         The exit code: 0 done, 2 the command or its input can't be used, 1 failed or interrupted.
     """

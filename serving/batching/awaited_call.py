@@ -65,14 +65,6 @@ async def submit(
 ) -> tuple[Any, Ran]:
     """Have a request run; if the task is cancelled, it does not run.
 
-    Args:
-        owner: what the target's batchers belong to.
-        target: takes the request.
-        peer: who sent the request.
-        message: its rows: bytes, or an array for each input.
-        encoder: makes the response.
-        deadline_s: in monotonic seconds.
-
     Returns:
         The response, and the run.
 

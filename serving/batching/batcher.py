@@ -42,17 +42,7 @@ class Batcher:
         self, model: Model, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
         name: str = "", runners: Callable[[int], Runners] = Threads,
     ) -> None:  # fmt: skip
-        """Prepare; `attach` comes before the first call.
-
-        Args:
-            model: what to run.
-            config: sizes and delays.
-            metrics: counts the runs.
-            num_runners: concurrent long runs: one for each core, since ONNX Runtime runs outside
-                the GIL.
-            name: the model's name in the metrics.
-            runners: makes what long runs are made by.
-        """
+        """Prepare; `attach` comes before the first call."""
         self.model = model
         self._name = name, model.version
         self._config = config

@@ -26,16 +26,7 @@ class LongRuns:
         self, executor: Executor, config: BatchingConfig, capacity: int, num_runners: int,
         runners: Callable[[int], Runners], finish: _Finish,
     ) -> None:  # fmt: skip
-        """Prepare; `owner` is set before the first call.
-
-        Args:
-            executor: runs calls.
-            config: sizes.
-            capacity: rows that may wait in each queue.
-            num_runners: concurrent runs.
-            runners: makes what the runs are made by.
-            finish: takes calls and their results, on the owner's thread.
-        """
+        """Prepare; `owner` is set before the first call."""
         self.owner: Owner
         self.queues = self._small, self._large = Queue(capacity), Queue(capacity)
         for queue in self.queues:

@@ -47,11 +47,6 @@ def repository_paths(paths: Iterable[str]) -> dict[str, str]:
 def unpack(archive: Path, name: str, folder: Path) -> None:
     """Write a repository's files from an archive into a folder.
 
-    Args:
-        archive: the file.
-        name: its name, whose end says which kind it is.
-        folder: an empty one.
-
     Raises:
         ConfigurationError: it is damaged or too large, or has links or paths that lead outside.
     """

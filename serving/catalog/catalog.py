@@ -36,10 +36,6 @@ def open_catalog(
 
     A version that can't be served is skipped with a warning, and so is a model if another one can.
 
-    Args:
-        config: the models, their versions and the device.
-        max_batch_size: the most rows in one run.
-
     Raises:
         DigitsError: no model can be served; see `load_model`.
     """
@@ -113,11 +109,7 @@ class Catalog:
             self._requests.put(None)
 
     def request(self, done: Callable[[], None] = lambda: None) -> None:
-        """Look now, and retry what failed; from any thread or signal handler.
-
-        Args:
-            done: called once that is over.
-        """
+        """Look now, and retry what failed; from any thread or signal handler."""
         self._requests.put(done)
 
     def reload(self) -> bool:

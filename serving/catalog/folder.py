@@ -39,14 +39,7 @@ class ModelFolder:
     def __init__(
         self, name: str, config: ModelConfig, max_batch_size: int, on_refusal: Callable[[], None]
     ) -> None:
-        """Load nothing yet; set `path`, then `look`.
-
-        Args:
-            name: the model's name for callers.
-            config: which versions to serve, and on which device.
-            max_batch_size: the most rows in one run.
-            on_refusal: called for each version that a reload refuses.
-        """
+        """Load nothing yet; set `path`, then `look`."""
         self.name = name
         self.served: ModelVersions | None = None
         """What is in service; None before the first look that succeeds."""

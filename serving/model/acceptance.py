@@ -43,13 +43,6 @@ def check(
 
     Where a run takes long, only as many samples and sizes as fit into some 3 s of `clock`.
 
-    Args:
-        run: the model; see `LoadedModel.classify`.
-        golden: (N, pixels) uint8, N >= 1.
-        expected: (N, classes) float32, the manifest's probabilities for them.
-        max_batch_size: the largest batch.
-        clock: the processor time of this thread, in seconds.
-
     Returns:
         The largest difference of a row's probability from the one it has alone.
 

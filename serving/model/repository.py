@@ -79,12 +79,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def find_root(model: str, root: Path) -> Path:
-    """Return the usual repository if it has the model, else the bundled one if that has it.
-
-    Args:
-        model: the model's name.
-        root: the usual repository.
-    """
+    """Return the usual repository if it has the model, else the bundled one if that has it."""
     for candidate in (root, PRETRAINED):
         try:
             versions(candidate / model)
@@ -145,12 +140,6 @@ def load(
     model_dir: Path, version: str, precision: Precision = "fp32", *, is_described: bool = True
 ) -> tuple[Manifest, bytes]:
     """Read one version, and verify its digests if it has a manifest.
-
-    Args:
-        model_dir: the model's directory, such as models/digits, or an ONNX file.
-        version: a number without leading zeros, such as "3".
-        precision: which variant of the version.
-        is_described: whether it needs a manifest.
 
     Returns:
         The manifest, and the content of the variant's ONNX file.

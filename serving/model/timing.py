@@ -36,11 +36,6 @@ def find_rows(model: Timed, feeds: Feeds | None, max_batch_size: int) -> tuple[i
 
     Only where inputs and outputs have fixed sizes: else a run may take any time.
 
-    Args:
-        model: runs rows.
-        feeds: inputs that can be run; None if none are known.
-        max_batch_size: the most rows in one run.
-
     Returns:
         The most rows of a quick run, and the fewest that are worth a run of their own.
     """

@@ -47,14 +47,7 @@ def digest(*parts: object) -> str:
 
 
 def choose(path: str, columns: Mapping[str, str], able: Sequence[str], column: str | None) -> str:
-    """Choose the column of images: the one named, `image`, `images`, or the only one that can be.
-
-    Args:
-        path: the data set, for errors.
-        columns: the name and the type of each column.
-        able: the names of those that can hold images.
-        column: the name that the user gave.
-    """
+    """Choose the column of images: the named one, `image`, `images`, or the only possible one."""
     usual = ([name for name in able if name == each] for each in ("image", "images"))
     named = [name for name in able if name == column]
     chosen = named if column else next(filter(None, usual), able)

@@ -45,12 +45,6 @@ def open_dataset(
 ) -> Dataset:
     """Open a data set and cut it into pieces, always the same ones.
 
-    Args:
-        root: the file or folder.
-        signature: the images that the model takes.
-        column: the column or array with the images; None to choose it.
-        rows_per_file: rows of a piece; None for the format's own number.
-
     Raises:
         ConfigurationError: there is nothing, or nothing that can be read.
         ModuleNotFoundError: it is pictures, and what decodes them is not installed.

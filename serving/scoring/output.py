@@ -76,11 +76,6 @@ def write_json(file: Location, document: object) -> None:
 def prepare(folder: Location, manifest: dict[str, Any], *, is_resumed: bool) -> None:
     """Make the folder ready: a new one, or one that holds results of the same run.
 
-    Args:
-        folder: the output.
-        manifest: what makes the results; equal to that of the run that is resumed.
-        is_resumed: whether results may be there.
-
     Raises:
         ConfigurationError: there are results and they are not to be resumed, or they are of
             something else, or the folder can't be written.

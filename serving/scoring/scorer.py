@@ -62,12 +62,6 @@ def _decode(content: bytes) -> Images | str:
 def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature) -> Any:
     """Return a schema with the answers' columns at its end.
 
-    Args:
-        schema: the input's `pyarrow.Schema`.
-        dropped: a column that is left out.
-        prefix: what the names of the answers' columns begin with.
-        signature: what the model answers.
-
     Raises:
         ConfigurationError: the input has a column with the name of an answer's.
     """
@@ -87,16 +81,7 @@ def answer(
     batch: Any, unread: Mapping[int, str], column: str, schema: Any, model: LoadedModel,
     decoders: Processes,
 ) -> Any:  # fmt: skip
-    """Answer some rows.
-
-    Args:
-        batch: a `pyarrow.RecordBatch`.
-        unread: by row number why an image could not be read.
-        column: the column with the images.
-        schema: that of the rows with their answers; see `answered`.
-        model: a loaded model; its runs are concurrent.
-        decoders: what decodes pictures.
-    """
+    """Answer some rows."""
     size, num_rows = RUN_IMAGES[model.device], len(batch)
     column, signature = batch.column(column), model.image_signature
     images, errors = as_images(column, signature.image_bytes, partial(decode, decoders))
@@ -131,13 +116,6 @@ def score_piece(
     piece: Piece,
 ) -> int:
     """Score a piece, unless its file is there already; return its number of errors.
-
-    Args:
-        task: what all pieces have in common.
-        model: a loaded model; its runs are concurrent.
-        decoders: what decodes pictures.
-        advance: called with a number of rows once they are scored; what it raises ends the piece.
-        piece: the piece.
 
     Raises:
         ConfigurationError: its rows can't be read, or the file can't be written.

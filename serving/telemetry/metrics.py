@@ -189,13 +189,7 @@ class Metrics:
         self._counts.certainty.add_all(rows[np.arange(len(answered)), answered])
 
     def count(self, method: str, status: str, times: int = 1) -> None:
-        """Count a call that has ended, unless `observe_run` does; from any thread.
-
-        Args:
-            method: the gRPC method's name, such as "Classify"; "other" for an unknown one.
-            status: the status code's name, such as "OK".
-            times: how many calls.
-        """
+        """Count a call that has ended, unless `observe_run` does; from any thread."""
         with self._lock:
             self._counts.requests[method, status] += times
 

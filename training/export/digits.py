@@ -25,15 +25,6 @@ SIGNATURE = Signature(input_shape=(SIDE, SIDE), classes=10, labels=tuple("012345
 def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> Path:
     """Convert the trained model, compare it with Keras on every test image, and publish it.
 
-    Args:
-        artifacts: holds model.keras and metrics.json, as training leaves them.
-        models: the model repository; the version becomes models/<name>/<n>/.
-        data: MNIST; the test images are those compared.
-        name: the model's name in the repository.
-
-    Returns:
-        The new version's folder.
-
     Raises:
         NotTrained: model.keras or metrics.json is missing or unreadable.
         ExportError: metrics.json is of another model, the graph does not answer as Keras does, or

@@ -66,14 +66,7 @@ def measure(
     expected: Probabilities,
     tolerance: float = 0,
 ) -> Parity:
-    """Compare a session's answers, one image at a time and in large batches, with those expected.
-
-    Args:
-        session: the graph under test.
-        images: (N, pixels) uint8.
-        expected: (N, classes) float32, the probabilities to compare with.
-        tolerance: the largest difference to accept.
-    """
+    """Compare a session's answers, image by image and in large batches, with those expected."""
     batch_sizes = (1, min(len(images), LARGEST_BATCH))
     answers = np.stack([run(session, images, size) for size in batch_sizes])
     different = answers.argmax(axis=-1) != expected.argmax(axis=-1)

@@ -54,12 +54,6 @@ def save(
 ) -> None:
     """Write the three files, each whole or not at all.
 
-    Args:
-        artifacts: the folder.
-        model: the network.
-        rows: the figures after each epoch, all under the same names.
-        metrics: what metrics.json holds.
-
     Raises:
         OSError: a file could not be written.
     """

@@ -34,14 +34,6 @@ def run(
 ) -> None:
     """Train on each epoch, evaluate, and write a checkpoint.
 
-    Args:
-        trainer: its network is trained.
-        epochs: those that remain, each (S, B, 784) images and their labels.
-        validation: (N, 784) images and (N,) labels.
-        progress: updated after each epoch.
-        checkpoint: written after each epoch.
-        log: gets a line for each epoch, once its checkpoint is written.
-
     Raises:
         OSError: a checkpoint could not be written.
     """

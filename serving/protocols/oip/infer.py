@@ -72,16 +72,7 @@ class InferEncoder(ResponseEncoder):
         self, target: Target, method: str | None, inference: Inference, name: str,
         signature: TensorSignature, write: Callable[[Any], Any],
     ) -> None:  # fmt: skip
-        """Describe a request.
-
-        Args:
-            target: runs it.
-            method: the name in the metrics; None if it is counted elsewhere.
-            inference: its content.
-            name: the model's.
-            signature: what the model takes and answers.
-            write: makes what is sent of a ModelInferResponse.
-        """
+        """Describe a request."""
         super().__init__(target, method, inference.num_rows, inference.timeout_s)
         self._inference = inference
         self._name = name

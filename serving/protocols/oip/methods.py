@@ -45,14 +45,7 @@ class Queries:
         self, router: Router, health: Health, catalog: Catalog | None = None,
         *, allow_control: bool = False,
     ) -> None:  # fmt: skip
-        """Answer about the models of `router` and the server's health.
-
-        Args:
-            router: the models.
-            health: whether the server accepts work.
-            catalog: the repository, which also knows what can't be served.
-            allow_control: whether callers may load and unload models.
-        """
+        """Answer about the models of `router` and the server's health."""
         self._router = router
         self._health = health
         self._catalog = catalog

@@ -307,3 +307,13 @@ def test_every_call_comes_out_once_whatever_happens(seed: int) -> None:
         for each in (*run, *late):
             del waiting[each]
     assert not waiting
+
+
+def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, 1, arrived_s=1.0)
+    filled.put(connection, 3, arrived_s=2.0)
+    assert filled.queue.oldest_s == 1.0
+    filled.take(8)
+    filled.put(connection, 5, arrived_s=3.0)
+    assert filled.queue.oldest_s == 3.0
