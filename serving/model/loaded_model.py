@@ -15,12 +15,12 @@ from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, independence, repository
+from serving.model.acceptance import ENOUGH_ROWS, find_rows
 from serving.model.fork_safety import native_run
 from serving.model.info import ModelInfo
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
 from serving.model.pictures import described
-from serving.model.timing import ENOUGH_ROWS, find_rows
 from serving.predictions import Probabilities
 from serving.preprocessing import Preprocessing
 from serving.signature import Signature

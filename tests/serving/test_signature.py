@@ -45,3 +45,9 @@ def test_signature_without_a_field_is_refused(name: str) -> None:
     del document[name]
     with pytest.raises(KeyError):
         Signature.of(document)
+
+
+def test_numbers_are_the_labels_of_a_model_without_labels() -> None:
+    named = Signature((28, 28), 10, tuple("0123456789"))
+    assert named == DIGITS
+    assert Signature((28, 28), 10, tuple("1234567890")) != DIGITS

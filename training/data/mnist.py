@@ -83,7 +83,7 @@ class Mnist:
         return Examples(self.test_images, self.test_labels)
 
     def split(self, validation_split: float) -> tuple[Examples, Examples]:
-        """Split the training images, always in the same way."""
+        """Split the training images: as Keras does, this fraction at their end validates."""
         start = round(len(self.train_labels) * (1 - validation_split))
         return (
             Examples(self.train_images[:start], self.train_labels[:start]),

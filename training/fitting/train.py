@@ -68,10 +68,7 @@ def train(
     epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
-    try:
-        progress = Progress.restore(checkpoint, trainer.variables) if resume else Progress()
-    except ResumeError as err:
-        raise ResumeError(f"nothing to resume: {err}; train without --resume") from err
+    progress = _resumed(checkpoint, trainer) if resume else Progress()
     try:
         remaining = epochs(seed, len(progress.rows))
         loop.run(trainer, remaining, validation, progress, checkpoint, log)
@@ -93,6 +90,13 @@ def train(
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics
+
+
+def _resumed(checkpoint: Checkpoint, trainer: Trainer) -> Progress:
+    try:
+        return Progress.restore(checkpoint, trainer.variables)
+    except ResumeError as err:
+        raise ResumeError(f"nothing to resume: {err}; train without --resume") from err
 
 
 def split(data: Mnist, recipe: Recipe) -> tuple[Examples, Examples]:
