@@ -12,7 +12,7 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
-.PHONY: test simulate test-reliability soak test-interop test-web test-packaging test-deploy
+.PHONY: test test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -70,6 +70,9 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/serving tests/training tests/programs tests/test_*.py
 
 simulate: $(INSTALLED)  ## a server, its callers and their bad luck in SEEDS=... simulated worlds
 	$(RUN) -m tests.simulation $(SEEDS)

@@ -8,8 +8,8 @@ from typing import TypeVar
 from benchmarks.run.scenarios import NAMES as SCENARIOS
 from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import CATALOGUE
-from serving.cli import values
-from serving.cli.parser import Parser
+from serving.commandline import values
+from serving.commandline.parser import Parser
 
 _T = TypeVar("_T")
 

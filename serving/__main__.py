@@ -12,7 +12,7 @@ import os
 from serving import installation
 from serving.cli.arguments import parser
 from serving.cli.commands import COMMANDS
-from serving.cli.parser import blame
+from serving.commandline.parser import blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.telemetry import logs
 

@@ -129,18 +129,8 @@ class Classifier(Embedded):
 
     def model_info(self) -> ModelInfo:
         """Return what is served, on which device, and its limits."""
-        model = self.served
-        return ModelInfo(
-            name=self._served_name or model.manifest.name,
-            version=model.version,
-            device=model.engine.device,
-            precision=model.precision,
-            transport="in process",
-            max_request_images=self.batching.max_request_images,
-            max_batch_size=self.batching.max_batch_size,
-            test_accuracy=model.manifest.test_accuracy,
-            signature=self.signature,
-        )
+        name = self._served_name or self.served.manifest.name
+        return self.served.info(name, "in process", self.batching)
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """Classify N images on this thread; past 128 images the other cores help.

@@ -23,18 +23,19 @@ class BatchingConfig:
     """How requests are queued and batched into runs; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one run. Past 128 the model's time an image is constant; only the run's
-    overhead is still spread over more: from 128 to 512, messages of 256 images gain a quarter
-    (h2load, one core). A run of 512 takes some 2 ms."""
+    """The most images in one run."""
+    # Past 128 the model's time an image is constant; only the run's overhead is still spread over
+    # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
     max_queue_delay_s: float = 0.0
-    """Seconds to wait for more images before a run; 0 runs at once, so batches grow while busy."""
+    """Seconds to wait for more images before a run; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most images that wait for a run; further requests are rejected as Overloaded."""
+    """The most images that wait for a run; further requests are rejected."""
     slo_s: float = math.inf
-    """Seconds within which accepted requests are to be answered: what would wait for longer is
-    rejected as Overloaded at once. The least of this and of the request's own timeout counts."""
+    """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
+    would wait longer are rejected at once."""
     max_request_images: int = 4_096
-    """The most images in one request: 3.2 MB, under every client's default limit of 4 MiB."""
+    """The most images in one request."""
+    # Of digits 3.2 MB, under every client's default limit of 4 MiB.
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_capacity", "max_request_images"):
@@ -58,7 +59,7 @@ class ModelConfig:
     url: str | None = None
     """The repository that is copied and followed instead, such as "s3://bucket/models"."""
     model_cache: Path | None = None
-    """Where copies of such repositories are kept; None for a folder in the user's cache."""
+    """Folder of copies from URLs; without one, ~/.cache/digit-serving/models."""
     model: str = "digits"
     """The model's name, where one is run."""
     names: tuple[str, ...] | None = None
@@ -66,18 +67,18 @@ class ModelConfig:
     files: tuple[Path, ...] = ()
     """ONNX files to serve besides, each as a model of its name."""
     version: str | None = None
-    """The version to run; None for the newest good one."""
+    """The version to use; without one, the newest good one."""
     versions: str = "latest"
-    """The versions to serve if none is pinned: "latest", "all", or several such as "3,4"."""
+    """The versions of each model to serve: latest, all, or numbers such as 3,4."""
     canary: float = 0.0
-    """Share of the calls for the newest version, 0 to 1; the others are for the one before. A
+    """Share of the calls for the newest version, such as 5%; the one before answers the others; a
     model's labels.json goes first."""
     served_name: str | None = None
-    """The model's name for callers; None for the name that it was exported with."""
+    """The only model's name for callers; without one, the name that it was exported with."""
     device: Device = "auto"
-    """"auto" takes CUDA where it works and the CPU elsewhere."""
+    """Device of the runs; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
-    """The variant of the version that runs."""
+    """Variant of the model."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):
@@ -97,13 +98,13 @@ class SecurityConfig:
     """TLS and tokens; without any the port is plaintext and open to everyone who reaches it."""
 
     tls_cert: Path | None = None
-    """PEM file of the server's certificate chain; reloaded when it changes."""
+    """PEM certificate chain: enables TLS; reloaded when it changes."""
     tls_key: Path | None = None
-    """PEM file of its key."""
+    """PEM key of the certificate."""
     tls_client_ca: Path | None = None
-    """PEM file of the authorities that sign clients' certificates; clients then need one (mTLS)."""
+    """PEM authorities: clients need a certificate from one of them (mTLS)."""
     token_file: Path | None = None
-    """File of bearer tokens, one a line, all valid; reloaded when it changes."""
+    """Bearer tokens, one a line, all valid; reloaded when it changes; or set DIGITS_TOKEN."""
     tokens: str | None = field(default=None, repr=False)
     """The tokens themselves, one a line, if there is no file."""
 
@@ -129,51 +130,54 @@ class ServerConfig:
     """How the server listens, reloads and stops."""
 
     host: str = "127.0.0.1"
-    """The address to bind; a public one needs TLS or a private network."""
+    """Address to listen on; a public one needs TLS or a private network."""
     port: int = 50_051
-    """The TCP port; 0 lets the kernel choose."""
+    """TCP port; 0 lets the kernel choose."""
     metrics_host: str = "127.0.0.1"
-    """The address of metrics, liveness and readiness over HTTP, without TLS and tokens."""
+    """Address of /metrics, /healthz and /readyz, without TLS and tokens."""
     metrics_port: int | None = 9_090
-    """Their TCP port; 0 lets the kernel choose, None is off."""
+    """TCP port of these; 0 lets the kernel choose; off, in Python None, disables them."""
     http_host: str = "127.0.0.1"
-    """The address of HTTP: the inference protocol's REST, pictures, and the page to draw on."""
+    """Address of HTTP."""
     http_port: int | None = None
-    """Its TCP port; 0 lets the kernel choose, None is off."""
+    """TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0 lets the kernel choose;
+    off, in Python None, disables it; auto: 8080 if it is free and the extra http is installed."""
     http_host_names: tuple[str, ...] = ()
-    """Names of this server in HTTP's Host, beside localhost and addresses; "*" is any."""
+    """Names of this server in URLs, beside localhost and addresses; * is any."""
     http_allow_origins: tuple[str, ...] = ()
-    """Origins of other sites' pages that may ask over HTTP, such as "https://example.org"."""
+    """Sites whose pages may ask over HTTP, such as https://example.org."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is taken goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
-    """The gRPC implementation; "auto" is h2."""
+    """gRPC implementation; auto is h2."""
     workers: int = 1
-    """Processes that share the port; each has the model and its share of the cores."""
+    """Processes that share the port and divide the cores; one that dies is restarted; limits such
+    as the queue's are per worker."""
     drain_s: float = 30.0
-    """Seconds for accepted requests to finish after SIGTERM or SIGINT."""
+    """Seconds for accepted requests to finish after SIGTERM or Ctrl-C."""
     max_connection_age_s: float = 0.0
-    """Seconds after which callers are asked to reconnect, so that load balancers spread them; 0 is
+    """Seconds after which callers are asked to reconnect, so that load balancers spread them; 0:
     never."""
     reload_interval_s: float = 0.0
-    """Seconds between looks for a new version; 0 looks only at SIGHUP."""
+    """Seconds between looks for new versions, labels and models; 0: only at SIGHUP."""
     self_test_interval_s: float = 10.0
-    """Seconds between the golden samples that decide what health says; 0 sends none."""
+    """Seconds between the golden samples that decide what health says; 0: never."""
     access_log: float = 0.0
-    """Share of the calls to log, 0 to 1; above 0, all calls that fail are logged too."""
+    """Share of the calls to log, such as 5%, besides all that fail; 0 logs none."""
     otlp_endpoint: str | None = None
-    """The OpenTelemetry collector that gets a span for each call, such as "http://127.0.0.1:4317";
-    None is off."""
+    """OpenTelemetry collector that gets a span for each call, such as http://127.0.0.1:4317 (extra
+    otel)."""
     reflection: bool = False
-    """Whether callers can list services and messages."""
+    """List services and messages to callers such as grpcurl."""
     allow_repository_control: bool = False
-    """Whether callers can load and unload models."""
+    """Let callers load and unload models."""
     input: str = "tensors"
-    """"image" if models without a manifest classify pictures; their graphs say of which size."""
+    """image: models without a manifest classify pictures, of the size that their graphs say; a
+    classifier.json beside a model says more."""
     labels: tuple[str, ...] = ()
     """What each of their classes is called."""
     log_format: LogFormat = "text"
-    """The format of log lines and of the ready line."""
+    """Format of the log lines on stderr and of the ready line on stdout."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and tokens."""
 

@@ -10,10 +10,9 @@ from typing import Self
 from serving.batching.parallel_run import run_shared
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ModelError, Unavailable
-from serving.feeds import as_feeds
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.system.cores import usable_cores
-from serving.tensors import Array, Feeds, Tensor
+from serving.tensors import Array, Feeds, Tensor, as_feeds
 
 
 class Embedded:

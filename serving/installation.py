@@ -28,9 +28,14 @@ def version() -> str:
 
 def run(*steps: str) -> str:
     """Return the command for "train" and "export": `make` only in a checkout."""
-    if Path("Makefile").is_file() and Path("training/__main__.py").is_file():
+    if in_checkout():
         return f"`make {' '.join(steps)}`"
     return " and ".join(f"`python -m training {step}`" for step in steps)
+
+
+def in_checkout() -> bool:
+    """Return whether the current directory is a checkout of this project."""
+    return Path("Makefile").is_file() and Path("training/__main__.py").is_file()
 
 
 def install(extra: str) -> str:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from serving.config import Device, Precision
 from serving.model.loaded_model import load_model
 from serving.model.repository import PRETRAINED
-from serving.scoring.decoders import Decoders
+from serving.pictures.files import processes
 from serving.scoring.scorer import RUN_IMAGES, answer, answered
 
 
@@ -48,7 +48,7 @@ class Classify:
         self._column, self._prefix = column, prefix
         most = max(RUN_IMAGES.values())
         self._model = load_model(Path(model), version, device, precision, most)
-        self._decoders = Decoders(1)
+        self._decoders = processes(1)
 
     def __call__(self, table: Any) -> Any:
         """Return a `pyarrow.Table` with its answers; a row that can't be read has its error."""

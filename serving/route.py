@@ -1,13 +1,14 @@
-"""One model in service: its versions, and the way of its calls to their batchers."""
+"""One model of a server: each call's way to the batcher of a version."""
 
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import NamedTuple
 
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
+from serving.errors import DigitsError
 from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
 from serving.signature import Signature
@@ -34,22 +35,23 @@ class Route:
     """
 
     def __init__(
-        self, name: str, versions: ModelVersions, make: Callable[[str, LoadedModel], Batcher],
-        refuse: Callable[[str, Group], int], random: Random,
+        self, name: str, versions: ModelVersions, batching: BatchingConfig, random: Random,
+        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], DigitsError],
     ) -> None:  # fmt: skip
         """Serve these versions of a model.
 
         Args:
-            name: the model's, for callers.
-            versions: those in service.
-            make: makes a batcher for one.
-            refuse: ends calls once the model of this name is gone, and returns how many.
+            name: the model's name for callers.
+            versions: its versions.
+            batching: sizes and limits.
             random: draws the canary's calls.
+            new_batcher: makes the batcher of a version.
+            gone: called when a call comes after `end`; returns why it is not answered.
         """
         self.name = name
-        self._make = make
-        self._refuse = refuse
-        self._random = random
+        """The model's name for callers."""
+        self._batching, self._random = batching, random
+        self._new_batcher, self._gone = new_batcher, gone
         self._state = _State(versions, {}, None, None, 0.0)
         self.serve(versions)
 
@@ -57,7 +59,7 @@ class Route:
         """Serve other versions, labels and shares from now on; from any thread."""
         known = {batcher.model: batcher for batcher in self._state.batchers.values()}
         batchers = {
-            version: known.get(model) or self._make(self.name, model)
+            version: known.get(model) or self._new_batcher(model)
             for version, model in versions.versions.items()
         }
         canary = versions.canary
@@ -95,10 +97,10 @@ class Route:
         """The signature of a classifier of images, else None."""
         return self.model.signature
 
-    def has_signature_of(self, versions: ModelVersions) -> bool:
-        """Return whether other versions take and answer the same."""
-        new = versions.default
-        return (new.signature, new.tensors) == (self.signature, self.tensors)
+    @property
+    def image_signature(self) -> Signature:
+        """The signature of a classifier of images, of one that is."""
+        return self.model.image_signature
 
     def find(self, version: str) -> "Route | Batcher":
         """Return what takes calls for a version or a label; "" for calls that name none.
@@ -109,20 +111,9 @@ class Route:
         state = self._state
         return state.batchers[state.versions.find(version).version] if version else self
 
-    def info(self, transport: str, batching: BatchingConfig) -> ModelInfo:
+    def info(self, transport: str) -> ModelInfo:
         """Describe a classifier of images, as `transport` serves it."""
-        model = self.model
-        return ModelInfo(
-            name=self.name,
-            version=model.version,
-            device=model.device,
-            precision=model.precision,
-            transport=transport,
-            max_request_images=batching.max_request_images,
-            max_batch_size=batching.max_batch_size,
-            test_accuracy=model.manifest.test_accuracy,
-            signature=model.image_signature,
-        )
+        return self.model.info(self.name, transport, self._batching)
 
     # As a batcher
 
@@ -130,7 +121,7 @@ class Route:
         """See `Batcher.submit`."""
         _, _, default, canary, share = self._state
         if default is None:
-            return self._refuse(self.name, group)
+            return self._refuse(group)
         if canary is None:
             return default.submit(group)
         number, taken = self._drawn(group, share), 0
@@ -144,13 +135,16 @@ class Route:
         """See `Batcher.add`."""
         _, _, default, canary, share = self._state
         if default is None:
-            self._refuse(self.name, group)
+            self._refuse(group)
             return
-        number = 0 if canary is None else self._drawn(group, share)
-        if canary is not None and number:
+        if canary is None:
+            default.add(group)
+            return
+        number = self._drawn(group, share)
+        if number:
             canary.add(group.cut(0, number))
         if number < len(group.streams):
-            default.add(group.cut(number, len(group.streams)) if number else group)
+            default.add(group.cut(number, len(group.streams)))
 
     def room_for_stream(self, num_rows: int) -> int:
         """See `Batcher.room_for_stream`."""
@@ -160,3 +154,8 @@ class Route:
     def _drawn(self, group: Group, share: float) -> int:
         """Return how many of some calls are the canary's."""
         return sum(self._random.random() < share for _ in group.streams)
+
+    def _refuse(self, group: Group) -> int:
+        """End calls that were recognised as ones for a model that is gone."""
+        group.sink.fail(group, self._gone())
+        return len(group.streams)

@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 
-from serving.batching.batcher import CHANGED, Batcher, Owner
-from serving.batching.queue import Group
+from serving.batching.batcher import CHANGED, Batcher
+from serving.batching.execution import Model
+from serving.batching.group import Owner
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
@@ -58,22 +60,24 @@ class Router:
             before = self.classifier
             routes = dict(self.routes)
             route = routes.get(name)
-            if route is not None and (versions is None or not route.has_signature_of(versions)):
+            if route is not None and (
+                versions is None or _facts(versions.default) != _facts(route.model)
+            ):
                 route.end()
                 del routes[name]
             if versions is not None and name in routes:
                 routes[name].serve(versions)
             elif versions is not None:
                 routes[name] = Route(
-                    name, versions, self.new_batcher, self._refuse, self.host.random
-                )
+                    name, versions, self.batching, self.host.random,
+                    partial(self._new_batcher, name), partial(self._gone, name),
+                )  # fmt: skip
             self.routes = routes
             is_other = self.classifier is not before
         if self.owner is not None and (is_other or name not in routes):
             self.owner.post(self.owner.forget_layouts)  # some are for what is gone
 
-    def new_batcher(self, name: str, model: LoadedModel) -> Batcher:
-        """Return a new batcher for a version of a model; for `change` only."""
+    def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // self._num_processes)
         runners = self.host.runners
         batcher = Batcher(model, self.batching, self.metrics, cores, name, runners)
@@ -104,18 +108,6 @@ class Router:
             raise ModelNotFound(f"no model {shown}: this server serves {there}")
         return route
 
-    def _refuse(self, name: str, group: Group) -> int:
-        """End calls that were recognised as ones for a model that is gone."""
-        if self.owner is not None:
-            self.owner.forget_layouts()
-        error: DigitsError = CHANGED
-        try:
-            self.find(name)
-        except ModelNotFound as err:
-            error = err
-        group.sink.fail(group, error)
-        return len(group.streams)
-
     @property
     def classifier(self) -> Route | None:
         """The model of digits.v1: the one called digits, or the only one that classifies images."""
@@ -133,7 +125,22 @@ class Router:
         """Whether calls wait or run."""
         return any(batcher.is_busy for batcher in self.batchers)
 
+    def _gone(self, name: str) -> DigitsError:
+        """Return why a call that was recognised is not run: its model is gone, or another one."""
+        if self.owner is not None:
+            self.owner.forget_layouts()
+        try:
+            self.find(name)
+        except ModelNotFound as err:
+            return err
+        return CHANGED
+
     def close(self) -> None:
         """End the threads of the batchers once they are idle."""
         for batcher in self.batchers:
             batcher.close()
+
+
+def _facts(model: Model) -> object:
+    """Return what callers rely on."""
+    return model.signature, model.tensors

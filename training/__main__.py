@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from serving import installation
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES
@@ -20,18 +21,17 @@ EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", 
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
-    Args:
-        argv: the arguments; None for those of this process.
-
     Returns:
         The exit code: 0 done, 2 the command or its input can't be used, 1 failed or interrupted.
     """
     arguments = parser().parse_args(argv)
     try:
         if arguments.command != "data":
-            commandline.require(EXTRA)  # now, not after the training
+            installation.require(*EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
+    except ModuleNotFoundError as err:
+        return _fail(installation.advice(err, dict.fromkeys(EXTRA, "train")), 2)
     except TrainingError as err:
         return _fail(str(err), err.exit_code)
     except OSError as err:
@@ -76,7 +76,7 @@ def _train(arguments: argparse.Namespace) -> None:
             f"your own digits, held out: {own['accuracy']:.2%} "
             f"({own['errors']} errors in {own['held_out']})"
         )
-    print(f"look at {folder / 'report.html'}; {commandline.run('export')} comes next")
+    print(f"look at {folder / 'report.html'}; {installation.run('export')} comes next")
     if metrics["epochs"] < recipe.epochs:
         kept = f"kept the best of {metrics['epochs']} epochs; --resume continues"
         raise KeyboardInterrupt(kept)

@@ -8,10 +8,6 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file by renaming it into place: a reader sees the old content or the new.
 
-    Args:
-        path: the file; its folder is created if missing.
-        content: all of it.
-
     Raises:
         OSError: the disk is full or the folder can't be written; nothing is left behind.
     """

@@ -18,7 +18,7 @@ from benchmarks.load.request import Request
 from benchmarks.targets import methods
 from benchmarks.targets.methods import Method
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from serving.cli.parser import PREFIX
+from serving.commandline.parser import PREFIX
 from serving.images import Images
 
 OURS = ("h2", "grpcio")

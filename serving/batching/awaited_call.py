@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from serving.batching.batcher import Batcher, Owner
-from serving.batching.queue import Encoder, Group, Line, Queue
+from serving.batching.batcher import Batcher
+from serving.batching.group import Encoder, Group, Owner
+from serving.batching.queue import Line, Queue
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, Ran, latest_run
 
@@ -63,14 +64,6 @@ async def submit(
     deadline_s: float = math.inf,
 ) -> tuple[Any, Ran]:
     """Have a request run; if the task is cancelled, it does not run.
-
-    Args:
-        owner: what the target's batchers belong to.
-        target: takes the request.
-        peer: who sent the request.
-        message: its rows: bytes, or an array for each input.
-        encoder: makes the response.
-        deadline_s: in monotonic seconds.
 
     Returns:
         The response, and the run.

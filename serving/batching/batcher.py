@@ -4,23 +4,21 @@ All that waits runs at once, up to a limit; what arrives meanwhile forms the nex
 grow with the load, and an idle server adds no delay.
 
 Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
-answers them. That thread makes quick runs itself. Long runs, of many rows or of a slow model, are
-made by threads of the batcher's own, one for each core, so that they hold up no other call; the
-owner hands them batches and takes the results.
+answers them. That thread makes quick runs itself, and hands long ones to threads (long_runs.py).
 """
 
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from serving.batching.execution import Executor, Model
-from serving.batching.parallel_run import run_shared
-from serving.batching.queue import TURN_ROWS, Caller, Group, Queue
+from serving.batching.group import Caller, Group, Owner, open_parts
+from serving.batching.long_runs import LongRuns
+from serving.batching.queue import Queue
 from serving.batching.result import Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
-from serving.system.runners import Runners, Task, Threads
+from serving.system.runners import Runners, Threads
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 
@@ -29,33 +27,12 @@ _QUICK_ROWS = 128
 another core may take them."""
 _MAX_QUEUE_BYTES = 1 << 30
 """The most bytes of rows of a fixed size that wait, of each kind of call."""
-_SWEEP_S = 0.1
-"""How often long calls are looked at that wait."""
 _log = logging.getLogger(__name__)
 
 CHANGED = Unavailable("the model has changed")
 """Why a call is not run whose version has gone since it was read."""
 _FAILED = ModelError()
 _LATE = DeadlineExceeded()
-
-
-class Owner(Protocol):
-    """The thread that reads from callers and answers them."""
-
-    def clock(self) -> float:
-        """Return monotonic seconds."""
-
-    def post(self, task: Callable[[], None]) -> None:
-        """Run a function on the owner's thread, from any thread."""
-
-    def schedule(self, batcher: "Batcher") -> None:
-        """Have `batcher.turn` called soon."""
-
-    def defer(self, task: Callable[[], None]) -> None:
-        """Run a function soon, when the answers are on their way."""
-
-    def forget_layouts(self) -> None:
-        """Have all messages parsed again."""
 
 
 class Batcher:
@@ -65,64 +42,43 @@ class Batcher:
         self, model: Model, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
         name: str = "", runners: Callable[[int], Runners] = Threads,
     ) -> None:  # fmt: skip
-        """Prepare; `attach` comes before the first call.
-
-        Args:
-            model: what to run.
-            config: sizes and delays.
-            metrics: counts the runs.
-            num_runners: concurrent long runs: one for each core, since ONNX Runtime runs outside
-                the GIL.
-            name: the model's name in the metrics.
-            runners: makes what long runs are made by.
-        """
+        """Prepare; `attach` comes before the first call."""
         self.model = model
         self._name = name, model.version
         self._config = config
         self._metrics = metrics
         self.max_delay_s = config.max_queue_delay_s
         """How long to wait for more rows before a run; see `delay_s`."""
-        self._num_runners = num_runners
         self.owner: Owner
-        row_bytes = model.tensors.row_bytes
-        fitting = max(1, _MAX_QUEUE_BYTES // row_bytes) if row_bytes else config.queue_capacity
-        capacity = min(config.queue_capacity, fitting)
-        self._quick, self._small, self._large = (Queue(capacity) for _ in range(3))
-        self._queues = self._quick, self._small, self._large
-        self._was_small = False
-        """Whether a runner took small calls last, while large ones waited."""
-        self._next_sweep_s = 0.0
-        self._is_closed = False
-        self._is_scheduled = False
-        self._running: dict[int, list[Group]] = {}
-        """What the runners have, by number."""
-        self._num_taken = 0
-        self._runners = runners(num_runners)
-        most = min(config.max_batch_size, config.queue_capacity)
+        capacity = config.queue_capacity
+        if row_bytes := model.tensors.row_bytes:
+            capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
+        self._executor = Executor(model)
+        finish = self._finish_long
+        self._long = LongRuns(self._executor, config, capacity, num_runners, runners, finish)
+        self._quick = Queue(capacity)
         # Nothing is read during a quick run.
+        most = min(config.max_batch_size, config.queue_capacity)
         self._quick.run_rows = min(most, model.quick_rows) or 1
-        self._small.run_rows = self._large.run_rows = most
+        self._small, self._large = self._long.queues
+        self._queues = self._quick, self._small, self._large
+        self._is_closed = self._is_scheduled = False
         self.quick_rows = min(_QUICK_ROWS, model.quick_rows)
         """The largest request that the owner runs itself; 0 where a run takes long."""
-        self._executor = Executor(model)
 
     def attach(self, owner: Owner) -> None:
-        """Set the thread that everything else is called on."""
-        self.owner = owner
+        """Set the thread that all else is called on."""
+        self.owner = self._long.owner = owner
 
     @property
     def num_waiting(self) -> int:
         """The rows that wait for a run; a moment old on other threads."""
-        return self._quick.num_rows + self._num_long
-
-    @property
-    def _num_long(self) -> int:
-        return self._small.num_rows + self._large.num_rows
+        return self._quick.num_rows + self._long.num_waiting
 
     @property
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
-        return bool(self.num_waiting or self._running)
+        return bool(self.num_waiting or self._long.running)
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
         """Let calls wait for a run, as far as there is room; return how many, the first ones.
@@ -135,32 +91,32 @@ class Batcher:
             group.sink.fail(group, CHANGED)
             return len(group.streams)
         rows, number = group.encoder.num_rows, len(group.streams)
-        queue = self._quick if rows <= self.quick_rows else self._long_of(rows)
+        queue = self._quick if rows <= self.quick_rows else self._long.queue_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
-            room = queue.room(
-                group.caller, min(group.deadline_s - group.arrived_s, self._config.slo_s)
-            )
+            timeout_s = min(group.deadline_s - group.arrived_s, self._config.slo_s)
+            room = queue.room(group.caller, timeout_s)
             # However slow the model is: a call may always be the only one.
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:
                 if is_final:
-                    group.encoder.count_failure(0.0, number - fitting)
+                    self._metrics.count_failure(self._name, 0.0, number - fitting)
                 if not fitting:
                     return 0
                 number = fitting
                 group = group.cut(0, number)
         queue.put(group)
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.owner.schedule(self)
+        self._schedule()
         return number
 
     def add(self, group: Group) -> None:
         """Let calls wait for a run, even if there is no room."""
         if self._is_closed:
             group.sink.fail(group, CHANGED)
-            return
-        self._queue_of(group.encoder.num_rows).put(group)
+        else:
+            self._queue_of(group.encoder.num_rows).put(group)
+            self._schedule()
+
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             self.owner.schedule(self)
@@ -170,22 +126,12 @@ class Batcher:
         return -(-self._queue_of(num_rows).room_for_streams // max(num_rows, 1))
 
     def _queue_of(self, num_rows: int) -> Queue:
-        """Return the queue of calls of a size."""
-        return self._quick if num_rows <= self.quick_rows else self._long_of(num_rows)
-
-    def _long_of(self, num_rows: int) -> Queue:
-        return self._small if num_rows <= TURN_ROWS else self._large
+        return self._quick if num_rows <= self.quick_rows else self._long.queue_of(num_rows)
 
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that wait or run."""
-        running = {
-            stream
-            for groups in self._running.values()
-            for group in groups
-            if group.caller is caller
-            for stream in group.streams
-        }
-        return running.union(*(each.streams_of(caller) for each in self._queues))
+        waiting = (each.streams_of(caller) for each in self._queues)
+        return self._long.streams_of(caller).union(*waiting)
 
     def forget(self, caller: Caller) -> None:
         """Drop the calls of a caller that has left."""
@@ -208,8 +154,8 @@ class Batcher:
         """
         self._is_scheduled = is_waiting = False
         if self._small.num_rows or self._large.num_rows:
-            self._hand_out(now_s)
-            is_waiting = bool(self._num_long)
+            self._end_late(self._long.hand_out(now_s))
+            is_waiting = bool(self._long.num_waiting)
         quick = self._quick
         if not quick.num_rows:
             return is_waiting
@@ -223,16 +169,18 @@ class Batcher:
             if num_rows > quick.run_rows // 2:
                 quick.note_run(num_rows, self.owner.clock() - now_s)
         if quick.num_rows:
-            self._is_scheduled = True
-            self.owner.schedule(self)
+            self._schedule()
         return is_waiting
 
     def tick(self, now_s: float) -> None:
         """End the calls that are late while all runners are busy, and forget cancelled ones."""
-        if self._num_long and now_s >= self._next_sweep_s:
-            self._next_sweep_s = now_s + _SWEEP_S
-            self._end_late(self._small.sweep(now_s))
-            self._end_late(self._large.sweep(now_s))
+        self._end_late(self._long.sweep(now_s))
+
+    def _finish_long(self, parts: list[tuple[list[Group], Result | None]]) -> None:
+        for groups, result in parts:
+            self._deliver(groups, result, have_left=True)
+        if self._long.num_waiting:
+            self._schedule()
 
     def _end_late(self, groups: list[Group]) -> None:
         for group in groups:
@@ -240,65 +188,8 @@ class Batcher:
 
     def _fail(self, group: Group, error: DigitsError) -> None:
         duration_s = self.owner.clock() - group.arrived_s
-        group.encoder.count_failure(duration_s, len(group.streams))
+        self._metrics.count_failure(self._name, duration_s, len(group.streams))
         group.sink.fail(group, error)
-
-    # Long runs
-
-    def _hand_out(self, now_s: float) -> None:
-        """Give waiting calls to free runners, which share them."""
-        while self._num_long and (num_free := self._num_runners - len(self._running)) > 0:
-            are_both = bool(self._small.num_rows and self._large.num_rows)
-            is_small = bool(self._small.num_rows and not (are_both and self._was_small))
-            self._was_small = are_both and is_small
-            queue = self._small if is_small else self._large
-            share = -(-queue.num_rows // num_free)
-            groups, late = queue.take(
-                min(queue.run_rows, max(share, self.model.enough_rows)), now_s
-            )
-            self._end_late(late)
-            if not groups:
-                continue
-            self._num_taken += 1
-            self._running[self._num_taken] = groups
-            num_threads = 1 if self._num_long else num_free
-            work = partial(self._run_long, self._num_taken, groups, num_threads)
-            try:
-                self._runners.put(work, self.owner.post)
-            except RuntimeError:
-                _log.error("the server can't start a thread")
-                self._deliver(self._running.pop(self._num_taken), None)
-
-    def _run_long(self, number: int, groups: list[Group], num_threads: int) -> Task:
-        """Run calls, on a runner's thread; return what takes the results."""
-        executor, clock = self._executor, self.owner.clock
-        begin_s = clock()
-        run = None
-        if executor.is_batchable:
-            run = partial(
-                run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
-                enough_rows=executor.model.enough_rows, num_threads=num_threads,
-                is_cancelled=partial(_have_left, groups),
-            )  # fmt: skip
-        parts = list(executor.run(groups, clock, run))
-        return partial(self._finish, number, parts, clock() - begin_s)
-
-    def _finish(
-        self, number: int, parts: list[tuple[list[Group], Result | None]], seconds: float
-    ) -> None:
-        """Take a runner's results."""
-        del self._running[number]
-        num_rows = sum(result.num_rows for _, result in parts if result is not None)
-        for each in (self._small, self._large):
-            if num_rows > each.run_rows // 2:
-                each.note_run(num_rows, seconds / self._num_runners)
-        for groups, result in parts:
-            self._deliver(groups, result, have_left=True)
-        if self._num_long and not self._is_scheduled:
-            self._is_scheduled = True
-            self.owner.schedule(self)
-
-    # Outcomes
 
     def _deliver(
         self, groups: list[Group], result: Result | None, *, have_left: bool = False
@@ -321,33 +212,24 @@ class Batcher:
                 responses = group.encoder.encode(result, at, len(group.streams))
                 at += group.num_rows
                 if have_left:
-                    group, responses = group.still_open(responses)
+                    group, responses = group.open_answers(responses)
                     answered.append(group)
                 group.sink.answer(group, responses)
             self.owner.defer(partial(self._count, answered, result))
             return at
         except Exception:  # a flaw of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
-            alive: list[Group] = []
-            for group in groups:
-                group.put_open(alive)
-            for group in alive:
+            for group in open_parts(groups):
                 self._fail(group, _FAILED)
             return 0
 
     def _count(self, groups: list[Group], result: Result) -> None:
         """Count answered calls."""
-        counted: list[tuple[float, str | None, int]] = []
-        for group in groups:
-            encoder = group.encoder
-            counted.append((group.arrived_s, encoder.method, len(group.streams)))
-            if encoder.counts:
-                encoder.count(result, group)
         self._metrics.observe_run(
             result.started_s,
             result.finished_s,
             result.num_rows,
-            counted,
+            [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups],
             None if result.classes is None else (result.classes, result.rows),
             self._name,
         )
@@ -355,9 +237,4 @@ class Batcher:
     def close(self) -> None:
         """End the threads once they are idle; later calls are told to come again."""
         self._is_closed = True
-        self._runners.close()
-
-
-def _have_left(groups: list[Group]) -> bool:
-    """Return whether nobody waits for the answers any more."""
-    return not any(group.has_open for group in groups)
+        self._long.close()

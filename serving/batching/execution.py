@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.batching.queue import Group
+from serving.batching.group import Group, open_parts
 from serving.batching.result import Result
 from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature
@@ -95,9 +95,7 @@ class Executor:
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
             except BaseException as err:  # whatever it is, it ends these calls and never the thread
-                alive: list[Group] = []
-                for group in part:
-                    group.put_open(alive)
+                alive = open_parts(part)
                 if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
                     todo += [alive] if alive else []
                 elif halves := _halves(part):

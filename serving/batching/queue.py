@@ -1,11 +1,8 @@
 """The queue of calls that wait for a run; callers take turns."""
 
 from collections import deque
-from collections.abc import Container, Sequence
-from typing import Any, Protocol
 
-from serving.batching.result import Result
-from serving.errors import DigitsError
+from serving.batching.group import Caller, Group, open_parts
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""
@@ -16,61 +13,6 @@ _OWN_ROWS = 8
 """Rows that a caller, or else an address, may have waiting however many others have."""
 _GIVE_UP_MEMORY_S = 1.0
 """How long it is remembered that a caller gave up."""
-
-
-class Caller(Protocol):
-    """Who sends calls: a connection. Callers take turns."""
-
-    @property
-    def address(self) -> str:
-        """Where it is, without its port."""
-
-    @property
-    def streams(self) -> Container[bytes]:
-        """Its calls; one that has left, or was answered, is not in it."""
-
-    @property
-    def gave_up_s(self) -> float:
-        """When it last cancelled a call, in monotonic seconds."""
-
-    @property
-    def lines(self) -> "dict[Queue, Line]":
-        """What it has waiting in each queue."""
-
-
-class Encoder(Protocol):
-    """What calls of one layout have in common, and how they are answered."""
-
-    @property
-    def num_rows(self) -> int:
-        """The rows of each call."""
-
-    @property
-    def method(self) -> str | None:
-        """The name under which an answered call is counted; None if it is counted elsewhere."""
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        """Make the answers to calls of a run that succeeded, the first of row `at`."""
-
-    @property
-    def counts(self) -> bool:
-        """Whether `count` does anything."""
-
-    def count(self, result: Result, group: "Group") -> None:
-        """Count calls that were answered."""
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        """Count calls that ended with an error."""
-
-
-class Sink(Protocol):
-    """What takes the outcome of calls, on the owner's thread."""
-
-    def answer(self, group: "Group", responses: Sequence[Any]) -> None:
-        """Take the responses, one for each call."""
-
-    def fail(self, group: "Group", error: DigitsError) -> None:
-        """Take the reason why there are none."""
 
 
 class Line:
@@ -84,7 +26,7 @@ class Line:
         self.groups: deque[Group] = deque()
         self.num_rows = 0
 
-    def take(self, number: int, *, newest: bool) -> "Group":
+    def take(self, number: int, *, newest: bool) -> Group:
         """Take up to a number of calls of the oldest group, or of the newest."""
         group = self.groups.pop() if newest else self.groups.popleft()
         size = len(group.streams)
@@ -109,78 +51,6 @@ class Line:
             if not number:
                 break
             self.take(number, newest=False)
-
-
-class Group:
-    """Calls of one caller that came together, or messages of one stream, with one encoder."""
-
-    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
-                 "slots", "streams")  # fmt: skip
-
-    def __init__(
-        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any], encoder: Encoder,
-        sink: Sink, arrived_s: float, deadline_s: float, slots: Sequence[Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Describe calls that wait.
-
-        Args:
-            caller: who sent them.
-            streams: the calls.
-            messages: the rows of each: bytes, or an array for each input.
-            encoder: how each is answered.
-            sink: takes the outcome.
-            arrived_s: when they came, in monotonic seconds.
-            deadline_s: when they are late.
-            slots: what the sink knows them by, if not by their stream.
-        """
-        self.caller = caller
-        self.streams = streams
-        self.messages = messages
-        self.encoder = encoder
-        self.sink = sink
-        self.arrived_s = arrived_s
-        self.deadline_s = deadline_s
-        self.slots = slots
-        self.num_rows = len(streams) * encoder.num_rows
-        """The rows of all of them."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no caller has left."""
-        return all(map(self.caller.streams.__contains__, self.streams))
-
-    @property
-    def has_open(self) -> bool:
-        """Whether not all callers have left."""
-        return any(map(self.caller.streams.__contains__, self.streams))
-
-    def cut(self, begin: int, end: int) -> "Group":
-        """Return some of the calls."""
-        return Group(
-            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
-            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
-        )  # fmt: skip
-
-    def still_open(self, responses: Sequence[Any]) -> "tuple[Group, Sequence[Any]]":
-        """Return the calls whose callers have not left, and their responses."""
-        if self.is_open:
-            return self, responses
-        streams, slots = self.caller.streams, self.slots
-        at = [i for i, stream in enumerate(self.streams) if stream in streams]
-        group = Group(
-            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
-            self.encoder, self.sink, self.arrived_s, self.deadline_s,
-            slots and [slots[i] for i in at],
-        )  # fmt: skip
-        return group, [responses[i] for i in at]
-
-    def put_open(self, groups: "list[Group]") -> None:
-        """Add the calls to a list, but those whose callers have left."""
-        streams = self.caller.streams
-        if all(map(streams.__contains__, self.streams)):
-            groups.append(self)
-        else:
-            groups += [self.cut(i, i + 1) for i, s in enumerate(self.streams) if s in streams]
 
 
 class Queue:
@@ -264,8 +134,9 @@ class Queue:
         taken: list[Group] = []
         if self.num_rows <= max_rows:
             for line in self._ring:
-                for group in line.groups:
-                    group.put_open(taken)
+                for group in line.groups:  # not open_parts: this is the way of most calls
+                    if (found := group.open_part()) is not None:
+                        taken.append(found)  # noqa: PERF401
                 line.groups.clear()
                 line.num_rows = 0
             self._ring.clear()
@@ -306,10 +177,9 @@ class Queue:
                 self._ring.appendleft(line)
                 num_rows = room
                 break
-            found: list[Group] = []
-            line.take(max(1, number), newest=newest_first).put_open(found)
-            taken += found
-            num_rows += rows * sum(len(group.streams) for group in found)
+            if (found := line.take(max(1, number), newest=newest_first).open_part()) is not None:
+                taken.append(found)
+                num_rows += found.num_rows
         self._note_taken(line, before - line.num_rows)
         return num_rows
 
@@ -333,9 +203,7 @@ class Queue:
         for line in list(self._ring):
             before, kept = line.num_rows, deque[Group]()
             for group in line.groups:
-                alive: list[Group] = []
-                group.put_open(alive)
-                (late if group.deadline_s <= now_s else kept).extend(alive)
+                (late if group.deadline_s <= now_s else kept).extend(open_parts([group]))
             line.groups = kept
             line.num_rows = sum(group.num_rows for group in kept)
             if not kept:

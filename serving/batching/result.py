@@ -19,16 +19,7 @@ class Result:
         self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
         signature: Signature | None, started_s: float, finished_s: float,
     ) -> None:  # fmt: skip
-        """Describe a run.
-
-        Args:
-            outputs: one array for each of the model's outputs.
-            num_rows: the rows of all calls.
-            version: the model's, such as "3".
-            signature: of a classifier of images, else None.
-            started_s: when it began, in monotonic seconds.
-            finished_s: when it ended.
-        """
+        """Describe a run."""
         self.outputs = outputs
         self.num_rows = num_rows
         self.version = version

@@ -13,7 +13,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from serving.catalog.labels import LABELS
+from serving.catalog.versions import LABELS
 from serving.errors import ConfigurationError
 from serving.model.manifest import FILES, MANIFEST
 from serving.model.pictures import CLASSIFIER
@@ -46,11 +46,6 @@ def repository_paths(paths: Iterable[str]) -> dict[str, str]:
 
 def unpack(archive: Path, name: str, folder: Path) -> None:
     """Write a repository's files from an archive into a folder.
-
-    Args:
-        archive: the file.
-        name: its name, whose end says which kind it is.
-        folder: an empty one.
 
     Raises:
         ConfigurationError: it is damaged or too large, or has links or paths that lead outside.

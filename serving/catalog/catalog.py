@@ -6,25 +6,20 @@ if the repository can't be read or is empty.
 """
 
 import logging
-import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from serving.catalog.folder import ModelFolder
+from serving.catalog.folder import ModelFolder, text_of
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig, ModelConfig
-from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.errors import CorruptModel, ModelNotFound
 from serving.model import repository
 from serving.system.cores import usable_cores
-
-if TYPE_CHECKING:
-    from serving.catalog.remote import RemoteRepository  # only for URLs: imports take time
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +35,6 @@ def open_catalog(
     """Load the models of a server, several at once.
 
     A version that can't be served is skipped with a warning, and so is a model if another one can.
-
-    Args:
-        config: the models, their versions and the device.
-        max_batch_size: the most rows in one run.
 
     Raises:
         DigitsError: no model can be served; see `load_model`.
@@ -63,9 +54,9 @@ class Catalog:
         self.failures: Mapping[str, str] = {}
         """Models of the repository that are not in service, and why; replaced as a whole."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
-        """Called with "adopted" or "failed" for each change, and for each that was refused."""
+        """Called with "adopted" or "failed" for each change."""
         self._config, self._max_batch_size = config, max_batch_size
-        self._remote: RemoteRepository | None = None
+        self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
         self._folders: dict[str, ModelFolder] = {}
         self._unloaded: set[str] = set()
         self._troubles: dict[str, str] = {}
@@ -87,7 +78,7 @@ class Catalog:
             folders[0].look()
         else:
             with ThreadPoolExecutor(min(4, usable_cores()), "catalog") as threads:
-                reasons = zip(folders, threads.map(_first_look, folders), strict=True)
+                reasons = zip(folders, threads.map(ModelFolder.look_first, folders), strict=True)
                 self.failures = {folder.name: reason for folder, reason in reasons if reason}
         self._troubles = dict(self.failures)
         self.models = {folder.name: folder.served for folder in folders if folder.served}
@@ -118,11 +109,7 @@ class Catalog:
             self._requests.put(None)
 
     def request(self, done: Callable[[], None] = lambda: None) -> None:
-        """Look now, and retry what failed; from any thread or signal handler.
-
-        Args:
-            done: called once that is over.
-        """
+        """Look now, and retry what failed; from any thread or signal handler."""
         self._requests.put(done)
 
     def reload(self) -> bool:
@@ -131,7 +118,7 @@ class Catalog:
             try:
                 paths = self._paths()
             except Exception as err:  # no error may end this thread
-                self._note_trouble(_REPOSITORY, _text(err))
+                self._note_trouble(_REPOSITORY, text_of(err))
                 return False
             self._end_trouble(_REPOSITORY)
             gone = self._folders.keys() - paths.keys()
@@ -188,21 +175,8 @@ class Catalog:
 
     def _paths(self) -> dict[str, Path]:
         """Return the models to serve by name: folders of the repository, and files."""
-        config, names = self._config, self._config.names
-        root = config.models if self._remote is None else self._remote.fetch()
-        paths = models_in(root) if names is None else {name: root / name for name in names}
-        if names is None and not paths:
-            repository.versions(root / config.model)  # raises, and says where there is one
-        for file in config.files:
-            name = re.sub(r"[^\w.-]", "-", file.stem, flags=re.ASCII)
-            if name in paths:
-                raise ConfigurationError(f"two models are named {name}: {paths[name]} and {file}")
-            paths[name] = file
-        if config.served_name is None:
-            return paths
-        if len(paths) > 1:
-            raise ConfigurationError(f"served_name is for one model, not for {', '.join(paths)}")
-        return dict.fromkeys([config.served_name], *paths.values())
+        root = self._config.models if self._remote is None else self._remote.fetch()
+        return repository.named_models(self._config, root)
 
     def _folder(self, name: str, path: Path) -> ModelFolder:
         if name not in self._folders:
@@ -221,7 +195,7 @@ class Catalog:
                 return False
             self._publish(name, folder.served)
         except Exception as err:  # of one model: it neither touches others nor ends this thread
-            self._note_trouble(name, _text(err))
+            self._note_trouble(name, text_of(err))
             return False
         self.count_reload("adopted")
         old, new = before and before.default_version, self.models[name].default_version
@@ -260,41 +234,3 @@ class Catalog:
     def _end_trouble(self, name: str) -> None:
         if self._troubles.pop(name, None) is not None:
             _log.info("%s can be read again", f"model {name}" if name else "the repository")
-
-
-def models_in(root: Path) -> dict[str, Path]:
-    """Return the folders of a repository that have a version, by the models' names.
-
-    Raises:
-        ConfigurationError: the repository can't be read.
-    """
-    try:
-        names = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as err:
-        raise ConfigurationError(f"can't read {root}: {err.strerror}") from err
-    return {name: root / name for name in names if _may_be_model(root / name)}
-
-
-def _may_be_model(folder: Path) -> bool:
-    try:
-        return not folder.is_file() and bool(repository.versions(folder))
-    except ModelNotFound:
-        return False
-    except ConfigurationError:  # it can't be read: a line should say so
-        return True
-
-
-def _first_look(folder: ModelFolder) -> str | None:
-    """Load a model; return why it can't be served, after a warning."""
-    try:
-        folder.look()
-    except Exception as err:  # of one model: the others are served
-        _log.warning("model %s is not served: %s", folder.name, _text(err))
-        return _text(err)
-    return None
-
-
-def _text(err: Exception) -> str:
-    return str(err) if isinstance(err, DigitsError) else f"{type(err).__name__}: {err}"

@@ -8,8 +8,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.catalog.labels import CANARY, LABELS, STABLE, Labels, read_labels
-from serving.catalog.versions import Canary, ModelVersions
+from serving.catalog.versions import (
+    CANARY,
+    LABELS,
+    STABLE,
+    Canary,
+    Labels,
+    ModelVersions,
+    read_labels,
+)
 from serving.config import ModelConfig, require_name
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.model import repository
@@ -32,14 +39,7 @@ class ModelFolder:
     def __init__(
         self, name: str, config: ModelConfig, max_batch_size: int, on_refusal: Callable[[], None]
     ) -> None:
-        """Load nothing yet; set `path`, then `look`.
-
-        Args:
-            name: the model's name for callers.
-            config: which versions to serve, and on which device.
-            max_batch_size: the most rows in one run.
-            on_refusal: called for each version that a reload refuses.
-        """
+        """Load nothing yet; set `path`, then `look`."""
         self.name = name
         self.served: ModelVersions | None = None
         """What is in service; None before the first look that succeeds."""
@@ -82,6 +82,15 @@ class ModelFolder:
             return False
         self.served = served
         return True
+
+    def look_first(self) -> str | None:
+        """Load the model; return why it can't be served, after a warning."""
+        try:
+            self.look()
+        except Exception as err:  # of one model: the others are served
+            _log.warning("model %s is not served: %s", self.name, text_of(err))
+            return text_of(err)
+        return None
 
     def _versions(self) -> list[str]:
         """List the versions that may be served, newest first."""
@@ -182,6 +191,11 @@ class ModelFolder:
 
 _NOT_THE_FILES = (ConfigurationError, DeviceError)
 """Errors at start for which no other version is tried."""
+
+
+def text_of(err: Exception) -> str:
+    """Return an error's text; of one that is not ours, its type as well."""
+    return str(err) if isinstance(err, DigitsError) else f"{type(err).__name__}: {err}"
 
 
 def _signature(model: LoadedModel) -> object:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from serving.cli.progress import Bar
+from serving.commandline.progress import Bar
 from serving.pictures.facts import number_facts
 from serving.predictions import Predictions
 from serving.telemetry import logs

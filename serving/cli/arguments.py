@@ -1,21 +1,14 @@
 """The commands of `digit-serving`, their options and their help texts."""
 
 import argparse
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
 
-from serving.cli import scoring, values
-from serving.cli.parser import Parser
-from serving.config import (
-    BatchingConfig,
-    Device,
-    LogFormat,
-    ModelConfig,
-    Precision,
-    ServerConfig,
-    TransportName,
-)
+from serving.cli import scoring
+from serving.commandline import values
+from serving.commandline.options import add_fields, command_help
+from serving.commandline.parser import Parser
+from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.installation import DISTRIBUTION
 
 
@@ -26,50 +19,23 @@ def parser() -> Parser:
     )
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(
-        commands.add_parser("serve", **_help("serve models over gRPC until SIGTERM", _SERVE))
-    )
-    _add_classify(
-        commands.add_parser("classify", **_help("say what picture files show", _CLASSIFY))
-    )
-    _add_read(commands.add_parser("read", **_help("read the numbers in picture files", _READ)))
-    _add_score(
-        commands.add_parser(
-            "score", **_help("classify a data set into Parquet files", scoring.EXAMPLES)
-        )
-    )
-    _add_info(
-        commands.add_parser("info", **_help("print a model, its tensors, device and limits", _INFO))
-    )
-    _add_health(commands.add_parser("health", **_help("check the health of a server", _PROBE)))
+    for name, text, examples, add in (
+        ("serve", "serve models over gRPC until SIGTERM", _SERVE, _add_serve),
+        ("classify", "say what picture files show", _CLASSIFY, _add_classify),
+        ("read", "read the numbers in picture files", _READ, _add_read),
+        ("score", "classify a data set into Parquet files", scoring.EXAMPLES, _add_score),
+        ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
+        ("health", "check the health of a server", _PROBE, _add_health),
+    ):
+        add(commands.add_parser(name, **command_help(text, examples)))
     return program
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and examples as they are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        """Leave out a default that says nothing: None, or a flag that is off."""
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _help(text: str, examples: str = "") -> dict[str, Any]:
-    """Use one text in the list of commands and on the command's own page."""
-    return {
-        "help": text,
-        "description": text[0].upper() + text[1:] + ".",
-        "epilog": examples and f"examples:\n{examples}",
-        "formatter_class": _Formatter,
-    }
 
 
 _SERVE = """\
   digit-serving serve detector.onnx classifier.onnx
   digit-serving serve flowers.onnx --input image --labels labels.txt
   digit-serving serve --models models --model digits letters --workers 2
-  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%%
+  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
   digit-serving serve --models https://example.org/models.tar.gz#sha256=DIGEST
   digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
   DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
@@ -97,89 +63,26 @@ _PROBE = """\
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    batching, config = BatchingConfig(), ServerConfig()
-    add = parser.add_argument
-    add("files", nargs="*", type=Path, metavar="MODEL.onnx",
+    parser.add_argument("files", nargs="*", type=Path, metavar="MODEL.onnx",
         help="file to serve, as a model of its name; without --models and --model nothing else "
         "is served")  # fmt: skip
     _add_repository(parser)
-    add("--model", dest="names", nargs="+", action="extend", metavar="NAME",
+    parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
     _add_pictures(parser)
-    add("--versions", default=ModelConfig().versions, metavar="WHICH",
-        help="versions of each model to serve: latest, all, or numbers such as 3,4")  # fmt: skip
-    add("--canary", type=values.share, default=ModelConfig().canary, metavar="SHARE",
-        help="share of the calls for the newest version, such as 5%%; the one before answers the "
-        "others; a model's labels.json goes first")  # fmt: skip
-    add("--allow-repository-control", action="store_true",
-        help="let callers load and unload models")  # fmt: skip
-    add("--host", default=config.host, help="address to listen on")
-    add("--port", type=int, default=config.port, help="TCP port; 0 lets the kernel choose")
-    add(
-        "--served-name",
-        metavar="NAME",
-        help="the only model's name for callers (default: the name that it was exported with)",
-    )
-    add(
-        "--metrics-host",
-        default=config.metrics_host,
-        metavar="HOST",
-        help="address of /metrics, /healthz and /readyz, without TLS and tokens",
-    )
-    add("--metrics-port", type=values.port_or_off, default=config.metrics_port, metavar="PORT",
-        help="TCP port of these; 0 lets the kernel choose; off disables them")  # fmt: skip
-    add("--http-host", default=config.http_host, metavar="HOST", help="address of HTTP")
-    add("--http-port", type=values.port_or_off, default="auto", metavar="PORT",
-        help="TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0: the kernel "
-        "chooses; or off; auto: 8080 if it is free and the extra http is installed")  # fmt: skip
-    add_list = partial(add, nargs="+", action="extend", default=[])
-    add_list("--http-host-name", dest="http_host_names", metavar="NAME",
-             help="names of this server in URLs, beside localhost and addresses; "
-                  "*: any")  # fmt: skip
-    add_list("--http-allow-origin", dest="http_allow_origins", metavar="URL",
-             help="sites whose pages may ask, such as https://example.org")  # fmt: skip
-    add("--transport", choices=get_args(TransportName), default=config.transport,
-        help="gRPC implementation; auto is h2")  # fmt: skip
-    add("--workers", type=int, default=config.workers, metavar="N",
-        help="processes that share the port and divide the cores; one that dies is restarted; "
-        "limits such as the queue's are per worker")  # fmt: skip
-    add("--max-batch-size", type=int, default=batching.max_batch_size, metavar="IMAGES",
-        help="most images in one run")  # fmt: skip
-    add("--max-queue-delay", type=float, default=batching.max_queue_delay_s, metavar="SECONDS",
-        help="how long an idle engine waits for more images before it runs")  # fmt: skip
-    add("--queue-capacity", type=int, default=batching.queue_capacity, metavar="IMAGES",
-        help="most images that wait for a run; further requests are rejected")  # fmt: skip
-    add("--slo", dest="slo_s", type=values.objective, default=batching.slo_s, metavar="TIME",
-        help="time such as 5ms within which accepted calls are to be answered; calls that would "
-        "wait longer are rejected at once")  # fmt: skip
-    add("--max-request-images", type=int, default=batching.max_request_images, metavar="IMAGES",
-        help="most images in one request")  # fmt: skip
-    add("--reflection", action="store_true",
-        help="list services and messages to callers such as grpcurl")  # fmt: skip
-    add("--drain", type=float, default=config.drain_s, metavar="SECONDS",
-        help="time for accepted requests to finish after SIGTERM or Ctrl-C")  # fmt: skip
-    add("--max-connection-age", type=float, default=config.max_connection_age_s, metavar="SECONDS",
-        help="age at which callers are asked to reconnect, so that load balancers spread "
-             "them; 0: never")  # fmt: skip
-    add("--reload-interval", type=float, default=config.reload_interval_s, metavar="SECONDS",
-        help="time between looks for new versions, labels, models; 0: only at SIGHUP")  # fmt: skip
-    add("--self-test-interval", type=float, default=config.self_test_interval_s,
-        metavar="SECONDS", help="time between golden samples that decide what health says; "
-        "0: never")  # fmt: skip
-    add("--tls-cert", type=Path, metavar="FILE",
-        help="PEM certificate chain: enables TLS; reloaded when it changes")  # fmt: skip
-    add("--tls-key", type=Path, metavar="FILE", help="PEM key of the certificate")
-    add("--tls-client-ca", type=Path, metavar="FILE",
-        help="PEM authorities: clients need a certificate from one of them (mTLS)")  # fmt: skip
-    add("--token-file", type=Path, metavar="FILE",
-        help="bearer tokens, one a line, all valid; or set DIGITS_TOKEN")  # fmt: skip
-    add("--access-log", type=float, default=config.access_log, metavar="SHARE",
-        help="share of the calls to log, 0 to 1, besides all that fail")  # fmt: skip
-    add("--otlp-endpoint", metavar="URL",
-        help="OpenTelemetry collector that gets a span for each call, such as "
-        "http://127.0.0.1:4317 (extra otel)")  # fmt: skip
-    add("--log-format", choices=get_args(LogFormat), default="text",
-        help="format of the log lines on stderr and of the ready line on stdout")  # fmt: skip
+    add_fields(parser, ModelConfig, "versions", "canary", "served_name")
+    add_fields(
+        parser, ServerConfig,
+        "allow_repository_control", "host", "port", "metrics_host", "metrics_port", "http_host",
+        "http_port", "http_host_names", "http_allow_origins", "transport", "workers",
+    )  # fmt: skip
+    add_fields(parser, BatchingConfig, *(each.name for each in fields(BatchingConfig)))
+    add_fields(
+        parser, ServerConfig,
+        "reflection", "drain_s", "max_connection_age_s", "reload_interval_s",
+        "self_test_interval_s", "access_log", "otlp_endpoint", "log_format",
+    )  # fmt: skip
+    add_fields(parser, SecurityConfig, "tls_cert", "tls_key", "tls_client_ca", "token_file")
 
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
@@ -256,24 +159,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--input", choices=("tensors", "image"), default=ServerConfig().input,
-        help="image: models without a manifest classify pictures, of the size that their graphs "
-        "say; a classifier.json beside a model says more")  # fmt: skip
-    add("--labels", type=Path, metavar="FILE", help="what their classes are called, one a line")
+    add_fields(parser, ServerConfig, "input")
+    parser.add_argument("--labels", type=Path, metavar="FILE",
+        help="what their classes are called, one a line")  # fmt: skip
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:
-    config = ModelConfig()
-    add = parser.add_argument
-    add("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
+    parser.add_argument("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
         help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
         "URLs of fsspec, or a .zip, .tar.gz or .onnx at https:// (default: "
-        f"{config.models} if it has the model, else the bundled one)")  # fmt: skip
-    add("--model-cache", type=Path, metavar="DIR",
-        help="folder of copies from URLs (default: ~/.cache/digit-serving/models)")  # fmt: skip
-    add("--version", metavar="N", help="version to use (default: the newest good one)")
-    add("--device", choices=get_args(Device), default=config.device,
-        help="auto takes CUDA if it works, else the CPU")  # fmt: skip
-    add("--precision", choices=get_args(Precision), default=config.precision,
-        help="variant of the model")  # fmt: skip
+        f"{ModelConfig().models} if it has the model, else the bundled one)")  # fmt: skip
+    add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")

@@ -184,13 +184,9 @@ def _token(options: argparse.Namespace) -> str | None:
 
 
 def _config(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:
-    """Make a configuration from the options that are named like its fields, and from `others`.
-
-    On the command line a field in seconds, such as `drain_s`, is named without its unit.
-    """
-    names = {field.name: field.name.removesuffix("_s") for field in fields(kind)}
-    found = {field: getattr(options, name) for field, name in names.items() if name in options}
-    return kind(**(found | others))
+    """Make a configuration from the options that are named like its fields, and from `others`."""
+    names = [field.name for field in fields(kind) if field.name in options]
+    return kind(**({name: getattr(options, name) for name in names} | others))
 
 
 def _model_config(options: argparse.Namespace) -> ModelConfig:
@@ -212,7 +208,7 @@ def _model_config(options: argparse.Namespace) -> ModelConfig:
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:
     """Make the configuration of a server's models."""
-    from serving.catalog.catalog import models_in
+    from serving.model.repository import models_in
 
     names = tuple(name for text in options.names or () for name in text.split(","))
     files = tuple(options.files)

@@ -58,10 +58,6 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
 
     Where processes are used, a picture that crashes its process (out of memory, a decoder's fault)
     fails alone.
-
-    Args:
-        found: what `find` returned.
-        reader: what to make of a picture, such as `from_picture`.
     """
     workers = usable_cores()
     if workers < 2 or len(found) < MIN_PICTURES or not CAN_FORK:

@@ -23,13 +23,6 @@ def trouble(
 ) -> str | None:
     """Ask a server for its health.
 
-    Args:
-        target: host:port.
-        timeout_s: seconds until the answer counts as missing.
-        token: a bearer token to send.
-        tls: plaintext without authorities.
-        server_name: the name in the server's certificate, if not the target's.
-
     Returns:
         Why it is not SERVING, in one line; None if it is.
 

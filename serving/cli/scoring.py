@@ -4,12 +4,12 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from serving import installation
-from serving.cli import values
-from serving.cli.progress import Bar
+from serving.commandline import values
+from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
 from serving.system.cores import usable_cores
@@ -17,7 +17,7 @@ from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.model.loaded_model import LoadedModel
-    from serving.scoring.scorer import Task
+    from serving.scoring.dataset import Dataset
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
@@ -70,6 +70,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     """
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
     from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
+    from serving.scoring import scorer
     from serving.scoring.location import Location, without_credentials
     from serving.scoring.opening import open_dataset
     from serving.scoring.output import SUMMARY, prepare, write_json
@@ -87,25 +88,30 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     dataset = open_dataset(source, signature, options.column, options.rows_per_file)
     is_dropped = options.drop_images or not dataset.are_images_kept
     dropped = dataset.image_column if is_dropped else None
-    task = Task(dataset, target, answered(dataset.schema, dropped, options.prefix or "", signature))
-    if options.ray is not None:
+    schema = answered(dataset.schema, dropped, options.prefix or "", signature)
+    task = Task(dataset.image_column, dataset.compression, target, schema)
+    progress = Progress(sum(piece.num_rows for piece in dataset.pieces))
+    if options.ray is None:
+        num_workers = options.workers or usable_cores()
+        run = partial(scorer.score, model=model, num_threads=num_workers)
+    else:
         from serving.scoring import cluster
 
         cluster.connect(options.ray)
-    prepare(target, _manifest(model, task), is_resumed=options.resume)
-    total, begin_s = sum(piece.num_rows for piece in dataset.pieces), time.monotonic()
-    progress = Progress(total)
+        run = partial(cluster.score, config=config, version=model.version,
+                      num_workers=options.workers)  # fmt: skip
+    prepare(target, _manifest(model, dataset, schema), is_resumed=options.resume)
+    begin_s = time.monotonic()
     try:
-        num_errors: list[int] | None = list(_scored(options, config, task, model, progress))
+        num_errors = list(run(task, dataset.pieces, advance=progress.add))
     except KeyboardInterrupt:
-        num_errors = None
-    finally:
         progress.close()
-    if num_errors is None:
         line = f"{installation.DISTRIBUTION}: interrupted: --resume goes on"
         logs.print_line(line, sys.stderr)
         return 1
-    summary = {"rows": total, "errors": sum(num_errors), "files": len(num_errors)}
+    finally:
+        progress.close()
+    summary = {"rows": progress.total, "errors": sum(num_errors), "files": len(num_errors)}
     write_json(target / SUMMARY, summary)
     place = without_credentials(options.output)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
@@ -113,12 +119,12 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     return 1 if any(num_errors) else 0
 
 
-def _manifest(model: "LoadedModel", task: "Task") -> dict[str, object]:
+def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[str, object]:
     """Describe what makes the results: of another description, no file is taken over."""
     from serving.model.manifest import FILES
     from serving.scoring.dataset import digest
 
-    manifest, pieces = model.manifest, task.dataset.pieces
+    manifest, pieces = model.manifest, dataset.pieces
     return {
         "format": 1,
         "model": {"name": manifest.name, "version": manifest.version,
@@ -126,21 +132,8 @@ def _manifest(model: "LoadedModel", task: "Task") -> dict[str, object]:
                   "sha256": manifest.digests[FILES[model.precision]]},
         "input": {"rows": sum(piece.num_rows for piece in pieces), "files": len(pieces),
                   "sha256": digest(*(piece.identity for piece in pieces))},
-        "columns": str(task.schema).split("\n"),
+        "columns": str(schema).split("\n"),
     }  # fmt: skip
-
-
-def _scored(
-    options: argparse.Namespace, config: ModelConfig, task: "Task", model: "LoadedModel",
-    progress: "Progress",
-) -> "Iterator[int]":  # fmt: skip
-    if options.ray is None:
-        from serving.scoring import scorer
-
-        return scorer.score(task, model, options.workers or usable_cores(), progress.add)
-    from serving.scoring import cluster
-
-    return cluster.score(task, config, model.version, options.workers, progress.add)
 
 
 class Progress:
@@ -150,7 +143,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self._bar = Bar(total, sys.stderr)
-        self._total, self._done = total, 0
+        self.total, self._done = total, 0
         self._lock = threading.Lock()
         self._begin_s = self._line_s = time.monotonic()
         self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -165,8 +158,8 @@ class Progress:
                 return
             self._line_s = now_s
             rate = self._done / (now_s - self._begin_s)
-            left_s = (self._total - self._done) / rate
-            print(f"scored {self._done} of {self._total} rows, {rate:.0f}/s, {left_s:.0f} s left",
+            left_s = (self.total - self._done) / rate
+            print(f"scored {self._done} of {self.total} rows, {rate:.0f}/s, {left_s:.0f} s left",
                   file=sys.stderr, flush=True)  # fmt: skip
 
     def close(self) -> None:

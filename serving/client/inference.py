@@ -6,9 +6,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest, Unavailable
-from serving.feeds import as_feeds
 from serving.protocols.oip import inference_pb, values
-from serving.tensors import Array, Tensor, TensorSignature
+from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"

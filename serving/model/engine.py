@@ -39,9 +39,6 @@ class Engine(Protocol):
     def run(self, feeds: Feeds) -> list[Array]:
         """Run the model once on this engine's device.
 
-        Args:
-            feeds: an array for each input, of its type and shape.
-
         Returns:
             An array for each output, in the order of `tensors.outputs`.
 

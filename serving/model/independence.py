@@ -55,15 +55,7 @@ def find(
     run: _Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
     *, obstacle: str | None = None,
 ) -> Finding:  # fmt: skip
-    """Run drawn rows, alone and mixed in batches of several sizes.
-
-    Args:
-        run: the model; see `Engine.run`.
-        tensors: what it takes and answers.
-        max_batch_size: the largest batch.
-        clock: the processor time of this thread, in seconds.
-        obstacle: why rows can't be batched, if that is known.
-    """
+    """Run drawn rows, alone and mixed in batches of several sizes."""
     without = [each for each in tensors.inputs if each.shape[:1] != (-1,)]
     if without:
         obstacle = f"input {without[0]} has no batch axis"

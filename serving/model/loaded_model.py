@@ -5,8 +5,6 @@ out whether rows can be batched.
 """
 
 import logging
-import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving.config import BatchingConfig, Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, ModelError, ModelNotFound
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, independence, repository
+from serving.model.acceptance import ENOUGH_ROWS, find_rows
 from serving.model.fork_safety import native_run
+from serving.model.info import ModelInfo
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
 from serving.model.pictures import described
@@ -37,18 +37,9 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
-ENOUGH_ROWS = 128
-"""The fewest rows that are worth their own run on another core: in larger runs each is hardly
-cheaper."""
-_ENOUGH_S = 0.0004
-"""How long a run takes at least that is worth it: starting a thread, and waking a core, take some
-100 µs."""
-_NUM_TIMED, _MAX_TIMED = 3, 5
 _DYNAMIC = b"DynamicQuantize"
 """How the names of operators begin that quantize all rows of a batch by one scale. On drawn rows of
 many numbers that need not show: all of them have the same range."""
-_QUICK_S = 0.002
-"""The longest run on the thread that reads from all callers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +90,15 @@ class LoadedModel:
     def device(self) -> Device:
         """The device that it runs on: "cpu" or "cuda"."""
         return self.engine.device
+
+    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
+        """Describe a classifier of images, as callers know it."""
+        return ModelInfo(
+            name=name, version=self.version, device=self.device, precision=self.precision,
+            transport=transport, max_request_images=batching.max_request_images,
+            max_batch_size=batching.max_batch_size, test_accuracy=self.manifest.test_accuracy,
+            signature=self.image_signature,
+        )  # fmt: skip
 
     # On one line, so that the lock is released even if a trace function raises (debuggers,
     # coverage, tests): these run between lines.
@@ -187,7 +187,7 @@ def _load_version(
             return _check_golden(model, max_batch_size)
         found = independence.find(model.run, engine.tensors, max_batch_size, obstacle=obstacle)
         engine.tensors = found.tensors
-        return replace(_timed(model, found.feeds, max_batch_size), batching=found.line)
+        return _timed(model, found.feeds, max_batch_size, found.line)
 
     try:
         engine, model = within(limit_factor * _BUILD_LIMIT_S, build)
@@ -215,43 +215,9 @@ def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
     worst = acceptance.check(model.classify, images, expected[model.precision], max_batch_size)
     line = independence.line_of(worst)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
-    return replace(_timed(model, feeds, max_batch_size), batching=line)
+    return _timed(model, feeds, max_batch_size, line)
 
 
-def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int) -> LoadedModel:
-    """Measure how many rows are quick, and how many are worth a run on another core.
-
-    Only where inputs and outputs have fixed sizes: else a run may take any time.
-    """
-    is_batchable = model.tensors.is_batchable
-    both = (*model.tensors.inputs, *model.tensors.outputs)
-    if feeds is None or any(-1 in each.shape[is_batchable:] for each in both):
-        return model
-    sizes = {1, 32, ENOUGH_ROWS, 256, 512, max_batch_size} if is_batchable else {1}
-    quick, enough = 0, ENOUGH_ROWS
-    for size in sorted(each for each in sizes if each <= max_batch_size):
-        is_usual = size == min(ENOUGH_ROWS, max_batch_size)
-        run_s = _shortest_s(model, feeds, size, _NUM_TIMED if is_usual else 1)
-        if run_s > _QUICK_S:
-            break
-        quick = size
-        if is_usual:
-            enough = max(ENOUGH_ROWS, int(size * _ENOUGH_S / max(run_s, 1e-9)))
-    return replace(model, quick_rows=quick, enough_rows=enough)
-
-
-def _shortest_s(model: LoadedModel, feeds: Feeds, size: int, num_runs: int) -> float:
-    """Return the time of the shortest of some runs; of up to five, if none is quick."""
-    if model.tensors.is_batchable:
-        feeds = {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in feeds.items()}
-    times, first_s = [math.inf], time.thread_time()
-    while len(times) <= num_runs or (min(times) > _QUICK_S and len(times) <= _MAX_TIMED):
-        begin_s = time.monotonic()
-        try:
-            model.run(feeds)
-        except ModelError:  # it takes fewer rows, which only its callers can know
-            break
-        times.append(time.monotonic() - begin_s)
-        if time.thread_time() - first_s > 2 * _QUICK_S:  # others' work may take no processor time
-            break
-    return min(times)
+def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
+    quick, enough = find_rows(model, feeds, max_batch_size)
+    return replace(model, quick_rows=quick, enough_rows=enough, batching=line)

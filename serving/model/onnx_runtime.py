@@ -43,12 +43,6 @@ def new_session(
 ) -> onnxruntime.InferenceSession:
     """Build a session on one provider; ONNX Runtime's own errors pass through.
 
-    Args:
-        model: the content of an ONNX file.
-        provider: ONNX Runtime's name of it.
-        config: entries of the session's configuration.
-        provider_options: of the provider.
-
     Raises:
         DeviceError: ONNX Runtime chose another provider.
     """

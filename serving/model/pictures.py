@@ -20,11 +20,6 @@ _MAX_BYTES = 1 << 20
 def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
     """Return the description of a version, with what a `classifier.json` says of its pictures.
 
-    Args:
-        manifest: the version's; one that has a signature is returned as it is.
-        tensors: what its graph takes and answers.
-        model: the model's folder, or its ONNX file.
-
     Raises:
         ConfigurationError: the file is unreadable, or it doesn't fit the graph.
     """

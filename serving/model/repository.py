@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serving import installation
-from serving.config import Precision
+from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.manifest import FILES, MANIFEST, MAX_BYTES, Manifest, parse_manifest
 from serving.system.files import read_regular
@@ -79,12 +79,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def find_root(model: str, root: Path) -> Path:
-    """Return the usual repository if it has the model, else the bundled one if that has it.
-
-    Args:
-        model: the model's name.
-        root: the usual repository.
-    """
+    """Return the usual repository if it has the model, else the bundled one if that has it."""
     for candidate in (root, PRETRAINED):
         try:
             versions(candidate / model)
@@ -94,16 +89,57 @@ def find_root(model: str, root: Path) -> Path:
     return root
 
 
+def models_in(root: Path) -> dict[str, Path]:
+    """Return the folders of a repository that have a version, by the models' names.
+
+    Raises:
+        ConfigurationError: the repository can't be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(root) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as err:
+        raise ConfigurationError(f"can't read {root}: {err.strerror}") from err
+    return {name: root / name for name in names if _may_be_model(root / name)}
+
+
+def _may_be_model(folder: Path) -> bool:
+    try:
+        return not folder.is_file() and bool(versions(folder))
+    except ModelNotFound:
+        return False
+    except ConfigurationError:  # it can't be read: a line should say so
+        return True
+
+
+def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
+    """Return the models to serve by name: folders of a repository, and files.
+
+    Raises:
+        ModelNotFound: the repository has none.
+        ConfigurationError: two have one name.
+    """
+    names = config.names
+    paths = models_in(root) if names is None else {name: root / name for name in names}
+    if names is None and not paths:
+        versions(root / config.model)  # raises, and says where there is one
+    for file in config.files:
+        name = re.sub(r"[^\w.-]", "-", file.stem, flags=re.ASCII)
+        if name in paths:
+            raise ConfigurationError(f"two models are named {name}: {paths[name]} and {file}")
+        paths[name] = file
+    if config.served_name is None:
+        return paths
+    if len(paths) > 1:
+        raise ConfigurationError(f"served_name is for one model, not for {', '.join(paths)}")
+    return dict.fromkeys([config.served_name], *paths.values())
+
+
 def load(
     model_dir: Path, version: str, precision: Precision = "fp32", *, is_described: bool = True
 ) -> tuple[Manifest, bytes]:
     """Read one version, and verify its digests if it has a manifest.
-
-    Args:
-        model_dir: the model's directory, such as models/digits, or an ONNX file.
-        version: a number without leading zeros, such as "3".
-        precision: which variant of the version.
-        is_described: whether it needs a manifest.
 
     Returns:
         The manifest, and the content of the variant's ONNX file.

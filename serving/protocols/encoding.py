@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group
 from serving.batching.result import Result
 from serving.route import Route
 
@@ -36,18 +35,9 @@ class ResponseEncoder:
         self.num_rows = num_rows
         self.timeout_s = timeout_s
 
-    counts = False
-    """Whether `count` does anything."""
-
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         """Make the answers to calls, the first of row `at`: framed messages."""
         raise NotImplementedError
-
-    def count(self, result: Result, group: Group) -> None:
-        """Count calls that were answered, beyond the metrics."""
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        """Likewise calls that ended with an error."""
 
 
 class Rows(ResponseEncoder):

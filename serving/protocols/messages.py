@@ -21,10 +21,6 @@ def max_request_bytes(max_images: int, image_bytes: int) -> int:
 def parse(message_class: Any, data: bytes) -> Any:
     """Parse a message.
 
-    Args:
-        message_class: a generated class.
-        data: its wire format.
-
     Raises:
         InvalidRequest: malformed; the text names the expected message.
     """

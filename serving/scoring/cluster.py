@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -15,10 +15,11 @@ from serving.config import Device, ModelConfig, Precision
 from serving.errors import ConfigurationError, DigitsError, ModelError, Unavailable
 from serving.model.loaded_model import BATCH_LIMIT_FACTOR, LoadedModel, load_model
 from serving.model.manifest import FILES, MANIFEST
+from serving.pictures.files import processes
 from serving.scoring.dataset import Piece
-from serving.scoring.decoders import Decoders
 from serving.scoring.location import reason
 from serving.scoring.scorer import RUN_IMAGES, Task, score_piece
+from serving.system.processes.pool import Processes
 from serving.telemetry import logs
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it would call its vendor
@@ -50,8 +51,8 @@ def connect(address: str) -> None:
 
 
 def score(
-    task: Task, config: ModelConfig, version: str, num_workers: int | None,
-    advance: Callable[[int], None],
+    task: Task, pieces: Sequence[Piece], config: ModelConfig, version: str,
+    num_workers: int | None, advance: Callable[[int], None],
 ) -> Iterator[int]:  # fmt: skip
     """Score all pieces on the cluster that is connected; yields each one's number of errors.
 
@@ -60,6 +61,7 @@ def score(
 
     Args:
         task: what is done; its paths must be those of every machine.
+        pieces: what it is done to, likewise.
         config: the model; device "cuda" takes a GPU a process, others a core.
         version: the model's version.
         num_workers: the most pieces at once; None for one on each core or GPU.
@@ -70,7 +72,7 @@ def score(
         DigitsError: a piece failed.
     """
     try:
-        yield from _run(task, _shipped(config, version), num_workers, advance)
+        yield from _run(task, pieces, _shipped(config, version), num_workers, advance)
     except ray.exceptions.RayTaskError as err:
         if isinstance(err.cause, DigitsError):
             raise err.cause from None
@@ -82,15 +84,16 @@ def score(
 
 
 def _run(
-    task: Task, model: _Model, num_workers: int | None, advance: Callable[[int], None]
-) -> Iterator[int]:
+    task: Task, pieces: Sequence[Piece], model: _Model, num_workers: int | None,
+    advance: Callable[[int], None],
+) -> Iterator[int]:  # fmt: skip
     kind = "GPU" if model[1] == "cuda" else "CPU"
     free = int(ray.cluster_resources().get(kind, 0))
     if not free:
         raise ConfigurationError(f"the cluster has no {kind}")
     shared = ray.put((task, model))
     score_one = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(_score_one)
-    waiting, running, num_alive = iter(task.dataset.pieces), dict[Any, Piece](), 0
+    waiting, running, num_alive = iter(pieces), dict[Any, Piece](), 0
     while True:
         for piece in islice(waiting, (num_workers or free) - len(running)):
             running[score_one.remote(shared, piece)] = piece
@@ -118,7 +121,7 @@ def _score_one(shared: tuple[Task, _Model], piece: Piece) -> int:
 
 
 @cache
-def _loaded(model: _Model) -> tuple[LoadedModel, Decoders]:
+def _loaded(model: _Model) -> tuple[LoadedModel, Processes]:
     name, device, precision, contents = model
     with tempfile.TemporaryDirectory(prefix="digits-") as root:
         folder = Path(root) / name
@@ -129,4 +132,4 @@ def _loaded(model: _Model) -> tuple[LoadedModel, Decoders]:
             folder.parent, folder.name, device, precision, RUN_IMAGES[device], BATCH_LIMIT_FACTOR,
             is_described=True,
         )  # fmt: skip
-    return loaded, Decoders(1)
+    return loaded, processes(1)

@@ -1,50 +1,42 @@
-"""A data set: its columns, and the pieces that it is cut into, always the same ones."""
+"""A data set: its columns, and the pieces that it is cut into."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from serving.errors import ConfigurationError
 
 BATCH_ROWS = 4_096
 """The most rows that are read at once."""
-BATCH_BYTES = 32 << 20
-"""Rows are read by fewer at once if they take more than this."""
 ROWS_PER_FILE = 262_144
 """Rows of a piece, and so of an output file: a second's work of one core, 200 MB of pixels."""
-PICTURES_PER_FILE = 4_096
-"""The same of pictures, which take a thousand times as long."""
 
 Rows = tuple[Any, dict[int, str]]
 """A `pyarrow.RecordBatch`, and by row number why an image could not be read, which is null."""
 
 
 class Piece(NamedTuple):
-    """A part of a data set that is scored as a whole; it becomes one file."""
+    """A part of a data set that is scored as a whole; it becomes one file. Can be pickled."""
 
     number: int
     identity: str
     """A digest of which rows of which files it is, with their sizes and times."""
     path: str
-    start: int
-    stop: int
-    """Its range in the file or folder: of rows, row groups or pictures."""
+    """The file or folder, for errors."""
     num_rows: int
+    read: Callable[[], Iterator[Rows]]
+    """Reads it in order, a bounded number of rows at once."""
 
 
 class Dataset(NamedTuple):
-    """A data set; can be pickled."""
+    """A data set."""
 
     schema: Any
     """The `pyarrow.Schema` of its rows."""
     image_column: str
-    read: Callable[[Piece], Iterator[Rows]]
-    """Reads a piece in order, a bounded number of rows at once."""
     pieces: Sequence[Piece]
     compression: Mapping[str, str] = {}
     """Path of a column in the Parquet schema to its compression in the output."""
-    dictionaries: tuple[str, ...] = ()
-    """Paths of the columns whose values are written once and numbered."""
     are_images_kept: bool = True
     """Whether the image column can be written: pictures of a folder stay there."""
 
@@ -54,35 +46,8 @@ def digest(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def ranges(sizes: Iterable[int], most: int) -> Iterator[tuple[int, int, int]]:
-    """Gather consecutive groups of rows: yields first, last + 1, and their number of rows.
-
-    Args:
-        sizes: rows of each group.
-        most: rows to gather; a group is not divided.
-    """
-    start = stop = num_rows = 0
-    for size in sizes:
-        if num_rows and num_rows + size > most:
-            yield start, stop, num_rows
-            start, num_rows = stop, 0
-        stop, num_rows = stop + 1, num_rows + size
-    if num_rows:
-        yield start, stop, num_rows
-
-
 def choose(path: str, columns: Mapping[str, str], able: Sequence[str], column: str | None) -> str:
-    """Choose the column of images: the one named, `image`, `images`, or the only one that can be.
-
-    Args:
-        path: the data set, for errors.
-        columns: the name and the type of each column.
-        able: the names of those that can hold images.
-        column: the name that the user gave.
-
-    Raises:
-        ConfigurationError: there is none, or there are several.
-    """
+    """Choose the column of images: the named one, `image`, `images`, or the only possible one."""
     usual = ([name for name in able if name == each] for each in ("image", "images"))
     named = [name for name in able if name == column]
     chosen = named if column else next(filter(None, usual), able)

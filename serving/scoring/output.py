@@ -22,8 +22,7 @@ from pyarrow import fs
 from serving.errors import ConfigurationError
 from serving.scoring.location import Location, one_line
 
-MANIFEST = "_manifest.json"
-SUMMARY = "_summary.json"
+_MANIFEST, SUMMARY = "_manifest.json", "_summary.json"
 _UNFINISHED = "_part-"
 
 
@@ -77,11 +76,6 @@ def write_json(file: Location, document: object) -> None:
 def prepare(folder: Location, manifest: dict[str, Any], *, is_resumed: bool) -> None:
     """Make the folder ready: a new one, or one that holds results of the same run.
 
-    Args:
-        folder: the output.
-        manifest: what makes the results; equal to that of the run that is resumed.
-        is_resumed: whether results may be there.
-
     Raises:
         ConfigurationError: there are results and they are not to be resumed, or they are of
             something else, or the folder can't be written.
@@ -89,13 +83,13 @@ def prepare(folder: Location, manifest: dict[str, Any], *, is_resumed: bool) -> 
     path, filesystem = folder.path, folder.filesystem
     with one_line(path, ValueError):
         filesystem.create_dir(path, recursive=True)
-        there = filesystem.get_file_info(fs.FileSelector(path))
-        if not any(info.base_name == MANIFEST for info in there):
-            if any(info.base_name[0] not in "._" for info in there):
+        there = {info.base_name: info for info in filesystem.get_file_info(fs.FileSelector(path))}
+        if _MANIFEST not in there:
+            if any(name[0] not in "._" for name in there):
                 raise ConfigurationError(f"{path} is not empty, and holds no results to resume")
-            write_json(folder / MANIFEST, manifest)
+            write_json(folder / _MANIFEST, manifest)
             return
-        with (folder / MANIFEST).open() as stream:
+        with (folder / _MANIFEST).open() as stream:
             found = json.loads(stream.read())
         if not is_resumed:
             raise ConfigurationError(
@@ -103,16 +97,11 @@ def prepare(folder: Location, manifest: dict[str, Any], *, is_resumed: bool) -> 
             )
         for subject, value in manifest.items():
             if found.get(subject) != value:
+                before, now = str(found.get(subject))[:160], str(value)[:160]
                 raise ConfigurationError(
-                    f"{path} holds results of another {subject} ({_short(found.get(subject))}), "
-                    f"not of this one ({_short(value)}): name another folder"
+                    f"{path} holds results of another {subject} ({before}), not of this one "
+                    f"({now}): name another folder"
                 )
-        for info in there:
-            if info.base_name.startswith(_UNFINISHED):
-                filesystem.delete_file(info.path)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {str(each)[:24]}" for name, each in value.items())
-    return str(value)[:120]
+        for name in there:
+            if name.startswith(_UNFINISHED):
+                filesystem.delete_file((folder / name).path)

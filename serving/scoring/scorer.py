@@ -1,8 +1,10 @@
 """Scores pieces: reads their rows, runs the model, writes them with the answers."""
 
+import io
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,14 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.errors import ConfigurationError
+from serving.images import Images
 from serving.model.loaded_model import LoadedModel
+from serving.pictures.files import processes, read_or_reason
+from serving.pictures.reader import from_picture
 from serving.predictions import digit_type
-from serving.scoring.dataset import Dataset, Piece
-from serving.scoring.decoders import Decoders
+from serving.scoring.dataset import Piece
 from serving.scoring.location import Location, one_line
 from serving.scoring.output import num_errors, writing
 from serving.scoring.pixels import as_images
 from serving.signature import Signature
+from serving.system.processes.mapping import mapped
+from serving.system.processes.pool import Processes
 
 RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
 """Images of one run on each device: past 128 an image is no cheaper on a core."""
@@ -26,25 +32,36 @@ _ANSWERS = 4
 _GROUP_BYTES = 32 << 20
 """A row group is written once its rows take this much memory."""
 _GROUP_ROWS = 131_072
+_AHEAD = 32
+"""Pictures that wait for the processes that decode them."""
 
 
 class Task(NamedTuple):
     """All that pieces have in common; can be pickled."""
 
-    dataset: Dataset
+    image_column: str
+    compression: Mapping[str, str]
+    """See `Dataset`."""
     output: Location
     schema: Any
     """The output's columns; see `answered`."""
 
 
+def decode(decoders: Processes, contents: Sequence[bytes]) -> list[Images | str]:
+    """Decode some picture files: (1, 784) uint8 each, or why it can't be read.
+
+    Raises:
+        ConfigurationError: Pillow or SciPy is not installed.
+    """
+    return list(mapped(decoders, _decode, contents, _AHEAD))
+
+
+def _decode(content: bytes) -> Images | str:
+    return read_or_reason(from_picture, io.BytesIO(content))
+
+
 def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature) -> Any:
     """Return a schema with the answers' columns at its end.
-
-    Args:
-        schema: the input's `pyarrow.Schema`.
-        dropped: a column that is left out.
-        prefix: what the names of the answers' columns begin with.
-        signature: what the model answers.
 
     Raises:
         ConfigurationError: the input has a column with the name of an answer's.
@@ -63,21 +80,12 @@ def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature
 
 def answer(
     batch: Any, unread: Mapping[int, str], column: str, schema: Any, model: LoadedModel,
-    decoders: Decoders,
+    decoders: Processes,
 ) -> Any:  # fmt: skip
-    """Answer some rows.
-
-    Args:
-        batch: a `pyarrow.RecordBatch`.
-        unread: by row number why an image could not be read.
-        column: the column with the images.
-        schema: that of the rows with their answers; see `answered`.
-        model: a loaded model; its runs are concurrent.
-        decoders: what decodes pictures.
-    """
+    """Answer some rows."""
     size, num_rows = RUN_IMAGES[model.device], len(batch)
     column, signature = batch.column(column), model.image_signature
-    images, errors = as_images(column, signature.image_bytes, decoders.decode)
+    images, errors = as_images(column, signature.image_bytes, partial(decode, decoders))
     errors |= unread
     is_bad = np.zeros(num_rows, bool)
     is_bad[list(errors)] = True
@@ -102,39 +110,35 @@ def answer(
 
 
 def score_piece(
-    task: Task, model: LoadedModel, decoders: Decoders, advance: Callable[[int], None], piece: Piece
+    task: Task,
+    model: LoadedModel,
+    decoders: Processes,
+    advance: Callable[[int], None],
+    piece: Piece,
 ) -> int:
     """Score a piece, unless its file is there already; return its number of errors.
-
-    Args:
-        task: what all pieces have in common.
-        model: a loaded model; its runs are concurrent.
-        decoders: what decodes pictures.
-        advance: called with a number of rows once they are scored; what it raises ends the piece.
-        piece: the piece.
 
     Raises:
         ConfigurationError: its rows can't be read, or the file can't be written.
         ModelError: the model failed.
     """
-    dataset, output, schema = task
-    file = output / f"part-{piece.number:06}-{piece.identity[:12]}.parquet"
+    file = task.output / f"part-{piece.number:06}-{piece.identity[:12]}.parquet"
     found = num_errors(file)
     if found is not None:
         advance(piece.num_rows)
         return found
 
     def answers() -> Iterator[Any]:
-        for batch, unread in dataset.read(piece):
-            yield answer(batch, unread, dataset.image_column, schema, model, decoders)
+        for batch, unread in piece.read():
+            yield answer(batch, unread, task.image_column, task.schema, model, decoders)
             advance(len(batch))
 
     num_rows = errors = 0
-    with one_line(output.path), writing(file) as stream, _writer(task, stream) as writer:
+    with one_line(task.output.path), writing(file) as stream, _writer(task, stream) as writer:
         for table in _groups(answers()):
             writer.write_table(table)
             num_rows += len(table)
-            errors += len(table) - table.column(len(schema) - 1).null_count
+            errors += len(table) - table.column(len(task.schema) - 1).null_count
             del table  # while the next is gathered
         if num_rows != piece.num_rows:
             raise ConfigurationError(
@@ -157,20 +161,21 @@ def _groups(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _writer(task: Task, stream: Any) -> Any:
-    dataset, names = task.dataset, task.schema.names
-    digit, probability, *texts = names[-_ANSWERS:]
-    new = dict.fromkeys((digit, probability, *texts), "SNAPPY")
+    fields, image = task.schema, task.image_column
+    answers = dict.fromkeys(fields.names[-_ANSWERS:], "SNAPPY")
     return pq.ParquetWriter(
-        stream, task.schema, compression={**dataset.compression, **new},
-        use_dictionary=[*dataset.dictionaries, digit, *texts],
-        # Of images, the least and the greatest would be no use.
-        write_statistics=[name for name in names if name != dataset.image_column],
+        stream, fields, compression={**task.compression, **answers},
+        # Images have no value twice, and their least and greatest would be no use.
+        use_dictionary=[each.name for each in fields
+                        if each.name != image or pa.types.is_dictionary(each.type)],
+        write_statistics=[name for name in fields.names if name != image],
     )  # fmt: skip
 
 
 def score(
-    task: Task, model: LoadedModel, num_threads: int, advance: Callable[[int], None]
-) -> Iterator[int]:
+    task: Task, pieces: Sequence[Piece], model: LoadedModel, num_threads: int,
+    advance: Callable[[int], None],
+) -> Iterator[int]:  # fmt: skip
     """Score all pieces on this machine's cores; yields each one's number of errors, in any order.
 
     Reading, running and writing release the GIL, so threads use all cores.
@@ -185,11 +190,11 @@ def score(
             raise CancelledError
         advance(num_rows)
 
-    decoders = Decoders(num_threads)
+    decoders = processes(num_threads)
     common = (task, model, decoders, advance_or_stop)
     threads = ThreadPoolExecutor(num_threads, "scorer")
     try:
-        futures = [threads.submit(score_piece, *common, piece) for piece in task.dataset.pieces]
+        futures = [threads.submit(score_piece, *common, piece) for piece in pieces]
         for future in as_completed(futures):
             yield future.result()
     finally:

@@ -30,15 +30,7 @@ _NO_REQUESTS = dict.fromkeys(product(_METHODS, _STATUSES), 0)
 
 
 def encode(report: Report, accept: str) -> tuple[str, bytes]:
-    """Write the metrics page.
-
-    Args:
-        report: what to show.
-        accept: the caller's Accept header, which chooses the format.
-
-    Returns:
-        Content type and body.
-    """
+    """Write the metrics page."""
     encoder, content_type = choose_encoder(accept)
     return content_type, encoder(_Collector(report))
 

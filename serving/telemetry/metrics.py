@@ -28,10 +28,9 @@ _MAX_RUNS = 64
 """Runs that are kept before they are added up."""
 _Run = tuple[
     float, float, int, Sequence[tuple[float, str | None, int]], tuple[ClassNumbers, bytes] | None,
-    tuple[str, str],
+    tuple[str, str], float,
 ]  # fmt: skip
-"""Start and end in seconds, rows, (arrival, method, calls) of the answered requests, of a
-classifier every row's digit and probabilities, and the model's name and version."""
+"""What `observe_run` takes, and when it was called."""
 
 
 class Histogram:
@@ -78,6 +77,14 @@ class Counts:
     """Calls that were answered by a run, by the model's name and version."""
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows run, by the model's name and version."""
+    failed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Calls that were accepted or refused by a batcher and got no answer, likewise."""
+    times_ns: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Nanoseconds of all calls, by name, version and "queue", "run", "output" or "fail"."""
+    runs: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """Runs, by name, version and number of rows."""
+    runs_ns: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """Their nanoseconds, likewise."""
     reloads: Counter[str] = field(default_factory=Counter)
     """Reloads: "adopted", or "failed" for a version that was refused."""
     restarts: int = 0
@@ -107,6 +114,8 @@ class Metrics:
         self._counts = Counts()
         self._lock = threading.Lock()
         self._runs: deque[_Run] = deque()
+        self.last_ms: dict[tuple[str, str], int] = {}
+        """When a version last answered, in milliseconds since 1970, by the model's name and it."""
 
     def observe_run(
         self,
@@ -129,7 +138,9 @@ class Metrics:
                 probabilities: float32, one for each image and class.
             model: the name and the version that ran.
         """
-        self._runs.append((started_s, finished_s, num_rows, requests, classified, model))
+        now_s = time.monotonic()
+        self._runs.append((started_s, finished_s, num_rows, requests, classified, model, now_s))
+        self.last_ms[model] = time.time_ns() // 1_000_000
         if len(self._runs) >= _MAX_RUNS:
             self.add_up()
 
@@ -139,7 +150,9 @@ class Metrics:
         with self._lock:
             outcomes: dict[tuple[type, int], list[tuple[ClassNumbers, bytes]]] = {}
             while self._runs:
-                started_s, finished_s, num_rows, requests, classified, model = self._runs.popleft()
+                started_s, finished_s, num_rows, requests, classified, model, now_s = (
+                    self._runs.popleft()
+                )
                 if classified is not None:
                     classes, rows = classified
                     alike = type(classes), len(rows) // len(classes)
@@ -147,12 +160,22 @@ class Metrics:
                 counts.batch_images.add(num_rows)
                 counts.run_s.add(finished_s - started_s)
                 counts.rows[model] += num_rows
+                num_calls, queue_s = 0, 0.0
                 for arrived_s, method, times in requests:
-                    counts.answered[model] += times
+                    num_calls += times
+                    queue_s += (started_s - arrived_s) * times
                     counts.queue_s.add(started_s - arrived_s, times)
                     counts.request_s.add(finished_s - arrived_s, times)
                     if method is not None:
                         counts.requests[method, "OK"] += times
+                counts.answered[model] += num_calls
+                counts.runs[*model, num_rows] += 1
+                counts.runs_ns[*model, num_rows] += _ns(finished_s - started_s)
+                for part, seconds in (
+                    ("queue", queue_s), ("run", (finished_s - started_s) * num_calls),
+                    ("output", (now_s - finished_s) * num_calls),
+                ):  # fmt: skip
+                    counts.times_ns[*model, part] += _ns(seconds)
             for (kind, _), classified_runs in outcomes.items():
                 digits, probabilities = map(b"".join, zip(*classified_runs, strict=True))
                 numbers: Digits = np.frombuffer(digits, np.uint8 if kind is bytes else np.uintc)
@@ -166,15 +189,15 @@ class Metrics:
         self._counts.certainty.add_all(rows[np.arange(len(answered)), answered])
 
     def count(self, method: str, status: str, times: int = 1) -> None:
-        """Count a call that has ended, unless `observe_run` does; from any thread.
-
-        Args:
-            method: the gRPC method's name, such as "Classify"; "other" for an unknown one.
-            status: the status code's name, such as "OK".
-            times: how many calls.
-        """
+        """Count a call that has ended, unless `observe_run` does; from any thread."""
         with self._lock:
             self._counts.requests[method, status] += times
+
+    def count_failure(self, model: tuple[str, str], duration_s: float, times: int) -> None:
+        """Count calls for a version, of a name and this version, that end with an error."""
+        with self._lock:
+            self._counts.failed[model] += times
+            self._counts.times_ns[*model, "fail"] += _ns(duration_s * times)
 
     def count_reload(self, outcome: str) -> None:
         """Count a reload: "adopted", or "failed" for a version that was refused."""
@@ -193,3 +216,7 @@ class Metrics:
         """The images run so far."""
         self.add_up()
         return self._counts.batch_images.sum
+
+
+def _ns(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))

@@ -70,15 +70,7 @@ class Tracer:
         *,
         is_error: bool,
     ) -> None:
-        """Record a call that ends now.
-
-        Args:
-            name: such as "digits.v1.DigitClassifier/Classify".
-            begun_s: when it arrived, in monotonic seconds.
-            metadata: its headers; `traceparent` and `tracestate` name the caller's span.
-            attributes: by OpenTelemetry's semantic conventions.
-            is_error: whether the server failed, rather than the caller or nobody.
-        """
+        """Record a call that ends now."""
         epoch_ns = time.time_ns() - time.monotonic_ns()
         begun_ns, parent = _ns(begun_s, epoch_ns), self._extract(metadata)
         span = self._tracer.start_span(name, parent, self._server, attributes, start_time=begun_ns)

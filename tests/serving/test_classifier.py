@@ -2,28 +2,21 @@ import gc
 import json
 import logging
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from serving import Classifier
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.batching.result import Result
-from serving.config import BatchingConfig
 from serving.errors import (
-    ConfigurationError,
     CorruptModel,
     DeviceError,
-    InvalidRequest,
-    ModelNotFound,
-    Unavailable,
 )
 from serving.images import Images
 from tests.support.gpu import NO_GPU
-from tests.support.published import publish, tampered
+from tests.support.published import publish
 from training.data.mnist import Mnist
 
 
@@ -67,60 +60,6 @@ def test_split_requests_equal_single_images(
     assert together.digits.tolist() == one_by_one
 
 
-def test_more_images_than_a_request_may_hold_are_answered_in_order(
-    models: Path, images: Images
-) -> None:
-    batching = BatchingConfig(max_batch_size=7, max_request_images=20, queue_capacity=20)
-    with Classifier.load(models / "digits", batching=batching) as small:
-        expected = small.classify(images[:20]).digits
-        assert small.classify(np.tile(images[:20], (5, 1))).digits.tolist() == [*expected] * 5
-
-
-def test_pictures_and_rows_are_the_same_images(classifier: Classifier, images: Images) -> None:
-    rows = classifier.classify(images[:5])
-    pictures = classifier.classify(images[:5].reshape(5, *classifier.signature.input_shape))
-    np.testing.assert_array_equal(rows.probabilities, pictures.probabilities)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (np.zeros((1, 784), np.float32), "expected uint8.*got float32"),
-        (np.zeros((784,), np.uint8), r"expected images of shape .*got \(784,\)"),
-        (np.zeros((1, 783), np.uint8), r"got \(1, 783\)"),
-        (np.zeros((0, 784), np.uint8), "at least 1 image, got 0"),
-        ([], "got float64"),
-    ],
-)
-def test_bad_images_are_refused_with_expected_and_got(
-    classifier: Classifier, bad: object, message: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        classifier.classify(bad)  # type: ignore[arg-type]
-
-
-def test_many_threads_get_their_own_answers(classifier: Classifier, images: Images) -> None:
-    with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda image: classifier.classify(image[None]).digits[0], images))
-    assert answers == classifier.classify(images).digits.tolist()
-
-
-def test_closed_classifier_says_so(models: Path, images: Images) -> None:
-    classifier = Classifier.load(models / "digits")
-    classifier.close()
-    classifier.close()
-    with pytest.raises(Unavailable, match="the classifier is closed"):
-        classifier.classify(images[:1])
-
-
-def test_newest_version_is_served(model_dir: Path) -> None:
-    publish(model_dir, "2", (model_dir / "1" / "model.onnx").read_bytes())
-    publish(model_dir, "10", (model_dir / "1" / "model.onnx").read_bytes())
-    with Classifier.load(model_dir) as newest, Classifier.load(model_dir, version=2) as pinned:
-        assert newest.model_info().version == "10"
-        assert pinned.model_info().version == "2"
-
-
 def test_corrupt_newest_version_is_passed_over_with_a_warning(
     model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,42 +67,6 @@ def test_corrupt_newest_version_is_passed_over_with_a_warning(
     with caplog.at_level(logging.WARNING), Classifier.load(model_dir) as classifier:
         assert classifier.model_info().version == "1"
     assert "skipped version 2" in caplog.text
-
-
-def test_wrong_weights_are_found_by_the_golden_samples(model_dir: Path) -> None:
-    publish(model_dir, "2", tampered(model_dir))
-    with pytest.raises(CorruptModel, match="golden samples"):
-        Classifier.load(model_dir, version="2")
-
-
-def test_no_good_version_is_an_error_that_names_each(model_dir: Path) -> None:
-    publish(model_dir, "2", b"no model")
-    (model_dir / "1" / "model.onnx").write_bytes(b"")
-    with pytest.raises(CorruptModel, match=r"2 \(.*\); 1 \("):
-        Classifier.load(model_dir)
-
-
-def test_weights_in_other_files_are_refused(model_dir: Path) -> None:
-    model = onnx.load(str(model_dir / "1" / "model.onnx"))
-    onnx.save(
-        model,
-        str(model_dir / "external.onnx"),
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-    )
-    publish(model_dir, "2", (model_dir / "external.onnx").read_bytes())
-    with pytest.raises(CorruptModel):
-        Classifier.load(model_dir, version="2")
-
-
-def test_model_of_another_shape_is_refused(model_dir: Path) -> None:
-    model = onnx.load(str(model_dir / "1" / "model.onnx"))
-    model.graph.output[0].name = "scores"
-    model.graph.node[-1].output[0] = "scores"
-    publish(model_dir, "2", model.SerializeToString())
-    with pytest.raises(CorruptModel, match="scores"):
-        Classifier.load(model_dir, version="2")
 
 
 def test_int8_answers_as_fp32_does_whatever_the_batch(
@@ -186,16 +89,6 @@ def test_int8_is_checked_on_its_own_golden_samples(model_dir: Path) -> None:
     Classifier.load(model_dir).close()
     with pytest.raises(CorruptModel, match="golden samples"):
         Classifier.load(model_dir, version="1", precision="int8")
-
-
-def test_int8_on_cuda_is_refused(models: Path) -> None:
-    with pytest.raises(ConfigurationError, match="int8 runs on the CPU only"):
-        Classifier.load(models / "digits", device="cuda", precision="int8")
-
-
-def test_unknown_version_is_not_found(models: Path) -> None:
-    with pytest.raises(ModelNotFound, match="no version '7'"):
-        Classifier.load(models / "digits", version=7)
 
 
 @pytest.mark.usefixtures("no_gpu")

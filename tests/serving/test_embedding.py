@@ -1,9 +1,7 @@
 """A classifier inside somebody else's program: exceptions, forks, exits, pickles, event loops."""
 
 import asyncio
-import ctypes
 import gc
-import multiprocessing
 import pickle
 import shutil
 import subprocess
@@ -11,7 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -86,34 +84,6 @@ def is_free(lock: Any) -> bool:
     return True
 
 
-# A thread that starts has its parent's number for a moment, and may get its exception.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_interrupted_threads_leave_nothing_held(classifier: Classifier, images: Images) -> None:
-    expected = classifier.classify(images[:300]).digits
-
-    def classify_until_interrupted(begun: threading.Event) -> None:
-        try:
-            while True:
-                classifier.classify(images[:300])
-                begun.set()
-        except Interrupt:
-            pass
-
-    for _ in range(50):
-        begun = threading.Event()
-        thread = threading.Thread(target=classify_until_interrupted, args=(begun,), daemon=True)
-        thread.start()
-        assert begun.wait(TIMEOUT_S)
-        while thread.is_alive():  # one that hangs runs into the test's timeout
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupt)
-            )
-            thread.join(0.1)
-    with ThreadPoolExecutor(4) as pool:
-        for answer in [pool.submit(classifier.classify, images[:300]) for _ in range(8)]:
-            np.testing.assert_array_equal(answer.result(TIMEOUT_S).digits, expected)
-
-
 def run_script(code: str, models: Path) -> subprocess.CompletedProcess[str]:
     """Run a program that has `classifier` and `images`, and say how it ended."""
     begin = f"""
@@ -152,6 +122,7 @@ FORK = """
 """
 
 
+@pytest.mark.slow
 def test_classifier_made_before_a_fork_answers_in_the_child(models: Path) -> None:
     ended = run_script(FORK, models)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -205,15 +176,6 @@ def test_pickled_classifier_is_loaded_again_by_path_version_and_settings(
         assert len(again.classify(images)) == len(images)
     with pickle.loads(pickle.dumps(Classifier.pretrained("cpu"))) as again:
         assert len(again.classify(images)) == len(images)
-
-
-def test_classifier_travels_to_spawned_processes(classifier: Classifier, images: Images) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        answer = pool.submit(classifier.classify, images[:5]).result()
-    np.testing.assert_array_equal(
-        answer.probabilities, classifier.classify(images[:5]).probabilities
-    )
 
 
 @pytest.fixture

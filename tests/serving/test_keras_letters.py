@@ -32,6 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.slow
 def test_own_keras_model_is_served(models: Path, precision: str) -> None:
     images, classes = letters(400, seed=4)
     options = ("--model", "letters", "--precision", precision)

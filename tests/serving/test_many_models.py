@@ -284,10 +284,17 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository: Path, transport: s
         post(server, "/v2/repository/models/plus/unload", {})
         with pytest.raises(ModelNotFound):
             answered(client)
+        assert post(server, "/v2/repository/index", {"ready": True}) == []
         index = post(server, "/v2/repository/index", {})
         assert index == [
             {"name": "plus", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         ]
         post(server, "/v2/repository/models/plus/load", {})
         assert answered(client) == 2
+        with grpc.insecure_channel(server.address) as channel:
+            change = {"config": {"string_param": "{}"}}
+            request = inference_pb.RepositoryModelLoadRequest(model_name="plus", parameters=change)
+            call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
+            with pytest.raises(grpc.RpcError, match="expected no parameters"):
+                call(request.SerializeToString())
         assert server.stop() == 0

@@ -1,7 +1,6 @@
 """Models of other shapes: each way to ask one gives its classifier's answers."""
 
 import asyncio
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -16,24 +15,15 @@ import pytest
 from serving import AsyncClient, Classifier, Client, Predictions
 from serving.catalog.catalog import open_catalog
 from serving.config import ModelConfig, Precision
-from serving.errors import CorruptModel, InvalidRequest
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import Signature
-from tests.serving.http.peer import HttpPeer
 from tests.serving.model import templates
-from tests.serving.telemetry.test_metrics import scrape, value
-from tests.serving.transports.test_streams import stream
-from tests.support import published
 from tests.support.inference_peer import (
-    TIMEOUT_S,
     Peer,
     probabilities_in,
     raw_request,
     typed_request,
 )
-from tests.support.processes import wait_until
-from tests.support.raw import Raw
 from tests.support.servers import RunningServer, running_server
 
 
@@ -44,7 +34,6 @@ class Model(NamedTuple):
 
 
 MODELS = (
-    Model("letters", templates.LETTERS, "fp32"),
     Model("letters", templates.LETTERS, "int8"),
     Model("glyphs", templates.GLYPHS, "fp32"),
 )
@@ -70,24 +59,17 @@ def classifier(other_models: Path, model: Model) -> Iterator[Classifier]:
 @pytest.fixture(scope="module")
 def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
     options = ["--model", model.name, "--precision", model.precision]
-    options += ["--self-test-interval", "0", "--http-port", "0"]
+    options += ["--self-test-interval", "0"]
     with running_server(other_models, *options) as server:
         yield server
 
 
-JSON = {"Content_Type": "application/json"}
-ANY_SIZE = ("grpc.max_receive_message_length", -1)
 """4,096 answers of 300 classes are more than the 4 MiB that clients take unless asked to."""
 
 
 @pytest.fixture
-def raw(server: RunningServer) -> Raw:
-    return Raw(server.address, ANY_SIZE)
-
-
-@pytest.fixture
 def peer(server: RunningServer) -> Iterator[Peer]:
-    with grpc.insecure_channel(server.address, options=(ANY_SIZE,)) as channel:
+    with grpc.insecure_channel(server.address) as channel:
         yield Peer(channel)
 
 
@@ -125,75 +107,6 @@ def test_each_client_and_protocol_answers_as_the_classifier_does(
         np.testing.assert_array_equal(found, local.probabilities[:3])
 
 
-def test_largest_request_is_answered(
-    raw: Raw, peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    many = np.resize(images, (4096, images.shape[1]))
-    local = classifier.classify(many)
-    assert list(raw.classify(encode_request(many.tobytes())).digits) == local.digits.tolist()
-    found = probabilities_in(peer.infer(raw_request(many)))
-    np.testing.assert_array_equal(found, local.probabilities)
-
-
-def test_streams_are_answered_in_order(
-    raw: Raw, peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    sizes = [1 + number % 7 for number in range(100)]  # each comes again, so its form is known
-    parts = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
-    local = classifier.classify(images[: sum(sizes)])
-    requests = (encode_request(part.tobytes()) for part in parts)
-    answers = list(stream(raw)(requests, timeout=TIMEOUT_S))
-    assert [digit for answer in answers for digit in answer.digits] == local.digits.tolist()
-    inferred = peer.stream(raw_request(part).SerializeToString() for part in parts)
-    found = np.concatenate([probabilities_in(each.infer_response) for each in inferred])
-    np.testing.assert_array_equal(found, local.probabilities)
-
-
-def test_images_of_another_size_are_refused_alike(
-    client: Client, classifier: Classifier, model: Model
-) -> None:
-    size = model.signature.image_bytes + 1
-    for either in (client, classifier):
-        with pytest.raises(InvalidRequest, match=rf"got \(1, {size}\)"):
-            either.classify(np.zeros((1, size), np.uint8))
-
-
-def test_metadata_and_config_describe_the_tensors(peer: Peer, model: Model) -> None:
-    sizes = [model.signature.image_bytes, model.signature.num_classes]
-    described = peer.call("ModelMetadata", name=model.name)
-    shapes = [list(tensor.shape) for tensor in (*described.inputs, *described.outputs)]
-    assert shapes == [[-1, size] for size in sizes]
-    config = peer.call("ModelConfig", name=model.name).config
-    dims = [list(tensor.dims) for tensor in (*config.input, *config.output)]
-    assert dims == [[size] for size in sizes]
-
-
-def test_answers_over_http(server: RunningServer, model: Model) -> None:
-    images, classes = templates.images_of(model.signature, 3)
-    http = HttpPeer(server.facts["http"])
-    tensor = {"name": "images", "datatype": "UINT8", "shape": images.shape}
-    tensor["data"] = images.ravel().tolist()
-    question = json.dumps({"inputs": [tensor]})
-    (output,) = http.post(f"/v2/models/{model.name}/infer", question, **JSON).json["outputs"]
-    assert output["shape"] == [3, model.signature.num_classes]
-    assert np.reshape(output["data"], output["shape"]).argmax(axis=1).tolist() == classes.tolist()
-
-
-def test_images_run_are_counted_by_their_class(
-    server: RunningServer, client: Client, model: Model
-) -> None:
-    def counts() -> list[float]:
-        samples, digits = scrape(server), range(model.signature.num_classes)
-        return [value(samples, "digits_answers_total", digit=str(digit)) for digit in digits]
-
-    images, classes = templates.images_of(model.signature, 400)
-    before = counts()
-    client.classify(images)
-    wait_until(lambda: sum(counts()) - sum(before) >= len(images))  # once answers are sent
-    added = np.array(counts()) - before
-    np.testing.assert_array_equal(added, np.bincount(classes, minlength=len(before)))
-
-
 def test_new_version_takes_over_and_one_of_another_signature_does_not(
     other_models: Path, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,17 +127,3 @@ def test_new_version_takes_over_and_one_of_another_signature_does_not(
     restarted = open_catalog(config).models[name].default
     assert restarted.version == "3"
     assert restarted.image_signature.input_shape == (16, 16)
-
-
-def test_graph_that_is_not_what_the_manifest_says_is_corrupt(
-    other_models: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(other_models, tmp_path, dirs_exist_ok=True)
-    graph = (tmp_path / "glyphs" / "1" / "model.onnx").read_bytes()
-    published.publish(tmp_path / "letters", "2", graph)
-    with pytest.raises(CorruptModel) as caught:
-        Classifier.load(tmp_path / "letters", version=2)
-    assert str(caught.value) == (
-        "the manifest says images UINT8 [N, 1024] -> probabilities FP32 [N, 26], "
-        "the graph is images UINT8 [N, 64] -> probabilities FP32 [N, 300]"
-    )

@@ -102,18 +102,6 @@ def test_file_of_another_is_classified_by_one_command(
     assert "is not known to classify pictures: --input image" in line
 
 
-def test_letters_of_a_manifest_are_classified(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [tmp_path / f"{number}.png" for number in (0, 25)]
-    for path in paths:
-        letter(int(path.stem)).save(path)
-    models = ["--models", str(folder / "models"), "--model", "letters"]
-    assert main(["classify", *map(str, paths), *models]) == 0
-    answers = [line.split(" ")[1] for line in capsys.readouterr().out.splitlines()]
-    assert answers == ["a", "z"]
-
-
 @pytest.fixture(scope="module")
 def http(folder: Path) -> Iterator[HttpPeer]:
     options = [str(folder / f"{name}.onnx") for name in ("colours", "single")]

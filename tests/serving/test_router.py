@@ -1,7 +1,6 @@
 """Models by name, versions, the canary's share, and models that go."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,11 +41,6 @@ def version_of(outcome: Any) -> str:
     return str(outcome[0])
 
 
-def test_call_without_a_version_is_for_the_default() -> None:
-    _, owner = owner_of(served("4", "3", default="3"))
-    assert version_of(owner.submit(1).outcome) == "3"
-
-
 def test_version_and_label_of_a_request_win() -> None:
     router, owner = owner_of(served("4", "3", default="3", newest="4"))
     for asked, version in (("4", "4"), ("3", "3"), ("newest", "4")):
@@ -54,12 +48,6 @@ def test_version_and_label_of_a_request_win() -> None:
         assert version_of(owner.submit(1).outcome) == version
     with pytest.raises(ModelNotFound, match="no version '9', only 4, 3, newest"):
         router.find("digits").find("9")
-
-
-def test_unknown_model_is_named_with_those_that_there_are() -> None:
-    router, _ = owner_of(served("1"))
-    with pytest.raises(ModelNotFound, match=r"no model 'x.*: this server serves 'digits'"):
-        router.find("x" * 1000)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -73,12 +61,6 @@ def test_canary_gets_its_share(is_stream: bool) -> None:
     assert router.metrics.snapshot().answered == {
         ("digits", version): number for version, number in counts.items()
     }
-
-
-@pytest.mark.parametrize(("share", "version"), [(0.0, "3"), (1.0, "4")])
-def test_share_of_none_or_all(share: float, version: str) -> None:
-    _, owner = owner_of(served("4", "3", default="3", canary=("4", share)))
-    assert {version_of(owner.submit(1).outcome) for _ in range(50)} == {version}
 
 
 def test_rollback_is_one_change_and_loses_no_call() -> None:
@@ -157,18 +139,6 @@ def test_models_do_not_share_a_queue() -> None:
     owner.wait(*waiting)
     assert router.metrics.snapshot().rows == {("digits", "1"): 1, ("slow", "1"): 10}
     router.close()
-
-
-def test_metrics_of_versions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, owner = owner_of(served("4", "3", default="3", canary=("4", 0.5)))
-    numbers = iter([0.1, 0.9] * 100)
-    monkeypatch.setattr(router.host.random, "random", lambda: next(numbers))
-    for _ in range(50):
-        owner.submit(1, 2)
-    counts = router.metrics.snapshot()
-    rows: Mapping[tuple[str, str], int] = counts.rows
-    assert rows == {("digits", "3"): 50, ("digits", "4"): 50}
-    assert sum(rows.values()) == counts.batch_images.sum
 
 
 def test_streams_wait_while_the_canary_has_no_room() -> None:

@@ -13,18 +13,6 @@ def test_sizes_are_those_of_its_images_and_rows() -> None:
     assert str(LETTERS) == "32 x 32 uint8 -> 26 classes"
 
 
-def test_document_is_read_as_it_was_written() -> None:
-    for signature in (DIGITS, LETTERS, Signature((17,), 1, ("ä b",))):
-        assert Signature.of(signature.document()) == signature
-    assert DIGITS.document() == {"input_shape": [28, 28], "dtype": "uint8", "classes": 10}
-
-
-def test_numbers_are_the_labels_of_a_model_without_labels() -> None:
-    named = Signature((28, 28), 10, tuple("0123456789"))
-    assert named == DIGITS
-    assert Signature((28, 28), 10, tuple("1234567890")) != DIGITS
-
-
 BAD: dict[str, dict[str, Any]] = {
     "other pixels": {"dtype": "float32"},
     "no pixels": {"input_shape": []},
@@ -57,3 +45,9 @@ def test_signature_without_a_field_is_refused(name: str) -> None:
     del document[name]
     with pytest.raises(KeyError):
         Signature.of(document)
+
+
+def test_numbers_are_the_labels_of_a_model_without_labels() -> None:
+    named = Signature((28, 28), 10, tuple("0123456789"))
+    assert named == DIGITS
+    assert Signature((28, 28), 10, tuple("1234567890")) != DIGITS

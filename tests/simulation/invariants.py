@@ -109,8 +109,8 @@ def check_sleep(world: Any, end_s: float) -> None:
     world.require(not loop._dirty, "the loop sleeps while something is to be written")
     for batcher in world.router.batchers:
         world.require(
-            not batcher._num_long or batcher._is_scheduled
-            or len(batcher._running) == batcher._num_runners,
+            not batcher._long.num_waiting or batcher._is_scheduled
+            or len(batcher._long.running) == batcher._long._num_runners,
             "calls wait while a runner is free",
         )  # fmt: skip
         for queue in batcher._queues:
@@ -118,7 +118,7 @@ def check_sleep(world: Any, end_s: float) -> None:
                 for group in line.groups:
                     late_s = end_s - max(group.deadline_s, group.arrived_s)
                     world.require(
-                        late_s < _LATE_S + world.patience_s or not group.has_open,
+                        late_s < _LATE_S + world.patience_s or group.open_part() is None,
                         f"calls wait {late_s:g} s past their deadline",
                     )
     home, web = loop._homes

@@ -180,7 +180,7 @@ class World:
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(())
         self.queries = Queries(self.router, health)
-        infer = Infer(self.router, self.queries.statistics)
+        infer = Infer(self.router)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
             BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),

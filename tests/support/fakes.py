@@ -11,7 +11,8 @@ import numpy as np
 
 import serving
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group, Line, Queue
+from serving.batching.group import Group
+from serving.batching.queue import Line, Queue
 from serving.batching.result import Result
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig, Device
@@ -113,11 +114,9 @@ class FakeRequest:
     """A call of images, its encoder and its sink; keeps its outcome, and refuses a second one."""
 
     method: str | None = None
-    counts = False
 
     def __init__(self, *values: int, deadline_s: float = 1e9, caller: Any = None) -> None:
         self.num_rows = len(values)
-        self.num_failures = 0
         self.outcome: tuple[str, list[int]] | DigitsError | None = None
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
@@ -127,13 +126,9 @@ class FakeRequest:
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        return [(result.version, list((result.classes or b"")[at : at + self.num_rows]))]
-
-    def count(self, result: Result, group: Group) -> None:
-        pass
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        self.num_failures += num_calls
+        classes, step = result.classes or b"", self.num_rows
+        starts = range(at, at + number * step, step)
+        return [(result.version, list(classes[start : start + step])) for start in starts]
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:
         for response in responses:

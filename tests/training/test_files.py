@@ -9,12 +9,6 @@ import pytest
 from training.files import write_atomically
 
 
-def test_file_is_written_in_a_folder_that_was_not_there(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "new" / "file", b"content")
-    assert (tmp_path / "new" / "file").read_bytes() == b"content"
-    assert os.listdir(tmp_path / "new") == ["file"]
-
-
 def test_file_is_readable_by_others(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"content")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644

@@ -1,5 +1,4 @@
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +75,7 @@ def test_full_disk_exits_with_1_and_names_the_file(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
     tmp_path: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,16 +149,19 @@ def test_command_on_nothing_trained_names_what_to_run(
     assert "make train" in capsys.readouterr().err
 
 
-def test_export_publishes_and_report_rewrites(
-    artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_and_report_get_their_folders(
+    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copied = tmp_path / "artifacts"
-    shutil.copytree(artifacts, copied)
-    assert main(["report", "--artifacts", str(copied)]) == 0
-    assert (copied / "report.html").exists()
-    models = tmp_path / "models"
-    assert main(["export", "--artifacts", str(copied), "--models", str(models)]) == 0
-    assert (models / "digits" / "1" / "model.onnx").exists()
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("training.export.digits.export", lambda *values: calls.append(values))
+    monkeypatch.setattr(report, "write", lambda *values: calls.append(values))
+    models = ["--models", str(tmp_path / "models"), "--name", "mine"]
+    assert main(["report", "--artifacts", str(tmp_path)]) == 0
+    assert main(["export", "--artifacts", str(tmp_path), *models]) == 0
+    assert calls == [
+        (tmp_path, mnist_sample),
+        (tmp_path, tmp_path / "models", mnist_sample, "mine"),
+    ]
 
 
 def test_terminal_sees_one_live_line(

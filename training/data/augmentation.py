@@ -39,18 +39,7 @@ class Batches(NamedTuple):
 
 
 def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterator[Batches]:
-    """Make the batches of each epoch, on a thread, while the epoch before is being trained on.
-
-    Args:
-        examples: (N, 784) images and (N,) labels.
-        recipe: the number of epochs, how each deforms, and the rest as in cut().
-        seed: with an epoch's number it decides all of that epoch, so a resumed training is
-            exactly the uninterrupted one.
-        start: the first epoch's number, from 0.
-
-    Yields:
-        As batches() returns them.
-    """
+    """Make the batches of each epoch, on a thread, while the epoch before is being trained on."""
 
     def make(epoch: int) -> Batches:
         rng = np.random.default_rng([seed, epoch])
@@ -60,15 +49,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
 
 def prefetch(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
-    """Make something of each item on a thread, while the caller uses what was made before.
-
-    Args:
-        make: makes it, such as an epoch of its number.
-        items: what each is made of.
-
-    Yields:
-        What was made, in the items' order.
-    """
+    """Make something of each item on a thread, while the caller uses what was made before."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming: Future[_Made] | None = None
         for item in items:
@@ -86,17 +67,7 @@ def batches(
     rng: np.random.Generator,
     deformation: Deformation | None,
 ) -> Batches:
-    """Make one epoch: shuffle, deform, and cut into batches.
-
-    Args:
-        examples: (N, 784) images and (N,) labels.
-        recipe: as in cut().
-        rng: the epoch's own generator: the same state gives the same epoch.
-        deformation: how far images are deformed; None leaves them as they are.
-
-    Returns:
-        As cut() does.
-    """
+    """Make one epoch: shuffle, deform, and cut into batches."""
     order = rng.permutation(len(examples.labels))
     images = examples.images[order]
     targets: Labels | Targets = examples.labels[order]
@@ -138,17 +109,7 @@ def cut(
 def deform(
     images: Images, deformation: Deformation, rng: np.random.Generator, group: int = GROUP
 ) -> Images:
-    """Warp each run of some images by a random field of its own, but for some that stay crisp.
-
-    Args:
-        images: (N, 784) uint8.
-        deformation: the amplitudes.
-        rng: draws the fields.
-        group: the images of a run.
-
-    Returns:
-        (N, 784) uint8, in the order of the images.
-    """
+    """Warp each run of some images by a random field of its own, but for some that stay crisp."""
     starts = range(0, len(images), group)
     deformed = np.empty_like(images)
     drawn = fields(len(starts), deformation, rng)
@@ -165,11 +126,6 @@ def fields(num: int, deformation: Deformation, rng: np.random.Generator) -> Fiel
 
     The elastic part is noise smoothed by a Gaussian (Simard, Steinkraus and Platt, "Best practices
     for convolutional neural networks applied to visual document analysis", 2003).
-
-    Args:
-        num: F, how many.
-        deformation: the amplitudes.
-        rng: draws them.
 
     Returns:
         (F, 2, 28, 28) float32: the row and the column, in pixels, that each output pixel reads.

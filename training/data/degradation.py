@@ -19,15 +19,7 @@ Pixels = npt.NDArray[np.float32]
 
 
 def degrade(images: Images, rng: np.random.Generator) -> Images:
-    """Degrade every image, an equal share of them in each way.
-
-    Args:
-        images: (N, 784) uint8.
-        rng: draws how strongly, for each image or run of images.
-
-    Returns:
-        (N, 784) uint8, in the order of the images.
-    """
+    """Degrade every image, an equal share of them in each way."""
     parts = np.array_split(images.reshape(-1, SIDE, SIDE).astype(np.float32), len(WAYS))
     for way, part in zip(WAYS, parts, strict=True):
         if len(part):

@@ -52,9 +52,6 @@ def load(folder: Path) -> Extra:
     Which are held out depends on their content alone: neither names nor other digits change it. Of
     equal files one counts.
 
-    Args:
-        folder: has folders 0 to 9, of which some may be missing.
-
     Raises:
         DataError: there are no pictures, the same picture is in two digits' folders, or Pillow or
             SciPy is missing.
@@ -78,12 +75,7 @@ def load(folder: Path) -> Extra:
 
 
 def join(training: Examples, extra: Extra) -> Examples:
-    """Append own images to others, each as often as it takes to be seen at all.
-
-    Args:
-        training: (N, 784) images and (N,) labels.
-        extra: whose images to train on.
-    """
+    """Append own images to others, each as often as it takes to be seen at all."""
     own = extra.training
     copies = round(_WEIGHT * len(training.labels) / len(own.labels))
     copies = min(_MAX_COPIES, max(1, copies))

@@ -23,7 +23,9 @@ CLASSES = 10
 """The digits."""
 
 Images = npt.NDArray[np.uint8]
+"""(N, 784), row-major 28 x 28, 0 = background, 255 = ink, if nothing else is said."""
 Labels = npt.NDArray[np.uint8]
+"""(N,): the digits, 0 to 9."""
 
 
 def as_pixels(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -58,9 +60,6 @@ class Mnist:
     def load(cls, data_dir: Path | None = None) -> "Mnist":
         """Read MNIST, fetching it into the cache first where needed.
 
-        Args:
-            data_dir: a folder with the four IDX files, raw or as .gz; None for cache and network.
-
         Raises:
             DataError: a file can't be had, or is damaged.
         """
@@ -84,15 +83,7 @@ class Mnist:
         return Examples(self.test_images, self.test_labels)
 
     def split(self, validation_split: float) -> tuple[Examples, Examples]:
-        """Split the training images, always in the same way.
-
-        Args:
-            validation_split: the fraction for validation, taken from the end as Keras does; may
-                be 0.
-
-        Returns:
-            What to train on, and what to validate with.
-        """
+        """Split the training images: as Keras does, this fraction at their end validates."""
         start = round(len(self.train_labels) * (1 - validation_split))
         return (
             Examples(self.train_images[:start], self.train_labels[:start]),
@@ -108,9 +99,6 @@ def cache_dir() -> Path:
 
 def fetch(cache: Path) -> dict[str, bytes]:
     """Read all files from the cache, after downloading those that it lacks.
-
-    Args:
-        cache: the folder of verified files.
 
     Returns:
         The verified contents by file name, in the order of FILES.

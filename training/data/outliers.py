@@ -10,15 +10,7 @@ from training.data.mnist import SIDE, Images
 
 
 def outliers(images: Images, rng: np.random.Generator) -> Images:
-    """Make an outlier of every image: its pieces shuffled, parts of two, lines, noise or a blank.
-
-    Args:
-        images: (N, 784) uint8.
-        rng: draws them.
-
-    Returns:
-        (N, 784) uint8.
-    """
+    """Make an outlier of every image: pieces shuffled, parts of two, lines, noise or a blank."""
     made = images.reshape(-1, SIDE, SIDE).copy()
     ways = (_shuffle, _shuffle, _halves, _strokes, _strokes, _texture, _blank)
     for way, part in zip(ways, np.array_split(made, len(ways)), strict=True):

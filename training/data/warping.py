@@ -33,9 +33,6 @@ def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
         images: (N, 784) uint8.
         field: (2, 28, 28) float32, rows and columns in pixels.
         growth: the share of a pixel by which strokes become thicker on either side, -1 to 1.
-
-    Returns:
-        (N, 784) uint8.
     """
     padded = np.zeros((_PADDED, _PADDED, len(images)), np.float32)
     padded[MARGIN:-MARGIN, MARGIN:-MARGIN] = images.T.reshape(SIDE, SIDE, -1)
@@ -53,9 +50,6 @@ def thicken(images: Field, growth: float) -> Field:
     Args:
         images: (H, H, N) float32; MARGIN pixels at the border are background.
         growth: the distance in pixels, -1 to 1; below 0 it is the darkest value that counts.
-
-    Returns:
-        (H, H, N) float32.
     """
     extreme = np.maximum if growth > 0 else np.minimum
     num_pixels = len(images) ** 2

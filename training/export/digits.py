@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from training import commandline
+from serving import installation
 from training.config import RECIPES
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
@@ -25,22 +25,13 @@ SIGNATURE = Signature(input_shape=(SIDE, SIDE), classes=10, labels=tuple("012345
 def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> Path:
     """Convert the trained model, compare it with Keras on every test image, and publish it.
 
-    Args:
-        artifacts: holds model.keras and metrics.json, as training leaves them.
-        models: the model repository; the version becomes models/<name>/<n>/.
-        data: MNIST; the test images are those compared.
-        name: the model's name in the repository.
-
-    Returns:
-        The new version's folder.
-
     Raises:
         NotTrained: model.keras or metrics.json is missing or unreadable.
         ExportError: metrics.json is of another model, the graph does not answer as Keras does, or
             the files could not be written. Nothing is published.
     """
     model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
-    again = f"run {commandline.run('train')} again"
+    again = f"run {installation.run('train')} again"
     if metrics["recipe"] not in RECIPES:
         raise ExportError(f"no recipe is called {metrics['recipe']!r}: {again}")
     print(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']})", flush=True)

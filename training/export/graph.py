@@ -31,13 +31,6 @@ def convert(
     MatMul, Add and Relu stay apart: ONNX Runtime fuses them when it loads the graph, and then
     runs at the speed of one written with Gemm.
 
-    Args:
-        model: takes pixels from 0 to 255, in an input shape of its own; gives (N, classes)
-            probabilities.
-        name: the graph's.
-        signature: of the graph.
-        properties: metadata for the graph; None values are left out.
-
     Returns:
         By writer, the one to publish first: checked graphs from `images` uint8 [N, pixels] to
         `probabilities` float32 [N, classes].

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from training.data.mnist import Images
 from training.export import parity
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.quantization import Refused
 from training.export.samples import Samples
 

@@ -37,7 +37,7 @@ import tf2onnx
 
 from training.data.mnist import Images
 from training.errors import ExportError, UnusableInput
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 
@@ -132,10 +132,6 @@ def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray
     Only correctly answered images are chosen, or any where labels are unknown. The least certain
     ones lie closest to the border between two classes, where a wrong weight shows first.
 
-    Args:
-        probabilities: (N, classes) float32, the model's answers to the samples.
-        samples: the candidates.
-
     Returns:
         Row numbers, ascending: up to 32, or fewer where these would make the manifest large.
     """
@@ -156,10 +152,6 @@ def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray
 
 def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, object]:
     """Put golden samples in a form for JSON.
-
-    Args:
-        images: (N, pixels) uint8.
-        answers: (N, classes) float32, the published graphs' answers by precision.
 
     Returns:
         images: base64 of N x pixels bytes. probabilities, and int8_probabilities if that graph is

@@ -1,13 +1,22 @@
 """The parity gate: ONNX Runtime must answer as Keras does, on every image, alone or in a batch."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+# Since 1.29 ONNX Runtime's wheels look up the maker's host, connect to it and write a device id to
+# ~/.cache. This counts before the first import only, and `disable_telemetry_events()` comes too
+# late: all modules import it from here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
 from training.data.mnist import Images
-from training.export.onnx_runtime import onnxruntime
 from training.fitting.evaluation import Probabilities
+
+__all__ = ["Parity", "measure", "onnxruntime", "open_session", "run"]
 
 LARGEST_BATCH = 1_024
 """A larger one may fill the memory with what a convolutional network computes on the way."""
@@ -57,14 +66,7 @@ def measure(
     expected: Probabilities,
     tolerance: float = 0,
 ) -> Parity:
-    """Compare a session's answers, one image at a time and in large batches, with those expected.
-
-    Args:
-        session: the graph under test.
-        images: (N, pixels) uint8.
-        expected: (N, classes) float32, the probabilities to compare with.
-        tolerance: the largest difference to accept.
-    """
+    """Compare a session's answers, image by image and in large batches, with those expected."""
     batch_sizes = (1, min(len(images), LARGEST_BATCH))
     answers = np.stack([run(session, images, size) for size in batch_sizes])
     different = answers.argmax(axis=-1) != expected.argmax(axis=-1)

@@ -66,13 +66,6 @@ class Candidate:
 def publish_version(candidate: Candidate, models: Path) -> Path:
     """Convert a network, compare it with Keras on its samples, and publish it.
 
-    Args:
-        candidate: what to publish.
-        models: the model repository; the version becomes models/<name>/<n>/.
-
-    Returns:
-        The new version's folder.
-
     Raises:
         ExportError: the network can't be converted, the graph does not answer as Keras does, or
             the files could not be written. Nothing is published.

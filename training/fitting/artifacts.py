@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from training import commandline
+from serving import installation
 from training.errors import NotTrained
 from training.files import write_atomically
 
@@ -26,11 +26,13 @@ def load_model(artifacts: Path) -> keras.Model:
     """
     path = artifacts / "model.keras"
     if not path.exists():
-        raise NotTrained(f"nothing is trained in {artifacts}: run {commandline.run('train')} first")
+        raise NotTrained(
+            f"nothing is trained in {artifacts}: run {installation.run('train')} first"
+        )
     try:
         return keras.models.load_model(path, compile=False)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        raise NotTrained(f"cannot read {path}: run {commandline.run('train')} again") from err
+        raise NotTrained(f"cannot read {path}: run {installation.run('train')} again") from err
 
 
 def load_json(artifacts: Path, name: str) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def load_json(artifacts: Path, name: str) -> dict[str, Any]:
     try:
         contents: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as err:
-        raise NotTrained(f"cannot read {path}: run {commandline.run('train')} again") from err
+        raise NotTrained(f"cannot read {path}: run {installation.run('train')} again") from err
     return contents
 
 
@@ -51,12 +53,6 @@ def save(
     artifacts: Path, model: keras.Model, rows: list[dict[str, float]], metrics: dict[str, Any]
 ) -> None:
     """Write the three files, each whole or not at all.
-
-    Args:
-        artifacts: the folder.
-        model: the network.
-        rows: the figures after each epoch, all under the same names.
-        metrics: what metrics.json holds.
 
     Raises:
         OSError: a file could not be written.

@@ -27,10 +27,6 @@ def calibrate(model: keras.Model, validation: Examples) -> float:
     The temperature goes into the last layer's weights: layers, number of parameters and predicted
     digits stay the same.
 
-    Args:
-        model: its last layer is a softmax; changed in place.
-        validation: (N, 784) images and (N,) labels.
-
     Returns:
         The temperature; above 1 the network was overconfident.
     """
@@ -44,10 +40,6 @@ def fit_temperature(answers: Probabilities, labels: Labels) -> float:
     """Find the temperature with the least mean cross-entropy.
 
     Cross-entropy is convex in the inverse temperature, so its slope has one zero: bisect.
-
-    Args:
-        answers: (N, 10) probabilities at temperature 1.
-        labels: (N,) the true digits.
     """
     logits = np.log(np.maximum(answers.astype(np.float64), _TINY))
     of_label = logits[np.arange(len(labels)), labels]
@@ -66,10 +58,6 @@ def fit_temperature(answers: Probabilities, labels: Labels) -> float:
 def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
     """Average the distance of certainty from accuracy over bins of equal width, by image count.
 
-    Args:
-        answers: (N, 10) probabilities.
-        labels: (N,) the true digits.
-
     Returns:
         0 to 1; 0 if of the images answered with certainty p, the share p is right.
     """
@@ -83,11 +71,6 @@ def accuracy_at_coverage(
     answers: Probabilities, labels: Labels, coverage: float = COVERAGE
 ) -> tuple[float, float]:
     """Compute the accuracy once the least certain images are rejected.
-
-    Args:
-        answers: (N, 10) probabilities.
-        labels: (N,) the true digits.
-        coverage: the share of the images to keep, above 0.
 
     Returns:
         The share of right answers among those kept, and the least certainty among them.

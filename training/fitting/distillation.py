@@ -26,15 +26,7 @@ EpochSource = Callable[[int, int], Iterator[Batches]]
 def epoch_source(
     recipe: Recipe, training: Examples, validation: Examples, cache: Path, log: Log
 ) -> EpochSource:
-    """Prepare a recipe's epochs: if it has teachers, train them and compute their logits.
-
-    Args:
-        recipe: with or without teachers.
-        training: (N, 784) images and (N,) labels.
-        validation: for the log of the teachers' training.
-        cache: the folder of teachers and logits.
-        log: gets lines of progress.
-    """
+    """Prepare a recipe's epochs: if it has teachers, train them and compute their logits."""
     if not recipe.distillation:
         return partial(augmentation.epochs, training, recipe)
     logits = teacher_logits.load(recipe, training, validation, cache, log)
@@ -49,13 +41,6 @@ def epochs(
     The recipe's last epochs cycle through the views that are deformed half as far.
 
     What an epoch shows of a view is shifted and in part degraded otherwise than the time before.
-
-    Args:
-        training: (N, 784) images and (N,) labels.
-        recipe: has a deformation and a distillation.
-        logits: the teachers', by view.
-        seed: with an epoch's number it decides the order of the images.
-        start: the first epoch's number, from 0.
 
     Yields:
         (N // B, B, 784) images and (N // B, B, 10) float32 probabilities to learn.
@@ -86,12 +71,6 @@ def shift(images: Images) -> Images:
     """Move the images by up to a pixel along each axis, every ninth one in the same way.
 
     A teacher is as sure of a digit wherever it stands, so its answer holds for nine views.
-
-    Args:
-        images: (N, 784) uint8, in random order.
-
-    Returns:
-        (N, 784) uint8; what is moved in is background.
     """
     padded = np.pad(images.reshape(-1, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)))
     shifted = np.empty((len(images), SIDE, SIDE), np.uint8)
@@ -105,11 +84,6 @@ def soften(labels: Labels, logits: Logits, distillation: Distillation) -> npt.ND
 
     The temperature is the teachers' alone: a student that has learned softened probabilities is as
     uncertain as they are, until its own temperature is fitted (calibration.py).
-
-    Args:
-        labels: (N,) uint8.
-        logits: (N, 10), up to a constant for each image.
-        distillation: the temperature, and the teachers' share.
 
     Returns:
         (N, 10) float32; each row sums to 1.

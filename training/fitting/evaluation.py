@@ -8,21 +8,14 @@ import tensorflow as tf
 from training.data.mnist import Examples, Images
 
 Probabilities = npt.NDArray[np.float32]
+"""(N, classes): each row sums to 1."""
 
 CHUNK = 1_000
 """Images that a network classifies at once: of convolutions, all 10,000 fill a gigabyte."""
 
 
 def probabilities(model: keras.Model, images: Images) -> Probabilities:
-    """Classify images with Keras, in float32.
-
-    Args:
-        model: (N, 784) float32 in [0, 1] to (N, 10) float32.
-        images: (N, 784) uint8.
-
-    Returns:
-        (N, 10) float32; each row sums to 1.
-    """
+    """Classify images with Keras, in float32."""
     answers = []
     with tf.device("/CPU:0"):  # on a GPU, TensorFlow multiplies in TF32: three digits, not seven
         for start in range(0, max(len(images), 1), CHUNK):

@@ -9,9 +9,6 @@ from training.config import Recipe
 def build(recipe: Recipe) -> keras.Model:
     """Build the untrained network; keras.utils.set_random_seed determines its first weights.
 
-    Args:
-        recipe: names the network, its hidden layers and its dropout.
-
     Returns:
         (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities.
     """

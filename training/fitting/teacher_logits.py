@@ -40,16 +40,6 @@ def load(
 ) -> list[Logits]:
     """Read the teachers' logits for every view, after computing those that are missing.
 
-    Args:
-        recipe: the number of teachers and views, and the views' deformation.
-        training: (N, 784) images and (N,) labels.
-        validation: for the log of the teachers' training.
-        folder: the cache, for teachers and logits.
-        log: gets lines of progress.
-
-    Returns:
-        The logits by view.
-
     Raises:
         ValueError: the recipe has no teachers.
         OSError: the cache could not be written.
@@ -87,16 +77,7 @@ def deformation_of(recipe: Recipe, number: int) -> Deformation:
 
 
 def view(images: Images, recipe: Recipe, number: int) -> Images:
-    """Deform all images; the same number gives the same view.
-
-    Args:
-        images: (N, 784) uint8.
-        recipe: has a deformation and a distillation.
-        number: of the view, from 0.
-
-    Returns:
-        (N, 784) uint8, in the order of the images.
-    """
+    """Deform all images; the same number gives the same view."""
     rng = np.random.default_rng([STREAM, number])
     order = rng.permutation(len(images))  # in each view, other images share a field
     deformed = np.empty_like(images)

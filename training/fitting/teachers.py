@@ -26,13 +26,6 @@ def train(
 ) -> list[keras.Model]:
     """Train the teachers that the cache lacks, and return all of them.
 
-    Args:
-        distillation: the number of teachers, of seeds 0, 1 and so on, and their recipe.
-        training: (N, 784) images and (N,) labels.
-        validation: for the log only; it decides nothing.
-        folder: the cache.
-        log: gets a line for each epoch.
-
     Returns:
         Networks from (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities.
     """

@@ -16,9 +16,8 @@ from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
 from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
-from training.fitting.estimate import Estimate
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.loop import Log
+from training.fitting.loop import Estimate, Log
 from training.fitting.trainer import Trainer, device
 
 VALIDATION = 5_000
@@ -35,7 +34,6 @@ def train(
     *,
     seed: int = 0,
     resume: bool = False,
-    teachers: Path | None = None,
     extra: Extra | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
@@ -50,7 +48,6 @@ def train(
         folder: the artifacts; a model already there stays until the new one is complete.
         seed: decides the first weights, the order of the images, deformation and dropout.
         resume: continue from the checkpoint in the folder.
-        teachers: the cache of teachers, for a recipe that has some; None for the folder's own.
         extra: a user's own images to train on, too; None for none.
         log: gets a line for each epoch, the teachers' included, with an estimate of what is left.
 
@@ -67,15 +64,11 @@ def train(
         training = join(training, extra)
     digest = None if extra is None else extra.digest
     identity = {"seed": seed, "extra": digest, **asdict(recipe)}
-    cache = teachers or folder / "teachers"
     log = Estimate(recipe, log)
-    epochs = distillation.epoch_source(recipe, training, validation, cache, log)
+    epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
-    try:
-        progress = Progress.restore(checkpoint, trainer.variables) if resume else Progress()
-    except ResumeError as err:
-        raise ResumeError(f"nothing to resume: {err}; train without --resume") from err
+    progress = _resumed(checkpoint, trainer) if resume else Progress()
     try:
         remaining = epochs(seed, len(progress.rows))
         loop.run(trainer, remaining, validation, progress, checkpoint, log)
@@ -97,6 +90,13 @@ def train(
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)
     return metrics
+
+
+def _resumed(checkpoint: Checkpoint, trainer: Trainer) -> Progress:
+    try:
+        return Progress.restore(checkpoint, trainer.variables)
+    except ResumeError as err:
+        raise ResumeError(f"nothing to resume: {err}; train without --resume") from err
 
 
 def split(data: Mnist, recipe: Recipe) -> tuple[Examples, Examples]:

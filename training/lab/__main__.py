@@ -1,4 +1,4 @@
-"""`python -m training.lab {study,pictures,evaluate,fit}`: instruments, not installed."""
+"""`python -m training.lab {pictures,evaluate,fit}`: instruments, not installed."""
 
 import argparse
 import sys
@@ -10,17 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serving import Classifier
-from serving.cli import values
-from serving.cli.progress import Bar
+from serving.commandline import values
+from serving.commandline.progress import Bar
 from serving.pictures.candidates import NUM_MEASURES
 from serving.pictures.rejecter import WEIGHTS
-from training import commandline
-from training.data.mnist import Mnist, cache_dir
+from training.data.mnist import Mnist
 from training.errors import TrainingError
 from training.lab.handwriting import drawing, evaluation, examples, fitting
 from training.lab.handwriting.evaluation import Outcome
 from training.lab.handwriting.pages import EMPTY
-from training.lab.study.results import RESULTS
 
 _T = TypeVar("_T")
 
@@ -32,7 +30,6 @@ MIN_PAGES = 100
 
 _EXAMPLES = """\
 examples:
-  python -m training.lab study                          the tables of docs/training.md, in hours
   python -m training.lab pictures                       the first table of docs/reading-pictures.md
   python -m training.lab evaluate                       its second table: numbers
   python -m training.lab evaluate --rows "boxes of a form" --wrong
@@ -55,17 +52,11 @@ def parser() -> argparse.ArgumentParser:
     """Describe the commands; the function of each is parsed as `run`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.lab",
-        description="Compare the recipes; measure how pictures and numbers are read; fit the "
-        "rejecter.",
+        description="Measure how pictures and numbers are read; fit the rejecter.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = _command(commands, "study", _study, "train every recipe from five seeds; resumable")
-    add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
-        help="gets models and teachers (%(default)s)")  # fmt: skip
-    add("--results", type=Path, default=RESULTS, metavar="FILE",
-        help="gets each result as soon as it is complete (%(default)s)")  # fmt: skip
     add = _command(commands, "pictures", _pictures, "print how often drawn digits are read rightly")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
     add("--number", type=values.count, default=500, help="pictures a population (500)")
@@ -101,20 +92,6 @@ def _command(
                          help="folder with MNIST's files (the cache)")  # fmt: skip
     add: Callable[..., Any] = command.add_argument
     return add
-
-
-def _study(options: argparse.Namespace) -> int:
-    """Complete the study, and print its tables."""
-    data = Mnist.load(options.data_dir)
-    commandline.import_tensorflow(cache_dir().parent)
-    from training.lab.study import comparison, experiments
-
-    results = experiments.run(data, options.artifacts, options.results, commandline.show)
-    for title, table in comparison.tables(results).items():
-        print(f"\n{title}\n\n{comparison.markdown(table)}", end="")
-    chosen = experiments.chosen_folder(options.artifacts, results)
-    print(f"\n{options.results}; of the models of `best`, publish {chosen}")
-    return 0
 
 
 def _pictures(options: argparse.Namespace) -> int:

@@ -16,12 +16,7 @@ _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw(figure: Figure, alt: str) -> Picture:
-    """Render a figure as an SVG file; equal figures give equal bytes.
-
-    Args:
-        figure: what to render.
-        alt: see `Picture`.
-    """
+    """Render a figure as an SVG file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     # Text stays text: smaller and searchable. The salt makes ids repeatable.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "digits"}):

@@ -22,12 +22,7 @@ PIXELS = "none"
 
 
 def gallery(images: Images, titles: Sequence[str]) -> Figure:
-    """Draw digits in rows of six, dark ink on white, each under its title.
-
-    Args:
-        images: (N, 784) uint8; at most 18 are drawn; without any, the figure says "none".
-        titles: N lines of text.
-    """
+    """Draw digits in rows of six, dark ink on white, each under its title."""
     shown = images[:TILES].reshape(-1, SIDE, SIDE)
     rows = max(1, -(-len(shown) // COLUMNS))
     figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
@@ -43,11 +38,7 @@ def gallery(images: Images, titles: Sequence[str]) -> Figure:
 
 
 def layers(table: Sequence[Sequence[str]]) -> Figure:
-    """Draw the layer table.
-
-    Args:
-        table: the heading, a row per layer and the total, each of the same number of columns.
-    """
+    """Draw the layer table."""
     figure = Figure(figsize=(WIDTH, 0.3 * len(table) + 0.2))
     axes = figure.add_axes((0.03, 0.02, 0.94, 0.96))
     axes.set_axis_off()
@@ -65,11 +56,7 @@ def layers(table: Sequence[Sequence[str]]) -> Figure:
 
 
 def curves(history: dict[str, list[float]]) -> Figure:
-    """Draw loss and accuracy by epoch, for training and validation.
-
-    Args:
-        history: loss, accuracy, val_loss and val_accuracy, each with a value per epoch.
-    """
+    """Draw loss and accuracy by epoch, for training and validation."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _curve(loss, history["loss"], history["val_loss"], "loss (cross-entropy)")
@@ -99,11 +86,7 @@ def _curve(axes: Axes, training: list[float], validation: list[float], title: st
 
 
 def confusion(counts: npt.NDArray[np.int_]) -> Figure:
-    """Draw the confusion matrix; only mistakes are coloured, so that they stand out.
-
-    Args:
-        counts: (10, 10), images by real digit (rows) and predicted digit (columns).
-    """
+    """Draw the confusion matrix; only mistakes are coloured, so that they stand out."""
     right = np.eye(10, dtype=bool)
     mistakes = np.where(right, 0, counts)
     figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")

@@ -58,14 +58,7 @@ class Picture:
 
 
 def page(title: str, heading: str, lead: Sequence[str], sections: Sequence[str]) -> str:
-    """Write a page.
-
-    Args:
-        title: of the window.
-        heading: the first line.
-        lead: paragraphs of text below it.
-        sections: HTML, as `section` writes it.
-    """
+    """Write a page."""
     body = "\n".join([*(f"<p>{escape(text)}</p>" for text in lead), *sections])
     return _PAGE.substitute(title=escape(title), heading=escape(heading), body=body)
 

@@ -33,14 +33,7 @@ CAPTIONS = {
 def render(
     metrics: Mapping[str, Any], layers: Table, digits: Table, pictures: Mapping[str, Picture]
 ) -> str:
-    """Write the page.
-
-    Args:
-        metrics: metrics.json.
-        layers: the layer table.
-        digits: the accuracy of each digit.
-        pictures: by the names in CAPTIONS.
-    """
+    """Write the page."""
     return page(
         title="Digit classifier: training report",
         heading=f"{metrics['accuracy']['test']:.2%}",

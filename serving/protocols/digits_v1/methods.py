@@ -25,7 +25,7 @@ def digits_methods(router: Router, transport: str) -> list[Method]:
 
     def get_model(request: bytes) -> bytes:
         """Encode what is served; the request is empty and is not read."""
-        info = find_classifier(router).info(transport, router.batching)
+        info = find_classifier(router).info(transport)
         facts = asdict(info) | {"signature": info.signature.document()}
         return digits_pb2.GetModelResponse(**facts).SerializeToString()
 

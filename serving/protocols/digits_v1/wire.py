@@ -27,11 +27,6 @@ def encode_request(pixels: bytes | memoryview) -> bytes:
 def decode_request(data: bytes, image_bytes: int, max_images: int) -> memoryview:
     """Decode a ClassifyRequest and check how many images it holds.
 
-    Args:
-        data: the message.
-        image_bytes: the size of an image.
-        max_images: the most images allowed.
-
     Returns:
         N x image_bytes bytes, without a copy for the usual layout.
 

@@ -4,14 +4,11 @@ A request whose rows are its last bytes is parsed once. From then on its prefix 
 next one like it needs no message object, nor does its answer.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.batching.queue import Group
 from serving.batching.result import Result
 from serving.errors import DigitsError, InvalidRequest, Unavailable
 from serving.protocols.digits_v1 import wire
@@ -19,7 +16,6 @@ from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, fra
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.statistics import Answered, Run, Statistics
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.oip.typed import TypedContents
 from serving.route import Route
@@ -33,11 +29,10 @@ _RAW_CONTENTS = b"\x3a"
 class Infer:
     """Reads ModelInferRequests."""
 
-    def __init__(self, router: Router, statistics: Statistics, *, is_stream: bool = False) -> None:
+    def __init__(self, router: Router, *, is_stream: bool = False) -> None:
         """Serve the models of `router`; on a stream each answer has another message around it."""
         self.prefixes = PrefixCache()
         self._router = router
-        self._statistics = statistics
         self._method = None if is_stream else "ModelInfer"
         self._write = _write_streamed if is_stream else _write
 
@@ -45,19 +40,15 @@ class Infer:
         """See `Read`."""
         if (known := self.prefixes.find(message)) is not None:
             return known
-        received_s = time.monotonic()
         typed = TypedContents(message)
         request = parse(ModelInferRequest, typed.rest)
         target, signature = find(self._router, request.model_name, request.model_version)
-        with counted_failure(self._statistics, request.model_name, target, received_s):
-            max_rows = self._router.batching.max_request_images
-            inference = tensors.decode(request, signature, max_rows, typed)
-        facts = request.model_name, signature, self._write, self._statistics
+        inference = decode(self._router, target, request, signature, typed)
+        facts = request.model_name, signature, self._write
         if _is_plain(request, inference, signature, message):
             raw = RawEncoder(target, self._method, inference, *facts)
             self.prefixes.learn(message, len(inference.message), raw)
-        decode_s = time.monotonic() - received_s
-        return inference.message, InferEncoder(target, self._method, inference, *facts, decode_s)
+        return inference.message, InferEncoder(target, self._method, inference, *facts)
 
     def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
         """Encode the answer to a refused request of a stream; a drain ends the stream."""
@@ -77,32 +68,16 @@ class Infer:
 class InferEncoder(ResponseEncoder):
     """Encodes the answer to one request."""
 
-    counts = True
-
     def __init__(
         self, target: Target, method: str | None, inference: Inference, name: str,
-        signature: TensorSignature, write: Callable[[Any], Any], statistics: Statistics,
-        decode_s: float = 0.0,
+        signature: TensorSignature, write: Callable[[Any], Any],
     ) -> None:  # fmt: skip
-        """Describe a request.
-
-        Args:
-            target: runs it.
-            method: the name in the metrics; None if it is counted elsewhere.
-            inference: its content.
-            name: the model's.
-            signature: what the model takes and answers.
-            write: makes what is sent of a ModelInferResponse.
-            statistics: counts the answer.
-            decode_s: how long decoding it took.
-        """
+        """Describe a request."""
         super().__init__(target, method, inference.num_rows, inference.timeout_s)
         self._inference = inference
         self._name = name
         self._signature = signature
         self._write = write
-        self._statistics = statistics
-        self._decode_s = decode_s
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         """See `ResponseEncoder`."""
@@ -112,18 +87,6 @@ class InferEncoder(ResponseEncoder):
             self._write(tensors.encode(inference, part, self._signature, name, result.version))
             for part in parts
         ]
-
-    def count(self, result: Result, group: Group) -> None:
-        """See `ResponseEncoder`."""
-        number = len(group.streams)
-        answered = Answered(number, group.num_rows, group.arrived_s, self._decode_s)
-        run = Run(result.num_rows, result.started_s, result.finished_s)
-        self._statistics.count_success(self._name, result.version, answered, run)
-
-    def count_failure(self, duration_s: float, num_calls: int) -> None:
-        """See `ResponseEncoder`."""
-        version = self.target.model.version
-        self._statistics.count_failure(self._name, version, duration_s, num_calls)
 
 
 class RawEncoder(InferEncoder):
@@ -156,16 +119,15 @@ def find(router: Router, name: str, version: str) -> tuple[Target, TensorSignatu
     return target, target.tensors if isinstance(target, Route) else target.model.tensors
 
 
-@contextmanager
-def counted_failure(
-    statistics: Statistics, name: str, target: Target, received_s: float
-) -> Iterator[None]:
-    """Count a request for a model that can't be decoded."""
+def decode(
+    router: Router, target: Target, request: Any, signature: TensorSignature,
+    typed: TypedContents | None = None,
+) -> Inference:  # fmt: skip
+    """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
-        yield
+        return tensors.decode(request, signature, router.batching.max_request_images, typed)
     except InvalidRequest:
-        duration_s = time.monotonic() - received_s
-        statistics.count_failure(name, target.model.version, duration_s)
+        router.metrics.count_failure((request.model_name, target.model.version), 0.0, 1)
         raise
 
 

@@ -6,10 +6,7 @@ from functools import cache
 from typing import Any
 
 from serving import installation
-from serving.errors import ModelNotFound
-from serving.model.info import ModelInfo
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import quoted
 from serving.tensors import Tensor, TensorSignature
 
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
@@ -31,20 +28,6 @@ class ServedModel:
     """How long a request waits for others to share its run."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """What the protocol has no field for, such as the device."""
-
-
-def check_model(name: str, version: str, info: ModelInfo) -> None:
-    """Check that a request is for the served model; an empty version means the one in service.
-
-    Raises:
-        ModelNotFound: another name, or another version.
-    """
-    if name != info.name:
-        raise ModelNotFound(f"no model {quoted(name)}: this server serves {info.name!r}")
-    if version not in ("", info.version):
-        raise ModelNotFound(
-            f"no version {quoted(version)} of {info.name!r}: this server serves {info.version!r}"
-        )
 
 
 def server_metadata(*, controls_repository: bool = False) -> Any:

@@ -5,16 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from serving.catalog.catalog import Catalog
-from serving.errors import ModelNotFound
+from serving.errors import InvalidRequest, ModelNotFound, Unavailable
 from serving.protocols.health import Health
 from serving.protocols.messages import parse
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
-from serving.protocols.oip import inference_pb, metadata, repository
+from serving.protocols.oip import inference_pb, metadata
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.metadata import ServedModel
-from serving.protocols.oip.repository import ModelState
-from serving.protocols.oip.statistics import Statistics
-from serving.route import Route
+from serving.protocols.oip.statistics import model_statistics
 from serving.router import Router
 
 SERVICE = inference_pb.SERVICE
@@ -24,8 +22,7 @@ _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 
 def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     """Return the service's methods; all others are UNIMPLEMENTED."""
-    infer = Infer(router, queries.statistics)
-    stream = Infer(router, queries.statistics, is_stream=True)
+    infer, stream = Infer(router), Infer(router, is_stream=True)
     return [
         BatchedUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
                      prefixes=infer.prefixes),
@@ -48,16 +45,7 @@ class Queries:
         self, router: Router, health: Health, catalog: Catalog | None = None,
         *, allow_control: bool = False,
     ) -> None:  # fmt: skip
-        """Answer about the models of `router` and the server's health.
-
-        Args:
-            router: the models.
-            health: whether the server accepts work.
-            catalog: the repository, which also knows what can't be served.
-            allow_control: whether callers may load and unload models.
-        """
-        self.statistics = Statistics()
-        """Counts the protocol's requests."""
+        """Answer about the models of `router` and the server's health."""
         self._router = router
         self._health = health
         self._catalog = catalog
@@ -75,7 +63,7 @@ class Queries:
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
-            "RepositoryIndex": lambda request: repository.index(request, self._states()),
+            "RepositoryIndex": self.index,
             "RepositoryModelLoad": self.load_model,
             "RepositoryModelUnload": self.unload_model,
         }
@@ -108,24 +96,54 @@ class Queries:
             versions = [(routes[0].name, routes[0].versions.find(message.version).version)]
         else:
             versions = [(route.name, version) for route in routes for version in route.batchers]
-        statistics = [self.statistics.message(*each) for each in versions]
+        metrics = router.metrics
+        counts, last = metrics.snapshot(), metrics.last_ms
+        statistics = [model_statistics(each, counts, last.get(each, 0)) for each in versions]
         return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
+    def index(self, request: bytes) -> Any:
+        """List all versions and what can't be served, or the versions that are ready."""
+        only_ready = parse(inference_pb.RepositoryIndexRequest, request).ready
+        response = inference_pb.RepositoryIndexResponse()
+        for name, version, reason in self._states():
+            if not (only_ready and reason):
+                state = "UNAVAILABLE" if reason else "READY"
+                response.models.add(name=name, version=version, state=state, reason=reason)
+        return response
+
     def load_model(self, request: bytes) -> Any:
-        """Load a model of the repository."""
-        return repository.load(request, self._changing.load if self._changing else None)
+        """Load a model of the repository by its name, or again; return once it is ready."""
+        message = parse(inference_pb.RepositoryModelLoadRequest, request)
+        catalog = self._control()
+        if message.parameters:
+            raise InvalidRequest(
+                "expected no parameters: models are loaded as the repository has them"
+            )
+        catalog.load(message.model_name)
+        return inference_pb.RepositoryModelLoadResponse()
 
     def unload_model(self, request: bytes) -> Any:
         """Serve a model no longer."""
-        return repository.unload(request, self._changing.unload if self._changing else None)
+        message = parse(inference_pb.RepositoryModelUnloadRequest, request)
+        self._control().unload(message.model_name)
+        return inference_pb.RepositoryModelUnloadResponse()
 
-    def _states(self) -> Iterator[ModelState]:
+    def _control(self) -> Catalog:
+        if self._changing is None:
+            raise Unavailable(  # the status that Triton answers with
+                "models are not loaded or unloaded on request: the server was started without "
+                "--allow-repository-control"
+            )
+        return self._changing
+
+    def _states(self) -> Iterator[tuple[str, str, str]]:
+        """Yield name, version, and why it is not ready; the reason is empty if it is."""
         reason = "" if self._health.is_serving else "not ready"
         for route in self._router.routes.values():
             for version in route.batchers:
-                yield ModelState(route.name, version, reason)
+                yield route.name, version, reason
         for name, trouble in (self._catalog.failures if self._catalog else {}).items():
-            yield ModelState(name, "", _FOLDERS.sub("", trouble))
+            yield name, "", _FOLDERS.sub("", trouble)
 
     def _find(self, name: str, version: str) -> ServedModel:
         route = self._router.find(name)
@@ -133,7 +151,7 @@ class Queries:
         batching = self._router.batching
         return ServedModel(
             name=route.name,
-            versions=_versions(route) if not version else (model.version,),
+            versions=(model.version,) if version else tuple(route.batchers),
             tensors=model.tensors,
             max_batch_size=batching.max_batch_size,
             max_queue_delay_s=batching.max_queue_delay_s,
@@ -144,7 +162,3 @@ class Queries:
                 **({"batching": model.batching} if model.batching else {}),
             },
         )
-
-
-def _versions(route: Route) -> tuple[str, ...]:
-    return tuple(route.batchers)

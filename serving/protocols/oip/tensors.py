@@ -94,13 +94,6 @@ def encode(
     """Build the ModelInferResponse, with tensors in the request's form.
 
     FP16 has no typed contents: where one is wanted, all tensors are raw.
-
-    Args:
-        inference: the request.
-        arrays: all outputs of the model for this request, in the signature's order.
-        signature: the model's.
-        model_name: its name.
-        version: the version that ran.
     """
     response = inference_pb.ModelInferResponse(
         model_name=model_name, model_version=version, id=inference.id

@@ -58,11 +58,6 @@ def check_raw(data: bytes, tensor: Any, shape: Sequence[int]) -> bytes:
 def from_raw(data: bytes, tensor: Any, shape: Sequence[int]) -> Array:
     """View raw bytes as an array, or read raw BYTES as an array of texts.
 
-    Args:
-        data: row-major, little-endian.
-        tensor: its name and datatype, a key of DTYPES.
-        shape: its shape.
-
     Raises:
         InvalidRequest: they do not fit the type or the shape.
     """

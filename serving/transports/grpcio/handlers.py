@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from serving.batching.awaited_call import Peers, submit
-from serving.batching.batcher import Owner
+from serving.batching.group import Owner
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError, Unauthenticated, Unavailable
 from serving.protocols.encoding import PREFIX_BYTES

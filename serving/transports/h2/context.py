@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.status import StatusCode

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Replies, Unary, Watch

@@ -10,7 +10,6 @@ from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import Inference as Decoded
-from serving.protocols.oip.tensors import decode
 from serving.protocols.oip.typed import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
@@ -94,25 +93,23 @@ class Inference:
         return _JSON_BYTES + binary
 
     async def _infer(self, call: Exchange) -> Answer:
-        received_s, body, statistics = time.monotonic(), call.body, self._queries.statistics
+        received_s, body = time.monotonic(), call.body
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
         json_bytes = _json_bytes(call.plan)
         size = len(body) if json_bytes is None else json_bytes
-        with infer.counted_failure(statistics, name, target, received_s):
-            if size <= SMALL_BYTES:
-                message, form = rest.read_infer(body, json_bytes, name, version)
-            else:
-                packed, form = await call.work(read_packed, body, json_bytes, name, version)
-                message = inference_pb.ModelInferRequest.FromString(packed)
-            inference = decode(message, signature, self._router.batching.max_request_images)
+        if size <= SMALL_BYTES:
+            message, form = rest.read_infer(body, json_bytes, name, version)
+        else:
+            packed, form = await call.work(read_packed, body, json_bytes, name, version)
+            message = inference_pb.ModelInferRequest.FromString(packed)
+        inference = infer.decode(self._router, target, message, signature)
         facts = inference, name, signature
         if _ends_with_rows(call, message, inference, signature, form):
             write = partial(_write_whole, call, form)
-            raw = infer.RawEncoder(target, call.plan.name, *facts, write, statistics)
+            raw = infer.RawEncoder(target, call.plan.name, *facts, write)
             call.learn(len(inference.message), raw)
-        decode_s = time.monotonic() - received_s
-        encoder = infer.InferEncoder(target, None, *facts, _as_it_is, statistics, decode_s)
+        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
         response = await call.run(inference.message, encoder, deadline_s)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.queue import Group, Sink
+from serving.batching.group import Group, Sink
 from serving.errors import DigitsError, Overloaded
 from serving.router import Router
 from serving.telemetry.tracing import latest_run

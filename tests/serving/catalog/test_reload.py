@@ -110,40 +110,6 @@ def test_endless_model_is_refused_and_its_run_is_ended(
     assert version_of(catalog) == "3"
 
 
-def test_endless_newest_version_is_passed_over_at_start(
-    config: ModelConfig, model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 2.0)
-    published.endless(model_dir, "2")
-    assert version_of(open_catalog(config)) == "1"
-
-
-def test_version_that_was_mended_takes_over(catalog: Catalog, model_dir: Path) -> None:
-    published.BAD["truncated"](model_dir, "2")
-    assert not catalog.reload()
-    shutil.rmtree(model_dir / "2")
-    published.good(model_dir, "2")
-    assert catalog.reload()
-    assert version_of(catalog) == "2"
-
-
-def test_newest_good_version_below_a_bad_one_takes_over(catalog: Catalog, model_dir: Path) -> None:
-    published.good(model_dir, "2")
-    published.BAD["garbage"](model_dir, "3")
-    assert catalog.reload()
-    assert version_of(catalog) == "2"
-
-
-def test_version_that_was_removed_gives_way_to_the_one_before(
-    catalog: Catalog, model_dir: Path
-) -> None:
-    published.good(model_dir, "2")
-    assert catalog.reload()
-    shutil.rmtree(model_dir / "2")
-    assert catalog.reload()
-    assert version_of(catalog) == "1"
-
-
 @pytest.mark.parametrize("names", [None, ("digits",)])
 def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
     config: ModelConfig,
@@ -163,20 +129,6 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
     gone, back = caplog.messages
     assert f"stays in service: no model in {model_dir}" in gone
     assert back.endswith(" can be read again")
-
-
-def test_pinned_version_is_never_replaced(model_dir: Path) -> None:
-    published.good(model_dir, "2")
-    catalog = open_catalog(ModelConfig(models=model_dir.parent, version="1"))
-    assert not catalog.reload()
-    assert version_of(catalog) == "1"
-
-
-def test_version_without_the_served_variant_is_refused(model_dir: Path) -> None:
-    catalog = open_catalog(ModelConfig(models=model_dir.parent, precision="int8"))
-    published.good(model_dir, "2")  # fp32 alone
-    assert not catalog.reload()
-    assert version_of(catalog) == "1"
 
 
 def wait_for_version(client: Client, version: str) -> None:
@@ -206,11 +158,3 @@ def test_sighup_reloads_and_every_answer_names_its_version(
     assert value(samples, "digits_reloads_total", outcome="adopted") == 1
     assert value(samples, "digits_reloads_total", outcome="failed") == 0
     assert following.stop() == 0
-
-
-def test_interval_reloads(model_dir: Path) -> None:
-    with running_server(model_dir.parent, "--reload-interval", "0.05") as server:
-        published.good(model_dir, "2")
-        with Client(server.address) as client:
-            wait_for_version(client, "2")
-        assert server.stop() == 0

@@ -329,10 +329,3 @@ def test_web_server_that_fails_is_one_line(
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
-
-
-def test_web_server_that_is_away_is_one_line(cache: Path) -> None:
-    pytest.importorskip("aiohttp")
-    url = f"http://127.0.0.1:1/m.zip#sha256={'0' * 64}"
-    with pytest.raises(Unavailable, match=r"m\.zip: Cannot connect"):
-        RemoteRepository(url, cache).fetch()

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving import Classifier
 from serving.__main__ import main
 from serving.cli import picture_files
 from serving.cli.answers import escape
-from serving.cli.progress import Bar
+from serving.commandline.progress import Bar
 from serving.images import Images
 from serving.pictures.reader import from_picture
 from tests.support.servers import program
@@ -45,16 +44,6 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, li
     code = main(["classify", *map(str, arguments)])
     output = capsys.readouterr()
     return code, output.out.splitlines(), output.err.splitlines()
-
-
-def test_same_picture_twice_is_answered_twice(
-    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = folder / "b.png"
-    code, out, _ = run(picture, picture, "--models", models, capsys=capsys)
-    assert code == 0
-    assert len(out) == 2
-    assert out[0] == out[1]
 
 
 def test_folder_is_read_with_those_below_in_order(
@@ -228,14 +217,6 @@ def test_terminal_has_a_progress_bar_that_makes_room_for_answers() -> None:
     assert terminal.getvalue().endswith("\r\x1b[K")
 
 
-def test_no_terminal_has_no_progress_bar() -> None:
-    for bar, stream in ((Bar(9, file := io.StringIO()), file), (Bar(1, one := Terminal()), one)):
-        bar.advance()
-        bar.clear()
-        assert stream.getvalue() == ""
-    Bar(9, None).advance()
-
-
 def test_name_cannot_break_the_line() -> None:
     assert escape("a\nb\x1b[2J\udcff.png") == r"a\nb\x1b[2J\udcff.png"
     assert escape("größe.png") == "größe.png"
@@ -266,13 +247,3 @@ def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
         str(folder / "bomb.png"),
         "2 of 2 failed",
     ]
-
-
-def test_classifier_and_command_agree(
-    models: Path, folder: Path, classifier: Classifier, images: Images,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    _, out, _ = run(folder / "b.png", "--models", models, capsys=capsys)
-    answer = classifier.classify(images[:1])
-    certainty = answer.probabilities[0].max() * 100
-    assert out == [f"{folder / 'b.png'}: {answer.digits[0]} ({certainty:.1f} %)"]

@@ -56,11 +56,6 @@ def test_one_picture_is_one(
     assert capsys.readouterr().err == f"1 picture kept in {tmp_path / 'own'}\n"
 
 
-def test_sure_pictures_are_not_copied(models: Path, scans: Path, tmp_path: Path) -> None:
-    assert collect(models, scans, tmp_path / "own", "0.000001") == 0
-    assert not files_in(tmp_path / "own")
-
-
 def test_picture_that_was_labelled_is_not_kept_again(
     models: Path, scans: Path, tmp_path: Path
 ) -> None:

@@ -26,13 +26,6 @@ def test_serving_is_0_and_one_line(
     assert health(capsys, "--target", server.address) == expected
 
 
-def test_target_comes_from_the_environment(
-    server: RunningServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DIGITS_TARGET", server.address)
-    assert health(capsys)[0] == 0
-
-
 def test_nobody_there_is_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = health(capsys, "--target", "127.0.0.1:1")
     assert (code, out) == (1, "")

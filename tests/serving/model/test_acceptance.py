@@ -51,19 +51,6 @@ def test_dear_model_is_checked_in_few(image_s: float, num_alone: int, sizes: lis
     assert model.sizes == [1] * num_alone + sizes
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 2])
-def test_no_batch_is_larger_than_the_largest(max_batch_size: int) -> None:
-    model = FakeModel(image_s=0.0)
-    check(model.run, GOLDEN[:1], expected()[:1], max_batch_size, model.clock)
-    assert max(model.sizes) == max_batch_size
-
-
-def test_dear_model_with_other_weights_is_unfit() -> None:
-    model = FakeModel(image_s=5.0)
-    with pytest.raises(Unfit, match="answers its golden samples wrongly"):
-        check(model.run, GOLDEN, np.roll(expected(), 1, axis=1), 512, model.clock)
-
-
 def test_dear_model_whose_rows_depend_on_each_other_is_unfit() -> None:
     model = FakeModel(image_s=5.0)
     with pytest.raises(Unfit, match="answers depending on the batch: of 2 images"):

@@ -8,10 +8,9 @@ from serving.batching.result import Result
 from serving.images import Images
 from serving.protocols.encoding import frame
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.statistics import Statistics
 from serving.signature import DIGITS
 from tests.support.fakes import router_of
-from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+from tests.support.inference_peer import raw_request, typed_request
 
 UNKNOWN_FIELD = b"\x7a"  # number 15, length-delimited
 TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
@@ -19,7 +18,7 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 @pytest.fixture
 def method(classifier: Classifier) -> Infer:
-    return Infer(router_of(classifier.served), Statistics())
+    return Infer(router_of(classifier.served))
 
 
 def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:
@@ -72,14 +71,3 @@ def test_heads_are_bounded(method: Infer, images: Images) -> None:
         hint = {"priority": {"int64_param": number}}
         method.read(raw_request(images[:1], parameters=hint).SerializeToString())
     assert len(method.prefixes) <= 256
-
-
-def test_repeated_requests_are_answered_as_the_first_was(
-    peer: Peer, images: Images, classifier: Classifier
-) -> None:
-    expected = classifier.classify(images[:20]).probabilities
-    for image, row in zip(images[:20], expected, strict=True):
-        response = peer.infer(raw_request(image[None]))
-        assert response.model_name == classifier.model_info().name
-        assert response.model_version == "1"
-        np.testing.assert_allclose(probabilities_in(response), row[None], atol=1e-6)

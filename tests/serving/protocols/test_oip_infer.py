@@ -20,27 +20,6 @@ from tests.support.inference_peer import (
 from tests.support.servers import running_server
 
 
-def test_raw_question_has_a_raw_answer_equal_bit_for_bit(
-    peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    for num_images in (1, 2, 500):
-        response = peer.infer(raw_request(images[:num_images], id="a-7"))
-        assert response.model_name == classifier.model_info().name
-        assert (response.model_version, response.id) == ("1", "a-7")
-        assert len(response.raw_output_contents) == 1
-        local = classifier.classify(images[:num_images]).probabilities
-        np.testing.assert_array_equal(probabilities_in(response), local)
-
-
-def test_typed_question_has_a_typed_answer_equal_bit_for_bit(
-    peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    response = peer.infer(typed_request(images[:3]))
-    assert not response.raw_output_contents
-    local = classifier.classify(images[:3]).probabilities
-    np.testing.assert_array_equal(probabilities_in(response), local)
-
-
 def test_version_output_and_parameters_may_be_named(
     peer: Peer, classifier: Classifier, images: Images
 ) -> None:
@@ -76,29 +55,9 @@ TENSOR: dict[str, Any] = {"name": "images", "datatype": "UINT8", "shape": [1, DI
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"inputs": []}, "expected inputs 'images', got none"),
-        ({"inputs": [TENSOR, TENSOR]}, "expected inputs 'images', got 'images', 'images'"),
-        ({"inputs": [TENSOR | {"name": "x"}]}, "expected inputs 'images', got 'x'"),
-        (
-            {"inputs": [TENSOR | {"name": "x" * 10_000}]},
-            f"expected inputs 'images', got '{'x' * 199}...",
-        ),
-        (
-            {"inputs": [TENSOR | {"datatype": "FP32"}]},
-            "expected images UINT8 [N, 784], got FP32 [1, 784]",
-        ),
-        ({"inputs": [TENSOR | {"shape": []}]}, "expected images UINT8 [N, 784], got UINT8 []"),
-        ({"inputs": [TENSOR | {"shape": [784]}]},
-         "expected images UINT8 [N, 784], got UINT8 [784]"),
-        ({"inputs": [TENSOR | {"shape": [1, 28, 28]}]},
-         "expected images UINT8 [N, 784], got UINT8 [1, 28, 28]"),
-        ({"inputs": [TENSOR | {"shape": [-1, 784]}]},
-         "expected images UINT8 [N, 784], got UINT8 [-1, 784]"),
+        ({"inputs": [TENSOR | {"name": "x" * 10_000}]},
+         f"expected inputs 'images', got '{'x' * 199}..."),
         ({"inputs": [TENSOR | {"shape": [0, 784]}]}, "expected at least 1 row, got 0"),
-        ({"inputs": [TENSOR | {"shape": [2, 784]}]}, "expected 1568 bytes for images [2, 784], "
-                                                     "got 784"),
-        ({"raw_input_contents": [b"", b""]}, "expected 1 raw_input_contents, got 2"),
-        ({"raw_input_contents": [bytes(785)]}, "expected 784 bytes for images [1, 784], got 785"),
         ({"raw_input_contents": []}, "expected 784 uint_contents for images [1, 784], got 0"),
         (
             {"inputs": [TENSOR | {"contents": {"uint_contents": [0] * 784}}]},
@@ -135,21 +94,8 @@ def test_bad_request_is_refused_with_what_was_expected_and_what_came(
 @pytest.mark.parametrize(
     ("contents", "text"),
     [
-        (
-            {"uint_contents": [0] * 783},
-            "expected 784 uint_contents for images [1, 784], got 783",
-        ),
-        ({"uint_contents": [0] * 783 + [256]}, "expected uint_contents from 0 to 255, got 256"),
-        (
-            {"uint_contents": [2**32 - 1] * 784},
-            f"expected uint_contents from 0 to 255, got {2**32 - 1}",
-        ),
-        (
-            {"uint_contents": [200] * 785},
-            "expected 784 uint_contents for images [1, 784], got 785",
-        ),
+        ({"uint_contents": [0] * 783}, "expected 784 uint_contents for images [1, 784], got 783"),
         ({"int_contents": [0] * 784}, "expected uint_contents for UINT8, got int_contents"),
-        ({"fp32_contents": [0.5] * 784}, "expected uint_contents for UINT8, got fp32_contents"),
     ],
 )
 def test_bad_contents_are_refused_with_what_was_expected_and_what_came(

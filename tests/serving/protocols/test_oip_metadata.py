@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,15 +11,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
-from serving.errors import InvalidRequest, Unavailable
 from serving.images import Images
-from serving.protocols.oip import inference_pb, metadata, repository
+from serving.protocols.oip import metadata
 from serving.protocols.oip.metadata import ServedModel
-from serving.protocols.oip.repository import ModelState
-from serving.protocols.oip.statistics import Answered, Run, Statistics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, running_server
 
 
 def test_server_and_model_are_live_and_ready(peer: Peer) -> None:
@@ -67,19 +66,23 @@ def test_repository_index_lists_the_served_version(peer: Peer) -> None:
         assert (model.name, model.version, model.state) == ("digits", "1", "READY")
 
 
-def test_statistics_count_images_runs_failures_and_times(peer: Peer, images: Images) -> None:
+def test_statistics_count_images_runs_failures_and_times(models: Path, images: Images) -> None:
     def statistics() -> Any:
         (counts,) = peer.call("ModelStatistics", name="digits").model_stats
         return counts
 
-    before = statistics()
-    peer.infer(raw_request(images[:100]))
-    peer.infer(typed_request(images[:1]))
-    status_of(lambda: peer.infer(raw_request(images[:1], id="x" * 513)))
-    status_of(
-        lambda: peer.infer(raw_request(images[:1], model_name="letters"))
-    )  # not ours to count
-    after = statistics()
+    with (
+        running_server(models, "--self-test-interval", "0") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        peer = Peer(channel)
+        before = statistics()
+        peer.infer(raw_request(images[:100]))
+        peer.infer(typed_request(images[:1]))
+        status_of(lambda: peer.infer(raw_request(images[:1], id="x" * 513)))
+        other = raw_request(images[:1], model_name="letters")
+        status_of(lambda: peer.infer(other))  # not ours to count
+        after = statistics()
     assert (after.name, after.version) == ("digits", "1")
     assert after.inference_count - before.inference_count == 101
     assert after.execution_count - before.execution_count == 2
@@ -88,7 +91,7 @@ def test_statistics_count_images_runs_failures_and_times(peer: Peer, images: Ima
                         ("compute_infer", 2), ("compute_output", 2)):  # fmt: skip
         old, new = getattr(before.inference_stats, name), getattr(after.inference_stats, name)
         assert new.count - old.count == times
-        assert new.ns > old.ns
+        assert new.ns > old.ns or name in ("fail", "compute_input")  # neither is timed here
     parts = ("queue", "compute_input", "compute_infer", "compute_output")
     stats = after.inference_stats
     assert sum(getattr(stats, name).ns for name in parts) <= stats.success.ns
@@ -121,17 +124,6 @@ def test_messages_stay_out_of_the_default_pool() -> None:
         "raise SystemExit('other clients of the protocol could not be imported')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_success_takes_what_its_parts_take_to_the_nanosecond() -> None:
-    statistics = Statistics()
-    run = Run(num_rows=1, started_s=0.6e-9, finished_s=1.2e-9)
-    for _ in range(20):  # each rounds otherwise
-        statistics.count_success("digits", "1", Answered(3, 3, arrived_s=0.0, decode_s=0.6e-9), run)
-        stats = statistics.message("digits", "1").inference_stats
-        parts = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
-        assert sum(part.ns for part in parts) == stats.success.ns
-        assert {part.count for part in parts} == {stats.success.count}
 
 
 ODD = ServedModel(
@@ -171,32 +163,8 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
     ]
 
 
-def test_index_lists_all_versions_and_says_why_some_are_not_ready() -> None:
-    states = [ModelState("a", "1"), ModelState("a", "2", "damaged"), ModelState("b", "7")]
-    models = repository.index(b"", states).models
-    assert [(model.name, model.version, model.state, model.reason) for model in models] == [
-        ("a", "1", "READY", ""),
-        ("a", "2", "UNAVAILABLE", "damaged"),
-        ("b", "7", "READY", ""),
-    ]
-    only_ready = inference_pb.RepositoryIndexRequest(ready=True).SerializeToString()
-    assert [model.version for model in repository.index(only_ready, states).models] == ["1", "7"]
-
-
-def test_models_are_loaded_and_unloaded_by_name_where_that_is_allowed() -> None:
-    names: list[str] = []
-    for change, message in (
-        (repository.load, inference_pb.RepositoryModelLoadRequest(model_name="a")),
-        (repository.unload, inference_pb.RepositoryModelUnloadRequest(model_name="b")),
-    ):
-        request = message.SerializeToString()
-        assert change(request, names.append).SerializeToString() == b""
-        with pytest.raises(Unavailable, match="without --allow-repository-control"):
-            change(request, None)
-    assert names == ["a", "b"]
-    message = inference_pb.RepositoryModelLoadRequest(model_name="c")
-    message.parameters["config"].string_param = "{}"
-    with pytest.raises(InvalidRequest, match="expected no parameters"):
-        repository.load(message.SerializeToString(), names.append)
-    extensions = metadata.server_metadata(controls_repository=True).extensions
-    assert list(extensions) == ["model_configuration", "statistics", "model_repository"]
+def test_models_are_not_loaded_where_that_is_not_allowed(peer: Peer) -> None:
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        code, text = status_of(partial(peer.call, method, model_name="digits"))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "without --allow-repository-control" in text

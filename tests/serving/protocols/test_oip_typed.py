@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 
@@ -124,12 +123,3 @@ def test_contents_that_are_slow_to_read_are_bounded(contents: bytes, text: str) 
     with pytest.raises(InvalidRequest) as refused:
         TypedContents(request(contents))
     assert str(refused.value) == text
-
-
-def test_largest_request_is_taken_apart_without_its_numbers() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, 4096 * 784, np.uint8)
-    encoded = np.empty((len(pixels), 2), np.uint8)
-    encoded[:, 0], encoded[:, 1] = pixels | 0x80, pixels >> 7
-    typed = TypedContents(request(field(4, encoded.tobytes())))
-    assert len(typed.rest) < 100
-    np.testing.assert_array_equal(from_typed(typed.inputs[0][4], IMAGES, pixels.shape), pixels)

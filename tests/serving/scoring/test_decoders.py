@@ -8,15 +8,16 @@ import pytest
 from PIL import Image
 
 from serving.images import Images
-from serving.scoring.decoders import Decoders
-from serving.system.processes.pool import CRASH
+from serving.pictures.files import processes
+from serving.scoring.scorer import decode
+from serving.system.processes.pool import CRASH, Processes
 from tests.serving.cli.test_classify import end_process
 from tests.serving.scoring.conftest import picture
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
-    decoders = Decoders(2)
+def decoders() -> Iterator[Processes]:
+    decoders = processes(2)
     yield decoders
     decoders.close()
 
@@ -29,24 +30,24 @@ class Deadly(bytes):
 
 
 def test_picture_that_kills_its_decoder_costs_no_other_its_answer(
-    decoders: Decoders, images: Images
+    decoders: Processes, images: Images
 ) -> None:
     contents = [picture(image) for image in images[:40]]
     contents[5] = contents[30] = Deadly()
-    decoded = decoders.decode(contents)
+    decoded = decode(decoders, contents)
     assert [number for number, each in enumerate(decoded) if isinstance(each, str)] == [5, 30]
     assert decoded[5] == CRASH
     np.testing.assert_array_equal(decoded[6], images[6:7])
-    after = decoders.decode(contents[:5])
+    after = decode(decoders, contents[:5])
     np.testing.assert_array_equal(np.concatenate([*map(np.asarray, after)]), images[:5])
 
 
 def test_remarks_of_decoders_stay_off_stderr(
-    decoders: Decoders, capfd: pytest.CaptureFixture[str]
+    decoders: Processes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stream = io.BytesIO()
     Image.new("L", (40, 40)).save(stream, "tiff", compression="tiff_lzw")
     content = stream.getvalue()
-    (error,) = decoders.decode([content[:8] + b"\xff" * 22 + content[30:]])
+    (error,) = decode(decoders, [content[:8] + b"\xff" * 22 + content[30:]])
     assert error == "cannot be read: decoder error -2"
     assert capfd.readouterr().err == ""

@@ -71,7 +71,7 @@ def test_broken_pictures_are_rows_with_errors(
     check_broken(score(tmp_path / "scans"), expected, {1: "expected a picture (PNG"})
     dataset = open_dataset(Location.of(f"{tmp_path}/scans"), DIGITS, None, None)
     files[2].unlink()
-    ((batch, errors),) = dataset.read(dataset.pieces[0])
+    ((batch, errors),) = dataset.pieces[0].read()
     assert [*errors] == [2]
     assert errors[2].startswith("cannot be read: ")
     assert batch["image"].is_null().to_pylist() == [False, False, True, False, False]

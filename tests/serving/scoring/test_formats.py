@@ -87,7 +87,7 @@ def test_idx_is_scored(
     check(result.table, expected)
     assert result.table["row"].to_pylist() == list(range(500))
     assert b"".join(result.table["image"].to_pylist()) == images.tobytes()
-    assert len(list((tmp_path / "out").glob("part-*"))) == (1 if is_gzipped else 3)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 3
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

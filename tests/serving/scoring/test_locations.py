@@ -37,9 +37,10 @@ def scored(source: Location, out: Location) -> int:
     model = load_model(PRETRAINED / "digits", device="cpu")
     dataset = open_dataset(source, DIGITS, None, 100)
     dropped = None if dataset.are_images_kept else dataset.image_column
-    task = scorer.Task(dataset, out, scorer.answered(dataset.schema, dropped, "", DIGITS))
+    schema = scorer.answered(dataset.schema, dropped, "", DIGITS)
+    task = scorer.Task(dataset.image_column, dataset.compression, out, schema)
     num_rows: list[int] = []
-    assert not any(scorer.score(task, model, 2, num_rows.append))
+    assert not any(scorer.score(task, dataset.pieces, model, 2, num_rows.append))
     return sum(num_rows)
 
 

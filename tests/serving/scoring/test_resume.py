@@ -49,6 +49,7 @@ def times(out: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)]
 )
+@pytest.mark.slow
 def test_interrupted_run_is_resumed_and_has_every_row_once(
     number: int, code: int, tmp_path: Path, source: Path
 ) -> None:

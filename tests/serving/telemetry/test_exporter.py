@@ -194,6 +194,7 @@ def test_draining_server_is_not_ready_and_still_alive() -> None:
         assert server.process.wait(TIMEOUT_S) == 0
 
 
+@pytest.mark.slow
 def test_readiness_of_several_workers_is_that_of_all(models: Path) -> None:
     with running_server(models, "--workers", "2") as server:
         metrics = server.facts["metrics"]

@@ -29,16 +29,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def test_no_deformation_leaves_the_images_as_they_are(examples: Examples) -> None:
-    assert np.array_equal(augmentation.deform(examples.images, NOTHING, rng()), examples.images)
-
-
-def test_deformation_roughly_keeps_the_ink(examples: Examples) -> None:
-    deformed = augmentation.deform(examples.images, DEFORMATION, rng())
-    assert deformed.mean() == pytest.approx(examples.images.mean(), rel=0.1)
-    assert not np.array_equal(deformed, examples.images)
-
-
 def test_each_group_has_a_field_of_its_own(examples: Examples) -> None:
     same = np.repeat(examples.images[:1], 2 * GROUP, axis=0)
     deformed = augmentation.deform(same, DEFORMATION, rng())
@@ -122,12 +112,6 @@ def test_batch_mixes_the_groups() -> None:
     images, _ = augmentation.batches(same, PLAIN, rng(), DEFORMATION)
     groups = math.ceil(1000 / GROUP)
     assert all(len(np.unique(batch, axis=0)) == groups for batch in images)
-
-
-def test_images_that_fill_no_batch_are_left_out(examples: Examples) -> None:
-    recipe = dataclasses.replace(PLAIN, batch_size=300)
-    images, _ = augmentation.batches(examples, recipe, rng(), None)
-    assert images.shape == (6, 300, 784)
 
 
 def test_the_last_epochs_deform_half_as_far(

@@ -28,11 +28,6 @@ def test_the_same_generator_degrades_in_the_same_way(images: Images) -> None:
     assert np.array_equal(degrade(images, rng()), degrade(images, rng()))
 
 
-@pytest.mark.parametrize("num", [0, 1, 8])
-def test_few_images_are_degraded_too(images: Images, num: int) -> None:
-    assert degrade(images[:num], rng()).shape == (num, 784)
-
-
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_images_differ_in_how_far_they_are_degraded(images: Images, way: object) -> None:
     same = np.repeat(images[:1], 130, axis=0).reshape(-1, 28, 28).astype(np.float32)

@@ -92,10 +92,6 @@ def assert_loaded(data: Mnist) -> None:
     assert data.train_images[1, :3].tolist() == [31, 32, 33]  # 784 mod 251 and on
 
 
-def test_folder_of_raw_files_is_read(folder: Path) -> None:
-    assert_loaded(Mnist.load(folder))
-
-
 def test_folder_of_gzipped_files_is_read(folder: Path) -> None:
     for name, content in CONTENTS.items():
         (folder / name).unlink()
@@ -165,14 +161,6 @@ def test_mirror_that_does_not_answer_is_tried_twice_then_left(
     assert mirror.requests == [f"{TRAIN_IMAGES}.gz"] * 2
     left = [f"can't get MNIST from {url}: trying the next source" for url in (NOBODY, mirror.url)]
     assert capsys.readouterr().out.splitlines()[:2] == left
-
-
-def test_one_failed_download_is_retried(
-    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
-    mirror.files[f"{TEST_IMAGES}.gz"] = [None, gzip.compress(CONTENTS[TEST_IMAGES])]
-    assert_loaded(Mnist.load())
 
 
 @pytest.mark.parametrize(

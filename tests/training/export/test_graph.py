@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 
 
 @pytest.fixture(scope="module")

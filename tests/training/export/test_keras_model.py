@@ -15,10 +15,9 @@ from onnx import numpy_helper
 
 from tests.training.export.letters import letters, rebuild, save_samples, train_letters
 from training.__main__ import main
-from training.data.mnist import Mnist
 from training.errors import ExportError, UnusableInput
 from training.export import graph, keras_model
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.version import Candidate
 
 SAME = 1e-5
@@ -91,12 +90,6 @@ def test_manifest_describes_a_model_trained_elsewhere(manifest: dict[str, Any]) 
     assert (manifest["parity"]["images"], manifest["parity"]["tolerance"]) == (600, 1e-4)
 
 
-def test_triton_learns_the_shape(version: Path) -> None:
-    config = (version.parent / "config.pbtxt").read_text()
-    assert "dims: [ 1024 ]" in config
-    assert "dims: [ 26 ]" in config
-
-
 @pytest.mark.parametrize(
     ("file", "key"),
     [("model.onnx", "probabilities"), ("model.int8.onnx", "int8_probabilities")],
@@ -135,14 +128,6 @@ def test_int8_is_rounded_on_one_half_and_tested_on_the_other(
     assert np.array_equal(candidate.int8_test.images, images[1::2])
     assert candidate.int8_test.labels is not None
     assert np.array_equal(candidate.int8_test.labels, np.load(files[1])["labels"][1::2])
-
-
-def test_few_samples_publish_no_int8(model: keras.Model, tmp_path: Path) -> None:
-    samples = save_samples(tmp_path / "few.npz", num=300)
-    version = keras_model.export(save(tmp_path, model), samples, tmp_path, "letters")
-    manifest = json.loads((version / "manifest.json").read_text())
-    assert manifest["int8"] == {"refused": "expected at least 200 images to test it with, got 150"}
-    assert list(manifest["files"]) == ["model.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -208,15 +193,6 @@ def test_convolutional_network_is_published_without_int8(tmp_path: Path) -> None
     manifest = json.loads((version / "manifest.json").read_text())
     assert "begins with Dense, relu and Dense" in manifest["int8"]["refused"]
     assert manifest["accuracy"] == {"validation": None, "test": None}
-
-
-def test_labels_are_read_from_a_file(
-    files: tuple[Path, Path], tmp_path: Path, candidates: list[Candidate]
-) -> None:
-    names = [*"abcdefghijklmnopqrstuvwxy", "zett"]
-    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n")
-    keras_model.export(*files, tmp_path, "letters", tmp_path / "labels.txt")
-    assert candidates[0].signature.labels == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -437,19 +413,6 @@ def test_graph_that_answers_otherwise_is_not_published(
     with pytest.raises(ExportError, match=rf"{who} disagree.*allowed: 0 and 1e-04"):
         keras_model.export(*files, tmp_path / "models", "letters")
     assert not (tmp_path / "models").exists()
-
-
-def test_command_needs_no_mnist(
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(Mnist, "load", pytest.fail)
-    own = ["--keras", str(files[0]), "--samples", str(files[1]), "--name", "letters"]
-    assert main(["export", *own, "--models", str(tmp_path)]) == 0
-    command = f".venv/bin/digit-serving serve --models {tmp_path} --model letters"
-    assert f"published {tmp_path}/letters/1; serve it with `{command}`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

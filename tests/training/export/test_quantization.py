@@ -8,7 +8,7 @@ from onnx import TensorProto, numpy_helper
 
 from training.data.mnist import Images, Mnist
 from training.export import int8_gate, parity, quantization
-from training.export.onnx_runtime import onnxruntime
+from training.export.parity import onnxruntime
 from training.export.quantization import Refused
 from training.export.samples import Samples
 

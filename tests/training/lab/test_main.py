@@ -26,7 +26,7 @@ def test_a_wrong_command_is_refused(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["study", "evaluate", "fit"])
+@pytest.mark.parametrize("command", ["evaluate", "fit"])
 def test_a_command_without_mnist_fails_in_one_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +39,6 @@ def test_a_command_without_mnist_fails_in_one_line(
 def test_pictures_prints_a_row_for_each_population(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["pictures", "--models", str(models), "--number", "10"]) == 0
+    assert main(["pictures", "--models", str(models), "--number", "2"]) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split()[1] for row in rows] == ["fonts", "strokes", "optdigits"]

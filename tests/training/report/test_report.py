@@ -100,11 +100,6 @@ def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
     assert re.fullmatch(r"total +241,650", rows[-1])
 
 
-def test_sample_grid_shows_18_labelled_digits(mnist_sample: Mnist) -> None:
-    labels = mnist_sample.train_labels[:18]
-    assert titles(report.samples(mnist_sample)[0]) == [f"label {label}" for label in labels]
-
-
 def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
     data = dataclasses.replace(mnist_sample, test_labels=np.zeros(500, np.uint8))
     answers = np.eye(10, dtype=np.float32)[np.zeros(500, int)]
@@ -113,12 +108,6 @@ def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
     figure, alt = report.mistakes(data, answers)
     assert titles(figure) == ["predict 4\nreal 0", "predict 3\nreal 0"]
     assert alt == "2 misread digits: 0 read as 4, 0 read as 3."
-
-
-def test_no_more_than_18_mistakes_are_shown(mnist_sample: Mnist) -> None:
-    wrong = (mnist_sample.test_labels + 1) % 10
-    figure, _ = report.mistakes(mnist_sample, np.eye(10, dtype=np.float32)[wrong])
-    assert len(figure.axes) == 18
 
 
 def test_report_is_written_without_a_single_mistake(
@@ -171,12 +160,6 @@ def test_alternative_texts_describe_the_figures() -> None:
         "A grid of counts, ten digits by ten: 900 of 903 images lie on the diagonal. "
         "The commonest mistakes: 4 read as 9 (3 times)."
     )
-
-
-@pytest.mark.parametrize("accuracy", [0.1, 1.0])
-def test_curves_of_a_single_epoch_are_drawn(accuracy: float) -> None:
-    names = ("loss", "val_loss", "accuracy", "val_accuracy")
-    assert draw(figures.curves({name: [accuracy] for name in names}), "").svg
 
 
 def test_report_of_nothing_names_the_command_to_run(tmp_path: Path, mnist_sample: Mnist) -> None:

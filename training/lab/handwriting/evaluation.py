@@ -62,17 +62,7 @@ ROWS: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
 def measure(
     digits: Examples, number: int, seed: int, rows: tuple[str, ...] = ()
 ) -> Iterator[Outcome]:
-    """Read many random pages with the pretrained model, on all cores.
-
-    Args:
-        digits: to compose the pages of.
-        number: of pages of each kind.
-        seed: decides the pages.
-        rows: the kinds; all if empty.
-
-    Returns:
-        The outcome of each page, in the order of the kinds.
-    """
+    """Read many random pages with the pretrained model, on all cores."""
     names = rows or (*ROWS, *EMPTY)
     tasks = [(name, seed, page) for name in names for page in range(number)]
     return on_all_cores(_outcome, digits, tasks)

@@ -64,13 +64,7 @@ def join(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
 
 
 def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[list[LabelledRow]]:
-    """Return the rows of each of many random pages, made on all cores.
-
-    Args:
-        digits: to compose the pages of.
-        num_pages: how many.
-        seed: with a page's number it decides all of that page.
-    """
+    """Return the rows of each of many random pages, made on all cores."""
     return on_all_cores(_of_page, digits, [(seed, number) for number in range(num_pages)])
 
 
@@ -99,13 +93,7 @@ def _of_page(digits: Examples, classifier: Classifier, seed: tuple[int, int]) ->
 def of_picture(
     grey: Levels, composed: Composed | None, classifier: Classifier
 ) -> list[LabelledRow]:
-    """Label the candidates of a page by the digits that their ink belongs to.
-
-    Args:
-        grey: the page.
-        composed: the digits on it; None if there are none.
-        classifier: gives the candidates' probabilities.
-    """
+    """Label the candidates of a page by the digits that their ink belongs to."""
     labelled = []
     ink = page.find_ink(decoder.read_page(file_of(grey)).grey)
     for row in rows.find_rows(ink) if ink else []:

@@ -80,15 +80,7 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
 def draw_field(
     draw: ImageDraw.ImageDraw, field: str, box: tuple[int, int, int, int], weight: int, pen: int
 ) -> None:
-    """Draw what is around one digit.
-
-    Args:
-        draw: draws on the page.
-        field: one of FIELDS.
-        box: left, top, right and bottom of the digit's place.
-        weight: the lines' grey level.
-        pen: their width in pixels.
-    """
+    """Draw what is around one digit."""
     left, top, right, bottom = box
     if field == "boxes":
         draw.rectangle(box, outline=weight, width=pen)

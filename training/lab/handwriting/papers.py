@@ -57,16 +57,7 @@ PAPERS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
 
 
 def lay(ink: Levels, paper: str, rng: np.random.Generator) -> Levels:
-    """Lay ink on a kind of paper.
-
-    Args:
-        ink: (H, W) uint8, 255 = ink.
-        paper: one of PAPERS.
-        rng: draws light, lines and grain.
-
-    Returns:
-        (H, W) uint8 grey levels.
-    """
+    """Lay ink on a kind of paper."""
     return np.clip(PAPERS[paper](ink / 255.0, rng), 0, 255).astype(np.uint8)
 
 

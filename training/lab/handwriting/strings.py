@@ -99,14 +99,7 @@ def _glyph(glyph: Levels, scale: float, slant: float) -> Levels:
 def random_string(
     digits: Examples, rng: np.random.Generator, lowest: float, highest: float
 ) -> Composed:
-    """Compose 2 to 8 of MNIST's digits, each gap drawn from `lowest` to `highest` pixels.
-
-    Args:
-        digits: to choose from.
-        rng: draws the digits and the rest.
-        lowest: the smallest gap, in MNIST's pixels.
-        highest: the largest gap.
-    """
+    """Compose 2 to 8 of MNIST's digits, each gap drawn from `lowest` to `highest` pixels."""
     chosen = rng.integers(len(digits.labels), size=rng.integers(2, 9))
     glyphs = [image.reshape(28, 28) for image in digits.images[chosen]]
     gaps = rng.uniform(lowest, highest, len(chosen) - 1).tolist()

@@ -20,13 +20,7 @@ def on_all_cores(
     digits: Examples,
     tasks: Iterable[_Task],
 ) -> Iterator[_Result]:
-    """Do each task in some process, and yield the results in the order of the tasks.
-
-    Args:
-        work: a function of a module; gets the digits, the pretrained classifier and a task.
-        digits: to compose pages of.
-        tasks: what is to be done.
-    """
+    """Do each task in some process, and yield the results in the order of the tasks."""
     with multiprocessing.Pool(initializer=_start, initargs=(digits,)) as pool:
         yield from pool.imap(partial(_do, work), tasks, _CHUNK)
 

@@ -27,16 +27,17 @@ def rows(mnist_sample: Mnist) -> list[LabelledRow]:
     return made
 
 
+@pytest.mark.slow
 def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     rows: list[LabelledRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = Fit(NUM_MEASURES, seed=0)
     with_text = [row for row in rows if row.text]
     at_first = fit.path_loss(with_text)
-    fit.by_labels(rows, epochs=8)
+    fit.by_labels(rows, epochs=4)
     by_labels = fit.path_loss(with_text)
     assert by_labels < 0.7 * at_first
-    fit.by_paths(rows, epochs=12)
+    fit.by_paths(rows, epochs=5)
     assert fit.path_loss(with_text) < 0.9 * by_labels
 
     fit.save(tmp_path / "rejecter.npz")

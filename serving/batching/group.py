@@ -1,0 +1,142 @@
+"""Calls that wait for a run together, and what they know of their caller and their answer."""
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Protocol
+
+from serving.batching.result import Result
+from serving.errors import DigitsError
+
+
+class Owner(Protocol):
+    """The thread that reads from callers and answers them."""
+
+    def clock(self) -> float:
+        """Return monotonic seconds."""
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Run a function on the owner's thread, from any thread."""
+
+    def schedule(self, batcher: Any) -> None:
+        """Have `batcher.turn` called soon."""
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """Run a function soon, when the answers are on their way."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+
+
+class Caller(Protocol):
+    """Who sends calls: a connection. Callers take turns."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, without its port."""
+
+    @property
+    def streams(self) -> Container[bytes]:
+        """Its calls; one that has left, or was answered, is not in it."""
+
+    @property
+    def gave_up_s(self) -> float:
+        """When it last cancelled a call, in monotonic seconds."""
+
+    @property
+    def lines(self) -> dict[Any, Any]:
+        """What it has waiting in each queue."""
+
+
+class Encoder(Protocol):
+    """What calls of one layout have in common, and how they are answered."""
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of each call."""
+
+    @property
+    def method(self) -> str | None:
+        """The name under which an answered call is counted; None if it is counted elsewhere."""
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        """Make the answers to calls of a run that succeeded, the first of row `at`."""
+
+
+class Sink(Protocol):
+    """What takes the outcome of calls, on the owner's thread."""
+
+    def answer(self, group: "Group", responses: Sequence[Any]) -> None:
+        """Take the responses, one for each call."""
+
+    def fail(self, group: "Group", error: DigitsError) -> None:
+        """Take the reason why there are none."""
+
+
+class Group:
+    """Calls of one caller that came together, or messages of one stream, with one encoder."""
+
+    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
+                 "slots", "streams")  # fmt: skip
+
+    def __init__(
+        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any], encoder: Encoder,
+        sink: Sink, arrived_s: float, deadline_s: float, slots: Sequence[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Describe calls that wait.
+
+        Args:
+            caller: who sent them.
+            streams: the calls.
+            messages: the rows of each: bytes, or an array for each input.
+            encoder: how each is answered.
+            sink: takes the outcome.
+            arrived_s: when they came, in monotonic seconds.
+            deadline_s: when they are late.
+            slots: what the sink knows them by, if not by their stream.
+        """
+        self.caller = caller
+        self.streams = streams
+        self.messages = messages
+        self.encoder = encoder
+        self.sink = sink
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.slots = slots
+        self.num_rows = len(streams) * encoder.num_rows
+        """The rows of all of them."""
+
+    def cut(self, begin: int, end: int) -> "Group":
+        """Return some of the calls."""
+        return Group(
+            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
+            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
+        )  # fmt: skip
+
+    def open_part(self) -> "Group | None":
+        """Return the calls whose callers have not left; None if all have."""
+        streams = self.caller.streams
+        if all(map(streams.__contains__, self.streams)):
+            return self
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        return self._pick(at) if at else None
+
+    def open_answers(self, responses: Sequence[Any]) -> "tuple[Group, Sequence[Any]]":
+        """Return the calls whose callers have not left, perhaps none, and their responses."""
+        streams = self.caller.streams
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        if len(at) == len(self.streams):
+            return self, responses
+        return self._pick(at), [responses[i] for i in at]
+
+    def _pick(self, at: list[int]) -> "Group":
+        slots = self.slots
+        return Group(
+            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
+            self.encoder, self.sink, self.arrived_s, self.deadline_s,
+            slots and [slots[i] for i in at],
+        )  # fmt: skip
+
+
+def open_parts(groups: Sequence[Group]) -> list[Group]:
+    """Return the calls whose callers have not left."""
+    parts = (group.open_part() for group in groups)
+    return [part for part in parts if part is not None]
