@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 served or answered, 2 bad usage or configuration, 1 anything else.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we say in one line what goes wrong
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported in one line
     arguments = parser()
     options = arguments.parse_args(argv)
     for line in arguments.unknown_variables("DIGITS_TOKEN"):

@@ -67,7 +67,7 @@ class Classifier(Embedded):
             version: which version to load, such as "3" or 3; None for the newest good one. A
                 damaged version is skipped with a warning in the log.
             device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
-            precision: "fp32" or "int8". int8 runs on the CPU only, which is what "auto" means
+            precision: "fp32" or "int8". int8 runs on the CPU only, which "auto" means
                 for it.
             batching: `max_batch_size` is the most images in one run; the queue's limits bind only
                 a server.
@@ -128,7 +128,7 @@ class Classifier(Embedded):
         return classifier
 
     def model_info(self) -> ModelInfo:
-        """Return what is served, on which device, and its limits."""
+        """Return the model's description, its device and its limits."""
         name = self._served_name or self.served.manifest.name
         return self.served.info(name, "in process", self.batching)
 

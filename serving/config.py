@@ -161,7 +161,7 @@ class ServerConfig:
     reload_interval_s: float = 0.0
     """Seconds between looks for new versions, labels and models; 0: only at SIGHUP."""
     self_test_interval_s: float = 10.0
-    """Seconds between the golden samples that decide what health says; 0: never."""
+    """Seconds between the golden samples that decide the state of health; 0: never."""
     access_log: float = 0.0
     """Share of the calls to log, such as 5%, besides all that fail; 0 logs none."""
     otlp_endpoint: str | None = None
@@ -175,7 +175,7 @@ class ServerConfig:
     """image: models without a manifest classify pictures, of the size that their graphs say; a
     classifier.json beside a model says more."""
     labels: tuple[str, ...] = ()
-    """What each of their classes is called."""
+    """The names of their classes."""
     log_format: LogFormat = "text"
     """Format of the log lines on stderr and of the ready line on stdout."""
     security: SecurityConfig = field(default_factory=SecurityConfig)

@@ -16,7 +16,7 @@ from serving.tensors import Array, Feeds, Tensor, as_feeds
 
 
 class Embedded:
-    """A loaded model and its share of the cores; what `Model` and `Classifier` have in common."""
+    """A loaded model and its share of the cores; the common part of `Model` and `Classifier`."""
 
     def __init__(
         self, model: LoadedModel, batching: BatchingConfig | None = None, num_processes: int = 1

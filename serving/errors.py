@@ -11,7 +11,7 @@
         ├── Unavailable         starting, draining, or out of reach
         ├── DeadlineExceeded    the deadline passed before the answer was ready
         ├── ModelError          the model failed on these images
-        ├── CorruptModel        a version's files are damaged, or not what the manifest says
+        ├── CorruptModel        a version's files are damaged, or contradict the manifest
         ├── DeviceError         the requested device cannot be used
         └── ConfigurationError  an option or a file that it names cannot be used
 
@@ -23,7 +23,7 @@ class DigitsError(Exception):
     """Root of the tree; its text is one line that can be shown to a person."""
 
     usual_text = ""
-    """What it says where nothing more is known."""
+    """Its usual text."""
 
     def __init__(self, text: str = "") -> None:
         """Say a text, or the class's usual one."""
@@ -35,7 +35,7 @@ class RequestError(DigitsError):
 
 
 class InvalidRequest(RequestError):
-    """The images are invalid; the text says what was expected and what came."""
+    """The images are invalid; the text has the expected and the received value."""
 
 
 class TooLarge(InvalidRequest):

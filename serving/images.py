@@ -22,7 +22,7 @@ def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None
 
     Args:
         array: (N, pixels) or (N, *input_shape) uint8, N >= 1.
-        signature: what the model takes.
+        signature: of the model.
         max_images: the largest N accepted; None for no limit.
 
     Returns:
@@ -32,7 +32,7 @@ def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None
         InvalidRequest: not an array, wrong dtype or shape, no images, or more than max_images.
     """
     size, shape = signature.image_bytes, signature.input_shape
-    if (  # what most callers have: half a microsecond instead of one
+    if (  # the usual case: half a microsecond instead of one
         type(array) is np.ndarray
         and array.dtype is _UINT8
         and (array.shape[1:] == (size,) or array.shape[1:] == shape)
@@ -52,7 +52,7 @@ def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None
 
 
 def as_pixels(array: npt.ArrayLike) -> Images:
-    """Check what holds of the images of every model: they are an array of uint8.
+    """Check the images of any model: they are an array of uint8.
 
     Raises:
         InvalidRequest: not an array, or another dtype. Floats are refused because they may be 0..1
@@ -97,7 +97,7 @@ def check_bytes(num_bytes: int, image_bytes: int, max_images: int | None) -> Non
     """Check that a number of bytes is that of 1 to max_images images (None for no limit).
 
     Raises:
-        InvalidRequest: it is not; the text says what was expected and what came.
+        InvalidRequest: it is not; the text has the expected and the received value.
     """
     num_images, rest = divmod(num_bytes, image_bytes)
     if rest:

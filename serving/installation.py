@@ -58,10 +58,10 @@ def require(*modules: str) -> None:
 
 
 def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
-    """Say what to install, in one line.
+    """Return the command that installs a missing extra, in one line.
 
     Args:
-        error: what an import raised; raised again if no extra has the module, since then the
+        error: an import's exception; raised again if no extra has the module, since then the
             installation is not at fault.
         extras: top-level module to the extra that installs it.
     """

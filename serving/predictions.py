@@ -41,7 +41,7 @@ class Predictions:
     model_version: str
     """The version that answered, such as "3"."""
     class_labels: tuple[str, ...] = ()
-    """What each class is called; none: its number."""
+    """The name of each class; none: its number."""
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """What the class of each image is called: "7" for the digit 7."""
+        """The name of each image's class: "7" for the digit 7."""
         names = self.class_labels
         return [names[digit] if names else str(digit) for digit in self.digits.tolist()]
 

@@ -16,7 +16,7 @@ from serving.tensors import Array, TensorSignature
 LAYOUTS = {"flat": "P", "NHW": "HW", "NHWC": "HWC", "NCHW": "CHW"}
 """Orders of the axes: N the batch, H height, W width, C channels. "flat" is NHWC in one row."""
 RESIZES = ("stretch", "pad", "crop", "digits")
-"""What becomes of pictures of other proportions: stretched; made to fit, between black bars; cut
+"""The treatment of pictures of other proportions: stretched; made to fit, between black bars; cut
 to their middle. "digits" finds one digit, and scales and centres it as MNIST's are."""
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 _MAX_SIDE = 4096
@@ -26,7 +26,7 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """What is done with a picture before a classifier takes it, and what its classes are called.
+    """The preparation of pictures for a classifier, and the names of its classes.
 
     Raises:
         ValueError: a field is wrong.
@@ -41,7 +41,7 @@ class Preprocessing:
     dtype: str = "uint8"
     """"uint8" or "float32"."""
     scale: float = 1.0
-    """What levels of 0 to 255 are multiplied by; of float32 only, as the next two."""
+    """The factor for levels of 0 to 255; of float32 only, as the next two."""
     mean: tuple[float, ...] = ()
     """Then subtracted, of each channel."""
     std: tuple[float, ...] = ()
@@ -51,7 +51,7 @@ class Preprocessing:
     invert: bool = False
     """Whether pictures that are mostly light are inverted: the model knows light ink on dark."""
     labels: tuple[str, ...] = ()
-    """What each class is called; none: its number."""
+    """The name of each class; none: its number."""
 
     def __post_init__(self) -> None:
         def check(name: str, holds: bool, expected: str) -> None:
@@ -80,7 +80,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        """Parse what a JSON file says.
+        """Parse a JSON file.
 
         Raises:
             ValueError: a field is unknown, missing or wrong.
@@ -154,7 +154,7 @@ def of_signature(
 
 
 def of_graph(tensors: TensorSignature, document: Mapping[str, Any]) -> Preprocessing:
-    """Return how pictures become the input of a graph: what it says itself, unless it is given.
+    """Return how pictures become the input of a graph: its own description, unless one is given.
 
     Raises:
         ValueError: a field is wrong or missing, or the graph takes or answers something else.

@@ -40,7 +40,7 @@ class Classify:
             version: the version; None for the newest good one.
             device: "auto", "cpu" or "cuda".
             precision: "fp32" or "int8".
-            prefix: what the new columns' names begin with.
+            prefix: of the new columns' names.
 
         Raises:
             DigitsError: see `load_model`.

@@ -16,7 +16,7 @@ from serving.tensors import TensorSignature
 
 
 class _State(NamedTuple):
-    """What a route serves at one moment."""
+    """The versions of a route at one moment."""
 
     versions: ModelVersions
     batchers: Mapping[str, Batcher]
@@ -74,7 +74,7 @@ class Route:
 
     @property
     def versions(self) -> ModelVersions:
-        """The versions in service, and what they are called."""
+        """The versions in service, and their labels."""
         return self._state.versions
 
     @property
@@ -89,7 +89,7 @@ class Route:
 
     @property
     def tensors(self) -> TensorSignature:
-        """What the default version takes and answers."""
+        """The inputs and outputs of the default version."""
         return self.model.tensors
 
     @property
@@ -103,7 +103,7 @@ class Route:
         return self.model.image_signature
 
     def find(self, version: str) -> "Route | Batcher":
-        """Return what takes calls for a version or a label; "" for calls that name none.
+        """Return the receiver of calls for a version or a label; "" for calls that name none.
 
         Raises:
             ModelNotFound: there is none.

@@ -32,16 +32,16 @@ class Router:
         Args:
             batching: sizes and limits, of each model.
             num_processes: how many servers share this machine's cores.
-            host: what it takes from its machine.
+            host: clock, network and random numbers.
         """
         self.host = host or Host()
-        """What it takes from its machine."""
+        """Clock, network and random numbers."""
         self.batching = batching or BatchingConfig()
         self.metrics = Metrics()
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
         self.batchers: tuple[Batcher, ...] = ()
-        """Of all versions, also of those that only finish what they accepted."""
+        """Of all versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
         """Held while `routes` and `batchers` are replaced."""
@@ -75,7 +75,7 @@ class Router:
             self.routes = routes
             is_other = self.classifier is not before
         if self.owner is not None and (is_other or name not in routes):
-            self.owner.post(self.owner.forget_layouts)  # some are for what is gone
+            self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
     def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         cores = model.engine.max_concurrent_runs or max(1, usable_cores() // self._num_processes)
@@ -142,5 +142,5 @@ class Router:
 
 
 def _facts(model: Model) -> object:
-    """Return what callers rely on."""
+    """Return the facts that callers rely on."""
     return model.signature, model.tensors

@@ -1,4 +1,4 @@
-"""Named tensors: what any model takes and answers, as the Open Inference Protocol describes it."""
+"""Named tensors: any model's inputs and outputs, as in the Open Inference Protocol."""
 
 import math
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorSignature:
-    """What a model takes and answers."""
+    """A model's inputs and outputs."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -82,7 +82,7 @@ def as_feeds(signature: TensorSignature, values: Mapping[str, object]) -> dict[s
     """Check the arrays of a call, and convert lists and numbers where that loses nothing.
 
     Args:
-        signature: what the model takes.
+        signature: of the model.
         values: an array for each input, by its name; or a list, a number or a text.
 
     Returns:
@@ -110,7 +110,7 @@ def as_array(tensor: Tensor, value: object) -> Array:
     """Return one input as an array of its type and shape; see `as_feeds`.
 
     Raises:
-        InvalidRequest: it has another type or shape; the text says what was expected and what came.
+        InvalidRequest: it has another type or shape; the text has both.
     """
     array = value if type(value) is np.ndarray else _new_array(tensor, value)
     if array.dtype != tensor.dtype:

@@ -45,7 +45,7 @@ _WINDOW = 8
 
 
 class BaseClient:
-    """A server's address, and what is known of the server."""
+    """A server's address, and the known facts about the server."""
 
     def __init__(
         self,
@@ -98,20 +98,20 @@ class BaseClient:
         self._has_answered = False
         self._budget = RetryBudget()
         self._model: ModelInfo | None = None
-        """What the server serves, once it was asked."""
+        """The served classifier's description, once the server was asked."""
         self._signatures: dict[tuple[str, str], TensorSignature] = {}
-        """What each model and version takes, once it was asked."""
+        """The inputs and outputs of each model and version, once the server was asked."""
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # held where `Client` makes its transport
         self._transport: Transport | None = None
-        """What carries the calls, once one was made."""
+        """The transport, once a call was made."""
 
     def __reduce__(self) -> tuple[Callable[[], "BaseClient"], tuple[()]]:
         """Pickle the settings, including the token; an unpickled client makes a new connection."""
         return self._again, ()
 
     def _opened(self) -> Transport:
-        """Return what carries the calls; a closed client has nothing."""
+        """Return the transport; a closed client has none."""
         raise NotImplementedError
 
     async def _pause(self, seconds: float) -> None:

@@ -34,7 +34,7 @@ class Client(BaseClient):
     """The id of the process that connected."""
 
     def model_info(self) -> ModelInfo:
-        """Return what the server serves.
+        """Return the served classifier's description.
 
         Raises:
             Unavailable: no server answers.
@@ -107,7 +107,7 @@ class Client(BaseClient):
         return _run(self._infer(model, {**(inputs or {}), **named}, outputs, version))
 
     def models(self) -> dict[tuple[str, str], TensorSignature]:
-        """Return what each model of the server takes and answers, by its name and version.
+        """Return the inputs and outputs of each model of the server, by name and version.
 
         Raises:
             Unauthenticated, Unavailable, DeadlineExceeded: see `classify`.
@@ -177,7 +177,7 @@ class AsyncClient(BaseClient):
     _loop: asyncio.AbstractEventLoop | None = None
 
     async def model_info(self) -> ModelInfo:
-        """Return what the server serves; see `Client.model_info`."""
+        """Return the served classifier's description; see `Client.model_info`."""
         return await self._model_info(self._begun())
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
@@ -202,7 +202,7 @@ class AsyncClient(BaseClient):
         return await self._infer(model, {**(inputs or {}), **named}, outputs, version)
 
     async def models(self) -> dict[tuple[str, str], TensorSignature]:
-        """Return what each model takes and answers; see `Client.models`."""
+        """Return the inputs and outputs of each model; see `Client.models`."""
         return await self._models()
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from serving.errors import ConfigurationError
 
 
 class Credentials:
-    """What a client sends to be let in, and whom it trusts."""
+    """A client's credentials, and the authorities that it trusts."""
 
     def __init__(
         self,

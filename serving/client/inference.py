@@ -70,7 +70,7 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
     """Decode a ModelInferResponse.
 
     Raises:
-        Unavailable: it is not one, or its tensors are not what they say they are.
+        Unavailable: it is not one, or its tensors contradict their description.
     """
     try:
         response = inference_pb.ModelInferResponse.FromString(data)

@@ -1,4 +1,4 @@
-"""What carries a client's calls: one interface, for threads and event loops, ours and grpcio's."""
+"""A client's transport: one interface for threads and event loops, ours and grpcio's."""
 
 from typing import Protocol
 

@@ -19,7 +19,7 @@ def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SS
 
     Args:
         config: the files.
-        protocol: what is spoken, as ALPN names it: "h2" or "http/1.1".
+        protocol: its ALPN name, "h2" or "http/1.1".
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.

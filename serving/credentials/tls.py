@@ -13,7 +13,7 @@ class Tls:
         """Begin a handshake.
 
         Args:
-            context: the certificates, and what else is agreed on.
+            context: the certificates, and other settings.
             host: the name of the server; None is the server's own side.
         """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -24,7 +24,7 @@ class Tls:
         self.is_done = False
         """Whether the handshake has ended."""
         self._early = b""
-        """What is to be sent after it."""
+        """Bytes to be sent after it."""
 
     def shake_hands(self, received: bytes | memoryview) -> bool:
         """Go on with the handshake; return whether it is done.
@@ -39,7 +39,7 @@ class Tls:
         except ssl.SSLWantReadError:
             return False
         protocol = self._ssl.selected_alpn_protocol()
-        if protocol != "h2" and not self._is_server:  # a server offers only what it speaks
+        if protocol != "h2" and not self._is_server:  # a server offers those it speaks
             raise ssl.SSLError(NO_HTTP2)
         self.is_done = True
         if self._early:
@@ -56,10 +56,10 @@ class Tls:
         return self._outgoing.read()
 
     def decrypt(self, received: bytes | memoryview) -> bytes:
-        """Return the data in what was received; none during the handshake and after the end.
+        """Return the decrypted data; none during the handshake and after the end.
 
         Raises:
-            ssl.SSLError: the handshake failed, or what was received is not TLS.
+            ssl.SSLError: the handshake failed, or the bytes are not TLS.
         """
         if self.is_done:
             self._incoming.write(received)

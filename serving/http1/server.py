@@ -15,9 +15,9 @@ MAX_HEAD_BYTES = 16 << 10
 _MAX_LINES = 128
 """Lines of a head: each takes some microseconds."""
 _MAX_PART_BYTES = 8 << 10
-"""What is read at once of a body in chunks, and the longest head of a chunk."""
+"""Bytes read at once of a body in chunks, and the longest head of a chunk."""
 _MAX_FRAMING_BYTES = 8 << 10
-"""What chunks may take beside a body, and beyond as much as the body itself."""
+"""Bytes of chunk framing in addition to the size of the body."""
 _END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,18})\r\n", re.IGNORECASE)
 
@@ -25,7 +25,7 @@ Headers = Iterable[tuple[str, str]]
 
 
 class BadRequest(Exception):
-    """What a peer sent is not HTTP, or too much of it; the connection ends with this answer."""
+    """The peer sent bytes that are not HTTP, or too many; the connection ends with this answer."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         """Refuse with a status and its reason."""
@@ -40,7 +40,7 @@ class Request:
     __slots__ = ("_event", "expects_continue", "fields", "is_last", "method", "num_bytes", "target")
 
     def __init__(self, event: h11.Request) -> None:
-        """Take what h11 has read."""
+        """Process h11's events."""
         self.method = event.method.decode("ascii")
         self.target = event.target.decode("ascii")
         fields = list(event.headers)
@@ -87,7 +87,7 @@ class ServerConnection:
         """The bytes of chunks that were read of the body in progress."""
 
     def receive(self, data: bytes) -> None:
-        """Take what the peer has sent."""
+        """Process bytes from the peer."""
         self._data += data
 
     @property
@@ -206,7 +206,7 @@ def encode_answer(
     Args:
         status: such as 200.
         headers: without the body's length.
-        body: what is answered.
+        body: of the response.
         is_last: whether the connection is closed behind it.
         with_body: whether the caller wants more than the head.
     """

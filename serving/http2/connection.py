@@ -39,7 +39,7 @@ class Connection(Control):
         """Begin; the first bytes are ready to be sent.
 
         Args:
-            limits: what the peer may use.
+            limits: the peer's limits.
             is_server: which side this is.
             first: the preface that precedes our settings.
         """
@@ -49,7 +49,7 @@ class Connection(Control):
         self.last_stream = CONNECTION
         """The latest stream that the peer has opened."""
         self._preface = b""
-        """What has not come of the peer's preface."""
+        """The part of the peer's preface that has not arrived."""
         self._rest = b""
         """The start of a frame that has not come whole."""
         self._block: tuple[bytes, int, bytearray, int] | None = None
@@ -87,7 +87,7 @@ class Connection(Control):
             self._recogniser.forget()
 
     def receive(self, data: bytes, now_s: float) -> list[Event]:
-        """Take what the peer has sent.
+        """Process bytes from the peer.
 
         Args:
             data: the bytes.

@@ -26,7 +26,7 @@ class Input(Output):
         """See `Output`."""
         super().__init__(limits)
         self.events: list[Event] = []
-        """What the last bytes brought."""
+        """The events of the last bytes."""
         self.num_recognised = self.recognised_bytes = 0
         self._now_s = 0.0
         self._resets = Budget(limits.burst_resets, limits.resets_per_s)

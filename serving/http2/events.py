@@ -1,4 +1,4 @@
-"""What a connection reports, as tuples: kind, stream, value, whether the peer has ended the stream.
+"""Events of a connection, as tuples: kind, stream, value, whether the peer has ended the stream.
 
 A tuple costs a tenth of an object with names, and there are two or three a call.
 """

@@ -14,7 +14,7 @@ _MAX_CACHED = 32
 _MAX_CACHED_BYTES = 1024
 """The longest blocks that are cached, encoded."""
 _MAX_KIND_BYTES, _FIELD_BYTES = 4096, 128
-"""The largest kinds that are cached; what a field takes in memory beside its bytes."""
+"""The largest kinds that are cached; the memory of a field beside its bytes."""
 _MAX_MESSAGES = 16
 """Layouts that are recognised after one block."""
 
@@ -36,7 +36,7 @@ _COUNTING = _OF_A_CONNECTION | frozenset(
     (b":method", b":scheme", b":path", b":authority", b":status", b"content-length",
      b"content-type", b"te", b"authorization")
 )  # fmt: skip
-"""Names whose values say what kind of message it is."""
+"""Names whose values determine the kind of message."""
 _REQUEST = frozenset((b":method", b":scheme", b":path", b":authority"))
 _NEEDED = frozenset((b":method", b":scheme", b":path"))
 _RESPONSE = frozenset((b":status",))
@@ -67,7 +67,7 @@ class OpenCall:
 
 
 class Kind:
-    """What blocks share that differ only in values that change from call to call."""
+    """The common part of blocks that differ only in values that change from call to call."""
 
     __slots__ = ("call", "content_length", "is_kept", "is_malformed", "is_repeated", "messages")
 
@@ -138,7 +138,7 @@ class HeaderReader:
         """Start with an empty table.
 
         Args:
-            limits: what the peer may use.
+            limits: the peer's limits.
             forget: called when blocks that were read do not mean the same any more.
             of_requests: whether blocks begin requests, or responses.
         """

@@ -125,7 +125,7 @@ class Recogniser:
 
         Args:
             connection: whose peer sent them; its streams and its events are changed.
-            data: what was read.
+            data: the bytes that were read.
             at: where to begin.
 
         Returns:

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a peer may use of one connection."""
+    """Limits of one connection."""
 
     max_streams: int = 1_024
     """Streams that it may have open; one more is refused."""
     stream_window_bytes: int = 1 << 20
-    """What it may send on a stream before that is acknowledged."""
+    """Bytes that it may send on a stream before they are acknowledged."""
     connection_window_bytes: int = 1 << 30
-    """What it may send in all before it is read; so large that only the streams' windows bound it:
+    """Bytes that it may send before they are read; so large that only the streams' windows bound it:
     else stalled streams would stall the connection's other calls."""
     max_frame_bytes: int = 1 << 18
-    """The longest DATA frame; what has come of a long one is handed on at once."""
+    """The longest DATA frame; the parts of a long one are handed on as they arrive."""
     announced_header_bytes: int = 16 << 10
     """The most metadata of a call, as announced; beyond `max_header_list_bytes` the connection
     ends, since a block that is not decoded leaves the table behind."""
@@ -41,13 +41,13 @@ class Limits:
 
 
 class Budget:
-    """What a peer may do at once, and what it gains with time."""
+    """A budget: the peer's allowance at once, and its growth with time."""
 
     def __init__(self, burst: int, per_s: float) -> None:
         """Start with all of it."""
         self._burst, self._per_s = burst, per_s
         self.left = float(burst)
-        """What it may do now; adding to it lets the peer do more."""
+        """The present allowance; adding to it lets the peer do more."""
         self._taken_s = 0.0
 
     def take(self, now_s: float) -> bool:

@@ -47,15 +47,15 @@ class Stream:
     ended = False
     finished = False
     send_credit = 0
-    """What the peer has added to the stream's first window, less what was sent: so a change of that
+    """The peer's additions to the stream's first window, minus the bytes sent: so a change of that
     window, which counts for all streams, need not touch them."""
     owed = 0
-    """What was acknowledged and not yet given back to the window."""
+    """Bytes acknowledged and not yet returned to the window."""
     content_left: int | None = None
-    """What `content-length` promises of data still to come."""
+    """Bytes of data that are still to come by `content-length`."""
     unsent: bytes | bytearray = b""
     trailers: bytes | None = None
-    """What ends the stream after `unsent`: a header block, or nothing but the flag."""
+    """The end of the stream after `unsent`: a header block, or only the flag."""
 
     def __init__(self, block: Block | None, receive_window: int) -> None:
         self.block = block
@@ -76,7 +76,7 @@ class Output:
         """Those with data that windows keep back."""
         self._send_window = DEFAULT_WINDOW
         self._first_window = DEFAULT_WINDOW
-        """What the peer lets each stream send at first."""
+        """The window that the peer gives each stream at first."""
         self._is_wider = False
         """Whether a window that counts for all streams has changed."""
         self._max_frame = DEFAULT_FRAME
@@ -165,7 +165,7 @@ class Output:
         self._ready.append(frame(kind, flags | END_HEADERS, stream, block))
 
     def _pump(self, stream: bytes, state: Stream) -> None:
-        """Send of a stream what the windows allow."""
+        """Send as much of a stream as the windows allow."""
         unsent, at = state.unsent, 0
         room = min(len(unsent), self._send_window, self._first_window + state.send_credit)
         while at < room:
@@ -228,7 +228,7 @@ class Output:
         self._is_wider = True
 
     def _unblock(self) -> None:
-        """Send what larger windows allow; once a read, for there may be a thousand streams."""
+        """Send as much as larger windows allow; once a read, for there may be a thousand streams."""
         self._is_wider = False
         for stream, state in list(self.blocked.items()):
             if self._send_window <= 0:

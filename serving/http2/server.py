@@ -44,7 +44,7 @@ class ServerConnection(Connection):
         """Begin; our settings are ready to be sent.
 
         Args:
-            limits: what the peer may use.
+            limits: the peer's limits.
             response: the fields that begin every response, but refusals.
             trailers: the fields that end those that went well.
         """
@@ -52,7 +52,7 @@ class ServerConnection(Connection):
         self._response, self._trailers = response, trailers
         self._preface = PREFACE
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
-        """By length of a message: what stands between stream numbers in a whole response."""
+        """By length of a message: the bytes between stream numbers in a whole response."""
 
     def _take_preface(self, data: bytes) -> int:
         part = data[: len(self._preface)]

@@ -133,7 +133,7 @@ def load_model(
         version: the version; None for the newest good one. A corrupt version is skipped with a
             warning.
         device: "auto", "cpu" or "cuda".
-        precision: "fp32" or "int8"; int8 runs on the CPU only, which is what "auto" means for it.
+        precision: "fp32" or "int8"; int8 runs on the CPU only, which "auto" means for it.
         max_batch_size: the most rows in one run.
         limit_factor: how many times these limits the steps may take.
         is_described: whether a version needs a manifest; one without is corrupt.

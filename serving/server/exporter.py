@@ -37,7 +37,7 @@ class Exporter:
             host: a name or an address.
             port: the TCP port; 0 lets the kernel choose.
             names: of this server, beside localhost and addresses.
-            limits: what callers may use.
+            limits: callers' limits.
 
         Raises:
             ConfigurationError: the address can't be bound.
@@ -62,8 +62,8 @@ class Exporter:
         """Start to answer.
 
         Args:
-            report: returns what /metrics shows; called for each scrape, on the page's thread.
-            is_serving: returns what /readyz shows; called on the other thread, so it must not
+            report: returns the content of /metrics; called for each scrape, on the page's thread.
+            is_serving: returns the state of /readyz; called on the other thread, so it must not
                 block.
         """
         self._report, self._is_serving = report, is_serving

@@ -66,7 +66,7 @@ class SelfTest:
         self._set_serving(is_well)
 
     async def _trouble(self) -> str | None:
-        """Classify one golden sample; return what is wrong, or None."""
+        """Classify one golden sample; return the error, or None."""
         router, route = self._router, self._router.classifier
         if route is None or router.owner is None:
             return None
@@ -97,7 +97,7 @@ class SelfTest:
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
 
     def _stall(self, trouble: str) -> str | None:
-        """Return what is wrong, but None if the server is only busy, or short of cores.
+        """Return the error, but None if the server is only busy, or short of cores.
 
         It is busy if images were run since the last look, and short of cores if its threads have
         waited for one half of the time. That excuses it for a while only.

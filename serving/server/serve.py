@@ -29,7 +29,7 @@ def announce(
 ) -> None:
     """Print the ready line, which tools may parse, and for people where the page is.
 
-    Of several models, names and versions are joined by commas, and so is what differs else.
+    Of several models, names and versions are joined by commas, and so are other facts that differ.
     """
     facts = {
         "model": ",".join(served.name for served in report.models),

@@ -108,7 +108,7 @@ class Server:
             self._self_test = asyncio.create_task(test.run())
 
     def report(self) -> Report:
-        """Return what is served and what was counted; from any thread."""
+        """Return the served models and all counts; from any thread."""
         router = self._router
         return Report(
             models=tuple(self._served(route) for route in router.routes.values()),
@@ -133,7 +133,7 @@ class Server:
         )  # fmt: skip
 
     async def beat(self) -> None:
-        """Return once what answers calls has had its turn; never where that is stuck."""
+        """Return once the loop that answers calls has had a turn; never if it hangs."""
         await self._transport.beat()
 
     async def drain(self) -> bool:

@@ -114,7 +114,7 @@ class Supervisor:
             worker.signal(number)
 
     def _reload(self) -> None:
-        """Pass SIGHUP on: each worker looks, and logs what it found."""
+        """Pass SIGHUP on: each worker looks, and logs its result."""
         notify("RELOADING=1")
         self._signal(signal.SIGHUP)
         notify("READY=1")

@@ -24,7 +24,7 @@ from serving.telemetry import logs
 from serving.telemetry.report import Report
 
 LOOK_S = 1.0
-"""How often a worker reports, and is looked at; a crash loses what it counted since its report."""
+"""How often a worker reports, and is looked at; a crash loses the counts since its last report."""
 _MAX_MISSED = 4
 """Looks without a report: one that is well can be between two reports at two of them."""
 _BUSY_S = 0.5
@@ -49,7 +49,7 @@ class Heartbeat:
 
         Args:
             reported_s: when the worker last reported.
-            activity: what it does.
+            activity: its activity.
         """
         computed_s, self._cpu_s = activity.cpu_s - self._cpu_s, activity.cpu_s
         if reported_s != self._reported_s:

@@ -1,4 +1,4 @@
-"""What a server takes from its machine, so that a simulated one can stand in for it."""
+"""The server's interface to its machine, which a simulated one can replace."""
 
 import selectors
 import socket
@@ -18,11 +18,11 @@ class Host:
     clock: Callable[[], float] = time.monotonic
     """Returns seconds that never go back."""
     selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
-    """Makes what waits for sockets."""
+    """Makes the selector."""
     listen: Callable[[str, int], socket.socket] = listen
     """Listens on a host and a port; see `listener.listen`."""
     socketpair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
     """Makes the sockets by which other threads wake the server's."""
     random: Random = field(default_factory=Random)
     runners: Callable[[int], Runners] = Threads
-    """Makes what does long work elsewhere: at most so much at once."""
+    """Makes the runners of long work: at most so many at once."""

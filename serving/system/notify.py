@@ -29,7 +29,7 @@ async def keep_watchdog_fed(beat: Callable[[], Awaitable[None]]) -> None:
     """Tell systemd that this process lives for as long as `beat` returns; forever, if it watches.
 
     Args:
-        beat: returns once what answers calls has had its turn.
+        beat: returns once the loop that answers calls has had a turn.
     """
     interval_s = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):

@@ -59,7 +59,7 @@ def free_bytes() -> float:
 
 
 class Activity(NamedTuple):
-    """What a process does at one moment."""
+    """A process's activity at one moment."""
 
     cpu_s: float = 0.0
     """The processor time that it has taken."""

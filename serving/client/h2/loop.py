@@ -82,7 +82,7 @@ class _Connection(asyncio.Protocol):
         self.fail((StatusCode.UNAVAILABLE, reason))
 
     def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> LoopCall:
-        """Begin a call; what tasks start in one turn of the loop is written at once."""
+        """Begin a call; calls begun in one turn of the loop are written together."""
         call = LoopCall(deadline_s, self)
         self.session.start(call, path, message, metadata)
         self._watch(deadline_s)

@@ -14,7 +14,7 @@ from serving.credentials.tls import Plain, Tls
 from serving.protocols.status import StatusCode
 
 _STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
-"""How long a server may take to read what is sent."""
+"""How long a server may take to read a request."""
 
 
 class SharedSocket:
@@ -48,9 +48,9 @@ class SharedSocket:
         self._session.fail_all(failure)
 
     def _take(self) -> bytes:
-        """Return what is ready to be sent, for `_send`, unless another thread sends; with the lock.
+        """Return the bytes to send, for `_send`, unless another thread sends; with the lock held.
 
-        The thread that sends also sends what other threads add meanwhile.
+        The thread that sends also sends bytes that other threads add meanwhile.
         """
         if self._is_writing or self._is_lost:
             return b""
@@ -59,7 +59,7 @@ class SharedSocket:
         return data
 
     def _send(self, data: bytes, until_s: float = math.inf) -> None:
-        """Send what `_take` has returned, and what is ready then; a server may have to read first.
+        """Send the bytes of `_take`, and those that are ready then; a server may have to read first.
 
         Args:
             data: may be empty.

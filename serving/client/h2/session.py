@@ -18,7 +18,7 @@ from serving.protocols.status import StatusCode
 _MAX_ANSWER_BYTES = 16 << 20
 """The longest message that is taken, as on grpcio."""
 _LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
-"""What a server may send ahead; an answer is bounded by `_MAX_ANSWER_BYTES`."""
+"""Bytes that a server may send ahead; an answer is bounded by `_MAX_ANSWER_BYTES`."""
 _LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")
 """Past it no calls are begun: the protocol has no more numbers soon."""
 _MAX_HEADERS = 256
@@ -55,10 +55,10 @@ class Call:
         self.deadline_s = deadline_s
         self.stream = b""
         self.parts: list[bytes] = []
-        """What came of the answer, with its prefix; joined once."""
+        """The parts of the answer so far, with its prefix; joined once."""
         self.num_bytes = 0
         self.failure: Failure | None = None
-        """What its headers say, before the stream has ended."""
+        """The status in its headers, before the stream has ended."""
         self.outcome: Outcome | None = None
         """The answer or the reason why there is none, once it is known."""
 
@@ -133,7 +133,7 @@ class Session:
         return not self.keepalive.is_dead(now_s)
 
     def receive(self, data: bytes) -> None:
-        """Take what the server has sent.
+        """Process bytes from the server.
 
         Raises:
             Http2Error: the server breaks the protocol.
@@ -150,7 +150,7 @@ class Session:
         self.keepalive.end(now_s, len(self.calls))
 
     def _take(self, call: Call, kind: int, value: Any, is_end: bool) -> bool:
-        """Take what has come for a call; return whether it has ended."""
+        """Process an event of a call; return whether the call has ended."""
         if kind == events.DATA:
             return self._take_data(call, value) or is_end
         if kind in (events.HEADERS, events.TRAILERS):

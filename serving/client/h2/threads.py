@@ -1,6 +1,6 @@
 """Calls of many threads on one connection, without a thread of its own.
 
-Whoever waits for an answer while nobody reads becomes the reader: it takes what comes for all,
+A thread that waits for an answer while nobody reads becomes the reader: it reads for all threads,
 wakes those whose answers came, and hands reading over when it has its own. A call that is alone in
 flight is written and read by its own thread, without a switch.
 """
@@ -72,7 +72,7 @@ class Http2Connection(SharedSocket):
         super().__init__(sock, session, cipher)
 
     def is_usable(self) -> bool:
-        """Return whether calls may begin; reads what came while nobody waited."""
+        """Return whether calls may begin; reads bytes that came while nobody waited."""
         if not self._session.calls and time.monotonic() - self._used_s > _IDLE_S:
             with self._lock:
                 is_reader, self._is_reading = not self._is_reading, True
@@ -164,7 +164,7 @@ class Http2Connection(SharedSocket):
             self._stop_reading()
 
     def _read(self, timeout_s: float) -> None:
-        """Wait for a while, take what comes, and wake those whose calls it ends."""
+        """Wait for a while, process incoming bytes, and wake threads whose calls have ended."""
         timeout_s = min(timeout_s, _BLOCK_S)
         try:
             if timeout_s not in (0.0, self._read_timeout_s):

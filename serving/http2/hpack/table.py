@@ -5,7 +5,7 @@ Fields = tuple[Field, ...]
 
 DEFAULT_TABLE = 4096
 ENTRY_BYTES = 32
-"""What an entry of the table counts beside its name and value."""
+"""The size of a table entry in addition to its name and value."""
 INDEXED, INSERT, RESIZE = 0x80, 0x40, 0x20
 """The first bits of a field in the table, of one to be inserted, and of a new size (section 6)."""
 _NAMES = (

@@ -1,6 +1,6 @@
 """Processes for work that may crash, hang, or take all memory: strangers' pictures and JSON.
 
-    this process ──▶ the zygote: one thread, has imported what jobs need ──fork──▶ workers
+    this process ──▶ the zygote: one thread, with the jobs' imports ──fork──▶ workers
           └──────────── a socket to each worker: a job, its outcome ────────────────┘
 
 A worker has one job at a time. One that crashes, is too slow or is given up costs that job alone,
@@ -41,8 +41,8 @@ class Processes:
 
         Args:
             number: of processes; a caller that has a name gets all but one.
-            modules: what jobs need; those that are not installed are left out.
-            memory_bytes: what each process may allocate for its job; None for any.
+            modules: imports of the jobs; those that are not installed are left out.
+            memory_bytes: the most that a process may allocate for its job; None for any.
             job_s: a process that has a job for longer is ended.
             idle_s: when all that have nothing to do end.
         """
@@ -63,7 +63,7 @@ class Processes:
 
         Args:
             owner: the caller, such as its address: callers take turns; "" has no limits.
-            function: what it raises is raised by the future.
+            function: its exceptions are raised by the future.
             args: its arguments.
 
         Returns:
@@ -98,7 +98,7 @@ class Processes:
         self._thread = thread
 
     def close(self) -> None:
-        """End the processes, and what they are doing."""
+        """End the processes and their jobs."""
         with self._lock:
             self._is_closed = True
             thread = self._thread
@@ -111,7 +111,7 @@ class Processes:
             self._mouth.send(b"\0", socket.MSG_DONTWAIT)
 
     def _forget_cancelled(self, owner: str, future: "Future[Any]") -> None:
-        """Free what a job takes that is given up while it waits: its place, and its arguments."""
+        """Free the place and the arguments of a job that is given up while it waits."""
         if not future.cancelled():
             return
         with self._lock:
