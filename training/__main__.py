@@ -15,7 +15,7 @@ from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError, UnusableInput
 
 EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
-"""What the base installation lacks, and the extra `train` brings."""
+"""Modules of the extra `train` that the base installation lacks."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _load_extra(folder: Path | None) -> Extra | None:
-    """Read a user's own digits, and say how many there are and what can't be read."""
+    """Read a user's own digits, and print their number and the unreadable ones."""
     if folder is None:
         return None
     extra = load_extra(folder)
@@ -129,7 +129,7 @@ def _load(arguments: argparse.Namespace) -> Mnist:
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print on stderr what went wrong."""
+    """Print an error on stderr."""
     print(f"{commandline.PROGRAM}: {reason}", file=sys.stderr)
     return code
 

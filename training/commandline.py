@@ -40,7 +40,7 @@ def import_tensorflow(cache: Path) -> None:
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr; exceptions still come through."""
+    """Drop native code's output to stderr; exceptions still come through."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

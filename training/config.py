@@ -145,7 +145,7 @@ class Recipe:
         return self.epochs - round(self.fine_tune_share * self.epochs)
 
     def views(self) -> tuple[Deformation, Distillation]:
-        """Return how the teachers' views are deformed, and what is learned from them.
+        """Return how the teachers' views are deformed, and how they are learned from.
 
         Raises:
             ValueError: this recipe has no teachers.

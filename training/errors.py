@@ -1,7 +1,7 @@
-"""What ends a command: the text of each error is fit to show to a person.
+"""Errors that end a command: each text is fit to show to a person.
 
 TrainingError       something failed: exit code 1
-NotTrained      what training writes is missing or unreadable; names the command to run
+NotTrained      the output of training is missing or unreadable; names the command to run
 ExportError     nothing was published, and why
 UnusableInput   the command's input cannot be used: exit code 2
 DataError   MNIST can't be had, or a file of it is damaged
@@ -18,7 +18,7 @@ class TrainingError(Exception):
 
 
 class NotTrained(TrainingError):
-    """What training writes is missing or unreadable; the text names the command to run."""
+    """The output of training is missing or unreadable; the text names the command to run."""
 
 
 class ExportError(TrainingError):

@@ -1,4 +1,4 @@
-"""Runs calls that an event loop awaits: what comes during a run is the next batch."""
+"""Runs calls that an event loop awaits: those that come during a run are the next batch."""
 
 import asyncio
 from collections import deque
@@ -53,7 +53,7 @@ class AwaitedCalls:
         A call that is cancelled before its run begins is left out.
 
         Raises:
-            DigitsError: what `classify` raises for these images.
+            DigitsError: as from `classify` for these images.
         """
         future: asyncio.Future[Predictions] = self._loop.create_future()
         self._waiting.append((images, future))

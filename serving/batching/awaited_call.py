@@ -49,7 +49,7 @@ class Peers:
 
 
 class Target(Protocol):
-    """What takes calls: a batcher, or the model that has it."""
+    """The receiver of calls: a batcher, or the model that has it."""
 
     def submit(self, group: Group) -> int:
         """See `Batcher.submit`."""

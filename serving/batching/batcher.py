@@ -1,7 +1,7 @@
 """One model's queue and its runs: batches while busy, never waits while idle.
 
-All that waits runs at once, up to a limit; what arrives meanwhile forms the next batch. So batches
-grow with the load, and an idle server adds no delay.
+All waiting calls run at once, up to a limit; calls that arrive meanwhile form the next batch. So
+batches grow with the load, and an idle server adds no delay.
 
 Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
 answers them. That thread makes quick runs itself, and hands long ones to threads (long_runs.py).

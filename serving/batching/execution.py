@@ -94,7 +94,7 @@ class Executor:
                             raise ValueError(f"{num_rows} rows were answered with {len(output)}")
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
-            except BaseException as err:  # whatever it is, it ends these calls and never the thread
+            except BaseException as err:  # any error ends these calls and never the thread
                 alive = open_parts(part)
                 if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
                     todo += [alive] if alive else []

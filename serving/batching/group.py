@@ -1,4 +1,4 @@
-"""Calls that wait for a run together, and what they know of their caller and their answer."""
+"""Calls that wait for a run together, with their caller and the encoder of their answer."""
 
 from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
@@ -43,11 +43,11 @@ class Caller(Protocol):
 
     @property
     def lines(self) -> dict[Any, Any]:
-        """What it has waiting in each queue."""
+        """Its waiting calls in each queue."""
 
 
 class Encoder(Protocol):
-    """What calls of one layout have in common, and how they are answered."""
+    """The common part of calls of one layout, and the encoder of their answers."""
 
     @property
     def num_rows(self) -> int:
@@ -62,7 +62,7 @@ class Encoder(Protocol):
 
 
 class Sink(Protocol):
-    """What takes the outcome of calls, on the owner's thread."""
+    """The receiver of the outcome of calls, on the owner's thread."""
 
     def answer(self, group: "Group", responses: Sequence[Any]) -> None:
         """Take the responses, one for each call."""
@@ -91,7 +91,7 @@ class Group:
             sink: takes the outcome.
             arrived_s: when they came, in monotonic seconds.
             deadline_s: when they are late.
-            slots: what the sink knows them by, if not by their stream.
+            slots: the sink's names for them, if not their streams.
         """
         self.caller = caller
         self.streams = streams

@@ -32,7 +32,7 @@ class LongRuns:
         for queue in self.queues:
             queue.run_rows = min(config.max_batch_size, config.queue_capacity)
         self.running: dict[int, list[Group]] = {}
-        """What the runners have, by number."""
+        """The groups that the runners have, by number."""
         self._executor, self._config, self._num_runners = executor, config, num_runners
         self._runners, self._finish = runners(num_runners), finish
         self._num_taken = 0
@@ -89,7 +89,7 @@ class LongRuns:
         return self._small.sweep(now_s) + self._large.sweep(now_s)
 
     def _run(self, number: int, groups: list[Group], num_threads: int) -> Task:
-        """Run calls, on a runner's thread; return what takes the results."""
+        """Run calls, on a runner's thread; return the function that delivers the results."""
         executor, clock = self._executor, self.owner.clock
         begin_s = clock()
         run = None

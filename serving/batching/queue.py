@@ -16,7 +16,7 @@ _GIVE_UP_MEMORY_S = 1.0
 
 
 class Line:
-    """What one caller has waiting."""
+    """The waiting calls of one caller."""
 
     __slots__ = ("caller", "groups", "num_rows")
 
@@ -74,9 +74,9 @@ class Queue:
     def room(self, caller: Caller, timeout_s: float) -> float:
         """Return how many more rows of calls with this timeout may wait.
 
-        What fits in the next run is never refused, however long the last runs took. Nor is a caller
-        with few calls for those of others: half as much again is kept for callers with few calls,
-        and as much for addresses with few.
+        Calls that fit in the next run are never refused, however long the last runs took. Nor is a
+        caller with few calls for those of others: half as much again is reserved for callers with
+        few calls, and as much for addresses with few.
         """
         most: float = self.capacity
         if self.row_s:
@@ -93,7 +93,7 @@ class Queue:
         return room
 
     def note_run(self, num_rows: int, seconds: float) -> None:
-        """Learn what a row takes from a run of more than half of `run_rows`; of less it is more."""
+        """Learn the time of a row from a run of more than half of `run_rows`; fewer take longer."""
         self.row_s += (seconds / num_rows - self.row_s) / 8
 
     @property

@@ -109,7 +109,7 @@ class Catalog:
             self._requests.put(None)
 
     def request(self, done: Callable[[], None] = lambda: None) -> None:
-        """Look now, and retry what failed; from any thread or signal handler."""
+        """Look now, and retry failed versions; from any thread or signal handler."""
         self._requests.put(done)
 
     def reload(self) -> bool:

@@ -31,7 +31,7 @@ _Fingerprint = frozenset[tuple[str, int, int, int]]
 
 
 class ModelFolder:
-    """A model's folder, or its ONNX file, and what was loaded from there."""
+    """A model's folder, or its ONNX file, and the versions loaded from there."""
 
     path: Path
     """The folder of its versions, or an ONNX file."""
@@ -42,7 +42,7 @@ class ModelFolder:
         """Load nothing yet; set `path`, then `look`."""
         self.name = name
         self.served: ModelVersions | None = None
-        """What is in service; None before the first look that succeeds."""
+        """The versions in service; None before the first look that succeeds."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
         self._wanted = config.version or config.versions
         self._loaded: dict[str, tuple[LoadedModel, _Fingerprint]] = {}
@@ -50,11 +50,11 @@ class ModelFolder:
         """Versions that failed, why, and their files then: not retried until these change."""
 
     def forget_failures(self) -> None:
-        """Retry at the next look what failed before."""
+        """Retry failed versions at the next look."""
         self._refused.clear()
 
     def look(self) -> bool:
-        """Load what is new, drop what is gone, and read the labels.
+        """Load new versions, drop those that are gone, and read the labels.
 
         Returns:
             Whether `served` is another one now.
@@ -103,7 +103,7 @@ class ModelFolder:
         return pinned if len(pinned) == 1 else sorted(set(pinned), key=int, reverse=True)
 
     def _choose(self, found: list[str]) -> dict[str, LoadedModel]:
-        """Load what the configuration asks for, the newest first."""
+        """Load the configured versions, the newest first."""
         is_latest = self._wanted == "latest"
         number = 1 + (self._config.canary > 0) if is_latest else len(found)
         models: dict[str, LoadedModel] = {}
@@ -199,13 +199,13 @@ def text_of(err: Exception) -> str:
 
 
 def _signature(model: LoadedModel) -> object:
-    """Return what callers rely on: images and classes, else names, types and shapes of tensors."""
+    """Return the facts that callers rely on: images and classes, or the tensors."""
     tensors = model.tensors
     return model.signature or TensorSignature(tensors.inputs, tensors.outputs, is_batchable=True)
 
 
 def _facts(served: ModelVersions) -> object:
-    """Return what distinguishes two states of a model."""
+    """Return the facts that distinguish two states of a model."""
     return list(served.versions.items()), served.default_version, served.labels, served.canary
 
 

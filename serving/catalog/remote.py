@@ -1,6 +1,6 @@
-"""A repository elsewhere, such as s3://bucket/models: what fsspec opens, copied into a cache.
+"""A repository elsewhere, such as s3://bucket/models, opened by fsspec and copied into a cache.
 
-    <cache>/<SHA-256 of the URL>/<SHA-256 of the content>/    a copy, and in .copied.json of what
+    <cache>/<SHA-256 of the URL>/<SHA-256 of the content>/    a copy, and its source in .copied.json
 
 A copy is made under another name and renamed once it is whole: an interrupted one is never seen.
 """
@@ -65,7 +65,7 @@ class RemoteRepository:
         self._root: Path | None = None
 
     def fetch(self) -> Path:
-        """Copy what has changed.
+        """Copy changed files.
 
         Returns:
             The root of a local repository, which nobody changes. If the URL is out of reach at the
@@ -116,7 +116,7 @@ class RemoteRepository:
         return root
 
     def _copy(self, last: Path) -> Path:
-        """Copy what has changed since the last copy, if there is one."""
+        """Copy files that changed since the last copy, if there is one."""
         with self._errors():
             system, objects = self._list()
         if not objects:
@@ -169,7 +169,7 @@ class RemoteRepository:
         """Return fsspec's file system and the objects to copy, by their paths in the copy."""
         import fsspec  # of the extra remote
 
-        # Compressed on its way, an object would not be what has the digest. trust_env: HTTPS_PROXY
+        # Compressed on its way, an object would have another digest. trust_env: HTTPS_PROXY
         # and ~/.netrc are followed.
         client = {"trust_env": True, "headers": {"Accept-Encoding": "identity"}}
         options = {"client_kwargs": client} if self._is_http else {}

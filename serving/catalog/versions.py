@@ -1,4 +1,4 @@
-"""The versions of one model that are in service, and what `labels.json` in its folder calls them.
+"""The versions of one model that are in service, and their labels, of `labels.json` in its folder.
 
 {"stable": "3", "canary": {"version": "4", "share": 0.05}}
 """

@@ -21,7 +21,7 @@ def parser() -> Parser:
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, examples, add in (
         ("serve", "serve models over gRPC until SIGTERM", _SERVE, _add_serve),
-        ("classify", "say what picture files show", _CLASSIFY, _add_classify),
+        ("classify", "classify picture files", _CLASSIFY, _add_classify),
         ("read", "read the numbers in picture files", _READ, _add_read),
         ("score", "classify a data set into Parquet files", scoring.EXAMPLES, _add_score),
         ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
@@ -49,7 +49,7 @@ _CLASSIFY = """\
 _READ = """\
   digit-serving read form.png                             form.png: 90210 (98.7 %)
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
-  digit-serving read note.jpg --reject-below 0.9          ? instead of what is less probable
+  digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
 """
 _INFO = """\
   digit-serving info model.onnx
@@ -87,14 +87,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
-        help="picture of one digit, any size, dark on light or the reverse, or what another model "
-        "classifies: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
+        help="picture of one digit, any size, dark on light or the reverse, or one for another "
+        "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
         "them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--collect", type=Path, metavar="DIR",
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
-        "what `python -m training train --extra DIR` learns from")  # fmt: skip
+        "input of `python -m training train --extra DIR`")  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_pictures(parser)
     _add_source(parser)
@@ -161,7 +161,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, ServerConfig, "input")
     parser.add_argument("--labels", type=Path, metavar="FILE",
-        help="what their classes are called, one a line")  # fmt: skip
+        help="the names of their classes, one a line")  # fmt: skip
 
 
 def _add_repository(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from serving.errors import ConfigurationError
 
 UNSURE = "unsure"
-"""The folder for what waits for a label, with a folder for each guess."""
+"""The folder for pictures that wait for a label, with a folder for each guess."""
 
 
 class Collection:
     """Copies pictures into DIR/unsure/GUESS, each content once.
 
-    Whoever moves them on into DIR/0 to DIR/9 has what `python -m training train --extra DIR` takes.
+    Moved on into DIR/0 to DIR/9, they are input for `python -m training train --extra DIR`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ def open_collection(
     if folder is None:
         return None
     if not reject_below:
-        raise ConfigurationError("--collect keeps what --reject-below rejects, which was not given")
+        raise ConfigurationError("--collect needs --reject-below, which decides what it copies")
     if "-" in pictures:
         raise ConfigurationError("--collect copies files; it can't copy stdin")
     return Collection(folder)
@@ -84,7 +84,7 @@ def _write_new(folder: Path, name: str, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(partial, 0o644)  # mkstemp's 0600 would lock out whoever labels it
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would lock out the person who labels it
         for number in count(1):
             stem, suffix = os.path.splitext(name)
             target = folder / (name if number == 1 else f"{stem}-{number}{suffix}")

@@ -1,4 +1,4 @@
-"""What `info` prints of models, of files here or of a server."""
+"""The output of `info`, for models in files or of a server."""
 
 import json
 from dataclasses import asdict

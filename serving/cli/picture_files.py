@@ -19,7 +19,7 @@ AHEAD = 8
 """Pictures for each process that are read ahead of the answers."""
 
 Reading = tuple[str, Any]
-"""A picture's name, and what was made of it, or why there is none: a text."""
+"""A picture's name, and its image, or the reason if there is none: a text."""
 Reader = Callable[[Any], Any]
 """Makes something of a path or an open file; a function of a module, for processes to import."""
 
@@ -28,7 +28,7 @@ def find(names: Sequence[str]) -> list[Reading | str]:
     """List the pictures: files in the order given, those in folders sorted, - for stdin.
 
     Returns:
-        Names, and readings of what is known to be unreadable.
+        Names, and readings of files that are known to be unreadable.
     """
     found: list[Reading | str] = []
     for name in names:
@@ -75,7 +75,7 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
 
 
 def _quietly(read: Callable[[str], Reading], name: str) -> Reading:
-    """Read a picture without what libtiff itself writes to stderr."""
+    """Read a picture without libtiff's own output to stderr."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

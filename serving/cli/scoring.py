@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: image, images, or the only one that can be)")  # fmt: skip
     add("--drop-images", action="store_true", help="leave the images out of the output")
     add("--prefix", metavar="TEXT",
-        help="what the new columns' names begin with, where the input has one of their "
+        help="prefix of the new columns' names, if the input has one of their "
         "names")  # fmt: skip
     add("--rows-per-file", type=values.count, metavar="ROWS",
-        help="most rows of an output file, which is also what an interruption costs; a Parquet "
+        help="most rows of an output file, which is also lost by an interruption; a Parquet "
         "row group is not divided (default: 262144, of pictures 4096)")  # fmt: skip
     add("--workers", type=values.count, metavar="N",
         help="files that are made at once: by threads, with --ray by actors (default: one for "
@@ -120,7 +120,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
 
 
 def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[str, object]:
-    """Describe what makes the results: of another description, no file is taken over."""
+    """Describe the sources of the results: with other sources, no file is reused."""
     from serving.model.manifest import FILES
     from serving.scoring.dataset import digest
 

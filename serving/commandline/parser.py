@@ -15,7 +15,7 @@ _WITH_VARIABLE = ("store", "store_true", "extend")
 """Actions of options that the environment can set."""
 
 _FLAG = {"1": "", "true": "", "yes": "", "0": "no-", "false": "no-", "no": "no-"}
-"""Text of a flag's variable to what stands before the flag's name."""
+"""Text of a flag's variable to the prefix of the flag's name."""
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes gives each container the addresses of its services as `<SERVICE>_PORT=tcp://...`, so
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Take what ArgumentParser takes."""
+        """Take the arguments of ArgumentParser."""
         self.variables: dict[str, argparse.Action] = {}
         """The action of each variable."""
         self._in_effect: dict[str, str] = {}

@@ -64,7 +64,7 @@ def target(text: str) -> str:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads a whole number that is not smaller."""
+    """Return a parser of whole numbers that are not smaller."""
 
     def number(text: str) -> int:
         with suppress(ValueError):

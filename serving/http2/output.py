@@ -228,7 +228,7 @@ class Output:
         self._is_wider = True
 
     def _unblock(self) -> None:
-        """Send as much as larger windows allow; once a read, for there may be a thousand streams."""
+        """Send as much as larger windows allow; once a read: there may be a thousand streams."""
         self._is_wider = False
         for stream, state in list(self.blocked.items()):
             if self._send_window <= 0:

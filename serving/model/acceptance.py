@@ -135,11 +135,11 @@ def _answers(
 
 
 class Timed(Protocol):
-    """What is timed: a loaded model."""
+    """A loaded model, which is timed."""
 
     @property
     def tensors(self) -> TensorSignature:
-        """What it takes and answers."""
+        """Its inputs and outputs."""
 
     def run(self, feeds: Feeds) -> list[Array]:
         """Run it."""

@@ -26,7 +26,7 @@ class Engine(Protocol):
     """Something that runs a model; safe to call from many threads."""
 
     tensors: TensorSignature
-    """What the model takes and answers; the loader sets whether rows can be batched."""
+    """The model's inputs and outputs; the loader sets whether rows can be batched."""
 
     @property
     def device(self) -> Device:
@@ -152,7 +152,7 @@ class CudaEngine(OnnxEngine):
         signature: Signature | None,
         run_options: onnxruntime.RunOptions | None = None,
     ) -> Self:
-        """Build a session and its engine, and run it once: a run shows what the card can't do."""
+        """Build a session and its engine, and run it once to see whether the card supports it."""
         # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
         config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:

@@ -1,6 +1,6 @@
 """A model that is ready to serve: read, verified, built, and checked.
 
-With golden samples the check is that they are answered right, whatever the batch. Without, it finds
+With golden samples, the check is that they are answered correctly in any batch. Without, it finds
 out whether rows can be batched.
 """
 
@@ -63,7 +63,7 @@ class LoadedModel:
 
     @property
     def tensors(self) -> TensorSignature:
-        """What it takes and answers."""
+        """Its inputs and outputs."""
         return self.engine.tensors
 
     @property
@@ -73,7 +73,7 @@ class LoadedModel:
 
     @property
     def pictures(self) -> Preprocessing | None:
-        """How pictures become its input, and what its classes are called; None if it takes none."""
+        """How pictures become its input, and the names of its classes; None if it takes none."""
         return self.manifest.pictures
 
     @property

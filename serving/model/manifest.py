@@ -42,7 +42,7 @@ class Manifest:
     signature: Signature | None = DIGITS
     """The shape of its images, and its classes; None if it isn't known to classify images."""
     pictures: Preprocessing | None = None
-    """How pictures become its input, and what its classes are called; None if it takes none."""
+    """How pictures become its input, and the names of its classes; None if it takes none."""
 
     @classmethod
     def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
@@ -120,7 +120,7 @@ def _digest(document: dict[str, Any], name: str) -> str:
 
 
 def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
-    exact = np.array(rows, np.float64)  # first: float32 would only warn of what it can't hold
+    exact = np.array(rows, np.float64)  # first: float32 would only warn of overflow
     if exact.shape != shape:
         raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
     if not ((exact >= 0) & (exact <= 1)).all():

@@ -48,7 +48,7 @@ def new_session(
     """
     options = onnxruntime.SessionOptions()
     # Of a model in memory ONNX Runtime would read weights from files in the current directory; 1.20
-    # does so whatever the option says.
+    # does so in any case.
     if b"\x08location" in model and _EXTERNAL_WEIGHTS.search(model):
         raise ValueError("External data")
     options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
@@ -56,8 +56,8 @@ def new_session(
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
     options.inter_op_num_threads = 1
-    # An arena keeps what the largest batch took, 14 MB for a small network of convolutions; without
-    # one, runs take as long.
+    # An arena keeps the memory of the largest batch, 14 MB for a small network of convolutions;
+    # without one, runs take as long.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
@@ -84,7 +84,7 @@ def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
 
 
 def tensors_of(session: onnxruntime.InferenceSession) -> TensorSignature:
-    """Read what a model takes and answers; whether rows can be batched is still to be found out.
+    """Read a model's inputs and outputs; whether rows can be batched is found out later.
 
     Graph inputs that have a default are optional, and are left out. ONNX Runtime accepts any shape
     for an input whose shape it reports as (): it is a scalar, or the graph names no shape.

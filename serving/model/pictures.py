@@ -18,7 +18,7 @@ _MAX_BYTES = 1 << 20
 
 
 def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
-    """Return the description of a version, with what a `classifier.json` says of its pictures.
+    """Return the description of a version, with the `classifier.json` for its pictures.
 
     Raises:
         ConfigurationError: the file is unreadable, or it doesn't fit the graph.
@@ -37,12 +37,12 @@ def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Mani
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureInputs:
-    """What the command line says of models without a manifest."""
+    """The command line's description of models without a manifest."""
 
     is_image: bool = False
     """Whether those that can take pictures do."""
     labels: tuple[str, ...] = ()
-    """What their classes are called."""
+    """The names of their classes."""
 
     def of(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
         """Return how pictures become a model's input; None if it takes none.

@@ -1,4 +1,4 @@
-"""From a run's outputs to responses; what calls of one layout have in common is worked out once."""
+"""From a run's outputs to responses; the common part of calls of one layout is computed once."""
 
 import struct
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from serving.batching.result import Result
 from serving.route import Route
 
 Target: TypeAlias = Route | Batcher
-"""What takes calls: a model, or one version of it."""
+"""The receiver of calls: a model, or one version of it."""
 
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""
@@ -17,7 +17,7 @@ PREFIX_BYTES = _PREFIX.size
 
 
 class ResponseEncoder:
-    """What calls of one layout have in common; see `Encoder`."""
+    """The common part of calls of one layout; see `Encoder`."""
 
     def __init__(
         self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None

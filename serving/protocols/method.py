@@ -8,8 +8,8 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import PrefixCache, ResponseEncoder
 
 Read = Callable[[bytes], tuple[Any, ResponseEncoder]]
-"""Decodes and checks a request: its rows (bytes, or an array for each input), and what encodes the
-answer; raises DigitsError."""
+"""Decodes and checks a request: its rows (bytes, or an array for each input), and the encoder of
+the answer; raises DigitsError."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

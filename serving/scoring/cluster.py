@@ -60,8 +60,8 @@ def score(
     place, so it is there once.
 
     Args:
-        task: what is done; its paths must be those of every machine.
-        pieces: what it is done to, likewise.
+        task: the work; its paths must be those of every machine.
+        pieces: its input, likewise.
         config: the model; device "cuda" takes a GPU a process, others a core.
         version: the model's version.
         num_workers: the most pieces at once; None for one on each core or GPU.

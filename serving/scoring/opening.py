@@ -47,7 +47,7 @@ def open_dataset(
 
     Raises:
         ConfigurationError: there is nothing, or nothing that can be read.
-        ModuleNotFoundError: it is pictures, and what decodes them is not installed.
+        ModuleNotFoundError: it has pictures, and their decoder is not installed.
     """
     with one_line(root.path):
         info = root.filesystem.get_file_info(root.path)

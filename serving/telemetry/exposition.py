@@ -43,7 +43,7 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         report, counts = self._report, self._report.counts
-        model = InfoMetricFamily("digits_model", "What is being served.")
+        model = InfoMetricFamily("digits_model", "The served versions.")
         facts = ("name", "version", "device", "precision", "transport")
         for served in report.models:
             model.add_metric((), {fact: getattr(served, fact) for fact in facts})

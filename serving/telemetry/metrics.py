@@ -30,7 +30,7 @@ _Run = tuple[
     float, float, int, Sequence[tuple[float, str | None, int]], tuple[ClassNumbers, bytes] | None,
     tuple[str, str], float,
 ]  # fmt: skip
-"""What `observe_run` takes, and when it was called."""
+"""The arguments of `observe_run`, and the time of the call."""
 
 
 class Histogram:
@@ -107,7 +107,7 @@ class Counts:
 
 
 class Metrics:
-    """Counts what one server process does; safe to call from many threads."""
+    """The counts of one server process; safe to call from many threads."""
 
     def __init__(self) -> None:
         """Start at zero."""

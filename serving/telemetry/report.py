@@ -20,14 +20,14 @@ class Served(NamedTuple):
     num_classes: int
     """Of a classifier; 0 of other models."""
     can_be_drawn: bool = False
-    """Whether its pictures are what the page's pad draws."""
+    """Whether its pictures are like those drawn on the page."""
 
 
 class Report(NamedTuple):
     """The content of the metrics page at one moment; workers send it to their supervisor."""
 
     models: tuple[Served, ...]
-    """What is being served: the default version of each model."""
+    """The served models: the default version of each."""
     batching: BatchingConfig
     """Sizes and limits, of each model."""
     num_waiting: int
@@ -41,10 +41,10 @@ class Report(NamedTuple):
     usage: Usage
     """Memory and file descriptors of the process."""
     counts: Counts
-    """What was counted so far."""
+    """The counts so far."""
 
     def ended(self) -> "Report":
-        """Return the report of a process that has ended: what it served, and zeros."""
+        """Return the report of a process that has ended: its models, and zeros."""
         return self._replace(
             num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
         )

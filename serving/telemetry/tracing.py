@@ -89,7 +89,7 @@ class Tracer:
         span.end()
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at most."""
+        """Send the remaining spans, for a few seconds at most."""
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 

@@ -31,7 +31,7 @@ class Transport(Protocol):
         """Calls in progress; from any thread."""
 
     async def beat(self) -> None:
-        """Return once what answers calls has had its turn."""
+        """Return once the loop that answers calls has had a turn."""
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls as Unavailable, and answer the accepted ones.

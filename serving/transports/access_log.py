@@ -1,4 +1,4 @@
-"""What is recorded of each call: an access line for a share of them, and a span of its trace.
+"""The record of each call: an access line for a share of them, and a span of its trace.
 
 Only with `--access-log` or `--otlp-endpoint`: without them there is no cost for a call.
 """
@@ -135,7 +135,7 @@ class AccessLog:
 
 
 def access_log(config: ServerConfig) -> AccessLog | None:
-    """Return what records the calls; None if nothing does.
+    """Return the recorder of calls; None if there is none.
 
     Raises:
         ConfigurationError: see `Tracer`.

@@ -49,7 +49,7 @@ def epochs(examples: Examples, recipe: Recipe, seed: int, start: int) -> Iterato
 
 
 def prefetch(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> Iterator[_Made]:
-    """Make something of each item on a thread, while the caller uses what was made before."""
+    """Process each item on a thread, while the caller uses earlier results."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming: Future[_Made] | None = None
         for item in items:

@@ -1,9 +1,9 @@
-"""Degradation: what scanners, cameras and pens do to an image, mildly.
+"""Degradation: the mild effects of scanners, cameras and pens on an image.
 
 A network that learns from clean images alone reads a third of the noisy ones wrongly. Some of its
 training images are degraded, each in one way; the label, or a teacher's answer to the image
 before, stays. The severities are milder than those of the corrupted test images, and the kinds
-are simpler, so the test is of what was not learned, too.
+are simpler, so the test also covers effects that were not learned.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def blur(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def contrast(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Make the ink paler and the paper greyer: what was 0 to 255 becomes a part of that."""
+    """Make the ink paler and the paper greyer: 0 to 255 becomes a part of that range."""
     paper = _each(pixels, rng, 0, 140)
     ink = np.maximum(_each(pixels, rng, 100, 255), paper + 60)
     return (paper + pixels * (ink - paper) / 255).astype(np.float32, copy=False)

@@ -23,9 +23,9 @@ class Extra:
     """A user's own images."""
 
     training: Examples
-    """What to train on."""
+    """Images for training."""
     held_out: Examples
-    """What to measure with; never trained on."""
+    """Images for measuring; never trained on."""
     unreadable: tuple[str, ...] = ()
     """A line for each file that is no readable picture."""
 

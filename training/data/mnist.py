@@ -29,7 +29,7 @@ Labels = npt.NDArray[np.uint8]
 
 
 def as_pixels(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Round grey levels of any shape and type to uint8; what is below 0 or above 255 is clipped."""
+    """Round grey levels of any shape and type to uint8; values below 0 or above 255 are clipped."""
     pixels: npt.NDArray[np.uint8] = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     return pixels
 
@@ -132,7 +132,7 @@ def fetch(cache: Path) -> dict[str, bytes]:
 
 
 def _advice(cache: Path, failures: list[str]) -> str:
-    """List what was tried and what a person can do."""
+    """List the sources that were tried, and a remedy."""
     names = ", ".join(file.name for file in FILES)
     return "\n  ".join(
         [

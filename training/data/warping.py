@@ -19,7 +19,7 @@ SLOPE = -1.0
 kernel's, and a tenth of the gradient energy is lost; at -0.5, the smoothest choice, a sixth."""
 
 MARGIN = 2
-"""Pixels of background around the image: what a kernel at its edge still reads."""
+"""Pixels of background around the image: a kernel at its edge still reads them."""
 
 _PADDED = SIDE + 2 * MARGIN
 _TAPS = np.arange(-1, 3)
@@ -59,7 +59,7 @@ def thicken(images: Field, growth: float) -> Field:
         corner = np.floor(shift).astype(int)
         shares = np.tile(cubic(np.float32(shift) - corner - _TAPS), (num_pixels, 1))
         for stride in (len(images), 1):  # along columns, along rows
-            # What reads beyond an edge reads the background at the other one.
+            # A read beyond an edge is one of the background at the other edge.
             pixels = np.arange(num_pixels)[:, None] + stride * (corner + _TAPS)
             extreme(reached, _matrix(shares, pixels % num_pixels, num_pixels) @ flat, out=reached)
     return reached.reshape(images.shape)

@@ -43,7 +43,7 @@ def convert(
         try:
             graphs[writer] = _complete(write(model), name, signature, properties)
             onnx.checker.check_model(graphs[writer], full_check=True)
-        except Exception as err:  # tf2onnx and Keras's layers raise what they like
+        except Exception as err:  # tf2onnx and Keras's layers raise any exception
             graphs.pop(writer, None)
             failures[writer] = first_line(err)
     if not graphs:
@@ -97,7 +97,7 @@ WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
 def _complete(
     graph: GraphProto, name: str, signature: Signature, properties: Mapping[str, object]
 ) -> onnx.ModelProto:
-    """Write what the graph is, who made it, and from what."""
+    """Write the graph's description, its producer and its source."""
     graph.name, graph.doc_string = name, ""  # tf2onnx writes its own here
     del graph.input[:], graph.output[:], graph.value_info[:]
     for values, tensor, dtype, size in (

@@ -27,7 +27,7 @@ _ONE = {
     "input": "join them in one, which the model splits; a model never called has none",
     "output": "save keras.Model(model.inputs, model.outputs[0])",
 }
-"""What a model must have one of, and how to get there."""
+"""The parts that a model must have once, and a remedy."""
 
 MAX_LABEL = 100
 """Characters of a label: serving refuses longer ones."""
@@ -98,7 +98,7 @@ def _load(path: Path) -> keras.Model:
     """Read a model."""
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception as err:  # Keras and the layers' own code raise what they like
+    except Exception as err:  # Keras and the layers' own code raise any exception
         raise UnusableInput(f"cannot read {path} as a Keras model: {first_line(err)}") from err
 
 
@@ -178,7 +178,7 @@ def _with_input(model: keras.Model, shape: tuple[int, ...]) -> keras.Model:
     try:
         images = keras.Input(shape, dtype=model.inputs[0].dtype)
         return keras.Model(images, model(images))
-    except Exception:  # layers raise what they like
+    except Exception:  # layers raise any exception
         return model
 
 
@@ -223,5 +223,5 @@ def _classify(model: keras.Model, images: Images) -> Probabilities:
             return np.concatenate(
                 [np.asarray(model(batch, training=False), np.float32) for batch in batches]
             )
-    except Exception as err:  # layers raise what they like
+    except Exception as err:  # layers raise any exception
         raise UnusableInput(f"the model fails on the samples: {first_line(err)}") from err

@@ -1,4 +1,4 @@
-"""manifest.json: what a version is, and how to check that its files are intact and right.
+"""manifest.json: a version's description, and the means to check its files.
 
 format          1; raised when a reader of older manifests would misread a newer one
 name, version   the model's name and the version's number, as text
@@ -56,7 +56,7 @@ GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signature:
-    """What a model takes and gives."""
+    """A model's input and output."""
 
     input_shape: tuple[int, ...]
     """Of one image, such as (28, 28)."""

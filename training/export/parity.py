@@ -19,7 +19,7 @@ from training.fitting.evaluation import Probabilities
 __all__ = ["Parity", "measure", "onnxruntime", "open_session", "run"]
 
 LARGEST_BATCH = 1_024
-"""A larger one may fill the memory with what a convolutional network computes on the way."""
+"""A larger one may fill the memory with a convolutional network's intermediate results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,7 +44,7 @@ class Candidate:
     model: keras.Model
     """From pixels of 0 to 255, in an input shape of its own, to (N, classes) probabilities."""
     signature: Signature
-    """What it takes and gives."""
+    """Its input and output."""
     preprocessing: Mapping[str, object]
     """How pictures become its images; empty if they can't."""
     samples: Samples
@@ -129,7 +129,7 @@ def _int8(
     """Quantise the graph and test it.
 
     Returns:
-        {"int8": the graph}, or nothing if it was refused; and what the manifest says of it.
+        {"int8": the graph}, or nothing if it was refused; and its entry in the manifest.
     """
     print_now("quantising its first layer to int8, and comparing that with float32")
     try:

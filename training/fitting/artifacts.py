@@ -1,4 +1,4 @@
-"""The artifacts folder: what training writes there, for export and report to read.
+"""The artifacts folder: training's output, read by export and report.
 
 model.keras     the network: (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities
 history.json    loss, accuracy and so on, each with a value per epoch

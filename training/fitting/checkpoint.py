@@ -1,4 +1,4 @@
-"""Checkpoints: what a training computed, in one file, with what must be equal to use it again."""
+"""Checkpoints: a training's state in one file, with the settings that must match."""
 
 import io
 import json
@@ -25,7 +25,7 @@ class Checkpoint:
     path: Path
     """The file."""
     identity: Mapping[str, Any]
-    """What must be equal to use it: the recipe's values and so on, as JSON can hold them."""
+    """The settings that must match: the recipe's values and so on, as JSON can hold them."""
 
     def save(self, arrays: Mapping[str, Any]) -> None:
         """Replace the file; the old content stays until the new one is complete.

@@ -40,7 +40,7 @@ def epochs(
 
     The recipe's last epochs cycle through the views that are deformed half as far.
 
-    What an epoch shows of a view is shifted and in part degraded otherwise than the time before.
+    Each epoch shifts a view differently, and degrades a part of it differently.
 
     Yields:
         (N // B, B, 784) images and (N // B, B, 10) float32 probabilities to learn.

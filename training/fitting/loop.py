@@ -68,7 +68,7 @@ def add_prefix(name: str, log: Log) -> Log:
 
 
 class Estimate:
-    """A log that ends each line of progress with what is left, such as "12 min left"."""
+    """A log that ends each line of progress with the time left, such as "12 min left"."""
 
     def __init__(self, recipe: Recipe, log: Log) -> None:
         self._log = log
@@ -87,7 +87,7 @@ class Estimate:
         """Pass the line on, with the estimate where it tells of progress."""
         if found := _LINE.match(line):
             position, step = self._position(*found.groups())
-            if self._skipped is None:  # what an earlier run did took no time of this one
+            if self._skipped is None:  # an earlier run's epochs took no time of this one
                 self._skipped = position - step
             pace = (time.monotonic() - self._started) / (position - self._skipped)
             left = (self._total - position) * pace

@@ -44,15 +44,15 @@ def train(
 
     Args:
         recipe: how to train.
-        data: what to train on.
+        data: the images.
         folder: the artifacts; a model already there stays until the new one is complete.
         seed: decides the first weights, the order of the images, deformation and dropout.
         resume: continue from the checkpoint in the folder.
         extra: a user's own images to train on, too; None for none.
-        log: gets a line for each epoch, the teachers' included, with an estimate of what is left.
+        log: gets a line for each epoch, the teachers' included, with an estimate of the time left.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
         ResumeError: there is nothing to resume, or it is another training.

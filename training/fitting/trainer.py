@@ -18,7 +18,7 @@ _MUON_STEPS = 3
 
 
 def device() -> str:
-    """Return what TensorFlow trains on: "cuda" if it sees a GPU, else "cpu"."""
+    """Return the device that TensorFlow trains on: "cuda" if it sees a GPU, else "cpu"."""
     return "cuda" if tf.config.list_physical_devices("GPU") else "cpu"
 
 

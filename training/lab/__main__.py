@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "pictures", _pictures, "print how often drawn digits are read rightly")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
     add("--number", type=values.count, default=500, help="pictures a population (500)")
-    add("--seed", type=int, default=2, help="decides what is drawn (2)")
+    add("--seed", type=int, default=2, help="of the random pages (2)")
     add = _command(commands, "evaluate", _evaluate, "print how often numbers are read rightly")
     add("--number", type=values.count, default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
     add("--rows", nargs="+", default=(), metavar="KIND", choices=[*evaluation.ROWS, *EMPTY],
         help="the kinds of pages (all)")  # fmt: skip
-    add("--wrong", action="store_true", help="print what was read wrongly")
+    add("--wrong", action="store_true", help="print wrong readings")
     add = _command(commands, "fit", _fit, "fit the rejecter on composed pages")
     add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> Callable[..., Any]:
-    """Add a command; return what adds its options."""
+    """Add a command; return the function that adds its options."""
     command = commands.add_parser(name, help=text)
     command.set_defaults(run=run)
     command.add_argument("--data-dir", type=Path, metavar="DIR",

@@ -59,7 +59,7 @@ class SharedSocket:
         return data
 
     def _send(self, data: bytes, until_s: float = math.inf) -> None:
-        """Send the bytes of `_take`, and those that are ready then; a server may have to read first.
+        """Send the bytes of `_take`, and those ready then; a server may have to read first.
 
         Args:
             data: may be empty.

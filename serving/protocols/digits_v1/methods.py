@@ -24,7 +24,7 @@ def digits_methods(router: Router, transport: str) -> list[Method]:
     unary, stream = _Reader("Classify", router), _Reader(None, router)
 
     def get_model(request: bytes) -> bytes:
-        """Encode what is served; the request is empty and is not read."""
+        """Encode the model's description; the request is empty and is not read."""
         info = find_classifier(router).info(transport)
         facts = asdict(info) | {"signature": info.signature.document()}
         return digits_pb2.GetModelResponse(**facts).SerializeToString()
@@ -81,9 +81,9 @@ class _ClassEncoder(ResponseEncoder):
         super().__init__(target, method, num_images)
         self._version: str | None = None
         self._starts: tuple[bytes, ...] = ()
-        """What stands before the probabilities of one image, by its class."""
+        """The bytes before the probabilities of one image, by its class."""
         self._tail = b""
-        """What stands behind them."""
+        """The bytes after them."""
 
     def encode(self, result: Result, at: int, number: int) -> list[bytes]:
         """See `ResponseEncoder`."""

@@ -110,7 +110,7 @@ class RawEncoder(InferEncoder):
 
 
 def find(router: Router, name: str, version: str) -> tuple[Target, TensorSignature]:
-    """Return what takes calls for a model and a version or label, and its signature.
+    """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
         ModelNotFound: there is none.

@@ -16,7 +16,7 @@ _EXTENSIONS = ("model_configuration", "statistics")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedModel:
-    """What the protocol says of a model."""
+    """The protocol's description of a model."""
 
     name: str
     versions: tuple[str, ...]
@@ -27,7 +27,7 @@ class ServedModel:
     max_queue_delay_s: float = 0.0
     """How long a request waits for others to share its run."""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """What the protocol has no field for, such as the device."""
+    """Facts without a field in the protocol, such as the device."""
 
 
 def server_metadata(*, controls_repository: bool = False) -> Any:

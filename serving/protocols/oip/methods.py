@@ -52,7 +52,7 @@ class Queries:
         self._changing = catalog if allow_control else None
         """The repository, if callers may load and unload models."""
         self.slow = ("RepositoryModelLoad", "RepositoryModelUnload") if self._changing else ()
-        """What may take seconds, so that it is answered on threads of its own."""
+        """Methods that may take seconds, so that they run on their own threads."""
         self.answers: dict[str, Callable[[bytes], Any]] = {
             "ServerLive": lambda _: inference_pb.ServerLiveResponse(live=True),
             "ServerReady": lambda _: inference_pb.ServerReadyResponse(ready=health.is_serving),
@@ -102,7 +102,7 @@ class Queries:
         return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
     def index(self, request: bytes) -> Any:
-        """List all versions and what can't be served, or the versions that are ready."""
+        """List all versions and those that can't be served, or only the ready ones."""
         only_ready = parse(inference_pb.RepositoryIndexRequest, request).ready
         response = inference_pb.RepositoryIndexResponse()
         for name, version, reason in self._states():

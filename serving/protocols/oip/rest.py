@@ -57,7 +57,7 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
         its answer.
 
     Raises:
-        InvalidRequest: the text says what was expected and what came.
+        InvalidRequest: the text has the expected and the received value.
     """
     if json_bytes is not None and not 0 <= json_bytes <= len(body):
         raise InvalidRequest(f"expected {json_bytes} bytes of JSON, got a body of {len(body)}")

@@ -14,7 +14,7 @@ def model_statistics(model: tuple[str, str], counts: Counts, last_ms: int) -> An
 
     Args:
         model: the model's name and its version.
-        counts: what was counted.
+        counts: from the metrics.
         last_ms: when it last answered, in milliseconds since 1970; 0 for never.
     """
     name, version = model

@@ -1,7 +1,7 @@
 """ModelInfer's messages to a model's inputs, and its outputs back to an answer.
 
-Anything that the model does not take is refused with what was expected and what came; nothing is
-guessed, converted or ignored.
+Anything that the model does not take is refused, with the expected and the received value; nothing
+is guessed, converted or ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,12 +56,12 @@ def decode(
 
     Args:
         request: the message.
-        signature: what its model takes and answers.
+        signature: the inputs and outputs of its model.
         max_rows: the most rows allowed.
         typed: the typed contents that were taken out of the message; None if it is whole.
 
     Raises:
-        InvalidRequest: the text says what was expected and what came.
+        InvalidRequest: the text has the expected and the received value.
     """
     if len(request.id) > MAX_ID_CHARACTERS:
         raise InvalidRequest(

@@ -71,7 +71,7 @@ class TypedContents:
             )
 
     def _input(self, at: int, end: int) -> bytes | None:
-        """Return an input without what its contents have, which is kept apart; None if as it is."""
+        """Return an input without its contents, which are kept apart; None if unchanged."""
         begin, kept, last, parts = at, [], at, dict[int, list[bytes]]()
         self.inputs.append(parts)
         for number, kind, tag, start, at in self._fields(begin, end):
@@ -111,7 +111,7 @@ class TypedContents:
         return at
 
     def _fields(self, at: int, end: int) -> Iterator[_Field]:
-        """Yield the fields of a message, and what is malformed as the last."""
+        """Yield the fields of a message, a malformed one as the last."""
         while at < end:
             self._num_fields += 1
             if self._num_fields > _MAX_FIELDS:

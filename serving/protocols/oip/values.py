@@ -36,7 +36,7 @@ _WIDE = {
     "int_contents": DTYPES["INT64"], "int64_contents": DTYPES["INT64"],
     "uint_contents": DTYPES["UINT64"], "uint64_contents": DTYPES["UINT64"],
 }  # fmt: skip
-"""The fields that are encoded as varints, and what these may hold."""
+"""The fields that are encoded as varints, and their ranges."""
 _MAX_VARINT_BYTES = 10
 _WINDOW_BYTES = 1 << 18
 _SHIFT = np.uint64(7)
@@ -137,7 +137,7 @@ def check_strings(count: int) -> None:
 
 
 def _texts(values: Sequence[bytes], tensor: Any, shape: Sequence[int]) -> Array:
-    """Return an array of texts: ONNX Runtime takes bytes for what Python prints of them."""
+    """Return an array of texts: ONNX Runtime would take the repr of bytes."""
     _check_count(len(values), prod(shape), "BYTES", tensor, shape)
     array = np.empty(len(values), object)
     try:

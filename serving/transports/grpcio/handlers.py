@@ -81,7 +81,7 @@ class Handlers(grpc.GenericRpcHandler):
         return self._tokens is None or self._tokens.accepts(values)
 
     def _guarded(self, handler: _Handler, name: str, path: str) -> _Handler:
-        """Wrap a handler: count and log its call, and turn what it raises into a status."""
+        """Wrap a handler: count and log its call, and turn exceptions into a status."""
 
         async def guarded(request: Any, context: _Context) -> bytes | None:
             call = self._begin_log(path, context)
@@ -98,7 +98,7 @@ class Handlers(grpc.GenericRpcHandler):
                 refusal = UNKNOWN_METHOD if is_unknown else Status.of(error_of(err))
                 code = refusal.code.name
             self.num_active -= 1
-            if code != "OK" or name not in self._batched:  # what a run answers, it counts
+            if code != "OK" or name not in self._batched:  # runs count their own answers
                 self._metrics.count(name, code)
             if self._log is not None and call is not None:
                 self._log.end(call, code)

@@ -33,7 +33,7 @@ class H2Calls(Calls):
     """Reads calls and routes them; used by the loop's thread only."""
 
     def __init__(self, heads: HeaderParser, context: Context) -> None:
-        """Read headers by `heads`; `context` is what calls share."""
+        """Read headers by `heads`; `context` is shared by calls."""
         super().__init__(heads.tokens)
         self._heads = heads
         self.context = context

@@ -1,4 +1,4 @@
-"""What the calls of all connections share, and how a call that is not answered ends."""
+"""The shared state of all connections' calls, and the end of calls that are not answered."""
 
 import heapq
 import itertools
@@ -49,7 +49,7 @@ class Context:
 
         Args:
             router: the models.
-            limits: what peers may use.
+            limits: of peers.
             schedule_flush: has a connection flushed at the end of the round.
             post: runs a function on the loop's thread; called from any thread.
             hurry: has `Calls.tick` called soon.

@@ -1,4 +1,4 @@
-"""Calls by the kind of their method: what each does with a message, and how it is answered."""
+"""Calls by the kind of their method: how each processes and answers a message."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +31,7 @@ class _UnaryCall(Stream):
         return self._put(pending)
 
     def _answer_slowly(self, method: Unary, pending: PendingResponse) -> Task:
-        """Answer a request, on a thread of its own; return what sends the answer."""
+        """Answer a request, on its own thread; return the function that sends the answer."""
         try:
             outcome: bytes | DigitsError = frame(method.answer(pending.request))
         except Exception as err:

@@ -36,7 +36,7 @@ class MessageReader:
         return ended or len(self.data) >= self._missing_at
 
     def end_of(self, at: int) -> int | Status:
-        """Return where the message at `at` ends, 0 if it has not come, or what is wrong with it."""
+        """Return where the message at `at` ends, 0 if it has not come, or its error."""
         data = self.data
         size, end = len(data), at + PREFIX_BYTES
         if size >= end:

@@ -1,4 +1,4 @@
-"""Statuses of gRPC as trailers, and what is wrong with messages that can't be read."""
+"""Statuses of gRPC as trailers, and errors of messages that can't be read."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from serving.protocols import status
 from serving.protocols.status import StatusCode
 
 PREFIX_BYTES = 5
-"""The length of what precedes each message: whether it is compressed, and its length."""
+"""The length of the prefix of each message: whether it is compressed, and its length."""
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 

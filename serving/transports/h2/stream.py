@@ -52,7 +52,7 @@ class Stream:
         self._unconsumed = 0
         """How many of the reader's last bytes the window is still short of."""
         self._owed = 0
-        """What answered requests took of the window, until the answers are read."""
+        """The window bytes of answered requests, until the answers are read."""
         self._has_begun = False
         """Whether the headers of the answer were sent."""
         self._is_full = False
@@ -63,7 +63,7 @@ class Stream:
     # Requests
 
     def receive(self, data: bytes, now_s: float, *, ended: bool) -> None:
-        """Take more of what the caller sends."""
+        """Process more bytes of the caller."""
         may_begin = self.reader.add(data, ended=ended)
         if not self.takes_one:
             self._unconsumed += len(data)
@@ -78,7 +78,7 @@ class Stream:
             self._context.buffer(self, len(self.reader.data))
 
     def resume(self, now_s: float) -> None:
-        """Begin the requests that have arrived, as far as there is room; send what is ready."""
+        """Begin the requests that have arrived, as far as there is room; send ready answers."""
         if not self._is_open:
             return
         if self._owed:
@@ -115,14 +115,14 @@ class Stream:
         return bytes(memoryview(self.reader.data)[begin:end])
 
     def _consume_all(self) -> None:
-        """Open the window: a message may be longer. `Context.buffer` bounds what is kept."""
+        """Open the window: a message may be longer. `Context.buffer` bounds the buffered bytes."""
         if self._unconsumed:
             self._connection.http2.acknowledge(self._stream_id, self._unconsumed)
             self._unconsumed = 0
             self._context.schedule_flush(self._connection)
 
     def _has_room(self) -> bool:
-        """Return whether a request may begin; else what makes room resumes the stream."""
+        """Return whether a request may begin; if not, the stream is resumed later."""
         if self._is_unread():
             self._connection.unread[self] = None
         elif len(self.pending) >= MAX_PENDING:
@@ -236,7 +236,7 @@ class Stream:
         """End a call of rows once it has been answered as far as it was accepted."""
 
     def _release(self) -> None:
-        """Give back what the call holds."""
+        """Release the call's resources."""
         self._context.buffer(self, 0)
         self._owed = self._unconsumed = 0
         self.pending.clear()

@@ -23,7 +23,7 @@ from serving.transports.http1.routing import Endpoint, RoutedRequest
 _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6
 _ITEM_BYTES = 256
-"""What an item of the answer takes at least."""
+"""The least size of an item of the answer."""
 
 _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
 
@@ -73,7 +73,7 @@ def read_images(body: bytes, signature: Signature, limit: int) -> Images:
     """Read the images of a JSON body.
 
     Raises:
-        InvalidRequest: the text says what would be right.
+        InvalidRequest: the text has the expected form.
     """
     got = ""
     try:

@@ -12,10 +12,10 @@ from serving.transports.http.schemas import schemas_of
 from serving.transports.http1.routing import TIMEOUT_HEADER
 
 _PROBLEMS = {
-    "400": "The request can't be answered as it is; `detail` says what was expected and what came.",
+    "400": "The request is malformed or does not fit the model; see `detail`.",
     "401": "A valid bearer token is needed.",
     "404": "No such model or version.",
-    "413": "The body, or a picture in it, is larger than what is read.",
+    "413": "The body, or a picture in it, is too large.",
     "429": "Too much waits already: come again after `Retry-After` seconds.",
     "500": "The model failed on these images.",
     "503": "Starting, draining or out of reach: come again after `Retry-After` seconds.",
@@ -58,7 +58,7 @@ def openapi_document(router: Router, of_pictures: Collection[str]) -> dict[str, 
         },
         "paths": {
             **digits,
-            "/v2": {"get": _query("Say what this server is and what it can do", "ServerMetadata")},
+            "/v2": {"get": _query("Describe the server and its extensions", "ServerMetadata")},
             "/v2/health/live": {"get": _query("Say whether the server answers at all", "Live")},
             "/v2/health/ready": {"get": _ready("Say whether the server accepts work")},
             **models,
@@ -148,10 +148,10 @@ _OPTIONS = [
     {
         "name": "reject_below",
         "in": "query",
-        "description": "What is less probable than this is marked `rejected`.",
+        "description": "Less probable answers are marked `rejected`.",
         "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     },
-    _flag("image", "the answer holds what the network sees."),
+    _flag("image", "the answer has the network's input."),
     _TIMEOUT,
 ]
 _TOP = {
@@ -179,7 +179,7 @@ def _digits(max_images: int) -> dict[str, Any]:
 
 def _classes() -> dict[str, Any]:
     return _operation(
-        "Say what each picture shows",
+        "Classify pictures",
         "Classes",
         "404",
         *_WORK,

@@ -17,7 +17,7 @@ _TYPES = {
 
 
 _PAGES = {"/v1/numbers": ("index.html", "Draw a digit"), "/classify": ("classify.html", "Classify")}
-"""Pages by the end of a path that they need, the first at /; and what links to them say."""
+"""Pages by the end of a path that they need, the first at /; and the texts of links to them."""
 
 
 def page_routes(document: dict[str, Any]) -> list[Endpoint]:

@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
 MAX_PICTURES = 100
 MAX_FORM_S = 20.0
-"""Of a request: what a form's pictures may take."""
+"""The time for the pictures of a form."""
 _FORM = "multipart/form-data"
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
 
@@ -36,7 +36,7 @@ async def read_pictures(
         read: such as `from_picture`; called in a process.
 
     Yields:
-        The name of each, and what was read, or of a form's why it can't be.
+        The name of each, and its image, or in a form the reason if there is none.
 
     Raises:
         InvalidRequest: the form is malformed, has no file or too many, or the body is empty, or the
@@ -118,7 +118,7 @@ class _Form:
         self._field = self._value = b""
 
     def _add(self, data: bytes, start: int, end: int) -> None:
-        if data is self._body and not self._start:  # else it is what begins like a boundary
+        if data is self._body and not self._start:  # else it only begins like a boundary
             self._start = start - self._size
         self._size += end - start
 

@@ -24,11 +24,11 @@ def schemas_of(signature: Signature) -> dict[str, Any]:
         [],
         name={**text, "description": "The file's name, where it has one."},
         digit={"type": "integer", "minimum": 0, "maximum": num_classes - 1},
-        label={**text, "description": "What that class is called: the digit, of digits."},
+        label={**text, "description": "The name of that class; for digits, the digit."},
         probability=probability,
         probabilities=_array(probability, minItems=num_classes, maxItems=num_classes),
         rejected={"type": "boolean"},
-        image={**text, "description": f"{size} bytes in base64: what the network sees."},
+        image={**text, "description": f"{size} bytes in base64: the network's input."},
         error=text,
     )
     side = {"type": "integer", "minimum": 0}

@@ -35,7 +35,7 @@ _MAX_CONNECTIONS = 1024
 _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
 _NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 72 << 20, 10.0
-"""What pictures and JSON get: 300 MB in all, with what the processes share."""
+"""The processes for pictures and JSON: 300 MB in all, including shared memory."""
 _MODULES = (
     "serving.pictures.numbers", "serving.transports.http.digits", "serving.transports.http.numbers",
     "serving.transports.http.inference",
@@ -54,11 +54,11 @@ class HttpServer:
             router: the models.
             queries: answers queries about the server and its models.
             config: address, TLS and tokens.
-            limits: what peers may use.
+            limits: of peers.
 
         Raises:
             ConfigurationError: the address can't be bound, a certificate or token can't be used, or
-                what the command line says of pictures fits no model.
+                the options for pictures fit no model.
         """
         assert config.http_port is not None
         self._router = router

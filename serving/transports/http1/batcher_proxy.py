@@ -30,7 +30,7 @@ class BatcherProxy:
             self._post(partial(_submit, group))
 
     def forget(self, connection: Any) -> None:
-        """Drop what waits of a connection that is over."""
+        """Drop the waiting calls of a connection that is over."""
         for batcher in self._router.batchers:
             if self._router.owner is self._loop:
                 batcher.forget(connection)
@@ -50,7 +50,7 @@ class KnownCall:
         self._replies = replies
 
     def group(self, connection: HttpConnection, known: Known, data: bytes, now_s: float) -> Group:
-        """Return what has the rows of a request run."""
+        """Return the batcher's side of a request."""
         stream: Any = connection.stream
         rows, deadline_s = data[len(known.prefix) :], now_s + known.timeout_s
         return Group(connection, [stream], [rows], known.encoder, self, now_s, deadline_s)

@@ -12,7 +12,7 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class Bodies:
-    """What is kept of bodies."""
+    """The budget of bodies."""
 
     def __init__(self, max_bytes: int) -> None:
         """Keep at most so much."""
@@ -23,7 +23,7 @@ class Bodies:
         """The request that has been in progress for longest first."""
 
     def buffer(self, connection: HttpConnection, num_bytes: int) -> HttpConnection | None:
-        """Note what is kept of a body.
+        """Note the buffered bytes of a body.
 
         Returns:
             Who must go for it: of those who have not sent all, at the address that holds the most,

@@ -3,7 +3,7 @@
     bytes ──▶ known rows behind a head and JSON that came before ──▶ a Batcher
       └─────▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
 
-A connection has one request in progress; what it sends ahead waits.
+A connection has one request in progress; further ones wait.
 """
 
 import math
@@ -29,11 +29,11 @@ from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
 
 _MAX_AHEAD_BYTES = 64 << 10
-"""What a peer may send ahead of an answer; the connection is closed behind that one then."""
+"""Bytes that a peer may send ahead of an answer; then the connection is closed after that one."""
 _MAX_UNSENT_BYTES = 64 << 10
 """Answers that a peer has not read, past which its next request waits."""
 _MAX_IGNORED_BYTES = 32 << 20
-"""What a peer may send on after an answer that closes the connection, so that it reads that."""
+"""Bytes that a peer may send after the answer that closes the connection, so that it reads that."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
@@ -49,11 +49,11 @@ class HttpCalls(Calls):
         """Connect the parts.
 
         Args:
-            app: plans what to do with a request.
+            app: routes requests.
             router: the models.
             loop: whose thread this is.
-            limits: what peers may use.
-            pool: decodes what may take long.
+            limits: of peers.
+            pool: decodes large requests.
             tokens: compares tokens; None if none are configured.
             log: records the requests; None if nothing does.
         """
@@ -144,7 +144,7 @@ class HttpCalls(Calls):
     def _begin(
         self, connection: HttpConnection, request: Request, now_s: float
     ) -> RoutedRequest | None:
-        """Find what answers a request; None if it is refused."""
+        """Find the handler of a request; None if it is refused."""
         plan = connection.recent
         if plan is None or plan.request is not request:
             plan = RoutedRequest(request)
@@ -179,7 +179,7 @@ class HttpCalls(Calls):
             connection.known = Known(prefix, len(whole), encoder, plan.timeout_s)
 
     def _hold(self, connection: HttpConnection, num_bytes: int) -> None:
-        """Note what is kept of a body, whose request may have to end for it, or others."""
+        """Note the buffered bytes of a body; its request, or others, may be ended for them."""
         while connection.plan and (victim := self._bodies.buffer(connection, num_bytes)):
             self.replies.fail(victim, _NO_ROOM)
 

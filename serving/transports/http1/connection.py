@@ -17,7 +17,7 @@ class Known(NamedTuple):
     """Requests that differ only in the rows at their end."""
 
     prefix: bytes
-    """The head and what precedes the rows."""
+    """The head and the bytes before the rows."""
     num_bytes: int
     """The length of all."""
     encoder: ResponseEncoder
@@ -67,7 +67,7 @@ class HttpConnection(Peer):
         """Whether requests that have come wait for their turn."""
         self.known: Known | None = None
         self.logged: LoggedCall | None = None
-        """What is recorded of the request in progress."""
+        """The log entry of the request in progress."""
 
     @property
     def peer(self) -> str:
@@ -90,7 +90,7 @@ class HttpConnection(Peer):
         return bool(self.is_running or self.output or self._answers)
 
     def read(self, buffer: memoryview) -> bytes | None:
-        """See `Peer`; not while what it has sent ahead waits, for itself or for room."""
+        """See `Peer`; not while requests sent ahead wait for their turn or for room."""
         return b"" if self.is_ahead or self.unread else super().read(buffer)
 
     def forget_known(self) -> None:
@@ -104,7 +104,7 @@ class HttpConnection(Peer):
         self.streams.add(self.stream)
 
     def read_no_more(self) -> None:
-        """Close the connection behind the next answer, and forget what it has sent."""
+        """Close the connection after the next answer, and forget its unread bytes."""
         self.is_last, self.engine = True, ServerConnection()
 
     def write(self, answer: bytes) -> None:
@@ -117,7 +117,7 @@ class HttpConnection(Peer):
         return answers[0] if len(answers) == 1 else b"".join(answers)
 
     def close(self) -> None:
-        """See `Peer`; what it holds is free at once, without the circle to itself."""
+        """See `Peer`; its memory is free at once, without the circle to itself."""
         super().close()
         self.data_to_send = bytes
 

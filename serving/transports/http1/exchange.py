@@ -14,7 +14,7 @@ from serving.transports.http1.answers import Answer
 from serving.transports.http1.routing import RoutedRequest
 
 SMALL_BYTES = 4096
-"""What the loop itself decodes or writes at most: some 100 µs."""
+"""The most that the loop itself decodes or writes: some 100 µs."""
 
 Result = TypeVar("Result")
 
@@ -30,7 +30,7 @@ class Pool(Protocol):
 
 
 class OneThread:
-    """A `Pool` for what is trusted."""
+    """A `Pool` for trusted work."""
 
     def __init__(self, name: str) -> None:
         """Start nothing yet."""
@@ -47,7 +47,7 @@ class OneThread:
 
 @types.coroutine
 def _outcome(begin: Callable[[], None]) -> Generator[Callable[[], None], Any, Any]:
-    """Wait for the outcome of what `begin` begins."""
+    """Wait for the outcome of the work that `begin` begins."""
     return (yield begin)
 
 
@@ -62,7 +62,7 @@ class Exchange:
         Args:
             calls: the `Calls` that it is one of.
             connection: the `HttpConnection` that it came on.
-            plan: what to do.
+            plan: its routing.
             body: of the request.
             begun_s: when its head had come, in monotonic seconds.
         """

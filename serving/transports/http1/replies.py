@@ -1,4 +1,4 @@
-"""Answers to requests: written, counted and recorded, and what ends with them."""
+"""Answers to requests: written, counted and logged, and the end of the request."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ from serving.transports.sockets.loop import Loop
 _log = logging.getLogger(__name__)
 
 _COMPLAINT_S = 60.0
-"""The least time between two log lines about peers that send what is no request."""
+"""The least time between two log lines about peers that send malformed requests."""
 _INFER = "HttpInfer"
 
 
@@ -89,7 +89,7 @@ class Replies:
         self.reply(connection, problem(error))
 
     def refuse_peer(self, connection: HttpConnection, error: BadRequest) -> None:
-        """Answer what is no request, and close the connection behind that."""
+        """Answer a malformed request, and close the connection after it."""
         self._num_bad += 1
         if (now_s := self._loop.clock()) >= self._complained_s + _COMPLAINT_S:
             reason = f"{connection.address or 'unix:'}: {error.text}"

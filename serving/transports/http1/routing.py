@@ -1,4 +1,4 @@
-"""What is done with a request: its path's handler, once its host, origin and token are right."""
+"""The handler of a request: that of its path, once its host, origin and token are right."""
 
 import ipaddress
 import math
@@ -42,7 +42,7 @@ Handler = Callable[[Any], Coroutine[Any, Any, Answer]]
 
 
 class Endpoint(NamedTuple):
-    """What answers a method on a path."""
+    """The handler of a method on a path."""
 
     method: str
     path: str
@@ -55,10 +55,10 @@ class Endpoint(NamedTuple):
 
 
 class RoutedRequest:
-    """What is to be done with a request, known from its head; the same for equal heads."""
+    """The handling of a request, known from its head; the same for equal heads."""
 
     def __init__(self, request: Request) -> None:
-        """Begin with what the request says.
+        """Begin with the request's fields.
 
         Raises:
             BadRequest: its target is malformed.
@@ -102,7 +102,7 @@ class App:
         """Take the routes.
 
         Args:
-            routes: what is answered.
+            routes: the paths.
             tokens: compares tokens; None if none are configured.
             names: of this server, beside localhost and addresses; "*" is any.
             origins: whose pages may ask, such as "https://example.org".
@@ -120,7 +120,7 @@ class App:
         """The first two lines of a good answer."""
 
     def prepare(self, plan: RoutedRequest) -> None:
-        """Find what answers a request.
+        """Find the handler of a request.
 
         Raises:
             DigitsError: it is refused.
@@ -163,7 +163,7 @@ class App:
     def _check_host(self, host: str) -> None:
         """Check that the caller means this server.
 
-        Else a web page could have its own name point here, and read what is answered.
+        Else a web page could have its own name point here, and read the answers.
         """
         name = host.lower()
         name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]

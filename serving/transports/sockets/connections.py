@@ -25,7 +25,7 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Calls:
-    """Makes calls of what the peers of a port send; each protocol has its own."""
+    """Turns the bytes of a port's peers into calls; each protocol has its own."""
 
     def __init__(self, tokens: TokenCheck | None) -> None:
         """Begin; without `tokens` no call needs one."""
@@ -50,7 +50,7 @@ class Calls:
                 connection.forget_known()
 
     def receive(self, connection: Any, data: bytes, now_s: float) -> None:
-        """Take what a connection has sent."""
+        """Process bytes of a connection."""
         raise NotImplementedError
 
     def forget(self, connection: Any) -> None:
@@ -66,7 +66,7 @@ class Calls:
         raise NotImplementedError
 
     def tick(self, now_s: float) -> None:
-        """Do what is due."""
+        """Do due work."""
         raise NotImplementedError
 
     def sweep(self, connection: Any) -> None:
@@ -88,8 +88,8 @@ class Connections:
             listeners: the first listens already, and does not block. The others are those of other
                 workers, looked at with each sweep: callers do not wait for one that is frozen.
             selector: the loop's.
-            limits: what peers may use.
-            calls: makes calls of what they send.
+            limits: of peers.
+            calls: turns their bytes into calls.
             tls: returns the context for new connections; None is plaintext.
             make: makes a connection of a socket.
             schedule_flush: has a connection flushed at the end of the round.
@@ -179,7 +179,7 @@ class Connections:
         return bool(closable)
 
     def watch(self, connection: Peer) -> None:
-        """Wait for what a connection needs next: a peer that takes no answers is not read."""
+        """Wait for a connection's next event: a peer that reads no answers is not read."""
         mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 

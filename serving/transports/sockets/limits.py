@@ -12,7 +12,7 @@ _MAX_MESSAGE_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What peers may use."""
+    """Limits of peers."""
 
     max_message_bytes: int
     """The longest request message; a longer one is refused before its body is kept."""

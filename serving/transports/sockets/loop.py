@@ -32,7 +32,7 @@ _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
 _DEFERRED_S = 2e-3
-"""How long a round does what was deferred, such as requests that HTTP callers have sent ahead."""
+"""How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
 
 
 class Loop:
@@ -117,7 +117,7 @@ class Loop:
             home.calls.forget_layouts()
 
     def hurry(self) -> None:
-        """Have what is due be done from 10 ms on: it became due after the last look."""
+        """Do due work within 10 ms: it became due after the last look."""
         self._next_tick_s = min(self._next_tick_s, self._now_s + _TICK_S)
 
     def _run(self) -> None:
@@ -134,7 +134,7 @@ class Loop:
         """Read the connections that are ready, run the queue, write."""
         ready = self.selector.select(self._timeout_s())
         self._is_awake = True
-        while self._posted:  # first: what a drain refuses may be about to be read
+        while self._posted:  # first: calls that a drain refuses may be about to be read
             self._posted.popleft()()
         self._now_s = now_s = self.clock()
         for home in self._homes:
@@ -165,7 +165,7 @@ class Loop:
         return 0.0 if self._posted else timeout_s
 
     def _run_waiting(self, now_s: float) -> None:
-        """Run what waits, a batch of each model in turn, for some 10 ms in all.
+        """Run waiting calls, a batch of each model in turn, for some 10 ms in all.
 
         Where a round did not read all, one batch must do: callers' next calls wait unread.
         """

@@ -1,4 +1,4 @@
-"""One peer of any protocol: its socket, and what the loop knows of it."""
+"""One peer of any protocol: its socket, and the loop's facts about it."""
 
 import math
 import socket
@@ -15,11 +15,11 @@ last ones say."""
 _LEAST_BYTES = 4096
 """Read of a peer at least, and at first: even of the tiniest frames, these take no more."""
 MAX_COST_PER_BYTE_S = TURN_S / _LEAST_BYTES
-"""What a byte takes at most, in seconds."""
+"""The most that a byte may cost, in seconds."""
 
 
 class Peer:
-    """What the loop holds of one peer; used by the loop's thread only."""
+    """The loop's state of one peer; used by the loop's thread only."""
 
     __slots__ = (
         "_clock",
@@ -53,7 +53,7 @@ class Peer:
     streams: Collection[Any]
     """The calls in progress."""
     data_to_send: Callable[[], bytes]
-    """Returns what its protocol has to say."""
+    """Returns the protocol's bytes to send."""
 
     def __init__(self, sock: socket.socket, tls: Tls | None, host: Host) -> None:
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
@@ -66,18 +66,18 @@ class Peer:
         self.gave_up_s = -math.inf
         """When it last cancelled a call that waited, in monotonic seconds."""
         self.output: bytes | memoryview = b""
-        """What the socket has not taken yet."""
+        """Bytes that the socket has not taken yet."""
         self._clock = host.clock
         self.opened_s = self.active_s = self.swept_s = host.clock()
         self.jitter = host.random.uniform(0.9, 1.1)
-        """Spreads over time what connections of the same age would do together."""
+        """Spreads the work of connections of the same age over time."""
         self.unread: dict[Any, None] = {}
         """Calls whose callers do not read their answers, in the order in which that was seen."""
         self.trusted = False
         """Whether the peer has shown a valid token."""
         self.cost_per_byte_s = MAX_COST_PER_BYTE_S
-        """What each byte that it sends takes, in seconds: a moving average, which starts
-        cautiously, for tiny frames can take a hundred times what large messages take."""
+        """The cost of each byte that it sends, in seconds: a moving average, which starts
+        cautiously, for small frames can cost a hundred times as much as large messages."""
         self.start_tag_s = 0.0
         """When its next turn is due, on `Loop`'s clock of turns."""
         self.is_leaving = False
@@ -93,7 +93,7 @@ class Peer:
         self.is_open = True
 
     def read(self, buffer: memoryview) -> bytes | None:
-        """Read what has arrived, at most a buffer full; None if the peer has left.
+        """Read the bytes that have arrived, at most a buffer full; None if the peer has left.
 
         Raises:
             OSError: the socket or its TLS failed.
@@ -152,7 +152,7 @@ class Peer:
 
     @property
     def is_established(self) -> bool:
-        """Whether the peer has said what it must say in time."""
+        """Whether the peer has sent in time the bytes that it must begin with."""
         raise NotImplementedError
 
     @property

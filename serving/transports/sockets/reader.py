@@ -11,9 +11,9 @@ from serving.transports.sockets.peer import MAX_COST_PER_BYTE_S, Peer
 _log = logging.getLogger(__name__)
 
 _TELLING_BYTES = 1024
-"""Shorter reads do not say what a peer's bytes take: any read takes some microseconds."""
+"""Shorter reads do not show the cost of a peer's bytes: any read takes some microseconds."""
 _MAX_READ_S = 2e-4
-"""What a turn may take whatever its length. One that takes more, and more than even the tiniest
+"""The time that a turn of any length may take. One that takes more, and more than even the tiniest
 frames would, was interrupted; charged in full, it would have its peer wait as long for each other
 busy one."""
 _READ_BYTES = 512 << 10
@@ -79,7 +79,7 @@ class Reader:
         return self._accept_start_tag_s if isinstance(data, Connections) else 0.0
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
-        """Read what a connection has sent, and its calls; return the number of bytes."""
+        """Read a connection's bytes, and its calls; return the number of bytes."""
         num_bytes, home = 0, connection.home
         try:
             if mask & selectors.EVENT_READ:

@@ -16,14 +16,14 @@ from training.lab.handwriting.workers import on_all_cores
 
 
 class Outcome(NamedTuple):
-    """What was read on one page."""
+    """The reading of one page."""
 
     row: str
     """The kind of page."""
     is_right: bool
     """Exactly the number that is there was read; or none, where none is."""
     probability: float
-    """Of what was read; 0 if nothing."""
+    """Of the reading; 0 if there is none."""
     text: str
     read: str
 

@@ -1,4 +1,4 @@
-"""Candidates of composed pages, labelled by what they are: a digit as a whole, or none."""
+"""Candidates of composed pages, with labels: a whole digit, or none."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,16 +24,16 @@ from training.lab.handwriting.strings import Composed, Levels, random_string, si
 from training.lab.handwriting.workers import on_all_cores
 
 NO_DIGIT = 10
-"""The label of what is not one whole digit."""
+"""The label of candidates that are not one whole digit."""
 MIN_WHOLE = 0.9
-"""Of a digit's ink, and of a candidate's: what shares more of both is that digit."""
+"""Of a digit's ink, and of a candidate's: a candidate that shares more of both is that digit."""
 MAX_PART = 0.75
-"""What shares less is no digit. Between the two a digit's best candidate is that digit, since where
-digits overlap none has all of its ink; others are left out."""
+"""One that shares less is no digit. Between the two a digit's best candidate is that digit, since
+where digits overlap none has all of its ink; others are left out."""
 
 
 class LabelledRow(NamedTuple):
-    """A row of a page: N candidates of P pieces, and what they are."""
+    """A row of a page: N candidates of P pieces, and their labels."""
 
     images: npt.NDArray[np.uint8]
     """(N, 784)."""

@@ -26,7 +26,7 @@ with its probabilities the paths teach little of which digit it is."""
 TEXTLESS_WEIGHT = 4.0
 """Of the labels in a row without digits, which has no right path."""
 MIN_LOSS = 0.01
-"""What a candidate's label loses, for it to be trained on with the paths."""
+"""The weight of a candidate's label beside the paths."""
 MIN_GRADIENT = 1e-4
 """The same of the paths' loss by a candidate's score."""
 EASY_LOSS = 0.02
@@ -34,7 +34,7 @@ EASY_LOSS = 0.02
 EASY_SHARE = 0.35
 """Of the easy rows that are in an epoch; each counts as many times more."""
 MIN_ODDS = -6.0
-"""Of a whole digit: what seems less of one, and is none, is left out of the row's paths."""
+"""Of a whole digit: candidates below it that are none are left out of the row's paths."""
 LOOKS = (0, 1, 3, 6, 10, 14)
 """The epochs before which the odds of all candidates are found."""
 LOOK_ROWS = 64
@@ -162,9 +162,9 @@ class Fit:
     def _gradient(
         self, rows: Sequence[LabelledRow], times: npt.ArrayLike = 1.0
     ) -> tuple[_Floats, _Floats, list[float]]:
-        """Return what the rows lose.
+        """Return the loss of the rows.
 
-        A row without a text loses what its worst label does: it is the number's total that
+        The loss of a row without a text is that of its worst label: it is the number's total that
         `serving.pictures.numbers` refuses it by.
 
         Args:

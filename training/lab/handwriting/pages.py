@@ -18,7 +18,7 @@ OTHER_FONTS = [
 ]  # fmt: skip
 """Fonts to fit on; those of FONTS are for evaluation."""
 FIELDS = ("boxes", "round boxes", "lines", "combs")
-"""What forms have around or under each digit."""
+"""The lines of forms around or under each digit."""
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefghijkmnprstuvwxy"
 """Without those that are digits, too, where nothing stands beside them: I, O, S, Z, l, o, q, z."""
 
@@ -80,7 +80,7 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
 def draw_field(
     draw: ImageDraw.ImageDraw, field: str, box: tuple[int, int, int, int], weight: int, pen: int
 ) -> None:
-    """Draw what is around one digit."""
+    """Draw the lines around one digit."""
     left, top, right, bottom = box
     if field == "boxes":
         draw.rectangle(box, outline=weight, width=pen)

@@ -15,11 +15,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _NEVER = -1e9
-"""The log weight of what can't be; infinity would make NaN of differences."""
+"""The log weight of the impossible; infinity would make NaN of differences."""
 
 
 class Loss(NamedTuple):
-    """What a row says of its candidates' scores."""
+    """A row's candidates and their scores."""
 
     value: float
     """Minus the log probability of the row's text."""
