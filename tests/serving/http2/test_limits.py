@@ -6,7 +6,7 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import (
     CONTINUATION,
     DATA,
@@ -28,7 +28,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
-from serving.http2.server import NotHttp2, ServerConnection
+from serving.http2.server_side import NotHttp2, ServerConnection
 
 RESPONSE = ((b":status", b"200"),)
 OK = ((b"grpc-status", b"0"),)
