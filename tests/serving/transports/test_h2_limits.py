@@ -78,21 +78,6 @@ def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
         assert connection.reply(1).status == 0
 
 
-def test_messages_that_have_arrived_hold_nothing(served: Classifier) -> None:
-    body = message(encode_request(bytes(30 * 784)))
-    parts = [body[at : at + 8_000] for at in range(0, len(body), 8_000)]
-    with (
-        h2_server(served, limits(max_buffered_bytes=30_000)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open()
-        for stream in range(1, 21, 2):
-            head = connection.headers(stream, request_headers())
-            connection.send(head, *(DataFrame(stream, part) for part in parts))
-            connection.send(DataFrame(stream, b"", flags=["END_STREAM"]))
-            assert connection.reply(stream).status == 0
-
-
 def test_half_received_messages_share_one_budget_and_the_largest_goes(
     served: Classifier,
 ) -> None:
