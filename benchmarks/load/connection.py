@@ -7,10 +7,10 @@ from struct import Struct
 from time import perf_counter
 
 from serving.http2 import events, frames
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import MAX_WINDOW, word
 from serving.http2.limits import Limits
-from serving.http2.output import Stream
+from serving.http2.outgoing import Stream
 
 _READ_BYTES = 256 << 10
 _TIMEOUT_S = 10.0

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy.typing as npt
 
-from serving.client.address import address_for_h2
-from serving.client.answers import model_info_of, predictions_of
+from serving.client.checks import model_info_of, predictions_of
 from serving.client.credentials import Credentials
 from serving.client.retries import RetryBudget, RetryState
 from serving.client.spans import client_span
+from serving.client.target import address_for_h2
 from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
@@ -175,7 +175,7 @@ class BaseClient:
         version: str | int,
     ) -> dict[str, Array]:  # fmt: skip
         # The messages' classes take 15 ms of a start, which callers of `classify` need not pay.
-        from serving.client import inference
+        from serving.client import infer_messages as inference
 
         state, asked = self._begun(), (model, str(version))
         try:
@@ -193,7 +193,7 @@ class BaseClient:
         return inference.arrays_of(data, self._target)
 
     async def _models(self) -> dict[tuple[str, str], TensorSignature]:
-        from serving.client import inference
+        from serving.client import infer_messages as inference
 
         state, signatures = self._begun(), {}
         data = await self._call(inference.REPOSITORY_INDEX, b"", state)

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from serving.client.address import grpc_target
 from serving.client.credentials import Credentials
+from serving.client.target import grpc_target
 from serving.client.transport import (
     CUT_OFF,
     KEEPALIVE_TIME_S,

@@ -6,7 +6,7 @@ It imports nothing else of this project, and messages are only bytes to it.
               known.py        calls that repeat others byte for byte, recognised without decoding
               data.py         DATA frames, within our windows
               control.py      settings, pings, windows, resets
-    bytes ◀── output.py       frames that are ready, and data that the peer's windows keep back
+    bytes ◀── outgoing.py     frames that are ready, and data that the peer's windows keep back
 
-    server.py and client.py are the two roles, limits.py has every limit.
+    server_side.py and client_side.py are the two roles, limits.py has every limit.
 """

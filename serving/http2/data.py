@@ -16,7 +16,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Budget, Limits
-from serving.http2.output import Output, Stream
+from serving.http2.outgoing import Output, Stream
 
 
 class Input(Output):

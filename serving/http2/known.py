@@ -17,7 +17,7 @@ from serving.http2.events import CALLS, MESSAGES, Event
 from serving.http2.frames import END_STREAM
 from serving.http2.headers import Block, HeaderReader, Layout, OpenCall
 from serving.http2.limits import Limits
-from serving.http2.output import Stream
+from serving.http2.outgoing import Stream
 
 _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""

@@ -175,7 +175,7 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
-    from serving.transports.http.server import HttpServer
+    from serving.transports.http.http_server import HttpServer
 
     with optional_http(config):
         return HttpServer(router, queries, config)

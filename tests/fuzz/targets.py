@@ -8,7 +8,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel, InvalidRequest
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, frame, word
 from serving.http2.limits import Limits
 from serving.model.manifest import parse_manifest

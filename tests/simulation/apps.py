@@ -275,6 +275,6 @@ def clocks(world: Any) -> Iterator[None]:
         patch("serving.client.h2.session.time", time),
         patch("serving.client.retries.time", time),
         patch("serving.client.retries.random", Random(f"backoff {world.seed}")),
-        patch("serving.client.answers._are_distributions", return_value=True),  # see `rows_of`
+        patch("serving.client.checks._are_distributions", return_value=True),  # see `rows_of`
     ):
         yield

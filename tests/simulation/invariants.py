@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.catalog.versions import ModelVersions
-from serving.http2.output import Stream
+from serving.http2.outgoing import Stream
 from tests.simulation.clients import SLOW, STREAM, Call, Polite
 from tests.simulation.network import READ, WRITE
 

@@ -12,7 +12,7 @@ from serving.transports.http.inference import Inference
 from serving.transports.http1.port import open_port
 from serving.transports.http1.routing import App
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.port_limits import Limits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0

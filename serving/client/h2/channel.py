@@ -3,11 +3,11 @@
 import time
 from _thread import allocate_lock
 
-from serving.client.address import Address
 from serving.client.credentials import Credentials
 from serving.client.h2.connect import connect, failure_of, is_alarm
 from serving.client.h2.session import Session
 from serving.client.h2.threads import Http2Connection
+from serving.client.target import Address
 from serving.client.transport import CUT_OFF, LATE, EndedCall, Failure, PendingCall, Transport
 
 

@@ -6,8 +6,8 @@ import socket
 import ssl
 import time
 
-from serving.client.address import Address
 from serving.client.credentials import Credentials
+from serving.client.target import Address
 from serving.client.transport import Failure
 from serving.credentials.tls import Plain, Tls
 from serving.protocols.status import StatusCode

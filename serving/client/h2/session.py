@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from serving.client.h2.keepalive import Keepalive
 from serving.client.transport import PUSHBACK, Failure, Outcome
 from serving.http2 import events
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import ErrorCode
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits

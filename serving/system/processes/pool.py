@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from serving.system.processes.worker import NO_PROCESS, Job, Worker, Zygote
+from serving.system.processes.jobs import NO_PROCESS, Job, Worker, Zygote
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""

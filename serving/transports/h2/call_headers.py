@@ -9,7 +9,7 @@ from serving.http2.headers import Block
 from serving.http2.hpack.table import Field, Fields
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.method import BatchedStream, BatchedUnary, Method
-from serving.transports.h2.status import (
+from serving.transports.h2.trailers import (
     BAD_TIMEOUT,
     NO_TRAILERS,
     UNAUTHENTICATED,

@@ -10,11 +10,11 @@ from serving.errors import DigitsError, Overloaded
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.status import StatusCode
 from serving.router import Router
-from serving.transports.h2 import status
+from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
-from serving.transports.h2.connection import Connection
-from serving.transports.h2.status import RESPONSE, Status
-from serving.transports.sockets.limits import Limits
+from serving.transports.h2.h2_peer import Connection
+from serving.transports.h2.trailers import RESPONSE, Status
+from serving.transports.sockets.port_limits import Limits
 
 _OVERLOADED = Overloaded()
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
@@ -134,7 +134,7 @@ class Context:
             for victim in largest:  # down to three quarters, so that this is not done at each byte
                 if self._num_buffered <= self.limits.max_buffered_bytes * 3 // 4:
                     break
-                victim.end(status.OUT_OF_MEMORY)
+                victim.end(trailers.OUT_OF_MEMORY)
 
     # Time
 
@@ -160,7 +160,7 @@ class Context:
         while self._timers and self._timers[0][0] <= now_s:
             _, _, connection, stream_id, stream = heapq.heappop(self._timers)
             if connection.call(stream_id) is stream:
-                stream.end(status.LATE)
+                stream.end(trailers.LATE)
         end_s = self.clock() + _RESUME_S
         for _ in range(len(self.stalled)):
             holder = next(iter(self.stalled))

@@ -10,9 +10,9 @@ from serving.protocols.encoding import ResponseEncoder, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Replies, Unary, Watch
 from serving.protocols.status import error_of
 from serving.system.runners import Task
-from serving.transports.h2.messages import PendingResponse
-from serving.transports.h2.status import Status
+from serving.transports.h2.message_reader import PendingResponse
 from serving.transports.h2.stream import MAX_PENDING, Stream
+from serving.transports.h2.trailers import Status
 
 
 class _UnaryCall(Stream):

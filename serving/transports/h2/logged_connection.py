@@ -10,12 +10,12 @@ from serving.http2 import events
 from serving.http2.events import Event
 from serving.http2.headers import Block, Layout
 from serving.http2.hpack.table import Fields
-from serving.http2.server import ServerConnection
+from serving.http2.server_side import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
-from serving.transports.h2.status import OK, RESPONSE
-from serving.transports.sockets.limits import Limits
+from serving.transports.h2.trailers import OK, RESPONSE
 from serving.transports.sockets.peer import peer_of
+from serving.transports.sockets.port_limits import Limits
 
 
 def open_connection(

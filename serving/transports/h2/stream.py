@@ -9,12 +9,12 @@ from typing import Any
 
 from serving.errors import DigitsError
 from serving.protocols.status import error_of
-from serving.transports.h2 import status
+from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
-from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
-from serving.transports.h2.messages import MessageReader, PendingResponse
-from serving.transports.h2.status import PREFIX_BYTES, Status
+from serving.transports.h2.h2_peer import Connection
+from serving.transports.h2.message_reader import MessageReader, PendingResponse
+from serving.transports.h2.trailers import PREFIX_BYTES, Status
 
 MAX_PENDING = 512
 """The most requests of one stream that are in flight."""
@@ -70,7 +70,7 @@ class Stream:
         else:
             self._connection.http2.acknowledge(self._stream_id, len(data))
             if ended and not self.reader.data:
-                self._error = status.NOT_ONE_MESSAGE
+                self._error = trailers.NOT_ONE_MESSAGE
         if may_begin:
             self.resume(now_s)
         else:  # cheap, for there may be many parts
@@ -223,7 +223,7 @@ class Stream:
             self._context.refuse(connection, stream_id, self.head, reason)
             return
         self._begin_answer()
-        connection.http2.end(stream_id, reason.trailers if reason else status.OK)
+        connection.http2.end(stream_id, reason.trailers if reason else trailers.OK)
         self._context.metrics.count(self.head.name, reason.name if reason else "OK")
         self._context.schedule_flush(connection)
 

@@ -15,8 +15,8 @@ from serving.protocols.encoding import Rows
 from serving.router import Router
 from serving.tensors import Array
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
-from serving.transports.http1.answers import Answer, as_json
 from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.problems import Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 TOP = 5

@@ -16,8 +16,8 @@ from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classif
 from serving.router import Router
 from serving.signature import Signature
 from serving.transports.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
-from serving.transports.http1.answers import JSON, Answer, as_json
 from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.problems import JSON, Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 _JSON_BYTES = 4 << 20

@@ -12,8 +12,8 @@ from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
-from serving.transports.http1.answers import Answer
 from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import Endpoint
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from serving.transports.http1.answers import Answer
+from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import Endpoint
 
 _FILES = Path(__file__).parent / "files"

@@ -8,7 +8,7 @@ from serving.batching.group import Group, Sink
 from serving.errors import DigitsError, Overloaded
 from serving.router import Router
 from serving.telemetry.tracing import latest_run
-from serving.transports.http1.connection import HttpConnection, Known
+from serving.transports.http1.http_peer import HttpConnection, Known
 from serving.transports.http1.replies import Replies
 from serving.transports.sockets.loop import Loop
 

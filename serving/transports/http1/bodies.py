@@ -4,7 +4,7 @@ import ctypes
 import math
 from collections import Counter
 
-from serving.transports.http1.connection import HttpConnection
+from serving.transports.http1.http_peer import HttpConnection
 
 _TRIM_BYTES = 16 << 20
 """After so much was kept, free pages go back to the kernel: glibc alone kept 0.6 GiB of forms."""

@@ -10,7 +10,7 @@ from serving.batching.group import Group
 from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder
 from serving.telemetry.tracing import NEVER, latest_run
-from serving.transports.http1.answers import Answer
+from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import RoutedRequest
 
 SMALL_BYTES = 4096

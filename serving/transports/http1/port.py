@@ -8,13 +8,13 @@ from serving.credentials.tokens import TokenCheck
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
-from serving.transports.http1.calls import HttpCalls
-from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.exchange import Pool
+from serving.transports.http1.http_calls import HttpCalls
+from serving.transports.http1.http_peer import HttpConnection
 from serving.transports.http1.routing import App
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
+from serving.transports.sockets.port_limits import Limits
 
 
 def open_port(

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from serving.errors import DigitsError
-from serving.http1.server import BadRequest
+from serving.http1.requests import BadRequest
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 from serving.transports.access_log import REQUEST_ID, AccessLog
-from serving.transports.http1.answers import Answer, HttpError, name_of, problem
 from serving.transports.http1.bodies import Bodies
-from serving.transports.http1.connection import HttpConnection
 from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.http_peer import HttpConnection
+from serving.transports.http1.problems import Answer, HttpError, name_of, problem
 from serving.transports.http1.routing import App, RoutedRequest
 from serving.transports.sockets.loop import Loop
 

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.credentials.tokens import TokenCheck
 from serving.errors import InvalidRequest, Unauthenticated
-from serving.http1.server import BadRequest, Request, encode_answer
-from serving.transports.http1.answers import Answer, HttpError
+from serving.http1.requests import BadRequest, Request, encode_answer
+from serving.transports.http1.problems import Answer, HttpError
 
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""

@@ -12,8 +12,8 @@ from typing import Any
 from serving.credentials.tls import Tls
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError
-from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.peer import TURN_S, Peer
+from serving.transports.sockets.port_limits import Limits
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from serving.errors import DigitsError
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.fair_reader import Reader
 from serving.transports.sockets.peer import Peer
-from serving.transports.sockets.reader import Reader
 
 _log = logging.getLogger(__name__)
 

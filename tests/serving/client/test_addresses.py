@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client.address import grpc_target
+from serving.client.target import grpc_target
 from serving.errors import ConfigurationError, Unavailable
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from serving import AsyncClient, Classifier, Client
 from serving.client import retries
-from serving.client.answers import model_info_of, predictions_of
+from serving.client.checks import model_info_of, predictions_of
 from serving.errors import DigitsError, Unavailable
 from serving.images import Images
 from serving.protocols.digits_v1 import wire

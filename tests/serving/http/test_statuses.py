@@ -21,9 +21,9 @@ from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
 from serving.router import Router
-from serving.transports.http.server import HttpServer
-from serving.transports.http1.answers import http_status
-from serving.transports.sockets.limits import Limits
+from serving.transports.http.http_server import HttpServer
+from serving.transports.http1.problems import http_status
+from serving.transports.sockets.port_limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside

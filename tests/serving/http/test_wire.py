@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.http1.server import BadRequest, ServerConnection
+from serving.http1.requests import BadRequest, ServerConnection
 from serving.images import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside

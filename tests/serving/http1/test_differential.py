@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import h11
 
-from serving.http1.server import BadRequest, ServerConnection
+from serving.http1.requests import BadRequest, ServerConnection
 from tests.conftest import SEED
 
 MAX_BODY_BYTES = 1 << 20

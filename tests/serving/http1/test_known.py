@@ -18,7 +18,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.model.repository import PRETRAINED
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
-from serving.transports.http.server import HttpServer
+from serving.transports.http.http_server import HttpServer
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
 from tests.support.fakes import GatedModel, images_of, router_of

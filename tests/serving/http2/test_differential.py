@@ -19,7 +19,7 @@ import ngh2
 import pytest
 
 from serving.http2 import events
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import (
     CONTINUATION,
     DATA,
@@ -39,7 +39,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
-from serving.http2.server import ServerConnection
+from serving.http2.server_side import ServerConnection
 
 NUM_CONVERSATIONS = int(os.environ.get("HTTP2_CONVERSATIONS", "1500"))
 CONNECTION = bytes(4)

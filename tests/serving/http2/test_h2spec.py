@@ -38,7 +38,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
-from serving.http2.server import ServerConnection
+from serving.http2.server_side import ServerConnection
 
 LIMITS = Limits()
 ANSWER = b"hello"

@@ -6,7 +6,7 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.client import ClientConnection
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import (
     CONTINUATION,
     DATA,
@@ -28,7 +28,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
-from serving.http2.server import NotHttp2, ServerConnection
+from serving.http2.server_side import NotHttp2, ServerConnection
 
 RESPONSE = ((b":status", b"200"),)
 OK = ((b"grpc-status", b"0"),)
@@ -273,3 +273,25 @@ def test_requests_that_wait_are_taken_back_one_by_one() -> None:
     assert not client.streams
     client.receive(frame(SETTINGS, 0, CONNECTION, b"\0\3" + word(9)), 0.0)
     assert list(client.streams) == waiting[-2:]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_connections_window_is_opened_again(is_over: bool) -> None:
+    """Also for data of streams that are over, of which callers may have sent more by then."""
+    server = connection(connection_window_bytes=70_000)
+    server.receive(CALL, 0.0)
+    if is_over:
+        server.reset(ONE, ErrorCode.CANCEL)
+    for _ in range(20):
+        server.receive(frame(DATA, 0, ONE, bytes(10_000)), 0.0)
+        server.acknowledge(ONE, 10_000)
+    assert server.data_to_send().count(frame(WINDOW_UPDATE, 0, CONNECTION, b"abcd")[:9]) >= 3
+
+
+def test_padding_is_given_back_to_the_streams_window() -> None:
+    server = connection(stream_window_bytes=1000)
+    server.receive(CALL, 0.0)
+    for _ in range(20):
+        server.receive(frame(DATA, PADDED, ONE, b"\xff" + bytes(100 + 255)), 0.0)
+        server.acknowledge(ONE, 100)
+    assert ONE in server.streams

@@ -304,20 +304,27 @@ def test_drain_says_goaway_twice_and_answers_what_was_accepted(expected: bytes) 
         idle.open()
         connection.open(INITIAL_WINDOW_SIZE=0)
         connection.call(1, REQUEST)  # accepted, and its answer waits for the window
+        connection.send(  # their messages have not arrived
+            connection.headers(3, request_headers()),
+            connection.headers(5, request_headers()),
+            DataFrame(5, REQUEST[:50]),
+            connection.headers(7, request_headers(__path=STREAM)),
+        )
         idle.read()
         connection.wait(lambda: 1 in connection.replies)
         server.process.terminate()
         connection.wait(lambda: len(connection.goaways) == 1)
         assert connection.goaways == [2**31 - 1]
-        connection.call(3, REQUEST)
-        assert connection.reply(3).status == UNAVAILABLE
+        connection.call(9, REQUEST)
+        for stream in (3, 5, 7, 9):
+            assert connection.reply(stream).status == UNAVAILABLE
         connection.send(WindowUpdateFrame(1, window_increment=1000))
         assert_answered(connection.reply(1), expected)
         while not connection.read():
             pass
         while not idle.read():
             pass
-        assert connection.goaways == [2**31 - 1, 3]
+        assert connection.goaways == [2**31 - 1, 9]
         assert idle.goaways == [2**31 - 1, 0]
         assert server.process.wait(TIMEOUT_S) == 0
 

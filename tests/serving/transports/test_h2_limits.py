@@ -1,5 +1,6 @@
 """The h2 transport's limits, each set so low that few frames reach it."""
 
+import gc
 import socket
 import ssl
 from collections.abc import Iterator
@@ -10,15 +11,16 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame
 
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
+from serving.transports.h2.stream import Stream
 from serving.transports.sockets import loop
-from serving.transports.sockets.limits import Limits
+from serving.transports.sockets.port_limits import Limits
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
 
@@ -96,6 +98,21 @@ def test_half_received_messages_share_one_budget_and_the_largest_goes(
         connection.read()
         assert set(connection.statuses) == {3}
         assert_well(address)
+
+
+def test_streams_that_ended_are_not_kept_until_their_deadline(served: Classifier) -> None:
+    with (
+        h2_server(served, limits()) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        connection.open()
+        for stream in range(1, 2 * 3000, 2):
+            headers = request_headers(__path=STREAM, grpc_timeout="99999999H")
+            connection.send(connection.headers(stream, headers), RstStreamFrame(stream, 8))
+        connection.call(2 * 3000 + 1, REQUEST)
+        assert connection.reply(2 * 3000 + 1).status == 0
+        gc.collect()
+        assert sum(isinstance(each, Stream) for each in gc.get_objects()) < 2000
 
 
 @pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])

@@ -13,16 +13,16 @@ from typing import Any
 from serving.errors import DigitsError
 from serving.http2 import events
 from serving.http2.headers import Block
-from serving.http2.server import NotHttp2
+from serving.http2.server_side import NotHttp2
 from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.method import BatchedUnary
-from serving.transports.h2 import status
+from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
-from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
+from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.kinds import KINDS, BatchedStreamCall
-from serving.transports.h2.status import Status
 from serving.transports.h2.stream import Stream
+from serving.transports.h2.trailers import Status
 from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
@@ -152,7 +152,7 @@ class H2Calls(Calls):
         if self._refusal is not None:
             return Status.of(self._refusal)
         is_unread = connection.http2.blocked and connection.is_unread(self.context.limits)
-        return status.UNREAD if is_unread else None
+        return trailers.UNREAD if is_unread else None
 
     def _receive_part(
         self, connection: Connection, stream: bytes, data: bytes, now_s: float, *, ended: bool
@@ -244,7 +244,7 @@ class H2Calls(Calls):
             if stream_id > connection.swept_stream:
                 continue
             if not isinstance(call, Stream):
-                self.context.refuse(connection, stream_id, call, status.TOO_SLOW)
+                self.context.refuse(connection, stream_id, call, trailers.TOO_SLOW)
             elif call.is_incomplete:
-                call.end(status.TOO_SLOW)
+                call.end(trailers.TOO_SLOW)
         connection.swept_stream = max(connection.streams, default=connection.swept_stream)

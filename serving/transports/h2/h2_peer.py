@@ -8,8 +8,8 @@ from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.logged_connection import LoggedConnection, open_connection
-from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.peer import Peer
+from serving.transports.sockets.port_limits import Limits
 
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (

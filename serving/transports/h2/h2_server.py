@@ -16,12 +16,12 @@ from serving.system.host import Host
 from serving.system.listener import address_of
 from serving.transports.access_log import access_log
 from serving.transports.h2.call_headers import HeaderParser
-from serving.transports.h2.calls import H2Calls
-from serving.transports.h2.connection import Connection
 from serving.transports.h2.context import Context
+from serving.transports.h2.h2_calls import H2Calls
+from serving.transports.h2.h2_peer import Connection
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
+from serving.transports.sockets.port_limits import Limits, max_message_bytes
 
 
 class H2Server:

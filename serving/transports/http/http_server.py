@@ -22,13 +22,13 @@ from serving.transports.http.inference import Inference
 from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
-from serving.transports.http1.answers import as_json
 from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.port import open_port
+from serving.transports.http1.problems import as_json
 from serving.transports.http1.routing import App, Endpoint
 from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.limits import Limits, max_message_bytes
 from serving.transports.sockets.loop import Loop
+from serving.transports.sockets.port_limits import Limits, max_message_bytes
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024

@@ -4,7 +4,7 @@ import socket
 from typing import Any, NamedTuple
 
 from serving.credentials.tls import Tls
-from serving.http1.server import ServerConnection
+from serving.http1.requests import ServerConnection
 from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall

@@ -15,7 +15,7 @@ from serving.http2.frames import (
 )
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
-from serving.http2.output import Stream
+from serving.http2.outgoing import Stream
 
 _NO_PUSH = ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 

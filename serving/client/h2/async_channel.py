@@ -4,10 +4,10 @@ import asyncio
 import math
 import ssl
 
-from serving.client.address import Address
 from serving.client.credentials import Credentials
 from serving.client.h2.connect import CONNECT_S, failure_of
 from serving.client.h2.session import Call, Metadata, Session
+from serving.client.target import Address
 from serving.client.transport import (
     CUT_OFF,
     LATE,

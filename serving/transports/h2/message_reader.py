@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.errors import DigitsError
-from serving.transports.h2.status import (
+from serving.transports.h2.trailers import (
     COMPRESSED,
     MALFORMED,
     NOT_ONE_MESSAGE,

@@ -25,7 +25,7 @@ from serving.http2.headers import Block, OpenCall
 from serving.http2.hpack.encoder import encode_literally
 from serving.http2.hpack.table import Fields
 from serving.http2.limits import Limits
-from serving.http2.output import Stream
+from serving.http2.outgoing import Stream
 
 _UPDATE = bytes((0, 0, 4, WINDOW_UPDATE, 0))
 _UPDATE_BYTES = FRAME_BYTES + 4

@@ -13,20 +13,20 @@ from http import HTTPStatus
 
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
-from serving.http1.server import BadRequest, Request
+from serving.http1.requests import BadRequest, Request
 from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
 from serving.transports.access_log import AccessLog, LoggedCall
-from serving.transports.http1.answers import HttpError
 from serving.transports.http1.batcher_proxy import BatcherProxy, KnownCall
 from serving.transports.http1.bodies import Bodies
-from serving.transports.http1.connection import HttpConnection, Known
 from serving.transports.http1.exchange import Exchange, Pool
+from serving.transports.http1.http_peer import HttpConnection, Known
+from serving.transports.http1.problems import HttpError
 from serving.transports.http1.replies import Replies
 from serving.transports.http1.routing import App, RoutedRequest
 from serving.transports.sockets.connections import Calls
-from serving.transports.sockets.limits import Limits
 from serving.transports.sockets.loop import Loop
+from serving.transports.sockets.port_limits import Limits
 
 _MAX_AHEAD_BYTES = 64 << 10
 """Bytes that a peer may send ahead of an answer; then the connection is closed after that one."""
