@@ -243,4 +243,4 @@ def test_help_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None
 )
 def test_times_are_read_in_seconds_or_milliseconds(text: str, time_s: float | None) -> None:
     with nullcontext() if time_s else pytest.raises(ArgumentTypeError, match="such as 5ms"):
-        assert values.objective(text) == time_s
+        assert values.seconds(text) == time_s
