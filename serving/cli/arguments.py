@@ -90,7 +90,7 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
         help="picture of one digit, any size, dark on light or the reverse, or one for another "
         "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
         "them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
+    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--collect", type=Path, metavar="DIR",
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
@@ -104,7 +104,7 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
         help="picture with numbers, such as a photo of a note or a scan of a form, of the formats "
         "of classify; a folder of them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
+    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
     _add_source(parser)
 

@@ -18,15 +18,7 @@ def port_or_off(text: str) -> int | Literal["auto"] | None:
 
 
 def seconds(text: str) -> float:
-    """Read a time in seconds that is more than 0."""
-    with suppress(ValueError):
-        if 0 < float(text) <= 1e6:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
-
-
-def objective(text: str) -> float:
-    """Read the time that answers may take, such as 5ms, 0.5s or 0.005."""
+    """Read a time of more than 0, such as 5ms, 0.5s or 0.005."""
     number, unit_s = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
     with suppress(ValueError):
         if 0 < float(number) * unit_s <= 1e6:
@@ -34,16 +26,8 @@ def objective(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
 
 
-def probability(text: str) -> float:
-    """Read a probability, 0 to 1."""
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a probability, 0 to 1, got {text!r}")
-
-
 def share(text: str) -> float:
-    """Read a share of the calls, such as 5% or 0.05."""
+    """Read a share or a probability, such as 5% or 0.05."""
     with suppress(ValueError):
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         if 0 <= number <= 1:

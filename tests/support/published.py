@@ -40,10 +40,6 @@ def good(model_dir: Path, version: str) -> None:
     publish(model_dir, version, (model_dir / "1" / "model.onnx").read_bytes())
 
 
-def _garbage(model_dir: Path, version: str) -> None:
-    publish(model_dir, version, b"no model")
-
-
 def _truncated(model_dir: Path, version: str) -> None:
     good(model_dir, version)
     with (model_dir / version / "model.onnx").open("r+b") as file:
@@ -57,10 +53,6 @@ def _bit_flipped(model_dir: Path, version: str) -> None:
         (byte,) = file.read(1)
         file.seek(5000)
         file.write(bytes([byte ^ 1]))
-
-
-def _wrong_weights(model_dir: Path, version: str) -> None:
-    publish(model_dir, version, tampered(model_dir))
 
 
 def _wrong_shape(model_dir: Path, version: str) -> None:
@@ -147,25 +139,16 @@ def endless(model_dir: Path, version: str) -> None:
     """Publish a model that never answers: its output goes through a loop that has no end."""
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     model.graph.node[-1].output[0] = "before"
-    tensor = helper.make_tensor_value_info
-    kinds = onnx.TensorProto
+    node, tensor, kinds = helper.make_node, helper.make_tensor_value_info, onnx.TensorProto
     body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["goes_on"]),
-            helper.make_node("Identity", ["state"], ["next_state"]),
-        ],
+        [node("Identity", ["go_on"], ["goes_on"]), node("Identity", ["state"], ["next_state"])],
         "body",
-        [
-            tensor("number", kinds.INT64, []),
-            tensor("go_on", kinds.BOOL, []),
-            tensor("state", kinds.FLOAT, None),
-        ],
+        [tensor("number", kinds.INT64, []), tensor("go_on", kinds.BOOL, []),
+         tensor("state", kinds.FLOAT, None)],
         [tensor("goes_on", kinds.BOOL, []), tensor("next_state", kinds.FLOAT, None)],
-    )
+    )  # fmt: skip
     model.graph.initializer.append(helper.make_tensor("true", kinds.BOOL, [], [True]))
-    model.graph.node.append(
-        helper.make_node("Loop", ["", "true", "before"], ["probabilities"], body=body)
-    )
+    model.graph.node.append(node("Loop", ["", "true", "before"], ["probabilities"], body=body))
     publish(model_dir, version, model.SerializeToString())
 
 
@@ -203,10 +186,10 @@ def special(model_dir: Path, version: str, file_name: str, kind: str) -> None:
 
 
 BAD: dict[str, Callable[[Path, str], None]] = {
-    "garbage": _garbage,
+    "garbage": lambda model_dir, version: publish(model_dir, version, b"no model"),
     "truncated": _truncated,
     "bit flipped": _bit_flipped,
-    "wrong weights": _wrong_weights,
+    "wrong weights": lambda model_dir, version: publish(model_dir, version, tampered(model_dir)),
     "wrong shape": _wrong_shape,
     "external data": _external_data,
     "no manifest": _no_manifest,

@@ -62,16 +62,14 @@ def train(
     training, validation = split(data, recipe)
     if extra is not None:
         training = join(training, extra)
-    digest = None if extra is None else extra.digest
-    identity = {"seed": seed, "extra": digest, **asdict(recipe)}
+    identity = {"seed": seed, "extra": extra and extra.digest, **asdict(recipe)}
     log = Estimate(recipe, log)
     epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
     progress = _resumed(checkpoint, trainer) if resume else Progress()
     try:
-        remaining = epochs(seed, len(progress.rows))
-        loop.run(trainer, remaining, validation, progress, checkpoint, log)
+        loop.run(trainer, epochs(seed, len(progress.rows)), validation, progress, checkpoint, log)
     except KeyboardInterrupt:
         if not progress.rows:
             raise
@@ -83,9 +81,8 @@ def train(
         "train_seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),
         **_calibrate_and_measure(trainer.ema, validation, data.test),
+        **({} if extra is None else {"extra": _measure_extra(trainer.ema, extra)}),
     }
-    if extra is not None:
-        metrics["extra"] = _measure_extra(trainer.ema, extra)
     artifacts.save(folder, trainer.ema, progress.rows, metrics)
     if len(progress.rows) == recipe.epochs:
         checkpoint.path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import Probabilities, probabilities
 from training.report import figures, summary
-from training.report.drawing import draw
 from training.report.page import Table
 
 Counts = npt.NDArray[np.int_]
@@ -38,11 +37,11 @@ def write(artifacts: Path, data: Mnist) -> None:
     layers = layer_table(model)
     counts = confusion_counts(answers, data.test_labels)
     drawn = {
-        "samples": draw(*samples(data)),
-        "layers": draw(figures.layers(layers), "The layers, as in layers.txt"),
-        "curves": draw(figures.curves(history), curves_alt(history)),
-        "confusion": draw(figures.confusion(counts), confusion_alt(counts)),
-        "mistakes": draw(*mistakes(data, answers)),
+        "samples": figures.draw(*samples(data)),
+        "layers": figures.draw(figures.layers(layers), "The layers, as in layers.txt"),
+        "curves": figures.draw(figures.curves(history), curves_alt(history)),
+        "confusion": figures.draw(figures.confusion(counts), confusion_alt(counts)),
+        "mistakes": figures.draw(*mistakes(data, answers)),
     }
     html = summary.render(metrics, layers, digit_table(counts), drawn)
     files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}

@@ -197,16 +197,6 @@ def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
     owner.batcher.close()
 
 
-def test_cancelled_request_never_runs(owner: FakeOwner, model: GatedModel) -> None:
-    first = occupy(owner, model)
-    cancelled, mate = owner.submit(1), owner.submit(2)
-    cancelled.leave()
-    model.open(2)
-    owner.wait(first, mate)
-    assert model.ran == [[0], [2]]
-    assert cancelled.outcome is None
-
-
 def test_expired_request_ends_while_the_runner_is_busy(
     owner: FakeOwner, model: GatedModel, clock: FakeClock
 ) -> None:
@@ -313,18 +303,6 @@ def test_free_runners_share_what_waits() -> None:
     model.open(2)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [200, 200]
-    owner.batcher.close()
-
-
-def test_large_request_is_run_on_all_cores() -> None:
-    model = GatedModel()
-    owner = owner_of(model, BatchingConfig(), num_runners=2)
-    request = owner.submit(*[1] * 500)
-    model.wait_until_running()
-    model.wait_until_running()
-    model.open(2)
-    owner.wait(request)
-    assert [len(values) for values in model.ran] == [250, 250]
     owner.batcher.close()
 
 

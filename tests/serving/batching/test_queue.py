@@ -82,14 +82,6 @@ def test_connections_take_turns_of_sixteen_images(filled: FilledQueue) -> None:
     assert filled.queue.num_rows == 70
 
 
-def test_connection_that_had_its_turn_goes_behind_the_others(filled: FilledQueue) -> None:
-    connections = [FakeConnection() for _ in range(3)]
-    for number, connection in enumerate(connections):
-        filled.put(connection, *range(100 * number, 100 * number + 40))
-    firsts = [stream_id // 100 for _ in range(6) for stream_id in filled.take(16)[:1]]
-    assert firsts == [0, 1, 2, 0, 1, 2]
-
-
 def test_turn_counts_images_and_not_calls(filled: FilledQueue) -> None:
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1, 3, 5, num_images=7)

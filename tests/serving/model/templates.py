@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from serving.images import Images
 from serving.model.onnx_runtime import onnxruntime
 from serving.signature import Signature
+from tests.serving.model.graphs import TYPES, model, node, value
 
 LETTERS = Signature((32, 32), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
 GLYPHS = Signature((8, 8), 300)
@@ -76,11 +76,10 @@ def _weights(signature: Signature) -> tuple[npt.NDArray[np.float32], npt.NDArray
 
 def _fp32(signature: Signature) -> bytes:
     kernel, bias = _weights(signature)
-    node = helper.make_node
     return _model(
         signature,
         [
-            node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+            node("Cast", ["images"], ["levels"], to=TYPES["FP32"]),
             node("Mul", ["levels", "step"], ["pixels"]),
             node("MatMul", ["pixels", "kernel"], ["sums"]),
             node("Add", ["sums", "bias"], ["logits"]),
@@ -92,7 +91,6 @@ def _fp32(signature: Signature) -> bytes:
 def _int8(signature: Signature) -> bytes:
     kernel, bias = _weights(signature)
     scale = np.abs(kernel).max() / 127
-    node = helper.make_node
     return _model(
         signature,
         [
@@ -112,14 +110,10 @@ def _int8(signature: Signature) -> bytes:
 
 
 def _model(signature: Signature, nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [*nodes, helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)],
-        "templates",
-        [value("images", TensorProto.UINT8, ["N", signature.image_bytes])],
-        [value("probabilities", TensorProto.FLOAT, ["N", signature.num_classes])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    data: bytes = model.SerializeToString()
+    data: bytes = model(
+        [*nodes, node("Softmax", ["logits"], ["probabilities"], axis=1)],
+        [value("images", "UINT8", ["N", signature.image_bytes])],
+        [value("probabilities", "FP32", ["N", signature.num_classes])],
+        constants,
+    ).SerializeToString()
     return data

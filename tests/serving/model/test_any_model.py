@@ -1,7 +1,6 @@
 """Models of every type and shape, from files and folders, with and without a manifest."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,21 +194,6 @@ def test_folder_needs_no_manifest(tmp_path: Path) -> None:
         Model.load(tmp_path / "any model", version=1, precision="int8")
     save(two_layers(), tmp_path / "any model" / "1", "model.int8.onnx")
     Model.load(tmp_path / "any model", version=1, precision="int8").close()
-
-
-def test_manifest_is_followed_where_there_is_one(models: Path, tmp_path: Path) -> None:
-    shutil.copytree(models / "digits", tmp_path / "digits")
-    with Model.load(tmp_path / "digits", device="cpu") as digits:
-        assert digits.served.signature is not None
-        assert digits.served.batching.startswith("rows are independent")
-        images = digits.served.manifest.golden_images
-        answer = digits.run(images=images)["probabilities"]
-    np.testing.assert_allclose(
-        answer, digits.served.manifest.golden_probabilities["fp32"], atol=1e-3
-    )
-    save(two_layers(), tmp_path / "digits" / "1")
-    with pytest.raises(CorruptModel, match="expected SHA-256"):
-        Model.load(tmp_path / "digits")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "any"])

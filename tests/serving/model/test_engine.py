@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -16,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import Client
 from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, ModelError
@@ -27,7 +25,6 @@ from serving.signature import DIGITS
 from tests.serving.model.graphs import model, node, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
-from tests.support.servers import running_server
 
 TOLERANCE = 1e-5
 """Batches of other sizes add up in another order."""
@@ -219,16 +216,6 @@ def test_info_is_json_whatever_the_device_lacks(models: Path) -> None:
     command = [sys.executable, "-m", "serving", "info", "--models", str(models), "--json"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(result.stdout)["device"] == "cpu"
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_auto_serves_on_the_cpu_and_says_so_everywhere(models: Path) -> None:
-    with running_server(models, "--device", "auto") as server:
-        with Client(server.address) as client:
-            assert client.model_info().device == "cpu"
-        page = urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics").read().decode()
-        assert server.facts["device"] == "cpu"
-    assert 'device="cpu"' in page
 
 
 def test_inputs_without_a_batch_are_not_padded() -> None:

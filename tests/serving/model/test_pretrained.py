@@ -126,4 +126,4 @@ def test_reject_below_wants_a_probability(text: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as caught:
         main(["classify", "picture.png", f"--reject-below={text}"])
     assert caught.value.code == 2
-    assert "expected a probability, 0 to 1" in capsys.readouterr().err
+    assert "expected a share such as 5% or 0.05" in capsys.readouterr().err

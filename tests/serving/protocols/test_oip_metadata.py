@@ -26,18 +26,6 @@ def test_server_and_model_are_live_and_ready(peer: Peer) -> None:
     assert peer.call("ModelReady", name="digits", version="1").ready
 
 
-def test_metadata_describes_tensors_with_the_batch_axis(peer: Peer, classifier: Classifier) -> None:
-    info = classifier.model_info()
-    described = peer.call("ModelMetadata", name=info.name)
-    assert (described.name, list(described.versions)) == (info.name, ["1"])
-    assert described.platform == "onnxruntime_onnx"
-    tensors = [*described.inputs, *described.outputs]
-    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in tensors] == [
-        ("images", "UINT8", [-1, info.signature.image_bytes]),
-        ("probabilities", "FP32", [-1, info.signature.num_classes]),
-    ]
-
-
 def test_config_describes_tensors_without_the_batch_axis(
     peer: Peer, classifier: Classifier
 ) -> None:

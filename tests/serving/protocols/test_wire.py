@@ -15,14 +15,6 @@ from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyR
 from serving.signature import DIGITS
 
 
-@given(num_images=st.integers(1, 50), value=st.integers(0, 255))
-def test_request_is_read_as_protobuf_reads_it(num_images: int, value: int) -> None:
-    pixels = bytes([value]) * (num_images * DIGITS.image_bytes)
-    data = wire.encode_request(pixels)
-    assert data == ClassifyRequest(images=pixels).SerializeToString()
-    assert wire.decode_request(data, DIGITS.image_bytes, max_images=50) == pixels
-
-
 @pytest.mark.parametrize("num_images", [1, 20, 21, 2675])  # lengths of two bytes to four
 def test_usual_request_is_read_without_a_copy(num_images: int) -> None:
     data = wire.encode_request(bytes(num_images * DIGITS.image_bytes))

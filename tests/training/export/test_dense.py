@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from keras import layers
-from onnx import numpy_helper
 
 from training.errors import ExportError
 from training.export import dense, graph, parity
@@ -82,19 +81,6 @@ def test_both_writers_give_the_same_bits_where_nothing_is_scaled(activation: str
     stack = (layers.Dense(6, activation), layers.Dense(5, "softmax"))
     graphs = convert(network(keras.Input((8, 8)), layers.Flatten(), *stack))
     assert np.array_equal(run(graphs["dense"]), run(graphs["tf2onnx"]))
-
-
-def test_scaling_goes_into_the_first_weights() -> None:
-    model = network(
-        keras.Input((8, 8)), layers.Rescaling(2), layers.Rescaling(0.25, -3), layers.Flatten(),
-        layers.Dense(5, name="first"),
-    )  # fmt: skip
-    proto = dense.write(model)
-    assert [node.op_type for node in proto.node] == ["Cast", "MatMul", "Add"]
-    kernel, bias = model.get_weights()
-    written = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
-    np.testing.assert_allclose(written["first/kernel"], kernel / 2, rtol=SAME)
-    np.testing.assert_allclose(written["first/bias"], bias - 3 * kernel.sum(axis=0), rtol=1e-5)
 
 
 FLOAT16 = {"dtype": "mixed_float16"}

@@ -174,25 +174,58 @@ def test_probabilities_get_no_second_softmax(model: keras.Model, tmp_path: Path)
     np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
 
 
-def test_convolutional_network_is_published_without_int8(tmp_path: Path) -> None:
+CONVOLUTIONAL = (
+    keras.Input((32, 32, 1)),
+    layers.Rescaling(1 / 255),
+    layers.Conv2D(4, 3, strides=2, activation="relu"),
+    layers.BatchNormalization(),
+    layers.Flatten(),
+    layers.Dense(26, activation="softmax"),
+)
+OF_ANY_SIZE = (
+    keras.Input((None, None, 1)),
+    layers.Normalization(mean=100.0, variance=2500.0),
+    layers.Conv2D(4, 3, activation="gelu"),
+    layers.GlobalAveragePooling2D(),
+    layers.Dense(26),
+)
+ONE_SIGMOID = (
+    keras.Input((32, 32, 1)),
+    layers.Rescaling(1 / 255),
+    layers.Flatten(),
+    layers.Dense(1, "sigmoid"),
+)
+
+
+def two_classes(second: Any) -> Any:
+    return np.concatenate([1 - second, second], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("stack", "labels", "finish", "num_classes", "accuracy"),
+    [
+        (CONVOLUTIONAL, None, np.asarray, 26, None),
+        (OF_ANY_SIZE, None, keras.ops.softmax, 26, None),
+        (ONE_SIGMOID, np.arange(40) % 2, two_classes, 2, pytest.approx(0.5, abs=0.5)),
+    ],
+)
+def test_other_networks_are_published_without_int8(
+    stack: tuple[Any, ...], labels: Any, finish: Callable[[Any], Any], num_classes: int,
+    accuracy: Any, tmp_path: Path,
+) -> None:  # fmt: skip
     keras.utils.set_random_seed(0)
-    stack = [
-        keras.Input((32, 32, 1)),
-        layers.Rescaling(1 / 255),
-        layers.Conv2D(4, 3, strides=2, activation="relu"),
-        layers.BatchNormalization(),
-        layers.Flatten(),
-        layers.Dense(26, activation="softmax"),
-    ]
     network = keras.Sequential(stack)
-    samples = save_samples(tmp_path / "samples.npz", num=40, labels=None)
+    samples = save_samples(tmp_path / "samples.npz", num=40, labels=labels)
     version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
     images, _ = letters(20, seed=3)
-    expected = network(images[..., np.newaxis].astype(np.float32))
+    expected = finish(np.asarray(network(images[..., np.newaxis].astype(np.float32))))
     np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
     manifest = json.loads((version / "manifest.json").read_text())
     assert "begins with Dense, relu and Dense" in manifest["int8"]["refused"]
-    assert manifest["accuracy"] == {"validation": None, "test": None}
+    assert manifest["accuracy"] == {"validation": None, "test": accuracy}
+    assert manifest["signature"]["input_shape"] == [32, 32]
+    assert manifest["signature"]["labels"] == [str(number) for number in range(num_classes)]
+    assert manifest["parameters"] == network.count_params()
 
 
 @pytest.mark.parametrize(
@@ -299,39 +332,6 @@ def test_model_with_two_ends_is_refused(
         keras_model.export(save(tmp_path, model), files[1], tmp_path, "letters")
 
 
-def test_one_sigmoid_is_published_as_two_classes(tmp_path: Path) -> None:
-    keras.utils.set_random_seed(0)
-    stack = [layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(1, "sigmoid")]
-    network = keras.Sequential([keras.Input((32, 32)), *stack])
-    samples = save_samples(tmp_path / "samples.npz", num=40, labels=np.arange(40) % 2)
-    version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
-    images, _ = letters(20, seed=3)
-    second = np.asarray(network(images.astype(np.float32)))
-    expected = np.concatenate([1 - second, second], axis=1)
-    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
-    manifest = json.loads((version / "manifest.json").read_text())
-    assert manifest["signature"]["labels"] == ["0", "1"]
-    assert manifest["parameters"] == 1025
-
-
-def test_open_sizes_become_those_of_the_samples(tmp_path: Path) -> None:
-    keras.utils.set_random_seed(0)
-    stack = [
-        layers.Normalization(mean=100.0, variance=2500.0),
-        layers.Conv2D(4, 3, activation="gelu"),
-        layers.GlobalAveragePooling2D(),
-        layers.Dense(26),
-    ]
-    network = keras.Sequential([keras.Input((None, None, 1)), *stack])
-    samples = save_samples(tmp_path / "samples.npz", num=40, labels=None)
-    version = keras_model.export(save(tmp_path, network), samples, tmp_path, "letters")
-    images, _ = letters(20, seed=3)
-    expected = keras.ops.softmax(network(images[..., np.newaxis].astype(np.float32)))
-    np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
-    manifest = json.loads((version / "manifest.json").read_text())
-    assert manifest["signature"]["input_shape"] == [32, 32]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_whole_numbers_are_taken_for_bytes(
     dtype: type, files: tuple[Path, Path], tmp_path: Path, candidates: list[Candidate]
@@ -369,26 +369,16 @@ def copy_of(layer: keras.Layer) -> keras.Layer:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no zip"])
-def test_unreadable_model_is_refused(
-    content: bytes | None, files: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("name", ["model.keras", "samples.npz"])
+def test_unreadable_file_is_refused(
+    name: str, content: bytes | None, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    path = tmp_path / "unreadable.keras"
     if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UnusableInput, match=r"cannot read .*unreadable.keras") as refusal:
-        keras_model.export(path, files[1], tmp_path, "letters")
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name if file.name == name else file for file in files]
+    with pytest.raises(UnusableInput, match=f"cannot read .*{name}") as refusal:
+        keras_model.export(paths[0], paths[1], tmp_path, "letters")
     assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no zip"])
-def test_unreadable_samples_are_refused(
-    content: bytes | None, files: tuple[Path, Path], tmp_path: Path
-) -> None:
-    path = tmp_path / "unreadable.npz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UnusableInput, match=r"cannot read .*unreadable.npz"):
-        keras_model.export(files[0], path, tmp_path, "letters")
 
 
 @pytest.mark.parametrize(

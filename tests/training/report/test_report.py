@@ -16,7 +16,6 @@ from training.errors import NotTrained
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.report import figures, report, summary
-from training.report.drawing import draw
 from training.report.page import Picture
 
 PICTURES = [
@@ -142,7 +141,7 @@ def test_digit_table_names_the_commonest_mistake() -> None:
 def test_same_figure_gives_the_same_svg() -> None:
     names = ("loss", "val_loss", "accuracy", "val_accuracy")
     history = {name: [0.5, 0.6] for name in names}
-    one, other = (draw(figures.curves(history), "") for _ in range(2))
+    one, other = (figures.draw(figures.curves(history), "") for _ in range(2))
     assert one == other
 
 
