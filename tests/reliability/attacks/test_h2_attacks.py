@@ -263,7 +263,7 @@ def test_idle_connections_are_cheap(victim: RunningServer) -> None:
     print(f"{growth / 1024 / number:.1f} KiB a connection; polite: {polite}")
     wait_until(lambda: num_files(victim) < 60)
     assert growth < number * 20 * 1024
-    assert polite.max_computed_s < 0.5
+    assert polite.max_computed_s < 1.0
     assert polite.max_s < MAX_WAIT_S
 
 
