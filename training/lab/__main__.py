@@ -7,8 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from serving import Classifier
 from serving.cli import values
 from serving.cli.progress import Bar
@@ -128,7 +126,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
     kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
     outcomes = evaluation.measure(digits, options.number, options.seed, kinds)
-    print("| pages | read rightly | nothing found | wrong where 90 % sure |\n|---|---|---|---|")
+    print(
+        "| pages | right | refused | wrong | wrong at 90 % | at 99 % |\n|---|---|---|---|---|---|"
+    )
     shown = _with_bar(outcomes, options.number * len(kinds))
     for row, group in groupby(shown, key=lambda outcome: outcome.row):
         _print_row(row, list(group), options.wrong)
@@ -136,12 +136,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
-    right = np.mean([outcome.is_right for outcome in outcomes])
-    nothing = np.mean([not outcome.read for outcome in outcomes])
-    sure = [outcome for outcome in outcomes if outcome.probability >= 0.9]
-    errors = f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}"
-    share = f"{right:.1%}" if row in evaluation.ROWS else ""
-    print(f"| {row} | {share} | {nothing:.1%} | {errors} |", flush=True)
+    num_right = sum(outcome.is_right for outcome in outcomes)
+    refused = sum(not outcome.read and not outcome.is_right for outcome in outcomes)
+    cells = [row, num_right, refused, len(outcomes) - num_right - refused]
+    for limit in (0.9, 0.99):
+        sure = [outcome for outcome in outcomes if outcome.probability >= limit]
+        cells.append(f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}")
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
     for number, outcome in enumerate(outcomes):
         if wrong and not outcome.is_right:
             print(f"  {number}: {outcome.text!r} {outcome.read!r} {outcome.probability:.2f}")
