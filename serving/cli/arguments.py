@@ -192,9 +192,8 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collect", type=Path, metavar="DIR",
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
         "what `python -m training train --extra DIR` learns from")  # fmt: skip
-    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_pictures(parser)
-    _add_source(parser)
+    _add_table(parser)
 
 
 def _add_read(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +202,11 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
         "of classify; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.probability, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
+    _add_table(parser)
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_source(parser)
 
 

@@ -21,6 +21,8 @@ class Path(NamedTuple):
     """The digits' candidates, left to right."""
     probability: float
     """Of this segmentation, among all."""
+    score: float
+    """Its total."""
 
 
 def best_path(
@@ -54,4 +56,4 @@ def best_path(
         if number >= 0:
             path.append(number)
         end = int(spans[number, 0]) if number >= 0 else end - 1
-    return Path(path[::-1], float(np.exp(best[count] - total[count])))
+    return Path(path[::-1], float(np.exp(best[count] - total[count])), float(best[count]))

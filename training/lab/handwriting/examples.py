@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import Classifier
-from serving.pictures import candidates, cuts, decoder, numbers, page, rows
+from serving.pictures import candidates, cuts, decoder, page, rows
 from serving.pictures.rows import Row
+from serving.pictures.text import lines
 from training.data.mnist import Examples
 from training.lab.handwriting.pages import (
     EMPTY,
@@ -121,7 +122,7 @@ def of_picture(
         labelled.append(LabelledRow(
             found.images, found.surroundings, found.measures, labels.astype(np.int8),
             classifier.classify(found.images).probabilities, found.spans,
-            numbers.skips(row, pieces), text,
+            lines.skips(row, pieces), text,
         ))  # fmt: skip
     return labelled
 

@@ -46,7 +46,8 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     row = rows[0]
     nothing = np.zeros((len(row.labels), 4), np.intp)
     logits = rejecter.logits(Candidates(
-        row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0
+        row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0,
+        row.images[:0],
     ))  # fmt: skip
     trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     assert np.allclose(logits, trained.numpy(), atol=0.05)
