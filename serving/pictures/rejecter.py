@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.images import Images
-from serving.pictures.candidates import Candidates
 from serving.pictures.normalizer import HEIGHT, WIDTH
+from serving.pictures.text.candidates import Candidates
 from serving.predictions import Probabilities
 
 Floats = npt.NDArray[np.float32]

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.pictures import candidates, cuts, path, rejecter
-from serving.pictures.candidates import Candidates
-from serving.pictures.cuts import Pieces
-from serving.pictures.parts import Numbers, Work
-from serving.pictures.rows import Row
-from serving.pictures.text import marks
+from serving.pictures import rejecter
+from serving.pictures.ink.parts import Numbers, Work
+from serving.pictures.ink.rows import Row
+from serving.pictures.text import candidates, cuts, marks, path
+from serving.pictures.text.candidates import Candidates
+from serving.pictures.text.cuts import Pieces
 from serving.pictures.text.marks import Mark
 from serving.predictions import Probabilities
 

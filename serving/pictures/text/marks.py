@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from serving.pictures.cuts import pen_width
-from serving.pictures.parts import Numbers
-from serving.pictures.rows import Row
+from serving.pictures.ink.parts import Numbers
+from serving.pictures.ink.rows import Row
+from serving.pictures.text.cuts import pen_width
 
 MAX_DOTS = 16
 """Of a row, looked at in pairs."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.pictures.parts import Numbers
+from serving.pictures.ink.parts import Numbers
 
 MIN_BLANK, BLANK_SHARE = 0.4, 1.0
 """Between two numbers: this much of the row's height, and of a usual gap, more than that gap."""

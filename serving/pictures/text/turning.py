@@ -14,9 +14,9 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.images import Images
 from serving.pictures import rejecter
-from serving.pictures.page import find_ink
-from serving.pictures.parts import Levels, Work
-from serving.pictures.rows import find_rows
+from serving.pictures.ink.page import find_ink
+from serving.pictures.ink.parts import Levels, Work
+from serving.pictures.ink.rows import find_rows
 from serving.pictures.text.lines import Line
 
 NUM_SAMPLES = 12

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import Classifier
-from serving.pictures import candidates, cuts, decoder, page, rows
-from serving.pictures.rows import Row
-from serving.pictures.text import lines
+from serving.pictures import decoder
+from serving.pictures.ink import page, rows
+from serving.pictures.ink.rows import Row
+from serving.pictures.text import candidates, cuts, lines
 from training.data.mnist import Examples
 from training.lab.handwriting.pages import (
     EMPTY,

@@ -7,7 +7,7 @@ import pytest
 
 from serving import Classifier
 from serving.pictures import rejecter
-from serving.pictures.candidates import NUM_MEASURES, Candidates
+from serving.pictures.text.candidates import NUM_MEASURES, Candidates
 from training.data.mnist import Mnist
 from training.lab.handwriting.examples import LabelledRow, of_picture
 from training.lab.handwriting.fitting import Fit

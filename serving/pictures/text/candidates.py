@@ -8,10 +8,10 @@ from PIL import Image
 from scipy import ndimage
 
 from serving.images import Images
-from serving.pictures.cuts import Pieces, nearest, pen_width
+from serving.pictures.ink.parts import Levels, Mask, Numbers, Work
+from serving.pictures.ink.rows import Row
 from serving.pictures.normalizer import BOX, HEIGHT, PEN_WIDTHS, within
-from serving.pictures.parts import Levels, Mask, Numbers, Work
-from serving.pictures.rows import Row
+from serving.pictures.text.cuts import Pieces, nearest, pen_width
 
 MAX_JOINED = 8
 """Pieces of a candidate."""

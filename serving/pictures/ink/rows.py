@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from serving.pictures.ink.page import Ink
+from serving.pictures.ink.parts import Levels, Mask, Numbers
 from serving.pictures.normalizer import resized
-from serving.pictures.page import Ink
-from serving.pictures.parts import Levels, Mask, Numbers
 
 ROW_HEIGHT = 48
 """Pixels to which a row is scaled: its digits' usual height."""

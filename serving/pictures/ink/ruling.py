@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.parts import Levels, Mask, Numbers
+from serving.pictures.ink.parts import Levels, Mask, Numbers
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""
