@@ -1,5 +1,6 @@
 """Prints the answers of `classify` and `read` as they come, with a progress bar."""
 
+import argparse
 import csv
 import json
 import math
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from serving.commandline.progress import Bar
-from serving.pictures.facts import number_facts
+from serving.errors import ConfigurationError
+from serving.pictures.facts import Box, number_facts
 from serving.predictions import Predictions
 from serving.telemetry import logs
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from serving.pictures.facts import Number
 
 _NUM_DECIMALS = 6
+HEADINGS = {
+    "digits csv": ["picture", "digit", "probability", "rejected", "error", "label"],
+    "numbers csv": ["picture", "text", "probability", "rejected", "turned", *Box._fields, "error"],
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +80,8 @@ class Report(Generic[_Answer]):
         # The terminal's encoding may not have every character of a file's name.
         if reconfigure := getattr(sys.stdout, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-        if kind == "csv":
-            csv.writer(sys.stdout, lineterminator="\n").writerow(
-                ["picture", "digit", "probability", "rejected", "error", "label"]
-            )
+        if kind in HEADINGS:
+            csv.writer(sys.stdout, lineterminator="\n").writerow(HEADINGS[kind])
 
     def add(self, answer: _Answer) -> None:
         """Print one answer."""
@@ -97,6 +101,17 @@ class Report(Generic[_Answer]):
         if self._num_failed and self._total > 1:
             logs.print_line(f"{self._num_failed} of {self._total} failed", sys.stderr)
         return 1 if self._num_failed else 0
+
+
+def kind_of(what: str, options: argparse.Namespace) -> str:
+    """Return the key of PRINTERS for "digits" or "numbers".
+
+    Raises:
+        ConfigurationError: the options name two.
+    """
+    if options.csv and options.json:
+        raise ConfigurationError("--csv and --json exclude each other")
+    return what + (" csv" if options.csv else " json" if options.json else "")
 
 
 def escape(text: str) -> str:
@@ -145,7 +160,21 @@ def _print_numbers(answer: NumbersAnswer) -> None:
     certainty = f"{math.prod(number.probability for number in answer.numbers) * 100:.1f} %"
     is_sure = all(number.probability >= answer.reject_below for number in answer.numbers)
     answered = f"{text} (" if is_sure else f"? (perhaps {text}, "
-    print(f"{picture}: {answered}{certainty})")
+    turned = answer.numbers[0].turned
+    print(f"{picture}: {answered}{certainty}{f', turned by {turned}°' if turned else ''})")
+
+
+def _print_numbers_csv(answer: NumbersAnswer) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    picture = escape(answer.picture)
+    if answer.error is not None:
+        writer.writerow([picture, *[""] * (len(HEADINGS["numbers csv"]) - 2), answer.error])
+    for number in answer.numbers:
+        probability = round(number.probability, _NUM_DECIMALS)
+        rejected = str(number.probability < answer.reject_below).lower()
+        writer.writerow(
+            [picture, number.text, probability, rejected, number.turned, *number.box, ""]
+        )
 
 
 def _print_numbers_json(answer: NumbersAnswer) -> None:
@@ -158,9 +187,10 @@ def _print_numbers_json(answer: NumbersAnswer) -> None:
 
 
 PRINTERS: dict[str, Callable[[Any], None]] = {
-    "text": _print_text,
-    "json": _print_json,
-    "csv": _print_csv,
+    "digits": _print_text,
+    "digits json": _print_json,
+    "digits csv": _print_csv,
     "numbers": _print_numbers,
     "numbers json": _print_numbers_json,
+    "numbers csv": _print_numbers_csv,
 }

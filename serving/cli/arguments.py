@@ -48,6 +48,7 @@ _CLASSIFY = """\
 """
 _READ = """\
   digit-serving read form.png                             form.png: 90210 (98.7 %)
+  digit-serving read bill.jpg scans/ --csv > numbers.csv  12/05/2026 and -3,14, a row for each
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
   digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
 """
@@ -95,9 +96,8 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--collect", type=Path, metavar="DIR",
         help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
         "input of `python -m training train --extra DIR`")  # fmt: skip
-    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_pictures(parser)
-    _add_source(parser)
+    _add_table(parser)
 
 
 def _add_read(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +106,11 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
         "of classify; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
+    _add_table(parser)
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     _add_source(parser)
 
 

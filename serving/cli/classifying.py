@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.cli import picture_files
-from serving.cli.answers import Answer, Report, answer
+from serving.cli.answers import Answer, Report, answer, kind_of
 from serving.cli.collection import open_collection
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
@@ -29,13 +29,10 @@ def classify(options: argparse.Namespace, preprocessing: Preprocessing, run: Cla
         preprocessing: how pictures become rows.
         run: classifies a row.
     """
-    if options.csv and options.json:
-        raise ConfigurationError("--csv and --json exclude each other")
+    kind = kind_of("digits", options)
     collection = open_collection(options.collect, options.pictures, options.reject_below)
     found = picture_files.find(options.pictures)
-    report: Report[Answer] = Report(
-        "csv" if options.csv else "json" if options.json else "text", len(found)
-    )
+    report: Report[Answer] = Report(kind, len(found))
     with (
         closing(picture_files.read(found, partial(picture_row, preprocessing))) as readings,
         closing(report),

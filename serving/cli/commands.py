@@ -83,13 +83,11 @@ def _classify(options: argparse.Namespace) -> int:
 def _read(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
     from serving.cli import picture_files
-    from serving.cli.answers import NumbersAnswer, Report
+    from serving.cli.answers import NumbersAnswer, Report, kind_of
     from serving.pictures.reader import find_candidates, numbers_of
 
     found = picture_files.find(options.pictures)
-    report: Report[NumbersAnswer] = Report(
-        "numbers json" if options.json else "numbers", len(found)
-    )
+    report: Report[NumbersAnswer] = Report(kind_of("numbers", options), len(found))
     with (
         closing(picture_files.read(found, find_candidates)) as readings,
         _open(options) as classifier,
@@ -99,7 +97,7 @@ def _read(options: argparse.Namespace) -> int:
             error = reading if isinstance(reading, str) else None
             numbers = [] if error else numbers_of(reading, partial(_predictions, classifier))
             if not numbers:
-                error = error or "no number found"
+                error = error or "no number found; `classify` reads a single digit"
             report.add(
                 NumbersAnswer(
                     picture=picture, numbers=tuple(numbers),

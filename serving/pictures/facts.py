@@ -34,21 +34,32 @@ class FoundDigit:
     """What the network saw: 784 bytes."""
 
 
+class Field(NamedTuple):
+    """Digits between two marks of a number, or a mark."""
+
+    text: str
+    box: Box
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A number that was found in a picture."""
 
     text: str
-    """Its digits, such as "90210"."""
+    """Its digits and marks, such as "90210", "-3,14" or "12/05/2026"."""
     probability: float
-    """That all of its digits are right, and that there are no others, 0 to 1."""
+    """That all of its text is right, and that there is nothing else, 0 to 1."""
     digits: tuple[FoundDigit, ...]
     """From the left to the right."""
+    fields: tuple[Field, ...]
+    """The digits between marks, and the marks `.`, `,`, `-`, `/` and `:`."""
+    turned: int
+    """Degrees by which it is turned clockwise in the picture: 0, 90, 180 or 270."""
 
     @property
     def box(self) -> Box:
-        """The rectangle around all digits."""
-        sides = np.array([digit.box for digit in self.digits])
+        """The rectangle around all fields."""
+        sides = np.array([field.box for field in self.fields])
         return Box(*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())
 
 
@@ -67,6 +78,8 @@ def number_facts(
         "probability": round(number.probability, _NUM_DECIMALS),
         "rejected": number.probability < reject_below,
         "box": number.box._asdict(),
+        "turned": number.turned,
+        "fields": [{"text": text, "box": box._asdict()} for text, box in number.fields],
         "digits": [_digit_facts(digit, with_images) for digit in number.digits],
     }
 

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy import ndimage
 
 from serving.errors import InvalidRequest
-from serving.pictures.parts import Levels, bounding_box
-from serving.pictures.segments import find_digit
+from serving.pictures.ink.parts import Levels, bounding_box
+from serving.pictures.ink.segments import find_digit
 from serving.signature import DIGITS
 
 HEIGHT, WIDTH = DIGITS.input_shape

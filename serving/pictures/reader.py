@@ -57,7 +57,7 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
     page = decoder.read_page(source, decoder.MAX_SIDE)
     image = normalizer.to_image(page.grey)
     if page.grey.shape != image.shape:
-        odds = rejecter.odds_alone(image)
+        odds = float(rejecter.odds(rejecter.logits_alone(image[None]))[0])
         if odds < MIN_ODDS or (odds < SURE_ODDS and numbers.has_several_digits(page)):
             raise InvalidRequest("expected one digit, found several that touch, or no digit")
     return image.reshape(1, -1)

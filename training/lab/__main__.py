@@ -7,16 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from serving import Classifier
 from serving.commandline import values
 from serving.commandline.progress import Bar
-from serving.pictures.candidates import NUM_MEASURES
 from serving.pictures.rejecter import WEIGHTS
+from serving.pictures.text.candidates import NUM_MEASURES
 from training.data.mnist import Mnist
 from training.errors import TrainingError
-from training.lab.handwriting import drawing, evaluation, examples, fitting
+from training.lab.handwriting import drawing, evaluation, examples, fitting, reliability
 from training.lab.handwriting.evaluation import Outcome
 from training.lab.handwriting.pages import EMPTY
 
@@ -69,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", default=(), metavar="KIND", choices=[*evaluation.ROWS, *EMPTY],
         help="the kinds of pages (all)")  # fmt: skip
     add("--wrong", action="store_true", help="print wrong readings")
+    add("--diagram", type=Path, metavar="FILE",
+        help="an SVG that shows how often answers of each certainty are right")  # fmt: skip
     add = _command(commands, "fit", _fit, "fit the rejecter on composed pages")
     add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
@@ -104,21 +104,29 @@ def _evaluate(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
     digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
     kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
-    outcomes = evaluation.measure(digits, options.number, options.seed, kinds)
-    print("| pages | read rightly | nothing found | wrong where 90 % sure |\n|---|---|---|---|")
-    shown = _with_bar(outcomes, options.number * len(kinds))
+    print(
+        "| pages | right | refused | wrong | wrong at 90 % | at 99 % |\n|---|---|---|---|---|---|"
+    )
+    measured = evaluation.measure(digits, options.number, options.seed, kinds)
+    shown = _with_bar(measured, options.number * len(kinds))
+    outcomes = []
     for row, group in groupby(shown, key=lambda outcome: outcome.row):
-        _print_row(row, list(group), options.wrong)
+        outcomes += (of_row := list(group))
+        _print_row(row, of_row, wrong=options.wrong)
+    _print_row("all", outcomes, wrong=False)
+    if options.diagram:
+        options.diagram.write_text(reliability.diagram(outcomes))
     return 0
 
 
-def _print_row(row: str, outcomes: list[Outcome], wrong: bool) -> None:
-    right = np.mean([outcome.is_right for outcome in outcomes])
-    nothing = np.mean([not outcome.read for outcome in outcomes])
-    sure = [outcome for outcome in outcomes if outcome.probability >= 0.9]
-    errors = f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}"
-    share = f"{right:.1%}" if row in evaluation.ROWS else ""
-    print(f"| {row} | {share} | {nothing:.1%} | {errors} |", flush=True)
+def _print_row(row: str, outcomes: list[Outcome], *, wrong: bool) -> None:
+    num_right = sum(outcome.is_right for outcome in outcomes)
+    refused = sum(not outcome.read and not outcome.is_right for outcome in outcomes)
+    cells = [row, num_right, refused, len(outcomes) - num_right - refused]
+    for limit in (0.9, 0.99):
+        sure = [outcome for outcome in outcomes if outcome.probability >= limit]
+        cells.append(f"{sum(not outcome.is_right for outcome in sure)} of {len(sure)}")
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
     for number, outcome in enumerate(outcomes):
         if wrong and not outcome.is_right:
             print(f"  {number}: {outcome.text!r} {outcome.read!r} {outcome.probability:.2f}")

@@ -35,11 +35,20 @@ def schemas_of(signature: Signature) -> dict[str, Any]:
     box = _object(["left", "top", "right", "bottom"], left=side, top=side, right=side, bottom=side)
     part = {name: digit["properties"][name] for name in ("digit", "probability", "probabilities")}
     number = _object(
-        ["text", "probability", "rejected", "box", "digits"],
-        text={**text, "description": "Its digits, such as 90210."},
+        ["text", "probability", "rejected", "box", "turned", "fields", "digits"],
+        text={**text, "description": "Its digits and marks, such as 90210 or -3,14."},
         probability=probability,
         rejected={"type": "boolean"},
         box=box,
+        turned={
+            "enum": [0, 90, 180, 270],
+            "description": "Degrees by which it is turned clockwise in the picture.",
+        },
+        fields=_array(
+            _object(["text", "box"], text=text, box=box),
+            minItems=1,
+            description="The digits between marks, and the marks: . , - / :",
+        ),
         digits=_array(
             _object([*part, "box"], **part, box=box, image=digit["properties"]["image"]),
             minItems=1,

@@ -1,5 +1,6 @@
 """`read`: pictures in, a line of numbers for each out."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -56,6 +57,25 @@ def test_json_has_a_box_for_each_digit(form: Path, capsys: pytest.CaptureFixture
     assert all(len(digit["probabilities"]) == 10 for digit in number["digits"])
 
 
+def test_csv_has_a_row_for_each_number(form: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turned = form.with_name("turned.png")
+    Image.open(form).rotate(90, expand=True).save(turned)
+    code, out, _ = run(form, turned, form.with_name("no.png"), "--csv", capsys=capsys)
+    upright, sideways, missing = csv.DictReader(out)
+    assert (code, upright["text"], sideways["text"], missing["text"]) == (1, "90210", "90210", "")
+    assert (upright["turned"], sideways["turned"]) == ("0", "270")
+    assert int(upright["left"]) < int(upright["right"])
+    assert missing["error"].startswith("cannot be read")
+
+
+def test_text_says_how_far_a_page_is_turned(form: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turned = form.with_name("turned.png")
+    Image.open(form).rotate(90, expand=True).save(turned)
+    _, (line,), _ = run(turned, capsys=capsys)
+    assert ": 90210 (" in line
+    assert line.endswith(" %, turned by 270°)")
+
+
 def test_less_sure_than_asked_is_a_question_mark(
     form: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +90,7 @@ def test_picture_without_a_number_and_a_missing_one_are_errors(
     Image.new("L", (200, 100), 255).save(tmp_path / "blank.png")
     code, out, err = run(tmp_path / "blank.png", form, tmp_path / "no.png", capsys=capsys)
     assert (code, len(out)) == (1, 1)
-    assert err[0] == f"{tmp_path / 'blank.png'}: no number found"
+    assert err[0] == f"{tmp_path / 'blank.png'}: no number found; `classify` reads a single digit"
     assert err[1].startswith(f"{tmp_path / 'no.png'}: cannot be read")
 
 

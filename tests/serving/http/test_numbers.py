@@ -37,7 +37,8 @@ def test_picture_is_answered_as_in_process(
     (expected,) = read_numbers(io.BytesIO(page), classifier)
     assert (answer["model_version"], number["text"]) == ("1", "90210")
     assert number["probability"] == pytest.approx(expected.probability, abs=1e-5)
-    assert number["rejected"] is False
+    assert (number["rejected"], number["turned"]) == (False, 0)
+    assert number["fields"] == [{"text": "90210", "box": expected.box._asdict()}]
     for digit, each in zip(number["digits"], expected.digits, strict=True):
         assert digit["box"] == each.box._asdict()
         assert base64.b64decode(digit["image"]) == each.image

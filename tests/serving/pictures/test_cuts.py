@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from serving.pictures import rejecter
-from serving.pictures.candidates import Candidates, join
-from serving.pictures.cuts import Pieces, cut
-from serving.pictures.rows import Row
+from serving.pictures.ink.rows import Row
+from serving.pictures.text.candidates import Candidates, join
+from serving.pictures.text.cuts import Pieces, cut
 
 HEIGHT = 48
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from serving.pictures.ruling import without_ruling
+from serving.pictures.ink.ruling import without_ruling
 from training.lab.handwriting.drawing import FONTS
 from training.lab.handwriting.pages import FIELDS, draw_field
 

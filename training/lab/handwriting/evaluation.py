@@ -10,8 +10,9 @@ from serving import Classifier, read_numbers
 from training.data.mnist import Examples
 from training.lab.handwriting.drawing import FONTS
 from training.lab.handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
-from training.lab.handwriting.papers import file_of
+from training.lab.handwriting.papers import file_of, lay
 from training.lab.handwriting.strings import Composed, random_string
+from training.lab.handwriting.texts import TEXTS
 from training.lab.handwriting.workers import on_all_cores
 
 
@@ -46,7 +47,7 @@ def _first(make: Callable[[], Composed], is_wanted: Callable[[Composed], bool]) 
             return made
 
 
-ROWS: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
+COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
     "gaps of 1 to 10 pixels": _gaps,
     "gaps of -4 to 10 pixels, none touches": _apart,
     "gaps of -4 to 10 pixels, a pair touches": _touching,
@@ -56,7 +57,9 @@ ROWS: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
     ),
     "pen strokes and fonts": lambda _, rng: written(rng, FONTS),
 }
-"""Pages with a number on them."""
+"""Pages with a number of digits next to each other on them."""
+ROWS = (*COMPOSED, *TEXTS)
+"""Pages with digits on them."""
 
 
 def measure(
@@ -70,7 +73,7 @@ def measure(
 
 def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
     name, seed, number = task
-    rng = np.random.default_rng([seed, [*ROWS, *EMPTY].index(name), number])
+    rng = np.random.default_rng([seed, [*COMPOSED, *EMPTY, *TEXTS].index(name), number])
     picture, text = picture_of(name, digits, rng)
     found = read_numbers(picture, classifier)
     read = " ".join(number.text for number in found)
@@ -82,5 +85,9 @@ def picture_of(name: str, digits: Examples, rng: np.random.Generator) -> tuple[i
     """Make a picture file of a kind, and the text on it: "" if there is none."""
     if name in EMPTY:
         return file_of(without_digits(name, rng)), ""
-    made = ROWS[name](digits, rng)
-    return file_of(any_paper(made.ink, rng)), made.text
+    if name in COMPOSED:
+        made = COMPOSED[name](digits, rng)
+        return file_of(any_paper(made.ink, rng)), made.text
+    ink, text = TEXTS[name](digits, rng)
+    is_white = name == "small print" or rng.random() < 0.5
+    return file_of(lay(ink, "white", rng) if is_white else any_paper(ink, rng)), text

@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import Classifier
-from serving.pictures import candidates, cuts, decoder, numbers, page, rows
-from serving.pictures.rows import Row
+from serving.pictures import decoder
+from serving.pictures.ink import page, rows
+from serving.pictures.ink.rows import Row
+from serving.pictures.text import candidates, cuts, lines
 from training.data.mnist import Examples
 from training.lab.handwriting.pages import (
     EMPTY,
@@ -109,7 +111,7 @@ def of_picture(
         labelled.append(LabelledRow(
             found.images, found.surroundings, found.measures, labels.astype(np.int8),
             classifier.classify(found.images).probabilities, found.spans,
-            numbers.skips(row, pieces), text,
+            lines.skips(row, pieces), text,
         ))  # fmt: skip
     return labelled
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.pictures.parts import Mask, Numbers
+from serving.pictures.ink.parts import Mask, Numbers
 from serving.pictures.rejecter import SHARE, odds
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch

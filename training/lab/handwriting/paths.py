@@ -1,10 +1,10 @@
 """How probable a row's text is among all paths through its candidates, and the gradient of that.
 
-`serving.pictures.path` takes the best path. Candidates that are judged one by one make it wrong
-where several of them fit together by chance; so the judge is trained on whole rows, by the log
-probability of all paths that give the right text among all paths (discriminative forward training:
-LeCun, Bottou, Bengio, Haffner 1998, section VI). Sums over paths are made forward and backward, as
-for hidden Markov models (Rabiner 1989).
+`serving.pictures.text.path` takes the best path. Candidates that are judged one by one make it
+wrong where several of them fit together by chance; so the judge is trained on whole rows, by the
+log probability of all paths that give the right text among all paths (discriminative forward
+training: LeCun, Bottou, Bengio, Haffner 1998, section VI). Sums over paths are made forward and
+backward, as for hidden Markov models (Rabiner 1989).
 """
 
 from typing import NamedTuple

@@ -7,7 +7,7 @@ import pytest
 
 from serving import Classifier
 from serving.pictures import rejecter
-from serving.pictures.candidates import NUM_MEASURES, Candidates
+from serving.pictures.text.candidates import NUM_MEASURES, Candidates
 from training.data.mnist import Mnist
 from training.lab.handwriting.examples import LabelledRow, of_picture
 from training.lab.handwriting.fitting import Fit
@@ -47,7 +47,8 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     row = rows[0]
     nothing = np.zeros((len(row.labels), 4), np.intp)
     logits = rejecter.logits(Candidates(
-        row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0
+        row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0,
+        row.images[:0],
     ))  # fmt: skip
     trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     assert np.allclose(logits, trained.numpy(), atol=0.05)

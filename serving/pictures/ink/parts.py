@@ -22,7 +22,7 @@ class Work:
 
     def __init__(self, most: float = math.inf) -> None:
         """Begin with all of it."""
-        self._most = self._left = most
+        self._most = self.left = most
 
     def spend(self, number: int) -> None:
         """Take some of it.
@@ -30,8 +30,8 @@ class Work:
         Raises:
             InvalidRequest: it is not left.
         """
-        self._left -= number
-        if self._left < 0:
+        self.left -= number
+        if self.left < 0:
             raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
 
 

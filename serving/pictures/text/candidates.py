@@ -8,10 +8,10 @@ from PIL import Image
 from scipy import ndimage
 
 from serving.images import Images
-from serving.pictures.cuts import Pieces, nearest, pen_width
+from serving.pictures.ink.parts import Levels, Mask, Numbers, Work
+from serving.pictures.ink.rows import Row
 from serving.pictures.normalizer import BOX, HEIGHT, PEN_WIDTHS, within
-from serving.pictures.parts import Levels, Mask, Numbers, Work
-from serving.pictures.rows import Row
+from serving.pictures.text.cuts import Pieces, nearest, pen_width
 
 MAX_JOINED = 8
 """Pieces of a candidate."""
@@ -21,6 +21,8 @@ MAX_BLANK = 0.3
 """Of the row's height: blank columns within a candidate."""
 NUM_MEASURES = 8
 """Numbers that describe a candidate's place in its row."""
+MAX_PARTS, MIN_PART = 12, 0.6
+"""Connected parts of a row that are shown whole, and the least longer side, of the row's height."""
 
 
 class Candidates(NamedTuple):
@@ -38,6 +40,8 @@ class Candidates(NamedTuple):
     """(N, NUM_MEASURES): see `_measures`."""
     is_wide: Mask
     """(N,): whether it has the ink that its cuts share with the neighbours, too."""
+    parts: Images
+    """(K, 784) uint8: some connected parts, whole."""
 
 
 def join(row: Row, pieces: Pieces, work: Work | None = None) -> Candidates:
@@ -70,7 +74,24 @@ def join(row: Row, pieces: Pieces, work: Work | None = None) -> Candidates:
         y, x, step = _place(levels[window] * alone, images[number])
         around[number] = _frame(page, y + top + margin, x + left + margin, step)
     flat, seen = (len(spans), HEIGHT * HEIGHT), np.rint(around * 255).astype(np.uint8)
-    return Candidates(spans, boxes, images.reshape(flat), seen.reshape(flat), measures, is_wide)
+    return Candidates(
+        spans, boxes, images.reshape(flat), seen.reshape(flat), measures, is_wide,
+        _parts(levels, own, pieces, row.height),
+    )  # fmt: skip
+
+
+def _parts(levels: Levels, own: npt.NDArray[np.int32], pieces: Pieces, height: float) -> Images:
+    """Make images of some connected parts, whatever their width: (K, 784)."""
+    images: list[Images] = []
+    for part in np.unique(pieces.parts):
+        members = np.flatnonzero(pieces.parts == part)
+        top, left = pieces.boxes[members, :2].min(0)
+        bottom, right = pieces.boxes[members, 2:].max(0)
+        if max(bottom - top, right - left) >= MIN_PART * height and len(images) < MAX_PARTS:
+            window = slice(top, bottom), slice(left, right)
+            images.append(np.zeros((HEIGHT, HEIGHT), np.uint8))
+            _place(levels[window] * np.isin(own[window], members + 1), images[-1])
+    return np.array(images, np.uint8).reshape(-1, HEIGHT * HEIGHT)
 
 
 def _with_usual_pen(row: Row, pen: float) -> tuple[Levels, int]:

@@ -2,8 +2,8 @@
 
 A candidate's score is the logarithm of how much more probable it is as one whole digit than as
 anything else. A path's score is the sum of its candidates', less what the pieces that it leaves out
-cost; the best is found by dynamic programming, and the sum over all paths says how sure it is
-(LeCun, Bottou, Bengio, Haffner 1998, sections V and VI).
+cost; the best is found by dynamic programming (LeCun, Bottou, Bengio, Haffner 1998, sections V
+and VI).
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.pictures.parts import Numbers
+from serving.pictures.ink.parts import Numbers
 
 
 class Path(NamedTuple):
@@ -19,8 +19,8 @@ class Path(NamedTuple):
 
     candidates: list[int]
     """The digits' candidates, left to right."""
-    probability: float
-    """Of this segmentation, among all."""
+    score: float
+    """Its total."""
 
 
 def best_path(
@@ -34,18 +34,16 @@ def best_path(
         skips: (P,): of leaving out a piece.
     """
     count = len(skips)
-    best, total = np.full(count + 1, -np.inf), np.full(count + 1, -np.inf)
+    best = np.full(count + 1, -np.inf)
     chosen = np.full(count + 1, -1)
-    best[0] = total[0] = 0
+    best[0] = 0
     ends: list[list[int]] = [[] for _ in range(count + 1)]
     for number, (_, last) in enumerate(spans.tolist()):
         ends[last].append(number)
     for end in range(1, count + 1):
         best[end] = best[end - 1] + skips[end - 1]
-        total[end] = total[end - 1] + skips[end - 1]
         for number in ends[end]:
             first = spans[number, 0]
-            total[end] = np.logaddexp(total[end], total[first] + scores[number])
             if best[first] + scores[number] > best[end]:
                 best[end], chosen[end] = best[first] + scores[number], number
     path, end = [], count
@@ -54,4 +52,4 @@ def best_path(
         if number >= 0:
             path.append(number)
         end = int(spans[number, 0]) if number >= 0 else end - 1
-    return Path(path[::-1], float(np.exp(best[count] - total[count])))
+    return Path(path[::-1], float(best[count]))

@@ -5,23 +5,29 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from serving.pictures.ink.page import Ink
+from serving.pictures.ink.parts import Levels, Mask, Numbers
 from serving.pictures.normalizer import resized
-from serving.pictures.page import Ink
-from serving.pictures.parts import Levels, Mask, Numbers
 
 ROW_HEIGHT = 48
 """Pixels to which a row is scaled: its digits' usual height."""
 MIN_HEIGHT = 8
 """Pixels of the smallest row."""
+MIN_PIXELS = 3
+"""Of a connected part, such as a point."""
 MAX_PARTS = 600
 """Connected parts of a page, the largest."""
 MAX_ROWS = 60
-MAX_GAP = 2.0
+MAX_GAP = 3.0
 """Blank between neighbours of a row, in heights."""
 MIN_OVERLAP = 0.4
 """Of the smaller one's height, between neighbours of a row."""
 MAX_RATIO = 2.5
 """Of neighbours' heights."""
+MIN_SIDE, MAX_SMALL = 0.055, 0.75
+"""Of a row's height, small marks such as points and commas."""
+MAX_BESIDE = 0.3, 1.0
+"""Of a row's height: how far above or below, and to the left or right of the others they are."""
 
 
 class Row(NamedTuple):
@@ -47,7 +53,7 @@ def find_rows(ink: Ink) -> list[Row]:
     mask = ink.levels > ink.threshold
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())[1:]
-    kept = sizes >= 5
+    kept = sizes >= MIN_PIXELS
     kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
     number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
     labels, sizes = number[labels], sizes[kept]
@@ -57,7 +63,7 @@ def find_rows(ink: Ink) -> list[Row]:
     boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in slices], np.intp)
     groups = _grouped(boxes, sizes)
     rows = [_cut_out(ink, labels, boxes, np.flatnonzero(groups == group))
-            for group in range(groups.max(initial=-1) + 1)]  # fmt: skip
+            for group in np.unique(groups[groups >= 0])]  # fmt: skip
     return _in_reading_order([row for row in rows if row is not None])[:MAX_ROWS]
 
 
@@ -95,17 +101,23 @@ def _usual_height(heights: Numbers, sizes: Numbers) -> float:
 
 
 def _add_small(groups: Numbers, boxes: Numbers, heights: Numbers) -> None:
-    """Give the small parts to the row that they are in."""
-    small = np.flatnonzero(groups < 0)
+    """Give the small parts to the row that they are in, or that they stand beside."""
+    members = np.bincount(groups[groups >= 0])
+    is_alone = (groups >= 0) & (members[groups] == 1)
+    small = np.flatnonzero((groups < 0) | is_alone)
     middles = (boxes[small, :2] + boxes[small, 2:]) / 2
+    sides = (boxes[small, 2:] - boxes[small, :2]).max(1)
     for group in range(groups.max() + 1):
         own = boxes[groups == group]
+        if not len(own):
+            continue
         height = np.median(own[:, 2] - own[:, 0])
-        low = own[:, :2].min(0) - 0.2 * height
-        high = own[:, 2:].max(0) + 0.2 * height
-        inside = ((middles > low) & (middles < high)).all(1) & (groups[small] < 0)
-        sides = (boxes[small, 2:] - boxes[small, :2]).max(1)
-        groups[small[inside & (sides >= 0.12 * height)]] = group
+        low = own[:, :2].min(0) - np.array(MAX_BESIDE) * height
+        high = own[:, 2:].max(0) + np.array(MAX_BESIDE) * height
+        inside = ((middles > low) & (middles < high)).all(1)
+        fits = (sides >= MIN_SIDE * height) & (heights[small] < MAX_SMALL * height)
+        is_free = (groups[small] < 0) | (is_alone[small] & (groups[small] != group))
+        groups[small[inside & fits & is_free]] = group
 
 
 def _cut_out(ink: Ink, labels: Numbers, boxes: Numbers, members: Numbers) -> Row | None:

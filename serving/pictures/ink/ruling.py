@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.parts import Levels, Mask, Numbers
+from serving.pictures.ink.parts import Levels, Mask, Numbers
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""
@@ -19,8 +19,8 @@ MIN_SIDE = 16
 """Pixels of a box's side, or of a line under a digit."""
 MAX_ROUND = 0.2
 """Of a box's height: its corners' radius."""
-MAX_ASPECT = 8
-"""Of a box: width by height."""
+MIN_ASPECT, MAX_ASPECT = 0.65, 8
+"""Of a box: width by height; a narrow 8 or 0 has less."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
 MIN_FLAT = 8
@@ -186,7 +186,7 @@ def _boxes(across: _Runs, down: _Runs) -> list[_Box]:
         others, reach, corner = sides[number + 1 :], _reach(height), round(MAX_ROUND * height)
         is_like = np.abs(others[:, 0] - top) <= 2 * reach
         is_like &= np.abs(others[:, 0] + others[:, 2] - top - height) <= 2 * reach
-        is_like &= others[:, 1] >= left + MIN_SIDE
+        is_like &= others[:, 1] >= left + max(MIN_SIDE, MIN_ASPECT * height)
         is_like &= others[:, 1] <= left + MAX_ASPECT * height
         for y, right, h, w in others[is_like][:NEIGHBOURS].tolist():
             above = _edge(level[:, left + width : right], min(top, y) - corner, max(top, y) + reach)

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from serving.pictures.ink.parts import Levels
+from serving.pictures.ink.ruling import without_ruling
 from serving.pictures.normalizer import MIN_CONTRAST, fit, otsu, resized
-from serving.pictures.parts import Levels
-from serving.pictures.ruling import without_ruling
 
 THUMB = 48
 """Pixels of the longer side of what the paper is estimated on."""

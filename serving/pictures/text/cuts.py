@@ -1,8 +1,8 @@
 """Cuts a row's ink into pieces: connected parts, and those cut where strokes are thin.
 
 A cut is the path from the top to the bottom that crosses least ink; it bends around strokes, as
-water that falls along them. There are more pieces than digits: see `serving.pictures.path`. Where
-digits overlap, the ink around a cut is part of both.
+water that falls along them. There are more pieces than digits: see `serving.pictures.text.path`.
+Where digits overlap, the ink around a cut is part of both.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from serving.pictures.parts import Mask, Numbers, Work
-from serving.pictures.rows import Row
+from serving.pictures.ink.parts import Mask, Numbers, Work
+from serving.pictures.ink.rows import Row
 
 MIN_SIZE = 0.004
 """Of the height squared: smaller parts are specks."""

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from serving.errors import InvalidRequest
-from serving.pictures.parts import (
+from serving.pictures.ink.parts import (
     Levels,
     Mask,
     Numbers,

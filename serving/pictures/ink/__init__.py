@@ -1,0 +1,1 @@
+"""Finds the ink of a picture, without ruling and frames, and the rows or the digit in it."""

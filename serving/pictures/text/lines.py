@@ -1,0 +1,135 @@
+"""A row of a page with its candidates for digits, and the best way through them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.pictures import rejecter
+from serving.pictures.ink.parts import Numbers, Work
+from serving.pictures.ink.rows import Row
+from serving.pictures.text import candidates, cuts, marks, path
+from serving.pictures.text.candidates import Candidates
+from serving.pictures.text.cuts import Pieces
+from serving.pictures.text.marks import Mark
+from serving.predictions import Probabilities
+
+BIAS = 0.5
+"""Added to the log odds of a whole digit."""
+SKIP = -6.0
+"""The score of leaving out a piece as high as the row."""
+STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
+"""Of a drawing that is one number: what is added to the log odds of an uncut 1, and of another
+digit. On a page, an upright stroke is more often a letter or a line than a 1."""
+MIN_LETTER = 0.35
+"""Of the row's height: what is left out and higher is a letter."""
+MIN_STRAY = 0.15
+"""Of the row's height: what is left out, larger, and no letter makes a number less certain."""
+MARK_SHARE = 2.5
+"""Of a mark's log odds: the score of leaving it out of digits."""
+
+
+class Choice(NamedTuple):
+    """The best way through a line's candidates."""
+
+    run: list[int]
+    """The candidates that are digits, left to right."""
+    probabilities: Probabilities
+    scores: npt.NDArray[np.float64]
+    """(N,): log odds of the candidates, each as its digit."""
+    path: path.Path
+    marks: list[Mark]
+    """Those that are no part of a digit."""
+    left_out: Numbers
+    """(K, 4): the boxes of pieces that are no digit's, and no mark.
+
+    What was cut from a digit is one's: where digits touch, some ink is left between them."""
+
+
+class Line(NamedTuple):
+    """A row of a page."""
+
+    row: Row
+    pieces: Pieces
+    candidates: Candidates
+    odds: npt.NDArray[np.float64]
+    """(N,): log odds that a candidate is one whole digit."""
+    logits: npt.NDArray[np.float32]
+    """(N, 11): the rejecter's."""
+    marks: list[Mark]
+
+    @classmethod
+    def of(cls, row: Row, work: Work) -> "Line":
+        """Find the candidates of a row.
+
+        Raises:
+            InvalidRequest: there is more to do than `work` is left.
+        """
+        pieces = cuts.cut(row, work)
+        found = candidates.join(row, pieces, work)
+        logits = rejecter.logits(found)
+        none: Any = np.empty((0, 0))  # what is not needed any more would be large to send
+        return cls(
+            row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
+            found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,
+            marks.find_marks(row),
+        )  # fmt: skip
+
+    def choose(self, probabilities: Probabilities, odds: npt.NDArray[np.float64]) -> Choice:
+        """Find the best way through the candidates.
+
+        Args:
+            probabilities: (N, 10): of the digits.
+            odds: (N,): log odds that a candidate is one whole digit.
+        """
+        spans = self.candidates.spans
+        scores = odds + BIAS + np.log(np.maximum(probabilities.max(1, initial=0), 1e-6))
+        order = np.argsort(-scores, kind="stable")
+        kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
+        left_out = skips(self.row, self.pieces)
+        own = [self._inside(mark) for mark in self.marks]
+        for mark, pieces in zip(self.marks, own, strict=True):
+            left_out[pieces] = MARK_SHARE * mark.odds / max(1, len(pieces))
+        best = path.best_path(spans[kept], scores[kept], left_out)
+        run = kept[best.candidates].tolist()
+        used = {piece for number in run for piece in range(*spans[number])}
+        is_free = ~np.isin(self.pieces.parts, self.pieces.parts[sorted(used)])
+        found = [
+            mark for mark, pieces in zip(self.marks, own, strict=True) if is_free[pieces].all()
+        ]
+        for mark in found:
+            is_free[self._inside(mark)] = False
+        return Choice(run, probabilities, scores, best, found, self.pieces.boxes[is_free])
+
+    def _inside(self, mark: Mark) -> Numbers:
+        """Return the pieces of a mark."""
+        boxes = self.pieces.boxes
+        inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
+        return np.flatnonzero(inside.all(1))
+
+    def drawn_odds(self, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+        """Return the log odds that candidates of a drawing are whole digits: (N,)."""
+        parts = self.pieces.parts
+        is_uncut = [
+            not np.isin(parts[first:last], np.delete(parts, np.s_[first:last])).any()
+            for first, last in self.candidates.spans
+        ]
+        is_stroke = (probabilities.argmax(1) == 1) & is_uncut
+        return self.odds + np.where(is_stroke, STROKE_ODDS, DRAWN_ODDS)
+
+    def letters(self, choice: Choice) -> Numbers:
+        """Return the boxes of what is left out and too high to be specks: (N, 4)."""
+        heights = choice.left_out[:, 2] - choice.left_out[:, 0]
+        return choice.left_out[heights > MIN_LETTER * self.row.height]
+
+    def num_strays(self, choice: Choice) -> int:
+        """Return how many pieces left out are no letters, and larger than specks."""
+        boxes = choice.left_out
+        is_large = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > MIN_STRAY * self.row.height
+        return int(is_large.sum()) - len(self.letters(choice))
+
+
+def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:
+    """Return the score of leaving out each piece: (P,)."""
+    heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
+    return np.asarray(SKIP * np.minimum(heights, 1))
