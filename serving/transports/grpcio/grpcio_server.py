@@ -1,21 +1,23 @@
 """The grpcio transport: every method on grpc.aio, the plainest way. It is the reference."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 
 import grpc
 
 from serving.batching.awaited_call import EventLoopOwner
-from serving.config import ServerConfig
+from serving.config import SecurityConfig, ServerConfig
+from serving.credentials.certificates import files_of, load
 from serving.credentials.tokens import token_check
+from serving.credentials.watched_files import WatchedFiles, read_bytes
 from serving.errors import Unavailable
 from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.address import check_free, with_port
 from serving.transports.access_log import access_log
 from serving.transports.grpcio.handlers import Handlers
-from serving.transports.grpcio.server_credentials import server_credentials
 from serving.transports.sockets.port_limits import max_message_bytes
 
 _QUIET_S = 0.1
@@ -128,3 +130,47 @@ def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),  # core's own estimate grows while the event loop is busy
         ("grpc.http2.lookahead_bytes", 1 << 20),
     ]
+
+
+def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:
+    """Build the credentials of grpcio's server; None without a certificate.
+
+    Raises:
+        ConfigurationError: a file can't be used; the text says which and why.
+    """
+    if config.tls_cert is None:
+        return None
+    certificates = _Certificates(config)
+    return grpc.dynamic_ssl_server_credentials(
+        certificates.initial,
+        certificates.renewed,  # type: ignore[arg-type]  # the stubs lack None, which means no change
+        require_client_authentication=config.tls_client_ca is not None,
+    )
+
+
+class _Certificates:
+    """Gives each configuration to gRPC once.
+
+    gRPC's core frees a configuration when it gets the next one. Getting the same one again, during
+    concurrent handshakes, crashes the process.
+    """
+
+    def __init__(self, config: SecurityConfig) -> None:
+        self._watched = WatchedFiles(files_of(config), lambda: _read(config))
+        self._lock = threading.Lock()
+        self.initial = self._given = self._watched.get()
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return the configuration if it is new since the last call, else None; from any thread."""
+        with self._lock:
+            newest = self._watched.get()
+            if newest is self._given:
+                return None
+            self._given = newest
+            return newest
+
+
+def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
+    load(config)  # OpenSSL says what is wrong with them, gRPC does not
+    cert, key, *client_ca = map(read_bytes, files_of(config))
+    return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)

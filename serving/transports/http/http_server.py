@@ -23,7 +23,7 @@ from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.exchange import OneThread, Pool
-from serving.transports.http1.port import open_port
+from serving.transports.http1.http_calls import open_port
 from serving.transports.http1.problems import as_json
 from serving.transports.http1.routing import App, Endpoint
 from serving.transports.sockets.connections import Connections

@@ -7,7 +7,9 @@ A connection has one request in progress; further ones wait.
 """
 
 import math
-from collections.abc import Iterable
+import socket
+import ssl
+from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 
@@ -16,6 +18,7 @@ from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Request
 from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
+from serving.system.host import Host
 from serving.transports.access_log import AccessLog, LoggedCall
 from serving.transports.http1.batcher_proxy import BatcherProxy, KnownCall
 from serving.transports.http1.bodies import Bodies
@@ -24,7 +27,7 @@ from serving.transports.http1.http_peer import HttpConnection, Known
 from serving.transports.http1.problems import HttpError
 from serving.transports.http1.replies import Replies
 from serving.transports.http1.routing import App, RoutedRequest
-from serving.transports.sockets.connections import Calls
+from serving.transports.sockets.connections import Calls, Connections
 from serving.transports.sockets.loop import Loop
 from serving.transports.sockets.port_limits import Limits
 
@@ -218,3 +221,17 @@ class HttpCalls(Calls):
         """See `Calls`."""
         if connection.plan is not None and not connection.is_running:
             self.replies.fail(connection, _SLOW)
+
+
+def open_port(
+    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: Limits,
+    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None,
+    tokens: TokenCheck | None = None, log: AccessLog | None = None,
+) -> Connections:  # fmt: skip
+    """Return the connections of a port, for `Loop.add`; see `Connections` and `HttpCalls`."""
+    host = Host(clock=loop.clock)
+    for listener in listeners:
+        listener.setblocking(False)
+    calls = HttpCalls(app, router, loop, limits, pool, tokens, log)
+    make = partial(HttpConnection, host=host)
+    return Connections(listeners, loop.selector, limits, calls, tls, make, loop.schedule_flush)

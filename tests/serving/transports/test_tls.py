@@ -26,7 +26,7 @@ from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.images import Images
 from serving.server.serve import warn_if_exposed
 from serving.server.server import Server
-from serving.transports.grpcio.server_credentials import server_credentials
+from serving.transports.grpcio.grpcio_server import server_credentials
 from tests.support.h2_server import server_inside
 from tests.support.servers import on_both
 
