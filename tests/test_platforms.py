@@ -12,7 +12,7 @@ from tests.support.servers import RunningServer
 
 ROOT = Path(__file__).parent.parent
 SERVED = ("numpy", "grpc", "PIL.Image", "serving.model.onnx_runtime")
-TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "training.export.onnx_runtime")
+TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "serving.model.onnx_runtime")
 
 
 def run(folder: Path, packages: tuple[str, ...], code: str, *arguments: object) -> str:

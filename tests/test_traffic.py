@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 IMPORTERS = {
     "serving/model/onnx_runtime.py",
-    "training/export/onnx_runtime.py",
+    "training/export/parity.py",
 }
 """The only files that import onnxruntime itself; benchmarks/peers run without this project."""
 
@@ -163,10 +163,10 @@ def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
     assert {path for path in found if not path.startswith("benchmarks/peers/")} == IMPORTERS
 
 
-@pytest.mark.parametrize("package", ["serving.model", "training.export"])
+@pytest.mark.parametrize("module", ["serving.model.onnx_runtime", "training.export.parity"])
 @pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
-def test_telemetry_is_off_unless_the_user_decides(package: str, given: str, value: str) -> None:
-    code = f"import os, {package}.onnx_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+def test_telemetry_is_off_unless_the_user_decides(module: str, given: str, value: str) -> None:
+    code = f"import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {"PATH": "/usr/bin:/bin", "CI": "1", "PYTHONPATH": str(ROOT)}
     if given:
         environment["ORT_DISABLE_TELEMETRY"] = given
