@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.protocols.oip.methods import Queries
 from serving.transports.http.inference import Inference
-from serving.transports.http1.port import open_port
+from serving.transports.http1.http_calls import open_port
 from serving.transports.http1.routing import App
 from serving.transports.sockets.connections import Connections
 from serving.transports.sockets.port_limits import Limits
