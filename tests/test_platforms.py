@@ -102,7 +102,7 @@ def test_benchmarks_say_in_one_line_what_they_need(tmp_path: Path) -> None:
 
 
 def test_kept_benchmarks_are_drawn(tmp_path: Path) -> None:
-    kept = ROOT / "benchmarks" / "results" / "triton.json"
+    kept = ROOT / "benchmarks" / "results" / "bench.json"
     (tmp_path / "kept.json").write_bytes(kept.read_bytes())
     code = "from benchmarks.__main__ import main\nassert main(['plot', 'kept.json']) == 0"
     run(tmp_path, (*SERVED, "matplotlib.figure"), code)

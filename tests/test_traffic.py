@@ -146,7 +146,7 @@ def test_training_and_export_ask_and_write_nothing_else(tmp_path: Path) -> None:
 def test_drawing_a_report_asks_and_writes_nothing_else(tmp_path: Path) -> None:
     code = "import sys; from benchmarks.__main__ import main; assert main(sys.argv[1:]) == 0"
     kept = tmp_path / "kept.json"
-    shutil.copy(ROOT / "benchmarks" / "results" / "triton.json", kept)
+    shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", kept)
     seen = trace(tmp_path, code, "plot", kept)
     assert not seen.connections
     assert {Path(file).parent for file in seen.files} == {tmp_path}

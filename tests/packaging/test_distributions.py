@@ -255,7 +255,7 @@ def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
 
 def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
     venv = install(f"{wheel}[bench]")
-    shutil.copy(ROOT / "benchmarks" / "results" / "triton.json", venv.elsewhere / "kept.json")
+    shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", venv.elsewhere / "kept.json")
     venv.run("python", "-m", "benchmarks", "plot", "kept.json")
     assert (venv.elsewhere / "kept.md").is_file()
     assert (venv.elsewhere / "kept-latency.svg").is_file()
