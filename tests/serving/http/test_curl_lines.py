@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.serving.http.peer import HttpPeer
 
@@ -27,9 +26,8 @@ def folder(tmp_path: Path) -> Path:
     """What the lines name."""
     seven = ROOT / "docs" / "pictures" / "seven.png"
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
-    for name in ("docs/pictures/seven.png", "seven.png", "form.png"):
+    for name in ("docs/pictures/seven.png", "docs/pictures/form.png"):
         shutil.copy(seven, tmp_path / name)
-    Image.open(seven).convert("L").save(tmp_path / "four.jpg")
     return tmp_path
 
 
