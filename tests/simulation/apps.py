@@ -144,7 +144,7 @@ class App:
         self.number = len(world.apps)
         self.loop = EventLoop(self)
         self.wires: list[Wire] = []
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], None] = {}
         self.was_answered = False
         """Whether the call that ended last was."""
         self.timeout_s = random.choice((0.02, 1.0, 20.0))
@@ -183,8 +183,8 @@ class App:
 
     def begin(self, number: int) -> "asyncio.Task[None]":
         task = self.loop.create_task(self._call(self.world.count(), number))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks[task] = None
+        task.add_done_callback(lambda ended: self.tasks.pop(ended, None))
         return task
 
     async def _call(self, name: int, number: int) -> None:
@@ -246,7 +246,7 @@ class App:
         """End, and see that nothing is left."""
         if self.loop.is_closed():
             return
-        for task in self.tasks:
+        for task in list(self.tasks):
             task.cancel()
         self.loop.turn()
         channel: Any = self.client._transport

@@ -110,7 +110,7 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
     with running_server(models, "--device", "cpu") as server:
         peer = replace(setting, addresses={"peer": server.address})
         with open_target(Spec(target="peer"), peer) as running:
-            assert running.pid is None
+            assert (running.pid, running.startup_s) == (server.process.pid, None)
     with pytest.raises(NotMeasured, match="does not answer"):  # it has gone
         open_target(Spec(target="peer"), peer).__enter__()
 
