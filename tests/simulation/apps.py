@@ -20,9 +20,9 @@ from serving.errors import (
     Unavailable,
 )
 from serving.predictions import Predictions
+from tests.simulation.clients import UNLIMITED
 from tests.simulation.network import Link
 
-UNLIMITED = 10**9
 _MOST_ROUNDS = 10_000
 
 
@@ -215,10 +215,8 @@ class App:
         took_s = world.now_s - sent_s
         late_s = world.now_s - max(sent_s + self.timeout_s, world.thawed_s)
         world.require(late_s < 0.05, f"{name} took {took_s:g} s")
-        states = world.states_since(sent_s)
         if isinstance(outcome, Predictions):
-            served = {v for each in states if each for v in (
-                each.default_version, each.canary.version if each.canary else "")}  # fmt: skip
+            served = world.served_since(sent_s)
             versions = (outcome.probabilities[:, 0] // 256).astype(int).astype(str).tolist()
             world.require(served >= {*versions, outcome.model_version}, f"{name}: of {versions}")
             rows = np.frombuffer(b"".join(each[:10] for each in images), np.uint8).reshape(-1, 10)
@@ -235,10 +233,11 @@ class App:
                 is_spent or took_s >= until_s - 0.76, f"{name} is given up after {took_s:g} s"
             )
         elif isinstance(outcome, ModelError):
-            failed = any(end_s + 1 >= sent_s for _, end_s in world.failing)
-            world.require(failed, f"{name} fails, but its model does not")
+            world.require(world.has_failed_since(sent_s), f"{name} fails, but its model does not")
         elif isinstance(outcome, ModelNotFound):
-            world.require(None in states, f"{name} finds no model, but there is one")
+            world.require(
+                None in world.states_since(sent_s), f"{name} finds no model, but there is one"
+            )
         else:
             world.require(isinstance(outcome, Overloaded), f"{name} ends with {outcome!r}")
 

@@ -171,14 +171,8 @@ def judge_answer(world: Any, call: Call) -> None:
     rows, version = call.answers[-1]
     if call.path == SLOW:
         return
-    served = {find(state, call.label) for state in world.states_since(call.sent_s)}
-    if call.label == "":
-        served |= {
-            state.canary.version
-            for state in world.states_since(call.sent_s)
-            if state and state.canary
-        }
-    world.require(version in served, f"call {call.number} is answered by version {version!r}")
+    is_served = version in world.served_since(call.sent_s, call.label)
+    world.require(is_served, f"call {call.number} is answered by version {version!r}")
     images = call.messages[number - 1]
     is_right = rows == [row.tobytes() for row in rows_of(images, version or "0")]
     world.require(is_right, f"call {call.number} has a wrong answer")
@@ -211,7 +205,7 @@ def judge(world: Any, client: Polite, call: Call) -> None:
                 ("", "stable", *each.versions)]  # fmt: skip
         world.require(gone, f"{name} finds no model, but there is one")
     elif call.outcome == "13":
-        failed = any(end_s + 1 >= call.sent_s for _, end_s in world.failing)
+        failed = world.has_failed_since(call.sent_s)
         world.require(call.is_poison or failed, f"{name} fails, but its model does not")
     elif call.outcome == "14":
         is_draining = now_s > world.draining_s

@@ -165,6 +165,8 @@ class Browser(Client):
 
     def _judge(self, request: Request, status: int, answer: Any) -> None:
         """See that an answer is right, or an error that may be."""
+        from tests.simulation.world import rows_of
+
         world, name = self.world, f"request {request.number}"
         self.tell(f"{name} is answered: {status}")
         request.status = status
@@ -172,22 +174,19 @@ class Browser(Client):
         took_s = world.now_s - request.sent_s
         if status == 200:
             version = answer["model_version"]
-            named = [s.labels.get(request.version, request.version) for s in states if s]
-            served = {s.default_version for s in states if s}
-            served |= {s.canary.version for s in states if s and s.canary}
-            served = {*named} if request.version else served
+            served = world.served_since(request.sent_s, request.version)
             world.require(version in served, f"{name} is answered by version {version!r}")
-            rows = [pixel + 256.0 * int(version) for each in request.images for pixel in each[:10]]
-            data = answer["outputs"][0]["data"]
-            world.require(data == rows, f"{name} has a wrong answer")
+            rows = rows_of(request.images, version).ravel().tolist()
+            world.require(answer["outputs"][0]["data"] == rows, f"{name} has a wrong answer")
         elif status == 404:
             gone = [s for s in states if s is None or request.version not in ("", *s.versions)]
             world.require(gone, f"{name} finds no model, but there is one")
         elif status == 504:
             world.require(took_s >= request.timeout_s, f"{name} is said to be late, but is not")
         elif status == 500:
-            failed = any(end_s + 1 >= request.sent_s for _, end_s in world.failing)
-            world.require(failed, f"{name} fails, but its model does not")
+            world.require(
+                world.has_failed_since(request.sent_s), f"{name} fails, but its model does not"
+            )
         elif status == 503:
             is_draining = world.now_s > world.draining_s
             world.require(is_draining or len(states) > 1, f"{name} is refused without a reason")

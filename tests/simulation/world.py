@@ -286,11 +286,8 @@ class World:
         if kind in CALLERS:
             client = CALLERS[kind](self, len(self.clients), random)
             self.clients.append(client)
-            at_s = 0.0
-            for _ in range(random.choice((1, 4, 10))):
-                steps = ("calls",) * 6 + ("widen", "pause", "cancel")
-                self.after(at_s, client.act, random.choice(steps))
-                at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
+            steps = ("calls",) * 6 + ("widen", "pause", "cancel")
+            at_s = self.let_act(client, steps, random)
             if isinstance(client, Polite):
                 client.tell(f"comes: windows of {client.engine.limits.stream_window_bytes}")
                 client.is_slow_reader = random.random() < 0.2
@@ -300,11 +297,7 @@ class World:
         elif kind == "app":
             app = App(self, random)
             self.apps.append(app)
-            at_s = 0.0
-            for _ in range(random.choice((1, 4, 10))):
-                kinds = ("calls",) * 5 + ("cancel", "reset", "vanish")
-                self.after(at_s, app.act, random.choice(kinds))
-                at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
+            self.let_act(app, ("calls",) * 5 + ("cancel", "reset", "vanish"), random)
         elif kind == "reload":
             versions = sorted(random.sample("123456789", random.choice((1, 2, 3))), reverse=True)
             share = random.choice((0.0, 0.3, 1.0))
@@ -327,6 +320,14 @@ class World:
             self.is_file_table_full = True
             self.after(random.choice((0.5, 5.0)), setattr, self, "is_file_table_full", False)
 
+    def let_act(self, client: Any, steps: tuple[str, ...], random: Random) -> float:
+        """Have a caller do some steps; return when it has done them."""
+        at_s = 0.0
+        for _ in range(random.choice((1, 4, 10))):
+            self.after(at_s, client.act, random.choice(steps))
+            at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
+        return at_s
+
     def heal(self) -> None:
         self.model_fault, self.run_s = "", self.usual_run_s
 
@@ -341,6 +342,18 @@ class World:
         """Return what has been served from a time on."""
         after = [at_s for at_s, _ in self.states[1:]] + [float("inf")]
         return [s for (_, s), end_s in zip(self.states, after, strict=True) if end_s >= since_s]
+
+    def served_since(self, since_s: float, label: str = "") -> set[str | None]:
+        """Return the versions that may have answered calls for a label since then."""
+        states = self.states_since(since_s)
+        served = {invariants.find(state, label) for state in states}
+        if not label:
+            served |= {state.canary.version for state in states if state and state.canary}
+        return served
+
+    def has_failed_since(self, since_s: float) -> bool:
+        """Return whether the model may have failed a run since then."""
+        return any(end_s + 1 >= since_s for _, end_s in self.failing)
 
     def judge(self, client: Polite, call: Call) -> None:
         invariants.judge(self, client, call)
