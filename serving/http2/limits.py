@@ -12,7 +12,7 @@ class Limits:
     stream_window_bytes: int = 1 << 20
     """Bytes that it may send on a stream before they are acknowledged."""
     connection_window_bytes: int = 1 << 30
-    """Bytes that it may send before they are read: so many that only streams' windows bound it,
+    """Bytes that it may send before they are read: enough that only the streams' windows limit it,
     else stalled streams would stall the connection's other calls."""
     max_frame_bytes: int = 1 << 18
     """The longest DATA frame; the parts of a long one are handed on as they arrive."""

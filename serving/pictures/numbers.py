@@ -113,7 +113,7 @@ class Reading:
         return [only[0]] if only[0].probability >= MIN_DRAWN else []
 
     def _sure_numbers(self, probabilities: Probabilities, lone_doubt: float) -> list[Number]:
-        """Return the numbers whose scores are high enough, whatever else is on the page."""
+        """Return the numbers whose scores are high enough, beside anything else on the page."""
         found: list[Number] = []
         for line, agreed in self._rows(probabilities):
             choice = line.choose(agreed, line.odds)

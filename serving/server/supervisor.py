@@ -240,5 +240,5 @@ class Supervisor:
 
 
 def restart_delay_s(num_deaths: int) -> float:
-    """Return how long to wait before a restart, after so many consecutive deaths."""
+    """Return the delay before a restart, after this many consecutive deaths."""
     return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(num_deaths - 1, 10))

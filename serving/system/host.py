@@ -25,4 +25,4 @@ class Host:
     """Makes the sockets by which other threads wake the server's."""
     random: Random = field(default_factory=Random)
     runners: Callable[[int], Runners] = Threads
-    """Makes the runners of long work: at most so many at once."""
+    """Makes the runners of long work: at most this many at once."""

@@ -81,7 +81,7 @@ def join(row: Row, pieces: Pieces, work: Work | None = None) -> Candidates:
 
 
 def _parts(levels: Levels, own: npt.NDArray[np.int32], pieces: Pieces, height: float) -> Images:
-    """Make images of some connected parts, whatever their width: (K, 784)."""
+    """Make images of some connected parts, of any width: (K, 784)."""
     images: list[Images] = []
     for part in np.unique(pieces.parts):
         members = np.flatnonzero(pieces.parts == part)

@@ -19,12 +19,12 @@ BIAS = 0.5
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
 STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
-"""Of a drawing that is one number: what is added to the log odds of an uncut 1, and of another
-digit. On a page, an upright stroke is more often a letter or a line than a 1."""
+"""Of a drawing that is one number: addends to the log odds of an uncut 1, and of another digit.
+On a page, an upright stroke is more often a letter or a line than a 1."""
 MIN_LETTER = 0.35
-"""Of the row's height: what is left out and higher is a letter."""
+"""Of the row's height: ink that is left out and higher is a letter."""
 MIN_STRAY = 0.15
-"""Of the row's height: what is left out, larger, and no letter makes a number less certain."""
+"""Of the row's height: ink that is left out, larger, and no letter makes a number less certain."""
 MARK_SHARE = 2.5
 """Of a mark's log odds: the score of leaving it out of digits."""
 
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     left_out: Numbers
     """(K, 4): the boxes of pieces that are no digit's, and no mark.
 
-    What was cut from a digit is one's: where digits touch, some ink is left between them."""
+    Ink cut from a digit belongs to one: where digits touch, some ink is left between them."""
 
 
 class Line(NamedTuple):
@@ -68,7 +68,7 @@ class Line(NamedTuple):
         pieces = cuts.cut(row, work)
         found = candidates.join(row, pieces, work)
         logits = rejecter.logits(found)
-        none: Any = np.empty((0, 0))  # what is not needed any more would be large to send
+        none: Any = np.empty((0, 0))  # parts that are not needed any more would be large to send
         return cls(
             row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
             found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,
@@ -94,12 +94,12 @@ class Line(NamedTuple):
         run = kept[best.candidates].tolist()
         used = {piece for number in run for piece in range(*spans[number])}
         is_free = ~np.isin(self.pieces.parts, self.pieces.parts[sorted(used)])
-        found = [
-            mark for mark, pieces in zip(self.marks, own, strict=True) if is_free[pieces].all()
-        ]
-        for mark in found:
-            is_free[self._inside(mark)] = False
-        return Choice(run, probabilities, scores, best, found, self.pieces.boxes[is_free])
+        found = [(mark, pieces) for mark, pieces in zip(self.marks, own, strict=True)
+                 if is_free[pieces].all()]  # fmt: skip
+        for _, pieces in found:
+            is_free[pieces] = False
+        free = [mark for mark, _ in found]
+        return Choice(run, probabilities, scores, best, free, self.pieces.boxes[is_free])
 
     def _inside(self, mark: Mark) -> Numbers:
         """Return the pieces of a mark."""
@@ -118,7 +118,7 @@ class Line(NamedTuple):
         return self.odds + np.where(is_stroke, STROKE_ODDS, DRAWN_ODDS)
 
     def letters(self, choice: Choice) -> Numbers:
-        """Return the boxes of what is left out and too high to be specks: (N, 4)."""
+        """Return the boxes of pieces left out that are too high to be specks: (N, 4)."""
         heights = choice.left_out[:, 2] - choice.left_out[:, 0]
         return choice.left_out[heights > MIN_LETTER * self.row.height]
 

@@ -1,7 +1,7 @@
-"""Finds what stands between digits: points, commas, hyphens, colons, and slashes.
+"""Finds the marks between digits: points, commas, hyphens, colons, and slashes.
 
-Small marks are parts of their own, told by their place and size beside the digits next to them. A
-slash is as high as a digit, and is first read as a 1: it is told by its height, slope and
+Small marks are separate parts, recognised by their place and size beside the digits next to them. A
+slash is as high as a digit, and is first read as a 1: it is recognised by its height, slope and
 straightness, and by whether a date results. Each constant was chosen on validation pages
 (`python -m training.lab evaluate --digits validation`), on a plateau.
 """
@@ -21,7 +21,7 @@ from serving.pictures.text.cuts import pen_width
 MAX_DOTS = 16
 """Of a row, looked at in pairs."""
 MAX_HEIGHT, MIN_TALL = 0.75, 0.55
-"""Of the row's height: what is higher is no small mark, and what is lower is no digit."""
+"""Of the row's height: a higher part is no small mark, and a lower one no digit."""
 DATE = re.compile(
     r"(0?[1-9]|[12]\d|3[01])/(0?[1-9]|1[0-2])/((19|20)?\d\d)"
     r"|(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/((19|20)?\d\d)"

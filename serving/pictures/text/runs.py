@@ -62,7 +62,7 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
 
     Args:
         items: the row's digits and marks.
-        letters: (N, 4): the boxes of what is neither.
+        letters: (N, 4): the boxes of ink that is neither.
         height: of the row.
     """
     items = sorted(items, key=lambda item: item.middle)

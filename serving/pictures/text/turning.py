@@ -1,7 +1,7 @@
 """Finds the lines of a page that may lie on its side or be upside down.
 
-A few digits that stand alone say which way up a page is likely to be. If that is another than it
-is, it is read so, too; the better one is the answer.
+A few digits that stand alone show which way up a page is likely to be. If that differs from the
+page as it is, the page is turned and read again; the better reading is the answer.
 """
 
 import math
@@ -49,7 +49,7 @@ def find_lines(grey: Levels, most: float, *, may_turn: bool) -> Turned:
 
     Args:
         grey: (H, W): the page as it is.
-        most: what it may cost: see `Work`.
+        most: the most that it may cost: see `Work`.
         may_turn: whether it may be turned.
 
     Raises:
@@ -57,12 +57,14 @@ def find_lines(grey: Levels, most: float, *, may_turn: bool) -> Turned:
     """
     work = Work(most)
     found = {0: _lines(grey, work)}
-    scores = {0: score(found[0]) + UPRIGHT_BONUS}
     for quarters in likely_turns(found[0]) if may_turn else ():
         with suppress(InvalidRequest):
             left = Work(min(work.left, MAX_TURNED_WORK))
             found[quarters] = _lines(np.rot90(grey, quarters), left)
-            scores[quarters] = score(found[quarters])
+    if len(found) == 1:  # as most pages: there is nothing to compare
+        return Turned(found[0], 0, 1.0)
+    scores = {quarters: score(lines) for quarters, lines in found.items()}
+    scores[0] += UPRIGHT_BONUS
     return choose(found, scores)
 
 

@@ -171,6 +171,6 @@ class _Certificates:
 
 
 def _read(config: SecurityConfig) -> grpc.ServerCertificateConfiguration:
-    load(config)  # OpenSSL says what is wrong with them, gRPC does not
+    load(config)  # OpenSSL reports the error, gRPC does not
     cert, key, *client_ca = map(read_bytes, files_of(config))
     return grpc.ssl_server_certificate_configuration([(key, cert)], *client_ca)

@@ -23,7 +23,7 @@ class Pool(Protocol):
     """Calls functions where they may take long, such as `Processes`."""
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """Call a function of a module; the caller `owner` may have only so many waiting."""
+        """Call a function of a module; the number of waiting calls of `owner` is limited."""
 
     def close(self) -> None:
         """Begin no further call."""

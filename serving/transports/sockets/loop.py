@@ -137,9 +137,10 @@ class Loop:
         while self._posted:  # first: calls that a drain refuses may be about to be read
             self._posted.popleft()()
         self._now_s = now_s = self.clock()
-        for home in self._homes:
-            if home.calls.need_tokens or home.calls.is_stale:
-                home.calls.check(home)
+        if ready or self._deferred:  # and not while it polls: each look costs a `stat`
+            for home in self._homes:
+                if home.calls.need_tokens or home.calls.is_stale:
+                    home.calls.check(home)
         if ready:
             self._reader.read(ready, now_s)
         if self._due:
@@ -187,8 +188,8 @@ class Loop:
             self._flush()
 
     def _flush(self) -> None:
-        is_dirty, self._dirty = self._dirty, []
-        for connection in is_dirty:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
             connection.is_dirty = False
             if not connection.is_open:
                 continue
