@@ -1,6 +1,8 @@
 """Server processes, what they hold, and what they tell."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +54,13 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline_s, "it never happened"
         time.sleep(0.02)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and wait until none of its threads runs: on a busy machine one may go on."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    wait_until(lambda: all(") T " in (each / "stat").read_text() for each in threads.iterdir()))
 
 
 def is_serving(address: str) -> bool:

@@ -28,7 +28,7 @@ from serving.telemetry.report import Report, Served, total
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
-from tests.support.processes import Footprint, wait_until
+from tests.support.processes import Footprint, freeze, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
 from tests.support.servers import RunningServer, running_server, serve_command
 
@@ -119,7 +119,7 @@ def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(
     expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
     with two_workers(models, "h2") as server, ExitStack() as closing:
         before = workers_of(server)
-        os.kill(before[0], signal.SIGSTOP)
+        freeze(before[0])
         talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
         assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
         wait_for_line(server, "worker 0 is frozen")
@@ -137,7 +137,7 @@ def test_callers_that_a_killed_worker_had_not_taken_are_answered(
         workers = workers_of(server)
         port = int(server.address.rpartition(":")[2])
         for pid in workers:  # neither takes a caller
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
         asked = [
             closing.enter_context(ThreadPoolExecutor(1)).submit(talk.ask, image)
