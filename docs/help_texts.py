@@ -1,6 +1,7 @@
-"""MkDocs hook: fills lines such as `{{ python -m PROGRAM }}`, with help texts, and `{{ FILE.md }}`.
+"""MkDocs hooks: help texts, pages from outside `docs/`, and the colours of code.
 
-FILE.md is one of the repository's own pages, whose links to `docs/` become links within it.
+A line `{{ python -m PROGRAM }}` becomes the program's help texts, and `{{ FILE.md }}` one of the
+repository's own pages, whose links to `docs/` become links within it.
 """
 
 import os
@@ -9,10 +10,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pygments.formatters import HtmlFormatter
+
 _PLACE = re.compile(r"(?m)^\{\{ python -m (\w+) \}\}$")
 _FILE = re.compile(r"(?m)^\{\{ (\w+\.md) \}\}$")
 _COMMAND = re.compile(r"(?m)^ {4}([a-z]+)(?: {2,}|$)")
 """A command in the list that the program's own help shows."""
+
+
+_COLOURS = {"light": "default", "dark": "github-dark"}
+"""Pygments' style for each scheme of the theme."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add `highlight.css`, the colours of code for both schemes."""
+    sheets = (
+        HtmlFormatter(style=style).get_style_defs(f'[data-bs-theme="{scheme}"] .highlight')
+        for scheme, style in _COLOURS.items()
+    )
+    files.append(File.generated(config, "highlight.css", content="\n".join(sheets)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

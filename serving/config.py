@@ -147,7 +147,7 @@ class ServerConfig:
     http_allow_origins: tuple[str, ...] = ()
     """Sites whose pages may ask over HTTP, such as https://example.org."""
     http_is_optional: bool = False
-    """Whether a server whose HTTP port is taken goes on without HTTP, instead of ending."""
+    """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
     """gRPC implementation; auto is h2."""
     workers: int = 1
@@ -195,9 +195,9 @@ class ServerConfig:
             _require_seconds(name, getattr(self, f"{name}_s"))
 
 
-def require_name(what: str, name: str) -> None:
+def require_name(field: str, name: str) -> None:
     """Raise ConfigurationError if a model can't have this name."""
-    _require(bool(_NAME.fullmatch(name)), what, name, "1 to 128 visible characters, no blank or =")
+    _require(bool(_NAME.fullmatch(name)), field, name, "1 to 128 visible characters, no blank or =")
 
 
 def _require_seconds(name: str, value_s: float) -> None:

@@ -202,7 +202,7 @@ def predictions_of(
 def as_probabilities(answers: Array) -> Probabilities:
     """Return (N, classes) float32 of the answers to N pictures.
 
-    A row of numbers from 0 to 1 that add up to 1 is taken as it is; others are logits. A single
+    A row of numbers from 0 to 1 that add up to 1 is used as it is; others are logits. A single
     number is the probability of the second of two classes, or its logit.
 
     Raises:

@@ -54,7 +54,7 @@ def generator(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture(autouse=True)
 def logging_stays() -> Iterator[None]:
-    """Undo what a `serve` in this process sets up: its handler writes to this test's stderr."""
+    """Undo the logging of a `serve` in this process: its handler writes to this test's stderr."""
     handlers, level = set(logging.root.handlers), logging.root.level
     yield
     for handler in set(logging.root.handlers) - handlers:
@@ -94,7 +94,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
-    """What a training of a few seconds leaves behind."""
+    """The files of a training of a few seconds."""
 
     def train(folder: Path) -> None:
         from training.config import RECIPES

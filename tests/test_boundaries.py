@@ -1,4 +1,4 @@
-"""Who may import what: checked in fresh interpreters, since imports can't be undone."""
+"""Which package may import which: checked in fresh interpreters, since imports can't be undone."""
 
 import ast
 import re
@@ -84,7 +84,7 @@ def test_import_starts_nothing() -> None:
 def imports_of(path: Path, *, at_top: bool = False) -> set[str]:
     """Every module that a file names in an import, at any depth, or at its top level.
 
-    What is imported for type checking alone counts as well.
+    Imports for type checking alone count, too.
     """
     tree = ast.parse(path.read_text())
     nodes = list(ast.walk(tree))
@@ -116,7 +116,7 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 
 COMMON = ("serving.installation", "serving.commandline")
-"""What commands have in common: their parser, and how the project is installed."""
+"""Shared by commands: their parser, and how the project is installed."""
 PICTURES = ("serving.errors", "serving.pictures.reader")
 
 LAB = ROOT / "training" / "lab"
@@ -151,7 +151,7 @@ ROOMS = {
     "benchmarks": "load targets run report arguments cli __main__ peers __init__",
 }
 """Each package's rooms (folders and files at its top) from the ground up; a room may also be split
-by naming one of its files. Imports point to what stands before them, or within the room."""
+by naming one of its files. Imports point to packages before theirs, or within it."""
 
 MAX_FILES = 16
 """A folder that `ls` shows at a glance."""

@@ -1,4 +1,4 @@
-"""Without what only Linux has: the client, the classifier, pictures and training still work."""
+"""Without Linux's own features: the client, the classifier, pictures and training still work."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ TRAINED = ("tensorflow", "tf2onnx", "onnx", "matplotlib.figure", "serving.model.
 
 
 def run(folder: Path, packages: tuple[str, ...], code: str, *arguments: object) -> str:
-    """Run code in an interpreter that lacks it; return what it printed."""
+    """Run code in an interpreter that lacks it; return its output."""
     code = f"from tests.support.elsewhere import leave_linux\nleave_linux(*{packages!r})\n{code}"
     result = subprocess.run(
         [sys.executable, "-X", "warn_default_encoding", "-c", code, *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""What leaves the process: no lookup, no connection and no file but those that were asked for."""
+"""A process makes no lookup, no connection and no file beyond those asked for."""
 
 import re
 import shutil
@@ -71,7 +71,7 @@ traced = pytest.mark.skipif(not may_trace(), reason="needs strace, and to be all
 
 @dataclass
 class Trace:
-    """What a program and its children did."""
+    """The system calls of a program and its children."""
 
     connections: list[str]
     """Addresses beyond loopback, sockets of strangers, and name servers."""

@@ -1,4 +1,4 @@
-"""The suite runs in the background, too, ends although a test hangs, and shows what matters."""
+"""The suite runs in the background, too, ends although a test hangs, and prints the key lines."""
 
 import subprocess
 import sys

@@ -54,7 +54,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         "teachers and takes forty-five")  # fmt: skip
     add("--extra", type=Path, metavar="DIR",
         help="train on your own digits, too: pictures in DIR/0 to DIR/9; one in five is held out, "
-        "and the report says how many of those are read rightly (needs the extra "
+        "and the report says how many of those are read correctly (needs the extra "
         "pictures)")  # fmt: skip
     add("--seed", type=_seed, default="0", help="of all random numbers")
     add("--epochs", type=values.count, metavar="N",

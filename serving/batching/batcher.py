@@ -235,6 +235,6 @@ class Batcher:
         )
 
     def close(self) -> None:
-        """End the threads once they are idle; later calls are told to come again."""
+        """End the threads once they are idle; later calls are asked to retry."""
         self._is_closed = True
         self._long.close()

@@ -163,7 +163,7 @@ class ModelFolder:
     def _misfit(self, model: LoadedModel) -> str:
         assert self.served is not None
         return (
-            f"version {model.version} has another signature ({_signature(model)}) than what is "
+            f"version {model.version} has another signature ({_signature(model)}) than the one "
             f"served ({_signature(self.served.default)}): a restart would serve it"
         )
 
@@ -183,7 +183,7 @@ class ModelFolder:
         for version in (default, named[CANARY] if share else default):
             if version not in fitting:
                 raise ConfigurationError(
-                    f"{LABELS}: version {version} has another signature than what is served"
+                    f"{LABELS}: version {version} has another signature than the served one"
                 )
         canary = Canary(named[CANARY], share) if share else None
         return ModelVersions(self.name, models, default, named, canary)

@@ -32,7 +32,7 @@ class Answer:
     picture: str
     digit: int | None = None
     label: str = ""
-    """What that class is called: the digit itself, of digits."""
+    """The class's label: the digit itself, of digits."""
     probabilities: tuple[float, ...] = ()
     rejected: bool = False
     """Whether the digit is less probable than `--reject-below`."""
@@ -103,7 +103,7 @@ class Report(Generic[_Answer]):
         return 1 if self._num_failed else 0
 
 
-def kind_of(what: str, options: argparse.Namespace) -> str:
+def kind_of(answers: str, options: argparse.Namespace) -> str:
     """Return the key of PRINTERS for "digits" or "numbers".
 
     Raises:
@@ -111,7 +111,7 @@ def kind_of(what: str, options: argparse.Namespace) -> str:
     """
     if options.csv and options.json:
         raise ConfigurationError("--csv and --json exclude each other")
-    return what + (" csv" if options.csv else " json" if options.json else "")
+    return answers + (" csv" if options.csv else " json" if options.json else "")
 
 
 def escape(text: str) -> str:

@@ -69,7 +69,9 @@ def open_collection(
     if folder is None:
         return None
     if not reject_below:
-        raise ConfigurationError("--collect needs --reject-below, which decides what it copies")
+        raise ConfigurationError(
+            "--collect needs --reject-below, which selects the pictures to copy"
+        )
     if "-" in pictures:
         raise ConfigurationError("--collect copies files; it can't copy stdin")
     return Collection(folder)

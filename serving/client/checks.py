@@ -77,5 +77,5 @@ def model_info_of(data: bytes, address: str) -> ModelInfo:
     return ModelInfo(**info)
 
 
-def _malformed(address: str, what: str) -> Unavailable:
-    return Unavailable(f"{address}: the server is broken: it answered {what}")
+def _malformed(address: str, answer: str) -> Unavailable:
+    return Unavailable(f"{address}: the server is broken: it answered {answer}")

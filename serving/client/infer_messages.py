@@ -94,5 +94,5 @@ def _contents(output: Any, tensor: Tensor) -> Any:
     return getattr(output.contents, values.CONTENTS[tensor.datatype])
 
 
-def _malformed(address: str, what: str) -> Unavailable:
-    return Unavailable(f"{address}: the server is broken: it answered {what}")
+def _malformed(address: str, answer: str) -> Unavailable:
+    return Unavailable(f"{address}: the server is broken: it answered {answer}")

@@ -55,7 +55,7 @@ class Connection(Control):
         self._block: tuple[bytes, int, bytearray, int] | None = None
         """A header block to be continued: stream, flags, its bytes, number of frames."""
         self._has_gone = False
-        """Whether no more streams are taken."""
+        """Whether new streams are refused."""
 
     def expect(self, block: Block, layout: Layout, token: Any, *, calls: bool = True) -> None:
         """Recognise messages of a layout on streams that begin with a block.
@@ -139,7 +139,7 @@ class Connection(Control):
             self._go_away(self.last_stream, code)
 
     def _frame(self, data: bytes, at: int) -> int:
-        """Take the frame at `at`; return where it ends, 0 if more of it has to come first."""
+        """Take the frame at `at`; return where it ends, 0 if it is incomplete."""
         first: int
         stream: bytes
         first, flags, stream = _HEADER(data, at)

@@ -62,7 +62,7 @@ class ServerConnection(Connection):
         return len(part)
 
     def announce_end(self) -> None:
-        """Ask the peer to open no more streams; those that cross this are still taken."""
+        """Ask the peer to open no more streams; those already on the way are still accepted."""
         self._go_away(word(MAX_WINDOW), ErrorCode.NO_ERROR)
 
     def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:

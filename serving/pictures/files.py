@@ -1,4 +1,4 @@
-"""Picture files: which are taken for pictures, and processes that read many of them."""
+"""Picture files: which names are pictures, and processes that read many of them."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,6 +1,6 @@
 """Several server processes on one port, and the supervisor that restarts them.
 
-They share only the port; the kernel gives each connection to one of them.
+They share only the port; the kernel assigns each connection to one of them.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ _FIRST_INHERITED = 3
 def listen(host: str, port: int) -> socket.socket:
     """Listen on a TCP port, or on a unix socket where the host is "unix:PATH".
 
-    A socket that systemd opened for this process is taken instead: callers who came before this
+    A socket that systemd opened for this process is used instead: callers who came before this
     process, or between two of them, wait in it.
 
     Args:

@@ -62,7 +62,7 @@ class Activity(NamedTuple):
     """A process's activity at one moment."""
 
     cpu_s: float = 0.0
-    """The processor time that it has taken."""
+    """Its processor time."""
     is_waiting_for_machine: bool = True
     """Whether a thread waits for a core or for a disk, or computes; the default without /proc."""
 

@@ -1,4 +1,4 @@
-"""Made-up results, for what reads results: none of these figures was measured."""
+"""Made-up results for readers of results: none of these figures was measured."""
 
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Results, Sample, Skip, Start

@@ -25,7 +25,7 @@ class Replicas:
     models: Path
     options: tuple[str, ...]
     stack: ExitStack
-    """What ends them all."""
+    """The command that ends them all."""
     servers: list[RunningServer] = field(default_factory=list)
     edge: Edge = field(init=False)
 

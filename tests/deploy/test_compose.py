@@ -1,4 +1,4 @@
-"""`deploy/compose.yaml`: taken by docker-compose, and what it mounts and names exists."""
+"""`deploy/compose.yaml`: docker-compose accepts it, and all that it mounts and names exists."""
 
 import json
 import re

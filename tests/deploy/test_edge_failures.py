@@ -83,7 +83,7 @@ EJECTED = "cluster.replicas.outlier_detection.ejections_active"
 
 
 def check_none_lost(load: ClosedLoop, replicas: Replicas) -> None:
-    """Fail with what Envoy says of the calls, if any failed."""
+    """Fail, with Envoy's counts, if any call failed."""
     counts = Counter(call.code for call in load.calls)
     if set(counts) != {grpc.StatusCode.OK}:
         wait_until(lambda: bool(replicas.edge.failed_calls()))

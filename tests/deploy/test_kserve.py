@@ -33,7 +33,7 @@ RUNTIMES, SERVICES = read("runtimes.yaml"), read("inference-services.yaml")
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Fields:
-    """What KServe's wheel says of its objects, read without importing it."""
+    """The definitions of objects in KServe's wheel, read without importing it."""
     folder = tmp_path_factory.mktemp("kserve")
     command = [
         sys.executable,

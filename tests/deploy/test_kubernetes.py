@@ -1,6 +1,6 @@
-"""The overlays: kustomize builds them, the schemas take them, and they say what the server does.
+"""The overlays: kustomize builds them, they match the schemas, and they agree with the server.
 
-What needs a cluster (scheduling, the kubelet's probes, the autoscaler) is not tested.
+Not tested, since it needs a cluster: scheduling, the kubelet's probes, the autoscaler.
 """
 
 import re
@@ -197,7 +197,7 @@ def test_server_with_these_settings_answers_its_probes(
     for name in ("PORT", "METRICS_PORT"):
         monkeypatch.setenv(f"DIGITS_{name}", "0")
     with started([sys.executable, "-m", "serving", "serve"]) as server:
-        assert is_serving(server.address)  # what the kubelet asks, without a token
+        assert is_serving(server.address)  # the kubelet's question, without a token
         path = ours["livenessProbe"]["httpGet"]["path"]
         subprocess.check_call(["curl", "-sSf", f"http://{server.facts['metrics']}{path}"])
         with Client(server.address, token="token-0123456789abcdef") as client:

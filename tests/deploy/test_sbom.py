@@ -1,4 +1,4 @@
-"""The bill of materials has what the image installs, and CycloneDX's schema takes it."""
+"""The bill of materials lists the image's packages, and is valid by CycloneDX's schema."""
 
 import json
 import re

@@ -29,7 +29,7 @@ class RayCluster:
         self.address = self._line()
 
     def kill_one(self) -> None:
-        """Kill a raylet and what it started."""
+        """Kill a raylet and its children."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()

@@ -1,4 +1,4 @@
-"""`make serve-edge`: what it starts, what it prints, what it leaves behind."""
+"""`make serve-edge`: its processes, its output, and that nothing is left behind."""
 
 import os
 import signal

@@ -94,7 +94,7 @@ def test_server_keeps_to_the_system_calls(
 
 @pytest.fixture(scope="module")
 def inside(program: Callable[[str, str], Path]) -> Iterator[Callable[..., str]]:
-    """Start systemd in namespaces of its own; give what runs a command there."""
+    """Start systemd in namespaces of its own; yield a function that runs a command there."""
     program("systemd-analyze", "systemd")
     program("ip", "iproute2")
     script = Path(__file__).with_name("nested_systemd.sh")

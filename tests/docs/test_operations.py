@@ -18,7 +18,7 @@ OF_THE_LOGGER = [
     "%d log lines were lost: stderr was not read",
     "a log line could not be formatted: ",
 ]
-"""What `serving/telemetry/logs.py` writes by itself."""
+"""The keys that `serving/telemetry/logs.py` writes by itself."""
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 

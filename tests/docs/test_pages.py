@@ -1,4 +1,4 @@
-"""What the pages say of the repository: files that they name exist."""
+"""The files that the pages name exist."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]
 MADE = {"benchmarks/results/local/"}
-"""What a command makes."""
+"""The files that a command makes."""
 _FOLDERS = "benchmarks|deploy|docs|protos|requirements|serving|tests|training"
 _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 

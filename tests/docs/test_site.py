@@ -14,7 +14,7 @@ cli(["build", "--strict", "--quiet", "--config-file", sys.argv[1], "--site-dir",
 
 
 class Loads(HTMLParser):
-    """Collects what a browser loads by itself when it shows a page."""
+    """Collects the addresses that a browser loads by itself when it shows a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

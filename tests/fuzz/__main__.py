@@ -1,6 +1,6 @@
 """Fuzz one target: python -m tests.fuzz request -max_total_time=600 [libFuzzer's flags]
 
-New inputs go to a temporary folder; what crashes is written to the current one. Put it into
+New inputs go to a temporary folder; crashing inputs are written to the current one. Put it into
 tests/fuzz/corpus/<target>/ with its fix: the suite replays the corpus.
 """
 

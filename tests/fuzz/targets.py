@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of bytes that raise only when they have found a bug."""
+"""The fuzzed functions: each is given bytes and raises only when it has found a bug."""
 
 import io
 import math
@@ -64,7 +64,7 @@ def infer(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """The manifest parser: what it accepts can be sent to clients and computed with."""
+    """The manifest parser: an accepted manifest can be sent to clients and computed with."""
     try:
         found = parse_manifest(data)
     except CorruptModel as err:

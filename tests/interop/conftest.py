@@ -1,4 +1,4 @@
-"""What other projects' clients are asked to send, as a file for their environments."""
+"""The requests that other projects' clients send, as a file for their environments."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def request_file(tmp_path_factory: pytest.TempPathFactory, images: Images) -> Pa
 
 
 def output_of(program: str, *arguments: str | Path) -> bytes:
-    """Run a program to its end; return what it printed."""
+    """Run a program to its end; return its output."""
     if shutil.which(program) is None:
         pytest.skip("needs curl and nghttp: apt-get install curl nghttp2-client")
     result = subprocess.run([program, *arguments], capture_output=True, timeout=30)

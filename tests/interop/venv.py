@@ -18,7 +18,7 @@ class Venv:
 
         Args:
             folder: where.
-            packages: what to install, as pip takes it.
+            packages: the requirements to install, as pip expects them.
         """
         self._bin = folder / "bin"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -30,7 +30,7 @@ class Venv:
             pytest.skip(f"{packages[0]} can't be installed here")
 
     def run(self, program: str, *arguments: str | Path) -> str:
-        """Run one of its programs from the repository; return what it printed."""
+        """Run one of its programs from the repository; return its output."""
         result = subprocess.run(
             [self._bin / program, *arguments],
             cwd=ROOT,

@@ -75,7 +75,7 @@ class Venv:
         return self.folder / "bin" / name
 
     def run(self, name: str, *arguments: str | Path, code: int = 0) -> str:
-        """Run one of its programs; return what it printed, on stderr too."""
+        """Run one of its programs; return its output, with stderr."""
         result = subprocess.run(
             [self.program(name), *arguments], cwd=self.elsewhere, env=environment(),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

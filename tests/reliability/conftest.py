@@ -10,5 +10,5 @@ def pytest_report_header() -> str:
 
 
 def soak_s() -> float:
-    """Seconds that the soak lasts: SOAK_S, or what is short enough for every change."""
+    """Seconds that the soak lasts: SOAK_S, or a time short enough for every change."""
     return float(os.environ.get("SOAK_S", "60"))

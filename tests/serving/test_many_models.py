@@ -24,7 +24,7 @@ from tests.support.servers import RunningServer, on_both, serve_command, started
 
 GENERATOR = np.random.default_rng(0)
 SLOW_SIZE = 700
-"""A product of such matrices takes longer than what the loop runs itself."""
+"""A product of such matrices takes too long for the loop to run it itself."""
 
 
 def models() -> dict[str, Any]:
@@ -91,7 +91,7 @@ def many(folder: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer
 
 
 def expected(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What ONNX Runtime answers in this process."""
+    """ONNX Runtime's answer in this process."""
     session = onnxruntime.InferenceSession((folder / f"{name}.onnx").read_bytes())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, inputs), strict=True))

@@ -110,7 +110,7 @@ def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(
     assert owner.num_forgotten == 1, "at the change"
     request = owner.submit(1)
     assert isinstance(request.outcome, Unavailable if successor else ModelNotFound)
-    assert owner.num_forgotten == 2, "once more for what came between"
+    assert owner.num_forgotten == 2, "once more for the calls between"
     assert set(router.routes) == ({"digits"} if successor else set())
 
 

@@ -1,7 +1,7 @@
 """Worlds from the command line.
 
 python -m tests.simulation 1000          run the seeds below 1,000, and shrink those that fail
-python -m tests.simulation story 17      tell what happens in one: 17, or 17:3,5 of a part of it
+python -m tests.simulation story 17      print the events of one: 17, or of a part of it: 17:3,5
 python -m tests.simulation planted       count the planted faults that are found
 """
 
@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 
 
 def world_of(name: str) -> World:
-    """Make the world of a seed, such as 17, or of a part of what happens in it, as 17:3,5."""
+    """Make the world of a seed, such as 17, or of a part of its events, as 17:3,5."""
     seed, _, kept = name.partition(":")
     return World(int(seed), [int(each) for each in kept.split(",") if each] if _ else None)
 
@@ -36,7 +36,7 @@ def kind_of(failure: str) -> str:
 
 
 def shrunk(name: str) -> str:
-    """Leave out what the failure of a world does not need."""
+    """Leave out the events that a world's failure does not need."""
     kind, seed = kind_of(failure_of(name)), name.partition(":")[0]
     kept = list(world_of(name).plan)
     size = max(1, len(kept) // 2)

@@ -108,7 +108,7 @@ class EventLoop(asyncio.BaseEventLoop):
         return wire, protocol
 
     def turn(self) -> None:
-        """Run what is ready, and come back for what is to be done later."""
+        """Run the ready tasks, and return for the later ones."""
         world = self._app.world
         with self.running():
             num_rounds = 0

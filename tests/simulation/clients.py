@@ -34,7 +34,7 @@ MOST = b"\x7f\xff\xff\xff"
 
 @dataclass(eq=False)
 class Call:
-    """One call of a polite client, and what is known of it."""
+    """One call of a polite client, and its fate."""
 
     number: int
     path: str
@@ -49,7 +49,7 @@ class Call:
     is_ended: bool = False
     """Whether all of it was handed to the engine."""
     begun: int | None = None
-    """Where in what the client sends its headers begin, at the earliest."""
+    """Where in the client's bytes its headers begin, at the earliest."""
     end: int | None = None
     """Where it ends, and where it is reset, at the latest."""
     left: int | None = None
@@ -108,7 +108,7 @@ def limits(stream_window: int, window: int) -> Limits:
 
 
 class Client:
-    """Has a link, and writes what it has to say as the link takes it."""
+    """Has a link, and writes its bytes as the link accepts them."""
 
     name = "client"
 

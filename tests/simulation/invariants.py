@@ -1,4 +1,4 @@
-"""What holds at all times, and what holds in the end."""
+"""Invariants at all times, and in the end."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _LATE_S = 0.35
 
 
 def check(world: Any) -> None:
-    """Check what the server keeps: counts, bounds and windows."""
+    """Check the server's counts, bounds and windows."""
     loop, limits = world.loop, world.limits
     own_s = world.now_s - world.turn_s - world.busy_s
     world.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
@@ -250,7 +250,7 @@ def check_start(world: Any) -> None:
 
 
 def check_counts(world: Any) -> None:
-    """See that no call was counted twice; what attackers send is not known as well."""
+    """See that no call was counted twice; attackers' calls are not known exactly."""
     counts = world.router.metrics.snapshot().requests
     total, most = sum(counts.values()), sum(each.engine._next // 2 for each in world.clients)
     world.require(total <= most, f"{total} outcomes of {most} calls")

@@ -14,7 +14,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Pipe:
-    """One direction of a connection: what the sender's kernel took, until it is read."""
+    """One direction of a connection: the bytes that its sender's kernel accepted, until read."""
 
     def __init__(self, link: "Link", capacity: int, arrived: Callable[[], None]) -> None:
         self.link, self.capacity, self.arrived = link, capacity, arrived
@@ -45,13 +45,13 @@ class Pipe:
         return len(data)
 
     def shut(self) -> None:
-        """End the direction behind what was sent."""
+        """End the direction after the bytes sent so far."""
         if not self.is_shut:
             self.is_shut = True
             self._later(self._end)
 
     def _later(self, action: Callable[..., None], *args: Any) -> None:
-        """Do something in a while, and after what was sent before."""
+        """Do something later, and after the bytes sent before."""
         link = self.link
         self._last_s = max(self._last_s, link.time.now_s + link.latency_s * link.random.random())
         link.time.after(self._last_s - link.time.now_s, action, *args)
@@ -115,7 +115,7 @@ class Link:
         self.is_reset = self.time.is_stirred = True
 
     def vanish(self) -> None:
-        """Let the client be gone without a word: nobody takes what the server sends."""
+        """Let the client disappear without a word: nobody reads the server's bytes."""
         self.is_gone = True
 
 
@@ -217,7 +217,7 @@ class Listener:
 
 
 class Bell:
-    """One end of the pair by which other threads wake the loop: what one sends, the other has."""
+    """One end of the pair by which other threads wake the loop: the other receives it."""
 
     is_writable = True
 
@@ -248,7 +248,7 @@ def bells(time: Any) -> tuple[Bell, Bell]:
 
 
 class Selector:
-    """Waits for sockets, while the rest of the world goes on; what is ready has no order."""
+    """Waits for sockets, while the rest of the world goes on; the ready ones have no order."""
 
     def __init__(self, time: Any, random: Random) -> None:
         self._time, self._random = time, random

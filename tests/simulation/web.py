@@ -53,7 +53,7 @@ def open_web(world: Any, queries: Queries) -> Connections:
 
 @dataclass(eq=False)
 class Request:
-    """What is known of a request."""
+    """A request and its fate."""
 
     number: int
     images: list[bytes]
@@ -61,7 +61,7 @@ class Request:
     timeout_s: float
     sent_s: float
     end: int = 0
-    """Where it ends in what the client sends."""
+    """Where it ends in the client's bytes."""
     status: int = 0
 
 

@@ -114,7 +114,7 @@ class Runners:
 
 
 class World:
-    """All there is, from a seed; `run` says what went wrong, and nothing if it went well."""
+    """The whole world of a seed; `run` returns its failure, or None."""
 
     def __init__(self, seed: int, kept: list[int] | None = None, **fixed: Any) -> None:
         """Draw a world, of which some is `fixed` and of whose plan some may be `kept`."""
@@ -124,13 +124,13 @@ class World:
         self.thawed_s = BEGIN_S
         """When the server last stood still."""
         self.busy_s = 0.0
-        """What runs took of this turn, and standing still."""
+        """Seconds of this turn that went to runs and standstills."""
         self.is_stirred = False
         """Whether a socket may be ready that was not."""
         self.given_s: float | None = None
         """When the run in progress was handed to a runner; None for the loop's own."""
         self.longest_s = self.patience_s = 0.05
-        """The longest turn so far, and what may be late by some of them."""
+        """The longest turn so far; events may be late by a few of them."""
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order, self._numbers = count(), count(1)
         self._is_inside = False
@@ -240,7 +240,7 @@ class World:
         self.longest_s = max(self.longest_s, self.now_s - self.turn_s)
         self.patience_s = 0.05 + 4 * self.longest_s
 
-    # What happens
+    # Events
 
     def count(self) -> int:
         return next(self._numbers)
@@ -282,7 +282,7 @@ class World:
         self.router.change("digits", state)
 
     def act(self, kind: str, random: Random) -> None:
-        """Do what the plan says."""
+        """Do a step of the plan."""
         if kind in CALLERS:
             client = CALLERS[kind](self, len(self.clients), random)
             self.clients.append(client)
@@ -339,7 +339,7 @@ class World:
                 invariants.check_run(self, *self.calls[image[:8]], since_s)
 
     def states_since(self, since_s: float) -> list[ModelVersions | None]:
-        """Return what has been served from a time on."""
+        """Return the versions served from a time on."""
         after = [at_s for at_s, _ in self.states[1:]] + [float("inf")]
         return [s for (_, s), end_s in zip(self.states, after, strict=True) if end_s >= since_s]
 
@@ -469,7 +469,7 @@ class World:
 
     @property
     def digest(self) -> str:
-        """What tells two worlds apart: all that was told, and all bytes that arrived."""
+        """The digest of a world: its story and all bytes that arrived."""
         # HTTP's answers have a date.
         told = [each for each in self.clients if not isinstance(each, Browser)]
         crcs = [(each.link.up.crc, each.link.down.crc) for each in told]
@@ -483,7 +483,7 @@ _MANIFEST = Manifest(
 
 
 def more(seed: int, kept: list[int] | None) -> dict[int, Action]:
-    """Draw what applications do, from 100 on: beside the others, so these are as they were."""
+    """Draw the applications' steps, from 100 on: apart, so that the others do not change."""
     random, actions = Random(f"more {seed}"), {}
     for number in range(100, 100 + random.choice((0, 0, 1, 3))):
         actions[number] = (
@@ -494,7 +494,7 @@ def more(seed: int, kept: list[int] | None) -> dict[int, Action]:
 
 
 def plan(random: Random, kept: list[int] | None) -> dict[int, Action]:
-    """Draw what happens when, by number; all of it, or what is kept of it."""
+    """Draw the events and their times, by number: all of them, or those to keep."""
     kinds = ["caller"] * 8 + ["attacker"] * 3 + ["reload", "reload", "model", "freeze", "files"]
     actions = {}
     for number in range(random.choice((3, 6, 16))):

@@ -1,4 +1,4 @@
-"""Take from this interpreter what only Linux has, as Windows lacks it; see test_platforms.py.
+"""Remove Linux's own features from this interpreter, as on Windows; see test_platforms.py.
 
 Other packages are imported before: on Windows and macOS they have ways of their own.
 """
@@ -55,7 +55,7 @@ def leave_linux(*packages: str) -> None:
     os.scandir = _without_folders(os.scandir)
     os.rename = _without_overwriting(os.rename)
     asyncio.SelectorEventLoop.add_signal_handler = _refuse  # type: ignore[assignment]
-    # There the locale decides what a text file's bytes mean, unless its reader does.
+    # There the locale decides a text file's encoding, unless its reader does.
     ours = r"(serving|training|benchmarks)(\.|$)"
     warnings.filterwarnings("error", category=EncodingWarning, module=ours)
 

@@ -27,7 +27,7 @@ from serving.signature import DIGITS
 from serving.tensors import Array, Feeds
 
 TIMEOUT_S = 10.0
-"""How long a test waits for what must happen; only a failure takes that long."""
+"""How long a test waits for an expected event; only a failure takes that long."""
 
 
 def images_of(*values: int) -> Images:
@@ -36,7 +36,7 @@ def images_of(*values: int) -> Images:
 
 
 def probabilities_of(images: Images) -> Probabilities:
-    """What the fakes answer: 0.91 for the image's first pixel modulo 10, 0.01 for the others."""
+    """The fakes' answer: 0.91 for the image's first pixel modulo 10, 0.01 for the others."""
     probabilities = np.full((len(images), DIGITS.num_classes), 0.01, np.float32)
     probabilities[np.arange(len(images)), images[:, 0] % DIGITS.num_classes] = 0.91
     return probabilities
@@ -49,7 +49,7 @@ def classified(engine: Engine, images: Images) -> Probabilities:
 
 
 class FakeModel:
-    """Answers at once, remembers what it ran, and fails on the values in `poison`.
+    """Answers at once, records its runs, and fails on the values in `poison`.
 
     A model, whose runs are long unless `quick_rows` says otherwise, and an engine.
     """
@@ -153,7 +153,7 @@ class FakeRequest:
 
 
 class FakeOwner:
-    """Owns batchers on the test's thread: what is scheduled and posted runs in `work`."""
+    """Owns batchers on the test's thread: scheduled and posted callbacks run in `work`."""
 
     def __init__(
         self, target: Batcher | Router, clock: Callable[[], float] = time.monotonic
@@ -195,7 +195,7 @@ class FakeOwner:
         return not (first.max_delay_s and first.delay_s(self.clock()))
 
     def submit(self, *values: int, is_stream: bool = False, **options: Any) -> FakeRequest:
-        """Submit a call, and begin what can be run; a refused one has no outcome."""
+        """Submit a call, and begin possible runs; a refused one has no outcome."""
         request = FakeRequest(*values, **options)
         if is_stream:
             self.batcher.add(request.group)

@@ -1,4 +1,4 @@
-"""A connection that sends whatever frames a script likes, and notes what comes back."""
+"""A connection that sends any frames for a script, and records the replies."""
 
 import socket
 import ssl
@@ -50,7 +50,7 @@ def message(data: bytes, flag: int = 0, length: int | None = None) -> bytes:
 
 @dataclass
 class Reply:
-    """What has come on a stream."""
+    """The data received on a stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
     """Of all its header blocks, trailers included."""
@@ -88,7 +88,7 @@ class Connection:
         self.statuses: dict[int, int] = {}
         """The grpc-status by stream."""
         self.replies: dict[int, Reply] = {}
-        """What has come, by stream."""
+        """The replies, by stream."""
         self.goaways: list[int] = []
         """The last stream of each GOAWAY."""
         self.pongs: list[bytes] = []
@@ -96,9 +96,9 @@ class Connection:
         self.is_over = False
         """Whether the server has hung up."""
         self.num_credited = 0
-        """What the server has added to the connection's window."""
+        """Bytes that the server has added to the connection's window."""
         self.windows: dict[int, int] = {}
-        """What `send_body` may send, by stream."""
+        """Bytes that `send_body` may send, by stream."""
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +107,7 @@ class Connection:
         self.socket.close()
 
     def send(self, *parts: bytes | Frame) -> None:
-        """Send frames or bytes; a server that hung up meanwhile is what some scripts are for."""
+        """Send frames or bytes; some scripts expect the server to hang up meanwhile."""
         data = b"".join(p if isinstance(p, bytes) else p.serialize() for p in parts)
         with suppress(ConnectionError):
             self.socket.sendall(data)
@@ -150,7 +150,7 @@ class Connection:
         self.send(SettingsFrame(0, flags=["ACK"]))
 
     def ping(self) -> None:
-        """Wait until the server has answered a PING, and so done what came before it."""
+        """Wait until the server has answered a PING, and so everything before it."""
         num_pongs = len(self.pongs)
         self.send(PingFrame(0, bytes(8)))
         self.wait(lambda: len(self.pongs) > num_pongs)
@@ -170,7 +170,7 @@ class Connection:
             assert time.monotonic() < deadline_s, "it never hung up"
 
     def open_window(self, stream: int, num_bytes: int) -> None:
-        """Note what the server takes of a stream before it has read any."""
+        """Record the stream windows that the server announces before reading."""
         self.windows[stream] = num_bytes
 
     def send_body(self, stream: int, body: bytes) -> None:
@@ -201,7 +201,7 @@ class Connection:
         return self.is_over
 
     def _read_once(self, timeout_s: float) -> bool:
-        """Note what one read gives; False if that is nothing."""
+        """Process one read; return False if it is empty."""
         self.socket.settimeout(timeout_s)
         try:
             data = self.socket.recv(1 << 16)

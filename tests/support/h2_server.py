@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def event_loop() -> Iterator[Callable[[Callable[[], Awaitable[Result]]], Result]]:
-    """Run an event loop on a thread; gives what awaits on it."""
+    """Run an event loop on a thread; yields a function that awaits on it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

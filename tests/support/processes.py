@@ -1,4 +1,4 @@
-"""Server processes, what they hold, and what they tell."""
+"""Server processes: their memory and files, and their reports."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TIMEOUT_S = 20.0
 FORKS = ("-W", "ignore:This process:DeprecationWarning")
 """For a program that forks: Python >= 3.12 warns of each fork beside threads."""
 GRPC_POOL = "event_engine"
-"""What the threads of gRPC's pool are called."""
+"""The name of the threads of gRPC's pool."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ def paced_server(transport: str = "h2", /, **options: object) -> Iterator[PacedS
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds."""
+    """The memory, files and threads of a process."""
 
     resident_bytes: int
     num_files: int

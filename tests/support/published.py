@@ -160,7 +160,7 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
     "64 GiB": lambda path: _make_sparse(path, 64 << 30),
     "symlink loop": lambda path: path.symlink_to(path.name),
 }
-"""What may lie where a file is expected, as what makes it."""
+"""Functions that make something else where a file is expected."""
 
 
 def _bind(path: Path) -> None:
@@ -207,4 +207,4 @@ BAD: dict[str, Callable[[Path, str], None]] = {
     "one row for every batch": _one_row,
     "rows that depend on their neighbours": _neighbours,
 }
-"""Every way in which a version can be bad, as what publishes it."""
+"""Functions that publish a bad version, one for each way to be bad."""

@@ -32,7 +32,7 @@ class RunningServer:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the start line says, as text or as JSON."""
+        """The fields of the start line, from text or JSON."""
         if self.start_line.startswith("{"):
             return {name: str(fact) for name, fact in json.loads(self.start_line).items()}
         return dict(word.split("=", 1) for word in self.start_line.split()[1:])

@@ -24,7 +24,7 @@ def assert_stopped_until_it_reads(
     Args:
         address: the server's.
         path: the stream's.
-        message: what is sent again and again.
+        message: sent again and again.
         ask: a call of somebody else, who is answered meanwhile.
     """
     num_sent = 0

@@ -60,7 +60,7 @@ SCRAWLS = {
 @pytest.mark.parametrize("name", SCRAWLS)
 def test_scrawl_is_no_digit(name: str, page: Page) -> None:
     draw_strokes(page, SCRAWLS[name])
-    page.wait_for_load_state("networkidle")  # what it says of a part of it may be another
+    page.wait_for_load_state("networkidle")  # the answer to a part of it may differ
     expect(page.locator("#note")).to_have_text("Nothing here looks like digits.")
     expect(page.locator("#answer")).to_have_text("")
     expect(page.locator("#details")).to_be_hidden()

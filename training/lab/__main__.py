@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = _command(commands, "pictures", _pictures, "print how often drawn digits are read rightly")
+    add = _command(commands, "pictures", _pictures, "print the accuracy on drawn digits")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
     add("--number", type=values.count, default=500, help="pictures a population (500)")
     add("--seed", type=int, default=2, help="of the random pages (2)")

@@ -16,7 +16,7 @@ from serving.http2.limits import Limits
 from serving.protocols.status import StatusCode
 
 _MAX_ANSWER_BYTES = 16 << 20
-"""The longest message that is taken, as on grpcio."""
+"""The longest message that is accepted, as on grpcio."""
 _LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
 """Bytes that a server may send ahead; an answer is bounded by `_MAX_ANSWER_BYTES`."""
 _LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")

@@ -29,7 +29,7 @@ class Encoder:
         """Start with an empty table."""
         self._table = Table()
         self.resized = b""
-        """The change of the table's size that the next block has to begin with, in any encoding."""
+        """The change of the table's size that the next block must begin with, in any encoding."""
         self._blocks: dict[Fields, bytes] = {}
 
     def resize(self, max_bytes: int) -> None:

@@ -58,7 +58,7 @@ def decode(
         request: the message.
         signature: the inputs and outputs of its model.
         max_rows: the most rows allowed.
-        typed: the typed contents that were taken out of the message; None if it is whole.
+        typed: the typed contents, cut out of the message; None if it is whole.
 
     Raises:
         InvalidRequest: the text has the expected and the received value.

@@ -136,7 +136,7 @@ class Stream:
         return num_unsent > self._context.limits.max_stream_unread_bytes
 
     def _begin(self, pending: PendingResponse) -> bool:
-        """Answer a request, or have it run; return False if it has to wait for room.
+        """Answer a request, or have it run; return False if it must wait for memory.
 
         Raises:
             DigitsError: it is refused.

@@ -122,7 +122,7 @@ class HttpConnection(Peer):
         self.data_to_send = bytes
 
     def resume(self, now_s: float) -> None:
-        """Read the next requests: the answers before them were taken."""
+        """Read the next requests: the answers before them were sent."""
         self.home.calls.queue(self)
 
     def flush(self) -> bool:

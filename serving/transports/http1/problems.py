@@ -51,7 +51,7 @@ _STATUS = {
 }
 _OTHERS: dict[type[DigitsError], HTTPStatus] = {
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    # A file that an option names, or an extra that is not installed: the operator has to act.
+    # A file that an option names, or an extra that is not installed: the operator must act.
     ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
 }
 """Errors that HTTP tells apart and gRPC does not."""

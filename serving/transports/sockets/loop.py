@@ -197,7 +197,7 @@ class Loop:
                 connection.home.abort(connection)
             elif connection.is_writing != bool(connection.output):
                 connection.is_writing = bool(connection.output)
-                connection.active_s = self._now_s  # from here on its peer has to read
+                connection.active_s = self._now_s  # from here on its peer must read
                 connection.home.watch(connection)
         if self._deferred:  # now that the answers are on their way
             end_s = self.clock() + _DEFERRED_S

@@ -66,7 +66,7 @@ class Peer:
         self.gave_up_s = -math.inf
         """When it last cancelled a call that waited, in monotonic seconds."""
         self.output: bytes | memoryview = b""
-        """Bytes that the socket has not taken yet."""
+        """Bytes that the socket has not accepted yet."""
         self._clock = host.clock
         self.opened_s = self.active_s = self.swept_s = host.clock()
         self.jitter = host.random.uniform(0.9, 1.1)

@@ -1,4 +1,4 @@
-"""Where targets find what they need."""
+"""Programs and models for targets."""
 
 from collections.abc import Iterator
 from pathlib import Path

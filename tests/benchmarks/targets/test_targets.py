@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 def test_options_from_the_environment_are_not_those_of_a_target(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # what `run` takes, and `serve` does not
+    monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # for `run`; `serve` refuses it
     monkeypatch.setenv("DIGITS_LOG_FORMAT", "json")
     with open_target(Spec(target="h2"), setting) as running:
         assert running.pid

@@ -10,8 +10,8 @@ from tests.support.processes import Footprint, wait_until
 from tests.support.servers import RunningServer
 
 MAX_WAIT_S = 10.0
-"""How long a polite caller may wait, on a machine that has other work to do; what the server itself
-may compute meanwhile is each attack's `due_s`."""
+"""How long a polite caller may wait, on a machine that has other work to do; `due_s`
+limits the server's own processor time meanwhile."""
 MIB = 1 << 20
 
 
@@ -23,9 +23,9 @@ def beside(
 
     Args:
         server: the victim.
-        token: what the polite caller shows.
+        token: the polite caller's.
         due_s: how much the server may compute while a polite call waits.
-        peak_bytes: what the attack may have the server keep for a while; None is not looked at.
+        peak_bytes: the most memory that the attack may cost for a while; None is not checked.
     """
     before = resident(server)
     peaks, has_ended = [before], threading.Event()

@@ -1,4 +1,4 @@
-"""What a hostile peer may send, each as a script on a fresh connection."""
+"""Attacks by a hostile peer, each a script on a fresh connection."""
 
 import socket
 import struct
@@ -18,7 +18,7 @@ Script = Callable[[Connection], None]
 SCRIPTS: dict[str, Script] = {}
 IMAGE = encode_request(bytes(784))
 WRONG = encode_request(bytes(1))
-"""A message that is refused: what is let in by mistake still runs nothing."""
+"""An invalid message: even if let in by mistake, it runs nothing."""
 
 BROKEN_FRAMING = frozenset(
     (

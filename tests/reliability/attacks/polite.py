@@ -2,8 +2,8 @@
 
     python -m tests.reliability.attacks.polite ADDRESS PID [TOKEN]
 
-Prints "ready" after its first answers, and once stdin ends, each call's latency, what the server's
-process computed meanwhile, and its status.
+Prints "ready" after its first answers, and once stdin ends, each call's latency, the processor
+time of the server's process meanwhile, and its status.
 """
 
 import json
@@ -33,7 +33,7 @@ class Polite:
         self._process = process
         self.latencies_s: np.ndarray = np.array([0.0])
         self.computed_s: np.ndarray = np.array([0.0])
-        """The processor time that the server took while a call waited: what it put first, whatever
+        """The server's processor time while a call waited, spent on other work first, whatever
         else runs on the machine."""
         self.share_answered = 1.0
         """Of its calls, those that were answered; the others found the queue full."""
@@ -49,7 +49,7 @@ class Polite:
         return float(self.computed_s.max(initial=0.0))
 
     def finish(self) -> None:
-        """End the caller, and take what it measured; it fails if a call did."""
+        """End the caller, and read its measurements; fail if a call did."""
         out, _ = self._process.communicate()
         assert self._process.returncode == 0
         calls = json.loads(out.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What would end, fill or hold up h2: others are answered meanwhile, and memory is given back."""
+"""Attacks that would end, fill or stall h2: others are answered, and memory is freed."""
 
 import os
 import resource
@@ -36,7 +36,7 @@ MODELS = Path(serving.__file__).parent / "pretrained"
 TIMEOUT_S = 60.0
 FLOOD_S = float(os.environ.get("FLOOD_S", "3"))
 HELD_S = 1.0
-"""How long attackers hold on to what they have made the server keep."""
+"""How long attackers make the server keep its buffers."""
 TOKEN = "a-token-of-some-length-for-tests"
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
@@ -74,7 +74,7 @@ def attackers(
 
 
 def push(connection: Connection, data: bytes, limit_s: float = 10.0) -> None:
-    """Send as much as the server takes in time, and drop what it answers."""
+    """Send as much as the server takes in time, and drop the answers."""
     sock = connection.socket
     sock.setblocking(False)
     view, end_s = memoryview(data), time.monotonic() + limit_s

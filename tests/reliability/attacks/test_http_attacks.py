@@ -1,4 +1,4 @@
-"""What one stranger may do over HTTP: gRPC's callers, HTTP's and memory do not notice."""
+"""Attacks by one peer over HTTP: callers of gRPC and HTTP, and memory, are not affected."""
 
 import random
 import resource
@@ -25,7 +25,7 @@ TOKEN = "a-token-of-some-length-for-tests"
 TIMEOUT_S = 20.0
 FLOOD_S = 3.0
 DUE_S = 0.3
-"""What the server may compute while a polite call waits: rounds of some 10 ms, and threads."""
+"""The server's processor time while a polite call waits: rounds of some 10 ms, and threads."""
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PAGE = LIVE.replace(b"/v2/health/live", b"/openapi.json")
 DIGITS = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n" % (

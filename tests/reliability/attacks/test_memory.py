@@ -36,7 +36,7 @@ def growth(server: RunningServer, before: Footprint) -> float:
 
 
 def warm(server: RunningServer, images: Images) -> Footprint:
-    """Let the largest allowed request through once: what that needs is no growth later."""
+    """Send the largest allowed request once: its memory is no growth later."""
     with Client(server.address) as client:
         client.classify(images.repeat(8, axis=0))
     return Footprint.of(server.process.pid)
@@ -57,7 +57,7 @@ def test_messages_too_large_are_refused(
     is_gzip = compression is grpc.Compression.Gzip
     refusal = grpc.StatusCode.UNIMPLEMENTED if is_gzip else grpc.StatusCode.RESOURCE_EXHAUSTED
     assert codes == {refusal}
-    # 314 MB were offered; what HTTP/2's windows let in before the refusal is all that was held.
+    # 314 MB were offered; only the bytes within HTTP/2's windows were held before the refusal.
     assert grew < 64, "messages that are refused must not be read"
     with Client(victim.address) as client:
         assert len(client.classify(images[:3])) == 3
@@ -95,7 +95,7 @@ def test_answers_that_nobody_reads_wait_in_bounded_memory(
         call.cancel()
     for channel in channels:
         channel.close()
-    # A stream: 4 MiB in flight, a message that waits for room, and what HTTP/2's windows hold.
+    # A stream: 4 MiB in flight, a message that waits for memory, and the bytes in HTTP/2's windows.
     assert grew < len(sent) * 40
     assert victim.stop() == 0
 

@@ -19,7 +19,7 @@ NUM_REPLICAS = 4
 
 @pytest.fixture
 def transport() -> str:
-    """One will do where the client is what is tested."""
+    """One is enough to test the client."""
     return "h2"
 
 

@@ -1,4 +1,4 @@
-"""Health is true: it follows what the engine really does."""
+"""Health follows the state of the engine."""
 
 import signal
 import subprocess

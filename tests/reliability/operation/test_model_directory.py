@@ -1,4 +1,4 @@
-"""What may happen to the model directory while it is served: it goes away, or holds a trap."""
+"""The model directory disappears or holds a trap while its model is served."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def model_dir(models: Path, tmp_path: Path) -> Path:
 
 
 def read_until(server: RunningServer, text: str) -> str:
-    """Read what the server logs up to a line that holds `text`."""
+    """Read the server's log up to a line that holds `text`."""
     assert server.process.stderr is not None
     lines = []
     while line := server.process.stderr.readline():
@@ -47,7 +47,7 @@ def test_worker_that_cannot_restart_leaves_the_other_serving(
         first, second = workers_of(server)
         away = model_dir.rename(model_dir.with_name("away"))
         os.kill(first, signal.SIGKILL)
-        for _ in range(7):  # once more often than what ends a server that has no other worker
+        for _ in range(7):  # one more than ends a server without another worker
             read_until(server, " died ")
         assert second in workers_of(server)
         requests = [encode_request(image.tobytes()) for image in images[:10]]

@@ -1,4 +1,4 @@
-"""Nobody reads what a server prints: it serves, and ends when it should."""
+"""Nobody reads a server's output: it serves, and ends when it should."""
 
 import fcntl
 import os

@@ -47,7 +47,7 @@ def heeds(pid: int, number: int) -> bool:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the end; the exit code, and what is on stderr."""
+    """Wait for the end; return the exit code and stderr."""
     _, err = process.communicate(timeout=STOP_TIMEOUT_S)
     return process.returncode, err
 

@@ -1,4 +1,4 @@
-"""A server whose process stands still for a while: what the two kinds of load make of it."""
+"""A server whose process stands still for a while, measured by the two kinds of load."""
 
 import signal
 import threading

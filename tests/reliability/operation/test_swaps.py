@@ -81,7 +81,7 @@ def test_a_hundred_reloads_under_load_fail_no_request(
 
 
 def report(load: ClosedLoop, windows: list[tuple[float, float]]) -> None:
-    """Print what a reload costs the calls beside it; how long it takes hangs on the machine."""
+    """Print how long a reload delays the calls beside it; that depends on the machine."""
     during: list[float] = []
     between: list[float] = []
     for call in load.calls:

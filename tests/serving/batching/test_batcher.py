@@ -307,7 +307,7 @@ def test_free_runners_share_what_waits() -> None:
 
 
 class DyingModel(FakeModel):
-    """Raises what is no Exception, as bindings of other languages do; only the first time."""
+    """Raises a BaseException, as bindings of other languages do; only the first time."""
 
     def run(self, feeds: Feeds) -> list[Array]:
         if not self.ran:
@@ -420,7 +420,7 @@ def test_requests_of_several_inputs_run_with_those_of_their_shape(
 
 
 class Forgetful(FakeModel):
-    """Answers a row less where there are several: what drawn inputs at load may not have shown."""
+    """Answers a row less where there are several: random inputs at load may not have shown it."""
 
     quick_rows = 64
 
@@ -438,7 +438,7 @@ def test_calls_whose_rows_are_not_all_answered_run_alone() -> None:
     assert [request.digits for request in requests] == [[3], [3], [7]]
 
 
-# What is left behind
+# Nothing is left behind
 
 
 @pytest.mark.parametrize("num_images", [3, 7])  # at once; in two runs

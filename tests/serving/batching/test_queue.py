@@ -13,7 +13,7 @@ from tests.support.fakes import FakeCaller
 
 
 class FakeConnection(FakeCaller):
-    """What the queue uses of a connection."""
+    """The part of a connection that the queue uses."""
 
     def leave(self, *stream_ids: int) -> None:
         """Cancel calls, as a caller does that gives up."""
@@ -29,7 +29,7 @@ class Rows:
 
 
 class FilledQueue:
-    """A queue, and what a test puts in and takes out: calls are named by their stream."""
+    """A queue and its calls, which are named by their stream."""
 
     def __init__(self, capacity: int = 1000) -> None:
         self.queue = Queue(capacity)

@@ -1,4 +1,4 @@
-"""Several models, their versions and labels; what happens to one never touches another."""
+"""Several models, their versions and labels; changes to one never affect another."""
 
 import json
 import logging
@@ -156,7 +156,7 @@ def test_default_never_moves_to_another_signature(root: Path) -> None:
     label(root, "a", canary={"version": "2", "share": 0.5})
     assert not catalog.reload()
     assert state(catalog)[2] is None
-    shutil.rmtree(root / "a" / "1")  # what is left can't take its place
+    shutil.rmtree(root / "a" / "1")  # no remaining version can replace it
     assert not catalog.reload()
     assert state(catalog) == (["2", "1"], "1", None)
 

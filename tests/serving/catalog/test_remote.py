@@ -47,7 +47,7 @@ def files_in(root: Path) -> dict[str, bytes]:
 
 
 def archive_of(root: Path, name: str) -> bytes:
-    """The repository as an archive, of the folder or of what is in it."""
+    """The repository as an archive of the folder or of its contents."""
     buffer = io.BytesIO()
     if name.endswith(".zip"):
         with zipfile.ZipFile(buffer, "w") as packed:

@@ -143,7 +143,7 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     models: Path, named: str, options: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """The first is what `Classifier.load` takes."""
+    """The first is the argument of `Classifier.load`."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
     monkeypatch.chdir(tmp_path)

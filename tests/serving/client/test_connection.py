@@ -1,4 +1,4 @@
-"""What the clients do about their connection: wait, balance, replace, close, travel."""
+"""The clients and their connection: wait, balance, replace, close, travel."""
 
 import asyncio
 import math

@@ -134,7 +134,7 @@ def test_metadata_is_asked_for_once_and_again_after_a_refusal(echo: Echo, client
     assert echo.num_asked == 1
     echo.signature = echo_of("FP32")
     ones = np.ones((1, 2, 1), np.float32)
-    with pytest.raises(InvalidRequest):  # what was known is refused here
+    with pytest.raises(InvalidRequest):  # refused by the known signature
         client.infer("echo", in0=ones)
     np.testing.assert_array_equal(client.infer("echo", in0=ones)["out0"], ones)
     assert echo.num_asked == 2

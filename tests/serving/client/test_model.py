@@ -1,4 +1,4 @@
-"""What a client learns of the model: from servers of today, of before, and broken ones."""
+"""A client reads the model's facts from current, older and broken servers."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def test_server_that_does_not_say_serves_digits(images: Images) -> None:
 
 
 def test_another_model_at_the_same_address_is_an_error_and_then_known(images: Images) -> None:
-    """As after a restart: the answer that shows it can't be relied on, nor what was learned."""
+    """As after a restart: the answer that shows it can't be relied on, nor the known facts."""
     served = [answering(10)]
     infos = [info(None)]
 

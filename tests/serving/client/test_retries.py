@@ -102,7 +102,7 @@ def test_server_that_stands_still_is_left_before_the_deadline(
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[], None]]:
-    """What programs bound the time of a call with; not SIGALRM, which pytest has taken."""
+    """The signal by which programs limit a call's time; not SIGALRM, which pytest uses."""
 
     def ring(*_: object) -> None:
         raise TimeoutError("the program's own")

@@ -1,4 +1,4 @@
-"""Which transport carries a client's calls, and what only HTTP/2 of our own has to get right."""
+"""Which transport carries a client's calls, and rules for HTTP/2 of our own."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""A caller over HTTP, on a connection of its own, without a library that mends what is sent."""
+"""A caller over HTTP, on a connection of its own, without a library that corrects its bytes."""
 
 import http.client
 import json

@@ -23,7 +23,7 @@ LINES = lines_of("docs/http.md")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the lines name."""
+    """The files that the lines name."""
     seven = ROOT / "docs" / "pictures" / "seven.png"
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
     for name in ("docs/pictures/seven.png", "docs/pictures/form.png"):

@@ -178,7 +178,7 @@ def test_bad_requests_are_400_and_say_what_was_expected(
     problem = reply.json
     assert (problem["title"], problem["status"]) == ("Bad Request", 400)
     assert words in problem["detail"]
-    assert problem["error"] == problem["detail"]  # what the protocol's clients read
+    assert problem["error"] == problem["detail"]  # read by the protocol's clients
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30, "900"])

@@ -1,4 +1,4 @@
-"""Every status of the table, each over a real socket; and what strangers may not do."""
+"""Every status of the table, each over a real socket; and requests without a token."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
         reply = gated.peer.post("/v1/digits", body_of(1, 2, 3), **JSON)
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
         gated.engine.open(1000)
-        for _ in range(3):  # what was held was given back
+        for _ in range(3):  # the memory was freed
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 

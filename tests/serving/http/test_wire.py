@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes: what is answered in which order, what is refused, and what is recognised."""
+"""HTTP/1.1 as bytes: the order of answers, refusals, and recognised requests."""
 
 import json
 import logging

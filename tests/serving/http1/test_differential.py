@@ -40,9 +40,9 @@ STRICTER = (
     "malformed HTTP: Receive buffer too long",  # nor of trailers, as long as they come at once
     "expected a body of at most",
 )
-"""What we refuse and h11 takes."""
+"""Refused by us and accepted by h11."""
 LAXER = "no request line received"
-"""What h11 refuses and we take: an empty line before a request, see RFC 9112, 2.2."""
+"""Refused by h11 and accepted by us: an empty line before a request, see RFC 9112, 2.2."""
 
 
 class Seen(NamedTuple):
@@ -132,7 +132,7 @@ def compare(num_streams: int, seed: int) -> dict[str, int]:
         both = min(len(ours.requests), len(theirs.requests))
         assert ours.requests[:both] == theirs.requests[:both], data
         is_bare = data.count(b"\n") != data.count(b"\r\n") or data.endswith(b"\r")
-        waits = ours.end == "more" and is_bare  # for a CR, or for what comes after it
+        waits = ours.end == "more" and is_bare  # for a CR, or for the bytes after it
         if ours.end.startswith(STRICTER) or waits:
             assert len(ours.requests) <= len(theirs.requests) or theirs.end == LAXER, data
             outcomes["stricter"] += 1

@@ -64,7 +64,7 @@ class Caller:
         self.open: list[int] = []
         self.next = 1
         self.window = 65_000
-        """What is left of hyper's window, which is opened after a read."""
+        """The rest of hyper's window, which is opened after a read."""
 
     def conversation(self, length: int) -> list[bytes]:
         """Frames, in order."""

@@ -134,7 +134,7 @@ TRAILERS = hpack.Encoder().encode([("x-test", "ok")])
 HELLO = PREFACE + setting()
 
 CASES: list[tuple[str, str, bytes, str]] = [
-    # generic: what every endpoint takes
+    # generic: for every endpoint
     ("generic/1/1", "a preface is answered by SETTINGS", HELLO, FIRST),
     ("generic/2/1", "PRIORITY, idle", priority(1) + ASK, PONG),
     ("generic/2/2", "WINDOW_UPDATE, half-closed", window(0) + CALL + update(1, 1), "DATA 1"),
@@ -182,7 +182,7 @@ CASES: list[tuple[str, str, bytes, str]] = [
           (False, True)), 2)),
     ("generic/5/14", "a new size of the table", headers(payload=b"\x20" + BLOCK), ANSWERED),
     ("generic/5/15", "two of them", headers(payload=b"\x20\x3f\xe1\x1f" + BLOCK), ANSWERED),
-    # http2: what servers do
+    # http2: for servers
     ("http2/3.5/1", "SETTINGS are the first frame", HELLO, FIRST),
     ("http2/3.5/2", "no preface (GOAWAY is a MAY: RFC 9113, section 3.4)",
      b"INVALID\r\n\r\n", GOAWAY_PROTOCOL),
@@ -194,7 +194,7 @@ CASES: list[tuple[str, str, bytes, str]] = [
     ("http2/4.2/2", "DATA over MAX_FRAME_SIZE",
      OPEN + of(DATA, bytes(LIMITS.max_frame_bytes + 1), END_STREAM), GOAWAY_SIZE),
     # h2spec always sends 20 kB; we announce that we take more (RFC 9113, section 4.2).
-    ("http2/4.2/3", "HEADERS over what a header block may have",
+    ("http2/4.2/3", "HEADERS over the limit of a header block",
      ending(bytes(LIMITS.max_block_bytes)), GOAWAY_SIZE),
     ("http2/4.3/1", "a header block that is cut off", headers(WHOLE, b"\x40"), GOAWAY_HPACK),
     ("http2/4.3/2", "PRIORITY in a header block", headers(0) + priority(1) + LAST, GOAWAY_PROTOCOL),
@@ -319,7 +319,7 @@ CASES: list[tuple[str, str, bytes, str]] = [
 
 
 def conversation(data: bytes, read_bytes: int) -> list[str]:
-    """Send data to a server that answers each request at its end; return what it sent."""
+    """Send data to a server that answers each request at its end; return its bytes."""
     server = ServerConnection(LIMITS, ((b":status", b"200"),), ((b"grpc-status", b"0"),))
     if not data.startswith((PREFACE, b"INVALID")):
         server.receive(HELLO, 0.0)

@@ -1,4 +1,4 @@
-"""What a peer may send too much of, on the engine alone: each class of HTTP/2's known attacks."""
+"""Limits on each kind of frame, on the engine alone: each class of HTTP/2's known attacks."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ def connection(**limits: int) -> ServerConnection:
 
 
 def calls(number: int, after: Callable[[bytes], bytes]) -> bytes:
-    """Calls that begin alike, without the header table, and what follows on each stream."""
+    """Calls that begin alike, without the header table, and the rest of each stream."""
     block = b"\x83\x86\x04\x02/a"
     streams = [word(stream) for stream in range(1, 2 * number, 2)]
     return b"".join(frame(HEADERS, END_HEADERS, s, block) + after(s) for s in streams)

@@ -23,7 +23,7 @@ Calls = dict[bytes, list[Any]]
 
 
 class Peer:
-    """Writes what clients write."""
+    """Writes frames as clients do."""
 
     def __init__(self, generator: random.Random) -> None:
         self.random = generator
@@ -39,7 +39,7 @@ class Peer:
         return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
 
     def burst(self) -> bytes:
-        """A few calls, as grpcio or as nghttp2 sends them, and what else comes between."""
+        """A few calls, as grpcio or as nghttp2 sends them, and other frames between them."""
         value = self.random.choice(("1S", "9m", f"{self.random.randrange(10**6)}u"))
         timeout = self.random.choice(({}, {}, {"grpc_timeout": value}))
         if self.random.random() < 0.1:
@@ -82,7 +82,7 @@ def calls_of(
     """Read bytes.
 
     Returns:
-        What came on each stream, how many messages were recognised, and what ended it.
+        The events of each stream, the number of recognised messages, and how it ended.
     """
     calls: Calls = {}
     num_recognised = 0
@@ -173,7 +173,7 @@ def test_calls_are_the_same_wherever_a_read_ends(generator: random.Random) -> No
 
 
 def test_mutated_bytes_are_the_same_either_way(generator: random.Random) -> None:
-    """Calls, states and ends: what a peer may send wrong is wrong on both ways."""
+    """Calls, states and ends: a peer's errors are errors on both paths."""
     for _ in range(1500):
         peer = Peer(generator)
         data = bytearray(b"".join(peer.burst() for _ in range(8)))
@@ -284,7 +284,7 @@ def test_layouts_of_a_block_are_few(generator: random.Random) -> None:
 
 
 def test_prepared_responses_mean_the_same_though_the_first_was_kept_back() -> None:
-    """What is prepared must not refer to a table that later fields change."""
+    """A prepared block must not refer to a table that later fields change."""
     connection, encoder, decoder = server(), hpack.Encoder(), hpack.Decoder()
     connection.receive(frame(4, 0, bytes(4), b"\0\4" + word(10)), 0.0)
     for stream, size in ((1, 60), (3, 61), (5, 60)):

@@ -1,6 +1,6 @@
 """Models of any signature: the class whose template differs from the image in the fewest pixels.
 
-A stand-in for what people train themselves: published as the exporter does it, fp32 and int8.
+A stand-in for models that people train: published as the exporter does it, fp32 and int8.
 """
 
 import base64

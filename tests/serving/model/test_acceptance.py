@@ -1,4 +1,4 @@
-"""The check of a model: what is run of it, by what a run takes."""
+"""The check of a model: how many runs it makes, by their cost."""
 
 import numpy as np
 import pytest

@@ -141,7 +141,7 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
 
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime where CUDA is installed and no driver is: what 1.26 says and prints."""
+    """ONNX Runtime with CUDA and without a driver: the messages of 1.26."""
     from serving.model.onnx_runtime import onnxruntime
 
     plain = onnxruntime.InferenceSession

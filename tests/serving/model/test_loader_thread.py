@@ -1,4 +1,4 @@
-"""The limit of a step of loading counts what the step does, not how long it has to wait."""
+"""The limit of a step of loading counts the step's own work, not its waits."""
 
 import threading
 from collections.abc import Callable

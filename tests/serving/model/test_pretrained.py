@@ -1,4 +1,4 @@
-"""The bundled model: it answers without a training, and is what its manifest says."""
+"""The bundled model: it answers without a training, and agrees with its manifest."""
 
 import json
 import logging

@@ -18,7 +18,7 @@ from training.lab.handwriting.papers import file_of
 
 FLOORS = {"dates": 9, "decimals": 9, "groups": 9, "turned 90": 8, "turned 180": 8,
           "turned 270": 8, "one or two digits": 9, "wide gaps": 8, "small print": 10}  # fmt: skip
-"""Of 12 pages, below what `python -m training.lab evaluate` measures on more."""
+"""Of 12 pages, below the figures of `python -m training.lab evaluate` on more."""
 
 
 @pytest.fixture(scope="module")

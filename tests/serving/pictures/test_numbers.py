@@ -33,7 +33,7 @@ FLOORS = {
     "scribbles": 0.8,
     "photographs": 0.9,
 }
-"""Below what `python -m training.lab evaluate` measures on many more pages."""
+"""Below the figures of `python -m training.lab evaluate` on many more pages."""
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def field(kind: str, count: int, gap: int = 0, pen: int = 2) -> Levels:
 
 
 def assert_only(digits: Levels, lines: Levels) -> None:
-    """Assert that of both on one page the digits are left, but for what they share with lines."""
+    """Assert that the digits of a page with both are left, except for the ink shared with lines."""
     left = without_ruling(np.maximum(lines, digits), 0.4, 0.2) > 0.2
     assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
     is_line = (lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 7)

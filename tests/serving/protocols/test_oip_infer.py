@@ -1,4 +1,4 @@
-"""ModelInfer as its callers see it: what is answered, and what is refused with which words."""
+"""ModelInfer as its callers see it: answers and error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def test_model_answers_to_its_served_name_only(models: Path, images: Images) -> 
     ):
         assert server.facts["model"] == client.model_info().name == "mnist-prod"
         peer = Peer(channel)
-        for _ in range(3):  # the second is answered from what the first was made of
+        for _ in range(3):  # the second reuses parts of the first answer
             response = peer.infer(raw_request(images[:1], model_name="mnist-prod"))
             assert response.model_name == "mnist-prod"
         assert peer.call("ModelMetadata", name="mnist-prod").name == "mnist-prod"

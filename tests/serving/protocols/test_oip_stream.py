@@ -1,4 +1,4 @@
-"""ModelStreamInfer, and what goes wrong, proved by what a gated engine ran as in test_faults."""
+"""ModelStreamInfer and its faults, proved by a gated engine's runs as in test_faults."""
 
 from collections.abc import Callable
 from typing import Any

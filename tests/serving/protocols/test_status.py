@@ -30,7 +30,7 @@ def test_every_error_is_the_callers_or_the_servers() -> None:
 
 
 def drawn_bases() -> dict[str, str]:
-    """Each error of the tree in the docstring, and what it is drawn below."""
+    """Each error of the tree in the docstring, and its parent there."""
     bases: dict[str, str] = {}
     path: list[str] = []
     for indent, name in re.findall(r"^ {4}([│├└─ ]*)(\w+)", errors.__doc__ or "", re.MULTILINE):

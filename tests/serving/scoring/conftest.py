@@ -18,7 +18,7 @@ from serving.model.repository import PRETRAINED
 
 
 class Result(NamedTuple):
-    """What a run of `score` left behind."""
+    """The files that a run of `score` left behind."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What people see of `score` beside its results."""
+"""The output of `score` beside its results."""
 
 import io
 import subprocess

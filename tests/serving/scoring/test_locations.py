@@ -1,4 +1,4 @@
-"""File systems other than this machine's, and what stays there."""
+"""File systems other than this machine's, and the files left there."""
 
 import threading
 from pathlib import Path

@@ -284,4 +284,4 @@ def test_reports_add_up() -> None:
     assert summed.counts.requests == {("Classify", "OK"): 5, ("Classify", "INTERNAL"): 1}
     assert summed.counts.reloads == Counter()
     assert summed.counts.batch_images.sum == 21
-    assert dead.batch_images.sum == 7, "what is added stays as it is"
+    assert dead.batch_images.sum == 7, "an addend does not change"

@@ -1,4 +1,4 @@
-"""Processes for what may crash: each job alone pays for what it does."""
+"""Processes for jobs that may crash: only the job itself is affected."""
 
 import ctypes
 import math
@@ -167,7 +167,7 @@ def test_job_that_is_given_up_while_it_waits_keeps_nothing(
 
 
 class Kept:
-    """What is seen to be free."""
+    """Objects that are seen to be freed."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -1,4 +1,4 @@
-"""What the system around a server may lack: it serves all the same, or says why not in one line."""
+"""A system that lacks something: the server serves anyway, or says why not in one line."""
 
 import ctypes
 import os
@@ -44,7 +44,7 @@ def test_no_temporary_folder_is_needed(
     with running_server(models, "--workers", "2") as server:
         with Client(server.address) as client:
             assert client.classify(images[:1]).model_version == "1"
-        assert not folder.exists() or not [*folder.iterdir()], "what it made may be cleaned away"
+        assert not folder.exists() or not [*folder.iterdir()], "the folder was not emptied"
         assert server.stop() == 0
 
 

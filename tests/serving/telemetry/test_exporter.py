@@ -1,4 +1,4 @@
-"""What machines read over HTTP: metrics, liveness, readiness; strangers can't exhaust it."""
+"""Metrics, liveness and readiness over HTTP; hostile peers can't exhaust the port."""
 
 import http.client
 import os

@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was logged so far."""
+    """The log so far."""
     logging.getLogger().handlers[0].flush()
     return capsys.readouterr().err
 

@@ -29,7 +29,7 @@ TOKEN = "a-token-of-some-length"
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Gives what the access lines say that were logged so far."""
+    """Yields a function that returns the access lines so far."""
     with caplog.at_level(logging.INFO, ACCESS):
         yield lambda: [vars(each)["fields"] for each in caplog.records if each.name == ACCESS]
 

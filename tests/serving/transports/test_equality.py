@@ -60,7 +60,7 @@ def outcome(channel: grpc.Channel, path: str, *messages: bytes, **options: Any) 
 
 
 def comparable(path: str, answer: bytes) -> Any:
-    """An answer without what differs by transport or by time; maps have no order in bytes."""
+    """An answer without the fields that vary by transport or time; maps have no order in bytes."""
     if path == GET_MODEL:
         model = digits_pb2.GetModelResponse.FromString(answer)
         model.ClearField("transport")

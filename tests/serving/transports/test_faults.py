@@ -1,4 +1,4 @@
-"""What must happen when things go wrong, proved by what the engine ran.
+"""Faults while calls wait and run, proved by the engine's record of its runs.
 
 A real server on a real socket, in this process, around an engine whose gate the test opens: so each
 fault happens at a moment of the test's choosing.
@@ -63,7 +63,7 @@ class Running:
         await self.until(lambda report: report.num_waiting == num_images)
 
     async def begin_drain(self) -> "asyncio.Task[bool]":
-        """Drain in the background; what is sent from here on is refused."""
+        """Drain in the background; calls sent from here on are refused."""
         drain = asyncio.create_task(self.server.drain())
         await self.until(lambda report: not report.is_serving)
         return drain

@@ -157,7 +157,7 @@ def test_connections_with_calls_are_not_closed_for_new_ones(served: Classifier) 
 
 @pytest.fixture(scope="module")
 def with_tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServerConfig, ssl.SSLContext]:
-    """A server's configuration with a certificate, and what its callers know."""
+    """A server's configuration with a certificate, and its callers' credentials."""
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     leaf = authority.issue_cert("127.0.0.1")
@@ -213,7 +213,7 @@ def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
 
 @pytest.fixture
 def sweeps_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the loop look at nothing but what is near."""
+    """Make the loop consider nearby timers only."""
     monkeypatch.setattr(loop, "_SWEEP_S", 1000.0)
 
 

@@ -41,7 +41,7 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Note what is entered meanwhile."""
+        """Record the functions entered meanwhile."""
         self._is_on = True
         yield
         self._is_on = False

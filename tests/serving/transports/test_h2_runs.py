@@ -1,6 +1,6 @@
-"""Runs on the loop's own thread, proved by what the engine ran.
+"""Runs on the loop's own thread, proved by the engine's record of its runs.
 
-The loop reads nothing while the engine holds it: so what is sent meanwhile is read together, and
+The loop reads nothing while the engine holds it: so calls sent meanwhile are read together, and
 makes one batch.
 """
 

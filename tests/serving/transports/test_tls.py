@@ -77,7 +77,7 @@ def good(folder: Path, authority: trustme.CA) -> Files:
 
 @pytest.fixture(scope="module")
 def stranger(folder: Path) -> Files:
-    """What another authority signed."""
+    """Certificates of another authority."""
     other = trustme.CA()
     return write(folder / "stranger", other, other.issue_cert("localhost", "127.0.0.1"))
 

@@ -14,7 +14,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self) -> None:
         self.resources: list[dict[str, Any]] = []
-        """What each span's process says of itself."""
+        """The resource attributes of each span's process."""
         self.spans: list[Any] = []
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 class Router:
-    """Forwards TCP connections, and can forget those that it has: what they send goes nowhere."""
+    """Forwards TCP connections, and can forget those that it has: their data is dropped."""
 
     def __init__(self, address: str) -> None:
         host, port = address.rsplit(":", 1)

@@ -20,7 +20,7 @@ KINDS = {
     "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB",
              "HSV", "I", "F", "I;16", "I;16B"),
 }  # fmt: skip
-"""The modes that each format can be saved in; what it cannot is converted or skipped."""
+"""The modes that each format can be saved in; others are converted or skipped."""
 SIZES = (1, 2, 3, 5, 8, 28, 64, 200, 256, 257, 1000, 4000)
 """Upper bounds of a side; the area stays below 2 megapixels so that many can be tried."""
 

@@ -25,7 +25,7 @@ CONTENTS = {
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """Serves what is in `files`; a list is served one element a request, None as a 503."""
+    """Serves `files`; a list is served one element a request, None as a 503."""
 
     def do_GET(self) -> None:
         server = self.server

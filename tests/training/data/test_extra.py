@@ -1,4 +1,4 @@
-"""A user's own digits: which are trained on, which held out, and what is refused."""
+"""A user's own digits: which are trained on, held out, or refused."""
 
 from pathlib import Path
 

@@ -107,7 +107,7 @@ def test_golden_samples_cover_the_classes_and_reproduce(
 
 @pytest.fixture
 def candidates(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
-    """What would be published; the gates are left out."""
+    """Export without publishing and without the gates."""
     found: list[Candidate] = []
 
     def publish_version(candidate: Candidate, models: Path) -> Path:

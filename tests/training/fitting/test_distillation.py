@@ -1,4 +1,4 @@
-"""Teachers, their cached logits, and what the student learns from."""
+"""Teachers, their cached logits, and the student's targets."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""`python -m training.lab` refuses what it can't do, in one line."""
+"""`python -m training.lab` refuses bad input in one line."""
 
 from pathlib import Path
 

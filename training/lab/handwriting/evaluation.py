@@ -1,4 +1,4 @@
-"""Measures how often numbers are read rightly, and how often one is found where there is none."""
+"""Measures how often numbers are read correctly, and how often one is found where there is none."""
 
 import io
 from collections.abc import Callable, Iterator

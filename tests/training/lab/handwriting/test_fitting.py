@@ -1,4 +1,4 @@
-"""The rejecter's fit lowers both losses, and what it saves judges as what it trained."""
+"""The rejecter's fit lowers both losses, and the saved network judges as the trained one did."""
 
 from pathlib import Path
 
