@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,10 +36,27 @@ def queue_stops() -> "asyncio.Queue[int]":
     import asyncio
 
     loop = asyncio.get_running_loop()
+    pipe = _woken_by_signals()
+    loop.add_reader(pipe, os.read, pipe, 4096)
     stops: asyncio.Queue[int] = asyncio.Queue()
     for number in _STOPS:
         _callbacks[number] = lambda number: _call(loop, stops.put_nowait, number)
     return stops
+
+
+@cache
+def _woken_by_signals() -> int:
+    """Return a pipe that every signal writes to.
+
+    The kernel may deliver a signal to another thread, and Python's handler waits for the main one:
+    without the pipe, an idle event loop would sleep on. uvloop has its own.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if before != -1:
+        signal.set_wakeup_fd(before)
+    return reader
 
 
 def on_hang_up(callback: Callable[[], None]) -> None:
