@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self, TypeAlias, overload
 
 import numpy as np
@@ -66,6 +66,11 @@ class Predictions:
             parts[-1].model_version,
             parts[-1].class_labels,
         )
+
+    def times(self, factors: npt.ArrayLike) -> Self:
+        """Multiply each image's probabilities by a factor, for images that may have no class."""
+        column = np.asarray(factors, np.float32).reshape(-1, 1)
+        return replace(self, probabilities=self.probabilities * column)
 
     def to_dicts(self) -> list[dict[str, int | float]]:
         """Return `[{"digit": 7, "probability": 0.99}, ...]`, which `json.dumps` accepts."""

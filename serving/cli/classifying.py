@@ -37,11 +37,12 @@ def classify(options: argparse.Namespace, preprocessing: Preprocessing, run: Cla
         closing(picture_files.read(found, partial(picture_row, preprocessing))) as readings,
         closing(report),
     ):
-        for picture, row in readings:
-            if isinstance(row, str):
-                report.add(Answer(picture=picture, error=row))
+        for picture, read in readings:
+            if isinstance(read, str):
+                report.add(Answer(picture=picture, error=read))
             else:
-                answered = answer(picture, run(row), options.reject_below)
+                row, factor = read
+                answered = answer(picture, run(row).times(factor), options.reject_below)
                 report.add(answered)
                 if collection is not None and answered.rejected:
                     collection.add(Path(picture), int(answered.digit or 0))

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 MIN_ODDS = -15.0
 """The log odds from which something alone may be a digit."""
 SURE_ODDS = 2.0
-"""From which it is one. Between the two, what reads as several digits in a row is refused: 136 of
-150 touching pairs of MNIST's digits are, and 1 of 600 single ones."""
+"""From which it is one. Between the two its answer is doubted, and a picture that reads as several
+digits in a row is refused: 136 of 150 touching pairs of MNIST's digits are, and 1 of 600 single
+ones."""
 BATCH = 512
 """Images of one call; a page has some ten for each digit."""
 
@@ -50,24 +51,39 @@ def from_picture(source: str | Path | BinaryIO) -> Images:
         InvalidRequest: not a readable picture, too large, blank, or of several digits.
         ConfigurationError: Pillow or SciPy is not installed.
     """
+    return read_digit(source)[0]
+
+
+def read_digit(source: str | Path | BinaryIO) -> tuple[Images, float]:
+    """Make an image of a picture, as `from_picture` does.
+
+    Returns:
+        The image, and a factor for the probabilities of its classes: less than 1 if it may be no
+        digit, but a letter or a scribble.
+    """
     try:
         from serving.pictures import decoder, normalizer, numbers, rejecter
     except ImportError as err:
         raise _missing() from err
     page = decoder.read_page(source, decoder.MAX_SIDE)
     image = normalizer.to_image(page.grey)
-    if page.grey.shape != image.shape:
-        odds = float(rejecter.odds(rejecter.logits_alone(image[None]))[0])
-        if odds < MIN_ODDS or (odds < SURE_ODDS and numbers.has_several_digits(page)):
-            raise InvalidRequest("expected one digit, found several that touch, or no digit")
-    return image.reshape(1, -1)
+    if page.grey.shape == image.shape:
+        return image.reshape(1, -1), 1.0
+    odds = float(rejecter.odds(rejecter.logits_alone(image[None]))[0])
+    if odds < MIN_ODDS or (odds < SURE_ODDS and numbers.has_several_digits(page)):
+        raise InvalidRequest("expected one digit, found several that touch, or no digit")
+    factor = (1 + math.exp(-SURE_ODDS)) / (1 + math.exp(-odds))
+    return image.reshape(1, -1), min(factor, 1.0)
 
 
-def picture_row(preprocessing: "Preprocessing", source: str | Path | BinaryIO) -> "Array":
+def picture_row(
+    preprocessing: "Preprocessing", source: str | Path | BinaryIO
+) -> "tuple[Array, float]":
     """Make the input of a classifier of a picture, as its manifest or its folder says it.
 
     Returns:
-        (1, ...), as `Preprocessing.row` does.
+        (1, ...), as `Preprocessing.row` does, and a factor for the probabilities: see `read_digit`;
+        1 for other classifiers.
 
     Raises:
         InvalidRequest: not a readable picture, or too large; of digits, see `from_picture`.
@@ -75,14 +91,16 @@ def picture_row(preprocessing: "Preprocessing", source: str | Path | BinaryIO) -
     """
     known = preprocessing
     if known.resize == "digits":
-        return known.row(from_picture(source).reshape(*known.size, 1))
+        image, factor = read_digit(source)
+        return known.row(image.reshape(*known.size, 1)), factor
     try:
         from serving.pictures import decoder
     except ImportError as err:
         raise _missing() from err
-    return known.row(
-        decoder.read_pixels(source, known.size, known.channels, known.resize, invert=known.invert)
+    pixels = decoder.read_pixels(
+        source, known.size, known.channels, known.resize, invert=known.invert
     )
+    return known.row(pixels), 1.0
 
 
 def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) -> "list[Number]":

@@ -44,19 +44,20 @@ class Classes:
         share = random.random()  # a canary has all of a form's pictures, or none
         model, pictures, read = await self._read(call, share)
         items: list[dict[str, Any]] = []
-        for name, row in read:
+        for name, picture in read:
             item: dict[str, Any] = {"name": name} if name else {}
-            if isinstance(row, DigitsError):
-                items.append(item | {"error": str(row)})
+            if isinstance(picture, DigitsError):
+                items.append(item | {"error": str(picture)})
                 continue
+            row, factor = picture
             found = await self._classified(model, pictures, row, call)
-            items.append(item | _facts(found, top, reject_below))
+            items.append(item | _facts(found.times(factor), top, reject_below))
         name = call.plan.params["name"]
         return as_json({"model_name": name, "model_version": model.version, "pictures": items})
 
     async def _read(
         self, call: Exchange, share: float
-    ) -> tuple[LoadedModel, Preprocessing, Sequence[tuple[str, Array | DigitsError]]]:
+    ) -> tuple[LoadedModel, Preprocessing, Sequence[tuple[str, tuple[Array, float] | DigitsError]]]:
         """Read the pictures for the version that will classify them: others take other sizes."""
         name, asked = call.plan.params["name"], call.plan.params.get("version")
         while True:

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
-from serving.pictures.reader import from_picture
+from serving.pictures.reader import read_digit
 from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
@@ -27,7 +27,8 @@ _ITEM_BYTES = 256
 
 _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
 
-Read = Sequence[tuple[str, Images | DigitsError]]
+Read = Sequence[tuple[str, tuple[Images, float] | DigitsError]]
+"""For each picture its name, and its image with a factor for the probabilities."""
 
 
 class Digits:
@@ -49,17 +50,19 @@ class Digits:
             signature = find_classifier(self._router).model.image_signature
             limit = self._router.batching.max_request_images
             images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
-            read = [("", image[None]) for image in images]
+            read = [("", (image[None], 1.0)) for image in images]
         else:
-            read = [each async for each in read_pictures(call, from_picture)]
+            read = [each async for each in read_pictures(call, read_digit)]
         call.body = b""
-        images_read = [image for _, image in read if not isinstance(image, DigitsError)]
+        digits = [each for _, each in read if not isinstance(each, DigitsError)]
         rows = None
-        if images_read:
+        if digits:
+            images_read, factors = zip(*digits, strict=True)
             route = find_classifier(self._router)
             checked = as_images(np.concatenate(images_read), route.model.image_signature)
             encoder = PredictionsEncoder(route, None, len(checked))
-            rows = await call.run(checked.tobytes(), encoder, call.deadline_s)
+            answered = await call.run(checked.tobytes(), encoder, call.deadline_s)
+            rows = answered.times(factors)
         with_image = "image" in call.plan.query
         size = len(read) * _ITEM_BYTES
         return await call.work(write_report, read, rows, reject_below, with_image, size=size)
@@ -102,10 +105,10 @@ def write_report(
     answers = iter(
         [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
     )
-    for name, image in read:
+    for name, found in read:
         item: dict[str, Any] = {"name": name} if name else {}
-        if isinstance(image, DigitsError):
-            item["error"] = str(image)
+        if isinstance(found, DigitsError):
+            item["error"] = str(found)
         else:
             digit, label, probabilities = next(answers)
             item["digit"] = int(digit)
@@ -114,6 +117,6 @@ def write_report(
             item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
             item["rejected"] = item["probability"] < reject_below
             if with_image:
-                item["image"] = base64.b64encode(image.tobytes()).decode()
+                item["image"] = base64.b64encode(found[0].tobytes()).decode()
         items.append(item)
     return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})

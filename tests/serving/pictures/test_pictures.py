@@ -17,7 +17,7 @@ from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 from serving.pictures import decoder
-from serving.pictures.reader import from_picture
+from serving.pictures.reader import from_picture, read_digit
 from tests.support.pictures.random_pictures import read_all
 from training.data.mnist import Mnist
 from training.lab.handwriting.drawing import (
@@ -27,6 +27,7 @@ from training.lab.handwriting.drawing import (
     draw,
     font_glyph,
     framed,
+    png,
     row,
     stroke_glyph,
 )
@@ -379,6 +380,19 @@ def test_drawn_digits_are_recognised(classifier: Classifier, population: str) ->
     for on_paper in (False, True):
         pictures = draw(population, 20, seed=5, on_paper=on_paper)
         assert accuracy(classifier, pictures) >= 0.5
+
+
+def test_letters_are_doubted_and_digits_are_not() -> None:
+    rng = np.random.default_rng(1)
+
+    def factor(text: str) -> float:
+        try:
+            return read_digit(io.BytesIO(png(255 - np.asarray(font_glyph(text, 60, rng)))))[1]
+        except InvalidRequest:  # a letter such as M may look like several digits
+            return 0.0
+
+    assert np.mean([factor(digit) == 1 for digit in "0123456789" * 2]) >= 0.9
+    assert np.mean([factor(letter) < 0.2 for letter in "AEFHKNRTVX" * 2]) >= 0.9
 
 
 @pytest.mark.parametrize(
