@@ -46,13 +46,11 @@ class Processes:
             job_s: a process that has a job for longer is ended.
             idle_s: when all that have nothing to do end.
         """
-        self._number = number
-        self._share = max(1, number - 1)
+        self._number, self._share = number, max(1, number - 1)
         self._job_s, self._idle_s = job_s, idle_s
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[Job]] = {}
         """By caller; the one whose turn is next is the first."""
-        self._num_waiting = 0
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._workers: set[Worker] = set()  # it and the next are the thread's
@@ -76,13 +74,13 @@ class Processes:
         job = Job(owner, function, args)
         with self._lock:
             waiting = self._waiting.get(owner, ())
-            is_full = len(waiting) >= MAX_WAITING_OF_ONE or self._num_waiting >= MAX_WAITING
+            num_waiting = sum(map(len, self._waiting.values()))
+            is_full = len(waiting) >= MAX_WAITING_OF_ONE or num_waiting >= MAX_WAITING
             if (owner and is_full) or self._is_closed:
                 raise Overloaded("too many pictures wait")
             if self._thread is None:
                 self._start()
             self._waiting.setdefault(owner, deque()).append(job)
-            self._num_waiting += 1
         job.future.add_done_callback(partial(self._forget_cancelled, owner))
         self._wake()
         return job.future
@@ -117,7 +115,6 @@ class Processes:
         with self._lock:
             jobs = self._waiting.pop(owner, deque())
             kept = deque(job for job in jobs if job.future is not future)
-            self._num_waiting -= len(jobs) - len(kept)
             if kept:
                 self._waiting[owner] = kept  # and have their turn last
         self._wake()
@@ -165,11 +162,9 @@ class Processes:
                 if owner and running[owner] >= self._share:
                     continue
                 jobs = self._waiting.pop(owner)
-                job = jobs.popleft()
-                self._num_waiting -= 1
-                if jobs:
-                    self._waiting[owner] = jobs
-                return job
+                if len(jobs) > 1:
+                    self._waiting[owner] = jobs  # and has its next turn last
+                return jobs.popleft()
         return None
 
     def _begin(self, job: Job) -> None:

@@ -143,7 +143,7 @@ def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
     pool = make(2)
     submit = partial(pool.submit, "many", time.sleep, 600)
     submit()
-    wait_until(lambda: not pool._num_waiting)
+    wait_until(lambda: not pool._waiting)
     for _ in range(processes.MAX_WAITING_OF_ONE):
         submit()
     with pytest.raises(Overloaded):
@@ -156,7 +156,7 @@ def test_job_that_is_given_up_while_it_waits_keeps_nothing(
 ) -> None:
     pool = make(2)
     running = pool.submit("many", time.sleep, 600)
-    wait_until(lambda: not pool._num_waiting)
+    wait_until(lambda: not pool._waiting)
     kept = Kept()
     memory = weakref.ref(kept)
     for _ in range(2 * processes.MAX_WAITING_OF_ONE):  # they would be too many
