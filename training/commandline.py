@@ -30,6 +30,7 @@ def import_tensorflow(cache: Path) -> None:
         cache: a folder where libraries keep files that they would put into the home.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # a GPU may have other users
     os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     with _silenced_stderr():  # no setting covers its first lines
