@@ -1,4 +1,4 @@
-"""The command line: get the data, train, export, report."""
+"""The command line: get the data, label pictures, train, export, report."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from serving import installation
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES
+from training.data import labelling
 from training.data.extra import Extra
 from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        if arguments.command != "data":
+        if arguments.command not in ("data", "label"):
             installation.require(*EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
@@ -46,6 +47,11 @@ def _data(arguments: argparse.Namespace) -> None:
     num_training, num_test = len(data.train_labels), len(data.test_labels)
     print(f"{num_training:,} training and {num_test:,} test images, every file's digest is right")
     print(arguments.data_dir or cache_dir())
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    """Ask for the labels of a user's own pictures."""
+    print(labelling.label(arguments.folder))
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -136,6 +142,7 @@ def _fail(reason: str, code: int) -> int:
 
 COMMANDS = {
     "data": _data,
+    "label": _label,
     "train": _train,
     "export": _export,
     "report": _report,

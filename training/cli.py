@@ -13,6 +13,10 @@ from training.config import RECIPES
 _TRAIN = """\
   python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
 """
+_LABEL = """\
+  digit-serving classify scans/ --reject-below 0.9 --collect own     copies uncertain pictures
+  python -m training label own                                       asks which digits they are
+"""
 _EXPORT = """\
   python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
 """
@@ -36,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     add("data", "get MNIST, verify it, and print where it is")
+    label = commands.add_parser(
+        "label", **command_help("ask which digits your pictures are, to train on them", _LABEL)
+    )
+    label.add_argument("folder", type=Path, metavar="DIR",
+        help="folder with pictures, also in folders of it; each is moved into DIR/0 to DIR/9, or "
+        "DIR/none")  # fmt: skip
     train = add("train", "train the network, and write its model and report", _TRAIN)
     export = add("export", "publish the trained model as the next version to serve", _EXPORT)
     report = add("report", "write the report on the trained model again")
