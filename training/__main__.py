@@ -62,7 +62,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from training.fitting.trainer import device
     from training.report import report
 
-    recipe = RECIPES[arguments.recipe]
+    recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
     if sys.stdout.isatty():

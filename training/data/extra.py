@@ -13,7 +13,7 @@ from training.errors import DataError
 
 HELD_OUT = 5
 """One picture of this many is held out, of each digit."""
-_WEIGHT = 0.05
+_WEIGHT = 0.02
 """Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
 _MAX_COPIES = 50
 
