@@ -54,16 +54,18 @@ def draw(population: str, number: int, seed: int, *, on_paper: bool) -> list[Pic
 
 
 def font_glyph(
-    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS
-) -> Image.Image:
-    """Set a digit, or any text, in some font, turned by up to 15 degrees: ink is 255."""
+    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS,
+    turn_deg: float = 15,
+) -> Image.Image:  # fmt: skip
+    """Set a digit, or any text, in some font, turned by up to some degrees: ink is 255."""
     font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), height * 1.4)
     left, top, right, bottom = font.getbbox(str(digit))
     margin = height // 2
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
     image = Image.new("L", size)
     ImageDraw.Draw(image).text((margin - left, margin - top), str(digit), 255, font)
-    return image.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
+    angle = rng.uniform(-turn_deg, turn_deg) if turn_deg else 0
+    return image.rotate(angle, Image.Resampling.BICUBIC)
 
 
 def stroke_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
@@ -95,9 +97,9 @@ def pen_glyph(
 
     Args:
         lines: (N, 2) points each.
-        height: of a digit that is upright, in pixels.
+        height: of an upright digit, in pixels.
         shape: (2, 2), the linear map that slants and turns the points.
-        pen: half its width, in half heights.
+        pen: its width, in heights.
         rng: moves the points.
     """
     radius = height * pen  # at twice the size
