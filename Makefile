@@ -2,7 +2,7 @@
 #   DEVICE=cpu|cuda  which install (default: cuda where nvidia-smi answers; gpu is cuda, too);
 #                    a switch rebuilds .venv
 #   PYTHON=...       the interpreter to build .venv from, 3.11 to 3.14
-#   RECIPE=...       the training recipe: default, seed or best
+#   RECIPE=...       the training recipe: default, seed, best, or fine-tune, the default with EXTRA
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
 #   SEEDS=...        how many worlds `make simulate` runs
@@ -20,7 +20,6 @@ override DEVICE := $(DEVICE:gpu=cuda)
 ifeq ($(filter cpu cuda,$(DEVICE)),)
 $(error DEVICE is cpu or cuda, not '$(DEVICE)')
 endif
-RECIPE ?= default
 SOAK_S ?= 1800
 SEEDS ?= 1000
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -33,7 +32,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 train: $(INSTALLED)  ## get MNIST, fit the network, write artifacts/
-	$(RUN) -m training train --recipe $(RECIPE) $(if $(RESUME),--resume) $(if $(EXTRA),--extra "$(EXTRA)")
+	$(RUN) -m training train $(if $(RECIPE),--recipe $(RECIPE)) $(if $(RESUME),--resume) $(if $(EXTRA),--extra "$(EXTRA)")
 
 export: $(INSTALLED)  ## write the next version under models/digits/
 	$(RUN) -m training export
@@ -45,7 +44,7 @@ serve-edge: $(INSTALLED) .venv-edge/.installed  ## two servers behind Envoy with
 	$(RUN) -m deploy.serve_edge
 
 demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 test images
-	$(RUN) -m training train --recipe $(RECIPE)
+	$(RUN) -m training train $(if $(RECIPE),--recipe $(RECIPE))
 	$(RUN) -m training export
 	$(RUN) -m deploy.demo
 

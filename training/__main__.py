@@ -1,4 +1,4 @@
-"""The command line: get the data, train, export, report."""
+"""The command line: get the data, label pictures, train, export, report."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from serving import installation
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES
+from training.data import labelling
 from training.data.extra import Extra
 from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        if arguments.command != "data":
+        if arguments.command not in ("data", "label"):
             installation.require(*EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
@@ -48,6 +49,11 @@ def _data(arguments: argparse.Namespace) -> None:
     print(arguments.data_dir or cache_dir())
 
 
+def _label(arguments: argparse.Namespace) -> None:
+    """Ask for the labels of a user's own pictures."""
+    print(labelling.label(arguments.folder))
+
+
 def _train(arguments: argparse.Namespace) -> None:
     """Train, showing every epoch, and write the report."""
     extra = _load_extra(arguments.extra)
@@ -56,7 +62,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from training.fitting.trainer import device
     from training.report import report
 
-    recipe = RECIPES[arguments.recipe]
+    recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
     print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
     if sys.stdout.isatty():
@@ -136,6 +142,7 @@ def _fail(reason: str, code: int) -> int:
 
 COMMANDS = {
     "data": _data,
+    "label": _label,
     "train": _train,
     "export": _export,
     "report": _report,

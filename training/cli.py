@@ -13,6 +13,10 @@ from training.config import RECIPES
 _TRAIN = """\
   python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
 """
+_LABEL = """\
+  digit-serving classify scans/ --reject-below 0.9 --collect own     copies uncertain pictures
+  python -m training label own                                       asks which digits they are
+"""
 _EXPORT = """\
   python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
 """
@@ -36,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     add("data", "get MNIST, verify it, and print where it is")
+    label = commands.add_parser(
+        "label", **command_help("ask which digits your pictures are, to train on them", _LABEL)
+    )
+    label.add_argument("folder", type=Path, metavar="DIR",
+        help="folder with pictures, also in folders of it; each is moved into DIR/0 to DIR/9, or "
+        "DIR/none")  # fmt: skip
     train = add("train", "train the network, and write its model and report", _TRAIN)
     export = add("export", "publish the trained model as the next version to serve", _EXPORT)
     report = add("report", "write the report on the trained model again")
@@ -49,9 +59,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--recipe", choices=RECIPES, default="default",
+    add("--recipe", choices=RECIPES,
         help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
-        "teachers and takes forty-five")  # fmt: skip
+        "teachers and takes forty-five; fine-tune continues the bundled model, in one (default: "
+        "default, with --extra fine-tune)")  # fmt: skip
     add("--extra", type=Path, metavar="DIR",
         help="train on your own digits, too: pictures in DIR/0 to DIR/9; one in five is held out, "
         "and the report says how many of those are read correctly (needs the extra "

@@ -94,8 +94,8 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--collect", type=Path, metavar="DIR",
-        help="copy those pictures into DIR/unsure/GUESS; moved on into DIR/0 to DIR/9, they are "
-        "input of `python -m training train --extra DIR`")  # fmt: skip
+        help="copy those pictures into DIR/unsure/GUESS; `python -m training label DIR` asks which "
+        "digits they are, to train on")  # fmt: skip
     _add_pictures(parser)
     _add_table(parser)
 

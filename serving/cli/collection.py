@@ -17,7 +17,7 @@ UNSURE = "unsure"
 class Collection:
     """Copies pictures into DIR/unsure/GUESS, each content once.
 
-    Moved on into DIR/0 to DIR/9, they are input for `python -m training train --extra DIR`.
+    `python -m training label DIR` moves them on into DIR/0 to DIR/9, which `train --extra` reads.
     """
 
     def __init__(self, folder: Path) -> None:

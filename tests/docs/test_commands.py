@@ -49,7 +49,7 @@ def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments
 
 @pytest.mark.parametrize("way", [1, 2])
 def test_commands_of_the_makefile_are_ones_that_the_programs_take(way: int) -> None:
-    text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("$(RECIPE)", "default")
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("e $(RECIPE)", "e seed")
     text = text.replace("$(PEERS)", "")
     text = re.sub(r'"\$\(EXTRA\)"', "own", text.replace("$(filter cpu,$(DEVICE))", "$(CPU)"))
     text = re.sub(r"\$\(if \$\(\w+\),([^,()]*),?([^()]*)\)", rf"\{way}", text)

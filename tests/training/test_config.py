@@ -20,7 +20,7 @@ def test_seed_recipe_is_the_tutorials() -> None:
 
 def test_recipes_are_these_and_only_best_has_teachers() -> None:
     teachers = {name: recipe.distillation is not None for name, recipe in RECIPES.items()}
-    assert teachers == {"seed": False, "default": False, "best": True}
+    assert teachers == {"seed": False, "default": False, "best": True, "fine-tune": False}
 
 
 @pytest.mark.parametrize(

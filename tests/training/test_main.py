@@ -18,13 +18,13 @@ def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> No
     monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
-@pytest.mark.parametrize("command", ["", "data", "train", "export", "report"])
+@pytest.mark.parametrize("command", ["", "data", "label", "train", "export", "report"])
 def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert f"usage: python -m training {command}".strip() in text
-    assert command == "" or "--data-dir PATH" in text
+    assert command in ("", "label") or "--data-dir PATH" in text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from training.errors import DataError
 
 HELD_OUT = 5
 """One picture of this many is held out, of each digit."""
-_WEIGHT = 0.05
+_WEIGHT = 0.02
 """Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
 _MAX_COPIES = 50
 
@@ -62,7 +62,7 @@ def load(folder: Path) -> Extra:
         readable: list[_Labelled] = []
         for picture in pictures:
             try:
-                readable.append((_read(picture.path), digit))
+                readable.append((read(picture.path), digit))
             except ValueError as err:
                 unreadable.append(f"{picture.path}: {err}")
         num_held_out = len(readable) // HELD_OUT
@@ -115,8 +115,11 @@ def _files(folder: Path) -> Iterator[_Picture]:
                 yield _Picture(hashlib.sha256(path.read_bytes()).hexdigest(), path, digit)
 
 
-def _read(path: Path) -> Images:
+def read(path: Path) -> Images:
     """Read a picture as an image, as the server will read its like.
+
+    Returns:
+        (784,) uint8, 0 = background, 255 = ink.
 
     Raises:
         ValueError: it can't be read; the text says why.

@@ -1,18 +1,37 @@
 """The networks: the served one, with the same layers in every recipe, and the teachers'."""
 
+from importlib.resources import files
+
 import keras
+import numpy as np
+import onnx
 from keras import layers
+from onnx import numpy_helper
 
 from training.config import Recipe
 
 
 def build(recipe: Recipe) -> keras.Model:
-    """Build the untrained network; keras.utils.set_random_seed determines its first weights.
+    """Build the network; keras.utils.set_random_seed determines its first weights, if random.
 
     Returns:
         (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities.
     """
-    return _mlp(recipe) if recipe.network == "mlp" else _cnn(recipe)
+    network = _mlp(recipe) if recipe.network == "mlp" else _cnn(recipe)
+    if recipe.pretrained_share:
+        mix_in_bundled(network, 1.0)
+    return network
+
+
+def mix_in_bundled(network: keras.Model, share: float) -> None:
+    """Give the bundled model's weights a share in a network's; its graph takes 0 to 255."""
+    path = files("serving") / "pretrained" / "digits" / "1" / "model.onnx"
+    tensors = onnx.load_from_string(path.read_bytes()).graph.initializer
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    weights["hidden_1/kernel"] = weights["hidden_1/kernel"] * np.float32(255)
+    for layer in network.layers:
+        layer.set_weights([share * weights[f"{layer.name}/{own.name}"] + (1 - share) * own.numpy()
+                           for own in layer.weights])  # fmt: skip
 
 
 def _mlp(recipe: Recipe) -> keras.Model:

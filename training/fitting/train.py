@@ -18,6 +18,7 @@ from training.fitting import artifacts, calibration, distillation, loop
 from training.fitting.checkpoint import Checkpoint, Progress
 from training.fitting.evaluation import evaluate, probabilities
 from training.fitting.loop import Estimate, Log
+from training.fitting.networks import mix_in_bundled
 from training.fitting.trainer import Trainer, device
 
 VALIDATION = 5_000
@@ -74,6 +75,8 @@ def train(
         if not progress.rows:
             raise
         trainer.ema.set_weights(progress.best)
+    if recipe.pretrained_share:
+        mix_in_bundled(trainer.ema, recipe.pretrained_share)
     metrics = {
         "recipe": recipe.name,
         "seed": seed,

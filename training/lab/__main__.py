@@ -1,4 +1,4 @@
-"""`python -m training.lab {pictures,evaluate,fit}`: instruments, not installed."""
+"""`python -m training.lab {pictures,evaluate,fit,own}`: instruments, not installed."""
 
 import argparse
 import sys
@@ -12,7 +12,9 @@ from serving.commandline import values
 from serving.commandline.progress import Bar
 from serving.pictures.rejecter import WEIGHTS
 from serving.pictures.text.candidates import NUM_MEASURES
-from training.data.mnist import Mnist
+from training.commandline import import_tensorflow
+from training.config import RECIPES
+from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError
 from training.lab.handwriting import drawing, evaluation, examples, fitting, reliability
 from training.lab.handwriting.evaluation import Outcome
@@ -79,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--output", type=Path, default=WEIGHTS, metavar="FILE",
         help="or a folder, for rejecter.npz in it (serving/pictures)")  # fmt: skip
+    add = _command(commands, "own", _own, "print how much a person's own pictures gain")
+    add("--hands", type=int, nargs="+", default=[2, 3, 4, 5], metavar="N",
+        help="their numbers (2 3 4 5)")  # fmt: skip
+    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="of trainings (0 1)")
+    add("--digits", choices=("test", "validation"), default="test", help="as of evaluate (test)")
     return parser
 
 
@@ -146,6 +153,22 @@ def _fit(options: argparse.Namespace) -> int:
     output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
     fit.save(output)
     print(f"{output}: {output.stat().st_size} bytes")
+    return 0
+
+
+def _own(options: argparse.Namespace) -> int:
+    import_tensorflow(cache_dir().parent)
+    from training.fitting.train import split
+    from training.lab.handwriting import own
+
+    mnist = Mnist.load(options.data_dir)
+    digits = mnist.test if options.digits == "test" else split(mnist, RECIPES["fine-tune"])[1]
+    print("| hand | seed |", *(f"{name.replace('_', ' ')} |" for name in own.Gain._fields))
+    print("|---" * (2 + len(own.Gain._fields)) + "|")
+    for hand in options.hands:
+        gains = own.measure(mnist, digits, hand, options.seeds)
+        for seed, gain in zip(options.seeds, gains, strict=True):
+            print(f"| {hand} | {seed} |", *(f"{value:.0f} |" for value in gain), flush=True)
     return 0
 
 

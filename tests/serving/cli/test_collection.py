@@ -1,4 +1,4 @@
-"""`classify --collect`: unsure pictures are kept, to be labelled by moving them."""
+"""`classify --collect`: unsure pictures are kept, to be labelled."""
 
 from pathlib import Path
 

@@ -2,8 +2,11 @@ import keras
 import numpy as np
 import pytest
 
+from serving import Classifier
 from training.config import RECIPES, SEED, TEACHER, Recipe
+from training.data.mnist import Mnist
 from training.fitting import networks
+from training.fitting.evaluation import probabilities
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -34,6 +37,14 @@ def test_same_seed_gives_the_same_first_weights() -> None:
         weights.append(networks.build(SEED).get_weights()[0])
     assert np.array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
+
+
+def test_fine_tuning_begins_with_the_bundled_model(mnist_sample: Mnist) -> None:
+    images = mnist_sample.test_images[:100]
+    with Classifier.pretrained() as classifier:
+        expected = classifier.classify(images).probabilities
+    answers = probabilities(networks.build(RECIPES["fine-tune"]), images)
+    np.testing.assert_allclose(answers, expected, atol=1e-5)  # other orders of summation
 
 
 def test_teacher_answers_with_probabilities() -> None:

@@ -54,16 +54,18 @@ def draw(population: str, number: int, seed: int, *, on_paper: bool) -> list[Pic
 
 
 def font_glyph(
-    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS
-) -> Image.Image:
-    """Set a digit, or any text, in some font, turned by up to 15 degrees: ink is 255."""
+    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS,
+    turn_deg: float = 15,
+) -> Image.Image:  # fmt: skip
+    """Set a digit, or any text, in some font, turned by up to some degrees: ink is 255."""
     font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), height * 1.4)
     left, top, right, bottom = font.getbbox(str(digit))
     margin = height // 2
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
     image = Image.new("L", size)
     ImageDraw.Draw(image).text((margin - left, margin - top), str(digit), 255, font)
-    return image.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC)
+    angle = rng.uniform(-turn_deg, turn_deg) if turn_deg else 0
+    return image.rotate(angle, Image.Resampling.BICUBIC)
 
 
 def stroke_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Image:
@@ -71,15 +73,42 @@ def stroke_glyph(digit: int, height: int, rng: np.random.Generator) -> Image.Ima
     angle, width = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(0.7, 1.1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shape = turn @ np.array([[width, rng.uniform(-0.25, 0.1)], [0, 1]])
-    radius = height * np.exp(rng.uniform(np.log(0.02), np.log(0.15)))  # at twice the size
+    pen = np.exp(rng.uniform(np.log(0.02), np.log(0.15)))
+    return pen_glyph(tracks(str(rng.choice(STROKES[digit]))), height, shape, pen, rng)
+
+
+def tracks(text: str) -> list[np.ndarray]:
+    """Parse the lines of a digit: (N, 2) points each."""
+    lines = (line.split() for line in text.split("|"))
+    return [np.array([[float(v) for v in point.split(",")] for point in line]) for line in lines]
+
+
+def moved(points: np.ndarray, distance: float, rng: np.random.Generator) -> np.ndarray:
+    """Move (N, 2) points at random; equal ones, which make a corner, together."""
+    _, same = np.unique(points, axis=0, return_inverse=True)
+    result: np.ndarray = points + rng.normal(0, distance, points.shape)[same.ravel()]
+    return result
+
+
+def pen_glyph(
+    lines: list[np.ndarray], height: int, shape: np.ndarray, pen: float, rng: np.random.Generator
+) -> Image.Image:
+    """Draw lines of points in a box of 6 x 10, each a little moved, with a pen: ink is 255.
+
+    Args:
+        lines: (N, 2) points each.
+        height: of an upright digit, in pixels.
+        shape: (2, 2), the linear map that slants and turns the points.
+        pen: its width, in heights.
+        rng: moves the points.
+    """
+    radius = height * pen  # at twice the size
     image = Image.new("L", (4 * height, 4 * height))
-    pen = ImageDraw.Draw(image)
-    for line in str(rng.choice(STROKES[digit])).split("|"):
-        points = np.array([[float(v) for v in point.split(",")] for point in line.split()])
-        _, same = np.unique(points, axis=0, return_inverse=True)  # a corner is a point twice
-        points = points + rng.normal(0, 0.25, points.shape)[same.ravel()] - [3, 5]
+    draw = ImageDraw.Draw(image)
+    for line in lines:
+        points = moved(line, 0.25, rng) - [3, 5]
         for x, y in curve(points @ shape.T * height / 5 + 2 * height, step=radius / 3):
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
     return image.reduce(2)
 
 

@@ -103,26 +103,11 @@ def letters(rng: np.random.Generator, fonts: list[Path]) -> Levels:
             for _ in range(rng.integers(1, 4))
         ]
         height = int(rng.integers(20, 50))
-        line = np.asarray(font_glyph(" ".join(words), height, _level(rng), font))
-        lines.append(line)
+        lines.append(np.asarray(font_glyph(" ".join(words), height, rng, font, turn_deg=0)))
     width = max(line.shape[1] for line in lines)
     return np.vstack([np.pad(line, ((0, 0), (0, width - line.shape[1]))) for line in lines])[
         :1000, :1000
     ]
-
-
-class _Straight:
-    """Draws fonts as the generator does, but turns nothing."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.integers = rng.integers
-
-    def uniform(self, low: float, high: float) -> float:
-        return 0.0
-
-
-def _level(rng: np.random.Generator) -> np.random.Generator:
-    return _Straight(rng)  # type: ignore[return-value]
 
 
 def scribble(rng: np.random.Generator) -> Levels:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from training.lab.handwriting.drawing import png
 
 Levels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -61,12 +62,9 @@ def lay(ink: Levels, paper: str, rng: np.random.Generator) -> Levels:
     return np.clip(PAPERS[paper](ink / 255.0, rng), 0, 255).astype(np.uint8)
 
 
-def file_of(levels: Levels, kind: str = "PNG") -> io.BytesIO:
+def file_of(levels: Levels) -> io.BytesIO:
     """Save grey levels as a picture file in memory."""
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, kind)
-    file.seek(0)
-    return file
+    return io.BytesIO(png(levels))
 
 
 def _slope(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Floats, Floats]:
