@@ -1,7 +1,7 @@
 """MkDocs hooks: help texts, pages from outside `docs/`, and the colours of code.
 
-A line `{{ python -m PROGRAM }}` becomes the program's help texts, and `{{ FILE.md }}` one of the
-repository's own pages, whose links to `docs/` become links within it.
+Lines that say so become a program's help texts, or one of the repository's own pages, whose links to
+`docs/` become links within it.
 """
 
 import os
@@ -14,8 +14,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pygments.formatters import HtmlFormatter
 
-_PLACE = re.compile(r"(?m)^\{\{ python -m (\w+) \}\}$")
-_FILE = re.compile(r"(?m)^\{\{ (\w+\.md) \}\}$")
+_PLACE = re.compile(r"(?m)^`make docs` shows the help of `python -m (\w+)` here\.$")
+_FILE = re.compile(r"(?m)^`make docs` shows \[(\w+\.md)\]\(\.\./\1\) here\.$")
 _COMMAND = re.compile(r"(?m)^ {4}([a-z]+)(?: {2,}|$)")
 """A command in the list that the program's own help shows."""
 
