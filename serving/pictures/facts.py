@@ -55,6 +55,8 @@ class Number:
     """The digits between marks, and the marks `.`, `,`, `-`, `/` and `:`."""
     turned: int
     """Degrees by which it is turned clockwise in the picture: 0, 90, 180 or 270."""
+    sheet: tuple[tuple[int, int], ...] = ()
+    """Four corners, x and y, of the photographed sheet that it lies on; empty if none was found."""
 
     @property
     def box(self) -> Box:
@@ -79,6 +81,7 @@ def number_facts(
         "rejected": number.probability < reject_below,
         "box": number.box._asdict(),
         "turned": number.turned,
+        "sheet": number.sheet,
         "fields": [{"text": text, "box": box._asdict()} for text, box in number.fields],
         "digits": [_digit_facts(digit, with_images) for digit in number.digits],
     }

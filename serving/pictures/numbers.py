@@ -13,6 +13,7 @@ from serving.images import Images
 from serving.pictures import rejecter
 from serving.pictures.decoder import Page
 from serving.pictures.facts import Box, Field, FoundDigit, Number
+from serving.pictures.ink.sheets import find_sheet
 from serving.pictures.text import marks, runs
 from serving.pictures.text.lines import Choice, Line
 from serving.pictures.text.runs import Item, Run
@@ -59,10 +60,12 @@ class Reading:
         Raises:
             InvalidRequest: there are more.
         """
-        found = find_lines(page.grey, most, may_turn=may_turn)
+        self._sheet = find_sheet(page.grey)
+        grey = self._sheet.grey if self._sheet else page.grey
+        found = find_lines(grey, most, may_turn=may_turn)
         self._lines, self._quarters, self._share = found
-        self._shape = page.grey.shape
-        self._size = page.width, page.height
+        self._shape, self._size = grey.shape, (page.width, page.height)
+        self._scale = np.array(self._size) / page.grey.shape[::-1]
 
     @property
     def images(self) -> Images:
@@ -80,7 +83,7 @@ class Reading:
     def numbers(self, probabilities: Probabilities) -> list[Number]:
         """Return the numbers, from the top to the bottom, from the left to the right.
 
-        If there is none, all of the ink may be one, with at most SHARE_ALONE of certainty.
+        If there is none, all of the ink may be one, at most SHARE_ALONE certain; not on a sheet.
 
         Args:
             probabilities: (N, 10): of the images' classes.
@@ -89,7 +92,7 @@ class Reading:
             InvalidRequest: the classes are not the ten digits.
         """
         found = self._sure_numbers(probabilities, LONE_DOUBT)
-        if found or not (only := self._only_number(probabilities)):
+        if found or self._sheet or not (only := self._only_number(probabilities)):
             return found
         number, choice = only
         number = replace(number, probability=SHARE_ALONE * number.probability)
@@ -175,7 +178,9 @@ class Reading:
                 fields.append(Field("".join(item.text for item in each), self._box(line, box)))
         probability = math.exp(-doubt - float(np.dot(DOUBTS, facts)))
         text = "".join(field.text for field in fields)
-        return Number(text, probability, digits, tuple(fields), 90 * self._quarters)
+        corners = self._sheet.corners * self._scale if self._sheet else np.empty((0, 2))
+        sheet = tuple((round(x), round(y)) for x, y in corners.tolist())
+        return Number(text, probability, digits, tuple(fields), 90 * self._quarters, sheet)
 
     def _digit(self, line: Line, number: int, probabilities: npt.NDArray[np.float32]) -> FoundDigit:
         digit = int(probabilities.argmax())
@@ -194,11 +199,9 @@ class Reading:
              row.left + right * row.scale, row.top + bottom * row.scale),
             self._quarters, (width, height),
         )  # fmt: skip
-        x, y = self._size[0] / width, self._size[1] / height
-        left, top, right, bottom = (
-            round(at * scale) for at, scale in zip(in_page, (x, y, x, y), strict=True)
-        )
-        return Box(max(0, left), max(0, top), min(self._size[0], right), min(self._size[1], bottom))
+        corners = self._sheet.placed(in_page) if self._sheet else np.reshape(in_page, (2, 2))
+        corners = np.rint(corners * self._scale).clip(0, self._size).astype(int)
+        return Box(*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def has_several_digits(page: Page) -> bool:

@@ -76,7 +76,7 @@ def _number(of_digit: Schema) -> Schema:
     box = _object(names, **dict.fromkeys(names.split(), _COUNT))
     part = {name: of_digit[name] for name in ("digit", "probability", "probabilities")}
     return _object(
-        "text probability rejected box turned fields digits",
+        "text probability rejected box turned sheet fields digits",
         text=_text("Its digits and marks, such as 90210 or -3,14."),
         probability=_PROBABILITY,
         rejected=_YES_NO,
@@ -85,6 +85,10 @@ def _number(of_digit: Schema) -> Schema:
             "enum": [0, 90, 180, 270],
             "description": "Degrees by which it is turned clockwise in the picture.",
         },
+        sheet=_array(
+            _array(_INTEGER, minItems=2, maxItems=2),
+            description="The corners of the photographed sheet that it lies on, or none: x, y.",
+        ),
         fields=_some(
             _object("text box", text=_TEXT, box=box),
             description="The digits between marks, and the marks: . , - / :",

@@ -12,6 +12,7 @@ from training.lab.handwriting.drawing import FONTS
 from training.lab.handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
 from training.lab.handwriting.papers import file_of, lay
 from training.lab.handwriting.strings import Composed, random_string
+from training.lab.handwriting.tables import photograph_of_sheet
 from training.lab.handwriting.texts import TEXTS
 from training.lab.handwriting.workers import on_all_cores
 
@@ -58,7 +59,8 @@ COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
     "pen strokes and fonts": lambda _, rng: written(rng, FONTS),
 }
 """Pages with a number of digits next to each other on them."""
-ROWS = (*COMPOSED, *TEXTS)
+SHEETS = "sheets on tables"
+ROWS = (*COMPOSED, *TEXTS, SHEETS)
 """Pages with digits on them."""
 
 
@@ -73,7 +75,7 @@ def measure(
 
 def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
     name, seed, number = task
-    rng = np.random.default_rng([seed, [*COMPOSED, *EMPTY, *TEXTS].index(name), number])
+    rng = np.random.default_rng([seed, [*COMPOSED, *EMPTY, *TEXTS, SHEETS].index(name), number])
     picture, text = picture_of(name, digits, rng)
     found = read_numbers(picture, classifier)
     read = " ".join(number.text for number in found)
@@ -85,6 +87,8 @@ def picture_of(name: str, digits: Examples, rng: np.random.Generator) -> tuple[i
     """Make a picture file of a kind, and the text on it: "" if there is none."""
     if name in EMPTY:
         return file_of(without_digits(name, rng)), ""
+    if name == SHEETS:
+        return photograph_of_sheet(digits, rng)
     if name in COMPOSED:
         made = COMPOSED[name](digits, rng)
         return file_of(any_paper(made.ink, rng)), made.text

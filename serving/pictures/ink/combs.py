@@ -1,0 +1,63 @@
+"""Finds combs of forms: a horizontal line on which equal teeth stand, equally far apart."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import ndimage
+
+from serving.pictures.ink.parts import Mask, Numbers
+from serving.pictures.ink.strokes import MIN_SIDE, Runs, chosen_parts, parts_of
+
+MIN_TOOTH = 10
+"""Pixels of a tooth of a comb."""
+
+
+def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
+    """Find combs: a horizontal line on which equal vertical ones stand, equally far apart."""
+    bases, lines = parts_of(across.of(2 * MIN_SIDE))
+    labels, parts = parts_of(down.of(MIN_TOOTH).T)
+    grown = ndimage.maximum_filter(bases, 3)
+    standing: dict[int, list[int]] = {}
+    for number, (y, x, h, w) in enumerate(parts.tolist()):
+        base = int(grown[y + h - 3 : y + h + 2, x : x + w].max())
+        if base and w <= h / 2 and lines[base - 1, 2] <= lines[base - 1, 3] / 8:
+            standing.setdefault(base - 1, []).append(number)
+    upright, chosen = np.zeros_like(bases, np.bool_), []
+    for base, numbers in standing.items():
+        heights = parts[numbers, 2]
+        usual = np.median(heights)
+        equal = np.array(numbers)[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
+        if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
+            chosen.append(base)
+            upright |= chosen_parts(labels, equal)
+            for y, x, h, w in _between(parts[equal]):
+                upright[y : y + h, x : x + w] |= across.mask[y : y + h, x : x + w]
+    return chosen_parts(bases, np.array(chosen, np.intp)), upright
+
+
+def _between(teeth: Numbers) -> Iterator[list[int]]:
+    """Yield where teeth are missing between others, since digits touch them: y, x, h, w."""
+    teeth = teeth[np.argsort(teeth[:, 1])]
+    gaps = np.diff(teeth[:, 1])
+    for tooth, following, times in zip(teeth, teeth[1:], np.rint(gaps / gaps.min()), strict=False):
+        for step in range(1, int(times)):
+            yield np.rint(tooth + (following - tooth) * step / times).astype(np.intp).tolist()
+
+
+def _are_even(places: Numbers) -> bool:
+    """Return whether there are three or more, equally far apart; of more some may be missing."""
+    gaps = np.diff(np.sort(places))
+    if len(gaps) < 2 or gaps.min() < MIN_SIDE:
+        return False
+    times = np.rint(gaps / gaps.min()) if len(gaps) > 2 else np.ones(len(gaps))
+    return bool((np.abs(gaps / times - gaps.min()) <= np.maximum(2, 0.06 * gaps.min())).all())
+
+
+def _are_low(mask: Mask, teeth: Numbers) -> bool:
+    """Return whether teeth are far apart, or digits between them are higher: they are no ones."""
+    top, height = int(np.median(teeth[:, 0])), int(np.median(teeth[:, 2]))
+    left, right = int(teeth[:, 1].min()), int(teeth[:, 1].max())
+    if right - left >= 2.5 * height * (len(teeth) - 1):
+        return True
+    above = mask[max(0, top - height // 2) : max(0, top - height // 4), left:right]
+    return bool(above.any())
