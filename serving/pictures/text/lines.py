@@ -12,6 +12,7 @@ from serving.pictures.text import candidates, cuts, marks, path
 from serving.pictures.text.candidates import Candidates
 from serving.pictures.text.cuts import Pieces
 from serving.pictures.text.marks import Mark
+from serving.pictures.text.runs import Item
 from serving.predictions import Probabilities
 
 BIAS = 0.5
@@ -87,25 +88,32 @@ class Line(NamedTuple):
         order = np.argsort(-scores, kind="stable")
         kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
         left_out = skips(self.row, self.pieces)
-        own = [self._inside(mark) for mark in self.marks]
-        for mark, pieces in zip(self.marks, own, strict=True):
+        own = [(mark, self.inside(mark)) for mark in self.marks if mark.odds > marks.MIN_ODDS]
+        for mark, pieces in own:
             left_out[pieces] = MARK_SHARE * mark.odds / max(1, len(pieces))
         best = path.best_path(spans[kept], scores[kept], left_out)
         run = kept[best.candidates].tolist()
         used = {piece for number in run for piece in range(*spans[number])}
         is_free = ~np.isin(self.pieces.parts, self.pieces.parts[sorted(used)])
-        found = [(mark, pieces) for mark, pieces in zip(self.marks, own, strict=True)
-                 if is_free[pieces].all()]  # fmt: skip
+        found = [(mark, pieces) for mark, pieces in own if is_free[pieces].all()]
         for _, pieces in found:
             is_free[pieces] = False
         free = [mark for mark, _ in found]
         return Choice(run, probabilities, scores, best, free, self.pieces.boxes[is_free])
 
-    def _inside(self, mark: Mark) -> Numbers:
+    def inside(self, mark: Mark) -> Numbers:
         """Return the pieces of a mark."""
         boxes = self.pieces.boxes
         inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
         return np.flatnonzero(inside.all(1))
+
+    def items(self, choice: Choice) -> list[Item]:
+        """Return a path's marks and digits."""
+        items = [Item(mark.text, mark.box, mark.probability) for mark in choice.marks]
+        return items + [
+            Item(str(choice.probabilities[each].argmax()), self.candidates.boxes[each], 1.0, each)
+            for each in choice.run
+        ]
 
     def drawn_odds(self, probabilities: Probabilities) -> npt.NDArray[np.float64]:
         """Return the log odds that candidates of a drawing are whole digits: (N,)."""

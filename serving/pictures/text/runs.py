@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.pictures.ink.parts import Numbers
 
@@ -77,8 +78,7 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
         pitch = item.middle - last.middle
         if min(item.candidate, last.candidate) >= 0:
             extra = min(gap - usual_gap, pitch - usual_pitch)
-            scale = BLANK_SCALE * height + 0.15 * usual_gap
-            blank = 1 / (1 + math.exp(min(30.0, (limit - extra) / scale)))
+            blank = 1 / (1 + math.exp(min(30.0, (limit - extra) / _scale(usual_gap, height))))
         else:
             blank = float(gap > MAX_MARK_GAP * height + usual_gap)
         if ((columns > last.middle) & (columns < item.middle)).any():
@@ -97,6 +97,19 @@ def doubted(kept: list[Run], num_left_out: int) -> list[Run]:
     """Make numbers less certain by each in their row that was left out: it may be their part."""
     share = LEFT_OUT_SHARE**num_left_out
     return [Run(run.items, run.certainty * share) for run in kept]
+
+
+def blank_odds(
+    gaps: npt.NDArray[np.float64], items: list[Item], height: float
+) -> npt.NDArray[np.float64]:
+    """Return the log odds that gaps between digits are blanks, by all items of their row."""
+    usual, _, limit = _usual(sorted(items, key=lambda item: item.middle), height)
+    limit = min(limit, 9 * height)
+    return np.asarray((gaps - usual - limit) / _scale(usual, height))
+
+
+def _scale(usual_gap: float, height: float) -> float:
+    return BLANK_SCALE * height + 0.15 * usual_gap
 
 
 def _usual(items: list[Item], height: float) -> tuple[float, float, float]:
