@@ -38,10 +38,15 @@ MIN_STROKE, MAX_STROKE_WIDTH = 6.0, 0.62
 DOUBTS = 1.8, 0.6, 1.4, 1.5
 """How much the probabilities of digits, marks, blanks and the page's turn count in a number's
 doubt, the negative logarithm of its probability."""
+ROW_DOUBT, USUAL_DOUBT = 0.15, 0.05
+"""How much the probability of a row's texts among all its readings counts in a number's doubt: its
+negative logarithm above the usual one."""
+REVERSED = {"0": "0", "1": "1", "6": "9", "8": "8", "9": "6"}
+"""What the digits are that can be read upside down."""
 MIN_FITTING, FITTING_DOUBT = 0.2, 1.0
 """Of numbers that fit a pattern: the least probability, and how much their row's counts in it."""
-LEAST_DOUBT, LONE_DOUBT, ANY_DOUBT = 0.1, 0.04, 0.003
-"""The same of its least score, of a digit alone, which a scribble may be by chance, and of any.
+LEAST_DOUBT, ANY_DOUBT = 0.1, 0.003
+"""The same of its least score, and of any.
 
 All were fitted to pages of validation digits by their log loss, then raised: of the answers that
 are 90 % sure at most 1 % may be wrong."""
@@ -62,7 +67,7 @@ class Reading:
             InvalidRequest: there are more.
         """
         found = find_lines(page.grey, most, may_turn=may_turn)
-        self._lines, self._quarters, self._share = found
+        self._lines, self._quarters, self._share, self._not_reversed = found
         self._shape = page.grey.shape
         self._size = page.width, page.height
 
@@ -90,7 +95,7 @@ class Reading:
         Raises:
             InvalidRequest: the classes are not the ten digits.
         """
-        found = self._sure_numbers(probabilities, LONE_DOUBT)
+        found = self._sure_numbers(probabilities)
         if found or not (only := self._only_number(probabilities)):
             return found
         number, choice = only
@@ -109,7 +114,7 @@ class Reading:
         Raises:
             InvalidRequest: see `numbers`.
         """
-        found = self._sure_numbers(probabilities, 0.0)
+        found = self._sure_numbers(probabilities)
         if found or not (only := self._only_number(probabilities)):
             return found
         return [only[0]] if only[0].probability >= MIN_DRAWN else []
@@ -128,12 +133,12 @@ class Reading:
         for line, agreed in self._rows(probabilities):
             choice = line.choose(agreed, line.odds)
             for run in constrained.read(line, choice, pattern):
-                facts = run.certainty**FITTING_DOUBT, self._share ** DOUBTS[3]
+                facts = run.certainty**FITTING_DOUBT, self._turn_share(run) ** DOUBTS[3]
                 probability = math.prod(facts) * math.exp(-_least_doubt(run, choice))
                 found.append(self._number(line, run, choice, probability))
         return [number for number in found if number.probability >= MIN_FITTING]
 
-    def _sure_numbers(self, probabilities: Probabilities, lone_doubt: float) -> list[Number]:
+    def _sure_numbers(self, probabilities: Probabilities) -> list[Number]:
         """Return the numbers whose scores are high enough, beside anything else on the page."""
         found: list[Number] = []
         for line, agreed in self._rows(probabilities):
@@ -145,9 +150,10 @@ class Reading:
             ):
                 continue
             kept = [run for run in whole if _total(run, choice) >= MIN_BESIDE]
-            for run in runs.doubted(kept, len(whole) - len(kept)):
-                doubt = lone_doubt * (len(run.candidates) == 1)
-                doubt += self._doubt(run, choice) + _least_doubt(run, choice)
+            share = constrained.log_share(line, choice, [run.text for run in kept])
+            row_doubt = ROW_DOUBT * float(np.clip(-share - USUAL_DOUBT, 0, 20))
+            for run in kept:
+                doubt = row_doubt + self._doubt(run, choice) + _least_doubt(run, choice)
                 found.append(self._number(line, run, choice, math.exp(-doubt)))
         return found
 
@@ -184,9 +190,16 @@ class Reading:
             -np.log(np.maximum(sure, 1e-6)).sum(),
             -sum(math.log(item.probability) for item in run.items),
             -math.log(max(run.certainty, 1e-9)),
-            -math.log(self._share),
+            -math.log(self._turn_share(run)),
         )
         return float(np.dot(DOUBTS, facts))
+
+    def _turn_share(self, run: Run) -> float:
+        """Return the probability of the page's turn: some numbers read either way up."""
+        turned = "".join(REVERSED.get(each, "?") for each in run.text[::-1])
+        if len(turned) > 1 and "?" not in turned and turned != run.text:
+            return self._share * self._not_reversed
+        return self._share
 
     def _number(self, line: Line, run: Run, choice: Choice, probability: float) -> Number:
         digits = tuple(self._digit(line, int(item.text), item.candidate, choice)
@@ -197,8 +210,7 @@ class Reading:
                 boxes = np.array([item.box for item in each])
                 box = *boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()
                 fields.append(Field("".join(item.text for item in each), self._box(line, box)))
-        text = "".join(item.text for item in run.items)
-        return Number(text, probability, digits, tuple(fields), 90 * self._quarters)
+        return Number(run.text, probability, digits, tuple(fields), 90 * self._quarters)
 
     def _digit(self, line: Line, digit: int, number: int, choice: Choice) -> FoundDigit:
         probabilities = choice.probabilities[number]
@@ -247,7 +259,7 @@ def _runs(line: Line, choice: Choice) -> list[Run]:
         read = [item._replace(text="/", candidate=-1) if at in chosen else item
                 for at, item in enumerate(run.items)]  # fmt: skip
         found.append(Run(read, run.certainty * sure))
-    return runs.doubted(found, line.num_strays(choice))
+    return found
 
 
 def _may_be_alone(number: Number, choice: Choice, page_height: int) -> bool:

@@ -71,6 +71,13 @@ def read(line: Line, choice: Choice, text: str) -> list[Run]:
     return [run for run in runs if run.candidates and run.items[0].text != OTHER]
 
 
+def log_share(line: Line, choice: Choice, texts: list[str | None]) -> float:
+    """Return the log probability of a row's texts among all its readings."""
+    lattice = _lattice_of(line, choice)
+    every = _total(lattice, pattern.of_rows(pattern.ANY_NUMBER))
+    return _total(lattice, pattern.of_texts(texts)) - every
+
+
 def _lattice_of(line: Line, choice: Choice) -> _Lattice:
     boxes, pieces = line.candidates.boxes, line.pieces.boxes
     places = [(4 * first + _NEXT, 4 * last + _INK) for first, last in line.candidates.spans]

@@ -24,8 +24,6 @@ STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
 On a page, an upright stroke is more often a letter or a line than a 1."""
 MIN_LETTER = 0.35
 """Of the row's height: ink that is left out and higher is a letter."""
-MIN_STRAY = 0.15
-"""Of the row's height: ink that is left out, larger, and no letter makes a number less certain."""
 MARK_SHARE = 2.5
 """Of a mark's log odds: the score of leaving it out of digits."""
 
@@ -129,12 +127,6 @@ class Line(NamedTuple):
         """Return the boxes of pieces left out that are too high to be specks: (N, 4)."""
         heights = choice.left_out[:, 2] - choice.left_out[:, 0]
         return choice.left_out[heights > MIN_LETTER * self.row.height]
-
-    def num_strays(self, choice: Choice) -> int:
-        """Return how many pieces left out are no letters, and larger than specks."""
-        boxes = choice.left_out
-        is_large = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > MIN_STRAY * self.row.height
-        return int(is_large.sum()) - len(self.letters(choice))
 
 
 def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:

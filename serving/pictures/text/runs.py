@@ -20,10 +20,6 @@ BLANK_SCALE = 0.04
 """Of the row's height: by how much a gap must differ from that to be surely one or the other."""
 MAX_MARK_GAP = 0.8
 """Of the row's height, beyond a usual gap: a mark that is farther belongs to no digit."""
-LEFT_OUT_SHARE = 0.7
-"""Of a number's probability that another one leaves that was left out."""
-STRAY_SHARE = 0.8
-"""Of a number's probability that a mark before or after it leaves: it may be part of a digit."""
 MIN_LETTER_GAP = 0.25
 """Of the row's height, between a number and a letter."""
 
@@ -51,6 +47,11 @@ class Run(NamedTuple):
     items: list[Item]
     certainty: float
     """That it begins, goes on and ends where it does."""
+
+    @property
+    def text(self) -> str:
+        """Its characters."""
+        return "".join(item.text for item in self.items)
 
     @property
     def candidates(self) -> list[int]:
@@ -88,15 +89,8 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
         if blank > 0.5:
             runs.append(Run([], certainty))
         runs[-1].items.append(item)
-    whole = [run for run in map(_trimmed, runs) if run.candidates]
-    kept = [run for run in whole if not _is_in_word(run.items, letters, height)]
-    return doubted(kept, len(whole) - len(kept))
-
-
-def doubted(kept: list[Run], num_left_out: int) -> list[Run]:
-    """Make numbers less certain by each in their row that was left out: it may be their part."""
-    share = LEFT_OUT_SHARE**num_left_out
-    return [Run(run.items, run.certainty * share) for run in kept]
+    whole = [Run(_trimmed(run.items), run.certainty) for run in runs if run.candidates]
+    return [run for run in whole if not _is_in_word(run.items, letters, height)]
 
 
 def blank_odds(
@@ -136,17 +130,11 @@ def _usual(items: list[Item], height: float) -> tuple[float, float, float]:
     return usual, pitch + max(0.0, least - float(gaps[lower])), limit
 
 
-def _trimmed(run: Run) -> Run:
+def _trimmed(items: list[Item]) -> list[Item]:
     """Leave out marks before and after the digits, apart from a minus."""
-    items = run.items
     digits = [at for at, item in enumerate(items) if item.candidate >= 0]
-    if not digits:
-        return Run([], 0.0)
-    first = digits[0]
-    if first and items[first - 1].text == "-":
-        first -= 1
-    kept = items[first : digits[-1] + 1]
-    return Run(kept, run.certainty * STRAY_SHARE ** (len(items) - len(kept)))
+    first = digits[0] - (digits[0] > 0 and items[digits[0] - 1].text == "-")
+    return items[first : digits[-1] + 1]
 
 
 def _is_in_word(items: list[Item], letters: Numbers, height: float) -> bool:
