@@ -24,8 +24,9 @@ OTHER_ODDS, NOTHING_ODDS = -3.0, 8.0
 """The scores of a number that does not fit, and of a row without any."""
 MIN_BLANK = -9.0
 """The least log probability of a blank, and of none."""
-MIN_STROKE, MIN_SLASH = -12.0, -3.0
-"""The log odds of a digit from which a stroke may be a slash, and its least score before that."""
+MIN_STROKE, MIN_SLASH, SLASH_SCORE = -12.0, -3.0, -1.5
+"""The log odds of a digit from which a stroke may be a slash, its least score, and what being a
+slash adds: a slanted 1 is no slash, even if a pattern needs one."""
 _INK, _BLANK, _OTHER, _NEXT = range(4)
 """The nodes before each piece: after ink, after a blank, after OTHER, and before more ink."""
 
@@ -126,7 +127,7 @@ def _of_candidates(line: Line, choice: Choice) -> Floats:
     for each in np.flatnonzero(is_stroke):
         near = boxes[[other for other in choice.run if other != each]]
         odds = slash_odds(line.candidates.images[each], boxes[each], near, line.row.height)
-        scores[each, SYMBOLS.index("/")] = max(scores[each, 1], MIN_SLASH) + odds
+        scores[each, SYMBOLS.index("/")] = max(scores[each, 1], MIN_SLASH) + SLASH_SCORE + odds
     return scores
 
 

@@ -99,11 +99,11 @@ def test_only_numbers_that_fit_a_pattern_are_read(
 ) -> None:
     code, (line,), _ = run(form, "--pattern", r"90\d{3}", capsys=capsys)
     assert (code, ": 90210 (" in line) == (0, True)
-    code, out, (err,) = run(form, "--pattern", r"\d+/\d+", capsys=capsys)
+    code, out, (err,) = run(form, "--pattern", r"\d+-\d+", capsys=capsys)
     assert (code, out, err) == (
         1,
         [],
-        rf"{form}: no number found that fits \d+/\d+; `classify` reads a single digit",
+        rf"{form}: no number found that fits \d+-\d+; `classify` reads a single digit",
     )
 
 
