@@ -9,6 +9,7 @@ from serving.commandline import values
 from serving.commandline.options import add_fields, command_help
 from serving.commandline.parser import Parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
+from serving.errors import InvalidRequest
 from serving.installation import DISTRIBUTION
 
 
@@ -51,6 +52,8 @@ _READ = """\
   digit-serving read bill.jpg scans/ --csv > numbers.csv  12/05/2026 and -3,14, a row for each
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
   digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
+  digit-serving read bill.jpg --pattern '\\d+[.,]\\d{2}'    only amounts: bill.jpg: 3,14 (98.1 %)
+  digit-serving read scans/ --pattern '[A-Z]{2}\\d{20}'    letters are ink that is skipped
 """
 _INFO = """\
   digit-serving info model.onnx
@@ -106,7 +109,20 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
         "of classify; a folder of them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
+    parser.add_argument("--pattern", type=_pattern, metavar="REGEX",
+        help="read only numbers that fit this regular expression of digits, marks and blanks; "
+        "letters in it are ink that is skipped")  # fmt: skip
     _add_table(parser)
+
+
+def _pattern(text: str) -> str:
+    from serving.pictures.text.pattern import of_rows  # needs numpy, which `serve --help` does not
+
+    try:
+        of_rows(text)
+    except InvalidRequest as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+    return text
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:

@@ -95,9 +95,11 @@ def _read(options: argparse.Namespace) -> int:
     ):
         for picture, reading in readings:
             error = reading if isinstance(reading, str) else None
-            numbers = [] if error else numbers_of(reading, partial(_predictions, classifier))
+            classify = partial(_predictions, classifier)
+            numbers = [] if error else numbers_of(reading, classify, options.pattern)
             if not numbers:
-                error = error or "no number found; `classify` reads a single digit"
+                fitting = f" that fits {options.pattern}" if options.pattern else ""
+                error = error or f"no number found{fitting}; `classify` reads a single digit"
             report.add(
                 NumbersAnswer(
                     picture=picture, numbers=tuple(numbers),

@@ -14,9 +14,9 @@ from serving.pictures import rejecter
 from serving.pictures.decoder import Page
 from serving.pictures.facts import Box, Field, FoundDigit, Number
 from serving.pictures.ink.sheets import find_sheet
-from serving.pictures.text import marks, runs
+from serving.pictures.text import constrained, marks, runs
 from serving.pictures.text.lines import Choice, Line
-from serving.pictures.text.runs import Item, Run
+from serving.pictures.text.runs import Run
 from serving.pictures.text.turning import find_lines, turned_back
 from serving.predictions import Probabilities
 
@@ -39,8 +39,15 @@ MIN_STROKE, MAX_STROKE_WIDTH = 6.0, 0.62
 DOUBTS = 1.8, 0.6, 1.4, 1.5
 """How much the probabilities of digits, marks, blanks and the page's turn count in a number's
 doubt, the negative logarithm of its probability."""
-LEAST_DOUBT, LONE_DOUBT, ANY_DOUBT = 0.1, 0.04, 0.003
-"""The same of its least score, of a digit alone, which a scribble may be by chance, and of any.
+ROW_DOUBT, USUAL_DOUBT = 0.15, 0.05
+"""How much the probability of a row's texts among all its readings counts in a number's doubt: its
+negative logarithm above the usual one."""
+REVERSED = {"0": "0", "1": "1", "6": "9", "8": "8", "9": "6"}
+"""What the digits are that can be read upside down."""
+MIN_FITTING, FITTING_DOUBT = 0.2, 1.0
+"""Of numbers that fit a pattern: the least probability, and how much their row's counts in it."""
+LEAST_DOUBT, ANY_DOUBT = 0.1, 0.003
+"""The same of its least score, and of any.
 
 All were fitted to pages of validation digits by their log loss, then raised: of the answers that
 are 90 % sure at most 1 % may be wrong."""
@@ -63,7 +70,7 @@ class Reading:
         self._sheet = find_sheet(page.grey)
         grey = self._sheet.grey if self._sheet else page.grey
         found = find_lines(grey, most, may_turn=may_turn)
-        self._lines, self._quarters, self._share = found
+        self._lines, self._quarters, self._share, self._not_reversed = found
         self._shape, self._size = grey.shape, (page.width, page.height)
         self._scale = np.array(self._size) / page.grey.shape[::-1]
 
@@ -91,7 +98,7 @@ class Reading:
         Raises:
             InvalidRequest: the classes are not the ten digits.
         """
-        found = self._sure_numbers(probabilities, LONE_DOUBT)
+        found = self._sure_numbers(probabilities)
         if found or self._sheet or not (only := self._only_number(probabilities)):
             return found
         number, choice = only
@@ -110,12 +117,31 @@ class Reading:
         Raises:
             InvalidRequest: see `numbers`.
         """
-        found = self._sure_numbers(probabilities, 0.0)
+        found = self._sure_numbers(probabilities)
         if found or not (only := self._only_number(probabilities)):
             return found
         return [only[0]] if only[0].probability >= MIN_DRAWN else []
 
-    def _sure_numbers(self, probabilities: Probabilities, lone_doubt: float) -> list[Number]:
+    def fitting_numbers(self, probabilities: Probabilities, pattern: str) -> list[Number]:
+        """Return the numbers that fit a pattern.
+
+        Args:
+            probabilities: see `numbers`.
+            pattern: see `serving.pictures.text.pattern.of_rows`.
+
+        Raises:
+            InvalidRequest: see `numbers`, or the pattern is none.
+        """
+        found: list[Number] = []
+        for line, agreed in self._rows(probabilities):
+            choice = line.choose(agreed, line.odds)
+            for run in constrained.read(line, choice, pattern):
+                facts = run.certainty**FITTING_DOUBT, self._turn_share(run) ** DOUBTS[3]
+                probability = math.prod(facts) * math.exp(-_least_doubt(run, choice))
+                found.append(self._number(line, run, choice, probability))
+        return [number for number in found if number.probability >= MIN_FITTING]
+
+    def _sure_numbers(self, probabilities: Probabilities) -> list[Number]:
         """Return the numbers whose scores are high enough, beside anything else on the page."""
         found: list[Number] = []
         for line, agreed in self._rows(probabilities):
@@ -127,11 +153,11 @@ class Reading:
             ):
                 continue
             kept = [run for run in whole if _total(run, choice) >= MIN_BESIDE]
-            for run in runs.doubted(kept, len(whole) - len(kept)):
-                least = float(choice.scores[run.candidates].min())
-                doubt = LEAST_DOUBT * math.log1p(math.exp(min(50.0, 1 - least / 2))) + ANY_DOUBT
-                doubt += lone_doubt * (len(run.candidates) == 1)
-                found.append(self._number(line, run, choice, doubt))
+            share = constrained.log_share(line, choice, [run.text for run in kept])
+            row_doubt = ROW_DOUBT * float(np.clip(-share - USUAL_DOUBT, 0, 20))
+            for run in kept:
+                doubt = row_doubt + self._doubt(run, choice) + _least_doubt(run, choice)
+                found.append(self._number(line, run, choice, math.exp(-doubt)))
         return found
 
     def _only_number(self, probabilities: Probabilities) -> tuple[Number, Choice] | None:
@@ -144,7 +170,8 @@ class Reading:
             found = _runs(line, choice)
             if len(found) == 1 and not len(line.letters(choice)):
                 doubt = float(np.logaddexp(0, -odds[choice.run]).sum())
-                return self._number(line, found[0], choice, doubt), choice
+                doubt += self._doubt(found[0], choice)
+                return self._number(line, found[0], choice, math.exp(-doubt)), choice
         return None
 
     def _rows(self, probabilities: Probabilities) -> Iterator[tuple[Line, Probabilities]]:
@@ -160,30 +187,38 @@ class Reading:
                 yield line, rejecter.agreed(probabilities[start:end], line.logits)
             start = end
 
-    def _number(self, line: Line, run: Run, choice: Choice, doubt: float) -> Number:
-        digits = tuple(self._digit(line, each, choice.probabilities[each])
-                       for each in run.candidates)  # fmt: skip
+    def _doubt(self, run: Run, choice: Choice) -> float:
         sure = choice.probabilities[run.candidates].max(1)
         facts = (
             -np.log(np.maximum(sure, 1e-6)).sum(),
             -sum(math.log(item.probability) for item in run.items),
             -math.log(max(run.certainty, 1e-9)),
-            -math.log(self._share),
+            -math.log(self._turn_share(run)),
         )
+        return float(np.dot(DOUBTS, facts))
+
+    def _turn_share(self, run: Run) -> float:
+        """Return the probability of the page's turn: some numbers read either way up."""
+        turned = "".join(REVERSED.get(each, "?") for each in run.text[::-1])
+        if len(turned) > 1 and "?" not in turned and turned != run.text:
+            return self._share * self._not_reversed
+        return self._share
+
+    def _number(self, line: Line, run: Run, choice: Choice, probability: float) -> Number:
+        digits = tuple(self._digit(line, int(item.text), item.candidate, choice)
+                       for item in run.items if item.candidate >= 0)  # fmt: skip
         fields = []
         for is_mark, items in groupby(run.items, lambda item: item.candidate < 0):
-            for each in ([item] for item in items) if is_mark else [[*items]]:
+            for each in ([item] for item in items if item.text != " ") if is_mark else [[*items]]:
                 boxes = np.array([item.box for item in each])
                 box = *boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()
                 fields.append(Field("".join(item.text for item in each), self._box(line, box)))
-        probability = math.exp(-doubt - float(np.dot(DOUBTS, facts)))
-        text = "".join(field.text for field in fields)
         corners = self._sheet.corners * self._scale if self._sheet else np.empty((0, 2))
         sheet = tuple((round(x), round(y)) for x, y in corners.tolist())
-        return Number(text, probability, digits, tuple(fields), 90 * self._quarters, sheet)
+        return Number(run.text, probability, digits, tuple(fields), 90 * self._quarters, sheet)
 
-    def _digit(self, line: Line, number: int, probabilities: npt.NDArray[np.float32]) -> FoundDigit:
-        digit = int(probabilities.argmax())
+    def _digit(self, line: Line, digit: int, number: int, choice: Choice) -> FoundDigit:
+        probabilities = choice.probabilities[number]
         return FoundDigit(
             digit, float(probabilities[digit]), tuple(probabilities.tolist()),
             self._box(line, line.candidates.boxes[number].tolist()),
@@ -214,9 +249,7 @@ def has_several_digits(page: Page) -> bool:
 def _runs(line: Line, choice: Choice) -> list[Run]:
     """Split a path's digits, and the marks between them, into numbers."""
     boxes, images = line.candidates.boxes, line.candidates.images
-    items = [Item(mark.text, mark.box, mark.probability) for mark in choice.marks]
-    items += [Item(str(choice.probabilities[each].argmax()), boxes[each], 1.0, each)
-              for each in choice.run]  # fmt: skip
+    items = line.items(choice)
     found = []
     for run in runs.split(items, line.letters(choice), line.row.height):
         near = boxes[run.candidates]
@@ -229,7 +262,7 @@ def _runs(line: Line, choice: Choice) -> list[Run]:
         read = [item._replace(text="/", candidate=-1) if at in chosen else item
                 for at, item in enumerate(run.items)]  # fmt: skip
         found.append(Run(read, run.certainty * sure))
-    return runs.doubted(found, line.num_strays(choice))
+    return found
 
 
 def _may_be_alone(number: Number, choice: Choice, page_height: int) -> bool:
@@ -244,6 +277,11 @@ def _may_be_alone(number: Number, choice: Choice, page_height: int) -> bool:
         and box.right - box.left <= MAX_STROKE_WIDTH * (box.bottom - box.top)
         for box in ones
     )  # fmt: skip
+
+
+def _least_doubt(run: Run, choice: Choice) -> float:
+    least = float(choice.scores[run.candidates].min())
+    return LEAST_DOUBT * math.log1p(math.exp(min(50.0, 1 - least / 2))) + ANY_DOUBT
 
 
 def _total(run: Run, choice: Choice) -> float:

@@ -103,8 +103,10 @@ def picture_row(
     return known.row(pixels), 1.0
 
 
-def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) -> "list[Number]":
-    """Read the numbers in a picture: a photo of a note, a scan of a form, chalk on a board.
+def read_numbers(
+    source: str | Path | BinaryIO, classifier: ClassifiesImages, pattern: str | None = None
+) -> "list[Number]":
+    r"""Read the numbers in a picture: a photo of a note, a scan of a form, chalk on a board.
 
     Ruled lines and the boxes of forms are left out, strokes that belong together are joined, and
     digits that touch are cut apart. What is no digit, such as a letter or a dot, is not read.
@@ -112,6 +114,9 @@ def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) ->
     Args:
         source: path or open binary file, as for `from_picture`.
         classifier: a `Classifier` or a `Client`, of digits.
+        pattern: a regular expression, such as `\d{2}/\d{2}/\d{4}`; only numbers that fit it are
+            read. It may have digits, the marks `.` `,` `-` `/` `:`, blanks, letters (ink that is
+            skipped), `\d`, `[ ]`, `( )`, `|`, `?`, `*`, `+` and `{2,4}`.
 
     Returns:
         The numbers, from the top to the bottom and from the left to the right, each with its text,
@@ -119,26 +124,32 @@ def read_numbers(source: str | Path | BinaryIO, classifier: ClassifiesImages) ->
 
     Raises:
         InvalidRequest: not a readable picture, or too large; or the classifier's images are not
-            28 x 28.
+            28 x 28; or the pattern is none.
         ConfigurationError: Pillow or SciPy is not installed.
         DigitsError: what `classify` raises.
     """
-    return numbers_of(find_candidates(source), classifier.classify)
+    return numbers_of(find_candidates(source), classifier.classify, pattern)
 
 
-def numbers_of(reading: "Reading", classify: "Callable[[Images], Predictions]") -> "list[Number]":
+def numbers_of(
+    reading: "Reading", classify: "Callable[[Images], Predictions]", pattern: str | None = None
+) -> "list[Number]":
     """Classify the candidates and choose among them: the other part of `read_numbers`.
 
     Args:
         reading: what `find_candidates` returned.
         classify: see `Classifier.classify`; has at most BATCH images a call.
+        pattern: see `read_numbers`.
     """
     images = reading.images
     if not len(images):
         return []
     starts = range(0, len(images), BATCH)
     answers = [classify(images[start : start + BATCH]) for start in starts]
-    return reading.numbers(np.concatenate([answer.probabilities for answer in answers]))
+    probabilities = np.concatenate([answer.probabilities for answer in answers])
+    if pattern is None:
+        return reading.numbers(probabilities)
+    return reading.fitting_numbers(probabilities, pattern)
 
 
 def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "Reading":

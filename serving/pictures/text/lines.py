@@ -12,6 +12,7 @@ from serving.pictures.text import candidates, cuts, marks, path
 from serving.pictures.text.candidates import Candidates
 from serving.pictures.text.cuts import Pieces
 from serving.pictures.text.marks import Mark
+from serving.pictures.text.runs import Item
 from serving.predictions import Probabilities
 
 BIAS = 0.5
@@ -23,8 +24,6 @@ STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
 On a page, an upright stroke is more often a letter or a line than a 1."""
 MIN_LETTER = 0.35
 """Of the row's height: ink that is left out and higher is a letter."""
-MIN_STRAY = 0.15
-"""Of the row's height: ink that is left out, larger, and no letter makes a number less certain."""
 MARK_SHARE = 2.5
 """Of a mark's log odds: the score of leaving it out of digits."""
 
@@ -87,25 +86,32 @@ class Line(NamedTuple):
         order = np.argsort(-scores, kind="stable")
         kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
         left_out = skips(self.row, self.pieces)
-        own = [self._inside(mark) for mark in self.marks]
-        for mark, pieces in zip(self.marks, own, strict=True):
+        own = [(mark, self.inside(mark)) for mark in self.marks if mark.odds > marks.MIN_ODDS]
+        for mark, pieces in own:
             left_out[pieces] = MARK_SHARE * mark.odds / max(1, len(pieces))
         best = path.best_path(spans[kept], scores[kept], left_out)
         run = kept[best.candidates].tolist()
         used = {piece for number in run for piece in range(*spans[number])}
         is_free = ~np.isin(self.pieces.parts, self.pieces.parts[sorted(used)])
-        found = [(mark, pieces) for mark, pieces in zip(self.marks, own, strict=True)
-                 if is_free[pieces].all()]  # fmt: skip
+        found = [(mark, pieces) for mark, pieces in own if is_free[pieces].all()]
         for _, pieces in found:
             is_free[pieces] = False
         free = [mark for mark, _ in found]
         return Choice(run, probabilities, scores, best, free, self.pieces.boxes[is_free])
 
-    def _inside(self, mark: Mark) -> Numbers:
+    def inside(self, mark: Mark) -> Numbers:
         """Return the pieces of a mark."""
         boxes = self.pieces.boxes
         inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
         return np.flatnonzero(inside.all(1))
+
+    def items(self, choice: Choice) -> list[Item]:
+        """Return a path's marks and digits."""
+        items = [Item(mark.text, mark.box, mark.probability) for mark in choice.marks]
+        return items + [
+            Item(str(choice.probabilities[each].argmax()), self.candidates.boxes[each], 1.0, each)
+            for each in choice.run
+        ]
 
     def drawn_odds(self, probabilities: Probabilities) -> npt.NDArray[np.float64]:
         """Return the log odds that candidates of a drawing are whole digits: (N,)."""
@@ -121,12 +127,6 @@ class Line(NamedTuple):
         """Return the boxes of pieces left out that are too high to be specks: (N, 4)."""
         heights = choice.left_out[:, 2] - choice.left_out[:, 0]
         return choice.left_out[heights > MIN_LETTER * self.row.height]
-
-    def num_strays(self, choice: Choice) -> int:
-        """Return how many pieces left out are no letters, and larger than specks."""
-        boxes = choice.left_out
-        is_large = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) > MIN_STRAY * self.row.height
-        return int(is_large.sum()) - len(self.letters(choice))
 
 
 def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:

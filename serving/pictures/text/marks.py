@@ -29,8 +29,8 @@ DATE = re.compile(
 )
 DATE_ODDS, SLASH_ODDS = 5.0, -5.0
 """Log odds of two slashes that make a date, and of each other one, before it is looked at."""
-MIN_ODDS = 0.7
-"""Log odds of a small mark."""
+MIN_ODDS, WEAK_ODDS = 0.7, -4.0
+"""Log odds of a small mark, and of one that is read only if a pattern needs it."""
 MIN_SLASH = -3.0
 """Log odds of a stroke that may be a slash of a date."""
 
@@ -45,6 +45,8 @@ class Mark(NamedTuple):
     """The log odds that it is a mark."""
     box: Numbers
     """(4,) top, left, bottom, right in the row."""
+    ways: tuple[tuple[str, float], ...]
+    """Each mark that it may be, and its log odds."""
 
 
 def find_marks(row: Row) -> list[Mark]:
@@ -70,15 +72,16 @@ def find_marks(row: Row) -> list[Mark]:
                 np.minimum(boxes[part, :2], boxes[other, :2]),
                 np.maximum(boxes[part, 2:], boxes[other, 2:]),
             )
-            marks.append(Mark(":", _share(odds), odds, box))
+            marks.append(Mark(":", _share(odds), odds, box, ((":", odds),)))
             used |= {part, other}
     for part, place in zip(small, places, strict=True):
-        (other_odds, _), (odds, text) = sorted([
-            (place.point_odds(), "."), (place.comma_odds(), ","), (place.hyphen_odds(), "-"),
-        ])[1:]  # fmt: skip
-        if odds > MIN_ODDS and part not in used:
+        ways = (
+            (".", place.point_odds()), (",", place.comma_odds()), ("-", place.hyphen_odds()),
+        )  # fmt: skip
+        (other_odds, _), (odds, text) = sorted((odds, text) for text, odds in ways)[1:]
+        if odds > WEAK_ODDS and part not in used:
             sure = _share(odds) * _share(odds - other_odds)
-            marks.append(Mark(text, sure, odds, boxes[part]))
+            marks.append(Mark(text, sure, odds, boxes[part], ways))
     return marks
 
 
@@ -182,8 +185,9 @@ def slash_odds(image: npt.NDArray[np.uint8], box: Numbers, near: Numbers, unit: 
     if len(rows) < 5:
         return -9.0
     middles = ink[rows] @ np.arange(28) / ink[rows].sum(1)
-    slope, start = np.polyfit(rows, middles, 1)
-    bend = float(np.abs(middles - slope * rows - start).max())
+    middles, rows = middles - middles.mean(), rows - rows.mean()
+    slope = float(rows @ middles / (rows @ rows))
+    bend = float(np.abs(middles - slope * rows).max())
     usual = float(np.median(near[:, 2] - near[:, 0])) if len(near) else unit
     height = float(box[2] - box[0]) / max(usual, 1)
     return float(

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.pictures.ink.parts import Numbers
 
@@ -19,10 +20,6 @@ BLANK_SCALE = 0.04
 """Of the row's height: by how much a gap must differ from that to be surely one or the other."""
 MAX_MARK_GAP = 0.8
 """Of the row's height, beyond a usual gap: a mark that is farther belongs to no digit."""
-LEFT_OUT_SHARE = 0.7
-"""Of a number's probability that another one leaves that was left out."""
-STRAY_SHARE = 0.8
-"""Of a number's probability that a mark before or after it leaves: it may be part of a digit."""
 MIN_LETTER_GAP = 0.25
 """Of the row's height, between a number and a letter."""
 
@@ -52,6 +49,11 @@ class Run(NamedTuple):
     """That it begins, goes on and ends where it does."""
 
     @property
+    def text(self) -> str:
+        """Its characters."""
+        return "".join(item.text for item in self.items)
+
+    @property
     def candidates(self) -> list[int]:
         """Of its digits."""
         return [item.candidate for item in self.items if item.candidate >= 0]
@@ -77,8 +79,7 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
         pitch = item.middle - last.middle
         if min(item.candidate, last.candidate) >= 0:
             extra = min(gap - usual_gap, pitch - usual_pitch)
-            scale = BLANK_SCALE * height + 0.15 * usual_gap
-            blank = 1 / (1 + math.exp(min(30.0, (limit - extra) / scale)))
+            blank = 1 / (1 + math.exp(min(30.0, (limit - extra) / _scale(usual_gap, height))))
         else:
             blank = float(gap > MAX_MARK_GAP * height + usual_gap)
         if ((columns > last.middle) & (columns < item.middle)).any():
@@ -88,15 +89,21 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
         if blank > 0.5:
             runs.append(Run([], certainty))
         runs[-1].items.append(item)
-    whole = [run for run in map(_trimmed, runs) if run.candidates]
-    kept = [run for run in whole if not _is_in_word(run.items, letters, height)]
-    return doubted(kept, len(whole) - len(kept))
+    whole = [Run(_trimmed(run.items), run.certainty) for run in runs if run.candidates]
+    return [run for run in whole if not _is_in_word(run.items, letters, height)]
 
 
-def doubted(kept: list[Run], num_left_out: int) -> list[Run]:
-    """Make numbers less certain by each in their row that was left out: it may be their part."""
-    share = LEFT_OUT_SHARE**num_left_out
-    return [Run(run.items, run.certainty * share) for run in kept]
+def blank_odds(
+    gaps: npt.NDArray[np.float64], items: list[Item], height: float
+) -> npt.NDArray[np.float64]:
+    """Return the log odds that gaps between digits are blanks, by all items of their row."""
+    usual, _, limit = _usual(sorted(items, key=lambda item: item.middle), height)
+    limit = min(limit, 9 * height)
+    return np.asarray((gaps - usual - limit) / _scale(usual, height))
+
+
+def _scale(usual_gap: float, height: float) -> float:
+    return BLANK_SCALE * height + 0.15 * usual_gap
 
 
 def _usual(items: list[Item], height: float) -> tuple[float, float, float]:
@@ -123,17 +130,11 @@ def _usual(items: list[Item], height: float) -> tuple[float, float, float]:
     return usual, pitch + max(0.0, least - float(gaps[lower])), limit
 
 
-def _trimmed(run: Run) -> Run:
+def _trimmed(items: list[Item]) -> list[Item]:
     """Leave out marks before and after the digits, apart from a minus."""
-    items = run.items
     digits = [at for at, item in enumerate(items) if item.candidate >= 0]
-    if not digits:
-        return Run([], 0.0)
-    first = digits[0]
-    if first and items[first - 1].text == "-":
-        first -= 1
-    kept = items[first : digits[-1] + 1]
-    return Run(kept, run.certainty * STRAY_SHARE ** (len(items) - len(kept)))
+    first = digits[0] - (digits[0] > 0 and items[digits[0] - 1].text == "-")
+    return items[first : digits[-1] + 1]
 
 
 def _is_in_word(items: list[Item], letters: Numbers, height: float) -> bool:

@@ -28,6 +28,8 @@ MIN_TURNED, MIN_GAIN, MAX_LOSS = 1.0, 2.0, 10.0
 than the best, at most."""
 UPRIGHT_BONUS, MIN_SCORE = 12.0, 2.0
 """By how much the score of a turned page must be higher; and its least score, for each line."""
+UPRIGHT_ODDS = 2.0
+"""Log odds that a page is not the other way up, before its parts are looked at."""
 SCALE = 2.0
 """Of the scores' difference, as log odds."""
 MAX_TURNED_WORK = 2000
@@ -42,6 +44,8 @@ class Turned(NamedTuple):
     """How often the page is turned by 90 degrees counter-clockwise, so that it is upright."""
     probability: float
     """Of this turn, among those that were tried."""
+    not_reversed: float
+    """The probability that it is not the other way up, by its parts."""
 
 
 def find_lines(grey: Levels, most: float, *, may_turn: bool) -> Turned:
@@ -57,33 +61,34 @@ def find_lines(grey: Levels, most: float, *, may_turn: bool) -> Turned:
     """
     work = Work(most)
     found = {0: _lines(grey, work)}
-    for quarters in likely_turns(found[0]) if may_turn else ():
+    turns, odds = likely_turns(found[0]) if may_turn else ([], [math.inf, 0.0, 0.0, 0.0])
+    for quarters in turns:
         with suppress(InvalidRequest):
             left = Work(min(work.left, MAX_TURNED_WORK))
             found[quarters] = _lines(np.rot90(grey, quarters), left)
-    if len(found) == 1:  # as most pages: there is nothing to compare
-        return Turned(found[0], 0, 1.0)
-    scores = {quarters: score(lines) for quarters, lines in found.items()}
-    scores[0] += UPRIGHT_BONUS
-    return choose(found, scores)
+    best, probability = (0, 1.0) if len(found) == 1 else choose(found)
+    gain = odds[best] - odds[best - 2] + UPRIGHT_ODDS
+    return Turned(found[best], best, probability, 1 / (1 + math.exp(min(30.0, -gain / SCALE))))
 
 
-def choose(found: dict[int, list[Line]], scores: dict[int, float]) -> Turned:
-    """Choose among a page's turns, by how often it is turned by 90 degrees."""
+def choose(found: dict[int, list[Line]]) -> tuple[int, float]:
+    """Choose how often a page is turned by 90 degrees, and how probable that is."""
+    scores = {turn: score(lines) for turn, lines in found.items()}
     likely = [turn for turn in found if not turn or scores[turn] > MIN_SCORE * len(found[turn])]
+    scores[0] += UPRIGHT_BONUS
     best = max(likely, key=lambda turn: scores[turn])
-    share = sum(math.exp((scores[turn] - scores[best]) / SCALE) for turn in likely)
-    return Turned(found[best], best, 1 / share)
+    return best, 1 / sum(math.exp((scores[turn] - scores[best]) / SCALE) for turn in likely)
 
 
-def likely_turns(lines: list[Line]) -> list[int]:
-    """Return by how many quarters a page may be turned, by some of its parts."""
+def likely_turns(lines: list[Line]) -> tuple[list[int], list[float]]:
+    """Return by how many quarters a page may be turned, and its parts' log odds by each."""
     parts = [line.candidates.parts for line in lines]
     images = np.concatenate([np.empty((0, 784), np.uint8), *parts])
     images = images[:: max(1, math.ceil(len(images) / NUM_SAMPLES))].reshape(-1, 28, 28)
     odds = [_total(np.rot90(images, quarters, (1, 2))) for quarters in range(4)]
     least = max(MIN_TURNED * len(images), odds[0] + MIN_GAIN, max(odds) - MAX_LOSS)
-    return [quarters for quarters in (1, 2, 3) if odds[quarters] > least and len(images) > 1]
+    turns = [quarters for quarters in (1, 2, 3) if odds[quarters] > least and len(images) > 1]
+    return turns, odds
 
 
 def _total(images: Images) -> float:

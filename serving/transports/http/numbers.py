@@ -8,6 +8,7 @@ from serving.errors import DigitsError
 from serving.images import as_images
 from serving.pictures.facts import number_facts
 from serving.pictures.reader import find_candidates
+from serving.pictures.text.pattern import of_rows
 from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
@@ -38,7 +39,10 @@ class Numbers:
 
     async def _answer(self, call: Exchange) -> Answer:
         query = call.plan.query
-        options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query
+        pattern = query["pattern"][-1] if "pattern" in query else None
+        if pattern is not None:
+            await call.work(of_rows, pattern)
+        options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query, pattern
         items, version = [], None
         async for name, reading in read_pictures(call, _FIND):
             answer = None
@@ -64,7 +68,7 @@ class Numbers:
 
 def write_item(
     name: str, reading: "Reading | DigitsError", answer: Predictions | None, reject_below: float,
-    with_images: bool, is_drawing: bool,
+    with_images: bool, is_drawing: bool, pattern: str | None,
 ) -> str:  # fmt: skip
     """Write the numbers of a picture as JSON."""
     item: dict[str, Any] = {"name": name} if name else {}
@@ -72,6 +76,8 @@ def write_item(
         item["error"] = str(reading)
     else:
         find = reading.drawn_numbers if is_drawing else reading.numbers
+        if pattern is not None:
+            find = partial(reading.fitting_numbers, pattern=pattern)
         numbers = [] if answer is None else find(answer.probabilities)
         item["numbers"] = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
     return json.dumps(item, separators=(",", ":"))

@@ -160,6 +160,14 @@ _TOP = {
     "description": "How many of the most probable classes the answer has.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 999_999, "default": 5},
 }
+_PATTERN = {
+    "name": "pattern",
+    "in": "query",
+    "description": "Only numbers that fit this regular expression are read, such as "
+    "\\d{2}/\\d{2}/\\d{4}. It may have digits, the marks . , - / :, blanks, letters "
+    "(ink that is skipped), \\d, [ ], ( ), |, ?, *, + and {2,4}.",
+    "schema": {"type": "string", "maxLength": 200},
+}
 _DRAWING = _flag("drawing", "all ink of a picture may be one number, such as an upright stroke.")
 
 
@@ -199,7 +207,7 @@ def _numbers() -> dict[str, Any]:
         description="One picture as the body, or several as files of a form. The numbers of a "
         "picture are in reading order, each digit with its box in the picture's pixels; there may "
         "be none. Of a form's pictures, one that can't be read has an `error` instead.",
-        parameters=[*_OPTIONS, _DRAWING],
+        parameters=[*_OPTIONS, _DRAWING, _PATTERN],
         requestBody={"required": True, "content": _PICTURES},
     )
 

@@ -94,6 +94,27 @@ def test_picture_without_a_number_and_a_missing_one_are_errors(
     assert err[1].startswith(f"{tmp_path / 'no.png'}: cannot be read")
 
 
+def test_only_numbers_that_fit_a_pattern_are_read(
+    form: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, (line,), _ = run(form, "--pattern", r"90\d{3}", capsys=capsys)
+    assert (code, ": 90210 (" in line) == (0, True)
+    code, out, (err,) = run(form, "--pattern", r"\d+-\d+", capsys=capsys)
+    assert (code, out, err) == (
+        1,
+        [],
+        rf"{form}: no number found that fits \d+-\d+; `classify` reads a single digit",
+    )
+
+
+def test_bad_pattern_is_refused_in_one_line(form: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(form, "--pattern", r"\d{2", capsys=capsys)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert "--pattern: pattern" in line
+
+
 def test_processes_give_the_same_answers(
     form: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,14 @@ def test_stroke_is_a_number_in_a_drawing_only(http: HttpPeer) -> None:
     assert [number["text"] for number in of_drawing["numbers"]] == ["1"]
 
 
+@pytest.mark.parametrize(("query", "texts"), [("%5Cd%7B5%7D", ["90210"]), ("%5Cd-%5Cd", [])])
+def test_only_numbers_that_fit_a_pattern_are_answered(
+    query: str, texts: list[str], page: bytes, http: HttpPeer
+) -> None:
+    (picture,) = http.post(f"/v1/numbers?pattern={query}", page).json["pictures"]
+    assert [number["text"] for number in picture["numbers"]] == texts
+
+
 def test_what_is_less_probable_than_asked_is_rejected(page: bytes, http: HttpPeer) -> None:
     reply = http.post("/v1/numbers?reject_below=1", page)
     assert reply.json["pictures"][0]["numbers"][0]["rejected"] is True
@@ -78,6 +86,9 @@ def test_what_is_less_probable_than_asked_is_rejected(page: bytes, http: HttpPee
         (b"", "", "empty body"),
         (b"no picture", "", "expected a picture"),
         (b"x", "?reject_below=2", "reject_below"),
+        (b"x", "?pattern=%5Cd(", "missing )"),
+        (b"x", "?pattern=(%5Cd%7C1)*1(%5Cd%7C1)%7B20%7D", "simpler pattern"),
+        (b"x", f"?pattern={'1' * 201}", "at most 200"),
     ],
 )
 def test_bad_requests_are_400(body: bytes, query: str, words: str, http: HttpPeer) -> None:

@@ -131,3 +131,13 @@ def test_letter_ends_a_number_and_rejects_what_it_touches() -> None:
     letter = np.array([[0, 110, 48, 135]])
     split = runs.split(items("1234", [0, 30, 60, 140]), letter, 48.0)
     assert [[item.text for item in run.items] for run in split] == [["1", "2", "3"]]
+
+
+@pytest.mark.parametrize(("text", "is_sure"), [("668", False), ("1801", False), ("247", True)])
+def test_number_that_also_reads_upside_down_is_doubted(
+    text: str, is_sure: bool, classifier: Classifier, mnist_sample: Mnist
+) -> None:
+    page = 255 - write(text, mnist_sample.test, np.random.default_rng(5), (0.2, 0.3), "strokes")
+    (number,) = read_numbers(file_of(np.rot90(page, 2)), classifier)
+    assert (number.probability > 0.9) == is_sure
+    assert number.text == text or not is_sure

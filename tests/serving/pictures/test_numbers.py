@@ -123,7 +123,7 @@ def test_letter_next_to_digits_is_no_ink_that_touches_them() -> None:
         pieces=SimpleNamespace(boxes=boxes, parts=np.array([1, 2, 2, 3, 4])),  # type: ignore[arg-type]
         candidates=SimpleNamespace(spans=spans),  # type: ignore[arg-type]
         odds=np.empty(0), logits=np.empty((0, 11), np.float32),
-        marks=[Mark(".", 1.0, 3.0, boxes[4])],
+        marks=[Mark(".", 1.0, 3.0, boxes[4], ((".", 3.0),))],
     )  # fmt: skip
     probabilities = np.full((3, 10), 0.1, np.float32)
     touching = line.choose(probabilities, np.array([9.0, 9.0, 9.0]))
