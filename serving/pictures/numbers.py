@@ -1,9 +1,8 @@
 """Finds the numbers on a page: candidates for digits first, then, by their classes, the numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -12,23 +11,21 @@ from serving.errors import InvalidRequest
 from serving.images import Images
 from serving.pictures import rejecter
 from serving.pictures.decoder import Page
-from serving.pictures.facts import Box, Field, FoundDigit, Number
+from serving.pictures.facts import Number
 from serving.pictures.ink.sheets import find_sheet
+from serving.pictures.places import Places
 from serving.pictures.text import constrained, marks, runs
 from serving.pictures.text.lines import Choice, Line
 from serving.pictures.text.runs import Run
-from serving.pictures.text.turning import find_lines, turned_back
+from serving.pictures.text.turning import find_lines
 from serving.predictions import Probabilities
 
 NUM_DIGITS = 10
 MAX_OF_ONE = 1000
 """Candidates of a picture that should have one digit."""
-MIN_TOTAL = 6.0
-"""A number's score; what has less is none."""
-MIN_ALONE = 8.5
-"""The same of a single digit, which scribbles resemble more often than several in a row."""
-MIN_BESIDE = 0.0
-"""The same of any beside such a number."""
+MIN_TOTAL, MIN_ALONE, MIN_BESIDE = 6.0, 8.5, 0.0
+"""The least score of a number, of a single digit, which scribbles resemble more often than several
+in a row, and of any beside such a number."""
 MIN_DRAWN = 0.1
 """The probability from which a drawing shows digits."""
 SHARE_ALONE, MIN_ALONE_SHARE = 0.88, 0.28
@@ -43,7 +40,7 @@ ROW_DOUBT, USUAL_DOUBT = 0.15, 0.05
 """How much the probability of a row's texts among all its readings counts in a number's doubt: its
 negative logarithm above the usual one."""
 REVERSED = {"0": "0", "1": "1", "6": "9", "8": "8", "9": "6"}
-"""What the digits are that can be read upside down."""
+"""The digits that can be read upside down, and as which."""
 MIN_FITTING, FITTING_DOUBT = 0.2, 1.0
 """Of numbers that fit a pattern: the least probability, and how much their row's counts in it."""
 LEAST_DOUBT, ANY_DOUBT = 0.1, 0.003
@@ -70,9 +67,8 @@ class Reading:
         self._sheet = find_sheet(page.grey)
         grey = self._sheet.grey if self._sheet else page.grey
         found = find_lines(grey, most, may_turn=may_turn)
-        self._lines, self._quarters, self._share, self._not_reversed = found
-        self._shape, self._size = grey.shape, (page.width, page.height)
-        self._scale = np.array(self._size) / page.grey.shape[::-1]
+        self._lines, quarters, self._share, self._not_reversed = found
+        self._places = Places(page, self._sheet, quarters)
 
     @property
     def images(self) -> Images:
@@ -104,7 +100,7 @@ class Reading:
         number, choice = only
         number = replace(number, probability=SHARE_ALONE * number.probability)
         is_likely = number.probability >= MIN_ALONE_SHARE and _may_be_alone(
-            number, choice, self._size[1]
+            number, choice, self._places.height
         )
         return [number] if is_likely else []
 
@@ -138,7 +134,7 @@ class Reading:
             for run in constrained.read(line, choice, pattern):
                 facts = run.certainty**FITTING_DOUBT, self._turn_share(run) ** DOUBTS[3]
                 probability = math.prod(facts) * math.exp(-_least_doubt(run, choice))
-                found.append(self._number(line, run, choice, probability))
+                found.append(self._places.number(line, run, choice, probability))
         return [number for number in found if number.probability >= MIN_FITTING]
 
     def _sure_numbers(self, probabilities: Probabilities) -> list[Number]:
@@ -157,7 +153,7 @@ class Reading:
             row_doubt = ROW_DOUBT * float(np.clip(-share - USUAL_DOUBT, 0, 20))
             for run in kept:
                 doubt = row_doubt + self._doubt(run, choice) + _least_doubt(run, choice)
-                found.append(self._number(line, run, choice, math.exp(-doubt)))
+                found.append(self._places.number(line, run, choice, math.exp(-doubt)))
         return found
 
     def _only_number(self, probabilities: Probabilities) -> tuple[Number, Choice] | None:
@@ -171,7 +167,7 @@ class Reading:
             if len(found) == 1 and not len(line.letters(choice)):
                 doubt = float(np.logaddexp(0, -odds[choice.run]).sum())
                 doubt += self._doubt(found[0], choice)
-                return self._number(line, found[0], choice, math.exp(-doubt)), choice
+                return self._places.number(line, found[0], choice, math.exp(-doubt)), choice
         return None
 
     def _rows(self, probabilities: Probabilities) -> Iterator[tuple[Line, Probabilities]]:
@@ -203,40 +199,6 @@ class Reading:
         if len(turned) > 1 and "?" not in turned and turned != run.text:
             return self._share * self._not_reversed
         return self._share
-
-    def _number(self, line: Line, run: Run, choice: Choice, probability: float) -> Number:
-        digits = tuple(self._digit(line, int(item.text), item.candidate, choice)
-                       for item in run.items if item.candidate >= 0)  # fmt: skip
-        fields = []
-        for is_mark, items in groupby(run.items, lambda item: item.candidate < 0):
-            for each in ([item] for item in items if item.text != " ") if is_mark else [[*items]]:
-                boxes = np.array([item.box for item in each])
-                box = *boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()
-                fields.append(Field("".join(item.text for item in each), self._box(line, box)))
-        corners = self._sheet.corners * self._scale if self._sheet else np.empty((0, 2))
-        sheet = tuple((round(x), round(y)) for x, y in corners.tolist())
-        return Number(run.text, probability, digits, tuple(fields), 90 * self._quarters, sheet)
-
-    def _digit(self, line: Line, digit: int, number: int, choice: Choice) -> FoundDigit:
-        probabilities = choice.probabilities[number]
-        return FoundDigit(
-            digit, float(probabilities[digit]), tuple(probabilities.tolist()),
-            self._box(line, line.candidates.boxes[number].tolist()),
-            line.candidates.images[number].tobytes(),
-        )  # fmt: skip
-
-    def _box(self, line: Line, box: Sequence[int]) -> Box:
-        """Return where a box of a row is in the picture."""
-        row, (top, left, bottom, right) = line.row, box
-        height, width = self._shape
-        in_page = turned_back(
-            (row.left + left * row.scale, row.top + top * row.scale,
-             row.left + right * row.scale, row.top + bottom * row.scale),
-            self._quarters, (width, height),
-        )  # fmt: skip
-        corners = self._sheet.placed(in_page) if self._sheet else np.reshape(in_page, (2, 2))
-        corners = np.rint(corners * self._scale).clip(0, self._size).astype(int)
-        return Box(*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def has_several_digits(page: Page) -> bool:
