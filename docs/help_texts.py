@@ -1,7 +1,7 @@
 """MkDocs hooks: help texts, pages from outside `docs/`, and the colours of code.
 
-Lines that say so become a program's help texts, or one of the repository's own pages, whose links to
-`docs/` become links within it.
+Lines that say so become a program's help texts, or one of the repository's own pages, whose links
+to `docs/` become links within it.
 """
 
 import os
