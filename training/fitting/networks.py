@@ -25,6 +25,8 @@ def build(recipe: Recipe) -> keras.Model:
 
 def mix_in_bundled(network: keras.Model, share: float) -> None:
     """Give the bundled model's weights a share in a network's; its graph takes 0 to 255."""
+    if not share:
+        return
     path = files("serving") / "pretrained" / "digits" / "1" / "model.onnx"
     tensors = onnx.load_from_string(path.read_bytes()).graph.initializer
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}

@@ -61,8 +61,7 @@ def train(
         OSError: the artifacts could not be written.
     """
     training, validation = split(data, recipe)
-    if extra is not None:
-        training = join(training, extra)
+    training = training if extra is None else join(training, extra)
     identity = {"seed": seed, "extra": extra and extra.digest, **asdict(recipe)}
     log = Estimate(recipe, log)
     epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
@@ -75,8 +74,7 @@ def train(
         if not progress.rows:
             raise
         trainer.ema.set_weights(progress.best)
-    if recipe.pretrained_share:
-        mix_in_bundled(trainer.ema, recipe.pretrained_share)
+    mix_in_bundled(trainer.ema, recipe.pretrained_share)
     metrics = {
         "recipe": recipe.name,
         "seed": seed,
