@@ -185,9 +185,9 @@ def slash_odds(image: npt.NDArray[np.uint8], box: Numbers, near: Numbers, unit: 
     if len(rows) < 5:
         return -9.0
     middles = ink[rows] @ np.arange(28) / ink[rows].sum(1)
-    middles, rows = middles - middles.mean(), rows - rows.mean()
-    slope = float(rows @ middles / (rows @ rows))
-    bend = float(np.abs(middles - slope * rows).max())
+    across, along = middles - middles.mean(), rows - rows.mean()
+    slope = float(along @ across / (along @ along))
+    bend = float(np.abs(across - slope * along).max())
     usual = float(np.median(near[:, 2] - near[:, 0])) if len(near) else unit
     height = float(box[2] - box[0]) / max(usual, 1)
     return float(
