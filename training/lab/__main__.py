@@ -112,7 +112,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
     kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
     print(
-        "| pages | right | refused | wrong | wrong at 90 % | at 99 % |\n|---|---|---|---|---|---|"
+        "| pages | right | no answer | wrong | wrong of those ≥ 90 % | ≥ 99 % |\n"
+        "|---|---|---|---|---|---|"
     )
     measured = evaluation.measure(digits, options.number, options.seed, kinds)
     shown = _with_bar(measured, options.number * len(kinds))
