@@ -141,6 +141,10 @@ def numbers_of(
         classify: see `Classifier.classify`; has at most BATCH images a call.
         pattern: see `read_numbers`.
     """
+    if pattern is not None:
+        from serving.pictures.text.pattern import of_rows
+
+        of_rows(pattern)  # refuses it, even if the page has no number
     images = reading.images
     if not len(images):
         return []

@@ -61,7 +61,8 @@ def _waits(path: Path, folder: Path) -> bool:
     """Return whether a path is a visible file below a folder, without a label."""
     parts = path.relative_to(folder).parts
     is_hidden = any(part.startswith(".") for part in parts)
-    return path.is_file() and not is_hidden and parts[0] not in LABELS.values()
+    is_file = path.is_file() and not path.is_symlink()  # a relative link would lead elsewhere
+    return is_file and not is_hidden and parts[0] not in LABELS.values()
 
 
 def _label(folder: Path, waiting: list[Path], moved: list[tuple[Path, Path]]) -> bool:
@@ -69,18 +70,28 @@ def _label(folder: Path, waiting: list[Path], moved: list[tuple[Path, Path]]) ->
     place = 0
     while place < len(waiting):
         picture = waiting[place]
-        print(f"\n{place + 1} of {len(waiting)}  {picture}")
+        _show(f"\n{place + 1} of {len(waiting)}  ", str(picture))
         key = _ask(picture)
         if key == QUIT:
             return False
-        if key == UNDO and moved:
-            old, new = moved.pop()
-            place = waiting.index(new.rename(old))
-        elif key != UNDO:
-            if key:
-                moved.append((picture, _move(picture, folder / LABELS[key])))
-            place += 1
+        try:
+            if key == UNDO and moved:
+                old, new = moved.pop()
+                place = waiting.index(old)
+                waiting[place] = _move(new, old)
+            elif key != UNDO:
+                if key:
+                    moved.append((picture, _move(picture, folder / LABELS[key] / picture.name)))
+                place += 1
+        except FileNotFoundError as err:  # others change the folder, too
+            _show("left out: ", str(err))
+            place += key != UNDO
     return True
+
+
+def _show(heading: str, text: str) -> None:
+    """Print a text that has files' names, which may have control characters and any bytes."""
+    print(heading + "".join(each if each.isprintable() else "?" for each in text))
 
 
 def _ask(picture: Path) -> str:
@@ -88,7 +99,7 @@ def _ask(picture: Path) -> str:
     try:
         image = extra.read(picture)
     except ValueError as err:
-        print(f"left out: {err}")
+        _show("left out: ", str(err))
         return ""
     name = picture.parent.name
     guess = name if LABELS.get(name) == name else ""
@@ -118,13 +129,13 @@ def draw(image: Images) -> str:
     return "\n".join(f"{line}\x1b[m" for line in lines)
 
 
-def _move(picture: Path, folder: Path) -> Path:
+def _move(picture: Path, wanted: Path) -> Path:
     """Move a file; a number is added to its name if another file has it."""
-    folder.mkdir(exist_ok=True)
-    target, number = folder / picture.name, 1
+    wanted.parent.mkdir(exist_ok=True)
+    target, number = wanted, 1
     while target.exists():
         number += 1
-        target = folder / f"{picture.stem}-{number}{picture.suffix}"
+        target = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
     return picture.rename(target)
 
 

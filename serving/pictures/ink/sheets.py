@@ -168,7 +168,10 @@ def _sides(grey: Levels, edges: Points, reach: int) -> Points | None:
             return None
         moved.append(_lines(start, end))
     lines = np.array(moved)
-    return _meeting(np.roll(lines, 1, 0), lines) if num_sides >= MIN_SIDES else None
+    corners = _meeting(np.roll(lines, 1, 0), lines)
+    turns = np.roll(corners, -1, 0) - corners
+    is_convex = (_cross(turns, np.roll(turns, -1, 0)) > 0).all()
+    return corners if num_sides >= MIN_SIDES and is_convex else None
 
 
 def _line_through(x: Points, y: npt.NDArray[np.intp]) -> tuple[float, float]:
@@ -191,7 +194,7 @@ def _flattened(grey: Levels, corners: Points) -> Sheet:
     )  # fmt: skip
     levels = np.array(flat)
     levels[np.isnan(levels)] = np.nanmedian(levels)  # outside the picture
-    return Sheet(levels, corners, matrix)
+    return Sheet(levels.clip(0, 255), corners, matrix)
 
 
 def _homography(corners: Points, others: Points) -> Points:
@@ -231,4 +234,5 @@ def _projected(points: Points) -> Points:
 
 
 def _cross(one: Points, other: Points) -> Points:
-    return np.asarray(one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0])
+    with np.errstate(invalid="ignore"):  # where parallels meet
+        return np.asarray(one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0])

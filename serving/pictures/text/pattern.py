@@ -5,7 +5,9 @@ A state is a set of partial derivatives: of terms one of which the rest must fit
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache, lru_cache, reduce
+from itertools import pairwise
 from string import ascii_letters
 from typing import Any, NamedTuple
 
@@ -19,7 +21,10 @@ END, OTHER, STAY = "\n", "\t", "\0"
 """Of rows: a number ends; the next one need not fit; and no symbol at all."""
 SYMBOLS = DIGITS + MARKS + BLANK + LETTERS + END + OTHER + STAY
 MAX_LENGTH, MAX_STATES = 200, 100
-"""Of a pattern: its characters, and its states, which bound the time that it takes."""
+"""Of a pattern: its characters, and its states, which bound the time to read by it."""
+MAX_DEPTH, MAX_STEPS = 10, 100_000
+"""Of a pattern: its nested groups, and the derivatives of its parts, which bound the time to
+compile it."""
 _MANY = 1000
 """Stands for any number of repetitions."""
 _TOKEN = re.compile(
@@ -81,15 +86,19 @@ def _parsed(text: str) -> Term:
     except (re.error, OverflowError, RecursionError) as err:
         raise InvalidRequest(f"pattern {text!r}: {err}") from err
     groups: list[list[list[Term]]] = [[[]]]  # the open ones, each with its alternatives
-    for token in tokens:
+    for token, following in pairwise([*tokens, ")"]):
         if token[0] == "(":
             groups.append([[]])
+            if len(groups) - 1 > MAX_DEPTH:
+                raise InvalidRequest(f"expected a pattern of at most {MAX_DEPTH} nested groups")
         elif token == ")":
             group = groups.pop()
             groups[-1][-1].append(_either(group))
         elif token == "|":
             groups[-1].append([])
         elif bounds := _bounds(token):
+            if _bounds(following):  # possessive, to Python's parser
+                raise InvalidRequest(f"pattern {text!r}: multiple repeat")
             groups[-1][-1].append(("times", groups[-1][-1].pop(), *bounds))
         else:
             groups[-1][-1].append(_symbols(token))
@@ -144,29 +153,30 @@ def _is_empty(term: Term) -> bool:
     return term is None
 
 
-def _after(term: Term, symbol: str) -> set[Term]:
-    """Return the partial derivatives of a term by a symbol."""
+def _after(term: Term, symbol: str, steps: Iterator[int]) -> set[Term]:
+    """Return the partial derivatives of a term by a symbol; each takes one of the steps left."""
+    _require(next(steps, None) is not None)
     match term:
         case str():
             return {None} if symbol in term else set()
         case ("or", first, second):
-            return _after(first, symbol) | _after(second, symbol)
+            return _after(first, symbol, steps) | _after(second, symbol, steps)
         case ("then", first, second):
-            after = {_then(each, second) for each in _after(first, symbol)}
-            return after | _after(second, symbol) if _is_empty(first) else after
+            after = {_then(each, second) for each in _after(first, symbol, steps)}
+            return after | _after(second, symbol, steps) if _is_empty(first) else after
         case ("times", repeated, least, most) if most:
             rest = ("times", repeated, max(0, least - 1), most - (most < _MANY))
-            return {_then(each, rest) for each in _after(repeated, symbol)}
+            return {_then(each, rest) for each in _after(repeated, symbol, steps)}
     return set()
 
 
 def _compiled(term: Term, most: int) -> Automaton:
-    terms = [term]
+    terms, steps = [term], iter(range(MAX_STEPS))
     numbers = {term: 0}
 
     @cache
     def after(number: int, symbol: str) -> frozenset[int]:
-        found = _after(terms[number], symbol)
+        found = _after(terms[number], symbol, steps)
         terms.extend(found - numbers.keys())
         _require(len(terms) <= most)
         numbers.update((each, at) for at, each in enumerate(terms[len(numbers) :], len(numbers)))
@@ -186,4 +196,4 @@ def _compiled(term: Term, most: int) -> Automaton:
 
 def _require(is_simple: bool) -> None:
     if not is_simple:
-        raise InvalidRequest(f"expected a simpler pattern: of at most {MAX_STATES} states")
+        raise InvalidRequest(f"expected a simpler pattern, of at most {MAX_STATES} states")

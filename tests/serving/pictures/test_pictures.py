@@ -370,8 +370,8 @@ def test_any_bytes_are_read_or_refused(magic: bytes, rest: bytes) -> None:
 
 
 def test_random_pictures_are_read_or_refused() -> None:
-    outcomes = read_all(range(300))
-    assert min(outcomes.values()) > 30  # both happen
+    outcomes = read_all(range(100))
+    assert min(outcomes.values()) > 10  # both happen
 
 
 @pytest.mark.parametrize("population", POPULATIONS)

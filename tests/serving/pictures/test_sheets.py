@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from serving import Classifier, read_numbers
 from serving.pictures.ink.sheets import find_sheet
@@ -92,6 +93,14 @@ def test_frame_on_white_paper_is_no_sheet() -> None:
     levels[60:340, 80:520] = 0
     levels[80:320, 100:500] = 255
     assert find_sheet(levels) is None
+
+
+def test_shapes_that_are_no_sheet_seen_from_somewhere_are_left() -> None:
+    """The meeting points of this triangle's edges make no convex shape, outside the picture."""
+    picture = Image.new("L", (475, 177), 30)
+    corners = [(243.91, -40.75), (459.01, 10.21), (458.56, 210.59)]
+    ImageDraw.Draw(picture).polygon(corners, fill=230)
+    assert find_sheet(np.asarray(picture, np.float32)) is None
 
 
 def test_photographs_are_read(classifier: Classifier, mnist_sample: Mnist) -> None:

@@ -63,6 +63,14 @@ def test_keys_move_pictures_and_undo_moves_them_back(own: Path) -> None:
     assert labels(own) == ["3/c.png", "5/a.png", "8/a.png", "none/b.png"]
 
 
+def test_undo_never_replaces_a_file(own: Path) -> None:
+    old = own / "unsure" / "1" / "a.png"
+    new = labelling._move(old, own / "1" / "a.png")
+    old.write_bytes(b"another")
+    assert labelling._move(new, old) == old.with_name("a-2.png")
+    assert old.read_bytes() == b"another"
+
+
 def test_interrupt_keeps_labels(own: Path) -> None:
     (own / "1").mkdir()
     (own / "1" / "a.png").write_bytes(b"another one")
