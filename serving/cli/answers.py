@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from serving.commandline.escape import escape
 from serving.commandline.progress import Bar
 from serving.errors import ConfigurationError
 from serving.pictures.facts import Box, number_facts
@@ -112,11 +113,6 @@ def kind_of(answers: str, options: argparse.Namespace) -> str:
     if options.csv and options.json:
         raise ConfigurationError("--csv and --json exclude each other")
     return answers + (" csv" if options.csv else " json" if options.json else "")
-
-
-def escape(text: str) -> str:
-    """Escape control characters, such as a newline in a file's name or a terminal's sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_text(answer: Answer) -> None:

@@ -41,10 +41,10 @@ ROW_DOUBT, USUAL_DOUBT = 0.15, 0.05
 negative logarithm above the usual one."""
 REVERSED = {"0": "0", "1": "1", "6": "9", "8": "8", "9": "6"}
 """The digits that can be read upside down, and as which."""
-MIN_FITTING, FITTING_DOUBT = 0.2, 1.0
-"""Of numbers that fit a pattern: the least probability, and how much their row's counts in it."""
+MIN_FITTING = 0.2
+"""The least probability of a number that fits a pattern."""
 LEAST_DOUBT, ANY_DOUBT = 0.1, 0.003
-"""The same of its least score, and of any.
+"""How much a number's least score counts in its doubt, and the doubt of any number.
 
 All were fitted to pages of validation digits by their log loss, then raised: of the answers that
 are 90 % sure at most 1 % may be wrong."""
@@ -132,8 +132,8 @@ class Reading:
         for line, agreed in self._rows(probabilities):
             choice = line.choose(agreed, line.odds)
             for run in constrained.read(line, choice, pattern):
-                facts = run.certainty**FITTING_DOUBT, self._turn_share(run) ** DOUBTS[3]
-                probability = math.prod(facts) * math.exp(-_least_doubt(run, choice))
+                probability = run.certainty * self._turn_share(run) ** DOUBTS[3]
+                probability *= math.exp(-_least_doubt(run, choice))
                 found.append(self._places.number(line, run, choice, probability))
         return [number for number in found if number.probability >= MIN_FITTING]
 

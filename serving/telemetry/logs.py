@@ -12,6 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TextIO
 
+from serving.commandline.escape import escape
 from serving.config import LogFormat
 
 ACCESS = "serving.access"
@@ -144,9 +145,7 @@ class _TextFormatter(_Formatter):
         """Escape newlines and control characters."""
         line = super().format(record)
         line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
-        return _shortened(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        )
+        return _shortened(escape(line))
 
 
 class _JsonFormatter(_Formatter):

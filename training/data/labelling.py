@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.commandline.escape import escape
 from training.data import extra
 from training.data.mnist import SIDE, Images
 from training.errors import UnusableInput
@@ -70,7 +71,7 @@ def _label(folder: Path, waiting: list[Path], moved: list[tuple[Path, Path]]) ->
     place = 0
     while place < len(waiting):
         picture = waiting[place]
-        _show(f"\n{place + 1} of {len(waiting)}  ", str(picture))
+        print(f"\n{place + 1} of {len(waiting)}  {escape(str(picture))}")
         key = _ask(picture)
         if key == QUIT:
             return False
@@ -84,14 +85,9 @@ def _label(folder: Path, waiting: list[Path], moved: list[tuple[Path, Path]]) ->
                     moved.append((picture, _move(picture, folder / LABELS[key] / picture.name)))
                 place += 1
         except FileNotFoundError as err:  # others change the folder, too
-            _show("left out: ", str(err))
+            print(f"left out: {escape(str(err))}")
             place += key != UNDO
     return True
-
-
-def _show(heading: str, text: str) -> None:
-    """Print a text that has files' names, which may have control characters and any bytes."""
-    print(heading + "".join(each if each.isprintable() else "?" for each in text))
 
 
 def _ask(picture: Path) -> str:
@@ -99,7 +95,7 @@ def _ask(picture: Path) -> str:
     try:
         image = extra.read(picture)
     except ValueError as err:
-        _show("left out: ", str(err))
+        print(f"left out: {escape(str(err))}")
         return ""
     name = picture.parent.name
     guess = name if LABELS.get(name) == name else ""

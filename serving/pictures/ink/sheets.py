@@ -187,7 +187,7 @@ def _flattened(grey: Levels, corners: Points) -> Sheet:
     lengths = np.linalg.norm(np.roll(corners, -1, 0) - corners, axis=1)
     width, height = np.maximum(lengths[:2], lengths[2:])
     edge = INSET * max(width, height)
-    matrix = _homography(_corners(-edge, -edge, width + edge, height + edge), corners)
+    matrix = homography(_corners(-edge, -edge, width + edge, height + edge), corners)
     flat = Image.fromarray(grey).transform(
         (max(1, round(width)), max(1, round(height))), Image.Transform.PERSPECTIVE,
         matrix.ravel()[:8].tolist(), Image.Resampling.BICUBIC, fillcolor=float("nan"),
@@ -197,12 +197,12 @@ def _flattened(grey: Levels, corners: Points) -> Sheet:
     return Sheet(levels.clip(0, 255), corners, matrix)
 
 
-def _homography(corners: Points, others: Points) -> Points:
-    """Return the (3, 3) matrix that maps four points to four others."""
+def homography(corners: Points, others: Points) -> Points:
+    """Return the (3, 3) matrix that maps four points, also (4, 3) homogeneous, to (4, 2) others."""
     equations = [
         row
-        for point, (u, v) in zip(corners, others, strict=True)
-        for row in ([*point, 0, 0, 0, *(-u * point[:2])], [0, 0, 0, *point, *(-v * point[:2])])
+        for (x, y), (u, v) in zip(corners[:, :2], others, strict=True)
+        for row in ([x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y])
     ]
     return np.append(np.linalg.solve(np.array(equations), others.ravel()), 1).reshape(3, 3)
 

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from serving import installation
+from serving.pictures.text.pattern import MAX_LENGTH
 from serving.route import Route
 from serving.router import Router
 from serving.signature import DIGITS
@@ -166,7 +167,7 @@ _PATTERN = {
     "description": "Only numbers that fit this regular expression are read, such as "
     "\\d{2}/\\d{2}/\\d{4}. It may have digits, the marks . , - / :, blanks, letters "
     "(ink that is skipped), \\d, [ ], ( ), |, ?, *, + and {2,4}.",
-    "schema": {"type": "string", "maxLength": 200},
+    "schema": {"type": "string", "maxLength": MAX_LENGTH},
 }
 _DRAWING = _flag("drawing", "all ink of a picture may be one number, such as an upright stroke.")
 

@@ -33,8 +33,7 @@ class Polite:
         self._process = process
         self.latencies_s: np.ndarray = np.array([0.0])
         self.computed_s: np.ndarray = np.array([0.0])
-        """The server's processor time while a call waited, spent on other work first, whatever
-        else runs on the machine."""
+        """The server's processor time while a call waited; other processes do not count."""
         self.share_answered = 1.0
         """Of its calls, those that were answered; the others found the queue full."""
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from serving.__main__ import main
 from serving.cli import picture_files
-from serving.cli.answers import escape
+from serving.commandline.escape import escape
 from serving.commandline.progress import Bar
 from serving.images import Images
 from serving.pictures.reader import from_picture

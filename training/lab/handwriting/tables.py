@@ -7,6 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
+from serving.pictures.ink.sheets import homography
 from training.data.mnist import Examples
 from training.lab.handwriting.hands import write
 from training.lab.handwriting.papers import Floats, Levels, lay
@@ -50,14 +51,9 @@ def projected(
     Returns:
         Levels of the picture, 0 outside the page.
     """
-    rows = [
-        row
-        for (x, y), (u, v) in zip(corners, _rectangle(levels.shape), strict=True)
-        for row in ([x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y])
-    ]
-    matrix = np.linalg.solve(np.array(rows), _rectangle(levels.shape).ravel())
+    matrix = homography(np.asarray(corners), _rectangle(levels.shape))
     picture = Image.fromarray(levels).transform(
-        (int(size[0]), int(size[1])), Image.Transform.PERSPECTIVE, matrix.tolist(),
+        (int(size[0]), int(size[1])), Image.Transform.PERSPECTIVE, matrix.ravel()[:8].tolist(),
         Image.Resampling.BICUBIC,
     )  # fmt: skip
     return np.asarray(picture, np.float64)
