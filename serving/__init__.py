@@ -10,81 +10,55 @@ Each name is imported when it is first used, so that `import serving.client` loa
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from serving.classifier import Classifier
-    from serving.client import AsyncClient, Client
-    from serving.config import BatchingConfig
-    from serving.embedded import Model
-    from serving.errors import (
-        ConfigurationError,
-        CorruptModel,
-        DeadlineExceeded,
-        DeviceError,
-        DigitsError,
-        InvalidRequest,
-        ModelError,
-        ModelNotFound,
-        Overloaded,
-        RequestError,
-        ServingError,
-        TooLarge,
-        Unauthenticated,
-        Unavailable,
-    )
-    from serving.model.info import ModelInfo
-    from serving.pictures.facts import FoundDigit, Number
-    from serving.pictures.reader import from_picture, read_numbers
-    from serving.predictions import Prediction, Predictions
-    from serving.signature import Signature
+if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
+    from serving.classifier import Classifier as Classifier
+    from serving.client import AsyncClient as AsyncClient
+    from serving.client import Client as Client
+    from serving.config import BatchingConfig as BatchingConfig
+    from serving.embedded import Model as Model
+    from serving.errors import ConfigurationError as ConfigurationError
+    from serving.errors import CorruptModel as CorruptModel
+    from serving.errors import DeadlineExceeded as DeadlineExceeded
+    from serving.errors import DeviceError as DeviceError
+    from serving.errors import DigitsError as DigitsError
+    from serving.errors import InvalidRequest as InvalidRequest
+    from serving.errors import ModelError as ModelError
+    from serving.errors import ModelNotFound as ModelNotFound
+    from serving.errors import Overloaded as Overloaded
+    from serving.errors import RequestError as RequestError
+    from serving.errors import ServingError as ServingError
+    from serving.errors import TooLarge as TooLarge
+    from serving.errors import Unauthenticated as Unauthenticated
+    from serving.errors import Unavailable as Unavailable
+    from serving.model.info import ModelInfo as ModelInfo
+    from serving.pictures.facts import FoundDigit as FoundDigit
+    from serving.pictures.facts import Number as Number
+    from serving.pictures.reader import from_picture as from_picture
+    from serving.pictures.reader import read_numbers as read_numbers
+    from serving.predictions import Prediction as Prediction
+    from serving.predictions import Predictions as Predictions
+    from serving.signature import Signature as Signature
 
     __version__: str
 
-__all__ = [
-    "AsyncClient",
-    "BatchingConfig",
-    "Classifier",
-    "Client",
-    "ConfigurationError",
-    "CorruptModel",
-    "DeadlineExceeded",
-    "DeviceError",
-    "DigitsError",
-    "FoundDigit",
-    "InvalidRequest",
-    "Model",
-    "ModelError",
-    "ModelInfo",
-    "ModelNotFound",
-    "Number",
-    "Overloaded",
-    "Prediction",
-    "Predictions",
-    "RequestError",
-    "ServingError",
-    "Signature",
-    "TooLarge",
-    "Unauthenticated",
-    "Unavailable",
-    "from_picture",
-    "read_numbers",
-]
-
-_HOMES = {
-    "AsyncClient": "serving.client",
-    "BatchingConfig": "serving.config",
-    "Classifier": "serving.classifier",
-    "Client": "serving.client",
-    "FoundDigit": "serving.pictures.facts",
-    "Model": "serving.embedded",
-    "ModelInfo": "serving.model.info",
-    "Number": "serving.pictures.facts",
-    "Prediction": "serving.predictions",
-    "Predictions": "serving.predictions",
-    "Signature": "serving.signature",
-    "from_picture": "serving.pictures.reader",
-    "read_numbers": "serving.pictures.reader",
+_NAMES = {
+    "classifier": "Classifier",
+    "client": "AsyncClient Client",
+    "config": "BatchingConfig",
+    "embedded": "Model",
+    "errors": """
+        ConfigurationError CorruptModel DeadlineExceeded DeviceError DigitsError InvalidRequest
+        ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
+        Unavailable
+    """,
+    "model.info": "ModelInfo",
+    "pictures.facts": "FoundDigit Number",
+    "pictures.reader": "from_picture read_numbers",
+    "predictions": "Prediction Predictions",
+    "signature": "Signature",
 }
-"""The module of each public name that is no error."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:
@@ -92,6 +66,6 @@ def __getattr__(name: str) -> object:
         from serving.installation import version
 
         return version()
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "serving.errors")), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from serving.batching.parallel_run import run_shared
 from serving.config import BatchingConfig, Device, Precision
@@ -14,25 +14,84 @@ from serving.model.loaded_model import LoadedModel, load_model
 from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds, Tensor, as_feeds
 
+_Answer = TypeVar("_Answer")
 
-class Embedded:
-    """A loaded model and its share of the cores; the common part of `Model` and `Classifier`."""
 
-    def __init__(
-        self, model: LoadedModel, batching: BatchingConfig | None = None, num_processes: int = 1
-    ) -> None:
+def never() -> bool:
+    """Say that nobody has cancelled a call."""
+    return False
+
+
+class Model:
+    """Runs any ONNX model in this process; safe to call from many threads.
+
+        with Model.load("model.onnx") as model:
+            outputs = model.run(images=array)
+
+    Use it as a context manager, or call `close`.
+    """
+
+    _is_described = False
+    """Whether a version needs a manifest."""
+
+    def __init__(self, model: LoadedModel, batching: BatchingConfig | None = None) -> None:
         """Serve a loaded model; most callers use `load`.
 
         Args:
             model: the model to run.
             batching: sizes and limits.
-            num_processes: how many of these share this machine's cores.
         """
         self.batching = batching or BatchingConfig()
         self.served = model
-        self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_processes)
+        self._cores = model.engine.max_concurrent_runs or usable_cores()
         self._is_closed = False
         self._reopen: Callable[[], Self] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        version: str | int | None = None,
+        device: Device = "auto",
+        precision: Precision = "fp32",
+        *,
+        batching: BatchingConfig | None = None,
+    ) -> Self:
+        """Load a model, verify it, and check it.
+
+        One with a manifest is checked on its golden samples. Of others this finds out whether their
+        rows can be batched.
+
+        Args:
+            path: the directory of a model with `<version>/model.onnx`, such as "models/digits"; of
+                `Model`, an ONNX file, too.
+            version: which version to load, such as "3" or 3; None for the newest good one. A
+                damaged version is skipped with a warning in the log.
+            device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
+            precision: "fp32" or "int8": model.onnx or model.int8.onnx in the directory. int8 runs
+                on the CPU only, which "auto" means for it.
+            batching: `max_batch_size` is the most rows in one run, where rows can be batched; the
+                queue's limits bind only a server.
+
+        Raises:
+            ModelNotFound: no such model, or no such version of it.
+            CorruptModel: the version is damaged, differs from its manifest, answers its golden
+                samples wrongly, can't be built or served, or takes too long: 60 s of processor time
+                to read and build, 10 s to check. With version None: every version is.
+            DeviceError: the device can't be used on this machine.
+            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
+                directory can't be read.
+        """
+        path, batching = Path(path).absolute(), batching or BatchingConfig()
+        loaded = load_model(
+            path, None if version is None else str(version), device, precision,
+            batching.max_batch_size, is_described=cls._is_described,
+        )  # fmt: skip
+        model = cls(loaded, batching)
+        model._reopen = partial(
+            cls.load, path, loaded.version, device, precision, batching=batching
+        )
+        return model
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle path, version and settings; unpickling loads the model again."""
@@ -45,69 +104,6 @@ class Embedded:
     def version(self) -> str:
         """The version that new calls run on, such as "3"."""
         return self.served.version
-
-    def _refusal(self) -> Unavailable:
-        return Unavailable(f"the {type(self).__name__.lower()} is closed")
-
-    def _run_shared(self, feeds: Feeds, is_cancelled: Callable[[], bool]) -> list[Array]:
-        model, most = self.served, self.batching.max_batch_size
-        return run_shared(model.run, feeds, most, model.enough_rows, self._cores, is_cancelled)
-
-    def close(self) -> None:
-        """Refuse later calls; calls in progress finish. May be called again."""
-        self._is_closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-class Model(Embedded):
-    """Runs any ONNX model in this process; safe to call from many threads.
-
-        with Model.load("model.onnx") as model:
-            outputs = model.run(images=array)
-
-    Use it as a context manager, or call `close`.
-    """
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        version: str | int | None = None,
-        device: Device = "auto",
-        precision: Precision = "fp32",
-        *,
-        batching: BatchingConfig | None = None,
-    ) -> Self:
-        """Load a model, check it, and find out whether its rows can be batched.
-
-        Args:
-            path: an ONNX file, or the directory of a model with `<version>/model.onnx`.
-            version: which version to load, such as "3" or 3; None for the newest good one. A
-                damaged version is skipped with a warning in the log.
-            device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
-            precision: "fp32" or "int8": model.onnx or model.int8.onnx in the directory.
-            batching: `max_batch_size` is the most rows in one run, where rows can be batched.
-
-        Raises:
-            ModelNotFound: no such model, or no such version of it.
-            CorruptModel: it can't be read, built or served; the text says why.
-            DeviceError: the device can't be used on this machine.
-            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
-                directory can't be read.
-        """
-        path, batching = Path(path).absolute(), batching or BatchingConfig()
-        asked = None if version is None else str(version)
-        loaded = load_model(path, asked, device, precision, batching.max_batch_size)
-        model = cls(loaded, batching)
-        model._reopen = partial(
-            cls.load, path, loaded.version, device, precision, batching=batching
-        )
-        return model
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -142,26 +138,46 @@ class Model(Embedded):
 
         A call that is cancelled begins no further run.
         """
-        feeds, is_cancelled = as_feeds(self.served.tensors, inputs), threading.Event()
-        try:
-            return await asyncio.to_thread(self._call, feeds, is_cancelled.is_set)
-        finally:
-            is_cancelled.set()
+        return await on_thread(self._call, as_feeds(self.served.tensors, inputs))
 
-    def _call(
-        self, feeds: Feeds, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> dict[str, Array]:
-        if self._is_closed:
-            raise self._refusal()
-        model = self.served
-        num_rows = min(map(len, feeds.values())) if model.tensors.is_batchable else 1
+    def _call(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> dict[str, Array]:
+        self._check_open()
+        num_rows = min(map(len, feeds.values())) if self.served.tensors.is_batchable else 1
         try:
-            if num_rows <= self.batching.max_batch_size and num_rows <= model.enough_rows:
-                outputs = model.run(feeds)
-            else:
-                outputs = self._run_shared(feeds, is_cancelled)
+            outputs = self._outputs(feeds, num_rows, is_cancelled)
         except ModelError as err:
             from serving.model.onnx_runtime import reason_of
 
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
         return {each.name: array for each, array in zip(self.outputs, outputs, strict=True)}
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable(f"the {type(self).__name__.lower()} is closed")
+
+    def _outputs(
+        self, feeds: Feeds, num_rows: int, is_cancelled: Callable[[], bool]
+    ) -> list[Array]:
+        model, most = self.served, self.batching.max_batch_size
+        if num_rows <= most and num_rows <= model.enough_rows:
+            return model.run(feeds)
+        return run_shared(model.run, feeds, most, model.enough_rows, self._cores, is_cancelled)
+
+    def close(self) -> None:
+        """Refuse later calls; calls in progress finish. May be called again."""
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+async def on_thread(work: Callable[[Any, Callable[[], bool]], _Answer], inputs: object) -> _Answer:
+    """Do work on a thread of the event loop's executor, which is cancelled with this task."""
+    is_cancelled = threading.Event()
+    try:
+        return await asyncio.to_thread(work, inputs, is_cancelled.is_set)
+    finally:
+        is_cancelled.set()

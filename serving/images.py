@@ -1,13 +1,13 @@
 """Images: bytes, row-major; those of digits are as MNIST has them, 28 x 28, 0 = background."""
 
 import sys
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequest
 from serving.signature import Signature
+from serving.tensors import to_array
 
 _MAX_SHOWN_CHARACTERS = 80
 """Texts that come from a caller's objects are cut to this length in errors."""
@@ -58,28 +58,11 @@ def as_pixels(array: npt.ArrayLike) -> Images:
         InvalidRequest: not an array, or another dtype. Floats are refused because they may be 0..1
             or 0..255.
     """
-    images = _as_array(array)
+    images = to_array(array, "an array of images")
     if images.dtype != np.uint8:
         raise InvalidRequest(
             f"expected uint8 pixels from 0 to 255, got {str(images.dtype)[:_MAX_SHOWN_CHARACTERS]}"
         )
-    return images
-
-
-def _as_array(array: npt.ArrayLike) -> npt.NDArray[Any]:
-    if type(array) is np.ndarray:
-        return array
-    try:
-        images = np.asarray(array)
-    except (MemoryError, TimeoutError):  # as raised by a handler of a signal
-        raise
-    except Exception as err:  # ragged lists, and anything that an object's __array__ raises
-        reason = " ".join(str(err).split())[:_MAX_SHOWN_CHARACTERS]
-        raise InvalidRequest(
-            f"expected an array of images, got a {type(array).__name__}: {reason}"
-        ) from err
-    if np.ma.is_masked(array):
-        raise InvalidRequest("expected an array without masked pixels: fill them first")
     return images
 
 

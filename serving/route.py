@@ -97,11 +97,6 @@ class Route:
         """The signature of a classifier of images, else None."""
         return self.model.signature
 
-    @property
-    def image_signature(self) -> Signature:
-        """The signature of a classifier of images, of one that is."""
-        return self.model.image_signature
-
     def find(self, version: str) -> "Route | Batcher":
         """Return the receiver of calls for a version or a label; "" for calls that name none.
 

@@ -112,7 +112,8 @@ def as_array(tensor: Tensor, value: object) -> Array:
     Raises:
         InvalidRequest: it has another type or shape; the text has both.
     """
-    array = value if type(value) is np.ndarray else _new_array(tensor, value)
+    # An array of texts without a type would cut bytes off that are 0.
+    array = to_array(value, tensor, tensor.dtype if tensor.dtype.kind == "O" else None)
     if array.dtype != tensor.dtype:
         array = _converted(tensor, array, is_typed=hasattr(value, "dtype"))
     elif array.dtype.kind == "O" and not all(isinstance(each, str | bytes) for each in array.flat):
@@ -124,17 +125,23 @@ def as_array(tensor: Tensor, value: object) -> Array:
     return array
 
 
-def _new_array(tensor: Tensor, value: object) -> Array:
+def to_array(value: object, expected: object, dtype: np.dtype | None = None) -> Array:
+    """Return anything as an array.
+
+    Raises:
+        InvalidRequest: it can't be one, or has masked elements; the text has `expected`.
+    """
+    if type(value) is np.ndarray:
+        return value
     try:
-        # An array of texts without a type would cut bytes off that are 0.
-        array = np.asarray(value, tensor.dtype if tensor.dtype.kind == "O" else None)
+        array = np.asarray(value, dtype)
     except (MemoryError, TimeoutError):  # as raised by a handler of a signal
         raise
     except Exception as err:  # ragged lists, and anything that an object's __array__ raises
         reason = f"a {type(value).__name__}: {' '.join(str(err).split())}"
-        raise InvalidRequest(f"expected {tensor}, got {reason[:_MAX_SHOWN]}") from err
+        raise InvalidRequest(f"expected {expected}, got {reason[:_MAX_SHOWN]}") from err
     if np.ma.is_masked(value):
-        raise InvalidRequest(f"expected {tensor}, got a masked array: fill it first")
+        raise InvalidRequest(f"expected {expected}, got a masked array: fill it first")
     return array
 
 

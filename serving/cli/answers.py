@@ -5,188 +5,124 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
 
+from serving.cli import picture_files
 from serving.commandline.escape import escape
 from serving.commandline.progress import Bar
 from serving.errors import ConfigurationError
-from serving.pictures.facts import Box, number_facts
+from serving.pictures.facts import Box, Number, number_facts
 from serving.predictions import Predictions
 from serving.telemetry import logs
 
-if TYPE_CHECKING:
-    from serving.pictures.facts import Number
-
 _NUM_DECIMALS = 6
-HEADINGS = {
-    "digits csv": ["picture", "digit", "probability", "rejected", "error", "label"],
-    "numbers csv": ["picture", "text", "probability", "rejected", "turned", *Box._fields, "error"],
-}
+DIGIT_COLUMNS = ("picture", "digit", "probability", "rejected", "error", "label")
+NUMBER_COLUMNS = ("picture", "text", "probability", "rejected", "turned", *Box._fields, "error")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """The digit of one picture, or why there is none."""
+class Answer(NamedTuple):
+    """The answer to a picture, in each format."""
 
-    picture: str
-    digit: int | None = None
-    label: str = ""
-    """The class's label: the digit itself, of digits."""
-    probabilities: tuple[float, ...] = ()
-    rejected: bool = False
-    """Whether the digit is less probable than `--reject-below`."""
-    error: str | None = None
+    text: str
+    facts: dict[str, Any]
+    """For JSON."""
+    rows: list[dict[str, object]]
+    """For CSV."""
 
 
-def answer(picture: str, predictions: Predictions, reject_below: float) -> Answer:
-    """Make the answer for a picture from predictions of one row."""
-    digit, probabilities = int(predictions.digits[0]), predictions.probabilities[0]
-    return Answer(
-        picture=picture,
-        digit=digit,
-        label=predictions.labels[0],
-        probabilities=tuple(float(p) for p in probabilities),
-        rejected=bool(probabilities[digit] < reject_below),
-    )
+def digit_answer(predictions: Predictions, *, rejected: bool) -> Answer:
+    """Make the answer of `classify` from predictions of one row."""
+    digit, label = int(predictions.digits[0]), predictions.labels[0]
+    probabilities = [round(p, _NUM_DECIMALS) for p in predictions.probabilities[0].tolist()]
+    facts = {"digit": digit, "label": label, "probabilities": probabilities, "rejected": rejected}
+    row = {"digit": digit, "probability": probabilities[digit], "rejected": _word(rejected)}
+    text = _text(escape(label), float(predictions.probabilities[0, digit]), rejected)
+    return Answer(text, facts, [row | {"label": label}])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NumbersAnswer:
-    """The numbers of one picture, or why there are none."""
-
-    picture: str
-    numbers: "tuple[Number, ...]" = ()
-    reject_below: float = 0.0
-    error: str | None = None
-
-
-_Answer = TypeVar("_Answer", Answer, NumbersAnswer)
-
-
-class Report(Generic[_Answer]):
-    """Prints each answer at once, and the progress on a terminal."""
-
-    def __init__(self, kind: str, total: int) -> None:
-        """Print the heading, if there is one.
-
-        Args:
-            kind: a key of PRINTERS.
-            total: how many answers there will be.
-        """
-        self._print: Callable[[_Answer], None] = PRINTERS[kind]
-        self._total, self._num_failed = total, 0
-        self._bar = Bar(total, sys.stderr)
-        # The terminal's encoding may not have every character of a file's name.
-        if reconfigure := getattr(sys.stdout, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
-        if kind in HEADINGS:
-            csv.writer(sys.stdout, lineterminator="\n").writerow(HEADINGS[kind])
-
-    def add(self, answer: _Answer) -> None:
-        """Print one answer."""
-        self._num_failed += answer.error is not None
-        self._bar.clear()
-        self._print(answer)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        self._bar.advance()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.clear()
-
-    def exit_code(self) -> int:
-        """Return 1 if any picture failed; say on stderr how many, where answers may hide it."""
-        if self._num_failed and self._total > 1:
-            logs.print_line(f"{self._num_failed} of {self._total} failed", sys.stderr)
-        return 1 if self._num_failed else 0
+def numbers_answer(numbers: Sequence[Number], reject_below: float) -> Answer:
+    """Make the answer of `read` from the numbers of a picture, at least one."""
+    facts = [number_facts(number, reject_below) for number in numbers]
+    certain = math.prod(number.probability for number in numbers)
+    rejected = any(fact["rejected"] for fact in facts)
+    words, turned = " ".join(number.text for number in numbers), numbers[0].turned
+    text = _text(words, certain, rejected, f", turned by {turned}°" if turned else "")
+    rows = [
+        {name: fact[name] for name in ("text", "probability", "turned")}
+        | {"rejected": _word(fact["rejected"]), **fact["box"]}
+        for fact in facts
+    ]
+    return Answer(text, {"numbers": facts}, rows)
 
 
-def kind_of(answers: str, options: argparse.Namespace) -> str:
-    """Return the key of PRINTERS for "digits" or "numbers".
+def _text(answer: str, probability: float, rejected: bool, more: str = "") -> str:
+    shown = f"? (perhaps {answer}, " if rejected else f"{answer} ("
+    return f"{shown}{probability * 100:.1f} %{more})"
+
+
+def _word(rejected: bool) -> str:
+    return str(rejected).lower()
+
+
+def print_answers(
+    options: argparse.Namespace,
+    columns: Sequence[str],
+    reader: Callable[[Any], Any],
+    answer: Callable[[str, Any], Answer | str],
+) -> int:
+    """Read the pictures that the command line names, and print the answer to each at once.
+
+    Args:
+        options: the parsed command line.
+        columns: those of a CSV table.
+        reader: see `picture_files.read`.
+        answer: makes the answer of a picture's name and of what `reader` returns; a text says why
+            there is none.
+
+    Returns:
+        The exit code: 1 if any picture failed.
 
     Raises:
-        ConfigurationError: the options name two.
+        ConfigurationError: the options name two formats.
     """
     if options.csv and options.json:
         raise ConfigurationError("--csv and --json exclude each other")
-    return answers + (" csv" if options.csv else " json" if options.json else "")
+    found = picture_files.find(options.pictures)
+    # The terminal's encoding may not have every character of a file's name.
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")
+    table = csv.DictWriter(sys.stdout, columns, lineterminator="\n") if options.csv else None
+    if table is not None:
+        table.writeheader()
+    bar, num_failed = Bar(len(found), sys.stderr), 0
+    with closing(picture_files.read(found, reader)) as readings, ExitStack() as stack:
+        stack.callback(bar.clear)
+        for picture, reading in readings:
+            answered = reading if isinstance(reading, str) else answer(picture, reading)
+            num_failed += isinstance(answered, str)
+            bar.clear()
+            _print(picture, answered, table, is_json=options.json)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            bar.advance()
+    if num_failed and len(found) > 1:  # a file or a pager may hide the lines
+        logs.print_line(f"{num_failed} of {len(found)} failed", sys.stderr)
+    return 1 if num_failed else 0
 
 
-def _print_text(answer: Answer) -> None:
-    picture = escape(answer.picture)
-    if answer.error is not None:
-        print(f"{picture}: {escape(answer.error)}", file=sys.stderr)
-        return
-    assert answer.digit is not None
-    certainty = f"{answer.probabilities[answer.digit] * 100:.1f} %"
-    label = escape(answer.label)
-    answered = f"? (perhaps {label}, " if answer.rejected else f"{label} ("
-    print(f"{picture}: {answered}{certainty})")
-
-
-def _print_json(answer: Answer) -> None:
-    line: dict[str, Any] = {"picture": answer.picture}
-    if answer.error is not None:
-        line["error"] = answer.error
+def _print(
+    picture: str, answer: Answer | str, table: "csv.DictWriter[str] | None", *, is_json: bool
+) -> None:
+    error = answer if isinstance(answer, str) else None
+    if table is not None:
+        rows = [{"error": error}] if isinstance(answer, str) else answer.rows
+        table.writerows({"picture": escape(picture), **row} for row in rows)
+    elif is_json:
+        facts = {"error": error} if isinstance(answer, str) else answer.facts
+        print(json.dumps({"picture": picture, **facts}))
+    elif isinstance(answer, str):
+        print(f"{escape(picture)}: {escape(answer)}", file=sys.stderr)
     else:
-        line["digit"] = answer.digit
-        line["label"] = answer.label
-        line["probabilities"] = [round(p, _NUM_DECIMALS) for p in answer.probabilities]
-        line["rejected"] = answer.rejected
-    print(json.dumps(line))
-
-
-def _print_csv(answer: Answer) -> None:
-    row: list[object] = [escape(answer.picture), "", "", "", answer.error, ""]
-    if answer.digit is not None:
-        probability = round(answer.probabilities[answer.digit], _NUM_DECIMALS)
-        row[1:] = [answer.digit, probability, str(answer.rejected).lower(), "", answer.label]
-    csv.writer(sys.stdout, lineterminator="\n").writerow(row)
-
-
-def _print_numbers(answer: NumbersAnswer) -> None:
-    picture = escape(answer.picture)
-    if answer.error is not None:
-        print(f"{picture}: {escape(answer.error)}", file=sys.stderr)
-        return
-    text = " ".join(number.text for number in answer.numbers)
-    certainty = f"{math.prod(number.probability for number in answer.numbers) * 100:.1f} %"
-    is_sure = all(number.probability >= answer.reject_below for number in answer.numbers)
-    answered = f"{text} (" if is_sure else f"? (perhaps {text}, "
-    turned = answer.numbers[0].turned
-    print(f"{picture}: {answered}{certainty}{f', turned by {turned}°' if turned else ''})")
-
-
-def _print_numbers_csv(answer: NumbersAnswer) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    picture = escape(answer.picture)
-    if answer.error is not None:
-        writer.writerow([picture, *[""] * (len(HEADINGS["numbers csv"]) - 2), answer.error])
-    for number in answer.numbers:
-        probability = round(number.probability, _NUM_DECIMALS)
-        rejected = str(number.probability < answer.reject_below).lower()
-        writer.writerow(
-            [picture, number.text, probability, rejected, number.turned, *number.box, ""]
-        )
-
-
-def _print_numbers_json(answer: NumbersAnswer) -> None:
-    line: dict[str, Any] = {"picture": answer.picture}
-    if answer.error is not None:
-        line["error"] = answer.error
-    else:
-        line["numbers"] = [number_facts(each, answer.reject_below) for each in answer.numbers]
-    print(json.dumps(line))
-
-
-PRINTERS: dict[str, Callable[[Any], None]] = {
-    "digits": _print_text,
-    "digits json": _print_json,
-    "digits csv": _print_csv,
-    "numbers": _print_numbers,
-    "numbers json": _print_numbers_json,
-    "numbers csv": _print_numbers_csv,
-}
+        print(f"{escape(picture)}: {answer.text}")

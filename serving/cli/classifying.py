@@ -1,27 +1,48 @@
-"""The command `classify`: pictures in, their classes out."""
+"""The commands `classify` and `read`: pictures in, their classes or their numbers out."""
 
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from serving.cli import picture_files
-from serving.cli.answers import Answer, Report, answer, kind_of
+from serving.cli.answers import (
+    DIGIT_COLUMNS,
+    NUMBER_COLUMNS,
+    Answer,
+    digit_answer,
+    numbers_answer,
+    print_answers,
+)
 from serving.cli.collection import open_collection
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
-from serving.pictures.reader import picture_row
+from serving.images import Images
+from serving.pictures.reader import find_candidates, numbers_of, picture_row
 from serving.predictions import Predictions
 from serving.preprocessing import Preprocessing, predictions_of
 from serving.telemetry import logs
 from serving.tensors import Array
 
-Classify = Callable[[Array], Predictions]
+
+def read(options: argparse.Namespace, classify: Callable[[Images], Predictions]) -> int:
+    """Read the numbers in the pictures that the command line names; return the exit code."""
+
+    def answer(_: str, reading: Any) -> Answer | str:
+        if numbers := numbers_of(reading, classify, options.pattern):
+            return numbers_answer(numbers, options.reject_below)
+        fitting = f" that fits {options.pattern}" if options.pattern else ""
+        return f"no number found{fitting}; `classify` reads a single digit"
+
+    return print_answers(options, NUMBER_COLUMNS, find_candidates, answer)
 
 
-def classify(options: argparse.Namespace, preprocessing: Preprocessing, run: Classify) -> int:
+def classify(
+    options: argparse.Namespace,
+    preprocessing: Preprocessing,
+    run: Callable[[Array], Predictions],
+) -> int:
     """Classify the pictures that the command line names; return the exit code.
 
     Args:
@@ -29,31 +50,28 @@ def classify(options: argparse.Namespace, preprocessing: Preprocessing, run: Cla
         preprocessing: how pictures become rows.
         run: classifies a row.
     """
-    kind = kind_of("digits", options)
     collection = open_collection(options.collect, options.pictures, options.reject_below)
-    found = picture_files.find(options.pictures)
-    report: Report[Answer] = Report(kind, len(found))
-    with (
-        closing(picture_files.read(found, partial(picture_row, preprocessing))) as readings,
-        closing(report),
-    ):
-        for picture, read in readings:
-            if isinstance(read, str):
-                report.add(Answer(picture=picture, error=read))
-            else:
-                row, factor = read
-                answered = answer(picture, run(row).times(factor), options.reject_below)
-                report.add(answered)
-                if collection is not None and answered.rejected:
-                    collection.add(Path(picture), int(answered.digit or 0))
+
+    def answer(picture: str, reading: tuple[Array, float]) -> Answer:
+        row, factor = reading
+        found = run(row).times(factor)
+        digit = int(found.digits[0])
+        rejected = bool(found.probabilities[0, digit] < options.reject_below)
+        if collection is not None and rejected:
+            collection.add(Path(picture), digit)
+        return digit_answer(found, rejected=rejected)
+
+    code = print_answers(options, DIGIT_COLUMNS, partial(picture_row, preprocessing), answer)
     if collection is not None:
         noun = "picture" if collection.num_kept == 1 else "pictures"
         line = f"{collection.num_kept} {noun} kept in {collection.folder}"
         logs.print_line(line, sys.stderr)
-    return report.exit_code()
+    return code
 
 
-def local_model(options: argparse.Namespace, config: ModelConfig) -> tuple[Preprocessing, Classify]:
+def local_model(
+    options: argparse.Namespace, config: ModelConfig
+) -> tuple[Preprocessing, Callable[[Array], Predictions]]:
     """Load a model here.
 
     Raises:

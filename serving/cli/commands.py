@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
@@ -74,39 +73,19 @@ def _classify(options: argparse.Namespace) -> int:
     from serving.preprocessing import DIGITS_PICTURES
 
     if not options.target:
-        model = classifying.local_model(options, _model_config(options))
-        return classifying.classify(options, *model)
-    with _open(options) as client:
+        return classifying.classify(
+            options, *classifying.local_model(options, _model_config(options))
+        )
+    with _client(options) as client:
         return classifying.classify(options, DIGITS_PICTURES, partial(_predictions, client))
 
 
 def _read(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
-    from serving.cli import picture_files
-    from serving.cli.answers import NumbersAnswer, Report, kind_of
-    from serving.pictures.reader import find_candidates, numbers_of
+    from serving.cli import classifying
 
-    found = picture_files.find(options.pictures)
-    report: Report[NumbersAnswer] = Report(kind_of("numbers", options), len(found))
-    with (
-        closing(picture_files.read(found, find_candidates)) as readings,
-        _open(options) as classifier,
-        closing(report),
-    ):
-        for picture, reading in readings:
-            error = reading if isinstance(reading, str) else None
-            classify = partial(_predictions, classifier)
-            numbers = [] if error else numbers_of(reading, classify, options.pattern)
-            if not numbers:
-                fitting = f" that fits {options.pattern}" if options.pattern else ""
-                error = error or f"no number found{fitting}; `classify` reads a single digit"
-            report.add(
-                NumbersAnswer(
-                    picture=picture, numbers=tuple(numbers),
-                    reject_below=options.reject_below, error=error,
-                )
-            )  # fmt: skip
-    return report.exit_code()
+    with _open(options) as classifier:
+        return classifying.read(options, partial(_predictions, classifier))
 
 
 def _predictions(classifier: "Classifier | Client", images: "Images") -> "Predictions":
@@ -157,7 +136,9 @@ def _open(options: argparse.Namespace) -> "Classifier | Client":
         return _client(options)
     from serving.classifier import Classifier
 
-    return Classifier.open(_model_config(options))
+    config = _model_config(options)
+    path = config.models / config.model
+    return Classifier.load(path, config.version, config.device, config.precision)
 
 
 def _client(options: argparse.Namespace) -> "Client":

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -90,7 +89,8 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     dropped = dataset.image_column if is_dropped else None
     schema = answered(dataset.schema, dropped, options.prefix or "", signature)
     task = Task(dataset.image_column, dataset.compression, target, schema)
-    progress = Progress(sum(piece.num_rows for piece in dataset.pieces))
+    num_rows = sum(piece.num_rows for piece in dataset.pieces)
+    bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
     if options.ray is None:
         num_workers = options.workers or usable_cores()
         run = partial(scorer.score, model=model, num_threads=num_workers)
@@ -103,15 +103,15 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     prepare(target, _manifest(model, dataset, schema), is_resumed=options.resume)
     begin_s = time.monotonic()
     try:
-        num_errors = list(run(task, dataset.pieces, advance=progress.add))
+        num_errors = list(run(task, dataset.pieces, advance=bar.advance))
     except KeyboardInterrupt:
-        progress.close()
+        bar.clear()
         line = f"{installation.DISTRIBUTION}: interrupted: --resume goes on"
         logs.print_line(line, sys.stderr)
         return 1
     finally:
-        progress.close()
-    summary = {"rows": progress.total, "errors": sum(num_errors), "files": len(num_errors)}
+        bar.clear()
+    summary = {"rows": num_rows, "errors": sum(num_errors), "files": len(num_errors)}
     write_json(target / SUMMARY, summary)
     place = without_credentials(options.output)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
@@ -134,35 +134,3 @@ def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[
                   "sha256": digest(*(piece.identity for piece in pieces))},
         "columns": str(schema).split("\n"),
     }  # fmt: skip
-
-
-class Progress:
-    """Rows that are scored: a bar on a terminal, elsewhere a line now and then."""
-
-    INTERVAL_S = 10.0
-
-    def __init__(self, total: int) -> None:
-        self._bar = Bar(total, sys.stderr)
-        self.total, self._done = total, 0
-        self._lock = threading.Lock()
-        self._begin_s = self._line_s = time.monotonic()
-        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
-
-    def add(self, num_rows: int) -> None:
-        """Count rows; from any thread."""
-        with self._lock:
-            self._done += num_rows
-            self._bar.advance(num_rows)
-            now_s = time.monotonic()
-            if self._is_terminal or now_s - self._line_s < self.INTERVAL_S:
-                return
-            self._line_s = now_s
-            rate = self._done / (now_s - self._begin_s)
-            left_s = (self.total - self._done) / rate
-            print(f"scored {self._done} of {self.total} rows, {rate:.0f}/s, {left_s:.0f} s left",
-                  file=sys.stderr, flush=True)  # fmt: skip
-
-    def close(self) -> None:
-        """Remove the bar."""
-        with self._lock:
-            self._bar.clear()

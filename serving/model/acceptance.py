@@ -8,8 +8,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from serving.errors import ModelError
 from serving.images import Images
 from serving.predictions import Probabilities
 from serving.tensors import Array, Feeds, TensorSignature
+
+Run = Callable[[Feeds], list[Array]]
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a probability from the manifest's: processors add in different orders."""
@@ -134,18 +136,9 @@ def _answers(
     return probabilities
 
 
-class Timed(Protocol):
-    """A loaded model, which is timed."""
-
-    @property
-    def tensors(self) -> TensorSignature:
-        """Its inputs and outputs."""
-
-    def run(self, feeds: Feeds) -> list[Array]:
-        """Run it."""
-
-
-def find_rows(model: Timed, feeds: Feeds | None, max_batch_size: int) -> tuple[int, int]:
+def find_rows(
+    run: Run, tensors: TensorSignature, feeds: Feeds | None, max_batch_size: int
+) -> tuple[int, int]:
     """Measure how many rows are quick, and how many are worth a run on another core.
 
     Only where inputs and outputs have fixed sizes: else a run may take any time.
@@ -153,15 +146,18 @@ def find_rows(model: Timed, feeds: Feeds | None, max_batch_size: int) -> tuple[i
     Returns:
         The most rows of a quick run, and the fewest that are worth a run of their own.
     """
-    is_batchable = model.tensors.is_batchable
-    both = (*model.tensors.inputs, *model.tensors.outputs)
+    is_batchable = tensors.is_batchable
+    both = (*tensors.inputs, *tensors.outputs)
     if feeds is None or any(-1 in each.shape[is_batchable:] for each in both):
         return 0, ENOUGH_ROWS
     sizes = {1, 32, ENOUGH_ROWS, 256, 512, max_batch_size} if is_batchable else {1}
     quick, enough = 0, ENOUGH_ROWS
     for size in sorted(each for each in sizes if each <= max_batch_size):
         is_usual = size == min(ENOUGH_ROWS, max_batch_size)
-        run_s = _shortest_s(model, feeds, size, _NUM_TIMED if is_usual else 1)
+        some = feeds
+        if is_batchable:
+            some = {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
+        run_s = _shortest_s(partial(run, some), _NUM_TIMED if is_usual else 1)
         if run_s > _QUICK_S:
             break
         quick = size
@@ -170,15 +166,13 @@ def find_rows(model: Timed, feeds: Feeds | None, max_batch_size: int) -> tuple[i
     return quick, enough
 
 
-def _shortest_s(model: Timed, feeds: Feeds, size: int, num_runs: int) -> float:
+def _shortest_s(run: Callable[[], object], num_runs: int) -> float:
     """Return the time of the shortest of some runs; of up to five, if none is quick."""
-    if model.tensors.is_batchable:
-        feeds = {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in feeds.items()}
     times, first_s = [math.inf], time.thread_time()
     while len(times) <= num_runs or (min(times) > _QUICK_S and len(times) <= _MAX_TIMED):
         begin_s = time.monotonic()
         try:
-            model.run(feeds)
+            run()
         except ModelError:  # it takes fewer rows, which only its callers can know
             break
         times.append(time.monotonic() - begin_s)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from serving.errors import ModelError
-from serving.model.acceptance import batch_sizes
+from serving.model.acceptance import Run, batch_sizes
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
 _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
@@ -31,7 +31,6 @@ _SLOW_S = 1.0
 _MAX_BYTES = 16 << 20
 """The most that a batch's inputs, or its outputs, take."""
 
-_Run = Callable[[Feeds], list[Array]]
 _Clock = Callable[[], float]
 
 
@@ -52,7 +51,7 @@ class _Dependent(Exception):
 
 
 def find(
-    run: _Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
+    run: Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
     *, obstacle: str | None = None,
 ) -> Finding:  # fmt: skip
     """Run drawn rows, alone and mixed in batches of several sizes."""
@@ -145,7 +144,7 @@ def _seen(tensor: Tensor, array: Array) -> Tensor:
 
 
 def _compare(
-    run: _Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
+    run: Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
     clock: _Clock,
 ) -> tuple[float, list[bool]]:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.

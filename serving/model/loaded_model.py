@@ -219,5 +219,5 @@ def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
-    quick, enough = find_rows(model, feeds, max_batch_size)
+    quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     return replace(model, quick_rows=quick, enough_rows=enough, batching=line)

@@ -1,13 +1,12 @@
 """The output of `score` beside its results."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from serving.cli import scoring
+from serving.commandline.progress import Bar
 from serving.images import Images
 from serving.installation import install
 from tests.serving.scoring.conftest import Score, rows_of, write
@@ -31,23 +30,8 @@ def test_missing_package_is_one_line(module: str, options: list[str], extra: str
 def test_progress_is_lines_where_there_is_no_terminal(
     tmp_path: Path, images: Images, score: Score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring.Progress, "INTERVAL_S", 0)
+    monkeypatch.setattr(Bar, "LINE_INTERVAL_S", 0)
     result = score(write(tmp_path, rows_of(images), row_group_size=250), "--rows-per-file", 250)
     first, last = result.err.splitlines()
     assert first.startswith("scored 250 of 500 rows, ")
     assert last.startswith("scored 500 of 500 rows, ")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    progress = scoring.Progress(1000)
-    progress.add(250)
-    progress.close()
-    assert "250 of 1000" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\r\x1b[K")
