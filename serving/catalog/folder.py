@@ -8,15 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.catalog.versions import (
-    CANARY,
-    LABELS,
-    STABLE,
-    Canary,
-    Labels,
-    ModelVersions,
-    read_labels,
-)
+from serving.catalog.versions import CANARY, LABELS, STABLE, Canary, ModelVersions, read_labels
 from serving.config import ModelConfig, require_name
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.model import repository
@@ -64,9 +56,9 @@ class ModelFolder:
         """
         require_name("the name", self.name)
         found = self._versions()
-        labels = Labels() if self._config.version else read_labels(self.path)
+        labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
-        for label, version in labels.versions.items():
+        for label, version in labels.items():
             model = self._get(version) if version in found else None
             if model is None:
                 reason = self._refused.get(version, ("it is not there",))[0]
@@ -76,7 +68,7 @@ class ModelFolder:
             reasons = [f"{each} ({self._refused[each][0]})" for each in found]
             raise CorruptModel(f"no version of {self.name} is good: {'; '.join(reasons)}")
         models = {version: models[version] for version in found if version in models}
-        served = self._arrange(models, labels)
+        served = self._arrange(models, labels, share)
         self._loaded = {version: self._loaded[version] for version in models}
         if self.served is not None and _facts(self.served) == _facts(served):
             return False
@@ -167,9 +159,11 @@ class ModelFolder:
             f"served ({_signature(self.served.default)}): a restart would serve it"
         )
 
-    def _arrange(self, models: dict[str, LoadedModel], labels: Labels) -> ModelVersions:
+    def _arrange(
+        self, models: dict[str, LoadedModel], labels: dict[str, str], share: float
+    ) -> ModelVersions:
         """Choose the default and the canary, which answer callers that know one signature."""
-        named, share = dict(labels.versions), labels.share
+        named = dict(labels)
         first = (
             self.served.default if self.served else models[named.get(STABLE, next(iter(models)))]
         )

@@ -22,12 +22,8 @@ _LABEL = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """The version of each label, and the share of the calls that go to the canary."""
-
-    versions: Mapping[str, str] = field(default_factory=dict)
-    share: float = 0.0
+Labels = tuple[dict[str, str], float]
+"""The version of each label, and the share of the calls that go to the canary."""
 
 
 def read_labels(model_dir: Path) -> Labels:
@@ -39,7 +35,7 @@ def read_labels(model_dir: Path) -> Labels:
     try:
         data = read_regular(model_dir / LABELS, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        return Labels()
+        return {}, 0.0
     except OSError as err:
         raise ConfigurationError(f"can't read {LABELS}: {err.strerror}") from err
     try:
@@ -70,7 +66,7 @@ def _labels_of(document: object) -> Labels:
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise ValueError(f'{label} must be a version such as "3", got {version!r}')
         versions[label] = version
-    return Labels(versions, share)
+    return versions, share
 
 
 def _share(value: object) -> float:

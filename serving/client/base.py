@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy.typing as npt
 
 from serving.client.checks import model_info_of, predictions_of
-from serving.client.credentials import Credentials
+from serving.client.credentials import Credentials, client_span
 from serving.client.retries import RetryBudget, RetryState
-from serving.client.spans import client_span
 from serving.client.target import address_for_h2
 from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName

@@ -1,11 +1,14 @@
-"""A client's token and certificates, and the authorities that it trusts."""
+"""A client's token and certificates, and its spans, in a process that uses OpenTelemetry."""
 
 import ssl
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from serving.credentials.watched_files import read_bytes
 from serving.errors import ConfigurationError
+
+_NO_SPAN = nullcontext()
 
 
 class Credentials:
@@ -35,7 +38,7 @@ class Credentials:
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of a call: the token, and the caller's span if it uses OpenTelemetry."""
-        if "opentelemetry.trace" not in sys.modules:  # this process makes no spans
+        if not _makes_spans():
             return self._metadata
         from opentelemetry import propagate
 
@@ -64,3 +67,26 @@ class Credentials:
 
 def _read(path: str | Path | None) -> bytes | None:
     return None if path is None else read_bytes(Path(path))
+
+
+def _makes_spans() -> bool:
+    return "opentelemetry.trace" in sys.modules
+
+
+def client_span(path: str, target: str) -> AbstractContextManager[object]:
+    """Return a span for a call and its retries, which becomes the active one; errors are noted.
+
+    Args:
+        path: of the method, such as "/digits.v1.DigitClassifier/Classify".
+        target: where the server is.
+    """
+    if not _makes_spans():
+        return _NO_SPAN
+    from opentelemetry import trace
+
+    name = path.removeprefix("/")
+    service, _, method = name.rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
+                  "server.address": target}  # fmt: skip
+    tracer = trace.get_tracer("serving.client")
+    return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)

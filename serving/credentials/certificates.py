@@ -26,36 +26,29 @@ def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SS
     """
     if config.tls_cert is None:
         return None
-    return WatchedFiles(files_of(config), lambda: _context(config, protocol)).get
+    return WatchedFiles(files_of(config), lambda: load(config, protocol)).get
 
 
-def _context(config: SecurityConfig, protocol: str) -> ssl.SSLContext:
-    context = load(config)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols([protocol])
-    if config.tls_client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def load(config: SecurityConfig) -> ssl.SSLContext:
-    """Load the files into a context.
+def load(config: SecurityConfig, protocol: str = "h2") -> ssl.SSLContext:
+    """Load the files into a context; see `server_context`.
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([protocol])
     cert, key, *client_ca = files_of(config)
     for path in (cert, key, *client_ca):
         read_bytes(path)  # names the missing file, which OpenSSL does not
     try:
-        context.load_cert_chain(
-            cert, key, password=lambda: ""
-        )  # else OpenSSL asks for one on the terminal
+        # Without a password, OpenSSL asks for one on the terminal.
+        context.load_cert_chain(cert, key, password=lambda: "")
     except (OSError, ValueError) as err:  # SSLError is an OSError
         reason = getattr(err, "reason", None) or "not PEM, or an encrypted key"
         raise ConfigurationError(f"can't use {cert} with {key}: {reason}") from err
     for path in client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(path)
         except OSError as err:

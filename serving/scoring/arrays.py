@@ -3,7 +3,7 @@
 import gzip
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,8 +22,8 @@ _ROW = "row"
 """The column with each row's number, from 0."""
 _Arrays = dict[str, npt.NDArray[Any]]
 
-_loaded: dict[str, _Arrays] = {}
-"""The arrays of the file that this process scores, by its path."""
+_loaded: dict[tuple[str, str | None], tuple[str, Any]] = {}
+"""The column of images, and the `pyarrow.Table`, of the file that this process scores."""
 
 
 def open_arrays(
@@ -34,54 +34,48 @@ def open_arrays(
     Raises:
         ConfigurationError: it is damaged, or has no array of such images, or several.
     """
-    found = _load(root)
-    able = [name for name, array in found.items() if array.dtype == np.uint8 and array.ndim > 1
-            and math.prod(array.shape[1:]) == signature.image_bytes]  # fmt: skip
-    kinds = {name: f"{array.dtype} {array.shape}" for name, array in found.items()}
-    chosen = choose(root.path, kinds, able, column)
-    size = len(found[chosen])
-    others = [name for name, array in found.items() if array.shape == (size,)
-              and array.dtype.kind in "biuf" and name != _ROW]  # fmt: skip
-    types = [pa.from_numpy_dtype(found[name].dtype) for name in others]
-    names = [chosen, *others]
-    columns = zip(
-        [_ROW, *names], [pa.int64(), pa.binary(signature.image_bytes), *types], strict=True
-    )
+    name, table = _table(root, signature.image_bytes, column)
     step = rows_per_file or ROWS_PER_FILE
     pieces = []
-    for number, start in enumerate(range(0, size, step)):
-        rows = range(start, min(start + step, size))
-        identity = digest(info.base_name, info.size, info.mtime_ns, names, rows)
-        read = partial(_read, root, names, rows)
+    for number, start in enumerate(range(0, len(table), step)):
+        rows = range(start, min(start + step, len(table)))
+        identity = digest(info.base_name, info.size, info.mtime_ns, table.column_names, rows)
+        read = partial(_read, root, signature.image_bytes, column, rows)
         pieces.append(Piece(number, identity, root.path, len(rows), read))
-    return Dataset(pa.schema(list(columns)), chosen, pieces)
+    return Dataset(table.schema, name, pieces)
 
 
-def _read(place: Location, names: Sequence[str], rows: range) -> Iterator[Rows]:
-    arrays = _load(place)
-    for start in rows[::BATCH_ROWS]:
-        part = slice(start, min(start + BATCH_ROWS, rows.stop))
-        images, *others = (np.ascontiguousarray(arrays[name][part]) for name in names)
-        kind = pa.binary(images[0].nbytes)
-        pixels = pa.FixedSizeBinaryArray.from_buffers(
-            kind, len(images), [None, pa.py_buffer(images)]
-        )
-        numbers = [pa.array(each.astype(each.dtype.newbyteorder("="))) for each in others]
-        columns = [pa.array(np.arange(part.start, part.stop)), pixels, *numbers]
-        yield pa.RecordBatch.from_arrays(columns, [_ROW, *names]), {}
+def _read(place: Location, image_bytes: int, column: str | None, rows: range) -> Iterator[Rows]:
+    _, table = _table(place, image_bytes, column)
+    for batch in table.slice(rows.start, len(rows)).to_batches(BATCH_ROWS):
+        yield batch, {}
 
 
-def _load(place: Location) -> _Arrays:
-    """Read the arrays of a file, once in each process."""
-    if place.path not in _loaded:
-        # ValueError, RuntimeError: numpy and zipfile, of damaged headers and unknown compressions.
-        subject = f"{place.path} can't be read as NPZ or IDX"
-        with one_line(subject, ValueError, RuntimeError), place.open() as file:
-            content = file.read()
-            arrays = _npz(content) if content.startswith(_NPZ) else {"image": _idx(content)}
-        _loaded.clear()
-        _loaded[place.path] = arrays
-    return _loaded[place.path]
+def _table(place: Location, image_bytes: int, column: str | None) -> tuple[str, Any]:
+    """Return the images and the numbers beside them, and the images' name; read once a process."""
+    if (place.path, column) in _loaded:
+        return _loaded[place.path, column]
+    # ValueError, RuntimeError: numpy and zipfile, of damaged headers and unknown compressions.
+    subject = f"{place.path} can't be read as NPZ or IDX"
+    with one_line(subject, ValueError, RuntimeError), place.open() as file:
+        content = file.read()
+        arrays = _npz(content) if content.startswith(_NPZ) else {"image": _idx(content)}
+    able = [name for name, array in arrays.items() if array.dtype == np.uint8 and array.ndim > 1
+            and math.prod(array.shape[1:]) == image_bytes]  # fmt: skip
+    kinds = {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
+    name = choose(place.path, kinds, able, column)
+    images = np.ascontiguousarray(arrays.pop(name))
+    size, kind = len(images), pa.binary(image_bytes)
+    pixels = pa.FixedSizeBinaryArray.from_buffers(kind, size, [None, pa.py_buffer(images)])
+    numbers = {
+        each: pa.array(array.astype(array.dtype.newbyteorder("=")))
+        for each, array in arrays.items()
+        if array.shape == (size,) and array.dtype.kind in "biuf" and each != _ROW
+    }
+    _loaded.clear()
+    table = pa.table({_ROW: np.arange(size), name: pixels, **numbers})
+    _loaded[place.path, column] = name, table
+    return name, table
 
 
 def _npz(content: bytes) -> _Arrays:

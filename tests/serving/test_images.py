@@ -32,13 +32,6 @@ def test_images_have_the_shape_of_the_model(shape: tuple[int, ...], expected: st
         assert str(caught.value) == f"expected images of shape {expected}, got {bad.shape}"
 
 
-def test_strided_images_become_contiguous() -> None:
-    strided = np.arange(4 * 784).astype(np.uint8).reshape(4, 784)[::2]
-    images = as_images(strided, DIGITS)
-    assert images.flags.c_contiguous
-    np.testing.assert_array_equal(images, strided)
-
-
 class Hostile:
     def __array__(self, *_: object, **__: object) -> object:
         raise KeyError("two\nlines")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.client import AsyncClient, Client
-from serving.errors import InvalidRequest, ModelNotFound, RequestError
+from serving.errors import ModelNotFound
 from serving.model.onnx_runtime import onnxruntime
 from serving.protocols.oip import inference_pb
 from tests.serving.model import graphs
@@ -151,20 +151,6 @@ def test_requests_of_many_callers_are_answered_each_with_its_own(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
-
-
-def test_outputs_are_chosen_and_inputs_are_checked(many: RunningServer) -> None:
-    with Client(many.address) as client:
-        assert client.infer("two", INPUTS["two"], outputs=["square"]).keys() == {"square"}
-        for inputs, error in (
-            ({"a": [[1.0, 2.0, 3.0]]}, InvalidRequest),
-            ({"a": [[1.0]], "b": [[1]]}, InvalidRequest),
-            ({"a": [[1.0, 2.0, 3.0]], "b": [[1, 2, 3], [1, 2, 3]]}, RequestError),
-        ):
-            with pytest.raises(error):
-                client.infer("two", inputs)
-        with pytest.raises(ModelNotFound, match="no model 'nothing': this server serves 'two'"):
-            client.infer("nothing", x=1)
 
 
 def test_bytes_that_are_no_booleans_are_refused_each_time(many: RunningServer) -> None:

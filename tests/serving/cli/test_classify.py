@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.__main__ import main
 from serving.cli import picture_files
 from serving.commandline.escape import escape
 from serving.commandline.progress import Bar
 from serving.images import Images
 from serving.pictures.reader import from_picture
+from tests.serving.cli.conftest import Run
 from tests.support.servers import program
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
@@ -41,16 +41,8 @@ def folder(tmp_path: Path, images: Images) -> Path:
 SORTED = ["10.gif", "a.PNG", "b.png", "below/c.webp", "below/d.png"]
 
 
-def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], list[str]]:
-    code = main(["classify", *map(str, arguments)])
-    output = capsys.readouterr()
-    return code, output.out.splitlines(), output.err.splitlines()
-
-
-def test_folder_is_read_with_those_below_in_order(
-    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(folder, folder / "b.png", "--models", models, capsys=capsys)
+def test_folder_is_read_with_those_below_in_order(models: Path, folder: Path, run: Run) -> None:
+    code, out, err = run("classify", folder, folder / "b.png", "--models", models)
     assert (code, err) == (0, [])
     assert [line.rpartition(": ")[0] for line in out] == [
         str(folder / name) for name in [*SORTED, "b.png"]
@@ -58,11 +50,11 @@ def test_folder_is_read_with_those_below_in_order(
 
 
 def test_folder_without_pictures_is_an_error(
-    models: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, folder: Path, tmp_path: Path, run: Run
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    code, out, err = run(empty, folder / "b.png", "--models", models, capsys=capsys)
+    code, out, err = run("classify", empty, folder / "b.png", "--models", models)
     assert (code, len(out)) == (1, 1)
     assert err == [f"{empty}: no pictures in this folder", "1 of 2 failed"]
 
@@ -83,11 +75,9 @@ def test_closed_stdin_is_one_line(models: Path) -> None:
     assert result.stderr == "-: cannot be read: stdin is closed\n"
 
 
-def test_csv_has_a_line_a_picture_and_the_names_above(
-    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_csv_has_a_line_a_picture_and_the_names_above(models: Path, folder: Path, run: Run) -> None:
     (folder / "bad.png").write_text("no picture")
-    code, out, err = run(folder, "--csv", "--models", models, "--reject-below", 1, capsys=capsys)
+    code, out, err = run("classify", folder, "--csv", "--models", models, "--reject-below", 1)
     assert (code, err) == (1, [f"1 of {len(SORTED) + 1} failed"])
     rows = {Path(row["picture"]).name: row for row in csv.DictReader(out)}
     assert rows["bad.png"]["error"].startswith("expected a picture (PNG, JPEG")
@@ -97,22 +87,20 @@ def test_csv_has_a_line_a_picture_and_the_names_above(
     assert rows["b.png"]["rejected"] in ("true", "false")
 
 
-def test_csv_and_json_exclude_each_other(
-    models: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(folder, "--csv", "--json", "--models", models, capsys=capsys)
+def test_csv_and_json_exclude_each_other(models: Path, folder: Path, run: Run) -> None:
+    code, out, err = run("classify", folder, "--csv", "--json", "--models", models)
     assert (code, out) == (2, [])
     assert "--csv and --json exclude each other" in err[0]
 
 
 def test_several_digits_are_refused_and_the_others_answered(
-    models: Path, folder: Path, images: Images, capsys: pytest.CaptureFixture[str]
+    models: Path, folder: Path, images: Images, run: Run
 ) -> None:
     both = Image.new("L", (68, 28))
     for number, left in enumerate((0, 40)):
         both.paste(Image.fromarray(images[number].reshape(28, 28)), (left, 0))
     both.save(folder / "both.png")
-    code, out, err = run(folder, "--models", models, capsys=capsys)
+    code, out, err = run("classify", folder, "--models", models)
     assert (code, len(out)) == (1, len(SORTED))
     assert err[0].startswith(f"{folder / 'both.png'}: expected one digit, found 2")
 
@@ -172,10 +160,10 @@ def several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("several_processes")
 def test_processes_read_in_the_inputs_order(
-    models: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, folder: Path, tmp_path: Path, run: Run
 ) -> None:
     missing = tmp_path / "missing.png"
-    code, out, _ = run(*[folder] * 5, missing, folder, "--json", "--models", models, capsys=capsys)
+    code, out, _ = run("classify", *[folder] * 5, missing, folder, "--json", "--models", models)
     expected = [*SORTED * 5, "missing.png", *SORTED]
     answers = [json.loads(line) for line in out]
     assert code == 1

@@ -7,42 +7,33 @@ from pathlib import Path
 import pytest
 
 from serving.__main__ import main
+from tests.serving.cli.conftest import Run
 from tests.support.processes import paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
 from tests.support.servers import RunningServer, running_server
 from tests.test_boundaries import HEAVY, modules_after
 
 
-def health(capsys: pytest.CaptureFixture[str], *options: object) -> tuple[int, str, str]:
-    code = main(["health", *map(str, options)])
-    output = capsys.readouterr()
-    return code, output.out, output.err
+def test_serving_is_0_and_one_line(server: RunningServer, run: Run) -> None:
+    assert run("health", "--target", server.address) == (0, [f"{server.address}: SERVING"], [])
 
 
-def test_serving_is_0_and_one_line(
-    server: RunningServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = (0, f"{server.address}: SERVING\n", "")
-    assert health(capsys, "--target", server.address) == expected
+def test_nobody_there_is_1_and_one_line(run: Run) -> None:
+    code, out, err = run("health", "--target", "127.0.0.1:1")
+    assert (code, out, len(err)) == (1, [], 1)
+    assert err[0].startswith("digit-serving: 127.0.0.1:1: UNAVAILABLE: ")
 
 
-def test_nobody_there_is_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = health(capsys, "--target", "127.0.0.1:1")
-    assert (code, out) == (1, "")
-    assert err.startswith("digit-serving: 127.0.0.1:1: UNAVAILABLE: ")
-    assert err.count("\n") == 1
-
-
-def test_server_that_hangs_is_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_that_hangs_is_1(run: Run) -> None:
     with paced_server(self_test_interval_s=0.3) as server:
         server.tell("hold")
-        wait_until(lambda: health(capsys, "--target", server.address)[0] == 1)
-        err = health(capsys, "--target", server.address)[2]
-        assert err == f"digit-serving: {server.address}: NOT_SERVING\n"
+        wait_until(lambda: run("health", "--target", server.address).code == 1)
+        err = run("health", "--target", server.address).err
+        assert err == [f"digit-serving: {server.address}: NOT_SERVING"]
         server.tell("release")
 
 
-def test_tls_and_tokens(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tls_and_tokens(models: Path, tmp_path: Path, run: Run) -> None:
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -62,10 +53,10 @@ def test_tls_and_tokens(models: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     own = ("--tls-cert", tmp_path / "client.pem", "--tls-key", tmp_path / "client.key")
     with running_server(models, *map(str, serving)) as server:
         target = ("--target", server.address)
-        assert health(capsys, *target, *named, *own)[0] == 0
-        assert health(capsys, *target, *named)[0] == 1, "no certificate of its own"
-        assert health(capsys, *target, "--tls-ca", tmp_path / "ca.pem", *own)[0] == 1
-        assert health(capsys, *target)[0] == 1, "plaintext"
+        assert run("health", *target, *named, *own)[0] == 0
+        assert run("health", *target, *named)[0] == 1, "no certificate of its own"
+        assert run("health", *target, "--tls-ca", tmp_path / "ca.pem", *own)[0] == 1
+        assert run("health", *target)[0] == 1, "plaintext"
 
 
 NEED_CA = "tls_cert, tls_key and tls_server_name need tls_ca"
@@ -79,9 +70,9 @@ MISSING = "can't read no-such-file: No such file or directory"
      (("--tls-ca", "no-such-file"), MISSING), (("--token-file", "no-such-file"), MISSING)],
 )  # fmt: skip
 def test_options_that_cannot_be_used_are_2(
-    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, run: Run
 ) -> None:
-    assert health(capsys, *options) == (2, "", f"digit-serving: {message}\n")
+    assert run("health", *options) == (2, [], [f"digit-serving: {message}"])
 
 
 @pytest.mark.parametrize("target", ["foo", "foo:", ":50051", "http://foo", "a:1,b"])
@@ -92,13 +83,6 @@ def test_target_without_a_port_is_a_usage_error(
         main(["health", "--target", target])
     assert ended.value.code == 2
     assert f"argument --target: expected HOST:PORT, got {target!r}; see" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("timeout", ["nan", "inf", "-1", "0", "soon"])
-def test_timeout_that_is_none_is_a_usage_error(timeout: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["health", "--timeout", timeout])
-    assert ended.value.code == 2
 
 
 def test_probe_imports_little() -> None:

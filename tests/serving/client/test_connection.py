@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import multiprocessing
 import pickle
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import textwrap
 import threading
 from collections import Counter
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Classifier, Client
+from serving import AsyncClient, Client
 from serving.client import retries
 from serving.client.checks import model_info_of, predictions_of
 from serving.errors import DigitsError, Unavailable
@@ -317,16 +316,6 @@ def test_async_client_belongs_to_the_loop_that_uses_it(
         await client.close()
 
     asyncio.run(from_two_loops())
-
-
-def test_client_travels_to_spawned_processes(
-    server: RunningServer, classifier: Classifier, images: Images
-) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    with Client(server.address) as client, ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        answer = pool.submit(client.classify, images[:300]).result()
-    expected = classifier.classify(images[:300])
-    np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
 
 
 def test_pickled_clients_keep_their_settings(image: Images) -> None:

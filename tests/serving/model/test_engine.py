@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -209,13 +207,6 @@ def test_cuda_without_a_gpu_ends_with_one_line(
     (line,) = err.splitlines()
     assert re.match(f"digit-serving: .*({NO_GPU})", line)
     assert not out
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_info_is_json_whatever_the_device_lacks(models: Path) -> None:
-    command = [sys.executable, "-m", "serving", "info", "--models", str(models), "--json"]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(result.stdout)["device"] == "cpu"
 
 
 def test_inputs_without_a_batch_are_not_padded() -> None:

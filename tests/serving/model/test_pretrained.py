@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from serving.__main__ import main
 from serving.config import Precision
 from serving.images import Images
 from serving.model.repository import PRETRAINED, find_root
-from tests.support.servers import program
 from training.data.mnist import Mnist
 
 MAX_BYTES = 1_500_000
@@ -88,21 +85,6 @@ def test_exported_model_goes_before_the_box(models: Path, tmp_path: Path) -> Non
     assert find_root("other", tmp_path) == tmp_path  # and there it will be missed
 
 
-def test_server_needs_no_export(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off"]
-    with program(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as server:  # fmt: skip
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        server.terminate()
-        _, log = server.communicate(timeout=30)
-    assert line.startswith("serving model=digits version=1 precision=fp32")
-    assert "using the bundled one" in log
-    assert server.returncode == 0
-
-
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("shift", "is_rejected"), [(-1e-6, False), (1e-6, True)])
 def test_reject_below_turns_unsure_answers_away(
@@ -119,11 +101,3 @@ def test_reject_below_turns_unsure_answers_away(
     assert (": ? (perhaps" in capsys.readouterr().out) == is_rejected
     assert main(["classify", str(path), "--reject-below", threshold, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rejected"] == is_rejected
-
-
-@pytest.mark.parametrize("text", ["2", "-0.1", "nan", "much"])
-def test_reject_below_wants_a_probability(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["classify", "picture.png", f"--reject-below={text}"])
-    assert caught.value.code == 2
-    assert "expected a share such as 5% or 0.05" in capsys.readouterr().err

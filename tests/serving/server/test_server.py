@@ -19,7 +19,6 @@ from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.support.servers import RunningServer, on_both, running_server, serve_command
-from training.data.mnist import Mnist
 
 
 def test_start_line_says_what_is_served(server: RunningServer, transport: str) -> None:
@@ -46,11 +45,6 @@ def test_served_answers_equal_the_in_process_answers_bit_for_bit(
         assert served.probabilities.tobytes() == local.probabilities.tobytes()
         assert served.digits.tobytes() == local.digits.tobytes()
         assert served.model_version == local.model_version
-
-
-def test_served_accuracy_is_the_manifests_to_the_image(client: Client, mnist_sample: Mnist) -> None:
-    is_right = client.classify(mnist_sample.test_images).digits == mnist_sample.test_labels
-    assert is_right.mean() == pytest.approx(client.model_info().test_accuracy, abs=1e-9)
 
 
 def test_generated_stub_works_as_any_client_would_use_it(

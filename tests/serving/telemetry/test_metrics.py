@@ -10,7 +10,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Classifier, Client
-from serving.__main__ import main
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.telemetry.metrics import Histogram
@@ -147,22 +146,6 @@ def test_model_is_told(fresh: RunningServer) -> None:
     facts = fresh.facts
     labels = {name: facts[name] for name in ("version", "device", "precision", "transport")}
     assert value(scrape(fresh), "digits_model_info", name="digits", **labels) == 1
-
-
-def test_metrics_can_be_off(models: Path) -> None:
-    with running_server(models, "--metrics-port", "off") as server:
-        assert server.facts["metrics"] == "off"
-
-
-def test_taken_metrics_port_is_one_clear_line(
-    server: RunningServer, models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = server.facts["metrics"].rpartition(":")[2]
-    options = ["--models", str(models), "--port", "0", "--metrics-port", port]
-    assert main(["serve", "--device", "cpu", *options]) == 2
-    assert capsys.readouterr().err == (
-        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
-    )
 
 
 def test_histogram_counts_a_value_on_a_bound_below_it() -> None:
