@@ -10,10 +10,7 @@ import pytest
 from serving import Classifier
 from serving.batching.group import Group
 from serving.batching.result import Result
-from serving.errors import (
-    CorruptModel,
-    DeviceError,
-)
+from serving.errors import CorruptModel, DeviceError
 from serving.images import Images
 from tests.support.gpu import NO_GPU
 from tests.support.published import publish

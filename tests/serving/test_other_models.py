@@ -18,12 +18,7 @@ from serving.config import ModelConfig, Precision
 from serving.images import Images
 from serving.signature import Signature
 from tests.serving.model import templates
-from tests.support.inference_peer import (
-    Peer,
-    probabilities_in,
-    raw_request,
-    typed_request,
-)
+from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
 from tests.support.servers import RunningServer, running_server
 
 
@@ -33,10 +28,7 @@ class Model(NamedTuple):
     precision: Precision
 
 
-MODELS = (
-    Model("letters", templates.LETTERS, "int8"),
-    Model("glyphs", templates.GLYPHS, "fp32"),
-)
+MODELS = (Model("letters", templates.LETTERS, "int8"), Model("glyphs", templates.GLYPHS, "fp32"))
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: f"{model.name}-{model.precision}")

@@ -20,11 +20,7 @@ from serving.errors import (
 )
 from serving.images import Images
 from serving.protocols.status import MODEL_TEXTS, STATUS
-from tests.support.servers import (
-    RunningServer,
-    fake_server,
-    running_server,
-)
+from tests.support.servers import RunningServer, fake_server, running_server
 
 
 @pytest.mark.usefixtures("client_transport")

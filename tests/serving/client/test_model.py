@@ -40,10 +40,7 @@ def answering(num_classes: int) -> Any:
 
 
 def test_classes_and_labels_are_those_of_the_server(images: Images) -> None:
-    with (
-        fake_server(answering(3), info(PETS.document())) as address,
-        Client(address) as client,
-    ):
+    with fake_server(answering(3), info(PETS.document())) as address, Client(address) as client:
         answer = client.classify(images)
     assert answer.labels == ["fish"] * len(images)
     assert answer.probabilities.shape == (len(images), 3)

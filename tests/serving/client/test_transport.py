@@ -134,16 +134,16 @@ def classify(address: str, image: Images, **options: Any) -> list[int | DigitsEr
         async with AsyncClient(address, transport="h2", **options) as client:
             return (await client.classify(image))[0].digit
 
-    outcomes: list[int | DigitsError] = []
-    try:
+    def ask_from_thread() -> int:
         with Client(address, transport="h2", **options) as client:
-            outcomes.append(client.classify(image)[0].digit)
-    except DigitsError as err:
-        outcomes.append(err)
-    try:
-        outcomes.append(asyncio.run(ask()))
-    except DigitsError as err:
-        outcomes.append(err)
+            return client.classify(image)[0].digit
+
+    outcomes: list[int | DigitsError] = []
+    for each in (ask_from_thread, lambda: asyncio.run(ask())):
+        try:
+            outcomes.append(each())
+        except DigitsError as err:
+            outcomes.append(err)
     return outcomes
 
 

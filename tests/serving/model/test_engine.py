@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from serving.config import Device
 from serving.errors import DeviceError, ModelError
 from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
-from serving.model.onnx_runtime import new_session
+from serving.model.onnx_runtime import new_session, onnxruntime
 from serving.signature import DIGITS
 from tests.serving.model.graphs import model, node, value
 from tests.support.fakes import classified
@@ -98,18 +99,20 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     assert len(classified(engine, images[:2])) == 2
 
 
+def listed(monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., Any]) -> None:
+    """Replace ONNX Runtime by one that lists CUDA, and opens sessions so."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+
+
 @pytest.fixture
 def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
-    from serving.model.onnx_runtime import onnxruntime
-
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     plain = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
+    listed(
+        monkeypatch,
         lambda model, options, providers, **_: plain(model, providers=["CPUExecutionProvider"]),
     )
 
@@ -130,8 +133,6 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
 def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
     onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.model.onnx_runtime import onnxruntime
-
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*install '\.\[serve-gpu\]'"):
         open_engine(onnx_bytes, DIGITS, "cuda")
@@ -140,8 +141,6 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime with CUDA and without a driver: the messages of 1.26."""
-    from serving.model.onnx_runtime import onnxruntime
-
     plain = onnxruntime.InferenceSession
 
     def open_session(model: bytes, options: Any, providers: list[str], **settings: Any) -> Any:
@@ -156,10 +155,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
             "insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=cuda.cc ; line=336"
         )
 
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    listed(monkeypatch, open_session)
 
 
 @pytest.mark.usefixtures("no_driver")
@@ -181,17 +177,13 @@ def test_missing_driver_leaves_stdout_to_the_program(
 
 
 def test_cuda_multiplies_in_float32(onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.model.onnx_runtime import onnxruntime
-
     asked = []
 
     def open_session(model: bytes, options: Any, **settings: Any) -> Any:
         asked.append(settings)
         raise RuntimeError("CUDA failure 35: none here")
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    listed(monkeypatch, open_session)
     with pytest.raises(DeviceError):
         open_engine(onnx_bytes, DIGITS, "cuda")
     (settings,) = asked

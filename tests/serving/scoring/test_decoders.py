@@ -3,16 +3,12 @@
 import io
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from serving.images import Images
 from serving.pictures.files import processes
 from serving.scoring.scorer import decode
-from serving.system.processes.pool import CRASH, Processes
-from tests.serving.cli.test_classify import end_process
-from tests.serving.scoring.conftest import picture
+from serving.system.processes.pool import Processes
 
 
 @pytest.fixture
@@ -20,26 +16,6 @@ def decoders() -> Iterator[Processes]:
     decoders = processes(2)
     yield decoders
     decoders.close()
-
-
-class Deadly(bytes):
-    """Content that ends the process which unpickles it, as a fault of a decoder would."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return end_process, (bytes(self),)
-
-
-def test_picture_that_kills_its_decoder_costs_no_other_its_answer(
-    decoders: Processes, images: Images
-) -> None:
-    contents = [picture(image) for image in images[:40]]
-    contents[5] = contents[30] = Deadly()
-    decoded = decode(decoders, contents)
-    assert [number for number, each in enumerate(decoded) if isinstance(each, str)] == [5, 30]
-    assert decoded[5] == CRASH
-    np.testing.assert_array_equal(decoded[6], images[6:7])
-    after = decode(decoders, contents[:5])
-    np.testing.assert_array_equal(np.concatenate([*map(np.asarray, after)]), images[:5])
 
 
 def test_remarks_of_decoders_stay_off_stderr(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarg
 from serving.system.processes import pool as processes
 from serving.system.processes.mapping import mapped
 from serving.system.processes.pool import CRASH, Processes
+from tests.support.processes import wait_until
 
 WAIT_S = 30.0
 
@@ -36,15 +38,8 @@ def make() -> Iterator[Callable[..., Processes]]:
         pool.close()
 
 
-def outcome(future: "Future[object]") -> object:
+def outcome(future: "Future[Any]") -> Any:
     return future.result(WAIT_S)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -97,7 +92,6 @@ def keep(number: int) -> int:
 def test_job_that_takes_too_long_is_ended(make: Callable[..., Processes]) -> None:
     pool = make(1, job_s=0.2)
     before = outcome(pool.submit("one", os.getpid))
-    assert isinstance(before, int)
     with pytest.raises(DeadlineExceeded):
         outcome(pool.submit("one", time.sleep, 600))
     wait_until(lambda: not is_alive(before))
@@ -107,7 +101,6 @@ def test_job_that_takes_too_long_is_ended(make: Callable[..., Processes]) -> Non
 def test_process_of_a_caller_that_left_is_ended(make: Callable[..., Processes]) -> None:
     pool = make(1)
     before = outcome(pool.submit("", os.getpid))
-    assert isinstance(before, int)
     running, waiting = pool.submit("", time.sleep, 600), pool.submit("", os.abort)
     assert waiting.cancel()
     time.sleep(0.05)
@@ -151,9 +144,7 @@ def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
     assert outcome(pool.submit("few", abs, -1)) == 1
 
 
-def test_job_that_is_given_up_while_it_waits_keeps_nothing(
-    make: Callable[..., Processes],
-) -> None:
+def test_job_that_is_given_up_while_it_waits_keeps_nothing(make: Callable[..., Processes]) -> None:
     pool = make(2)
     running = pool.submit("many", time.sleep, 600)
     wait_until(lambda: not pool._waiting)
@@ -176,8 +167,6 @@ def test_zygote_that_is_killed_or_frozen_is_replaced(
 ) -> None:
     pool = make(1)
     worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
-    assert isinstance(worker, int)
-    assert isinstance(zygote, int)
     assert pool._zygote._process is not None
     pool._zygote._process[1].settimeout(0.2)
     os.kill(zygote, number)
@@ -189,7 +178,6 @@ def test_zygote_that_is_killed_or_frozen_is_replaced(
 def test_closing_ends_a_frozen_zygote(make: Callable[..., Processes]) -> None:
     pool = make(1)
     zygote = outcome(pool.submit("", os.getppid))
-    assert isinstance(zygote, int)
     os.kill(zygote, signal.SIGSTOP)
     pool.close()
     assert not is_alive(zygote)
@@ -266,8 +254,6 @@ def crash_at_three(number: int) -> int:
 def test_all_end_when_idle_and_start_again(make: Callable[..., Processes]) -> None:
     pool = make(1, idle_s=0.1)
     worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
-    assert isinstance(worker, int)
-    assert isinstance(zygote, int)
     wait_until(lambda: not is_alive(worker) and not is_alive(zygote))
     assert outcome(pool.submit("", abs, -1)) == 1
 
@@ -289,7 +275,6 @@ def test_processes_have_no_files_of_this_one(
     with (tmp_path / "ours").open("w") as ours:
         os.set_inheritable(ours.fileno(), True)
         files = outcome(make(1).submit("", files_open))
-    assert isinstance(files, dict)
     assert not [name for name in files.values() if "ours" in name]
     assert {files.get(number) for number in (0, 1, 2)} == {"/dev/null"}
 
