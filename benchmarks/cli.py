@@ -17,7 +17,7 @@ from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Setting, Spec
-from serving import installation
+from serving.commandline import installation
 from serving.commandline.parser import blame
 from serving.errors import DigitsError
 from serving.model.repository import find_root

@@ -63,7 +63,7 @@ __all__ = [*_HOMES]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from serving.installation import version
+        from serving.commandline.installation import version
 
         return version()
     if name not in _HOMES:

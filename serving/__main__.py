@@ -9,9 +9,9 @@ if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
 
 import os
 
-from serving import installation
 from serving.cli.arguments import parser
 from serving.cli.commands import COMMANDS
+from serving.commandline import installation
 from serving.commandline.parser import blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.telemetry import logs

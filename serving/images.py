@@ -66,16 +66,6 @@ def as_pixels(array: npt.ArrayLike) -> Images:
     return images
 
 
-def from_bytes(data: bytes, image_bytes: int) -> Images:
-    """View N x image_bytes bytes as (N, image_bytes) uint8 images, without copying.
-
-    Raises:
-        InvalidRequest: empty, or not a multiple of image_bytes.
-    """
-    check_bytes(len(data), image_bytes, None)
-    return np.frombuffer(data, np.uint8).reshape(-1, image_bytes)
-
-
 def check_bytes(num_bytes: int, image_bytes: int, max_images: int | None) -> None:
     """Check that a number of bytes is that of 1 to max_images images (None for no limit).
 

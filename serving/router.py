@@ -7,11 +7,11 @@ from functools import partial
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.execution import Model
 from serving.batching.group import Owner
+from serving.batching.route import Route
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
 from serving.model.loaded_model import LoadedModel
-from serving.route import Route
 from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.telemetry.metrics import Metrics

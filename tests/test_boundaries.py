@@ -115,7 +115,7 @@ def test_training_and_serving_never_import_each_other() -> None:
             assert not strangers or LAB in path.parents, path
 
 
-COMMON = ("serving.installation", "serving.commandline")
+COMMON = ("serving.commandline",)
 """Shared by commands: their parser, and how the project is installed."""
 PICTURES = ("serving.errors", "serving.pictures.reader")
 
@@ -126,7 +126,7 @@ LAB = ROOT / "training" / "lab"
 def test_reading_pictures_needs_no_server_and_no_model() -> None:
     loaded = modules_after("import serving.pictures.reader, serving.pictures.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
-    assert ours <= {"pictures", "errors", "images", "installation", "signature", "tensors"}
+    assert ours <= {"pictures", "errors", "images", "commandline", "signature", "tensors"}
     assert not loaded & {"grpc", "onnxruntime"}
 
 
@@ -139,10 +139,10 @@ def test_only_tests_import_the_lab() -> None:
 
 ROOMS = {
     "serving": """
-        errors installation commandline tensors signature predictions images
-        preprocessing config system http1 http2
-        credentials model.info pictures telemetry.metrics telemetry model catalog batching embedded
-        classifier route router scoring ray protocols transports client server cli __main__ __init__
+        errors commandline tensors signature predictions images config system http1 http2
+        credentials model.info model.preprocessing pictures telemetry.metrics telemetry model
+        catalog batching embedded classifier router scoring ray protocols transports client server cli
+        __main__ __init__
     """,
     "training": """
         errors commandline config files data fitting export report cli lab __main__ __init__

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from serving import installation
+from serving.commandline import installation
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.installation import in_checkout
+from serving.commandline.installation import in_checkout
 
 PROGRAM = "python -m training"
 _UP = "\033[A\033[K"

@@ -17,7 +17,7 @@ from benchmarks.load.callers import AwaitedCall, Call, TaskLoad, ThreadLoad
 from benchmarks.load.cores import worker
 from benchmarks.load.trace import Load, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from serving import installation
+from serving.commandline import installation
 from serving.errors import DigitsError
 from serving.images import Images
 

@@ -29,26 +29,20 @@ _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
 
 
-def open_catalog(
-    config: ModelConfig, max_batch_size: int = BatchingConfig().max_batch_size
-) -> "Catalog":
-    """Load the models of a server, several at once.
-
-    A version that can't be served is skipped with a warning, and so is a model if another one can.
-
-    Raises:
-        DigitsError: no model can be served; see `load_model`.
-    """
-    catalog = Catalog(config, max_batch_size)
-    catalog.open()
-    return catalog
-
-
 class Catalog:
     """The table of models; any thread may read it."""
 
-    def __init__(self, config: ModelConfig, max_batch_size: int) -> None:
-        """Load nothing yet; see `open_catalog`."""
+    def __init__(
+        self, config: ModelConfig, max_batch_size: int = BatchingConfig().max_batch_size
+    ) -> None:
+        """Load the models of a server, several at once.
+
+        A version that can't be served is skipped with a warning, and so is a model if another one
+        can.
+
+        Raises:
+            DigitsError: no model can be served; see `load_model`.
+        """
         self.models: Mapping[str, ModelVersions] = {}
         """The models in service, by name; replaced as a whole."""
         self.failures: Mapping[str, str] = {}
@@ -66,9 +60,9 @@ class Catalog:
         """Held during a look, by the catalog's thread or by a caller of `load` or `unload`."""
         self._ended = False
         self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._load_all()
 
-    def open(self) -> None:
-        """Load all models for the first time; see `open_catalog`."""
+    def _load_all(self) -> None:
         if self._config.url is not None:
             from serving.catalog.remote import RemoteRepository
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from serving.cli import scoring
 from serving.commandline import values
+from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.options import add_fields, command_help
 from serving.commandline.parser import Parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import InvalidRequest
-from serving.installation import DISTRIBUTION
 
 
 def parser() -> Parser:

@@ -19,9 +19,9 @@ from serving.cli.collection import open_collection
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
 from serving.images import Images
+from serving.model.preprocessing import Preprocessing, predictions_of
 from serving.pictures.reader import find_candidates, numbers_of, picture_row
 from serving.predictions import Predictions
-from serving.preprocessing import Preprocessing, predictions_of
 from serving.telemetry import logs
 from serving.tensors import Array
 

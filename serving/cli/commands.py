@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from serving import installation
+from serving.commandline import installation
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, InvalidRequest, Unavailable
 from serving.system import signals
@@ -70,7 +70,7 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
 def _classify(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
     from serving.cli import classifying
-    from serving.preprocessing import DIGITS_PICTURES
+    from serving.model.preprocessing import DIGITS_PICTURES
 
     if not options.target:
         return classifying.classify(

@@ -9,6 +9,7 @@ from serving.client import Client
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ModelNotFound, Unavailable
 from serving.model.info import ModelInfo
+from serving.signature import Signature
 from serving.tensors import TensorSignature
 
 Facts = dict[str, Any]
@@ -74,8 +75,7 @@ def as_text(facts: Facts, number: int) -> str:
     shown = {name: value for name, value in facts.items() if value != ""}
     signature = shown.pop("signature", None)
     if signature is not None:
-        shape = " x ".join(map(str, signature["input_shape"]))
-        shown["signature"] = f"{shape} {signature['dtype']} -> {signature['classes']} classes"
+        shown["signature"] = str(Signature.of(signature))
         if "labels" in signature:
             shown["labels"] = ", ".join(signature["labels"])
     for side in ("inputs", "outputs"):

@@ -6,8 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from serving import installation
-from serving.commandline import values
+from serving.commandline import installation, values
 from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError

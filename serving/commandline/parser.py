@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from serving.installation import version
+from serving.commandline.installation import version
 
 PREFIX = "DIGITS_"
 

@@ -12,9 +12,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from serving.commandline.installation import install
 from serving.config import Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, InvalidRequest, ModelError
-from serving.installation import install
 from serving.model.onnx_runtime import bare_run, new_session, onnxruntime, reason_of, tensors_of
 from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature

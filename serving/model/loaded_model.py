@@ -21,8 +21,8 @@ from serving.model.info import ModelInfo
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
 from serving.model.pictures import described
+from serving.model.preprocessing import Preprocessing
 from serving.predictions import Probabilities
-from serving.preprocessing import Preprocessing
 from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature
 
@@ -172,15 +172,12 @@ def _load_version(
 
     run_options = onnxruntime.RunOptions()
 
-    obstacle: str | None = None
-
-    def build() -> tuple[OnnxEngine, LoadedModel]:
-        nonlocal obstacle
+    def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
         manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
-        if _DYNAMIC in onnx:
-            obstacle = "dynamic quantization gives a row its neighbours' scale"
+        obstacle = "dynamic quantization gives a row its neighbours' scale"
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
-        return engine, LoadedModel(engine, manifest, precision)
+        model = LoadedModel(engine, manifest, precision)
+        return engine, model, obstacle if _DYNAMIC in onnx else None
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
@@ -190,7 +187,7 @@ def _load_version(
         return _timed(model, found.feeds, max_batch_size, found.line)
 
     try:
-        engine, model = within(limit_factor * _BUILD_LIMIT_S, build)
+        engine, model, obstacle = within(limit_factor * _BUILD_LIMIT_S, build)
         try:
             model = within(limit_factor * _CHECK_LIMIT_S, check)
         except TimeoutError:

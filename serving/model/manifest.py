@@ -10,9 +10,9 @@ import numpy as np
 
 from serving.config import Precision
 from serving.errors import CorruptModel, InvalidRequest
-from serving.images import Images, from_bytes
+from serving.images import Images, check_bytes
+from serving.model.preprocessing import Preprocessing, of_signature
 from serving.predictions import Probabilities
-from serving.preprocessing import Preprocessing, of_signature
 from serving.signature import DIGITS, Signature
 
 MANIFEST = "manifest.json"
@@ -77,7 +77,8 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
     golden = document["golden"]
     signature = Signature.of(document["signature"]) if "signature" in document else DIGITS
     pixels = base64.b64decode(golden["images"], validate=True)
-    golden_images = from_bytes(pixels, signature.image_bytes)
+    check_bytes(len(pixels), signature.image_bytes, None)
+    golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
     shape = len(golden_images), signature.num_classes
     return Manifest(
         name=_text(document, "name"),

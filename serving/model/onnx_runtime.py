@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from serving import installation
+from serving.commandline import installation
 
 try:
     import onnxruntime

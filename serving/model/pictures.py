@@ -7,8 +7,8 @@ from pathlib import Path
 
 from serving.errors import ConfigurationError
 from serving.model.manifest import Manifest
+from serving.model.preprocessing import Preprocessing, of_graph
 from serving.model.repository import is_file
-from serving.preprocessing import Preprocessing, of_graph
 from serving.system.files import read_regular
 from serving.tensors import TensorSignature
 

@@ -15,7 +15,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from serving import installation
+from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.manifest import FILES, MANIFEST, MAX_BYTES, Manifest, parse_manifest

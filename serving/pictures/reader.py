@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.commandline.installation import install
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
-from serving.installation import install
 
 if TYPE_CHECKING:
+    from serving.model.preprocessing import Preprocessing
     from serving.pictures.facts import Number
     from serving.pictures.numbers import Reading
     from serving.predictions import Predictions
-    from serving.preprocessing import Preprocessing
     from serving.tensors import Array
 
 MIN_ODDS = -15.0

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from serving.batching.batcher import Batcher
 from serving.batching.result import Result
-from serving.route import Route
+from serving.batching.route import Route
 
 Target: TypeAlias = Route | Batcher
 """The receiver of calls: a model, or one version of it."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from serving import installation
+from serving.commandline import installation
 from serving.errors import ConfigurationError
 from serving.pictures.files import SUFFIXES
 from serving.scoring import arrays

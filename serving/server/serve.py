@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
 
-from serving.catalog.catalog import Catalog, open_catalog
+from serving.catalog.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError
 from serving.router import Router
@@ -79,7 +79,7 @@ async def serve(
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.
         exporter = stack.enter_context(exporting(config))
-        catalog = open_catalog(model_config, batching.max_batch_size)
+        catalog = Catalog(model_config, batching.max_batch_size)
         router = Router(batching, config.workers)
         for name, versions in catalog.models.items():
             router.change(name, versions)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from serving.batching.route import Route
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError
@@ -15,7 +16,6 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
-from serving.route import Route
 from serving.router import Router
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS

@@ -1,7 +1,9 @@
 """The metrics page: a report in Prometheus's format."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -32,26 +34,20 @@ _NO_REQUESTS = dict.fromkeys(product(_METHODS, _STATUSES), 0)
 def encode(report: Report, accept: str) -> tuple[str, bytes]:
     """Write the metrics page."""
     encoder, content_type = choose_encoder(accept)
-    return content_type, encoder(_Collector(report))
+    # The part of a registry that encoders use.
+    return content_type, encoder(SimpleNamespace(collect=partial(_metrics, report)))
 
 
-class _Collector:
-    """The part of a registry that the encoders use."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def collect(self) -> Iterator[Metric]:
-        report, counts = self._report, self._report.counts
-        model = InfoMetricFamily("digits_model", "The served versions.")
-        facts = ("name", "version", "device", "precision", "transport")
-        for served in report.models:
-            model.add_metric((), {fact: getattr(served, fact) for fact in facts})
-        yield model
-        yield from _counters(counts)
-        yield from _by_label(report)
-        yield from _gauges(report)
-        yield from _histograms(counts)
+def _metrics(report: Report) -> Iterator[Metric]:
+    model = InfoMetricFamily("digits_model", "The served versions.")
+    facts = ("name", "version", "device", "precision", "transport")
+    for served in report.models:
+        model.add_metric((), {fact: getattr(served, fact) for fact in facts})
+    yield model
+    yield from _counters(report.counts)
+    yield from _by_label(report)
+    yield from _gauges(report)
+    yield from _histograms(report.counts)
 
 
 def _counters(counts: Counts) -> Iterator[Metric]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from serving.commandline.installation import install
 from serving.errors import ConfigurationError
-from serving.installation import install
 
 Ran = tuple[float, float, str, str, int]
 """A run: start and end in monotonic seconds, the model's name, its version, and rows."""

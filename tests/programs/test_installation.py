@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import serving
-from serving import installation
+from serving.commandline import installation
 from training import commandline
 
 ROOT = Path(__file__).parents[2]

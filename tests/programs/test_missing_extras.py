@@ -15,7 +15,7 @@ from PIL import Image
 import benchmarks.cli
 import serving.__main__
 import training.__main__
-from serving import installation
+from serving.commandline import installation
 
 ROOT = Path(__file__).parents[2]
 HIDE = """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Classifier, Client, Predictions
-from serving.catalog.catalog import open_catalog
+from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig, Precision
 from serving.images import Images
 from serving.signature import Signature
@@ -105,7 +105,7 @@ def test_new_version_takes_over_and_one_of_another_signature_does_not(
     name, signature, precision = model
     shutil.copytree(other_models, tmp_path, dirs_exist_ok=True)
     config = ModelConfig(models=tmp_path, names=(name,), precision=precision)
-    catalog = open_catalog(config)
+    catalog = Catalog(config)
     templates.publish(tmp_path, name, signature, "2")
     assert catalog.reload()
     templates.publish(tmp_path, name, replace(signature, input_shape=(16, 16)), "3")
@@ -116,6 +116,6 @@ def test_new_version_takes_over_and_one_of_another_signature_does_not(
     (line,) = caplog.messages
     assert "refused version 3, version 2 stays in service: version 3 has another" in line
     assert f"(16 x 16 uint8 -> {signature.num_classes} classes)" in line
-    restarted = open_catalog(config).models[name].default
+    restarted = Catalog(config).models[name].default
     assert restarted.version == "3"
     assert restarted.image_signature.input_shape == (16, 16)

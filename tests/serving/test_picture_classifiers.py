@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from serving.__main__ import main
-from serving.catalog.catalog import open_catalog
+from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.model.repository import PRETRAINED
@@ -191,7 +191,7 @@ def test_description_in_the_folder_is_read_with_each_version(
     description = tmp_path / "flowers" / "classifier.json"
     facts = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "labels": COLOURS}
     description.write_text(json.dumps(facts | {"resize": "pad"}))
-    catalog = open_catalog(ModelConfig(models=tmp_path))
+    catalog = Catalog(ModelConfig(models=tmp_path))
     for number, text in ((2, json.dumps(facts | {"resize": "crop"})), (3, "{")):
         description.write_text(text)
         shutil.copytree(version, version.with_name(str(number)))
@@ -217,7 +217,7 @@ def test_wrong_description_is_one_line(content: str, words: str, tmp_path: Path)
     (tmp_path / "a.onnx").write_bytes(colours())
     (tmp_path / "classifier.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigurationError) as caught:
-        open_catalog(ModelConfig(names=(), files=(tmp_path / "a.onnx",)))
+        Catalog(ModelConfig(names=(), files=(tmp_path / "a.onnx",)))
     assert words in str(caught.value)
     assert "classifier.json" in str(caught.value)
     assert "\n" not in str(caught.value)

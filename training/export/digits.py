@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from serving import installation
+from serving.commandline import installation
 from training.config import RECIPES
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from serving import installation
+from serving.commandline import installation
 from training.errors import NotTrained
 from training.files import write_atomically
 

@@ -4,13 +4,13 @@ from array import array
 from dataclasses import asdict
 
 from serving.batching.result import Result
+from serving.batching.route import Route
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.route import Route
 from serving.router import Router
 
 SERVICE = "digits.v1.DigitClassifier"

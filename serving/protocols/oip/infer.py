@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.batching.result import Result
+from serving.batching.route import Route
 from serving.errors import DigitsError, InvalidRequest, Unavailable
 from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
@@ -18,7 +19,6 @@ from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import Inference
 from serving.protocols.oip.typed import TypedContents
-from serving.route import Route
 from serving.router import Router
 from serving.tensors import TensorSignature
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from serving import installation
+from serving.commandline import installation
 from serving.protocols.oip import inference_pb
 from serving.tensors import Tensor, TensorSignature
 

@@ -8,9 +8,9 @@ from typing import Any
 from serving.errors import DigitsError, InvalidRequest
 from serving.model.loaded_model import LoadedModel
 from serving.model.pictures import PictureInputs
+from serving.model.preprocessing import Preprocessing, predictions_of
 from serving.pictures.reader import picture_row
 from serving.predictions import Predictions
-from serving.preprocessing import Preprocessing, predictions_of
 from serving.protocols.encoding import Rows
 from serving.router import Router
 from serving.tensors import Array

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.installation import install
+from serving.commandline.installation import install
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.catalog.catalog import Catalog, open_catalog
+from serving.catalog.catalog import Catalog
 from serving.catalog.versions import Canary, ModelVersions
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
@@ -19,7 +19,7 @@ from tests.serving.model import templates
 
 
 def opened(root: Path, **options: Any) -> Catalog:
-    return open_catalog(replace(ModelConfig(models=root, device="cpu"), **options))
+    return Catalog(replace(ModelConfig(models=root, device="cpu"), **options))
 
 
 def damage(root: Path, name: str, version: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.catalog.catalog import Catalog, open_catalog
+from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig
 from serving.images import Images
 from tests.serving.telemetry.test_metrics import scrape, value
@@ -43,7 +43,7 @@ def counts() -> Counter[str]:
 
 @pytest.fixture
 def catalog(config: ModelConfig, counts: Counter[str]) -> Catalog:
-    catalog = open_catalog(config)
+    catalog = Catalog(config)
     catalog.count_reload = lambda outcome: counts.update([outcome])
     return catalog
 
@@ -117,7 +117,7 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
     model_dir: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    catalog = open_catalog(replace(config, names=names))
+    catalog = Catalog(replace(config, names=names))
     kept = model_dir.rename(model_dir.parent / ".kept")
     with caplog.at_level(logging.INFO, "serving"):
         for _ in range(3):

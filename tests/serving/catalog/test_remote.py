@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from serving.catalog import archives
-from serving.catalog.catalog import open_catalog
+from serving.catalog.catalog import Catalog
 from serving.catalog.remote import RemoteRepository
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
@@ -64,7 +64,7 @@ def test_folder_is_copied_and_followed(
     memory: Any, root: Path, cache: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = {"memory": "memory://bucket/models", "file": f"file://{root}"}[scheme]
-    catalog = open_catalog(ModelConfig(url=url, model_cache=cache, device="cpu"))
+    catalog = Catalog(ModelConfig(url=url, model_cache=cache, device="cpu"))
     assert list(catalog.models) == ["a", "b"]
     before = catalog.models["b"]
     opened: list[str] = []

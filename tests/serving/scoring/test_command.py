@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.commandline.installation import install
 from serving.commandline.progress import Bar
 from serving.images import Images
-from serving.installation import install
 from tests.serving.scoring.conftest import Score, rows_of, write
 
 

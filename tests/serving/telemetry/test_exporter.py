@@ -93,7 +93,7 @@ def test_it_answers_while_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -
         seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
         raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr("serving.server.serve.open_catalog", load)
+    monkeypatch.setattr("serving.server.serve.Catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)

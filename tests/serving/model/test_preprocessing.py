@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import ModelError
 from serving.images import Images
-from serving.preprocessing import (
+from serving.model.preprocessing import (
     Preprocessing,
     as_probabilities,
     of_graph,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 DISTRIBUTION = "digit-serving"
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 def version() -> str:
