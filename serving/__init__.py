@@ -30,13 +30,13 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import TooLarge as TooLarge
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
-    from serving.model.info import ModelInfo as ModelInfo
     from serving.pictures.facts import FoundDigit as FoundDigit
     from serving.pictures.facts import Number as Number
     from serving.pictures.reader import from_picture as from_picture
     from serving.pictures.reader import read_numbers as read_numbers
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
+    from serving.signature import ModelInfo as ModelInfo
     from serving.signature import Signature as Signature
 
     __version__: str
@@ -51,11 +51,10 @@ _NAMES = {
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
         Unavailable
     """,
-    "model.info": "ModelInfo",
     "pictures.facts": "FoundDigit Number",
     "pictures.reader": "from_picture read_numbers",
     "predictions": "Prediction Predictions",
-    "signature": "Signature",
+    "signature": "ModelInfo Signature",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [*_HOMES]

@@ -12,10 +12,10 @@ from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.config import BatchingConfig, Device, Precision
 from serving.embedded import Model, never, on_thread
 from serving.images import as_images
-from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
 from serving.model.repository import PRETRAINED
 from serving.predictions import Predictions
+from serving.signature import ModelInfo
 
 
 class Classifier(Model):

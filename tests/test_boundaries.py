@@ -140,8 +140,8 @@ def test_only_tests_import_the_lab() -> None:
 ROOMS = {
     "serving": """
         errors commandline tensors signature predictions images config system http1 http2
-        credentials model.info model.preprocessing pictures telemetry.metrics telemetry model
-        catalog batching embedded classifier router scoring ray protocols transports client server cli
+        credentials model.preprocessing pictures telemetry.metrics telemetry model catalog
+        batching embedded classifier router scoring ray protocols transports client server cli
         __main__ __init__
     """,
     "training": """

@@ -9,9 +9,8 @@ from serving.batching.group import Group
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError
-from serving.model.info import ModelInfo
 from serving.model.loaded_model import LoadedModel
-from serving.signature import Signature
+from serving.signature import ModelInfo, Signature
 from serving.tensors import TensorSignature
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from serving.client import Client
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ModelNotFound, Unavailable
-from serving.model.info import ModelInfo
-from serving.signature import Signature
+from serving.signature import ModelInfo, Signature
 from serving.tensors import TensorSignature
 
 Facts = dict[str, Any]

@@ -21,11 +21,10 @@ from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
 from serving.images import Images, as_images, as_pixels
-from serving.model.info import ModelInfo
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
 from serving.protocols.status import StatusCode
-from serving.signature import DIGITS
+from serving.signature import DIGITS, ModelInfo
 from serving.tensors import Array, TensorSignature
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"

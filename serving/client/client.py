@@ -15,8 +15,8 @@ from serving.client.h2.async_channel import ReconnectingLoopChannel
 from serving.client.h2.channel import ReconnectingChannel
 from serving.client.transport import Transport
 from serving.errors import Unavailable
-from serving.model.info import ModelInfo
 from serving.predictions import Predictions
+from serving.signature import ModelInfo
 from serving.tensors import Array, TensorSignature
 
 _Result = TypeVar("_Result")

@@ -17,13 +17,12 @@ from serving.images import Images
 from serving.model import acceptance, independence, repository
 from serving.model.acceptance import ENOUGH_ROWS, find_rows
 from serving.model.fork_safety import native_run
-from serving.model.info import ModelInfo
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
 from serving.model.pictures import described
 from serving.model.preprocessing import Preprocessing
 from serving.predictions import Probabilities
-from serving.signature import Signature
+from serving.signature import ModelInfo, Signature
 from serving.tensors import Array, Feeds, TensorSignature
 
 if TYPE_CHECKING:
