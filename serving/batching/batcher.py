@@ -18,7 +18,7 @@ from serving.batching.queue import Queue
 from serving.batching.result import Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
-from serving.system.runners import Runners, Threads
+from serving.system.host import Runners, Threads
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
 

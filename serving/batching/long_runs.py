@@ -10,7 +10,7 @@ from serving.batching.parallel_run import run_shared
 from serving.batching.queue import TURN_ROWS, Queue
 from serving.batching.result import Result
 from serving.config import BatchingConfig
-from serving.system.runners import Runners, Task
+from serving.system.host import Runners, Task
 
 _SWEEP_S = 0.1
 """How often calls are looked at that wait."""

@@ -103,7 +103,8 @@ class ModelFolder:
             if len(models) == number:
                 break
             model = self._get(version)
-            if model is not None and is_latest and not self._fits(model):
+            served = self.served and _signature(self.served.default)
+            if model is not None and is_latest and served not in (None, _signature(model)):
                 self._refuse(version, self._misfit(model))
             elif model is not None:
                 models[version] = model
@@ -148,9 +149,6 @@ class ModelFolder:
         served = self.served.default_version
         _log.warning("model %s: refused version %s, version %s stays in service: %s", self.name,
                      version, served, reason)  # fmt: skip
-
-    def _fits(self, model: LoadedModel) -> bool:
-        return self.served is None or _signature(model) == _signature(self.served.default)
 
     def _misfit(self, model: LoadedModel) -> str:
         assert self.served is not None

@@ -138,7 +138,8 @@ class RemoteRepository:
                     copied[path] = before[path]
                 else:
                     copied[path] = [state, self._download(system, objects[path]["name"], file)]
-            digest = _digest_of({path: digest for path, (_, digest) in copied.items()})
+            digests = {path: digest for path, (_, digest) in copied.items()}
+            digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
             if self._is_file:
                 digest = copied[self._name][1]
                 self._unpack(Path(unfinished, self._name), digest, tree)
@@ -233,7 +234,3 @@ def _state(info: dict[str, Any]) -> str:
     """Return text that differs once an object changes; "" if nothing shows that."""
     facts = [str(info[name]) for name in _STATE if info.get(name) is not None]
     return f"{info.get('size')} {facts[0]}" if facts else ""
-
-
-def _digest_of(digests: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

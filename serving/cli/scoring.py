@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from serving.commandline import installation, values
-from serving.commandline.progress import Bar
+from serving.commandline.terminal import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
 from serving.system.cores import usable_cores

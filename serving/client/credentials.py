@@ -30,7 +30,9 @@ class Credentials:
         if tls_ca is None and tls_cert is not None:
             raise ConfigurationError("tls_cert needs tls_ca, which makes the connection TLS")
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
-        self.files = None if tls_ca is None else tuple(map(_read, (tls_ca, tls_key, tls_cert)))
+        paths = (tls_ca, tls_key, tls_cert)
+        files = (None if path is None else read_bytes(Path(path)) for path in paths)
+        self.files = None if tls_ca is None else tuple(files)
         """Authorities, key and certificate, as PEM; None is plaintext."""
         self.scheme = "http" if tls_ca is None else "https"
         self._pair = None if tls_cert is None else (Path(tls_cert), tls_key and Path(tls_key))
@@ -63,10 +65,6 @@ class Credentials:
         except (ssl.SSLError, OSError, ValueError) as err:
             raise ConfigurationError(f"can't use the certificates: {err}") from err
         return context
-
-
-def _read(path: str | Path | None) -> bytes | None:
-    return None if path is None else read_bytes(Path(path))
 
 
 def _makes_spans() -> bool:

@@ -79,7 +79,9 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
             pairs = zip(tensors, raw, strict=True)
             return {each.name: values.from_raw(raw, each, each.shape).copy() for each, raw in pairs}
         return {
-            each.name: values.from_typed(_contents(output, each), each, each.shape)
+            each.name: values.from_typed(
+                getattr(output.contents, values.CONTENTS[each.datatype]), each, each.shape
+            )
             for each, output in zip(tensors, response.outputs, strict=True)
         }
     except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
@@ -88,10 +90,6 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
 
 def _tensors(described: Any) -> tuple[Tensor, ...]:
     return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
-
-
-def _contents(output: Any, tensor: Tensor) -> Any:
-    return getattr(output.contents, values.CONTENTS[tensor.datatype])
 
 
 def _malformed(address: str, answer: str) -> Unavailable:

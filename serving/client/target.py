@@ -77,7 +77,8 @@ def grpc_target(target: str) -> tuple[str, str | None]:
         raise ConfigurationError(f"expected addresses such as host:port, got {wrong[0]!r}")
     found = [each for pair in map(_split, parts) if pair for each in _resolve(*pair)]
     if any(":" in host for host, _ in found):  # gRPC's lists are of one family
-        return "ipv6:" + ",".join(f"[{_mapped(host)}]:{port}" for host, port in found), parts[0]
+        mapped = ((host if ":" in host else f"::ffff:{host}", port) for host, port in found)
+        return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in mapped), parts[0]
     return "ipv4:" + ",".join(f"{host}:{port}" for host, port in found), parts[0]
 
 
@@ -112,7 +113,3 @@ def _resolve(host: str, port: int) -> list[tuple[str, int]]:
     except OSError as err:
         raise Unavailable(f"{host}:{port}: {err.strerror or err}") from err
     return [(str(each[4][0]), port) for each in found]
-
-
-def _mapped(host: str) -> str:
-    return host if ipaddress.ip_address(host).version == 6 else f"::ffff:{host}"

@@ -28,7 +28,8 @@ class TokenCheck:
         """Return whether the values of a call's `authorization` are one valid token."""
         if len(values) != 1:
             return False
-        digest = _digest(_bearer_token(values[0]))
+        scheme, _, token = values[0].partition(b" ")
+        digest = _digest(token if scheme.lower() == b"bearer" else b"")
         matches = [hmac.compare_digest(digest, known) for known in self.digests()]
         return any(matches)  # all were compared: the time doesn't reveal which is right
 
@@ -50,11 +51,6 @@ def token_check(config: SecurityConfig) -> TokenCheck | None:
 
 def _parse(data: bytes, source: Path | str) -> _Digests:
     return tuple(map(_digest, parse_tokens(data, source)))
-
-
-def _bearer_token(value: bytes) -> bytes:
-    scheme, _, token = value.partition(b" ")
-    return token if scheme.lower() == b"bearer" else b""
 
 
 def _digest(token: bytes) -> bytes:

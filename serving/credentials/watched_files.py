@@ -38,14 +38,10 @@ class WatchedFiles(Generic[Content]):
             self._state = state  # before reading: a change meanwhile is noticed next time
             try:
                 self._content = self._read()
-                _log.info("reloaded %s", self._names)
+                _log.info("reloaded %s", ", ".join(map(str, self._paths)))
             except ConfigurationError as err:
                 _log.warning("not reloaded, the previous content stays in use: %s", err)
         return self._content
-
-    @property
-    def _names(self) -> str:
-        return ", ".join(map(str, self._paths))
 
     def _look(self) -> _State:
         return tuple(map(_state_of, self._paths))

@@ -70,7 +70,10 @@ def find(
         try:
             first = run(row)
             row_s, runnable = clock() - begin_s, runnable or row
-            tensors = replace(tensors, outputs=tuple(map(_seen, tensors.outputs, first)))
+            # As many axes as outputs have in fact, where the graph says none.
+            seen = (each if each.shape else replace(each, shape=(-1,) * array.ndim)
+                    for each, array in zip(tensors.outputs, first, strict=True))  # fmt: skip
+            tensors = replace(tensors, outputs=tuple(seen))
             if obstacle:
                 break
             if row_s > _SLOW_S:
@@ -136,11 +139,6 @@ def _values(raw: Array, dtype: np.dtype, kind: str) -> Array:
     if dtype.kind == "b" or kind != "wide":
         return raw & 1
     return raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
-
-
-def _seen(tensor: Tensor, array: Array) -> Tensor:
-    """Return an output with as many axes as it has in fact, where the graph says none."""
-    return tensor if tensor.shape else replace(tensor, shape=(-1,) * array.ndim)
 
 
 def _compare(

@@ -1,10 +1,12 @@
-"""Addresses to listen on, and the reason when one can't be used."""
+"""Sockets to listen on: TCP ports, unix sockets, those of a supervisor or of systemd."""
 
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 from serving.errors import ConfigurationError
 
@@ -14,6 +16,11 @@ _REASONS = {
     errno.EAFNOSUPPORT: "this machine has no such kind of address",
     errno.EACCES: "permission denied",
 }
+_UNIX = "unix:"
+_BACKLOG = 1024
+"""New connections that wait in the kernel."""
+_FIRST_INHERITED = 3
+"""The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
 _FIRST_FREE_PORT = 1024
 """Ports below need a privilege."""
 Sockets = dict[tuple[str, int], list[socket.socket]]
@@ -85,16 +92,7 @@ def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
     raise cannot_listen(host, port, failure) from failure
 
 
-def check_free(host: str, port: int) -> None:
-    """Check that an address can be bound: gRPC itself gives no reason when it can't.
-
-    Raises:
-        ConfigurationError: it can't.
-    """
-    bind(host, port).close()
-
-
-def _bound(listener: socket.socket, address: tuple[object, ...], backlog: int) -> socket.socket:
+def _bound(listener: socket.socket, address: Any, backlog: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -129,7 +127,10 @@ def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.soc
             family, kind, protocol, _, address = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            _refuse_taken(family, address)
+            # No other server may listen there; a port just closed is free.
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
             sockets: list[socket.socket] = []
             # One more, for the number: `refuse_callers` would free a port that the kernel chose.
             for _ in range(1 + number):
@@ -150,8 +151,75 @@ def refuse_callers(listeners: Iterable[socket.socket]) -> None:
             listener.shutdown(socket.SHUT_RD)
 
 
-def _refuse_taken(family: int, address: tuple[object, ...]) -> None:
-    """Raise OSError if another server listens there, even one that would share its port."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just closed is free
-        probe.bind(address)
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on a TCP port, or on a unix socket where the host is "unix:PATH".
+
+    A socket that systemd opened for this process is used instead: callers who came before this
+    process, or between two of them, wait in it.
+
+    Args:
+        host: the address.
+        port: the port; 0 lets the kernel choose.
+
+    Returns:
+        A socket that does not block.
+
+    Raises:
+        ConfigurationError: it can't be bound.
+    """
+    if (inherited := activated("grpc")) is not None:
+        listener = inherited
+    elif host.startswith(_UNIX):
+        listener = _bind_unix(host.removeprefix(_UNIX))
+    else:
+        listener = bind(host, port, backlog=_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket, host: str) -> str:
+    """Return the address of a listening socket, as clients write it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"{_UNIX}{name}"
+    return with_port(name[0] if _is_activated() else host, name[1])
+
+
+def activated(name: str) -> socket.socket | None:
+    """Return the listening socket that systemd passed on to this very process; None without one.
+
+    Args:
+        name: its FileDescriptorName: "http", or "grpc", which is any other one, too.
+    """
+    if not _is_activated():
+        return None
+    number = int(os.environ.get("LISTEN_FDS", 0))
+    names = os.environ.get("LISTEN_FDNAMES", "grpc").split(":")[:number]
+    for i, each in enumerate(names):
+        if (each == "http") == (name == "http"):
+            return socket.socket(fileno=_FIRST_INHERITED + i)
+    return None
+
+
+def _is_activated() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def _bind_unix(path: str) -> socket.socket:
+    try:
+        if _is_abandoned(path):  # left behind by a server that was killed
+            os.unlink(path)
+        return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, _BACKLOG)
+    except OSError as err:
+        raise ConfigurationError(f"can't listen on {_UNIX}{path}: {err.strerror or err}") from err
+
+
+def _is_abandoned(path: str) -> bool:
+    """Return whether a path is a socket without a listener."""
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                return True
+    return False

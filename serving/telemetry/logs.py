@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TextIO
 
-from serving.commandline.escape import escape
+from serving.commandline.terminal import escape
 from serving.config import LogFormat
 
 ACCESS = "serving.access"
@@ -97,7 +97,9 @@ class _Handler(logging.Handler):
             self._write(line)
             if self._num_lost:
                 num_lost, self._num_lost = self._num_lost, 0
-                self._write(_lost(num_lost))
+                text = f"{num_lost} log lines were lost: stderr was not read"
+                level = logging.WARNING
+                self._write(logging.LogRecord(__name__, level, "", 0, text, (), None))
 
     def _write(self, record: logging.LogRecord) -> None:
         if self._stream is None:
@@ -111,11 +113,6 @@ class _Handler(logging.Handler):
             self._stream.flush()
         except (OSError, ValueError):  # full, or closed
             self._num_lost += 1
-
-
-def _lost(num_lines: int) -> logging.LogRecord:
-    text = "%d log lines were lost: stderr was not read"
-    return logging.LogRecord(__name__, logging.WARNING, "", 0, text, (num_lines,), None)
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:

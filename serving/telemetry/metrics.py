@@ -178,15 +178,12 @@ class Metrics:
                     counts.times_ns[*model, part] += _ns(seconds)
             for (kind, _), classified_runs in outcomes.items():
                 digits, probabilities = map(b"".join, zip(*classified_runs, strict=True))
-                numbers: Digits = np.frombuffer(digits, np.uint8 if kind is bytes else np.uintc)
-                self._add_outcomes(numbers, probabilities)
-
-    def _add_outcomes(self, answered: Digits, probabilities: bytes) -> None:
-        """Count the answers of many runs at once: some 8 µs, and 10 ns an image."""
-        rows = np.frombuffer(probabilities, "<f4").reshape(len(answered), -1)
-        added = enumerate(np.bincount(answered).tolist())
-        self._counts.digits.update({digit: number for digit, number in added if number})
-        self._counts.certainty.add_all(rows[np.arange(len(answered)), answered])
+                # All at once: some 8 µs, and 10 ns an image.
+                answered: Digits = np.frombuffer(digits, np.uint8 if kind is bytes else np.uintc)
+                table = np.frombuffer(probabilities, "<f4").reshape(len(answered), -1)
+                added = enumerate(np.bincount(answered).tolist())
+                counts.digits.update({digit: number for digit, number in added if number})
+                counts.certainty.add_all(table[np.arange(len(answered)), answered])
 
     def count(self, method: str, status: str, times: int = 1) -> None:
         """Count a call that has ended, unless `observe_run` does; from any thread."""

@@ -90,22 +90,6 @@ def test_classifier_on_the_base_installation_names_the_extra() -> None:
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"
 
 
-@pytest.mark.parametrize(
-    ("program", "arguments"),
-    [
-        ("serving", ("--help",)),
-        ("serving", ("serve", "--help")),
-        ("training", ("--help",)),
-        ("benchmarks", ("--help",)),
-        ("benchmarks", ("run", "--help")),
-    ],
-)
-def test_what_needs_no_extra_works_without(program: str, arguments: tuple[str, ...]) -> None:
-    code, out, err = without((*SERVE, *TRAIN, *BENCH, "PIL"), program, *arguments)
-    assert (code, err) == (0, "")
-    assert out
-
-
 def test_no_page_installs_a_name_that_anybody_may_register() -> None:
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*")]:
         if path.is_file() and path.suffix != ".pyc":

@@ -1,6 +1,5 @@
 import gc
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from serving.batching.result import Result
 from serving.errors import CorruptModel, DeviceError
 from serving.images import Images
 from tests.support.gpu import NO_GPU
-from tests.support.published import publish
 from training.data.mnist import Mnist
 
 
@@ -55,15 +53,6 @@ def test_split_requests_equal_single_images(
     together = classifier.classify(images)
     one_by_one = [classifier.classify(image[None]).digits[0] for image in images]
     assert together.digits.tolist() == one_by_one
-
-
-def test_corrupt_newest_version_is_passed_over_with_a_warning(
-    model_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    publish(model_dir, "2", b"no model")
-    with caplog.at_level(logging.WARNING), Classifier.load(model_dir) as classifier:
-        assert classifier.model_info().version == "1"
-    assert "skipped version 2" in caplog.text
 
 
 def test_int8_answers_as_fp32_does_whatever_the_batch(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from serving import Classifier
 from serving.commandline import values
-from serving.commandline.progress import Bar
+from serving.commandline.terminal import Bar
 from serving.pictures.rejecter import WEIGHTS
 from serving.pictures.text.candidates import NUM_MEASURES
 from training.commandline import import_tensorflow

@@ -15,7 +15,7 @@ from serving.credentials.watched_files import WatchedFiles, read_bytes
 from serving.errors import Unavailable
 from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
-from serving.system.address import check_free, with_port
+from serving.system.address import bind, with_port
 from serving.transports.access_log import access_log
 from serving.transports.grpcio.handlers import Handlers
 from serving.transports.sockets.port_limits import max_message_bytes
@@ -54,7 +54,7 @@ class GrpcioServer:
         host, port = self._config.host, self._config.port
         is_path = host.startswith("unix:")
         if not is_path and self._config.workers == 1:  # else the supervisor has reserved the port
-            check_free(host, port)
+            bind(host, port).close()
         address = host if is_path else with_port(host, port)
         if self._credentials is None:
             port = self._server.add_insecure_port(address)

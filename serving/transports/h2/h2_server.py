@@ -10,10 +10,9 @@ from serving.credentials.tokens import token_check
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
-from serving.system.address import others
+from serving.system.address import address_of, others
 from serving.system.cores import may_poll
 from serving.system.host import Host
-from serving.system.listener import address_of
 from serving.transports.access_log import access_log
 from serving.transports.h2.call_headers import HeaderParser
 from serving.transports.h2.context import Context

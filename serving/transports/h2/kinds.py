@@ -9,7 +9,7 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import ResponseEncoder, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Replies, Unary, Watch
 from serving.protocols.status import error_of
-from serving.system.runners import Task
+from serving.system.host import Task
 from serving.transports.h2.message_reader import PendingResponse
 from serving.transports.h2.stream import MAX_PENDING, Stream
 from serving.transports.h2.trailers import Status

@@ -11,9 +11,8 @@ from serving.errors import Unavailable
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.system.address import bind, others, with_port
+from serving.system.address import activated, bind, others, with_port
 from serving.system.host import Host
-from serving.system.listener import activated
 from serving.system.processes.pool import Processes
 from serving.transports.access_log import access_log
 from serving.transports.http.classes import Classes

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.cli import picture_files
-from serving.commandline.escape import escape
-from serving.commandline.progress import Bar
+from serving.cli import answers
+from serving.commandline.terminal import Bar, escape
 from serving.images import Images
 from serving.pictures.reader import from_picture
 from tests.serving.cli.conftest import Run
@@ -154,8 +153,8 @@ def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path
 
 @pytest.fixture
 def several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_files, "MIN_PICTURES", 1)
-    monkeypatch.setattr(picture_files, "usable_cores", lambda: 2)
+    monkeypatch.setattr(answers, "MIN_PICTURES", 1)
+    monkeypatch.setattr(answers, "usable_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("several_processes")
@@ -182,7 +181,7 @@ def test_picture_that_kills_its_reader_costs_no_other_its_answer(
 ) -> None:
     names = [str(folder / name) for name in SORTED * 4]
     names[3] = names[9] = Deadly(names[0])
-    readings = list(picture_files.read(names, from_picture))
+    readings = list(answers.read(names, from_picture))
     assert [name for name, _ in readings] == names
     failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
     assert failed == [3, 9]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.commandline.installation import install
-from serving.commandline.progress import Bar
+from serving.commandline.terminal import Bar
 from serving.images import Images
 from tests.serving.scoring.conftest import Score, rows_of, write
 

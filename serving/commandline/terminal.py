@@ -1,4 +1,4 @@
-"""The progress of long work, on a terminal or in lines."""
+"""Lines of a terminal or a log: the progress of long work, and text of others."""
 
 import threading
 import time
@@ -56,3 +56,8 @@ class Bar:
         assert self._stream is not None
         self._stream.write(text)
         self._stream.flush()
+
+
+def escape(text: str) -> str:
+    """Escape control characters, such as a newline or a terminal's sequences, and lone bytes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
