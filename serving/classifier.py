@@ -101,7 +101,8 @@ class Classifier(Model):
         # Few and short steps: all but the run holds the GIL, for which threads compete.
         signature, model = self.signature, self.served
         checked = as_images(images, signature)
-        self._check_open()
+        if self._is_closed:
+            raise self._refusal()
         feeds = {model.tensors.inputs[0].name: checked}
         (probabilities,) = self._outputs(feeds, len(checked), is_cancelled)
         return Predictions.of(probabilities, model.manifest.version, signature.labels)

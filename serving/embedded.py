@@ -141,7 +141,8 @@ class Model:
         return await on_thread(self._call, as_feeds(self.served.tensors, inputs))
 
     def _call(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> dict[str, Array]:
-        self._check_open()
+        if self._is_closed:
+            raise self._refusal()
         num_rows = min(map(len, feeds.values())) if self.served.tensors.is_batchable else 1
         try:
             outputs = self._outputs(feeds, num_rows, is_cancelled)
@@ -151,9 +152,8 @@ class Model:
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
         return {each.name: array for each, array in zip(self.outputs, outputs, strict=True)}
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise Unavailable(f"the {type(self).__name__.lower()} is closed")
+    def _refusal(self) -> Unavailable:
+        return Unavailable(f"the {type(self).__name__.lower()} is closed")
 
     def _outputs(
         self, feeds: Feeds, num_rows: int, is_cancelled: Callable[[], bool]

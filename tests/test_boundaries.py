@@ -153,8 +153,8 @@ ROOMS = {
 """Each package's rooms (folders and files at its top) from the ground up; a room may also be split
 by naming one of its files. Imports point to packages before theirs, or within it."""
 
-MAX_FILES = 16
-"""A folder that `ls` shows at a glance."""
+MAX_FILES = {"serving": 12, "training": 15, "benchmarks": 12, "tests": 16}
+"""Of a folder that `ls` shows at a glance."""
 
 
 def modules_of(package: str) -> dict[str, Path]:
@@ -207,11 +207,11 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("top", ["serving", "training", "benchmarks", "tests"])
+@pytest.mark.parametrize("top", MAX_FILES)
 def test_no_folder_is_too_full(top: str) -> None:
     for folder in [ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())]:
         files = list(folder.glob("*.py"))
-        assert len(files) <= MAX_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files"
+        assert len(files) <= MAX_FILES[top], f"{folder.relative_to(ROOT)} has {len(files)} files"
 
 
 def test_only_the_adaptors_of_grpcio_and_the_probe_import_grpc() -> None:

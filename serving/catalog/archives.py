@@ -6,12 +6,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from gzip import GzipFile
 from lzma import LZMAError
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any
 
 from serving.catalog.versions import LABELS
 from serving.errors import ConfigurationError
@@ -59,12 +59,11 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
                 else tarfile.open(fileobj=stream, mode="r:")
             ) as opened,
         ):
-            entries = {entry.path: entry for entry in _checked(_entries(opened))}
+            entries = _checked(opened)
             for path, given in repository_paths(list(entries)).items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                source = entries[given].open()
-                with source, (folder / path).open("xb") as file:  # type: ignore[union-attr]
-                    shutil.copyfileobj(source, file)  # type: ignore[arg-type]
+                with entries[given]() as source, (folder / path).open("xb") as file:
+                    shutil.copyfileobj(source, file)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError,
             ValueError, zlib.error, LZMAError, OSError) as err:  # fmt: skip
         if isinstance(err, OSError) and err.errno is not None:  # of the disk, not of the archive
@@ -72,36 +71,32 @@ def unpack(archive: Path, name: str, folder: Path) -> None:
         raise ConfigurationError(f"{name} can't be unpacked: {err}") from err
 
 
-class _Entry(NamedTuple):
-    path: str
-    size: int
-    is_file: bool
-    open: Callable[[], IO[bytes] | None]
-
-
-def _entries(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Entry]:
-    if isinstance(archive, zipfile.ZipFile):
-        for info in archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if not info.is_dir():
-                is_file = kind in (0, stat.S_IFREG)
-                yield _Entry(info.filename, info.file_size, is_file, partial(archive.open, info))
-        return
-    for member in archive:
-        if not member.isdir():
-            path = member.name.removeprefix("./")
-            yield _Entry(path, member.size, member.isreg(), partial(archive.extractfile, member))
-
-
-def _checked(entries: Iterator[_Entry]) -> Iterator[_Entry]:
+def _checked(archive: zipfile.ZipFile | tarfile.TarFile) -> dict[str, Callable[[], IO[bytes]]]:
+    """Return a function that opens each file, by its path."""
+    entries: dict[str, Callable[[], Any]] = {}
     num_bytes = 0
-    for number, entry in enumerate(entries, 1):
-        num_bytes += entry.size
+    infos: Any
+    open_it: Any
+    if isinstance(archive, zipfile.ZipFile):
+        infos, open_it = archive.infolist(), archive.open
+    else:
+        infos, open_it = archive, archive.extractfile
+    for number, info in enumerate(infos, 1):
+        if isinstance(info, zipfile.ZipInfo):
+            path, size, is_folder = info.filename, info.file_size, info.is_dir()
+            is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+        else:
+            path, size, is_folder = info.name.removeprefix("./"), info.size, info.isdir()
+            is_file = info.isreg()
+        num_bytes += size
         if num_bytes > MAX_BYTES or number > _MAX_ENTRIES:
             raise ValueError(f"over {MAX_BYTES} bytes or {_MAX_ENTRIES} files")
-        if entry.path.startswith("/") or ".." in entry.path.split("/") or not entry.is_file:
-            raise ValueError(f"{entry.path} is a link or leads outside")
-        yield entry
+        if is_folder:
+            continue
+        if path.startswith("/") or ".." in path.split("/") or not is_file:
+            raise ValueError(f"{path} is a link or leads outside")
+        entries[path] = partial(open_it, info)
+    return entries
 
 
 class _Bounded(GzipFile):

@@ -93,8 +93,7 @@ def print_answers(
         options: the parsed command line.
         columns: those of a CSV table.
         reader: see `read`.
-        answer: makes the answer of a picture's name and of what `reader` returns; a text says why
-            there is none.
+        answer: makes the answer of a picture's name and its reading; a text says why there is none.
 
     Returns:
         The exit code: 1 if any picture failed.

@@ -76,7 +76,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, with the fields of the current request."""
-        record.__dict__["fields"] = _fields_of(record)
+        record.__dict__["fields"] = {**request_fields.get(), **_fields_of(record)}
         if self._lines.qsize() < _MAX_WAITING:
             self._lines.put(record)
         else:
@@ -116,9 +116,7 @@ class _Handler(logging.Handler):
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
-    """Return the fields of a line beside its message."""
-    own: Mapping[str, object] = getattr(record, "fields", {})
-    return {**request_fields.get(), **own}
+    return getattr(record, "fields", {})
 
 
 class _Formatter(logging.Formatter):
