@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_samp
         export(artifacts, folder, mnist_sample)
 
     return made_once(tmp_path_factory, "models", export)
+
+
+@pytest.fixture
+def model_dir(models: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may change, in a repository of its own."""
+    shutil.copytree(models, tmp_path / "models")
+    return tmp_path / "models" / "digits"
 
 
 @pytest.fixture(scope="session")

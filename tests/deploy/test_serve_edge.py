@@ -12,7 +12,7 @@ import pytest
 from serving import Client
 from serving.images import Images
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, started
+from tests.support.servers import RunningServer, ended, started
 
 COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
 
@@ -60,8 +60,6 @@ def children_of(server: RunningServer) -> list[int]:
 
 
 def test_missing_envoy_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "--envoy", str(tmp_path / "envoy")], capture_output=True, text=True, timeout=60
-    )
+    done = ended([*COMMAND, "--envoy", str(tmp_path / "envoy")])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

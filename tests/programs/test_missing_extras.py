@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import benchmarks.cli
 import serving.__main__
 import training.__main__
 from serving.commandline import installation
+from tests.support.servers import ended
 
 ROOT = Path(__file__).parents[2]
 HIDE = """
@@ -41,7 +41,7 @@ PICTURE = "seven.png"
 def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int, str, str]:
     """Run a program as if some packages were not installed."""
     code = HIDE.format(hidden=hidden, argv=[program, *arguments], program=program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = ended([sys.executable, "-c", code], cwd=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -84,7 +84,7 @@ def test_missing_extra_is_one_line_that_names_it(
 def test_classifier_on_the_base_installation_names_the_extra() -> None:
     code = HIDE.partition("sys.argv")[0].format(hidden=SERVE)
     code += "from serving import Classifier; Classifier.pretrained()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = ended([sys.executable, "-c", code], cwd=ROOT)
     error = ModuleNotFoundError(name="onnxruntime")
     expected = installation.advice(error, {"onnxruntime": "serve"})
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"

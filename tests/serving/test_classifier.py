@@ -1,6 +1,5 @@
 import gc
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,6 @@ from serving.errors import CorruptModel, DeviceError
 from serving.images import Images
 from tests.support.gpu import NO_GPU
 from training.data.mnist import Mnist
-
-
-@pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
-    """A copy of the model that a test may change."""
-    shutil.copytree(models, tmp_path / "models")
-    return tmp_path / "models" / "digits"
 
 
 def test_accuracy_is_the_manifests_to_the_image(

@@ -30,6 +30,7 @@ from serving.tensors import Array, Feeds
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.processes import FORKS
 from tests.support.published import publish
+from tests.support.servers import ended
 
 
 class Interrupt(BaseException):
@@ -93,10 +94,8 @@ def run_script(code: str, models: Path) -> subprocess.CompletedProcess[str]:
         classifier = Classifier.load({str(models / "digits")!r}, device="cpu")
         images = np.zeros((600, 784), np.uint8)
     """
-    return subprocess.run(
-        [sys.executable, *FORKS, "-c", textwrap.dedent(begin) + textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    program = textwrap.dedent(begin) + textwrap.dedent(code)
+    return ended([sys.executable, *FORKS, "-c", program])
 
 
 FORK = """
@@ -124,8 +123,8 @@ FORK = """
 
 @pytest.mark.slow
 def test_classifier_made_before_a_fork_answers_in_the_child(models: Path) -> None:
-    ended = run_script(FORK, models)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    done = run_script(FORK, models)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 EXITS = {
@@ -148,8 +147,8 @@ def test_exit_with_calls_running_is_clean(models: Path, way: str, num_images: in
         time.sleep(0.1)
         {EXITS[way]}
     """
-    ended = run_script(code, models)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    done = run_script(code, models)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_forgotten_classifiers_leave_no_threads(models: Path, images: Images) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from serving.model.repository import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_digits import form
 from tests.serving.model import graphs, templates
-from tests.support.servers import running_server, serve_command
+from tests.support.servers import ended, running_server, serve_command
 
 COLOURS = ("red", "green", "blue")
 BILINEAR = Image.Resampling.BILINEAR
@@ -238,7 +237,7 @@ def test_labels_that_do_not_fit_end_the_start(
         path.write_text(labels)
     model = str(folder / "colours.onnx")
     command = serve_command(PRETRAINED, model, *IMAGE, str(path), "--http-port", "0")
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = ended(command)
     assert (result.returncode, result.stdout) == (2, "")
     assert words in result.stderr.splitlines()[-1]
     assert main(["classify", "x.png", "--model", model, *IMAGE, str(path)]) == 2

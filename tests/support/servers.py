@@ -60,9 +60,9 @@ def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[RunningServer]:
+def started(command: list[str], **options: Any) -> Iterator[RunningServer]:
     """Start a server, and wait for its first line."""
-    with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         start_line = process.stdout.readline()
@@ -80,6 +80,12 @@ def program(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
         except BaseException:
             process.kill()
             raise
+
+
+def ended(command: Sequence[str | Path], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end."""
+    usual = {"capture_output": True, "text": True, "timeout": 60}
+    return subprocess.run(command, **usual | options)
 
 
 ONE = digits_pb2.ClassifyResponse(

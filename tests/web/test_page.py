@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from serving.model.repository import PRETRAINED
-from tests.support.servers import running_server
+from tests.support.servers import ended, running_server
 from tests.web.strokes import draw_by_mouse, place_of, strokes_of
 from training.lab.handwriting.drawing import curve
 
@@ -38,7 +37,7 @@ def test_code_answers_as_the_page(command: str, page: Page, tmp_path: Path) -> N
     download.value.save_as(tmp_path / download.value.suggested_filename)
     code = page.locator(f"#{command}").inner_text()
     program = ["sh", "-c", code] if command == "curl" else [sys.executable, "-c", code]
-    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = ended(program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     if command == "curl":
         (number,) = json.loads(result.stdout)["pictures"][0]["numbers"]

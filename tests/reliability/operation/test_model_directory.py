@@ -21,13 +21,6 @@ from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
 
 
-@pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
-    """A copy of the model that a test may change."""
-    shutil.copytree(models, tmp_path / "models")
-    return tmp_path / "models" / "digits"
-
-
 def read_until(server: RunningServer, text: str) -> str:
     """Read the server's log up to a line that holds `text`."""
     assert server.process.stderr is not None

@@ -23,12 +23,6 @@ NUM_GOOD = NUM_BAD = 50
 
 
 @pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
-    shutil.copytree(models, tmp_path / "models")
-    return tmp_path / "models" / "digits"
-
-
-@pytest.fixture
 def following(model_dir: Path) -> Iterator[RunningServer]:
     with running_server(model_dir.parent) as server:
         yield server

@@ -1,7 +1,6 @@
 """A new version takes over without a restart; a bad one never does."""
 
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -22,13 +21,6 @@ from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
 
 TIMEOUT_S = 20.0
-
-
-@pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
-    """A copy of the model that a test may change."""
-    shutil.copytree(models, tmp_path / "models")
-    return tmp_path / "models" / "digits"
 
 
 @pytest.fixture

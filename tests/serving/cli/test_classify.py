@@ -18,7 +18,7 @@ from serving.commandline.terminal import Bar, escape
 from serving.images import Images
 from serving.pictures.reader import from_picture
 from tests.serving.cli.conftest import Run
-from tests.support.servers import program
+from tests.support.servers import ended, program
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
@@ -66,10 +66,7 @@ def test_stdin_is_read_where_a_dash_is_given(models: Path, folder: Path) -> None
 
 
 def test_closed_stdin_is_one_line(models: Path) -> None:
-    result = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-", "--models", models],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    result = ended(["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-", "--models", models])
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "-: cannot be read: stdin is closed\n"
 
@@ -218,12 +215,10 @@ def test_odd_names_are_printed_whatever_the_encoding(models: Path, folder: Path)
     odd = folder / os.fsdecode("grö\xffße\n".encode("latin-1") + b".png")
     (folder / "b.png").rename(odd)
     for encoding in ("ascii", "utf-8"):
-        result = subprocess.run(
-            [*COMMAND, odd, "--models", models],
-            capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
-        )  # fmt: skip
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        result = ended([*COMMAND, odd, "--models", models], env=environment, text=False)
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count(b"\n") == 1
+        assert result.stdout.count(b"\n") == 1  # type: ignore[arg-type]
 
 
 def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
@@ -232,7 +227,7 @@ def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
     Image.new("1", (9_500, 9_500)).save(folder / "bomb.png")  # Pillow has a warning for it
     command = [*COMMAND, *(str(folder / name) for name in ("b.png", "bomb.png"))]
     command += ["--models", str(models)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = ended(command)
     assert result.returncode == 1
     assert [line.split(": ")[0] for line in result.stderr.splitlines()] == [
         str(folder / "b.png"),

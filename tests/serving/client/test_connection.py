@@ -4,7 +4,6 @@ import asyncio
 import math
 import pickle
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -31,6 +30,7 @@ from tests.support.servers import (
     ONE,
     Handler,
     RunningServer,
+    ended,
     fake_server,
     free_address,
     running_server,
@@ -358,8 +358,5 @@ def test_client_made_before_a_fork_connects_in_the_child(
             assert os.waitpid(child, 0)[1] == 0, is_used
             client.classify(image)
     """
-    ended = subprocess.run(
-        [sys.executable, *FORKS, "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
+    done = ended([sys.executable, *FORKS, "-c", textwrap.dedent(code)])
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,6 @@ from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
 from serving.model.manifest import parse_manifest
 from tests.support import published
-
-
-@pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
-    """A copy of the model that a test may damage."""
-    shutil.copytree(models, tmp_path / "models")
-    return tmp_path / "models" / "digits"
 
 
 def test_only_directories_are_versions(tmp_path: Path) -> None:

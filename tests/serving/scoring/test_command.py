@@ -1,6 +1,5 @@
 """The output of `score` beside its results."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from serving.commandline.installation import install
 from serving.commandline.terminal import Bar
 from serving.images import Images
 from tests.serving.scoring.conftest import Score, rows_of, write
+from tests.support.servers import ended
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_missing_package_is_one_line(module: str, options: list[str], extra: str
     code += f"from serving.__main__ import main\nsys.exit(main(['score', 'a', *{options!r}]))"
     command = [sys.executable, "-c", code]
     environment = {"DIGITS_OUTPUT": "b", "DIGITS_MODEL": "digits"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = ended(command, env=environment)
     assert (result.returncode, result.stdout) == (2, "")
     line = f"digit-serving: {module} is not installed: {install(extra)}\n"
     assert result.stderr.endswith(line)

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
-from tests.support.servers import RunningServer, on_both, running_server, serve_command
+from tests.support.servers import RunningServer, ended, on_both, running_server, serve_command
 
 
 def test_start_line_says_what_is_served(server: RunningServer, transport: str) -> None:
@@ -130,7 +129,7 @@ def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         command = [*serve_command(models, "--transport", transport), "--port", str(port)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        result = ended(command)
     assert result.returncode == 2
     assert result.stderr == (
         f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"

@@ -5,7 +5,6 @@ import queue
 import select
 import signal
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.processes import Footprint, freeze, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
-from tests.support.servers import RunningServer, running_server, serve_command
+from tests.support.servers import RunningServer, ended, running_server, serve_command
 
 NUM_CONNECTIONS = 24
 """That all land on the same one of two workers has a chance of 2^-23."""
@@ -190,13 +189,8 @@ def test_workers_end_when_their_supervisor_is_killed(models: Path) -> None:
 
 def run_to_its_end(models: Path, *options: str, **environment: str) -> tuple[int, str, str]:
     """Start a server that can't serve; its exit code, stdout and stderr."""
-    result = subprocess.run(
-        serve_command(models, "--workers", "2", *options),
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=TIMEOUT_S,
-    )
+    command = serve_command(models, "--workers", "2", *options)
+    result = ended(command, env=os.environ | environment)
     return result.returncode, result.stdout, result.stderr
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
-from tests.support.servers import RunningServer, program, serve_command
+from tests.support.servers import program, serve_command, started
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
 """As systemd starts a service: the socket is file descriptor 3, the process id is the program's."""
@@ -32,9 +32,7 @@ def test_socket_of_systemd_is_taken(
             early = caller.submit(client.classify, images[:2])  # it waits in the socket
             serve = serve_command(models, "--transport", "h2", "--host", "192.0.2.1")
             command = ["bash", "-c", ACTIVATED.format(listener.fileno()), "bash", *serve]
-            with program(command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE) as process:
-                assert process.stdout is not None
-                server = RunningServer(process, process.stdout.readline())
+            with started(command, pass_fds=[listener.fileno()]) as server:
                 assert server.address == target
                 assert len(early.result(60)) == 2
                 assert server.stop() == 0
@@ -45,9 +43,7 @@ def test_socket_for_another_process_is_not_taken(
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
-    with program(serve_command(models), stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        server = RunningServer(process, process.stdout.readline())
+    with started(serve_command(models)) as server:
         assert server.address.startswith("127.0.0.1:")
         assert server.stop() == 0
 
@@ -62,9 +58,7 @@ def test_each_socket_of_two_has_its_protocol(models: Path, images: Images) -> No
         serve = serve_command(models, "--http-port", "0")
         files = [http_port.fileno(), port.fileno()]
         command = ["bash", "-c", shell, "bash", *serve]
-        with program(command, pass_fds=files, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            server = RunningServer(process, process.stdout.readline())
+        with started(command, pass_fds=files) as server:
             with Client(f"127.0.0.1:{port.getsockname()[1]}") as client:
                 assert len(client.classify(images[:2])) == 2
             asked = http.client.HTTPConnection("127.0.0.1", http_port.getsockname()[1])

@@ -2,14 +2,13 @@
 
 import errno
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from serving.errors import ConfigurationError
 from serving.system.address import bind, cannot_listen, with_port
-from tests.support.servers import serve_command
+from tests.support.servers import ended, serve_command
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_ipv6_gets_brackets() -> None:
 )  # fmt: skip
 def test_server_says_it_in_one_line(models: Path, options: tuple[str, ...]) -> None:
     command = serve_command(models, *options)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = ended(command)
     assert (done.returncode, done.stdout) == (2, "")
     *warnings, line = done.stderr.splitlines()
     assert line.endswith("can't listen on 192.0.2.7:0: this machine has no such address")

@@ -1,16 +1,16 @@
 """Signals end a server's event loop, whichever thread the kernel delivers them to."""
 
 import signal
-import subprocess
 import sys
 
 import pytest
 
-from tests.support.processes import TIMEOUT_S
+from tests.support.servers import ended
 
 SCRIPT = """
 import asyncio, signal, threading
 from serving.system import signals
+from tests.support.servers import ended
 async def main():
     signals.install()
     stops = signals.queue_stops()
@@ -25,11 +25,5 @@ async def main():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_that_another_thread_gets_is_handled(run: str, number: signal.Signals) -> None:
     script = SCRIPT.format(run=run, number=int(number))
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=True,
-    )
+    done = ended([sys.executable, "-c", script], check=True)
     assert done.stdout.split() == ["ready", str(int(number))]

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import resource
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from serving import Client
 from serving.images import Images
-from tests.support.servers import STOP_TIMEOUT_S, running_server, serve_command
+from tests.support.servers import ended, running_server, serve_command
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -56,26 +55,13 @@ def obey_permissions() -> None:
             assert libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
 
 
-def run_to_its_end(
-    models: Path, *options: str, prepare: Callable[[], None]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        serve_command(models, *options),
-        capture_output=True,
-        text=True,
-        preexec_fn=prepare,
-        timeout=STOP_TIMEOUT_S,
-        check=False,
-    )
-
-
 def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path) -> None:
     model_dir = tmp_path / "digits"
     model_dir.mkdir()
     (model_dir / "1").mkdir()
     for closed in (tmp_path, model_dir, model_dir / "1"):
         closed.chmod(0)
-        result = run_to_its_end(tmp_path, prepare=obey_permissions)
+        result = ended(serve_command(tmp_path), preexec_fn=obey_permissions)
         closed.chmod(0o700)
         assert (result.returncode, result.stdout) == (2, "")
         *warnings, line = result.stderr.splitlines()
@@ -89,7 +75,7 @@ def test_too_few_descriptors_are_one_clear_line(models: Path, workers: str, numb
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
-    result = run_to_its_end(models, "--workers", workers, prepare=limit)
+    result = ended(serve_command(models, "--workers", workers), preexec_fn=limit)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"digit-serving: ulimit -n is {number}: at least ")
