@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.cli.answers import numbers_answer
 from serving.model.repository import PRETRAINED
+from serving.pictures.facts import Box, Field, Number
 from tests.serving.cli.conftest import Run
 from training.data.mnist import Mnist
 from training.lab.handwriting.strings import compose
@@ -78,6 +80,14 @@ def test_less_sure_than_asked_is_a_question_mark(form: Path, run: Run) -> None:
     code, (line,), _ = run("read", form, "--reject-below", 1)
     assert code == 0
     assert ": ? (perhaps 90210, " in line
+
+
+def test_one_unsure_number_makes_its_line_unsure() -> None:
+    field = Field("1", Box(0, 0, 9, 9))
+    both = [Number("1", probability, (), (field,), 0) for probability in (0.9, 0.5)]
+    answer = numbers_answer(both, 0.6)
+    assert answer.text == "? (perhaps 1 1, 45.0 %)"
+    assert [row["rejected"] for row in answer.rows] == ["false", "true"]
 
 
 def test_picture_without_a_number_and_a_missing_one_are_errors(
