@@ -23,8 +23,6 @@ from serving.system.cores import usable_cores
 
 _log = logging.getLogger(__name__)
 
-OnChange = Callable[[str, ModelVersions | None], None]
-"""Called with a model's name and its new state; None if it is no longer served."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
 
@@ -47,6 +45,9 @@ class Catalog:
         """The models in service, by name; replaced as a whole."""
         self.failures: Mapping[str, str] = {}
         """Models of the repository that are not in service, and why; replaced as a whole."""
+        self.on_change: Callable[[str, ModelVersions | None], None] = lambda name, versions: None
+        """Called with a model's name and its new state, None if it is no longer served; on the
+        thread of the change, before `models` shows it."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
         """Called with "adopted" or "failed" for each change."""
         self._config, self._max_batch_size = config, max_batch_size
@@ -55,7 +56,6 @@ class Catalog:
         self._unloaded: set[str] = set()
         self._troubles: dict[str, str] = {}
         """Why the last look failed, by model; logged when it changes."""
-        self._listeners: list[OnChange] = []
         self._lock = threading.Lock()
         """Held during a look, by the catalog's thread or by a caller of `load` or `unload`."""
         self._ended = False
@@ -80,10 +80,6 @@ class Catalog:
             listed = [f"{name} ({reason})" for name, reason in self.failures.items()]
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
             raise CorruptModel(f"no model can be served: {'; '.join(listed[:3])}{more}")
-
-    def on_change(self, callback: OnChange) -> None:
-        """From now on, call `callback` for each change, on its thread, before `models` shows it."""
-        self._listeners.append(callback)
 
     @contextmanager
     def following(self, interval_s: float = 0.0) -> Iterator[None]:
@@ -200,8 +196,7 @@ class Catalog:
         return True
 
     def _publish(self, name: str, served: ModelVersions | None) -> None:
-        for callback in self._listeners:
-            callback(name, served)
+        self.on_change(name, served)
         others = {each: self.models[each] for each in self.models if each != name}
         self.models = others if served is None else others | {name: served}
         self.failures = {each: self.failures[each] for each in self.failures if each != name}

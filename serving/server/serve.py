@@ -84,7 +84,7 @@ async def serve(
         for name, versions in catalog.models.items():
             router.change(name, versions)
         catalog.count_reload = router.metrics.count_reload
-        catalog.on_change(router.change)  # before a call may load or unload a model
+        catalog.on_change = router.change  # before a call may load or unload a model
         stack.callback(router.close)
         server = Server(router, config, exporter, catalog)
         stops = signals.queue_stops()  # before the first call, so that every stop drains

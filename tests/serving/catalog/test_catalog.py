@@ -75,7 +75,7 @@ def test_no_good_model_is_an_error_that_lists_all(root: Path) -> None:
 def test_models_appear_change_and_disappear_apart(root: Path) -> None:
     catalog = opened(root)
     changes: list[tuple[str, ModelVersions | None]] = []
-    catalog.on_change(lambda name, versions: changes.append((name, versions)))
+    catalog.on_change = lambda name, versions: changes.append((name, versions))
     before = catalog.models["b"]
     damage(root, "a", "2")
     templates.publish(root, "c", SMALL)
