@@ -97,9 +97,8 @@ class _Handler(logging.Handler):
             self._write(line)
             if self._num_lost:
                 num_lost, self._num_lost = self._num_lost, 0
-                text = f"{num_lost} log lines were lost: stderr was not read"
-                level = logging.WARNING
-                self._write(logging.LogRecord(__name__, level, "", 0, text, (), None))
+                text, level = "%d log lines were lost: stderr was not read", logging.WARNING
+                self._write(logging.LogRecord(__name__, level, "", 0, text, (num_lost,), None))
 
     def _write(self, record: logging.LogRecord) -> None:
         if self._stream is None:
