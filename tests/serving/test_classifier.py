@@ -11,6 +11,7 @@ from serving.batching.result import Result
 from serving.errors import CorruptModel, DeviceError
 from serving.images import Images
 from tests.support.gpu import NO_GPU
+from tests.support.published import publish
 from training.data.mnist import Mnist
 
 
@@ -45,6 +46,13 @@ def test_split_requests_equal_single_images(
     together = classifier.classify(images)
     one_by_one = [classifier.classify(image[None]).digits[0] for image in images]
     assert together.digits.tolist() == one_by_one
+
+
+def test_version_without_a_manifest_is_passed_over(model_dir: Path) -> None:
+    publish(model_dir, "2", (model_dir / "1" / "model.onnx").read_bytes())
+    (model_dir / "2" / "manifest.json").unlink()
+    with Classifier.load(model_dir) as classifier:
+        assert classifier.version == "1"
 
 
 def test_int8_answers_as_fp32_does_whatever_the_batch(

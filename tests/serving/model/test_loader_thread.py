@@ -49,3 +49,15 @@ def test_step_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(TimeoutError, match="makes no progress"):
         step.run(monkeypatch)
     assert step.num_seen == 241
+
+
+def test_step_that_computes_without_end_is_left_behind() -> None:
+    ended = threading.Event()
+
+    def compute() -> None:
+        while not ended.is_set():
+            pass
+
+    with pytest.raises(TimeoutError, match="processor time"):
+        within(0.1, compute, look_s=0.01)
+    ended.set()

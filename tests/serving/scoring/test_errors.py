@@ -131,6 +131,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "floats": (table(["image"], [[0.5] * 784]), "no column of images (bytes, or lists of whole"),
     "cut IDX": (idx(9, 28, 28, num_bytes=9), ": cut off"),
     "labels": (idx(9, num_bytes=9), "has no column of images ("),
+    "small images": (idx(9, 14, 14, num_bytes=1764), "has no column of images ("),
     "gzip of text": (lambda path: path.write_bytes(gzip.compress(b"0" * 99)), "no IDX file of"),
     "cut gzip": (gzipped(lambda content: content[:-20]), ": cut off"),
     "damaged gzip": (gzipped(lambda content: content[:-8] + bytes(8)), ": CRC check failed"),
