@@ -31,19 +31,41 @@ FINE = 8
 """The pen is adjusted at this many times the final resolution."""
 
 
-def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
-    """Make an image of (H, W) grey levels.
+def to_images(grey: Levels) -> npt.NDArray[np.uint8]:
+    """Make an image of (H, W) grey levels, or two if ink reaches edges that lie opposite.
+
+    Such ink may be lines and shadows, which the first image is without, or the digit itself, if the
+    picture was cut out along it; then the last image is right.
 
     Returns:
-        (28, 28) uint8, 0 = background, 255 = ink.
+        (1, 28, 28) or (2, 28, 28), 0 = background, 255 = ink.
 
     Raises:
-        InvalidRequest: no ink differs from the paper.
+        InvalidRequest: no ink differs from the paper, or there are several digits.
     """
     if grey.shape == (HEIGHT, WIDTH):
         image = np.rint(grey if grey[0, 0] < 128 else 255 - grey)
         if is_made_as_mnist(image):
-            return image.astype(np.uint8)
+            return image.astype(np.uint8)[None]
+    edges = np.concatenate([*grey[[0, -1]], *grey.T[[0, -1]]])
+    with_margin = np.pad(grey, max(grey.shape) // 4, constant_values=np.median(edges))
+    images, failures = [], []
+    for levels in (grey, with_margin):
+        try:
+            image, is_apart = _image(levels)
+        except InvalidRequest as err:
+            failures.append(err)
+            continue
+        images.append(image)
+        if is_apart:
+            break
+    if not images:
+        raise failures[0]
+    return np.stack(images)
+
+
+def _image(grey: Levels) -> tuple[npt.NDArray[np.uint8], bool]:
+    """Make an image, and tell whether its ink stays apart from one of each two opposite edges."""
     ink = lift(grey)
     if ink.max() < MIN_CONTRAST:
         raise InvalidRequest("no ink found: the picture is blank")
@@ -52,7 +74,9 @@ def to_image(grey: Levels) -> npt.NDArray[np.uint8]:
     digit = find_digit(ink, lowest, max(lowest, top))
     # Full ink is 1; the digit alone is kept, with its soft edge.
     alone = np.clip(ink / np.median(ink[digit]), 0, 1) * ndimage.maximum_filter(digit, 3)
-    return as_mnist(alone, FINE)
+    opposite = (ink[[0, -1]], ink.T[[0, -1]])
+    is_apart = not any((levels > lowest).any(1).all() for levels in opposite)
+    return as_mnist(alone, FINE), is_apart
 
 
 def as_mnist(ink: Levels, fine: int) -> npt.NDArray[np.uint8]:

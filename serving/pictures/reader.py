@@ -25,6 +25,8 @@ SURE_ODDS = 2.0
 """From which it is one. Between the two its answer is doubted, and a picture that reads as several
 digits in a row is refused: 136 of 150 touching pairs of MNIST's digits are, and 1 of 600 single
 ones."""
+TINY, TINY_FACTOR = 12, 0.9
+"""Pixels of a side: of digits that fill 10 x 10 pixels 4 % are wrong, 2 % of the sure ones."""
 BATCH = 512
 """Images of one call; a page has some ten for each digit."""
 
@@ -66,14 +68,18 @@ def read_digit(source: str | Path | BinaryIO) -> tuple[Images, float]:
     except ImportError as err:
         raise _missing() from err
     page = decoder.read_page(source, decoder.MAX_SIDE)
-    image = normalizer.to_image(page.grey)
-    if page.grey.shape == image.shape:
-        return image.reshape(1, -1), 1.0
-    odds = float(rejecter.odds(rejecter.logits_alone(image[None]))[0])
-    if odds < MIN_ODDS or (odds < SURE_ODDS and numbers.has_several_digits(page)):
+    images = normalizer.to_images(page.grey)
+    if len(images) == 1 and page.grey.shape == images[0].shape:
+        return images.reshape(1, -1), 1.0
+    odds = rejecter.odds(rejecter.logits_alone(images))
+    is_sure = odds[-1] >= SURE_ODDS
+    best = -1 if is_sure else int(odds.argmax())
+    if odds[best] < MIN_ODDS or (not is_sure and numbers.has_several_digits(page)):
         raise InvalidRequest("expected one digit, found several that touch, or no digit")
-    factor = (1 + math.exp(-SURE_ODDS)) / (1 + math.exp(-odds))
-    return image.reshape(1, -1), min(factor, 1.0)
+    factor = min((1 + math.exp(-SURE_ODDS)) / (1 + math.exp(-odds[best])), 1.0)
+    if max(page.grey.shape) <= TINY:
+        factor *= TINY_FACTOR
+    return images[best].reshape(1, -1), factor
 
 
 def picture_row(

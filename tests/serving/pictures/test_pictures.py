@@ -17,6 +17,7 @@ from serving import Classifier
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 from serving.pictures import decoder
+from serving.pictures.ink.parts import bounding_box
 from serving.pictures.reader import from_picture, read_digit
 from tests.support.pictures.random_pictures import read_all
 from training.data.mnist import Mnist
@@ -119,6 +120,16 @@ def test_specks_are_left_out(glyph: Levels, expected: npt.NDArray[np.float32]) -
     speckled = np.pad(glyph, 100)
     speckled[5:8, 5:8] = speckled[-9:-6, 20:23] = 255
     assert np.abs(read(Image.fromarray(255 - speckled)) - expected).mean() < SAME
+
+
+@pytest.mark.parametrize("height", [12, 60])
+def test_digit_may_touch_the_edges(height: int) -> None:
+    differences = []
+    for digit in range(10):
+        ink = np.asarray(font_glyph(digit, height, np.random.default_rng(8)))
+        cut_out = Image.fromarray(255 - ink[bounding_box(ink > 64)])
+        differences.append(np.abs(read(cut_out) - read(Image.fromarray(255 - ink))).mean())
+    assert np.mean(np.array(differences) < MOVED) >= 0.9
 
 
 def test_mnist_digit_saved_as_a_picture_stays_itself(
