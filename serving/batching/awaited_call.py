@@ -9,17 +9,12 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from serving.batching.batcher import Batcher
 from serving.batching.group import Encoder, Group, Owner
 from serving.batching.queue import Line, Queue
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, Ran, latest_run
 
 _numbers = itertools.count()
-_LOOK_S = 0.001
-"""How often a batch that waits for more rows is looked at."""
-_TICK_S = 0.1
-"""How often calls that wait are looked at."""
 
 
 class Peer:
@@ -112,48 +107,3 @@ class _Call:
     def _settle(self, settle: Callable[[Any], None], outcome: Any) -> None:
         if not self.outcome.done():  # cancelled meanwhile
             settle(outcome)
-
-
-class EventLoopOwner:
-    """An event loop that owns batchers."""
-
-    clock = staticmethod(time.monotonic)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, forget: Callable[[], None]) -> None:
-        """Use `loop`; `forget` has all messages parsed again."""
-        self._loop = loop
-        self._forget = forget
-        self._ticking: set[Batcher] = set()
-
-    def post(self, task: Callable[[], None]) -> None:
-        """See `Owner`."""
-        self._loop.call_soon_threadsafe(task)
-
-    def schedule(self, batcher: Batcher) -> None:
-        """See `Owner`."""
-        self._loop.call_soon(self._turn, batcher)
-        if batcher not in self._ticking:
-            self._ticking.add(batcher)
-            self._loop.call_later(_TICK_S, self._tick, batcher)
-
-    def defer(self, task: Callable[[], None]) -> None:
-        """See `Owner`."""
-        self._loop.call_soon(task)
-
-    def forget_layouts(self) -> None:
-        """See `Owner`."""
-        self._forget()
-
-    def _turn(self, batcher: Batcher) -> None:
-        now_s = self.clock()
-        if batcher.max_delay_s and batcher.delay_s(now_s):
-            self._loop.call_later(_LOOK_S, self._turn, batcher)
-        else:
-            batcher.turn(now_s)
-
-    def _tick(self, batcher: Batcher) -> None:
-        if batcher.is_busy:
-            batcher.tick(self.clock())
-            self._loop.call_later(_TICK_S, self._tick, batcher)
-        else:
-            self._ticking.discard(batcher)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -148,15 +147,8 @@ class Server:
         """
         self._end_self_test()  # first: nothing may set SERVING from here on
         self.health.set_serving(False)
-        end_s = time.monotonic() + self.config.drain_s
-        if self._http is not None:
-            self._http.refuse()
         if not await self._transport.drain(self.config.drain_s):
             return False
-        if self._http is not None:
-            left_s = max(0.0, end_s - time.monotonic())
-            if not await asyncio.to_thread(self._http.drain, left_s):
-                return False
         await self.stop(grace_s=1.0)
         return True
 

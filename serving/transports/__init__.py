@@ -24,7 +24,7 @@ class Transport(Protocol):
 
     @property
     def loop(self) -> Any:
-        """The `Loop` that may serve another port, too, once this one is served; None if none."""
+        """The `Loop` that may serve another port, too, once this one is served."""
 
     @property
     def num_calls(self) -> int:

@@ -379,7 +379,7 @@ class World:
             while not self.failure and not self.is_over:
                 try:
                     self.num_turns += 1
-                    self.loop.turn()
+                    self.loop.turn(self.loop.selector.select(self.loop.timeout_s()))
                 except Exception as err:
                     self.fail(f"a round failed: {type(err).__name__}: {err}")
                 invariants.check(self)

@@ -2,12 +2,10 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 
 import grpc
 
-from serving.batching.awaited_call import EventLoopOwner
 from serving.config import SecurityConfig, ServerConfig
 from serving.credentials.certificates import files_of, load
 from serving.credentials.tokens import token_check
@@ -17,13 +15,13 @@ from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.transports.access_log import access_log
+from serving.transports.grpcio.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio.handlers import Handlers
 from serving.transports.sockets.port_limits import max_message_bytes
 
 _QUIET_S = 0.1
 """Seconds without a new call after which a drain is over, and how often it looks for them."""
 _MAX_LOOKS = 50
-_LOOK_S = 0.01
 _GOODBYE_S = 0.02
 """How long callers have to learn that the port closes, before the held calls are refused."""
 
@@ -38,14 +36,12 @@ class GrpcioServer:
             ConfigurationError: a certificate or a token can't be used.
         """
         self._config = config
-        self._router = router
         self._methods = methods
         self._log = access_log(config)
         self._credentials = server_credentials(config.security)
-        owner = EventLoopOwner(asyncio.get_running_loop(), self._forget_layouts)
-        router.attach(owner)
+        self.loop = AsyncioLoop(router, self._forget_layouts)
         tokens = token_check(config.security)
-        self._handlers = Handlers(methods, owner, router.metrics, tokens, self._log)
+        self._handlers = Handlers(methods, self.loop, router.metrics, tokens, self._log)
         options = _options(router, config)
         self._server = grpc.aio.server(handlers=(self._handlers,), options=options)
 
@@ -61,11 +57,8 @@ class GrpcioServer:
         else:
             port = self._server.add_secure_port(address, self._credentials)
         await self._server.start()
+        self.loop.start()
         return host if is_path else with_port(host, port)
-
-    @property
-    def loop(self) -> None:
-        """See `Transport`."""
 
     def _forget_layouts(self) -> None:
         for method in self._methods:
@@ -75,7 +68,7 @@ class GrpcioServer:
     @property
     def num_calls(self) -> int:
         """See `Transport`."""
-        return self._handlers.num_active
+        return self._handlers.num_active + self.loop.num_calls
 
     async def beat(self) -> None:
         """Return: the running event loop answers the calls."""
@@ -87,11 +80,9 @@ class GrpcioServer:
         moment without new calls: refused calls are held, since their callers come again at once.
         """
         self._handlers.refusal = Unavailable("the server is shutting down")
-        end_s = time.monotonic() + timeout_s
-        while self._router.is_busy:
-            if time.monotonic() > end_s:
-                return False
-            await asyncio.sleep(_LOOK_S)
+        self.loop.drain(self._handlers.refusal)
+        if not await asyncio.to_thread(self.loop.drained.wait, timeout_s):
+            return False
         self._handlers.closing = asyncio.Event()
         for _ in range(_MAX_LOOKS):
             num_begun = self._handlers.num_begun
@@ -107,6 +98,7 @@ class GrpcioServer:
         if self._handlers.closing is not None:
             self._handlers.closing.set()
         await stopping
+        self.loop.stop()
         if self._log is not None:
             await asyncio.to_thread(self._log.close)
 

@@ -1,18 +1,15 @@
-"""The HTTP port: a listening socket of the loop that serves gRPC, or of a loop of its own."""
+"""The HTTP port: a listening socket of the loop that serves gRPC."""
 
 import resource
-import threading
 from collections.abc import Iterable
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.credentials.tokens import token_check
-from serving.errors import Unavailable
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
-from serving.system.host import Host
 from serving.system.processes.pool import Processes
 from serving.transports.access_log import access_log
 from serving.transports.http.classes import Classes
@@ -80,24 +77,11 @@ class HttpServer:
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"
-        self._own: Loop | None = None
         self._pools: list[Pool] = []
 
-    def start(self, loop: Loop | None = None) -> None:
-        """Start to answer, on a loop that runs already; None is one of its own."""
-        if loop is None:
-            loop = self._own = Loop(self._router, poll=False, host=Host(), name="http")
-            loop.add(self._connections(loop))
-            loop.start()
-            return
-        is_added = threading.Event()
-
-        def add() -> None:
-            loop.add(self._connections(loop))
-            is_added.set()
-
-        loop.post(add)
-        is_added.wait()
+    def start(self, loop: Loop) -> None:
+        """Start to answer, on a loop that runs already."""
+        loop.call(lambda: loop.add(self._connections(loop)))
 
     def _connections(self, loop: Loop) -> Connections:
         config, router = self._config, self._router
@@ -113,24 +97,9 @@ class HttpServer:
             log=self._log,
         )  # fmt: skip
 
-    def refuse(self) -> None:
-        """Refuse new calls as Unavailable; queries are answered."""
-        if self._own is not None:
-            self._own.drain(Unavailable("the server is shutting down"))
-
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until every accepted call has its outcome; `refuse` first, and end gRPC's calls.
-
-        Returns:
-            False if `timeout_s` seconds passed first.
-        """
-        return self._own is None or self._own.drained.wait(timeout_s)
-
     def stop(self) -> None:
-        """Close the port, unless its loop does."""
-        if self._own is not None:
-            self._own.stop()
-        elif not self._pools:  # it was not started
+        """End what its loop, which has closed the port, does not."""
+        if not self._pools:  # it was not started
             self._socket.close()
         for pool in self._pools:
             pool.close()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from serving.batching.group import Group
-from serving.errors import DigitsError
+from serving.errors import DigitsError, Overloaded
 from serving.protocols.encoding import ResponseEncoder
 from serving.telemetry.tracing import NEVER, latest_run
 from serving.transports.http1.problems import Answer
@@ -49,6 +49,13 @@ class OneThread:
 def _outcome(begin: Callable[[], None]) -> Generator[Callable[[], None], Any, Any]:
     """Wait for the outcome of the work that `begin` begins."""
     return (yield begin)
+
+
+def submit(group: Group) -> None:
+    """Have the rows of a request run; its sink gets the outcome."""
+    encoder: Any = group.encoder
+    if not encoder.target.submit(group):
+        group.sink.fail(group, Overloaded())
 
 
 class Exchange:
@@ -97,7 +104,7 @@ class Exchange:
             self.connection, [self.stream], [message], encoder, self, self._calls.clock(),
             deadline_s,
         )  # fmt: skip
-        return await _outcome(partial(self._calls.batchers.submit, group))
+        return await _outcome(partial(submit, group))
 
     async def work(
         self, function: Callable[..., Result], *args: Any, size: int | None = None,

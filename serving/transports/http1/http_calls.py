@@ -20,10 +20,10 @@ from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog, LoggedCall
-from serving.transports.http1.batcher_proxy import BatcherProxy, KnownCall
 from serving.transports.http1.bodies import Bodies
-from serving.transports.http1.exchange import Exchange, Pool
-from serving.transports.http1.http_peer import HttpConnection, Known
+from serving.transports.http1.exchange import Exchange, Pool, submit
+from serving.transports.http1.http_peer import HttpConnection
+from serving.transports.http1.known import Known
 from serving.transports.http1.problems import HttpError
 from serving.transports.http1.replies import Replies
 from serving.transports.http1.routing import App, RoutedRequest
@@ -65,11 +65,10 @@ class HttpCalls(Calls):
         self._loop = loop
         self.clock, self.post = loop.clock, loop.post
         self.pool = pool
-        self.batchers = BatcherProxy(router, loop)
+        self._router = router
         self._log = log
         self._bodies = Bodies(limits.max_buffered_bytes)
         self.replies = Replies(app, router.metrics, loop, log, self._bodies, self.queue)
-        self._known = KnownCall(self.replies)
 
     def forget_layouts(self) -> None:
         """See `Calls`: a known request that is refused is forgotten, too."""
@@ -89,7 +88,7 @@ class HttpCalls(Calls):
         if known is not None and is_next and known.is_same(data):
             connection.begin(now_s)
             connection.is_running = True
-            self.batchers.submit(self._known.group(connection, known, data, now_s))
+            submit(known.group(connection, data, now_s))
             return
         engine.receive(data)
         if not connection.is_running:
@@ -179,7 +178,8 @@ class HttpCalls(Calls):
         if not (self._log or self._refusal or plan.headers or plan.request.is_last):
             whole = connection.engine.head + exchange.body
             prefix = whole[: len(whole) - num_bytes]
-            connection.known = Known(prefix, len(whole), encoder, plan.timeout_s)
+            timeout_s, end = plan.timeout_s, self.replies.end_known
+            connection.known = Known(prefix, len(whole), encoder, timeout_s, end)
 
     def _hold(self, connection: HttpConnection, num_bytes: int) -> None:
         """Note the buffered bytes of a body; its request, or others, may be ended for them."""
@@ -194,7 +194,8 @@ class HttpCalls(Calls):
             return
         connection.gave_up_s = self.clock()
         self.replies.cancel(connection)
-        self.batchers.forget(connection)
+        for batcher in self._router.batchers:
+            batcher.forget(connection)
 
     def drain(self, refusal: DigitsError, connections: Iterable[HttpConnection]) -> None:
         """See `Calls`."""

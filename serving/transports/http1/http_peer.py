@@ -1,31 +1,16 @@
 """One peer of HTTP/1.1: one request at a time, answered in order."""
 
 import socket
-from typing import Any, NamedTuple
+from typing import Any
 
 from serving.credentials.tls import Tls
 from serving.http1.requests import ServerConnection
-from serving.protocols.encoding import ResponseEncoder
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
 from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.known import Known
 from serving.transports.http1.routing import RoutedRequest
 from serving.transports.sockets.peer import Peer, peer_of
-
-
-class Known(NamedTuple):
-    """Requests that differ only in the rows at their end."""
-
-    prefix: bytes
-    """The head and the bytes before the rows."""
-    num_bytes: int
-    """The length of all."""
-    encoder: ResponseEncoder
-    timeout_s: float
-
-    def is_same(self, data: bytes) -> bool:
-        """Return whether a read is such a request, whole and alone."""
-        return len(data) == self.num_bytes and data.startswith(self.prefix)
 
 
 class HttpConnection(Peer):

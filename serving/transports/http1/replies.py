@@ -50,6 +50,8 @@ class Replies:
 
     def end_known(self, connection: HttpConnection, answer: bytes | DigitsError) -> None:
         """Answer a request that was recognised, from the third line on, or with an error."""
+        if not connection.is_open:
+            return
         connection.is_running = False
         connection.streams.clear()
         if isinstance(answer, bytes):

@@ -42,7 +42,7 @@ class Loop:
         """Prepare; `start` begins, on a thread of that name.
 
         Args:
-            router: the models; those that no other thread owns belong to this one.
+            router: the models, which belong to this loop.
             poll: whether it may poll for a moment before it sleeps.
             host: its machine.
             name: its thread's.
@@ -71,8 +71,7 @@ class Loop:
         """Set once a drain has answered all that was accepted."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.selector.register(self._woken, selectors.EVENT_READ, None)
-        if router.owner is None:
-            router.attach(self)
+        router.attach(self)
 
     def add(self, connections: Connections) -> None:
         """Serve a listening socket, too; on the loop's thread, or before it starts."""
@@ -84,6 +83,13 @@ class Loop:
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
         self._thread.start()
+
+    def call(self, task: Callable[[], None]) -> None:
+        """Run a function on the loop's thread, and wait for its end."""
+        is_over = threading.Event()
+        self.post(task)
+        self.post(is_over.set)
+        is_over.wait()
 
     @property
     def num_calls(self) -> int:
@@ -101,7 +107,10 @@ class Loop:
         self._posted.append(task)
         if not self._is_awake:
             self._is_awake = True
-            self._waker.send(b"\0")
+            self._wake()
+
+    def _wake(self) -> None:
+        self._waker.send(b"\0")
 
     def schedule(self, batcher: Batcher) -> None:
         """See `Owner`."""
@@ -123,16 +132,14 @@ class Loop:
     def _run(self) -> None:
         while not self._is_stopped:
             try:
-                self.turn()
+                self.turn(self.selector.select(self.timeout_s()))
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
         for home in self._homes:
             home.close()
-        self.selector.close()
 
-    def turn(self) -> None:
+    def turn(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         """Read the connections that are ready, run the queue, write."""
-        ready = self.selector.select(self._timeout_s())
         self._is_awake = True
         while self._posted:  # first: calls that a drain refuses may be about to be read
             self._posted.popleft()()
@@ -151,7 +158,7 @@ class Loop:
         if now_s >= self._next_tick_s:
             self._tick(now_s)
 
-    def _timeout_s(self) -> float:
+    def timeout_s(self) -> float:
         """Return how long the loop may sleep; from then on `post` wakes it."""
         if self._dirty or self._deferred:  # by a tick, or because others had their turn
             return 0.0
@@ -209,18 +216,16 @@ class Loop:
     def _tick(self, now_s: float) -> None:
         for home in self._homes:
             home.calls.tick(now_s)
-        owned = self._router.batchers if self._router.owner is self else ()
-        for batcher in owned:
+        for batcher in self._router.batchers:
             batcher.tick(now_s)
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
             for home in self._homes:
                 home.sweep(now_s)
-            if owned:
-                self._router.prune()
+            self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
-        is_hurried = self._refusal is not None or any(batcher.num_waiting for batcher in owned)
+        is_hurried = self._refusal is not None or bool(self._router.num_waiting)
         is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
@@ -238,12 +243,15 @@ class Loop:
             home.calls.drain(refusal, home)
 
     def _is_pending(self) -> bool:
-        is_ours = self._router.owner is self and self._router.is_busy
-        return is_ours or any(connection.is_pending for home in self._homes for connection in home)
+        connections = (connection for home in self._homes for connection in home)
+        return self._router.is_busy or any(each.is_pending for each in connections)
 
     def stop(self) -> None:
-        """Close the port and every connection; `drain` first to lose nothing."""
+        """Close the ports and every connection; `drain` first to lose nothing."""
         self.post(partial(setattr, self, "_is_stopped", True))
         self._thread.join()
-        self._waker.close()  # not before: `post` may be about to use it
-        self._woken.close()
+        self._close()  # not before: `post` may be about to wake it
+
+    def _close(self) -> None:
+        for each in (self.selector, self._waker, self._woken):
+            each.close()

@@ -14,15 +14,17 @@ from PIL import Image
 
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
-from serving.errors import DigitsError
+from serving.errors import DigitsError, Unavailable
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
 from serving.router import Router
+from serving.system.host import Host
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.problems import http_status
+from serving.transports.sockets.loop import Loop
 from serving.transports.sockets.port_limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
@@ -39,10 +41,10 @@ def body_of(*values: int) -> bytes:
 class Gated:
     """An HTTP port around an engine whose gate the test opens."""
 
-    def __init__(self, engine: GatedModel, router: Router, server: HttpServer) -> None:
+    def __init__(self, engine: GatedModel, router: Router, server: HttpServer, loop: Loop) -> None:
         self.engine = engine
         self.router = router
-        self.server = server
+        self.loop = loop
         self.peer = HttpPeer(server.url)
         self.statuses: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
@@ -73,12 +75,15 @@ def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
         queries = Queries(router, Health(("",)))
         some = Limits(max_message_bytes=4_000_000, **limits)
         server = HttpServer(router, queries, ServerConfig(http_port=0), some)
-        server.start()
-        gated = Gated(engine, router, server)
+        loop = Loop(router, poll=False, host=Host())
+        loop.start()
+        server.start(loop)
+        gated = Gated(engine, router, server, loop)
         try:
             yield gated
         finally:
             gated.finish()
+            loop.stop()
             server.stop()
 
 
@@ -176,7 +181,7 @@ def test_guilty_images_are_500_without_the_reason(gated: Gated) -> None:
 
 
 def test_draining_is_503(gated: Gated) -> None:
-    gated.server.refuse()
+    gated.loop.drain(Unavailable("the server is shutting down"))
     reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
     assert gated.peer.get("/v2/health/ready").status == 503

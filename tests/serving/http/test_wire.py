@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
+from serving.errors import Unavailable
 from serving.http1.requests import BadRequest, ServerConnection
 from serving.images import Images
 from tests.serving.http.peer import HttpPeer
@@ -276,14 +277,13 @@ def test_drain_beside_stopped_bodies_logs_nothing(
         caplog.at_level(logging.INFO),
         server_inside(classifier, http_port=0, transport="grpcio") as whole,
     ):
-        server = whole._http
-        assert server is not None
-        wires = [Wire(server.url) for _ in range(20)]
+        loop, url = whole._transport.loop, str(whole.http_url)
+        wires = [Wire(url) for _ in range(20)]
         for wire in wires:
             wire.socket.sendall(head)
-        HttpPeer(server.url).get("/v2")  # each has begun
-        server.refuse()
-        assert server.drain(10)
+        HttpPeer(url).get("/v2")  # each has begun
+        loop.drain(Unavailable("the server is shutting down"))
+        assert loop.drained.wait(10)
         for wire in wires:
             assert wire.answer()[0] == 503
             wire.close()

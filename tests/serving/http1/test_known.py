@@ -18,7 +18,9 @@ from serving.model.loaded_model import LoadedModel
 from serving.model.repository import PRETRAINED
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
+from serving.system.host import Host
 from serving.transports.http.http_server import HttpServer
+from serving.transports.sockets.loop import Loop
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
 from tests.support.fakes import GatedModel, images_of, router_of
@@ -137,7 +139,9 @@ def test_answers_keep_their_order() -> None:
     batching = BatchingConfig(max_batch_size=1, queue_capacity=8, max_request_images=8)
     router = router_of(LoadedModel(engine, manifest, "fp32"), batching)
     server = HttpServer(router, Queries(router, Health(("",))), ServerConfig(http_port=0))
-    server.start()
+    loop = Loop(router, poll=False, host=Host())
+    loop.start()
+    server.start(loop)
     try:
         with closing(Wire(server.url)) as wire:
             engine.open(3)
@@ -153,5 +157,6 @@ def test_answers_keep_their_order() -> None:
             assert wire.answer()[2] == b'{"live":true}'
     finally:
         engine.open(1000)
+        loop.stop()
         server.stop()
         router.close()

@@ -1,0 +1,79 @@
+"""The loop on the thread of gRPC's event loop: it owns the batchers, and serves HTTP."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from serving.router import Router
+from serving.system.host import Host
+from serving.transports.sockets.connections import Connections
+from serving.transports.sockets.loop import Loop
+
+_log = logging.getLogger(__name__)
+
+
+class AsyncioLoop(Loop):
+    """Takes its turns as callbacks of the running event loop, and is used on its thread."""
+
+    def __init__(self, router: Router, forget: Callable[[], None]) -> None:
+        """See `Loop`; `forget` has gRPC's messages parsed again."""
+        super().__init__(router, poll=False, host=Host())
+        self._event_loop = asyncio.get_running_loop()
+        self._forget = forget
+        self._planned_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        """The next turn that is planned, and when."""
+
+    def start(self) -> None:
+        """See `Loop`."""
+        self._take_turn()
+
+    def add(self, connections: Connections) -> None:
+        """See `Loop`."""
+        super().add(connections)
+        selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
+        self._event_loop.add_reader(selector.fileno(), self._take_turn)
+
+    def call(self, task: Callable[[], None]) -> None:
+        """See `Loop`."""
+        task()
+
+    def forget_layouts(self) -> None:
+        """See `Owner`."""
+        super().forget_layouts()
+        self._forget()
+
+    def _wake(self) -> None:
+        self._event_loop.call_soon_threadsafe(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self._is_stopped:
+            return
+        try:
+            self.turn(self.selector.select(0.0) if self._homes else [])
+        except Exception:  # a flaw of ours: it ends this round, and never the loop
+            _log.exception("a round failed")
+        self._plan(self.timeout_s())
+
+    def _plan(self, wait_s: float) -> None:
+        """Take the next turn in time; one that is planned for earlier may stay."""
+        event_loop, now_s = self._event_loop, self._event_loop.time()
+        if not wait_s:
+            event_loop.call_soon(self._take_turn)
+        elif not now_s < self._planned_s <= now_s + wait_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._planned_s = now_s + wait_s
+            self._timer = event_loop.call_later(wait_s, self._take_turn)
+
+    def stop(self) -> None:
+        """See `Loop`."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._homes:
+            self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
+        for home in self._homes:
+            home.close()
+        self._close()
