@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.report.figures import Figures
-from benchmarks.report.table import seconds
+from benchmarks.report.tables import seconds
 from benchmarks.run.histogram import Histogram
 
 _QUANTILES = 1 - 10 ** -np.linspace(0, 4, 200)

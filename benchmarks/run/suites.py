@@ -55,12 +55,10 @@ class Suite(Rules):
 
 
 def specs(
-    targets: Iterable[str],
-    devices: Iterable[str] = ("cpu",),
-    precisions: Iterable[str] = ("fp32",),
-    workers: Iterable[int] = (1,),
+    targets: Iterable[str], devices: Iterable[str] = ("cpu",),
+    precisions: Iterable[str] = ("fp32",), workers: Iterable[int] = (1,),
     checkouts: Container[str] = (),
-) -> list[Spec]:
+) -> list[Spec]:  # fmt: skip
     """Combine settings (see `Spec`), leaving out those that a target does not have.
 
     `checkouts` are those of the targets that are our server in another checkout.
@@ -101,9 +99,7 @@ FULL = Suite(
 TRANSPORT = Suite(
     name="transport", specs=_H2, scenarios=("ClosedLoop", "Offline"), rounds=7,
     callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)), batches=(32, 128, 1024),
-    extra=[
-        *cells_of(specs(["h2", "h2-infer"]), "Offline", _OFFLINE, [1, 8, 64]),
-    ],
+    extra=cells_of(specs(["h2", "h2-infer"]), "Offline", _OFFLINE, [1, 8, 64]),
 )  # fmt: skip
 
 # HTTP beside gRPC: tensors as JSON and as bytes.

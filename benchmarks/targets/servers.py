@@ -49,10 +49,6 @@ def method_of(target: str, setting: Setting) -> Method:
     return method
 
 
-_LISTEN = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
-
-
 def command_of(spec: Spec, setting: Setting) -> list[str]:
     """Return the command that starts a server."""
     models = ["--models", str(setting.models.absolute())]

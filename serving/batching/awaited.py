@@ -22,12 +22,9 @@ class AwaitedCalls:
     """The small calls of one event loop; used on that loop's thread only."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        classify: Callable[[Images], Predictions],
-        max_batch_size: int,
-        num_threads: int,
-    ) -> None:
+        self, loop: asyncio.AbstractEventLoop, classify: Callable[[Images], Predictions],
+        max_batch_size: int, num_threads: int,
+    ) -> None:  # fmt: skip
         """Prepare; the threads are those of the loop's executor.
 
         Args:
@@ -94,10 +91,9 @@ class AwaitedCalls:
         return images, futures
 
     def _finish(
-        self,
-        futures: list["asyncio.Future[Predictions]"],
+        self, futures: list["asyncio.Future[Predictions]"],
         run: "asyncio.Future[Sequence[_Outcome]]",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._num_running -= 1
         self._start()
         if run.cancelled():  # the executor was shut down

@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
-from serving.batching.group import Encoder, Group, Owner
+from serving.batching.group import Group, Owner, ResponseEncoder
 from serving.batching.queue import Line, Queue
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, Ran, latest_run
@@ -43,20 +43,8 @@ class Peers:
         return peer
 
 
-class Target(Protocol):
-    """The receiver of calls: a batcher, or the model that has it."""
-
-    def submit(self, group: Group) -> int:
-        """See `Batcher.submit`."""
-
-
 async def submit(
-    owner: Owner,
-    target: Target,
-    peer: Peer,
-    message: Any,
-    encoder: Encoder,
-    deadline_s: float = math.inf,
+    owner: Owner, peer: Peer, message: Any, encoder: ResponseEncoder, deadline_s: float = math.inf
 ) -> tuple[Any, Ran]:
     """Have a request run; if the task is cancelled, it does not run.
 
@@ -72,7 +60,7 @@ async def submit(
     peer.streams.add(number)
     streams: Sequence[Any] = [number]
     group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
-    owner.post(partial(call.begin, target, group))
+    owner.post(partial(call.begin, group))
     try:
         left_s = None if deadline_s == math.inf else deadline_s - arrived_s
         response = await asyncio.wait_for(call.outcome, left_s)
@@ -92,8 +80,8 @@ class _Call:
         self.run = NEVER
         """The run that answered it."""
 
-    def begin(self, target: Target, group: Group) -> None:
-        if not target.submit(group):
+    def begin(self, group: Group) -> None:
+        if not group.encoder.target.submit(group):
             self.fail(group, Overloaded())
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:

@@ -225,14 +225,10 @@ class Batcher:
 
     def _count(self, groups: list[Group], result: Result) -> None:
         """Count answered calls."""
-        self._metrics.observe_run(
-            result.started_s,
-            result.finished_s,
-            result.num_rows,
-            [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups],
-            None if result.classes is None else (result.classes, result.rows),
-            self._name,
-        )
+        calls = [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups]
+        classified = None if result.classes is None else (result.classes, result.rows)
+        times_s = result.started_s, result.finished_s
+        self._metrics.observe_run(*times_s, result.num_rows, calls, classified, self._name)
 
     def close(self) -> None:
         """End the threads once they are idle; later calls are asked to retry."""

@@ -46,19 +46,41 @@ class Caller(Protocol):
         """Its waiting calls in each queue."""
 
 
-class Encoder(Protocol):
+class Target(Protocol):
+    """The receiver of calls: a model, or one version of it."""
+
+    def submit(self, group: "Group") -> int:
+        """See `Batcher.submit`."""
+
+    def add(self, group: "Group") -> None:
+        """See `Batcher.add`."""
+
+    def room_for_stream(self, num_rows: int) -> int:
+        """See `Batcher.room_for_stream`."""
+
+
+class ResponseEncoder:
     """The common part of calls of one layout, and the encoder of their answers."""
 
-    @property
-    def num_rows(self) -> int:
-        """The rows of each call."""
+    def __init__(
+        self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
+    ) -> None:
+        """Describe calls.
 
-    @property
-    def method(self) -> str | None:
-        """The name under which an answered call is counted; None if it is counted elsewhere."""
+        Args:
+            target: runs them.
+            method: the name in the metrics; None if they are counted elsewhere.
+            num_rows: the rows of each.
+            timeout_s: the requests' own timeout; None if only the deadline of the call counts.
+        """
+        self.target = target
+        self.method = method
+        self.num_rows = num_rows
+        self.timeout_s = timeout_s
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         """Make the answers to calls of a run that succeeded, the first of row `at`."""
+        raise NotImplementedError
 
 
 class Sink(Protocol):
@@ -78,8 +100,9 @@ class Group:
                  "slots", "streams")  # fmt: skip
 
     def __init__(
-        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any], encoder: Encoder,
-        sink: Sink, arrived_s: float, deadline_s: float, slots: Sequence[Any] | None = None,
+        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any],
+        encoder: ResponseEncoder, sink: Sink, arrived_s: float, deadline_s: float,
+        slots: Sequence[Any] | None = None,
     ) -> None:  # fmt: skip
         """Describe calls that wait.
 

@@ -18,13 +18,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def run_shared(
-    run: Callable[[Feeds], list[Array]],
-    feeds: Feeds,
-    max_batch_size: int,
-    enough_rows: int,
-    num_threads: int,
-    is_cancelled: Callable[[], bool],
-) -> list[Array]:
+    run: Callable[[Feeds], list[Array]], feeds: Feeds, max_batch_size: int, enough_rows: int,
+    num_threads: int, is_cancelled: Callable[[], bool],
+) -> list[Array]:  # fmt: skip
     """Run rows in parts, on this thread and on helper threads that end with the call.
 
     Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
@@ -61,12 +57,9 @@ def run_shared(
 
 
 def _run_parts(
-    run: Callable[[Feeds], list[Array]],
-    feeds: Feeds,
-    starts: range,
-    num_threads: int,
+    run: Callable[[Feeds], list[Array]], feeds: Feeds, starts: range, num_threads: int,
     is_cancelled: Callable[[], bool],
-) -> list[Array]:
+) -> list[Array]:  # fmt: skip
     todo, done = deque(starts), dict[int, list[Array]]()
 
     def run_part(first: int) -> None:

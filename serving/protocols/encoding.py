@@ -2,42 +2,14 @@
 
 import struct
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from serving.batching.batcher import Batcher
+from serving.batching.group import ResponseEncoder
 from serving.batching.result import Result
-from serving.batching.route import Route
-
-Target: TypeAlias = Route | Batcher
-"""The receiver of calls: a model, or one version of it."""
 
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""
 PREFIX_BYTES = _PREFIX.size
-
-
-class ResponseEncoder:
-    """The common part of calls of one layout; see `Encoder`."""
-
-    def __init__(
-        self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
-    ) -> None:
-        """Describe calls.
-
-        Args:
-            target: runs them.
-            method: the name in the metrics; None if they are counted elsewhere.
-            num_rows: the rows of each.
-            timeout_s: the requests' own timeout; None if only the deadline of the call counts.
-        """
-        self.target = target
-        self.method = method
-        self.num_rows = num_rows
-        self.timeout_s = timeout_s
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        """Make the answers to calls, the first of row `at`: framed messages."""
-        raise NotImplementedError
 
 
 class Rows(ResponseEncoder):

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.batching.group import ResponseEncoder
 from serving.errors import DigitsError
-from serving.protocols.encoding import PrefixCache, ResponseEncoder
+from serving.protocols.encoding import PrefixCache
 
 Read = Callable[[bytes], tuple[Any, ResponseEncoder]]
 """Decodes and checks a request: its rows (bytes, or an array for each input), and the encoder of

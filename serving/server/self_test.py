@@ -77,7 +77,7 @@ class SelfTest:
         if target is None:  # a reload came between
             return None
         image = model.manifest.golden_images[sample].tobytes()
-        call = submit(router.owner, target, Peer(""), image, Rows(target, None, 1))
+        call = submit(router.owner, Peer(""), image, Rows(target, None, 1))
         try:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except Overloaded:

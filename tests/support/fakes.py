@@ -11,7 +11,7 @@ import numpy as np
 
 import serving
 from serving.batching.batcher import Batcher
-from serving.batching.group import Group
+from serving.batching.group import Group, ResponseEncoder
 from serving.batching.queue import Line, Queue
 from serving.batching.result import Result
 from serving.catalog.versions import ModelVersions
@@ -110,7 +110,7 @@ class FakeCaller:
         self.gave_up_s = -1e9
 
 
-class FakeRequest:
+class FakeRequest(ResponseEncoder):
     """A call of images, its encoder and its sink; keeps its outcome, and refuses a second one."""
 
     method: str | None = None

@@ -3,12 +3,13 @@
 from array import array
 from dataclasses import asdict
 
+from serving.batching.group import ResponseEncoder, Target
 from serving.batching.result import Result
 from serving.batching.route import Route
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
-from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
+from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router

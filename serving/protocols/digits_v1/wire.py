@@ -1,8 +1,8 @@
-"""The digits.v1 messages as bytes, without a message object for the usual layouts.
+"""The digits.v1 messages as bytes, without a message object for usual answers.
 
-A field of bytes or of packed numbers is a tag, a length and the raw data, little-endian, so both
-directions are slices (https://protobuf.dev/programming-guides/encoding). Other layouts go through
-the protobuf library.
+A field of bytes or of packed numbers is a tag, a length and the raw data, little-endian, so it is a
+slice (https://protobuf.dev/programming-guides/encoding). Other layouts go through the protobuf
+library.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,16 @@ def encode_request(pixels: bytes | memoryview) -> bytes:
     return b"".join((_FIELD_1, varint(len(pixels)), pixels))
 
 
-def decode_request(data: bytes, image_bytes: int, max_images: int) -> memoryview:
+def decode_request(data: bytes, image_bytes: int, max_images: int) -> bytes:
     """Decode a ClassifyRequest and check how many images it holds.
 
     Returns:
-        N x image_bytes bytes, without a copy for the usual layout.
+        N x image_bytes bytes.
 
     Raises:
         InvalidRequest: malformed, not a multiple of image_bytes, empty, or too many.
     """
-    pixels = _sole_field(data)
-    if pixels is None:
-        pixels = memoryview(parse(digits_pb2.ClassifyRequest, data).images)
+    pixels: bytes = parse(digits_pb2.ClassifyRequest, data).images
     check_bytes(len(pixels), image_bytes, max_images)
     return pixels
 
@@ -125,30 +123,6 @@ def signature_of(response: digits_pb2.GetModelResponse) -> Signature:
     sent = response.signature
     names = ("input_shape", "dtype", "classes", "labels")
     return Signature.of({name: getattr(sent, name) for name in names})
-
-
-def _sole_field(data: bytes) -> memoryview | None:
-    """Return field 1 if it is the only field."""
-    value, end = _field(data, 0, _FIELD_1)
-    return value if end == len(data) else None
-
-
-def _field(data: bytes, at: int, tag: bytes) -> tuple[memoryview, int]:
-    """Read the field `tag` that starts at `at`.
-
-    Returns:
-        Its value and the start of the next field; -1 if `tag` is not there or runs past the end.
-    """
-    if at < 0 or data[at : at + 1] != tag:
-        return memoryview(b""), -1
-    length = shift = 0
-    for index in range(at + 1, min(at + 6, len(data))):
-        length |= (data[index] & 0x7F) << shift
-        shift += 7
-        if data[index] < 0x80:
-            end = index + 1 + length
-            return memoryview(data)[index + 1 : end], end if end <= len(data) else -1
-    return memoryview(b""), -1
 
 
 def varint(number: int) -> bytes:

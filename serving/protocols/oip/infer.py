@@ -9,11 +9,13 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from serving.batching.batcher import Batcher
+from serving.batching.group import ResponseEncoder, Target
 from serving.batching.result import Result
 from serving.batching.route import Route
 from serving.errors import DigitsError, InvalidRequest, Unavailable
 from serving.protocols.digits_v1 import wire
-from serving.protocols.encoding import PrefixCache, ResponseEncoder, Target, frame
+from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
@@ -109,7 +111,7 @@ class RawEncoder(InferEncoder):
         return [head + rows[i : i + step] for i in range(begin, begin + number * step, step)]
 
 
-def find(router: Router, name: str, version: str) -> tuple[Target, TensorSignature]:
+def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, TensorSignature]:
     """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
@@ -120,7 +122,7 @@ def find(router: Router, name: str, version: str) -> tuple[Target, TensorSignatu
 
 
 def decode(
-    router: Router, target: Target, request: Any, signature: TensorSignature,
+    router: Router, target: Route | Batcher, request: Any, signature: TensorSignature,
     typed: TypedContents | None = None,
 ) -> Inference:  # fmt: skip
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""

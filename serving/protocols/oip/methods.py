@@ -6,13 +6,13 @@ from typing import Any
 
 from serving.catalog.catalog import Catalog
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
+from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.messages import parse
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb, metadata
 from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.metadata import ServedModel
-from serving.protocols.oip.statistics import model_statistics
+from serving.route import Route
 from serving.router import Router
 
 SERVICE = inference_pb.SERVICE
@@ -80,12 +80,22 @@ class Queries:
     def model_metadata(self, request: bytes) -> Any:
         """Return the tensors' names, types and shapes."""
         message = parse(inference_pb.ModelMetadataRequest, request)
-        return metadata.model_metadata(self._find(message.name, message.version))
+        route, model = self._find(message.name, message.version)
+        versions = (model.version,) if message.version else tuple(route.batchers)
+        return metadata.model_metadata(route.name, versions, model.tensors)
 
     def model_config(self, request: bytes) -> Any:
         """Return the model's configuration."""
         message = parse(inference_pb.ModelConfigRequest, request)
-        return metadata.model_config(self._find(message.name, message.version))
+        route, model = self._find(message.name, message.version)
+        batching = self._router.batching
+        facts = {
+            "max_request_images": str(batching.max_request_images),
+            "precision": model.precision,
+            "device": model.device,
+            **({"batching": model.batching} if model.batching else {}),
+        }
+        return metadata.model_config(route.name, model.tensors, batching, facts)
 
     def model_statistics(self, request: bytes) -> Any:
         """Return the statistics of a version, of all of a model's, or of all models'."""
@@ -98,7 +108,9 @@ class Queries:
             versions = [(route.name, version) for route in routes for version in route.batchers]
         metrics = router.metrics
         counts, last = metrics.snapshot(), metrics.last_ms
-        statistics = [model_statistics(each, counts, last.get(each, 0)) for each in versions]
+        statistics = [
+            metadata.model_statistics(each, counts, last.get(each, 0)) for each in versions
+        ]
         return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
     def index(self, request: bytes) -> Any:
@@ -145,20 +157,6 @@ class Queries:
         for name, trouble in (self._catalog.failures if self._catalog else {}).items():
             yield name, "", _FOLDERS.sub("", trouble)
 
-    def _find(self, name: str, version: str) -> ServedModel:
+    def _find(self, name: str, version: str) -> tuple[Route, LoadedModel]:
         route = self._router.find(name)
-        model = route.versions.find(version) if version else route.model
-        batching = self._router.batching
-        return ServedModel(
-            name=route.name,
-            versions=(model.version,) if version else tuple(route.batchers),
-            tensors=model.tensors,
-            max_batch_size=batching.max_batch_size,
-            max_queue_delay_s=batching.max_queue_delay_s,
-            parameters={
-                "max_request_images": str(batching.max_request_images),
-                "precision": model.precision,
-                "device": model.device,
-                **({"batching": model.batching} if model.batching else {}),
-            },
-        )
+        return route, route.versions.find(version) if version else route.model

@@ -131,7 +131,7 @@ class Handlers(grpc.GenericRpcHandler):
         is_stream = isinstance(method, BatchedStream)
         while is_stream and not encoder.target.room_for_stream(encoder.num_rows):
             await asyncio.sleep(_PAUSE_S)
-        framed, run = await submit(self._owner, encoder.target, caller, rows, encoder, deadline_s)
+        framed, run = await submit(self._owner, caller, rows, encoder, deadline_s)
         latest_run.set(run)
         return bytes(framed[PREFIX_BYTES:])
 

@@ -9,13 +9,8 @@ from serving.http2.headers import Block
 from serving.http2.hpack.table import Field, Fields
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.method import BatchedStream, BatchedUnary, Method
-from serving.transports.h2.trailers import (
-    BAD_TIMEOUT,
-    NO_TRAILERS,
-    UNAUTHENTICATED,
-    UNKNOWN_METHOD,
-    Status,
-)
+from serving.protocols.status import UNKNOWN_METHOD, Status
+from serving.transports.h2.trailers import BAD_TIMEOUT, NO_TRAILERS, UNAUTHENTICATED
 
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NO_PREFIXES = PrefixCache()

@@ -2,24 +2,23 @@
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from serving.batching.group import Group
+from serving.batching.group import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
-from serving.protocols.encoding import ResponseEncoder
-from serving.protocols.status import StatusCode
+from serving.protocols.status import Status, StatusCode
 from serving.router import Router
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.h2_peer import Connection
-from serving.transports.h2.trailers import RESPONSE, Status
+from serving.transports.h2.trailers import RESPONSE, trailers_of
+from serving.transports.sockets.loop import Loop
 from serving.transports.sockets.port_limits import Limits
 
 _OVERLOADED = Overloaded()
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
-_NO_ROOM = (*RESPONSE, *Status.of(_OVERLOADED).trailers)
-
+_NO_ROOM = (*RESPONSE, *trailers_of(Status.of(_OVERLOADED)))
 
 _RESUME_S = 0.002
 """How long a tick resumes streams that wait for room."""
@@ -27,50 +26,25 @@ _MIN_TIMERS = 1000
 """Timers of ended streams that are kept at least, until they are removed together."""
 
 
-class Buffering(Protocol):
-    """A call that holds bytes, or waits for room in a queue."""
-
-    def resume(self, now_s: float) -> None:
-        """Go on, now that there may be room."""
-
-    def end(self, reason: Status | None) -> None:
-        """End with a status."""
-
-
 class Context:
     """Used by the loop's thread only."""
 
-    def __init__(
-        self, router: Router, limits: Limits,
-        schedule_flush: Callable[[Connection], None], post: Callable[[Callable[[], None]], None],
-        hurry: Callable[[], None], clock: Callable[[], float],
-    ) -> None:  # fmt: skip
-        """Connect the parts.
-
-        Args:
-            router: the models.
-            limits: of peers.
-            schedule_flush: has a connection flushed at the end of the round.
-            post: runs a function on the loop's thread; called from any thread.
-            hurry: has `Calls.tick` called soon.
-            clock: monotonic, in seconds.
-        """
-        self.hurry = hurry
-        self.clock = clock
+    def __init__(self, router: Router, limits: Limits, loop: Loop) -> None:
+        """Connect the models, the limits of peers, and the loop."""
         self.router = router
         self.metrics = router.metrics
         self.limits = limits
-        self.schedule_flush = schedule_flush
-        self.post = post
-        self.stalled: dict[Buffering, None] = {}
+        self.schedule_flush = loop.schedule_flush
+        self.post, self.hurry, self.clock = loop.post, loop.hurry, loop.clock
+        self.stalled: dict[Any, None] = {}
         """Streams that wait for room in a queue, the longest waiting first."""
-        self._timers: list[tuple[float, int, Connection, bytes, Buffering]] = []
+        self._timers: list[tuple[float, int, Connection, bytes, Any]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._num_timers = itertools.count()
         self._max_timers = _MIN_TIMERS
         self._num_buffered = 0
         """Bytes of messages that have not arrived whole, or wait for room."""
-        self._buffered: dict[Buffering, int] = {}
+        self._buffered: dict[Any, int] = {}
 
     def refuse(
         self, connection: Connection, stream_id: bytes, head: Headers, reason: Status
@@ -78,8 +52,8 @@ class Context:
         """End a call that has had no answer with a status, unless its caller has left."""
         if stream_id not in connection.streams:
             return
-        connection.http2.refuse([stream_id], (*RESPONSE, *reason.trailers))
-        self.metrics.count(head.name, reason.name)
+        connection.http2.refuse([stream_id], (*RESPONSE, *trailers_of(reason)))
+        self.metrics.count(head.name, reason.code.name)
         self.schedule_flush(connection)
 
     def submit(
@@ -120,7 +94,7 @@ class Context:
         connection.http2.refuse(streams, _NO_ROOM)
         self.metrics.count(head.name, _REFUSED, num_open)
 
-    def buffer(self, holder: Buffering, num_bytes: int) -> None:
+    def buffer(self, holder: Any, num_bytes: int) -> None:
         """Note the bytes that a call holds of messages; end those with the most if needed.
 
         All connections share one budget: else a thousand callers, each within its own limits, would
@@ -139,7 +113,7 @@ class Context:
     # Time
 
     def end_at(
-        self, deadline_s: float, connection: Connection, stream_id: bytes, stream: Buffering
+        self, deadline_s: float, connection: Connection, stream_id: bytes, stream: Any
     ) -> None:
         """End a stream at its deadline, if it has not ended before."""
         heapq.heappush(

@@ -10,19 +10,19 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from serving.batching.group import ResponseEncoder
 from serving.errors import DigitsError
 from serving.http2 import events
 from serving.http2.headers import Block
 from serving.http2.server_side import NotHttp2
-from serving.protocols.encoding import ResponseEncoder
 from serving.protocols.method import BatchedUnary
+from serving.protocols.status import Status
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
 from serving.transports.h2.context import Context
 from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.kinds import KINDS, BatchedStreamCall
 from serving.transports.h2.stream import Stream
-from serving.transports.h2.trailers import Status
 from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
@@ -173,13 +173,7 @@ class H2Calls(Calls):
         return call
 
     def _open(
-        self,
-        connection: Connection,
-        stream_id: bytes,
-        head: Headers,
-        now_s: float,
-        *,
-        ended: bool,
+        self, connection: Connection, stream_id: bytes, head: Headers, now_s: float, *, ended: bool
     ) -> None:
         """Begin any other call as a stream, or refuse it."""
         refusal = head.refusal

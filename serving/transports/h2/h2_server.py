@@ -64,9 +64,7 @@ class H2Server:
         config, limits, host = self._config, self._limits, self._host
         listener = host.listen(config.host, config.port)
         loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
-        context = Context(
-            self._router, limits, loop.schedule_flush, loop.post, loop.hurry, loop.clock
-        )
+        context = Context(self._router, limits, loop)
         listeners = [listener, *others(config.host, config.port)]
         connections = Connections(
             listeners, loop.selector, limits, H2Calls(self._heads, context), self._tls,

@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.group import Group
+from serving.batching.group import Group, ResponseEncoder
 from serving.errors import DigitsError
-from serving.protocols.encoding import ResponseEncoder, frame
+from serving.protocols.encoding import frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Replies, Unary, Watch
-from serving.protocols.status import error_of
+from serving.protocols.status import Status, error_of
 from serving.system.host import Task
 from serving.transports.h2.message_reader import PendingResponse
 from serving.transports.h2.stream import MAX_PENDING, Stream
-from serving.transports.h2.trailers import Status
 
 
 class _UnaryCall(Stream):

@@ -3,13 +3,13 @@
 from typing import Any
 
 from serving.errors import DigitsError
+from serving.protocols.status import Status
 from serving.transports.h2.trailers import (
     COMPRESSED,
     MALFORMED,
     NOT_ONE_MESSAGE,
     PREFIX_BYTES,
     TRUNCATED,
-    Status,
     too_long,
 )
 

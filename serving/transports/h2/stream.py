@@ -8,13 +8,13 @@ and flow control of HTTP/2 stops it.
 from typing import Any
 
 from serving.errors import DigitsError
-from serving.protocols.status import error_of
+from serving.protocols.status import Status, error_of
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.context import Context
 from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.message_reader import MessageReader, PendingResponse
-from serving.transports.h2.trailers import PREFIX_BYTES, Status
+from serving.transports.h2.trailers import PREFIX_BYTES, trailers_of
 
 MAX_PENDING = 512
 """The most requests of one stream that are in flight."""
@@ -26,17 +26,8 @@ class Stream:
     takes_one = True
     """Whether the caller sends exactly one message."""
     __slots__ = (
-        "_connection",
-        "_context",
-        "_error",
-        "_has_begun",
-        "_is_full",
-        "_owed",
-        "_stream_id",
-        "_unconsumed",
-        "head",
-        "pending",
-        "reader",
+        "_connection", "_context", "_error", "_has_begun", "_is_full", "_owed", "_stream_id",
+        "_unconsumed", "head", "pending", "reader",
     )  # fmt: skip
 
     def __init__(
@@ -223,8 +214,8 @@ class Stream:
             self._context.refuse(connection, stream_id, self.head, reason)
             return
         self._begin_answer()
-        connection.http2.end(stream_id, reason.trailers if reason else trailers.OK)
-        self._context.metrics.count(self.head.name, reason.name if reason else "OK")
+        connection.http2.end(stream_id, trailers_of(reason) if reason else trailers.OK)
+        self._context.metrics.count(self.head.name, reason.code.name if reason else "OK")
         self._context.schedule_flush(connection)
 
     def cancel(self) -> None:

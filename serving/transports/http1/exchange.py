@@ -6,9 +6,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from serving.batching.group import Group
+from serving.batching.group import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
-from serving.protocols.encoding import ResponseEncoder
 from serving.telemetry.tracing import NEVER, latest_run
 from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import RoutedRequest
@@ -53,8 +52,7 @@ def _outcome(begin: Callable[[], None]) -> Generator[Callable[[], None], Any, An
 
 def submit(group: Group) -> None:
     """Have the rows of a request run; its sink gets the outcome."""
-    encoder: Any = group.encoder
-    if not encoder.target.submit(group):
+    if not group.encoder.target.submit(group):
         group.sink.fail(group, Overloaded())
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 
+from serving.batching.group import ResponseEncoder
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Request
-from serving.protocols.encoding import ResponseEncoder
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog, LoggedCall

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.batching.group import Group
+from serving.batching.group import Group, ResponseEncoder
 from serving.errors import DigitsError
-from serving.protocols.encoding import ResponseEncoder
 
 
 class Known:

@@ -22,29 +22,9 @@ class Peer:
     """The loop's state of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "_clock",
-        "active_s",
-        "address",
-        "closing",
-        "cost_per_byte_s",
-        "data_to_send",
-        "gave_up_s",
-        "home",
-        "is_dirty",
-        "is_leaving",
-        "is_open",
-        "is_writing",
-        "jitter",
-        "lines",
-        "opened_s",
-        "output",
-        "retired",
-        "socket",
-        "start_tag_s",
-        "streams",
-        "swept_s",
-        "tls",
-        "trusted",
+        "_clock", "active_s", "address", "closing", "cost_per_byte_s", "data_to_send", "gave_up_s",
+        "home", "is_dirty", "is_leaving", "is_open", "is_writing", "jitter", "lines", "opened_s",
+        "output", "retired", "socket", "start_tag_s", "streams", "swept_s", "tls", "trusted",
         "unread",
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ from serving.protocols.oip.inference_pb import (
     ModelInferResponse,
     ModelMetadataResponse,
 )
-from serving.protocols.oip.metadata import ServedModel
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 from tests.serving.protocols.test_oip_tensors import SHAPE, echo_of, samples
 from tests.support.servers import RunningServer, fake_service
@@ -37,8 +36,8 @@ class Echo:
 
     def metadata(self, request: bytes, context: object) -> bytes:
         self.num_asked += 1
-        model = ServedModel(name="echo", versions=("1",), tensors=self.signature, max_batch_size=8)
-        data: bytes = metadata.model_metadata(model).SerializeToString()
+        answer = metadata.model_metadata("echo", ("1",), self.signature)
+        data: bytes = answer.SerializeToString()
         return data
 
     def infer(self, request: bytes, context: object) -> bytes:

@@ -11,9 +11,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
+from serving.config import BatchingConfig
 from serving.images import Images
 from serving.protocols.oip import metadata
-from serving.protocols.oip.metadata import ServedModel
 from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
 from tests.support.servers import RunningServer, running_server
@@ -114,21 +114,15 @@ def test_messages_stay_out_of_the_default_pool() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-ODD = ServedModel(
-    name="odd",
-    versions=("1", "3"),
-    tensors=TensorSignature(
-        (Tensor("text", "BYTES", (-1, 1)), Tensor("state", "FP16", (2, -1, 64))),
-        (Tensor("score", "FP64", ()),),
-        is_batchable=False,
-    ),
-    max_batch_size=512,
-    max_queue_delay_s=0.001,
+ODD = TensorSignature(
+    (Tensor("text", "BYTES", (-1, 1)), Tensor("state", "FP16", (2, -1, 64))),
+    (Tensor("score", "FP64", ()),),
+    is_batchable=False,
 )
 
 
 def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
-    described = metadata.model_metadata(ODD)
+    described = metadata.model_metadata("odd", ("1", "3"), ODD)
     assert list(described.versions) == ["1", "3"]
     tensors = [*described.inputs, *described.outputs]
     assert [(tensor.name, tensor.datatype, [*tensor.shape]) for tensor in tensors] == [
@@ -136,7 +130,7 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
         ("state", "FP16", [2, -1, 64]),
         ("score", "FP64", []),
     ]
-    config = metadata.model_config(ODD).config
+    config = metadata.model_config("odd", ODD, BatchingConfig(), {}).config
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     kinds = config.DESCRIPTOR.fields_by_name["input"].message_type.fields_by_name["data_type"]

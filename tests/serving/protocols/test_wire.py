@@ -15,14 +15,6 @@ from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyR
 from serving.signature import DIGITS
 
 
-@pytest.mark.parametrize("num_images", [1, 20, 21, 2675])  # lengths of two bytes to four
-def test_usual_request_is_read_without_a_copy(num_images: int) -> None:
-    data = wire.encode_request(bytes(num_images * DIGITS.image_bytes))
-    pixels = wire.decode_request(data, DIGITS.image_bytes, num_images)
-    assert pixels.obj is data
-    assert len(pixels) == num_images * DIGITS.image_bytes
-
-
 @pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three
 def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
     rows = np.zeros((num_images, 10), np.float32)
@@ -31,15 +23,6 @@ def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
     message = np.frombuffer(data, np.uint8)
     assert np.shares_memory(predictions.digits, message)
     assert np.shares_memory(predictions.probabilities, message)
-
-
-def test_unusual_layouts_are_read_by_the_protobuf_library() -> None:
-    pixels = bytes(range(196)) * 4
-    overlong = b"\x0a\x90\x86\x80\x00" + pixels  # a length in more bytes than it needs
-    twice = wire.encode_request(bytes(784)) + wire.encode_request(pixels)  # the last wins
-    unknown_field = b"\x98\x06\x01" + wire.encode_request(pixels)
-    for data in (overlong, twice, unknown_field):
-        assert wire.decode_request(data, DIGITS.image_bytes, max_images=1) == pixels
 
 
 @given(st.binary(max_size=2000))
