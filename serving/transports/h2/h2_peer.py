@@ -4,10 +4,12 @@ import socket
 from typing import Any
 
 from serving.credentials.tls import Tls
+from serving.http2.server_side import ServerConnection
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
 from serving.transports.h2.call_headers import Headers
-from serving.transports.h2.logged_connection import LoggedConnection, open_connection
+from serving.transports.h2.logged_connection import LoggedConnection
+from serving.transports.h2.trailers import OK, RESPONSE
 from serving.transports.sockets.peer import Peer
 from serving.transports.sockets.port_limits import Limits
 
@@ -29,7 +31,11 @@ class Connection(Peer):
     ) -> None:  # fmt: skip
         """See `Peer`."""
         super().__init__(sock, tls, host)
-        self.http2 = open_connection(limits, sock, access_log)
+        self.http2 = (
+            ServerConnection(limits.http2, RESPONSE, OK)
+            if access_log is None
+            else LoggedConnection(limits, sock, access_log)
+        )
         self.streams: dict[bytes, Any] = self.http2.streams
         """The calls in progress: the `call` of each is a `Headers` or a `Stream`."""
         self.data_to_send = self.http2.data_to_send

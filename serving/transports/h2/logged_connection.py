@@ -18,15 +18,6 @@ from serving.transports.sockets.peer import peer_of
 from serving.transports.sockets.port_limits import Limits
 
 
-def open_connection(
-    limits: Limits, sock: socket.socket, access_log: AccessLog | None
-) -> ServerConnection:
-    """Begin HTTP/2 with a peer; `access_log`, if given, records its calls."""
-    if access_log is None:
-        return ServerConnection(limits.http2, RESPONSE, OK)
-    return LoggedConnection(limits, sock, access_log)
-
-
 class LoggedConnection(ServerConnection):
     """Logs its calls, and returns each one's id in its trailers; recognises none."""
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from serving.errors import DigitsError
+from serving.protocols.encoding import PREFIX_BYTES
 from serving.protocols.status import Status
 from serving.transports.h2.trailers import (
     COMPRESSED,
     MALFORMED,
     NOT_ONE_MESSAGE,
-    PREFIX_BYTES,
     TRUNCATED,
     too_long,
 )

@@ -8,13 +8,14 @@ and flow control of HTTP/2 stops it.
 from typing import Any
 
 from serving.errors import DigitsError
+from serving.protocols.encoding import PREFIX_BYTES
 from serving.protocols.status import Status, error_of
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.context import Context
 from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.message_reader import MessageReader, PendingResponse
-from serving.transports.h2.trailers import PREFIX_BYTES, trailers_of
+from serving.transports.h2.trailers import trailers_of
 
 MAX_PENDING = 512
 """The most requests of one stream that are in flight."""

@@ -6,9 +6,6 @@ from urllib.parse import quote
 from serving.errors import DeadlineExceeded, Unauthenticated
 from serving.protocols.status import Status, StatusCode
 
-PREFIX_BYTES = 5
-"""The length of the prefix of each message: whether it is compressed, and its length."""
-
 Trailers = tuple[tuple[bytes, bytes], ...]
 
 OK: Trailers = ((b"grpc-status", b"0"),)

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 from serving.config import ServerConfig
 from serving.http2.limits import Limits as Http2Limits
-from serving.protocols.messages import max_request_bytes
 from serving.router import Router
 
 _MAX_MESSAGE_BYTES = 64 << 20
+_SPARE_BYTES = 4096
+"""Room for tags, lengths and names beside the images of a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class Limits:
 def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int:
     """Return the longest message that is read: for rows of no fixed size or large ones 64 MiB.
 
+    Else twice the largest that is answered: one that is a little too large gets a precise error.
+
     Args:
         router: the models.
         config: says whether others may come, whose rows are not known.
@@ -47,5 +50,5 @@ def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int
     may_change = config and (config.reload_interval_s or config.allow_repository_control)
     if may_change or not sizes or not all(sizes):
         return _MAX_MESSAGE_BYTES
-    most = max_request_bytes(router.batching.max_request_images, max(sizes))
+    most = 2 * router.batching.max_request_images * max(sizes) + _SPARE_BYTES
     return min(most, _MAX_MESSAGE_BYTES)
