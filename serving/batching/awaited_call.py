@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 from serving.batching.group import Group, Owner, ResponseEncoder
 from serving.batching.queue import Line, Queue
@@ -26,21 +25,6 @@ class Peer:
         self.streams: set[Any] = set()
         self.lines: dict[Queue, Line] = {}
         self.gave_up_s = -math.inf
-
-
-class Peers:
-    """The peers that have calls in progress."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._peers: WeakValueDictionary[str, Peer] = WeakValueDictionary()
-
-    def get(self, name: str, address: str) -> Peer:
-        """Return the peer with a name, at an address without its port."""
-        peer = self._peers.get(name)
-        if peer is None:
-            peer = self._peers[name] = Peer(address)
-        return peer
 
 
 async def submit(

@@ -6,10 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 
-from serving.batching.awaited_call import Peers, submit
+from serving.batching.awaited_call import Peer, submit
 from serving.batching.group import Owner
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError, Unauthenticated, Unavailable
@@ -45,7 +46,8 @@ class Handlers(grpc.GenericRpcHandler):
         unary = (each for each in self._methods.values() if type(each) is BatchedUnary)
         self._batched = {method.name for method in unary}
         self._metrics = metrics
-        self._peers = Peers()
+        self._peers: WeakValueDictionary[str, Peer] = WeakValueDictionary()
+        """Those that have calls in progress."""
         self._tokens = tokens
         self._log = log
         self._kinds: dict[type[Method], tuple[Any, Any]] = {
@@ -122,7 +124,8 @@ class Handlers(grpc.GenericRpcHandler):
 
     async def _run(self, method: BatchedUnary, message: bytes, context: _Context) -> bytes:
         received_s, peer = time.monotonic(), context.peer()
-        caller = self._peers.get(peer, peer.rpartition(":")[0])  # connections take turns
+        # Connections take turns.
+        caller = self._peers.setdefault(peer, Peer(peer.rpartition(":")[0]))
         if self.refusal is not None:
             raise self.refusal
         rows, encoder = method.read(message)

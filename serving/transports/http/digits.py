@@ -58,14 +58,22 @@ class Digits:
         rows = None
         if digits:
             images_read, factors = zip(*digits, strict=True)
-            route = find_classifier(self._router)
-            checked = as_images(np.concatenate(images_read), route.model.image_signature)
-            encoder = PredictionsEncoder(route, None, len(checked))
-            answered = await call.run(checked.tobytes(), encoder, call.deadline_s)
-            rows = answered.times(factors)
+            rows = (await classify(self._router, np.concatenate(images_read), call)).times(factors)
         with_image = "image" in call.plan.query
         size = len(read) * _ITEM_BYTES
         return await call.work(write_report, read, rows, reject_below, with_image, size=size)
+
+
+async def classify(router: Router, images: Images, call: Exchange) -> Predictions:
+    """Classify images, in as many calls as a request's limit needs."""
+    route, limit = find_classifier(router), router.batching.max_request_images
+    images = as_images(images, route.model.image_signature)
+    answers: list[Predictions] = []
+    for start in range(0, len(images), limit):
+        part = images[start : start + limit]
+        encoder = PredictionsEncoder(route, None, len(part))
+        answers.append(await call.run(part.tobytes(), encoder, call.deadline_s))
+    return Predictions.concatenate(answers)
 
 
 def _max_bytes(plan: RoutedRequest) -> int:

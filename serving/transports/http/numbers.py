@@ -5,13 +5,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import DigitsError
-from serving.images import as_images
 from serving.pictures.facts import number_facts
 from serving.pictures.reader import find_candidates
 from serving.pictures.text.pattern import of_rows
 from serving.predictions import Predictions
-from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
+from serving.transports.http.digits import classify
 from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.problems import Answer
@@ -47,23 +46,11 @@ class Numbers:
         async for name, reading in read_pictures(call, _FIND):
             answer = None
             if not isinstance(reading, DigitsError) and len(reading.images):
-                answer = await self._classified(reading, call)
+                answer = await classify(self._router, reading.images, call)
                 version = answer.model_version
             items.append(await call.work(write_item, name, reading, answer, *options))
         head = json.dumps({"model_version": version}, separators=(",", ":"))
         return Answer(f'{head[:-1]},"pictures":[{",".join(items)}]}}'.encode())
-
-    async def _classified(self, reading: "Reading", call: Exchange) -> Predictions:
-        """Classify the candidates, in as many calls as a request's limit needs."""
-        route = find_classifier(self._router)
-        images = as_images(reading.images, route.model.image_signature)
-        limit = self._router.batching.max_request_images
-        answers: list[Predictions] = []
-        for start in range(0, len(images), limit):
-            part = images[start : start + limit]
-            encoder = PredictionsEncoder(route, None, len(part))
-            answers.append(await call.run(part.tobytes(), encoder, call.deadline_s))
-        return Predictions.concatenate(answers)
 
 
 def write_item(

@@ -70,14 +70,7 @@ def openapi_document(router: Router, of_pictures: Collection[str]) -> dict[str, 
             ),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
-                code: {
-                    "description": text,
-                    "content": {
-                        "application/problem+json": {
-                            "schema": {"$ref": "#/components/schemas/Problem"}
-                        }
-                    },
-                }
+                code: {"description": text, "content": _of("Problem", "application/problem+json")}
                 for code, text in _PROBLEMS.items()
             },
         },
@@ -92,15 +85,20 @@ def digits_route(router: Router) -> Route | None:
     return route if pictures is not None and pictures.resize == "digits" else None
 
 
-def _operation(summary: str, answer: str, *codes: str, **more: Any) -> dict[str, Any]:
-    answered = {"$ref": f"#/components/schemas/{answer}"}
+def _of(schema: str, kind: str = "application/json") -> dict[str, Any]:
+    """Describe a body that has a schema."""
+    return {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _operation(
+    summary: str, answer: str, *codes: str, body: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    if body is not None:
+        more["requestBody"] = {"required": True, "content": body}
     return {
         "summary": summary,
         "responses": {
-            "200": {
-                "description": "The answer.",
-                "content": {"application/json": {"schema": answered}},
-            },
+            "200": {"description": "The answer.", "content": _of(answer)},
             **{code: {"$ref": f"#/components/responses/{code}"} for code in ("401", *codes)},
         },
         **more,
@@ -140,40 +138,36 @@ _PICTURES = {
 }
 
 
-def _flag(name: str, description: str) -> dict[str, Any]:
-    description = f"If given, {description}"
-    return {"name": name, "in": "query", "description": description, "schema": {"type": "string"}}
+def _option(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
+_REJECT_BELOW = _option(
+    "reject_below", "Less probable answers are marked `rejected`.",
+    type="number", minimum=0, maximum=1, default=0,
+)  # fmt: skip
 _OPTIONS = [
-    {
-        "name": "reject_below",
-        "in": "query",
-        "description": "Less probable answers are marked `rejected`.",
-        "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
-    },
-    _flag("image", "the answer has the network's input."),
+    _REJECT_BELOW,
+    _option("image", "If given, the answer has the network's input.", type="string"),
     _TIMEOUT,
 ]
-_TOP = {
-    "name": "top",
-    "in": "query",
-    "description": "How many of the most probable classes the answer has.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999, "default": 5},
-}
-_PATTERN = {
-    "name": "pattern",
-    "in": "query",
-    "description": "Only numbers that fit this regular expression are read, such as "
+_TOP = _option(
+    "top", "How many of the most probable classes the answer has.",
+    type="integer", minimum=1, maximum=999_999, default=5,
+)  # fmt: skip
+_PATTERN = _option(
+    "pattern", "Only numbers that fit this regular expression are read, such as "
     "\\d{2}/\\d{2}/\\d{4}. It may have digits, the marks . , - / :, blanks, letters "
     "(ink that is skipped), \\d, [ ], ( ), |, ?, *, + and {2,4}.",
-    "schema": {"type": "string", "maxLength": MAX_LENGTH},
-}
-_DRAWING = _flag("drawing", "all ink of a picture may be one number, such as an upright stroke.")
+    type="string", maxLength=MAX_LENGTH,
+)  # fmt: skip
+_DRAWING = _option(
+    "drawing", "If given, all ink of a picture may be one number, such as an upright stroke.",
+    type="string",
+)  # fmt: skip
 
 
 def _digits(max_images: int) -> dict[str, Any]:
-    images = {"application/json": {"schema": {"$ref": "#/components/schemas/Images"}}}
     return _operation(
         "Read one digit from each picture",
         "Digits",
@@ -182,7 +176,7 @@ def _digits(max_images: int) -> dict[str, Any]:
         f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read, or "
         "of several digits, has an `error` instead of a digit.",
         parameters=_OPTIONS,
-        requestBody={"required": True, "content": images | _PICTURES},
+        body=_of("Images") | _PICTURES,
     )
 
 
@@ -195,8 +189,8 @@ def _classes() -> dict[str, Any]:
         description="One picture as the body, or several as files of a form. Each is made the "
         "model's input as its manifest or classifier.json says. Of a form's pictures, one that "
         "can't be read has an `error` instead of a class.",
-        parameters=[_OPTIONS[0], _TOP, _TIMEOUT],
-        requestBody={"required": True, "content": _PICTURES},
+        parameters=[_REJECT_BELOW, _TOP, _TIMEOUT],
+        body=_PICTURES,
     )
 
 
@@ -209,12 +203,11 @@ def _numbers() -> dict[str, Any]:
         "picture are in reading order, each digit with its box in the picture's pixels; there may "
         "be none. Of a form's pictures, one that can't be read has an `error` instead.",
         parameters=[*_OPTIONS, _DRAWING, _PATTERN],
-        requestBody={"required": True, "content": _PICTURES},
+        body=_PICTURES,
     )
 
 
 def _infer() -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/InferRequest"}
     return _operation(
         "Run the model on tensors",
         "InferResponse",
@@ -223,5 +216,5 @@ def _infer() -> dict[str, Any]:
         description="The binary tensor data extension is supported: the header "
         "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes.",
         parameters=[_TIMEOUT],
-        requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
+        body=_of("InferRequest"),
     )

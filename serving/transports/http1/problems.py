@@ -1,7 +1,6 @@
 """Answers over HTTP: JSON, and errors as problem documents (RFC 9457) with their statuses."""
 
 import json
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -13,10 +12,10 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
+from serving.http1.requests import Headers
 from serving.protocols.status import STATUS, StatusCode
 
 JSON = "application/json"
-Headers = Iterable[tuple[str, str]]
 
 
 class Answer(NamedTuple):

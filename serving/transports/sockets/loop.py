@@ -58,6 +58,8 @@ class Loop:
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
+        self.schedule, self.defer = self._due.append, self._deferred.append
+        """See `Owner`."""
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
         self._is_awake = True  # `post` need not wake the thread
@@ -112,14 +114,6 @@ class Loop:
     def _wake(self) -> None:
         self._waker.send(b"\0")
 
-    def schedule(self, batcher: Batcher) -> None:
-        """See `Owner`."""
-        self._due.append(batcher)
-
-    def defer(self, task: Callable[[], None]) -> None:
-        """See `Owner`."""
-        self._deferred.append(task)
-
     def forget_layouts(self) -> None:
         """See `Owner`."""
         for home in self._homes:
@@ -166,7 +160,7 @@ class Loop:
         if self._due:
             delays_s = (b.delay_s(self._now_s) if b.max_delay_s else 0.0 for b in self._due)
             timeout_s = min(timeout_s, *delays_s)
-        elif self._now_s < self._poll_until_s:
+        elif self._poll_s and self._now_s < self._poll_until_s:
             return 0.0
         # First the flag, then the look: a post in between wakes the loop or is seen here.
         self._is_awake = not timeout_s
@@ -243,8 +237,7 @@ class Loop:
             home.calls.drain(refusal, home)
 
     def _is_pending(self) -> bool:
-        connections = (connection for home in self._homes for connection in home)
-        return self._router.is_busy or any(each.is_pending for each in connections)
+        return self._router.is_busy or any(c.is_pending for home in self._homes for c in home)
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""
