@@ -103,18 +103,6 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) > 8
 
 
-def test_suites_measure_what_they_promise() -> None:
-    bench, full = SUITES["bench"], SUITES["full"]
-    assert len(bench.specs) == 4
-    assert len(bench.scenarios) == 3
-    assert bench.rounds >= 3
-    wanted = {cell.scenario for cell in full.cells()}
-    assert wanted == {"SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline"}
-    assert {cell.spec.device for cell in full.cells()} == {"cpu", "cuda"}
-    batches = {cell.batch for cell in full.cells() if cell.scenario == "Offline"}
-    assert batches == {2**power for power in range(13)}
-
-
 def suite(*arguments: str) -> Suite:
     return suite_of(parser().parse_args(["run", *arguments]))
 

@@ -62,7 +62,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation.Model, "run", run)
 
 
-@pytest.mark.parametrize("factor", [2, 5, 10])
+@pytest.mark.parametrize("factor", [2, 10])
 def test_goodput_holds_under_overload(factor: int) -> None:
     share, outcomes = offer(factor, 50, b"1S")
     assert share >= 0.95

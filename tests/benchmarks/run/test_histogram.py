@@ -42,9 +42,5 @@ def test_joined_histogram_is_that_of_all_values() -> None:
     np.testing.assert_array_equal(both.count, expected.count)
 
 
-def test_encoded_histogram_is_small() -> None:
-    assert len(Histogram.of(latencies(4, 100_000)).encode()) < 5_000
-
-
 def test_no_latency_has_no_quantile() -> None:
     assert math.isnan(Histogram.of([]).quantile(0.5))

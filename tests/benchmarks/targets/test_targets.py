@@ -67,7 +67,7 @@ def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(
 
 @pytest.mark.parametrize(
     "target",
-    ["classifier-async", "client-grpcio", "client-h2", "client-async-grpcio", "client-async-h2"],
+    ["classifier-async", "client-grpcio", "client-async-h2"],
 )
 def test_target_in_a_process_of_its_own_answers(setting: Setting, target: str) -> None:
     with open_target(Spec(target=target), setting) as running:

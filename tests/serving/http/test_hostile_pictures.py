@@ -16,6 +16,7 @@ from PIL import Image
 from serving.system.processes.pool import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
+from tests.support.processes import Footprint
 from tests.support.servers import RunningServer, running_server
 
 
@@ -62,6 +63,14 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def state_of(pid: int) -> str:
+    """The letter of a process's state, such as R; Z if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
 def workers_of(server: RunningServer) -> list[int]:
     return [worker for zygote in children(server.process.pid) for worker in children(zygote)]
 
@@ -86,15 +95,8 @@ def test_dots_of_a_form_cost_the_other_pictures_nothing(
 def test_deadline_ends_the_work(dots: bytes, server: RunningServer, peer: HttpPeer) -> None:
     assert peer.post("/v1/numbers", dots, Request_Timeout="0.05").status == 504
     end_s = time.monotonic() + 20
-    while any(is_running(worker) for worker in workers_of(server)):
+    while any(state_of(worker) == "R" for worker in workers_of(server)):
         assert time.monotonic() < end_s
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "State:\tR" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
@@ -107,11 +109,8 @@ def test_picture_too_large_for_its_process_is_refused_undecoded(
     reply = peer.post(path, picture)
     assert reply.status == 413
     assert "take too much memory" in reply.json["detail"]
-    assert max(map(resident_mib, [server.process.pid, *workers_of(server)])) < 300
-
-
-def resident_mib(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 >> 20
+    for pid in (server.process.pid, *workers_of(server)):
+        assert Footprint.of(pid).resident_bytes < 300 << 20
 
 
 def test_decoder_that_crashes_costs_its_sender_one_answer(
@@ -123,7 +122,7 @@ def test_decoder_that_crashes_costs_its_sender_one_answer(
     while caller.is_alive() and not replies:
         with suppress(OSError):  # it has ended meanwhile
             for worker in workers_of(server):
-                if is_running(worker):
+                if state_of(worker) == "R":
                     os.kill(worker, signal.SIGSEGV)
     caller.join()
     assert (replies[0].status, replies[0].json["detail"]) == (400, CRASH)
@@ -140,13 +139,6 @@ def test_nothing_is_left_of_a_server_that_is_killed(models: Path, plain: bytes) 
         server.process.wait()
     assert len(pids) == 2
     end_s = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
+    while any(state_of(pid) != "Z" for pid in pids):
         assert time.monotonic() < end_s
         time.sleep(0.01)
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True

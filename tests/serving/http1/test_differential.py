@@ -147,5 +147,5 @@ def compare(num_streams: int, seed: int) -> dict[str, int]:
 
 
 def test_same_bytes_are_the_same_requests() -> None:
-    outcomes = compare(2000, SEED)
-    assert min(outcomes.values()) > 5, outcomes  # each kind was tried
+    outcomes = compare(800, SEED)
+    assert min(outcomes.values()) > 1, outcomes  # each kind was tried

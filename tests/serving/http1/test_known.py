@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
 from serving.transports.http.http_server import HttpServer
+from serving.transports.http1.known import Known
 from serving.transports.sockets.loop import Loop
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
@@ -160,3 +162,10 @@ def test_answers_keep_their_order() -> None:
         loop.stop()
         server.stop()
         router.close()
+
+
+def test_run_whose_callers_have_left_is_no_answer() -> None:
+    ended: list[Any] = []
+    group: Any = None
+    Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [])
+    assert not ended

@@ -15,7 +15,8 @@ from serving.config import BatchingConfig
 from serving.images import Images
 from serving.protocols.oip import metadata
 from serving.tensors import Tensor, TensorSignature
-from tests.support.inference_peer import TIMEOUT_S, Peer, raw_request, status_of, typed_request
+from tests.support.inference_peer import Peer, raw_request, typed_request
+from tests.support.raw import TIMEOUT_S, status_of
 from tests.support.servers import RunningServer, running_server
 
 
