@@ -1,5 +1,6 @@
 """HTTP/1.1 as bytes: the order of answers, refusals, and recognised requests."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -7,12 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.errors import Unavailable
 from serving.http1.requests import BadRequest, ServerConnection
 from serving.images import Images
 from tests.serving.http.peer import HttpPeer
@@ -277,13 +278,14 @@ def test_drain_beside_stopped_bodies_logs_nothing(
         caplog.at_level(logging.INFO),
         server_inside(classifier, http_port=0, transport="grpcio") as whole,
     ):
-        loop, url = whole._transport.loop, str(whole.http_url)
+        transport: Any = whole._transport
+        url = str(whole.http_url)
         wires = [Wire(url) for _ in range(20)]
         for wire in wires:
             wire.socket.sendall(head)
         HttpPeer(url).get("/v2")  # each has begun
-        loop.drain(Unavailable("the server is shutting down"))
-        assert loop.drained.wait(10)
+        ending = transport.drain(timeout_s=10)
+        assert asyncio.run_coroutine_threadsafe(ending, transport.loop._event_loop).result(20)
         for wire in wires:
             assert wire.answer()[0] == 503
             wire.close()
