@@ -1,9 +1,11 @@
 """Finds the boxes of forms by their four sides; see docs/decisions/0034."""
 
+from itertools import compress
+
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.ink.parts import Mask
+from serving.pictures.ink.parts import Mask, Numbers
 from serving.pictures.ink.strokes import (
     MAX_LINES,
     MIN_SIDE,
@@ -17,17 +19,24 @@ MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""
 MAX_ROUND = 0.2
 """Of a box's height: its corners' radius."""
-MIN_ASPECT, MAX_ASPECT = 0.65, 8
+MIN_ASPECT, MAX_ASPECT = 0.65, 40
 """Of a box: width by height; a narrow 8 or 0 has less."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
 MAX_BREADTH = 2
 """Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
+MIN_UNCLOSED, MAX_UNCLOSED = 3, 200
+"""Equal boxes without an upper side, or a lower one; and how many are compared."""
 NEIGHBOURS = 4
 """Vertical lines to the right of one that may be its box's other side."""
 
-Box = tuple[int, int, int, int]
+MAX_SLOPE = 0.06
+"""Rise of a side by its length."""
+
+Side = tuple[int, int, int, int]
 """Top, left, height, width."""
+Box = tuple[int, int, int, int, int]
+"""Top, left, height, width; and how much lower the right side is than the left one."""
 
 
 def find_boxes(across: Runs, down: Runs) -> list[Box]:
@@ -35,42 +44,89 @@ def find_boxes(across: Runs, down: Runs) -> list[Box]:
 
     What is written may touch the lines or cross them, and so may other lines.
     """
-    mask, level = across.mask, across.of(MIN_SIDE)
-    parts = parts_of(down.of(MIN_SIDE).T)[1]
+    level = across.of(MIN_SIDE)
+    lines, parts = parts_of(level)[0], parts_of(down.of(MIN_SIDE).T)[1]
     sides = parts[parts[:, 3] <= np.maximum(4, parts[:, 2] / 6)]
     sides = sides[np.argsort(sides[:, 1], kind="stable")][:MAX_LINES]
     boxes: list[Box] = []
-    for number, (top, left, height, width) in enumerate(sides.tolist()):
-        others, reach, corner = sides[number + 1 :], _reach(height), round(MAX_ROUND * height)
-        is_like = np.abs(others[:, 0] - top) <= 2 * reach
-        is_like &= np.abs(others[:, 0] + others[:, 2] - top - height) <= 2 * reach
-        is_like &= others[:, 1] >= left + max(MIN_SIDE, MIN_ASPECT * height)
-        is_like &= others[:, 1] <= left + MAX_ASPECT * height
-        for y, right, h, w in others[is_like][:NEIGHBOURS].tolist():
-            above = _edge(level[:, left + width : right], min(top, y) - corner, max(top, y) + reach)
-            low, high = sorted((top + height, y + h))
-            below = _edge(level[:, left + width : right], low - reach, high + corner)
-            if below - above >= MIN_SIDE and _has_sides(mask, above, left, below, right + w):
-                boxes.append((above, left, below - above, right + w - left))
+    unclosed: list[Box] = []
+    for number, side in enumerate(sides.tolist()):
+        others = sides[number + 1 :]
+        for other in others[_are_like(side, others)][:NEIGHBOURS].tolist():
+            box, num_level = _box(across.mask, lines, side, other)
+            if num_level == 2:
+                boxes.append(box)
                 break
-    return boxes
+            if num_level:
+                unclosed.append(box)
+    like = np.array(unclosed[:MAX_UNCLOSED], np.intp).reshape(-1, 5)
+    is_same = np.abs(like[:, None] - like)[..., [0, 2, 3]] <= 0.15 * like[:, None, 2:3]
+    return boxes + list(compress(unclosed, is_same.all(2).sum(1) >= MIN_UNCLOSED))
 
 
-def _edge(level: Mask, low: int, high: int) -> int:
-    """Return the row of the longest horizontal line."""
-    return max(0, low) + int(level[max(0, low) : high].sum(1).argmax())
-
-
-def _has_sides(mask: Mask, top: int, left: int, bottom: int, right: int) -> bool:
-    """Return whether there is ink along all four sides; a zero's are half blank."""
-    reach = _reach(min(bottom - top, right - left))
-    sides = (
-        mask[max(0, top - reach) : top + reach, left:right].any(0),
-        mask[bottom - reach : bottom + reach, left:right].any(0),
-        mask[top:bottom, left : left + 2 * reach].any(1),
-        mask[top:bottom, right - 2 * reach : right].any(1),
+def _are_like(side: Side, others: Numbers) -> Mask:
+    """Return which lines to the right may be the other side of a line's box."""
+    top, left, height, _ = side
+    ends, distance = others[:, 0] + others[:, 2], others[:, 1] - left
+    reach = 2 * _reach(height)
+    lower = np.maximum(reach, 2 + MAX_SLOPE * distance)
+    return np.asarray(
+        (np.abs(others[:, 2] - height) <= reach)
+        & (np.abs(others[:, 0] - top) <= lower)
+        & (np.abs(ends - top - height) <= lower)
+        & (distance >= max(MIN_SIDE, MIN_ASPECT * height))
+        & (distance <= MAX_ASPECT * height)
     )
-    return all(side.mean() >= MIN_STRAIGHT for side in sides)
+
+
+def _box(mask: Mask, lines: Numbers, one: Side, other: Side) -> tuple[Box, int]:
+    """Return the box of two vertical lines, and how many horizontal sides it has.
+
+    A single one has to end at both lines: ones on a ruled line are no boxes.
+    """
+    (top, left, height, width), (y, right, h, w) = one, other
+    steepest = 1 + round(MAX_SLOPE * (right - left))
+    rise = max(-steepest, min(steepest, min(y - top, y + h - top - height, key=abs)))
+    columns, end = np.arange(left + width, right), right + w
+    slope = np.rint(np.linspace(0, rise, len(columns))).astype(np.intp)
+    corner, reach = max(3, round(MAX_ROUND * height)), _reach(height)
+    edges = np.array([min(top, y - rise), max(top + height, y + h - rise)])
+    for number, (low, high) in enumerate(((-corner, reach), (-reach, corner))):
+        found = _band(lines, slope + edges[number], columns, low, high).sum(1)
+        if found.max() >= MIN_STRAIGHT / 2 * len(columns):
+            edges[number] += int(found.argmax()) + low
+    low, high = edges.tolist()
+    box, reach = (
+        (low + rise // 2, left, high - low, end - left, rise),
+        _reach(min(high - low, end - left)),
+    )
+    uprights = (
+        mask[max(0, low) : high, left : left + 2 * reach].T,
+        mask[max(0, low + rise) : high + rise, end - 2 * reach : end].T,
+    )
+    if high - low < MIN_SIDE or not all(map(_is_straight, uprights)):
+        return box, 0
+    reach += (end - left) // 100  # long lines may bend
+    beyond = np.append(np.arange(left - 3 * reach, left - 1), np.arange(end + 1, end + 3 * reach))
+    beyond = np.clip(beyond, 0, mask.shape[1] - 1)
+    level = [row for row in edges if _is_straight(_band(mask, slope + row, columns, -reach, reach))]
+    if (
+        len(level) == 1
+        and _band(mask, level[0] + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
+    ):
+        return box, 0
+    return box, len(level)
+
+
+def _band(levels: Numbers | Mask, rows: Numbers, columns: Numbers, low: int, high: int) -> Mask:
+    """Return where there is ink around points, from so many rows above to so many below."""
+    band = rows + np.arange(low, high)[:, None]
+    return np.asarray(levels[np.clip(band, 0, len(levels) - 1), columns] > 0)
+
+
+def _is_straight(band: Mask) -> bool:
+    """Return whether there is ink along a side; a zero's are half blank."""
+    return bool(band.any(0).mean() >= MIN_STRAIGHT)
 
 
 def with_sides(
@@ -78,7 +134,7 @@ def with_sides(
     near: tuple[Mask, Mask],
 ) -> tuple[Mask, Mask]:  # fmt: skip
     """Add the sides of boxes, which lie `near`, and what continues them, to lines of both kinds."""
-    height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:].T)
+    height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:4].T)
     rows, columns = (
         across.of(max(MIN_SIDE, int(0.7 * width))),
         down.of(max(MIN_SIDE, int(0.7 * height))),
@@ -101,15 +157,37 @@ def _along(near: Mask, level: Mask) -> Mask:
     return chosen_parts(labels, along[breadths <= MAX_BREADTH * (usual + 1)])
 
 
-def edges_of(boxes: list[Box], shape: tuple[int, ...]) -> Mask:
-    """Return where the upper and lower sides of boxes are."""
-    edges = np.zeros(shape, np.bool_)
-    for y, x, h, w in boxes:
+def edges_of(boxes: list[Box], shape: tuple[int, ...]) -> tuple[Mask, Mask]:
+    """Return where the horizontal sides of boxes are, and the vertical ones.
+
+    A box's horizontal sides are looked for beside it, too: the next box may lack a side.
+    """
+    level, upright = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    for y, x, h, w, rise in boxes:
         reach = _reach(min(h, w))
-        for side in (y, y + h):
-            rows = slice(max(0, side - reach), side + reach)
-            edges[rows, max(0, x - reach) : x + w + reach] = True
-    return edges
+        beside = reach + w * (w < 2 * h)
+        for side in (y - rise / 2, y - rise / 2 + h):
+            _draw(level, (side, x), (w, rise), beside, reach)
+        for side in (x, x + w):
+            _draw(
+                upright.T,
+                (side + rise * h / w / 2, y),
+                (h, -rise * h / w),
+                reach + abs(rise),
+                reach,
+            )
+    return level, upright
+
+
+def _draw(
+    level: Mask, start: tuple[float, float], size: tuple[int, float], beside: int, reach: int
+) -> None:
+    """Draw a line of some width and rise, and what continues it, `reach` up and down."""
+    (y, x), (width, rise) = start, size
+    columns = np.arange(max(0, int(x) - beside), min(level.shape[1], int(x) + width + beside))
+    rows = np.rint(y + (columns - x) * rise / width).astype(np.intp)
+    band = rows + np.arange(-reach, reach)[:, None]
+    level[np.clip(band, 0, len(level) - 1), columns] = True
 
 
 def _joining(level: Mask, upright: Mask) -> Mask:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from serving.pictures.ink.parts import Mask, Numbers
-from serving.pictures.ink.strokes import MIN_SIDE, Runs, chosen_parts, parts_of
+from serving.pictures.ink.strokes import MAX_LINES, MIN_SIDE, Runs, chosen_parts, parts_of
 
 MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""
@@ -24,9 +24,10 @@ def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
             standing.setdefault(base - 1, []).append(number)
     upright, chosen = np.zeros_like(bases, np.bool_), []
     for base, numbers in standing.items():
-        heights = parts[numbers, 2]
-        usual = np.median(heights)
-        equal = np.array(numbers)[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
+        heights = parts[numbers[:MAX_LINES], 2]
+        same = np.abs(heights[:, None] - heights) <= np.maximum(2, 0.1 * heights)
+        usual = heights[same.sum(1).argmax()]
+        equal = np.array(numbers[:MAX_LINES])[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
         if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
             chosen.append(base)
             upright |= chosen_parts(labels, equal)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from serving.pictures.ink.parts import Levels
+from serving.pictures.ink.rings import without_rings
 from serving.pictures.ink.ruling import without_ruling
 from serving.pictures.normalizer import MIN_CONTRAST, fit, otsu, resized
 
@@ -42,9 +43,11 @@ def find_ink(grey: Levels) -> Ink | None:
         return None
     threshold = max(MIN_SHARE * strength, NUM_SIGMAS * grain)
     faintest = max(threshold / 2, NUM_SIGMAS * grain)
-    return Ink(
-        without_ruling(levels, threshold, faintest) / np.float32(strength), threshold / strength
-    )
+    levels = without_rings(levels, faintest)
+    written = without_ruling(levels, threshold, faintest)
+    if written is not levels:  # a line across the page may have joined rings
+        written = without_rings(written, faintest)
+    return Ink(written / np.float32(strength), threshold / strength)
 
 
 def _lifted(grey: Levels) -> Levels:

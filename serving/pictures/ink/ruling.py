@@ -5,6 +5,7 @@ from scipy import ndimage
 
 from serving.pictures.ink.boxes import edges_of, find_boxes, remains, with_sides
 from serving.pictures.ink.combs import find_combs
+from serving.pictures.ink.dashes import Dashes
 from serving.pictures.ink.parts import Levels, Mask, Numbers
 from serving.pictures.ink.strokes import (
     MAX_LINES,
@@ -21,6 +22,8 @@ MAX_THICKNESS = 0.015
 """Of the picture's longer side: a thicker line is a stroke, such as the bar of a large 4."""
 MAX_SKEW = 0.04
 """Rise of a line from its one end to the other, for each pixel."""
+MIN_DASHES, MIN_DASHES_OF_BOX = 4, 3
+"""Of a dashed line, and of a box's side; a hyphen between digits looks like the latter."""
 MIN_FLAT = 8
 """Width by height of a line under a digit; the bar of a 5 is less flat."""
 
@@ -33,25 +36,34 @@ def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
         threshold: what is above is ink.
         faintest: what is above may be a line.
     """
-    mask = ink > faintest
-    across, down = Runs(mask), Runs(np.ascontiguousarray(mask.T))
+    dashes = Dashes(ink > faintest)
+    across, down, bordered = _runs_of(dashes)
+    mask = across.mask
     level, upright = find_combs(across, down)
     level |= _ruled(across) | _underlines(across)
     upright |= _ruled(down).T
-    boxes = find_boxes(across, down)
-    near = (
-        edges_of(boxes, mask.shape),
-        edges_of([(x, y, w, h) for y, x, h, w in boxes], mask.T.shape).T,
-    )
+    across, down = bordered
+    boxes, mask = find_boxes(across, down), across.mask
+    near = edges_of(boxes, mask.shape)
     if boxes:
         level, upright = with_sides(across, down, level, upright, boxes, near)
     lines = _without_crossings(mask, level, upright)
     if not lines.any():
         return ink
     if boxes:
+        lines |= dashes.lines()
         lines |= remains(mask & ~lines, near[0] | near[1])
     halo = ndimage.maximum_filter(lines, 3) & ~mask
     return np.where(lines | halo, 0, ink).astype(np.float32)
+
+
+def _runs_of(dashes: Dashes) -> tuple[Runs, Runs, tuple[Runs, Runs]]:
+    """Return horizontal and vertical runs, and both of boxes, whose sides may have few dashes."""
+    bordered, joined = dashes.joined(MIN_DASHES_OF_BOX), dashes.joined(MIN_DASHES)
+    runs = Runs(joined), Runs(np.ascontiguousarray(joined.T))
+    if (joined == bordered).all():
+        return *runs, runs
+    return *runs, (Runs(bordered), Runs(np.ascontiguousarray(bordered.T)))
 
 
 def _without_crossings(mask: Mask, level: Mask, upright: Mask) -> Mask:

@@ -20,6 +20,8 @@ BLANK_SCALE = 0.04
 """Of the row's height: by how much a gap must differ from that to be surely one or the other."""
 MAX_MARK_GAP = 0.8
 """Of the row's height, beyond a usual gap: a mark that is farther belongs to no digit."""
+MIN_ROUND, NO_CIRCLE = 0.8, 0.9
+"""Of a 0 alone that may be a circle: its width by its height, and the certainty that it is a 0."""
 MIN_LETTER_GAP = 0.25
 """Of the row's height, between a number and a letter."""
 
@@ -90,7 +92,15 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
             runs.append(Run([], certainty))
         runs[-1].items.append(item)
     whole = [Run(_trimmed(run.items), run.certainty) for run in runs if run.candidates]
+    whole = [run._replace(certainty=run.certainty * _no_circle(run)) for run in whole]
     return [run for run in whole if not _is_in_word(run.items, letters, height)]
+
+
+def _no_circle(run: Run) -> float:
+    """Return the certainty that a 0 is no circle around nothing."""
+    top, left, bottom, right = run.items[0].box
+    is_round = right - left >= MIN_ROUND * (bottom - top)
+    return NO_CIRCLE if run.text == "0" and is_round else 1.0
 
 
 def blank_odds(

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from serving.pictures.ink.rings import without_rings
 from serving.pictures.ink.ruling import without_ruling
+from serving.pictures.text.runs import Item, split
 from training.lab.handwriting.drawing import FONTS
 from training.lab.handwriting.pages import FIELDS, draw_field
 
@@ -108,3 +110,69 @@ def test_a_tooth_that_a_digit_touches_is_removed() -> None:
     left = without_ruling(np.maximum(lines, digits), 0.4, 0.2)
     assert np.count_nonzero(left[TOP + SIDE - 16 : TOP + SIDE]) == 0
     assert left[TOP : TOP + 36][digits[TOP : TOP + 36] > 0].all()
+
+
+@pytest.mark.parametrize(("dash", "blank"), [(10, 6), (6, 4), (3, 5)])
+def test_dashed_boxes_are_removed(dash: int, blank: int) -> None:
+    lines, digits = field("boxes", 5), written("4017", LEFT + 16, TOP + 6, SIDE)
+    y, x = np.indices(lines.shape)
+    is_side = (y - TOP) % SIDE <= 2
+    lines[np.where(is_side, (x - LEFT) % (dash + blank), (y - TOP) % (dash + blank)) >= dash] = 0
+    assert_only(digits, lines)
+
+
+def test_ones_in_boxes_stay() -> None:
+    assert_only(written("1111", LEFT + 20, TOP + 18, SIDE, size=28), field("boxes", 5))
+
+
+@pytest.mark.parametrize(
+    "missing", [slice(TOP - 2, TOP + 4), slice(TOP + SIDE - 3, TOP + SIDE + 3)]
+)
+def test_boxes_without_an_upper_or_lower_side_are_removed(missing: slice) -> None:
+    lines, digits = field("boxes", 4, gap=20), written("4017", LEFT + 16, TOP + 6, SIDE + 20)
+    lines[missing] = 0
+    assert_only(digits, lines)
+
+
+def ring(box: tuple[int, int, int, int], degrees: int = 360) -> Levels:
+    """Draw a circle or a part of it."""
+    image = Image.new("L", (WIDTH, HEIGHT))
+    ImageDraw.Draw(image).arc(box, 20, 20 + degrees, 160, 3)
+    return (np.asarray(image) / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("degrees", [360, 320])
+@pytest.mark.parametrize("width", [90, 300])
+def test_a_ring_around_digits_is_removed(width: int, degrees: int) -> None:
+    digits = written("5" if width == 90 else "50417", LEFT + 30, TOP + 10, 48)
+    lines = ring((LEFT, TOP - 10, LEFT + width, TOP + 80), degrees)
+    left = without_rings(np.maximum(lines, digits), 0.2) > 0.2
+    assert np.array_equal(left, digits > 0.2)
+
+
+def test_a_ring_that_a_digit_touches_is_removed() -> None:
+    digits, lines = written("7", LEFT + 18, TOP - 8, 0, size=76), ring((LEFT, TOP, 110, TOP + 70))
+    assert (np.minimum(digits, lines) > 0.2).any()
+    left = without_rings(np.maximum(lines, digits), 0.2) > 0.2
+    assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
+    assert left[(lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 9)].mean() < 0.01
+
+
+@pytest.mark.parametrize("font", range(len(FONTS)))
+def test_round_digits_and_letters_are_no_rings(font: int) -> None:
+    image = Image.new("L", (700, HEIGHT))
+    font_of = ImageFont.truetype(str(FONTS[font]), 60)
+    ImageDraw.Draw(image).text((LEFT, TOP), "0 6 8 9 O D a e g B o", 255, font_of)
+    digits = (np.asarray(image) / 255).astype(np.float32)
+    assert np.array_equal(without_rings(digits.copy(), 0.2), digits)
+
+
+@pytest.mark.parametrize(("width", "certainty"), [(60, 0.9), (40, 1.0)])
+def test_a_zero_alone_that_may_be_a_circle_is_doubted(width: int, certainty: float) -> None:
+    zero = Item("0", np.array([0, 0, 60, width]), candidate=0)
+    assert [run.certainty for run in split([zero], np.empty((0, 4), np.intp), 60)] == [certainty]
+
+
+def test_a_circle_alone_stays() -> None:
+    lines = ring((LEFT, TOP, LEFT + 70, TOP + 70))
+    assert np.array_equal(without_rings(lines.copy(), 0.2), lines)

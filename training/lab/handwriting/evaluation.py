@@ -9,6 +9,7 @@ import numpy as np
 from serving import Classifier, read_numbers
 from training.data.mnist import Examples
 from training.lab.handwriting.drawing import FONTS
+from training.lab.handwriting.forms import FORMS
 from training.lab.handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
 from training.lab.handwriting.papers import file_of, lay
 from training.lab.handwriting.strings import Composed, random_string
@@ -60,7 +61,7 @@ COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
 }
 """Pages with a number of digits next to each other on them."""
 SHEETS = "sheets on tables"
-ROWS = (*COMPOSED, *TEXTS, SHEETS)
+ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS)
 """Pages with digits on them."""
 
 
@@ -75,7 +76,9 @@ def measure(
 
 def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
     name, seed, number = task
-    rng = np.random.default_rng([seed, [*COMPOSED, *EMPTY, *TEXTS, SHEETS].index(name), number])
+    rng = np.random.default_rng(
+        [seed, [*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS].index(name), number]
+    )
     picture, text = picture_of(name, digits, rng)
     found = read_numbers(picture, classifier)
     read = " ".join(number.text for number in found)
@@ -92,6 +95,6 @@ def picture_of(name: str, digits: Examples, rng: np.random.Generator) -> tuple[i
     if name in COMPOSED:
         made = COMPOSED[name](digits, rng)
         return file_of(any_paper(made.ink, rng)), made.text
-    ink, text = TEXTS[name](digits, rng)
+    ink, text = {**TEXTS, **FORMS}[name](digits, rng)
     is_white = name == "small print" or rng.random() < 0.5
     return file_of(lay(ink, "white", rng) if is_white else any_paper(ink, rng)), text

@@ -49,7 +49,7 @@ def _by_pen(
     glyphs, pen = [], height * rng.uniform(0.06, 0.13)
     for character in text:
         if character.isdigit():
-            glyph = _digit(int(character), hand, digits, rng)
+            glyph = digit_glyph(int(character), hand, digits, rng)
             scale = height * rng.uniform(0.88, 1.12) / len(glyph)
             size = max(2, round(glyph.shape[1] * scale)), round(len(glyph) * scale)
             glyphs.append((np.asarray(Image.fromarray(glyph).resize(size, 3)), 1.0))
@@ -65,7 +65,8 @@ def _by_pen(
     return page[:, : int(x) + 2]
 
 
-def _digit(digit: int, hand: str, digits: Examples, rng: np.random.Generator) -> Levels:
+def digit_glyph(digit: int, hand: str, digits: Examples, rng: np.random.Generator) -> Levels:
+    """Choose or draw a digit in one of HANDS, but fonts: its ink is 255, without margins."""
     if hand == "optdigits":
         glyph = np.asarray(optdigits_glyph(digit, 60, rng))
     elif hand == "mnist":
