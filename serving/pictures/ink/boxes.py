@@ -5,7 +5,7 @@ from itertools import compress
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.ink.parts import Mask, Numbers
+from serving.pictures.ink.parts import Labels, Mask, Numbers
 from serving.pictures.ink.strokes import (
     MAX_LINES,
     MIN_SIDE,
@@ -29,7 +29,6 @@ MIN_UNCLOSED, MAX_UNCLOSED = 3, 200
 """Equal boxes without an upper side, or a lower one; and how many are compared."""
 NEIGHBOURS = 4
 """Vertical lines to the right of one that may be its box's other side."""
-
 MAX_SLOPE = 0.06
 """Rise of a side by its length."""
 
@@ -79,7 +78,7 @@ def _are_like(side: Side, others: Numbers) -> Mask:
     )
 
 
-def _box(mask: Mask, lines: Numbers, one: Side, other: Side) -> tuple[Box, int]:
+def _box(mask: Mask, lines: Labels, one: Side, other: Side) -> tuple[Box, int]:
     """Return the box of two vertical lines, and how many horizontal sides it has.
 
     A single one has to end at both lines: ones on a ruled line are no boxes.
@@ -96,10 +95,8 @@ def _box(mask: Mask, lines: Numbers, one: Side, other: Side) -> tuple[Box, int]:
         if found.max() >= MIN_STRAIGHT / 2 * len(columns):
             edges[number] += int(found.argmax()) + low
     low, high = edges.tolist()
-    box, reach = (
-        (low + rise // 2, left, high - low, end - left, rise),
-        _reach(min(high - low, end - left)),
-    )
+    box = low + rise // 2, left, high - low, end - left, rise
+    reach = _reach(min(high - low, end - left))
     uprights = (
         mask[max(0, low) : high, left : left + 2 * reach].T,
         mask[max(0, low + rise) : high + rise, end - 2 * reach : end].T,
@@ -110,15 +107,12 @@ def _box(mask: Mask, lines: Numbers, one: Side, other: Side) -> tuple[Box, int]:
     beyond = np.append(np.arange(left - 3 * reach, left - 1), np.arange(end + 1, end + 3 * reach))
     beyond = np.clip(beyond, 0, mask.shape[1] - 1)
     level = [row for row in edges if _is_straight(_band(mask, slope + row, columns, -reach, reach))]
-    if (
-        len(level) == 1
-        and _band(mask, level[0] + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
-    ):
-        return box, 0
-    return box, len(level)
+    goes_on = [_band(mask, row + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
+               for row in level]  # fmt: skip
+    return box, 0 if goes_on == [True] else len(level)
 
 
-def _band(levels: Numbers | Mask, rows: Numbers, columns: Numbers, low: int, high: int) -> Mask:
+def _band(levels: Labels | Mask, rows: Numbers, columns: Numbers, low: int, high: int) -> Mask:
     """Return where there is ink around points, from so many rows above to so many below."""
     band = rows + np.arange(low, high)[:, None]
     return np.asarray(levels[np.clip(band, 0, len(levels) - 1), columns] > 0)
@@ -135,10 +129,8 @@ def with_sides(
 ) -> tuple[Mask, Mask]:  # fmt: skip
     """Add the sides of boxes, which lie `near`, and what continues them, to lines of both kinds."""
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:4].T)
-    rows, columns = (
-        across.of(max(MIN_SIDE, int(0.7 * width))),
-        down.of(max(MIN_SIDE, int(0.7 * height))),
-    )
+    rows = across.of(max(MIN_SIDE, int(0.7 * width)))
+    columns = down.of(max(MIN_SIDE, int(0.7 * height)))
     level = level | _along(near[0], rows)
     upright = upright | _along(near[1].T, columns).T
     upright |= _joining(level, columns.T)
@@ -169,13 +161,8 @@ def edges_of(boxes: list[Box], shape: tuple[int, ...]) -> tuple[Mask, Mask]:
         for side in (y - rise / 2, y - rise / 2 + h):
             _draw(level, (side, x), (w, rise), beside, reach)
         for side in (x, x + w):
-            _draw(
-                upright.T,
-                (side + rise * h / w / 2, y),
-                (h, -rise * h / w),
-                reach + abs(rise),
-                reach,
-            )
+            turned = (side + rise * h / w / 2, y), (h, -rise * h / w)
+            _draw(upright.T, *turned, reach + abs(rise), reach)
     return level, upright
 
 

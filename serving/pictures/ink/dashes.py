@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serving.pictures.ink.parts import Mask, Numbers
+from serving.pictures.ink.parts import Labels, Mask, Numbers
 from serving.pictures.ink.strokes import parts_of
 
 MAX_DASH, MAX_PEN, MAX_GAP = 26, 7, 20
@@ -43,7 +43,7 @@ class Dashes:
 class _Dashes:
     """The parts that may be dashes of horizontal lines."""
 
-    def __init__(self, labels: Numbers, parts: Numbers) -> None:
+    def __init__(self, labels: Labels, parts: Numbers) -> None:
         heights, widths = parts[:, 2:].T
         is_dash = (widths <= MAX_DASH) & (heights <= np.minimum(MAX_PEN, 1.3 * widths + 1))
         self._dashes = np.flatnonzero(is_dash)[:MAX_DASHES]
@@ -68,9 +68,8 @@ class _Dashes:
             heir = heir[heir]
         sizes = np.zeros(len(nearest), np.intp)
         sizes[self._dashes] = np.bincount(heir, 1.0 + self._is_first + is_last, none)[heir]
-        sizes[self._dashes] *= (
-            np.bincount(heir, minlength=none)[heir] > 1
-        )  # a 1 in a box is no dash
+        is_alone = np.bincount(heir, minlength=none)[heir] == 1
+        sizes[self._dashes[is_alone]] = 0  # a 1 in a box is no dash
         return sizes
 
     def join(self, mask: Mask, is_line: Mask) -> None:
@@ -85,7 +84,7 @@ class _Dashes:
 
 
 def _neighbours(
-    labels: Numbers, rows: Numbers, columns: Numbers, step: int
+    labels: Labels, rows: Numbers, columns: Numbers, step: int
 ) -> tuple[Numbers, Numbers]:
     """Return the next part's label to the left or right, 0 if none is near, and its distance."""
     height, width = labels.shape

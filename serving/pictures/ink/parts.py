@@ -15,6 +15,7 @@ MAX_PARTS = 100
 Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.intp]
+Labels = npt.NDArray[np.int32]
 
 
 class Work:
@@ -39,7 +40,7 @@ class Work:
 class Parts:
     """The connected parts of a picture's ink, apart from specks."""
 
-    labels: npt.NDArray[np.int32]
+    labels: Labels
     """(H, W): the part of each pixel, 1 to N, or 0."""
     sizes: Numbers
     """(N,) pixels."""
@@ -67,17 +68,28 @@ class Parts:
         return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
 
 
-def find_parts(mask: Mask) -> Parts:
-    """Find the 8-connected parts of a mask, at most the MAX_PARTS largest, without specks."""
+def labelled(mask: Mask) -> tuple[Labels, Numbers]:
+    """Return (H, W) numbers of a mask's 8-connected parts, from 1, and their boxes: see Parts."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    return labels, boxes_of(labels)
+
+
+def boxes_of(labels: Labels) -> Numbers:
+    """Return the (N, 4) top, left, bottom, right of numbered parts."""
+    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)]
+    return np.array(boxes, np.intp).reshape(-1, 4)
+
+
+def find_parts(mask: Mask, least: int = 0, most: int = MAX_PARTS) -> Parts:
+    """Find the largest parts of a mask, without specks: of fewer pixels than `least`.
+
+    If `least` is 0, a speck has less than a 200th of the largest part.
+    """
+    labels, boxes = labelled(mask)
     sizes = np.bincount(labels.ravel())[1:]
-    kept = sizes >= sizes.max(initial=0) / 200
-    kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
-    number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-    labels = number[labels]
-    slices = ndimage.find_objects(labels)
-    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in slices]
-    return Parts(labels, sizes[kept], np.array(boxes, np.intp).reshape(-1, 4))
+    kept = sizes >= (least or sizes.max(initial=0) / 200)
+    kept[np.argsort(-sizes, kind="stable")[most:]] = False
+    return Parts(labels, sizes, boxes).only(kept)
 
 
 def without_frames(parts: Parts) -> Parts:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from serving.pictures.ink.page import Ink
-from serving.pictures.ink.parts import Levels, Mask, Numbers
+from serving.pictures.ink.parts import Labels, Levels, Mask, Numbers, find_parts
 from serving.pictures.normalizer import resized
 
 ROW_HEIGHT = 48
@@ -50,19 +50,11 @@ class Row(NamedTuple):
 
 def find_rows(ink: Ink) -> list[Row]:
     """Find the rows of a page, from the top to the bottom, from the left to the right."""
-    mask = ink.levels > ink.threshold
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())[1:]
-    kept = sizes >= MIN_PIXELS
-    kept[np.argsort(-sizes, kind="stable")[MAX_PARTS:]] = False
-    number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-    labels, sizes = number[labels], sizes[kept]
-    slices = ndimage.find_objects(labels)
-    if not slices:
+    parts = find_parts(ink.levels > ink.threshold, MIN_PIXELS, MAX_PARTS)
+    if not len(parts.sizes):
         return []
-    boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in slices], np.intp)
-    groups = _grouped(boxes, sizes)
-    rows = [_cut_out(ink, labels, boxes, np.flatnonzero(groups == group))
+    groups = _grouped(parts.boxes, parts.sizes)
+    rows = [_cut_out(ink, parts.labels, parts.boxes, np.flatnonzero(groups == group))
             for group in np.unique(groups[groups >= 0])]  # fmt: skip
     return _in_reading_order([row for row in rows if row is not None])[:MAX_ROWS]
 
@@ -120,7 +112,7 @@ def _add_small(groups: Numbers, boxes: Numbers, heights: Numbers) -> None:
         groups[small[inside & fits & is_free]] = group
 
 
-def _cut_out(ink: Ink, labels: Numbers, boxes: Numbers, members: Numbers) -> Row | None:
+def _cut_out(ink: Ink, labels: Labels, boxes: Numbers, members: Numbers) -> Row | None:
     heights = boxes[members, 2] - boxes[members, 0]
     usual = float(np.median(heights[heights >= 0.5 * heights.max()]))
     tall = members[heights >= 0.5 * usual]

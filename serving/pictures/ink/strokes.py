@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from serving.pictures.ink.parts import Mask, Numbers
+from serving.pictures.ink.parts import Labels, Mask, Numbers, labelled
 
 MIN_SIDE = 16
 """Pixels of a box's side, or of a line under a digit."""
@@ -28,17 +28,14 @@ class Runs:
         return np.asarray(self.mask & (opened > 0))
 
 
-def parts_of(mask: Mask) -> tuple[Numbers, Numbers]:
+def parts_of(mask: Mask) -> tuple[Labels, Numbers]:
     """Return (H, W) numbers of the connected parts, from 1, and their boxes: (N, 4) y, x, h, w."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    boxes = [
-        (y.start, x.start, y.stop - y.start, x.stop - x.start)
-        for y, x in ndimage.find_objects(labels)
-    ]
-    return labels, np.array(boxes, np.intp).reshape(-1, 4)
+    labels, boxes = labelled(mask)
+    boxes[:, 2:] -= boxes[:, :2]
+    return labels, boxes
 
 
-def chosen_parts(labels: Numbers, chosen: Numbers) -> Mask:
+def chosen_parts(labels: Labels, chosen: Numbers) -> Mask:
     """Return where the parts of these indexes are."""
     is_chosen = np.zeros(labels.max(initial=0) + 1, np.bool_)
     is_chosen[chosen + 1] = True

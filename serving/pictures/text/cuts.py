@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from serving.pictures.ink.parts import Mask, Numbers, Work
+from serving.pictures.ink.parts import Mask, Numbers, Work, boxes_of
 from serving.pictures.ink.rows import Row
 
 MIN_SIZE = 0.004
@@ -82,10 +82,9 @@ def cut(row: Row, work: Work | None = None) -> Pieces:
     order = np.zeros(labels.max() + 1, np.int32)
     order[[old for _, old, _, _ in found]] = np.arange(1, len(found) + 1)
     labels, shared = order[labels], order[shared]
-    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)]
     return Pieces(
         labels,
-        np.array(boxes, np.intp).reshape(-1, 4),
+        boxes_of(labels),
         np.array([part for _, _, part, _ in found], np.intp),
         np.array([cost for _, _, _, cost in found], np.float32),
         shared,

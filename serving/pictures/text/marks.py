@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
-from serving.pictures.ink.parts import Numbers
+from serving.pictures.ink.parts import Numbers, labelled
 from serving.pictures.ink.rows import Row
 from serving.pictures.text.cuts import pen_width
 
@@ -51,10 +50,7 @@ class Mark(NamedTuple):
 
 def find_marks(row: Row) -> list[Mark]:
     """Find the small marks of a row; the bar of a 5 may look like one."""
-    labels, _ = ndimage.label(row.mask, np.ones((3, 3)))
-    boxes = np.array(
-        [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)], np.intp
-    ).reshape(-1, 4)
+    labels, boxes = labelled(row.mask)
     heights = boxes[:, 2] - boxes[:, 0]
     tall = boxes[heights >= MIN_TALL * row.height]
     if not len(tall):
