@@ -1,7 +1,7 @@
 """Tells whole digits from all else: halves and pairs of digits, letters, dots, lines, smears.
 
 A small convolutional network in numpy. It sees a candidate, the ink around it, and where it is in
-its row. `python -m handwriting fit` makes its weights.
+its row. `python -m training.lab fit` makes its weights.
 """
 
 import math

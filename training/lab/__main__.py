@@ -16,9 +16,10 @@ from training.commandline import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError
-from training.lab.handwriting import drawing, evaluation, examples, fitting, reliability
+from training.lab.handwriting import evaluation, examples, fitting, reliability
 from training.lab.handwriting.evaluation import Outcome
-from training.lab.handwriting.pages import EMPTY
+from training.lab.made import drawing
+from training.lab.made.pages import EMPTY
 
 _T = TypeVar("_T")
 

@@ -2,7 +2,7 @@
 
     ink ─▶ connected parts ─▶ without frames ─▶ grouped into digits ─▶ the only one
 
-Each constant was chosen by the accuracy on drawn pictures (handwriting.drawing.py) and
+Each constant was chosen by the accuracy on drawn pictures (training.lab.made.drawing) and
 by the pictures that are refused for several digits, or are not, on a plateau.
 """
 

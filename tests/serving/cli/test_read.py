@@ -13,7 +13,7 @@ from serving.model.repository import PRETRAINED
 from serving.pictures.facts import Box, Field, Number
 from tests.serving.cli.conftest import Run
 from training.data.mnist import Mnist
-from training.lab.handwriting.strings import compose
+from training.lab.made.strings import compose
 
 
 @pytest.fixture(scope="module")

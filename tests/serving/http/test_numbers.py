@@ -11,7 +11,7 @@ from serving import Classifier, read_numbers
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_digits import form
 from training.data.mnist import Mnist
-from training.lab.handwriting.strings import compose
+from training.lab.made.strings import compose
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from serving.pictures.text.runs import Item
 from serving.pictures.text.turning import turned_back
 from training.data.mnist import Mnist
 from training.lab.handwriting.evaluation import picture_of
-from training.lab.handwriting.hands import write
-from training.lab.handwriting.papers import file_of
+from training.lab.made.hands import write
+from training.lab.made.papers import file_of
 
 FLOORS = {"dates": 9, "decimals": 9, "groups": 9, "turned 90": 8, "turned 180": 8,
           "turned 270": 8, "one or two digits": 9, "wide gaps": 8, "small print": 10}  # fmt: skip

@@ -16,8 +16,8 @@ from serving.pictures.text.marks import Mark
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
 from training.lab.handwriting import evaluation
-from training.lab.handwriting.papers import PAPERS, file_of, lay
-from training.lab.handwriting.strings import Composed, compose, random_string
+from training.lab.made.papers import PAPERS, file_of, lay
+from training.lab.made.strings import Composed, compose, random_string
 
 PAGES = 16
 FLOORS = {

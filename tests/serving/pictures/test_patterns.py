@@ -10,8 +10,8 @@ from serving import Classifier, read_numbers
 from serving.errors import InvalidRequest
 from serving.pictures.text.pattern import MAX_STATES, SYMBOLS, of_rows
 from training.data.mnist import Mnist
-from training.lab.handwriting.hands import write
-from training.lab.handwriting.papers import file_of
+from training.lab.made.hands import write
+from training.lab.made.papers import file_of
 
 
 @pytest.fixture(scope="module")

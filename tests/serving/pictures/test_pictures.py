@@ -21,7 +21,7 @@ from serving.pictures.ink.parts import bounding_box
 from serving.pictures.reader import from_picture, read_digit
 from tests.support.pictures.random_pictures import read_all
 from training.data.mnist import Mnist
-from training.lab.handwriting.drawing import (
+from training.lab.made.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -32,7 +32,7 @@ from training.lab.handwriting.drawing import (
     row,
     stroke_glyph,
 )
-from training.lab.handwriting.strings import random_string
+from training.lab.made.strings import random_string
 
 Levels = npt.NDArray[np.uint8]
 

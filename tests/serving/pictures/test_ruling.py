@@ -9,8 +9,8 @@ from scipy import ndimage
 from serving.pictures.ink.rings import without_rings
 from serving.pictures.ink.ruling import without_ruling
 from serving.pictures.text.runs import Item, split
-from training.lab.handwriting.drawing import FONTS
-from training.lab.handwriting.pages import FIELDS, draw_field
+from training.lab.made.drawing import FONTS
+from training.lab.made.pages import FIELDS, draw_field
 
 Levels = npt.NDArray[np.float32]
 

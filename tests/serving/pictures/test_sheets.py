@@ -10,9 +10,9 @@ from serving import Classifier, read_numbers
 from serving.pictures.ink.sheets import find_sheet
 from training.data.mnist import Mnist
 from training.lab.handwriting import evaluation
-from training.lab.handwriting.papers import PAPERS, Levels, file_of, lay
-from training.lab.handwriting.strings import Composed, compose
-from training.lab.handwriting.tables import projected
+from training.lab.made.papers import PAPERS, Levels, file_of, lay
+from training.lab.made.strings import Composed, compose
+from training.lab.made.tables import projected
 
 SIZE = WIDTH, HEIGHT = 900, 700
 TABLE = 90.0

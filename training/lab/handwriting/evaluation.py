@@ -8,14 +8,14 @@ import numpy as np
 
 from serving import Classifier, read_numbers
 from training.data.mnist import Examples
-from training.lab.handwriting.drawing import FONTS
-from training.lab.handwriting.forms import FORMS
-from training.lab.handwriting.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
-from training.lab.handwriting.papers import file_of, lay
-from training.lab.handwriting.strings import Composed, random_string
-from training.lab.handwriting.tables import photograph_of_sheet
-from training.lab.handwriting.texts import TEXTS
 from training.lab.handwriting.workers import on_all_cores
+from training.lab.made.drawing import FONTS
+from training.lab.made.forms import FORMS
+from training.lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
+from training.lab.made.papers import file_of, lay
+from training.lab.made.strings import Composed, random_string
+from training.lab.made.tables import photograph_of_sheet
+from training.lab.made.texts import TEXTS
 
 
 class Outcome(NamedTuple):

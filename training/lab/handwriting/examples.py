@@ -12,7 +12,8 @@ from serving.pictures.ink import page, rows
 from serving.pictures.ink.rows import Row
 from serving.pictures.text import candidates, cuts, lines
 from training.data.mnist import Examples
-from training.lab.handwriting.pages import (
+from training.lab.handwriting.workers import on_all_cores
+from training.lab.made.pages import (
     EMPTY,
     FIELDS,
     OTHER_FONTS,
@@ -21,9 +22,8 @@ from training.lab.handwriting.pages import (
     without_digits,
     written,
 )
-from training.lab.handwriting.papers import file_of
-from training.lab.handwriting.strings import Composed, Levels, random_string, single
-from training.lab.handwriting.workers import on_all_cores
+from training.lab.made.papers import file_of
+from training.lab.made.strings import Composed, Levels, random_string, single
 
 NO_DIGIT = 10
 """The label of candidates that are not one whole digit."""

@@ -16,7 +16,7 @@ from training.data.mnist import Examples, Mnist
 from training.fitting.artifacts import load_model
 from training.fitting.evaluation import probabilities
 from training.fitting.train import train
-from training.lab.handwriting.drawing import STROKES, moved, pen_glyph, png, tracks
+from training.lab.made.drawing import STROKES, moved, pen_glyph, png, tracks
 
 FORMS = {
     0: ["3,0 1,2 0,5 1,8 3,10 5,8 6,5 5,2 3,0|6,0 0,10"],

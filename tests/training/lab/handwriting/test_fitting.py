@@ -11,8 +11,8 @@ from serving.pictures.text.candidates import NUM_MEASURES, Candidates
 from training.data.mnist import Mnist
 from training.lab.handwriting.examples import LabelledRow, of_picture
 from training.lab.handwriting.fitting import Fit
-from training.lab.handwriting.pages import any_paper, without_digits
-from training.lab.handwriting.strings import random_string
+from training.lab.made.pages import any_paper, without_digits
+from training.lab.made.strings import random_string
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from training.data.mnist import Examples
-from training.lab.handwriting.drawing import FONTS, optdigits_glyph, stroke_glyph
-from training.lab.handwriting.pages import OTHER_FONTS
+from training.lab.made.drawing import FONTS, optdigits_glyph, stroke_glyph
+from training.lab.made.pages import OTHER_FONTS
 
 Levels = npt.NDArray[np.uint8]
 HANDS = ("mnist", "mnist", "optdigits", "strokes", "fonts")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from training.data.mnist import Examples
-from training.lab.handwriting.hands import Levels, set_in_font, write
+from training.lab.made.hands import Levels, set_in_font, write
 
 Made = tuple[Levels, str]
 """The ink of a page, 255 where there is some, and the text on it."""

@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from serving.pictures.ink.sheets import homography
 from training.data.mnist import Examples
-from training.lab.handwriting.hands import write
-from training.lab.handwriting.papers import Floats, Levels, lay
+from training.lab.made.hands import write
+from training.lab.made.papers import Floats, Levels, lay
 
 TABLES = ("wood", "cloth", "plain", "cluttered")
 

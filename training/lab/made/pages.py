@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from training.data.mnist import Examples
-from training.lab.handwriting.drawing import FONTS, curve, font_glyph, stroke_glyph
-from training.lab.handwriting.papers import PAPERS, lay
-from training.lab.handwriting.strings import INK, Composed, Levels, compose
+from training.lab.made.drawing import FONTS, curve, font_glyph, stroke_glyph
+from training.lab.made.papers import PAPERS, lay
+from training.lab.made.strings import INK, Composed, Levels, compose
 
 OTHER_FONTS = [
     Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"

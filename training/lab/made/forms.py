@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from training.data.mnist import Examples
-from training.lab.handwriting.drawing import FONTS
-from training.lab.handwriting.hands import digit_glyph
-from training.lab.handwriting.texts import Made, Make
+from training.lab.made.drawing import FONTS
+from training.lab.made.hands import digit_glyph
+from training.lab.made.texts import Made, Make
 
 Point = tuple[float, float]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from training.lab.handwriting.drawing import png
+from training.lab.made.drawing import png
 
 Levels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
