@@ -1,9 +1,12 @@
 """Picture files: which names are pictures, and processes that read many of them."""
 
+import io
 from collections.abc import Callable
 from typing import TypeVar
 
 from serving.errors import InvalidRequest
+from serving.images import Images
+from serving.pictures.reader import from_picture
 from serving.system.processes.pool import Processes
 
 _MODULES = ("serving.pictures.numbers", "serving.pictures.reader")
@@ -27,6 +30,11 @@ def read_or_reason(read: Callable[[_Source], _Read], source: _Source) -> _Read |
         return str(err)
     except MemoryError:
         return "cannot be read: out of memory"
+
+
+def image_or_reason(content: bytes) -> Images | str:
+    """Read a picture of a digit, or say why not; here, since processes import a job's module."""
+    return read_or_reason(from_picture, io.BytesIO(content))
 
 
 def processes(number: int) -> Processes:

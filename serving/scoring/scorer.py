@@ -1,6 +1,5 @@
 """Scores pieces: reads their rows, runs the model, writes them with the answers."""
 
-import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -14,8 +13,7 @@ import pyarrow.parquet as pq
 from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
-from serving.pictures.files import processes, read_or_reason
-from serving.pictures.reader import from_picture
+from serving.pictures.files import image_or_reason, processes
 from serving.predictions import digit_type
 from serving.scoring.dataset import Piece
 from serving.scoring.location import Location, one_line
@@ -53,11 +51,7 @@ def decode(decoders: Processes, contents: Sequence[bytes]) -> list[Images | str]
     Raises:
         ConfigurationError: Pillow or SciPy is not installed.
     """
-    return list(mapped(decoders, _decode, contents, _AHEAD))
-
-
-def _decode(content: bytes) -> Images | str:
-    return read_or_reason(from_picture, io.BytesIO(content))
+    return list(mapped(decoders, image_or_reason, contents, _AHEAD))
 
 
 def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature) -> Any:

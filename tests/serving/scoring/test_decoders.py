@@ -1,6 +1,7 @@
 """Processes that decode pictures: a crash costs one picture."""
 
 import io
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,16 @@ def decoders() -> Iterator[Processes]:
     decoders = processes(2)
     yield decoders
     decoders.close()
+
+
+def test_process_stays_for_the_next_picture() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (28, 28)).save(stream, "png")
+    one = processes(1)
+    worker = one.submit("", os.getpid).result()
+    decode(one, [stream.getvalue()])
+    assert one.submit("", os.getpid).result() == worker
+    one.close()
 
 
 def test_remarks_of_decoders_stay_off_stderr(
