@@ -71,7 +71,7 @@ test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
-	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/serving tests/training tests/programs tests/test_*.py
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/programs tests/serving tests/training tests/test_*.py
 
 simulate: $(INSTALLED)  ## a server, its callers and their bad luck in SEEDS=... simulated worlds
 	$(RUN) -m tests.simulation $(SEEDS)

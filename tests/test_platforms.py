@@ -109,6 +109,7 @@ def test_kept_benchmarks_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "kept.md").is_file()
 
 
+@pytest.mark.slow
 def test_training_and_export_publish_version_after_version(tmp_path: Path) -> None:
     code = """
 import sys

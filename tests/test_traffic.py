@@ -134,6 +134,7 @@ def test_serving_asks_and_writes_nothing_else(tmp_path: Path, models: Path, tran
     assert not list((tmp_path / "home").iterdir())
 
 
+@pytest.mark.slow
 @traced
 def test_training_and_export_ask_and_write_nothing_else(tmp_path: Path) -> None:
     sample = ROOT / "tests" / "data" / "mnist-sample.npz"

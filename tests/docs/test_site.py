@@ -4,6 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from tests.test_traffic import ROOT, trace, traced
 
 BUILD = """
@@ -38,6 +40,7 @@ def test_addresses_elsewhere_are_seen() -> None:
     assert not is_elsewhere("../css/theme.css")
 
 
+@pytest.mark.slow
 @traced
 def test_documentation_is_built_and_viewed_without_a_network(tmp_path: Path) -> None:
     site = tmp_path / "work" / "site"

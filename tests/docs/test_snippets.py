@@ -91,6 +91,7 @@ def tutorial(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningS
         yield server
 
 
+@pytest.mark.slow
 def test_tutorial_serves_the_readers_model(
     tutorial: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

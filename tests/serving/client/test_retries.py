@@ -78,6 +78,7 @@ def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
         assert from_threads(address, image) == [None] * NUM_CALLS
 
 
+@pytest.mark.slow
 def test_server_that_stands_still_is_left_before_the_deadline(
     server: RunningServer, image: Images
 ) -> None:

@@ -16,9 +16,10 @@ from training.lab.handwriting.evaluation import picture_of
 from training.lab.made.hands import write
 from training.lab.made.papers import file_of
 
-FLOORS = {"dates": 9, "decimals": 9, "groups": 9, "turned 90": 8, "turned 180": 8,
-          "turned 270": 8, "one or two digits": 9, "wide gaps": 8, "small print": 10}  # fmt: skip
-"""Of 12 pages, below the figures of `python -m training.lab evaluate` on more."""
+PAGES = 8
+FLOORS = {"dates": 6, "decimals": 6, "groups": 6, "turned 90": 5, "turned 180": 5,
+          "turned 270": 5, "one or two digits": 6, "wide gaps": 5, "small print": 6}  # fmt: skip
+"""Of those pages, below the figures of `python -m training.lab evaluate` on more."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_pages_by_other_hands_are_read_rightly_or_doubted(
     kind: str, classifier: Classifier, mnist_sample: Mnist
 ) -> None:
     right, sure_and_wrong = 0, 0
-    for page in range(12):
+    for page in range(PAGES):
         picture, text = picture_of(kind, mnist_sample.test, np.random.default_rng([9, page]))
         found = read_numbers(picture, classifier)
         is_right = texts(found) == text

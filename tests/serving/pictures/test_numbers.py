@@ -19,7 +19,7 @@ from training.lab.handwriting import evaluation
 from training.lab.made.papers import PAPERS, file_of, lay
 from training.lab.made.strings import Composed, compose, random_string
 
-PAGES = 16
+PAGES = 8
 FLOORS = {
     "gaps of 1 to 10 pixels": 0.8,
     "gaps of -4 to 10 pixels, none touches": 0.75,

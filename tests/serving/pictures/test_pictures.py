@@ -250,10 +250,10 @@ def test_row_of_digits_is_refused(text: str, margin: int) -> None:
 def test_row_of_handwriting_is_refused(images: Images, gap: int, margin: int) -> None:
     rng = np.random.default_rng(gap)
     refused = 0
-    for _ in range(50):
+    for _ in range(20):
         digits = images[rng.choice(len(images), rng.integers(2, 6))].reshape(-1, 28, 28)
         refused += is_refused_as_several(enlarged(np.pad(row(list(digits), gap), margin), 4))
-    assert refused >= 47  # MNIST has digits of fragments, and some touch no edge where others do
+    assert refused >= 18  # MNIST has digits of fragments, and some touch no edge where others do
 
 
 def test_column_of_digits_is_refused() -> None:
@@ -281,9 +281,9 @@ def test_most_touching_pairs_are_refused(mnist_sample: Mnist) -> None:
 
 
 def test_single_handwriting_is_not_refused(images: Images) -> None:
-    pictures = [np.pad(image.reshape(28, 28), 5) for image in images[:300]]
+    pictures = [np.pad(image.reshape(28, 28), 5) for image in images[:100]]
     refused = sum(is_refused_as_several(enlarged(picture, 4)) for picture in pictures)
-    assert refused <= 2  # of 60,000, about one in 1,000 is in pieces, or twice as wide as high
+    assert refused <= 1  # of 60,000, about one in 1,000 is in pieces, or twice as wide as high
 
 
 def enlarged(levels: Levels, scale: int) -> Levels:
@@ -380,9 +380,10 @@ def test_any_bytes_are_read_or_refused(magic: bytes, rest: bytes) -> None:
         from_picture(io.BytesIO(magic + rest))
 
 
+@pytest.mark.slow
 def test_random_pictures_are_read_or_refused() -> None:
-    outcomes = read_all(range(100))
-    assert min(outcomes.values()) > 10  # both happen
+    outcomes = read_all(range(40))
+    assert min(outcomes.values()) > 4  # both happen
 
 
 @pytest.mark.parametrize("population", POPULATIONS)

@@ -112,6 +112,7 @@ def wait_for_line(server: RunningServer, text: str) -> None:
         assert server.process.poll() is None
 
 
+@pytest.mark.slow
 def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(
     models: Path, images: Images, classifier: Classifier
 ) -> None:
@@ -206,6 +207,7 @@ def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
     assert last.endswith("died 5 times in a row (exit code 3), and no other one serves")
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) -> None:
     with two_workers(models, "grpcio") as server:
         log = server.process.stderr
