@@ -22,8 +22,8 @@ class AsyncioLoop(Loop):
         self._event_loop = asyncio.get_running_loop()
         self._forget = forget
         self._planned_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        """The next turn that is planned, and when."""
+        self._planned: asyncio.Handle | None = None
+        """The only turn that is planned, if any, and when."""
 
     def start(self) -> None:
         """See `Loop`."""
@@ -58,20 +58,23 @@ class AsyncioLoop(Loop):
 
     def _plan(self, wait_s: float) -> None:
         """Take the next turn in time; one that is planned for earlier may stay."""
-        event_loop, now_s = self._event_loop, self._event_loop.time()
-        if not wait_s:
-            event_loop.call_soon(self._take_turn)
-        elif not now_s < self._planned_s <= now_s + wait_s:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._planned_s = now_s + wait_s
-            self._timer = event_loop.call_later(wait_s, self._take_turn)
+        at_s = self._event_loop.time() + wait_s
+        if self._planned is not None:
+            if self._planned_s <= at_s:
+                return
+            self._planned.cancel()
+        self._planned_s = at_s
+        self._planned = self._event_loop.call_later(wait_s, self._take_planned_turn)
+
+    def _take_planned_turn(self) -> None:
+        self._planned = None  # uvloop's timers may be early
+        self._take_turn()
 
     def stop(self) -> None:
         """See `Loop`."""
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._planned is not None:
+            self._planned.cancel()
         if self._homes:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
         for home in self._homes:

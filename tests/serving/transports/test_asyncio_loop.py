@@ -1,0 +1,100 @@
+"""The loop on the thread of grpcio's event loop: its turns come, and it frees what is replaced."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serving.batching.awaited_call import Peer, submit
+from serving.config import BatchingConfig
+from serving.model.loaded_model import LoadedModel
+from serving.protocols.encoding import Rows
+from serving.signature import Signature
+from serving.transports.grpcio.asyncio_loop import AsyncioLoop
+from tests.support.fakes import MANIFEST, TIMEOUT_S, FakeModel, images_of, router_of, versions_of
+
+Scenario = Coroutine[Any, Any, None]
+
+
+def run(scenario: Scenario) -> None:
+    """Run a scenario as the server does: uvloop's timers count milliseconds, and may be early."""
+    import uvloop
+
+    uvloop.run(asyncio.wait_for(scenario, 2 * TIMEOUT_S))
+
+
+def loaded(version: str = "1") -> LoadedModel:
+    return LoadedModel(FakeModel(version), replace(MANIFEST, version=version), "fp32", 64)
+
+
+def test_every_call_that_waits_for_others_is_run() -> None:
+    async def scenario() -> None:
+        router = router_of(loaded(), BatchingConfig(max_queue_delay_s=0.0024))
+        loop, target = AsyncioLoop(router, lambda: None), router.find("digits")
+        loop.start()
+        for number in range(100):
+            await asyncio.sleep(0.0003 * (number % 7))
+            call = submit(loop, Peer(""), images_of(3).tobytes(), Rows(target, None, 1))
+            await asyncio.wait_for(call, TIMEOUT_S)
+        loop.stop()
+
+    run(scenario())
+
+
+def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        loop = AsyncioLoop(router_of(loaded()), lambda: None)
+        loop.start()
+        turns: list[int] = []
+
+        def turn(ready: object) -> None:
+            turns.append(len(turns))
+            if len(turns) < 200:
+                loop.defer(lambda: None)  # there is more to do, so it goes on at once
+
+        monkeypatch.setattr(loop, "turn", turn)
+        for _ in range(20):  # as connections that are ready do
+            loop._take_turn()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(turns) <= 22
+        loop.stop()
+
+    run(scenario())
+
+
+def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotten() -> None:
+    async def scenario() -> None:
+        forgotten: list[bool] = []
+        first = loaded()
+        router = router_of(first)
+        loop = AsyncioLoop(router, lambda: forgotten.append(True))
+        loop.start()
+        image, target = images_of(3).tobytes(), router.find("digits")
+        await submit(loop, Peer(""), image, Rows(target, None, 1))
+        trace = weakref.ref(first.engine)
+        del first
+        await asyncio.to_thread(router.change, "digits", versions_of(loaded("2")))
+        await until(lambda: [each.model.version for each in router.batchers] == ["2"])
+        await submit(loop, Peer(""), image, Rows(target, None, 1))
+        gc.collect()
+        assert trace() is None
+        assert not forgotten
+        other = replace(loaded("3").manifest, signature=Signature((28, 28), 11))
+        await asyncio.to_thread(
+            router.change, "digits", versions_of(LoadedModel(FakeModel("3"), other, "fp32", 64))
+        )
+        await until(lambda: bool(forgotten))
+        loop.stop()
+
+    run(scenario())
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not holds():
+            await asyncio.sleep(0.005)
