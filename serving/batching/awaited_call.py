@@ -27,10 +27,28 @@ class Peer:
         self.gave_up_s = -math.inf
 
 
+def submit_of_stream(group: Group) -> int:
+    """Let a message of a stream wait for a run, if there is room; see `Batcher.submit`."""
+    target = group.encoder.target
+    if not target.room_for_stream(group.num_rows):
+        return 0
+    target.add(group)
+    return 1
+
+
 async def submit(
-    owner: Owner, peer: Peer, message: Any, encoder: ResponseEncoder, deadline_s: float = math.inf
-) -> tuple[Any, Ran]:
+    owner: Owner, peer: Peer, message: Any, encoder: ResponseEncoder,
+    deadline_s: float = math.inf, enter: Callable[[Group], int] | None = None,
+) -> tuple[Any, Ran]:  # fmt: skip
     """Have a request run; if the task is cancelled, it does not run.
+
+    Args:
+        owner: the thread of the batchers.
+        peer: who sends it.
+        message: its rows.
+        encoder: makes its answer.
+        deadline_s: when it is late, in monotonic seconds.
+        enter: lets it wait, on the owner's thread; by default as a unary call.
 
     Returns:
         The response, and the run.
@@ -44,7 +62,7 @@ async def submit(
     peer.streams.add(number)
     streams: Sequence[Any] = [number]
     group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
-    owner.post(partial(call.begin, group))
+    owner.post(partial(call.begin, enter or encoder.target.submit, group))
     try:
         left_s = None if deadline_s == math.inf else deadline_s - arrived_s
         response = await asyncio.wait_for(call.outcome, left_s)
@@ -64,8 +82,8 @@ class _Call:
         self.run = NEVER
         """The run that answered it."""
 
-    def begin(self, group: Group) -> None:
-        if not group.encoder.target.submit(group):
+    def begin(self, enter: Callable[[Group], int], group: Group) -> None:
+        if not enter(group):
             self.fail(group, Overloaded())
 
     def answer(self, group: Group, responses: Sequence[Any]) -> None:

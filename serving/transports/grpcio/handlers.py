@@ -10,10 +10,10 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from serving.batching.awaited_call import Peer, submit
+from serving.batching.awaited_call import Peer, submit, submit_of_stream
 from serving.batching.group import Owner
 from serving.credentials.tokens import TokenCheck
-from serving.errors import DigitsError, Unauthenticated, Unavailable
+from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
 from serving.protocols.encoding import PREFIX_BYTES
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Replies, Unary, Watch
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
@@ -131,10 +131,15 @@ class Handlers(grpc.GenericRpcHandler):
         rows, encoder = method.read(message)
         left_s = [s for s in (context.time_remaining(), encoder.timeout_s) if s is not None]
         deadline_s = received_s + min(left_s, default=math.inf)
-        is_stream = isinstance(method, BatchedStream)
-        while is_stream and not encoder.target.room_for_stream(encoder.num_rows):
-            await asyncio.sleep(_PAUSE_S)
-        framed, run = await submit(self._owner, caller, rows, encoder, deadline_s)
+        enter = submit_of_stream if isinstance(method, BatchedStream) else encoder.target.submit
+        while True:
+            try:
+                framed, run = await submit(self._owner, caller, rows, encoder, deadline_s, enter)
+                break
+            except Overloaded:
+                if enter is not submit_of_stream:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
         latest_run.set(run)
         return bytes(framed[PREFIX_BYTES:])
 

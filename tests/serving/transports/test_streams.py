@@ -62,14 +62,15 @@ def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: I
 
 
 @on_both
-def test_stream_larger_than_the_queue_slows_down_and_is_never_rejected(
+def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(
     models: Path, images: Images, transport: str
 ) -> None:
     options = ("--queue-capacity", "10", "--max-request-images", "10", "--transport", transport)
     with running_server(models, *options) as server:
-        raw = Raw(server.address)
-        requests = (encode_request(images[:9].tobytes()) for _ in range(100))
-        assert sum(1 for _ in stream(raw)(requests, timeout=TIMEOUT_S)) == 100
+        requests = [encode_request(images[:9].tobytes())] * 20
+        all_responses = [stream(Raw(server.address))(iter(requests)) for _ in range(8)]
+        for responses in all_responses:
+            assert sum(1 for _ in responses) == 20
 
 
 @on_both
@@ -91,6 +92,29 @@ def open_stream(channel: grpc.aio.Channel) -> Any:
 
 def message(*values: int) -> bytes:
     return encode_request(images_of(*values).tobytes())
+
+
+@on_both
+def test_streams_together_wait_where_their_share_of_the_queue_is_full(
+    run: Callable[[Scenario], None],
+) -> None:
+    async def scenario(running: Running) -> None:
+        first = await running.occupy()
+        async with grpc.aio.insecure_channel(running.server.address) as channel:
+            calls = [open_stream(channel) for _ in range(6)]
+            for call in calls:
+                await call.write(message(*[5] * 30))
+            await running.until_waiting(60)  # more than half of the queue's 100
+            await test_faults.round_trip(channel)
+            assert running.server.report().num_waiting == 60
+            running.engine.open(1000)
+            for call in calls:
+                assert list((await call.read()).digits) == [5] * 30
+                await call.done_writing()
+                assert await call.read() is grpc.aio.EOF
+        assert await first == [0]
+
+    run(scenario)
 
 
 @on_both
