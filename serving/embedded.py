@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from serving.batching.parallel_run import run_shared
-from serving.config import BatchingConfig, Device, Precision
+from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import ModelError, Unavailable
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.system.cores import usable_cores
@@ -79,9 +79,10 @@ class Model:
                 samples wrongly, can't be built or served, or takes too long: 60 s of processor time
                 to read and build, 10 s to check. With version None: every version is.
             DeviceError: the device can't be used on this machine.
-            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, or the
-                directory can't be read.
+            ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, the
+                directory can't be read, or a device or a precision is unknown.
         """
+        ModelConfig(device=device, precision=precision)  # refuses others
         path, batching = Path(path).absolute(), batching or BatchingConfig()
         loaded = load_model(
             path, None if version is None else str(version), device, precision,

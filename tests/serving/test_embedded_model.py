@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving import BatchingConfig, Model
-from serving.errors import InvalidRequest, ModelError, Unavailable
+from serving.errors import ConfigurationError, InvalidRequest, ModelError, Unavailable
 from serving.model.onnx_runtime import onnxruntime
 from tests.serving.model.graphs import model, node, save, two_layers, value
 
@@ -51,6 +51,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     )  # fmt: skip
     with Model.load(save(graph, tmp_path_factory.mktemp("models")), device="cpu") as loaded:
         yield loaded
+
+
+@pytest.mark.parametrize(("name", "given"), [("device", "gpu"), ("precision", "fp8")])
+def test_unknown_device_or_precision_is_refused(path: Path, name: str, given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} must be one of"):
+        Model.load(path, **{name: given})
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 100, 101, 2000])
