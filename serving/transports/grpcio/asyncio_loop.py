@@ -72,7 +72,7 @@ class AsyncioLoop(Loop):
 
     def stop(self) -> None:
         """See `Loop`."""
-        self._is_stopped = True
+        self._is_stopped = self._is_awake = True  # a run that ends later wakes nobody
         if self._planned is not None:
             self._planned.cancel()
         if self._homes:

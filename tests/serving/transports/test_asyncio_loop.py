@@ -94,6 +94,18 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
     run(scenario())
 
 
+def test_run_that_ends_after_the_loop_is_ignored() -> None:
+    loops: list[AsyncioLoop] = []
+
+    async def scenario() -> None:
+        loops.append(AsyncioLoop(router_of(loaded()), lambda: None))
+        loops[0].start()
+        loops[0].stop()
+
+    run(scenario())
+    loops[0].post(lambda: None)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not holds():
