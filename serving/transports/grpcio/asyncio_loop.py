@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from serving.router import Router
@@ -21,6 +22,7 @@ class AsyncioLoop(Loop):
         super().__init__(router, poll=False, host=Host())
         self._event_loop = asyncio.get_running_loop()
         self._forget = forget
+        self._context = copy_context()  # else turns log the fields of the call that woke them
         self._planned_s = 0.0
         self._planned: asyncio.Handle | None = None
         """The only turn that is planned, if any, and when."""
@@ -45,7 +47,7 @@ class AsyncioLoop(Loop):
         self._forget()
 
     def _wake(self) -> None:
-        self._event_loop.call_soon_threadsafe(self._take_turn)
+        self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
 
     def _take_turn(self) -> None:
         if self._is_stopped:
@@ -64,7 +66,9 @@ class AsyncioLoop(Loop):
                 return
             self._planned.cancel()
         self._planned_s = at_s
-        self._planned = self._event_loop.call_later(wait_s, self._take_planned_turn)
+        self._planned = self._event_loop.call_later(
+            wait_s, self._take_planned_turn, context=self._context
+        )
 
     def _take_planned_turn(self) -> None:
         self._planned = None  # uvloop's timers may be early

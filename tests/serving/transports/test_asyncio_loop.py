@@ -14,6 +14,7 @@ from serving.config import BatchingConfig
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.encoding import Rows
 from serving.signature import Signature
+from serving.telemetry.logs import request_fields
 from serving.transports.grpcio.asyncio_loop import AsyncioLoop
 from tests.support.fakes import MANIFEST, TIMEOUT_S, FakeModel, images_of, router_of, versions_of
 
@@ -104,6 +105,19 @@ def test_run_that_ends_after_the_loop_is_ignored() -> None:
 
     run(scenario())
     loops[0].post(lambda: None)
+
+
+def test_turn_logs_nothing_of_the_call_that_woke_it() -> None:
+    async def scenario() -> None:
+        loop, seen = AsyncioLoop(router_of(loaded()), lambda: None), list[object]()
+        loop.start()
+        request_fields.set({"request_id": "a call's"})
+        loop.post(lambda: seen.append(request_fields.get()))
+        await until(lambda: bool(seen))
+        assert seen == [{}]
+        loop.stop()
+
+    run(scenario())
 
 
 async def until(holds: Callable[[], bool]) -> None:
