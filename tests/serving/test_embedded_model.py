@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -138,6 +139,18 @@ def test_closed_model_says_so(path: Path) -> None:
         pass
     with pytest.raises(Unavailable, match="the model is closed"):
         loaded.run(x=ROWS)
+
+
+def test_pickled_model_is_loaded_again(
+    path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    with Model.load(path.name, device="cpu", batching=BatchingConfig(max_batch_size=3)) as loaded:
+        pickled = pickle.dumps(loaded)
+    monkeypatch.chdir("/")
+    with pickle.loads(pickled) as again:
+        assert again.batching.max_batch_size == 3
+        np.testing.assert_allclose(again.run(x=ROWS)["y"], expected, atol=TOLERANCE)
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")

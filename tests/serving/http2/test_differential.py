@@ -265,6 +265,32 @@ def test_broken_conversations_are_refused_or_understood_alike(generator: random.
     assert num_compared > NUM_CONVERSATIONS // 10
 
 
+@pytest.mark.parametrize("size", [1, 10, 300, 10_000])
+def test_responses_that_repeat_mean_what_their_frames_mean(size: int) -> None:
+    """However they are cut, and after the same bytes have come to mean another field."""
+    client = ClientConnection(Limits())
+    client.receive(frame(SETTINGS, 0, CONNECTION), 0.0)
+    inserted, repeated = b"\x88\x40\x01x\x01%b", b"\x88\xbe"  # the newest field of the table
+    ok = b"\0\x0bgrpc-status\x010"
+    answers, expected = b"", {}
+    for text in (b"a", b"b"):
+        for block in (inserted % text, *[repeated] * 3):
+            stream = client.request((*REQUEST,), b"x")
+            body = bytes(40) + stream
+            answers += frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, 0, stream, body)
+            answers += frame(HEADERS, END_HEADERS | END_STREAM, stream, ok)
+            expected[stream] = [((b":status", b"200"), (b"x", text)), body, OK]
+    got: dict[bytes, list[Any]] = {}
+    for at in range(0, len(answers), size):
+        for kind, stream, value, _ in client.receive(answers[at : at + size], 0.0):
+            if kind == events.HEADERS:
+                got[stream] = [value.fields]
+            else:
+                got[stream].append(value)
+    assert got == expected
+    assert not client.streams
+
+
 @pytest.mark.parametrize("window", [80, 1000, 65_535])
 def test_our_client_and_hypers_server_understand_each_other(
     generator: random.Random, window: int

@@ -64,6 +64,12 @@ def test_only_three_paths_are_answered(exporter: Exporter) -> None:
         assert get(exporter.address, path)[0] == 404, path
 
 
+def test_only_reading_is_allowed(exporter: Exporter) -> None:
+    assert get(exporter.address, "/healthz", "HEAD") == (200, "")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert get(exporter.address, "/healthz", method)[0] == 405
+
+
 def test_open_metrics_are_sent_to_who_asks_for_them(exporter: Exporter) -> None:
     host, _, port = exporter.address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
@@ -125,6 +131,22 @@ def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter: Exp
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"\r\n\r\n", b"\x16\x03\x01\x00", b"GET"]
+)
+def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: bytes) -> None:
+    host, _, port = exporter.address.rpartition(":")
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        try:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+        except ConnectionError:
+            pass
+    assert get(exporter.address, "/healthz")[0] == 200
 
 
 def test_silent_connection_is_closed_after_a_while() -> None:
