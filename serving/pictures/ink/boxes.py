@@ -27,6 +27,8 @@ MAX_BREADTH = 2
 """Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
 MIN_UNCLOSED, MAX_UNCLOSED = 3, 200
 """Equal boxes without an upper side, or a lower one; and how many are compared."""
+MAX_MISSES = 500
+"""Pairs of vertical lines that are no box; honest pages have at most 200."""
 NEIGHBOURS = 4
 """Vertical lines to the right of one that may be its box's other side."""
 MAX_SLOPE = 0.06
@@ -49,13 +51,17 @@ def find_boxes(across: Runs, down: Runs) -> list[Box]:
     sides = sides[np.argsort(sides[:, 1], kind="stable")][:MAX_LINES]
     boxes: list[Box] = []
     unclosed: list[Box] = []
+    misses = 0
     for number, side in enumerate(sides.tolist()):
+        if misses > MAX_MISSES:
+            break
         others = sides[number + 1 :]
         for other in others[_are_like(side, others)][:NEIGHBOURS].tolist():
             box, num_level = _box(across.mask, lines, side, other)
             if num_level == 2:
                 boxes.append(box)
                 break
+            misses += 1
             if num_level:
                 unclosed.append(box)
     like = np.array(unclosed[:MAX_UNCLOSED], np.intp).reshape(-1, 5)
@@ -107,20 +113,22 @@ def _box(mask: Mask, lines: Labels, one: Side, other: Side) -> tuple[Box, int]:
     beyond = np.append(np.arange(left - 3 * reach, left - 1), np.arange(end + 1, end + 3 * reach))
     beyond = np.clip(beyond, 0, mask.shape[1] - 1)
     level = [row for row in edges if _is_straight(_band(mask, slope + row, columns, -reach, reach))]
-    goes_on = [_band(mask, row + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
-               for row in level]  # fmt: skip
-    return box, 0 if goes_on == [True] else len(level)
+    goes_on = len(level) == 1 and (
+        _band(mask, level[0] + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
+    )
+    return box, 0 if goes_on else len(level)
 
 
 def _band(levels: Labels | Mask, rows: Numbers, columns: Numbers, low: int, high: int) -> Mask:
     """Return where there is ink around points, from so many rows above to so many below."""
     band = rows + np.arange(low, high)[:, None]
-    return np.asarray(levels[np.clip(band, 0, len(levels) - 1), columns] > 0)
+    inside = np.minimum(np.maximum(band, 0), len(levels) - 1)  # np.clip is slower
+    return np.asarray(levels[inside, columns] > 0)
 
 
 def _is_straight(band: Mask) -> bool:
     """Return whether there is ink along a side; a zero's are half blank."""
-    return bool(band.any(0).mean() >= MIN_STRAIGHT)
+    return bool(np.count_nonzero(band.any(0)) >= MIN_STRAIGHT * band.shape[1])
 
 
 def with_sides(

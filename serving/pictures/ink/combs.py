@@ -18,9 +18,10 @@ def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
     labels, parts = parts_of(down.of(MIN_TOOTH).T)
     grown = ndimage.maximum_filter(bases, 3)
     standing: dict[int, list[int]] = {}
-    for number, (y, x, h, w) in enumerate(parts.tolist()):
+    for number in np.flatnonzero(parts[:, 3] <= parts[:, 2] / 2).tolist():
+        y, x, h, w = parts[number].tolist()
         base = int(grown[y + h - 3 : y + h + 2, x : x + w].max())
-        if base and w <= h / 2 and lines[base - 1, 2] <= lines[base - 1, 3] / 8:
+        if base and lines[base - 1, 2] <= lines[base - 1, 3] / 8:
             standing.setdefault(base - 1, []).append(number)
     upright, chosen = np.zeros_like(bases, np.bool_), []
     for base, numbers in standing.items():

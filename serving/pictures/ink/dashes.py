@@ -3,7 +3,6 @@
 import numpy as np
 
 from serving.pictures.ink.parts import Labels, Mask, Numbers
-from serving.pictures.ink.strokes import parts_of
 
 MAX_DASH, MAX_PEN, MAX_GAP = 26, 7, 20
 """Pixels of a dash's length and its thickness, and of the blank between two."""
@@ -18,10 +17,9 @@ MAX_DASHES = 2000
 class Dashes:
     """The dashes and dots of horizontal and vertical lines."""
 
-    def __init__(self, mask: Mask) -> None:
-        """Find them in a mask."""
-        self._mask = mask
-        self._labels, parts = labels, _ = parts_of(mask)
+    def __init__(self, labels: Labels, parts: Numbers) -> None:
+        """Find them among the parts of a mask: see parts_of."""
+        self._labels, self._mask = labels, labels > 0
         self._across = _Dashes(labels, parts)
         self._down = _Dashes(labels.T, parts[:, [1, 0, 3, 2]])
 

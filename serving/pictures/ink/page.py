@@ -19,6 +19,8 @@ NUM_SIGMAS = 4
 """Of the paper's grain: what is weaker is paper."""
 MAX_GRAIN = 0.04
 """Of the ink's strength: coarser grain is smoothed."""
+MAX_PARTS = 6000
+"""Of a page: more are grain or a texture, where no lines are looked for."""
 
 
 class Ink(NamedTuple):
@@ -43,10 +45,10 @@ def find_ink(grey: Levels) -> Ink | None:
         return None
     threshold = max(MIN_SHARE * strength, NUM_SIGMAS * grain)
     faintest = max(threshold / 2, NUM_SIGMAS * grain)
-    levels = without_rings(levels, faintest)
-    written = without_ruling(levels, threshold, faintest)
+    found = without_rings(levels, faintest)
+    written = without_ruling(levels, found) if len(found[1]) <= MAX_PARTS else levels
     if written is not levels:  # a line across the page may have joined rings
-        written = without_rings(written, faintest)
+        without_rings(written, faintest)
     return Ink(written / np.float32(strength), threshold / strength)
 
 

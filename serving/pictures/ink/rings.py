@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from serving.pictures.ink.boxes import remains
-from serving.pictures.ink.parts import Levels, Mask
+from serving.pictures.ink.parts import Labels, Levels, Mask, Numbers
 from serving.pictures.ink.strokes import parts_of
 
 MIN_SIDE, MAX_RINGS, MAX_AREA = 20, 40, 3
@@ -34,8 +34,8 @@ TERMS = np.stack([np.ones(96), *(each(order * ANGLES) for order in (1, 2, 3)
 Floats = npt.NDArray[np.float64]
 
 
-def without_rings(levels: Levels, faintest: float) -> Levels:
-    """Set rings around other ink to 0, in place.
+def without_rings(levels: Levels, faintest: float) -> tuple[Labels, Numbers]:
+    """Set rings around other ink to 0, in place; return the parts that are left: see parts_of.
 
     Args:
         levels: (H, W) above the paper.
@@ -47,13 +47,14 @@ def without_rings(levels: Levels, faintest: float) -> Levels:
     may_be = (np.minimum(heights, widths) >= MIN_SIDE) & (widths >= MIN_ASPECT * heights)
     chosen = np.flatnonzero(may_be & (widths <= MAX_ASPECT * heights))
     chosen = chosen[np.argsort(-(heights * widths)[chosen], kind="stable")][:MAX_RINGS]
-    left = MAX_AREA * mask.size
+    left, is_changed = MAX_AREA * mask.size, False
     for part, (y, x, h, w) in zip(chosen.tolist(), parts[chosen].tolist(), strict=True):
         window = slice(y, y + h), slice(x, x + w)
         left -= h * w
         if left >= 0 and (ring := _ring(labels[window] == part + 1, mask[window])) is not None:
             levels[window][ring | (ndimage.maximum_filter(ring, 3) & ~mask[window])] = 0
-    return levels
+            is_changed = True
+    return parts_of(levels > faintest) if is_changed else (labels, parts)
 
 
 def _ring(own: Mask, mask: Mask) -> Mask | None:
@@ -66,7 +67,11 @@ def _ring(own: Mask, mask: Mask) -> Mask | None:
     ink = _by_direction(own, ANGLES[:, None], RADII)
     steps = np.arange(len(RADII))
     outer = np.where(ink, steps, 0).max(1)
-    curve, is_near = _smooth(RADII[outer], np.asarray(ink.any(1)))
+    radii = RADII[outer]
+    may_be = (radii >= MIN_RADIUS - TOLERANCE) & (radii <= MAX_RADIUS + TOLERANCE)
+    if may_be.mean() < MIN_COVER:
+        return None
+    curve, is_near = _smooth(radii, np.asarray(ink.any(1)))
     if not MIN_RADIUS <= curve.min() <= curve.max() <= MAX_RADIUS or is_near.mean() < MIN_COVER:
         return None
     depth, bins = _depth(own.shape, curve)
@@ -89,7 +94,7 @@ def _smooth(radii: Floats, has_ink: Mask) -> tuple[Floats, Mask]:
     weights = has_ink.astype(np.float64)
     for _ in range(8):
         weighted = TERMS * weights[:, None]
-        curve = TERMS @ np.linalg.lstsq(weighted.T @ TERMS, weighted.T @ radii, rcond=None)[0]
+        curve = TERMS @ np.linalg.solve(weighted.T @ TERMS, weighted.T @ radii)
         weights = has_ink / (1 + ((radii - curve) / (TOLERANCE / 2)) ** 2)
     return curve, has_ink & (np.abs(radii - curve) <= TOLERANCE)
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 from serving.pictures.ink.boxes import edges_of, find_boxes, remains, with_sides
 from serving.pictures.ink.combs import find_combs
 from serving.pictures.ink.dashes import Dashes
-from serving.pictures.ink.parts import Levels, Mask, Numbers
+from serving.pictures.ink.parts import Labels, Levels, Mask, Numbers
 from serving.pictures.ink.strokes import (
     MAX_LINES,
     MIN_SIDE,
@@ -28,19 +28,20 @@ MIN_FLAT = 8
 """Width by height of a line under a digit; the bar of a 5 is less flat."""
 
 
-def without_ruling(ink: Levels, threshold: float, faintest: float) -> Levels:
+def without_ruling(ink: Levels, found: tuple[Labels, Numbers]) -> Levels:
     """Return (H, W) ink with lines and boxes set to 0.
 
     Args:
         ink: levels above the paper.
-        threshold: what is above is ink.
-        faintest: what is above may be a line.
+        found: its parts, which may be lines: see parts_of.
     """
-    dashes = Dashes(ink > faintest)
+    dashes = Dashes(*found)
     across, down, bordered = _runs_of(dashes)
     mask = across.mask
     level, upright = find_combs(across, down)
-    level |= _ruled(across) | _underlines(across)
+    is_joined = np.count_nonzero(mask) > np.count_nonzero(found[0])
+    parts = parts_of(mask)[1] if is_joined else found[1]
+    level |= _ruled(across) | _underlines(across, parts)
     upright |= _ruled(down).T
     across, down = bordered
     boxes, mask = find_boxes(across, down), across.mask
@@ -110,10 +111,9 @@ def _ruled(runs: Runs) -> Mask:
     return chosen_parts(labels, thin[is_long])
 
 
-def _underlines(across: Runs) -> Mask:
+def _underlines(across: Runs, parts: Numbers) -> Mask:
     """Find short horizontal lines on which digits stand, and what continues them."""
     mask = across.mask
-    parts = parts_of(mask)[1]
     heights, spans = parts[:, 2:].T
     is_flat = (spans >= MIN_SIDE) & (spans >= MIN_FLAT * heights)
     under = [part for part in parts[is_flat][:MAX_LINES].tolist() if _is_under_ink(mask, *part)]

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from serving.pictures.ink.rings import without_rings
 from serving.pictures.ink.ruling import without_ruling
+from serving.pictures.ink.strokes import parts_of
 from serving.pictures.text.runs import Item, split
 from training.lab.made.drawing import FONTS
 from training.lab.made.pages import FIELDS, draw_field
@@ -38,9 +39,13 @@ def field(kind: str, count: int, gap: int = 0, pen: int = 2) -> Levels:
     return (np.asarray(image) / 255).astype(np.float32)
 
 
+def _without_ruling(ink: Levels) -> Levels:
+    return without_ruling(ink, parts_of(ink > 0.2))
+
+
 def assert_only(digits: Levels, lines: Levels) -> None:
     """Assert that the digits of a page with both are left, except for the ink shared with lines."""
-    left = without_ruling(np.maximum(lines, digits), 0.4, 0.2) > 0.2
+    left = _without_ruling(np.maximum(lines, digits)) > 0.2
     assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
     is_line = (lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 7)
     assert left[is_line].mean() < 0.01
@@ -55,7 +60,7 @@ def test_fields_are_removed(kind: str, pen: int) -> None:
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_a_field_without_digits_is_removed(kind: str) -> None:
-    left = without_ruling(field(kind, 5), 0.4, 0.2)
+    left = _without_ruling(field(kind, 5))
     if kind == "lines":  # nothing stands on them: dashes
         assert left.any()
     else:
@@ -91,7 +96,7 @@ def test_what_stands_on_a_line_stays(text: str, pitch: int, gap: int) -> None:
 @pytest.mark.parametrize("text", ["12-34", "4-44-4", "00-11"])
 def test_dashes_are_not_what_digits_stand_on(text: str) -> None:
     digits = written(text, LEFT, TOP, 34)
-    assert np.array_equal(without_ruling(digits, 0.4, 0.2) > 0, digits > 0)
+    assert np.array_equal(_without_ruling(digits) > 0, digits > 0)
 
 
 def test_a_fives_bar_stays() -> None:
@@ -100,14 +105,14 @@ def test_a_fives_bar_stays() -> None:
     draw.line((60, 40, 120, 40), 255, 5)  # apart from the rest
     draw.line((60, 50, 60, 80, 110, 85, 110, 120, 60, 130), 255, 5)
     digit = (np.asarray(image) / 255).astype(np.float32)
-    assert np.array_equal(without_ruling(digit, 0.4, 0.2), digit)
+    assert np.array_equal(_without_ruling(digit), digit)
 
 
 def test_a_tooth_that_a_digit_touches_is_removed() -> None:
     lines, digits = field("combs", 5), np.zeros((HEIGHT, WIDTH), np.float32)
     tooth = LEFT + 2 * SIDE
     digits[TOP : TOP + 42, tooth - 1 : tooth + 5] = 1  # a one that stands on it
-    left = without_ruling(np.maximum(lines, digits), 0.4, 0.2)
+    left = _without_ruling(np.maximum(lines, digits))
     assert np.count_nonzero(left[TOP + SIDE - 16 : TOP + SIDE]) == 0
     assert left[TOP : TOP + 36][digits[TOP : TOP + 36] > 0].all()
 
@@ -146,14 +151,14 @@ def ring(box: tuple[int, int, int, int], degrees: int = 360) -> Levels:
 def test_a_ring_around_digits_is_removed(width: int, degrees: int) -> None:
     digits = written("5" if width == 90 else "50417", LEFT + 30, TOP + 10, 48)
     lines = ring((LEFT, TOP - 10, LEFT + width, TOP + 80), degrees)
-    left = without_rings(np.maximum(lines, digits), 0.2) > 0.2
+    left = without_rings(np.maximum(lines, digits), 0.2)[0] > 0
     assert np.array_equal(left, digits > 0.2)
 
 
 def test_a_ring_that_a_digit_touches_is_removed() -> None:
     digits, lines = written("7", LEFT + 18, TOP - 8, 0, size=76), ring((LEFT, TOP, 110, TOP + 70))
     assert (np.minimum(digits, lines) > 0.2).any()
-    left = without_rings(np.maximum(lines, digits), 0.2) > 0.2
+    left = without_rings(np.maximum(lines, digits), 0.2)[0] > 0
     assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
     assert left[(lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 9)].mean() < 0.01
 
@@ -164,7 +169,7 @@ def test_round_digits_and_letters_are_no_rings(font: int) -> None:
     font_of = ImageFont.truetype(str(FONTS[font]), 60)
     ImageDraw.Draw(image).text((LEFT, TOP), "0 6 8 9 O D a e g B o", 255, font_of)
     digits = (np.asarray(image) / 255).astype(np.float32)
-    assert np.array_equal(without_rings(digits.copy(), 0.2), digits)
+    assert np.array_equal(without_rings(digits.copy(), 0.2)[0] > 0, digits > 0.2)
 
 
 @pytest.mark.parametrize(("width", "certainty"), [(60, 0.9), (40, 1.0)])
@@ -175,4 +180,4 @@ def test_a_zero_alone_that_may_be_a_circle_is_doubted(width: int, certainty: flo
 
 def test_a_circle_alone_stays() -> None:
     lines = ring((LEFT, TOP, LEFT + 70, TOP + 70))
-    assert np.array_equal(without_rings(lines.copy(), 0.2), lines)
+    assert np.array_equal(without_rings(lines.copy(), 0.2)[0] > 0, lines > 0.2)
