@@ -45,8 +45,9 @@ def pytest_timeout_cancel_timer() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Bound the wait for threads that a test left."""
-    faulthandler.dump_traceback_later(EXIT_S, exit=True, file=config.stash[STDERR])
+    """Bound the wait for threads that a test left; one of several workers waits for the others."""
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(EXIT_S, exit=True, file=config.stash[STDERR])
 
 
 def _arm(node: pytest.Item | pytest.Collector) -> None:
