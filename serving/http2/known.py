@@ -11,11 +11,12 @@ of the stream's window between them), or first the headers of all calls and then
 import re
 from functools import lru_cache
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from serving.http2.events import CALLS, MESSAGES
+from serving.http2.events import CALLS, MESSAGES, Event
 from serving.http2.frames import END_STREAM
-from serving.http2.headers import Block, Layout, OpenCall
+from serving.http2.headers import Block, HeaderReader, Layout, OpenCall
+from serving.http2.limits import Limits
 from serving.http2.outgoing import Stream
 
 _MAX_PATTERNS = 16
@@ -85,6 +86,20 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
     return _Run(re.compile(pattern, re.DOTALL), cuts, block_bytes, num_bytes, layout)
 
 
+class Receiver(Protocol):
+    """The part of a connection that recognised calls change."""
+
+    limits: Limits
+    streams: dict[bytes, Any]
+    reader: HeaderReader
+    last_stream: bytes
+    events: list[Event]
+    num_recognised: int
+    """Messages that were recognised in this read."""
+    recognised_bytes: int
+    """The sum of their frames' payloads."""
+
+
 class Recogniser:
     """The calls of one connection, by the length and kind that a frame begins with."""
 
@@ -105,11 +120,11 @@ class Recogniser:
         """Recognise nothing until `expect` is called again."""
         self.runs.clear()
 
-    def scan(self, connection: Any, data: bytes, at: int) -> tuple[int, int]:
+    def scan(self, connection: Receiver, data: bytes, at: int) -> tuple[int, int]:
         """Take the calls that begin at `at`, where a frame begins, as long as they are in order.
 
         Args:
-            connection: the `Connection` whose peer sent them; its streams and events change.
+            connection: whose peer sent them; its streams and its events are changed.
             data: the bytes that were read.
             at: where to begin.
 
@@ -139,7 +154,7 @@ class Recogniser:
 
 
 def _take_headers(
-    connection: Any, run: _Run, block: Block | None, rows: list[tuple[bytes, ...]]
+    connection: Receiver, run: _Run, block: Block | None, rows: list[tuple[bytes, ...]]
 ) -> int:
     """Take headers of new streams, perhaps with their messages; return how many."""
     if block is None or block.opened is None or run.layout not in block.messages:
@@ -164,7 +179,7 @@ def _take_headers(
     return number
 
 
-def _take_data(connection: Any, run: _Run, flags: int, rows: list[_Row]) -> int:
+def _take_data(connection: Receiver, run: _Run, flags: int, rows: list[_Row]) -> int:
     """Take messages of streams that are open; return how many."""
     at = 0
     while at < len(rows):
@@ -178,7 +193,7 @@ def _take_data(connection: Any, run: _Run, flags: int, rows: list[_Row]) -> int:
 
 
 def _end_calls(
-    connection: Any, run: _Run, flags: int, rows: list[_Row], at: int, state: OpenCall
+    connection: Receiver, run: _Run, flags: int, rows: list[_Row], at: int, state: OpenCall
 ) -> int:
     """Take, from `at` on, the messages of calls whose headers were recognised; return how many."""
     streams, block = connection.streams, state.block
@@ -193,7 +208,7 @@ def _end_calls(
 
 
 def _take_messages(
-    connection: Any, run: _Run, flags: int, rows: list[_Row], at: int, state: Stream | None
+    connection: Receiver, run: _Run, flags: int, rows: list[_Row], at: int, state: Stream | None
 ) -> int:
     """Take, from `at` on, messages of one stream; return how many."""
     if state is None or state.ended or state.content_left is not None or state.block is None:
@@ -216,7 +231,7 @@ def _take_messages(
     return len(messages)
 
 
-def _report(connection: Any, run: _Run, block: Block, calls: dict[bytes, bytes]) -> None:
+def _report(connection: Receiver, run: _Run, block: Block, calls: dict[bytes, bytes]) -> None:
     """Report calls that have come whole."""
     connection.events.append((CALLS, b"", (block, block.messages[run.layout], calls), True))
     connection.num_recognised += len(calls)

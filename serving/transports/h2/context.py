@@ -3,7 +3,7 @@
 import heapq
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from serving.batching.group import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
@@ -26,6 +26,16 @@ _MIN_TIMERS = 1000
 """Timers of ended streams that are kept at least, until they are removed together."""
 
 
+class Buffering(Protocol):
+    """A call that holds bytes, or waits for room in a queue."""
+
+    def resume(self, now_s: float) -> None:
+        """Go on, now that there may be room."""
+
+    def end(self, reason: Status | None) -> None:
+        """End with a status."""
+
+
 class Context:
     """Used by the loop's thread only."""
 
@@ -36,15 +46,15 @@ class Context:
         self.limits = limits
         self.schedule_flush = loop.schedule_flush
         self.post, self.hurry, self.clock = loop.post, loop.hurry, loop.clock
-        self.stalled: dict[Any, None] = {}
+        self.stalled: dict[Buffering, None] = {}
         """Streams that wait for room in a queue, the longest waiting first."""
-        self._timers: list[tuple[float, int, Connection, bytes, Any]] = []
+        self._timers: list[tuple[float, int, Connection, bytes, Buffering]] = []
         """(deadline, tie-breaker, connection, stream's number, stream); a heap."""
         self._num_timers = itertools.count()
         self._max_timers = _MIN_TIMERS
         self._num_buffered = 0
         """Bytes of messages that have not arrived whole, or wait for room."""
-        self._buffered: dict[Any, int] = {}
+        self._buffered: dict[Buffering, int] = {}
 
     def refuse(
         self, connection: Connection, stream_id: bytes, head: Headers, reason: Status
@@ -94,7 +104,7 @@ class Context:
         connection.http2.refuse(streams, _NO_ROOM)
         self.metrics.count(head.name, _REFUSED, num_open)
 
-    def buffer(self, holder: Any, num_bytes: int) -> None:
+    def buffer(self, holder: Buffering, num_bytes: int) -> None:
         """Note the bytes that a call holds of messages; end those with the most if needed.
 
         All connections share one budget: else a thousand callers, each within its own limits, would
@@ -113,7 +123,7 @@ class Context:
     # Time
 
     def end_at(
-        self, deadline_s: float, connection: Connection, stream_id: bytes, stream: Any
+        self, deadline_s: float, connection: Connection, stream_id: bytes, stream: Buffering
     ) -> None:
         """End a stream at its deadline, if it has not ended before."""
         heapq.heappush(
