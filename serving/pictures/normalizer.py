@@ -8,6 +8,7 @@ photo into the clean black and white that NIST started from. Each constant was c
 accuracy on drawn pictures (training.lab.made.drawing), on a plateau.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,8 @@ def to_images(grey: Levels) -> npt.NDArray[np.uint8]:
         image = np.rint(grey if grey[0, 0] < 128 else 255 - grey)
         if is_made_as_mnist(image):
             return image.astype(np.uint8)[None]
-    edges = np.concatenate([*grey[[0, -1]], *grey.T[[0, -1]]])
-    with_margin = np.pad(grey, max(grey.shape) // 4, constant_values=np.median(edges))
     images, failures = [], []
-    for levels in (grey, with_margin):
+    for levels in _ways(grey):
         try:
             image, is_apart = _image(levels)
         except InvalidRequest as err:
@@ -64,8 +63,15 @@ def to_images(grey: Levels) -> npt.NDArray[np.uint8]:
     return np.stack(images)
 
 
+def _ways(grey: Levels) -> Iterator[Levels]:
+    """Yield the picture as it is, then with a margin of the level that is usual at its edges."""
+    yield grey
+    edges = np.concatenate([*grey[[0, -1]], *grey.T[[0, -1]]])
+    yield np.pad(grey, max(grey.shape) // 4, constant_values=np.median(edges))
+
+
 def _image(grey: Levels) -> tuple[npt.NDArray[np.uint8], bool]:
-    """Make an image, and tell whether its ink stays apart from one of each two opposite edges."""
+    """Make an image, and return whether no ink reaches two opposite edges of the picture."""
     ink = lift(grey)
     if ink.max() < MIN_CONTRAST:
         raise InvalidRequest("no ink found: the picture is blank")

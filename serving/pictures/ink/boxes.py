@@ -114,13 +114,13 @@ def _box(mask: Mask, lines: Labels, one: Side, other: Side) -> tuple[Box, int]:
     beyond = np.clip(beyond, 0, mask.shape[1] - 1)
     level = [row for row in edges if _is_straight(_band(mask, slope + row, columns, -reach, reach))]
     goes_on = len(level) == 1 and (
-        _band(mask, level[0] + 0 * beyond, beyond, -reach, reach).any(0).mean() > 0.25
+        _band(mask, np.full_like(beyond, level[0]), beyond, -reach, reach).any(0).mean() > 0.25
     )
     return box, 0 if goes_on else len(level)
 
 
 def _band(levels: Labels | Mask, rows: Numbers, columns: Numbers, low: int, high: int) -> Mask:
-    """Return where there is ink around points, from so many rows above to so many below."""
+    """Return (high - low, N): the ink in the rows from `low` to `high` beside each of N points."""
     band = rows + np.arange(low, high)[:, None]
     inside = np.minimum(np.maximum(band, 0), len(levels) - 1)  # np.clip is slower
     return np.asarray(levels[inside, columns] > 0)

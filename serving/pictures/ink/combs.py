@@ -27,8 +27,7 @@ def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
     for base, numbers in standing.items():
         heights = parts[numbers[:MAX_LINES], 2]
         same = np.abs(heights[:, None] - heights) <= np.maximum(2, 0.1 * heights)
-        usual = heights[same.sum(1).argmax()]
-        equal = np.array(numbers[:MAX_LINES])[np.abs(heights - usual) <= np.maximum(2, 0.1 * usual)]
+        equal = np.array(numbers[:MAX_LINES])[same[:, same.sum(1).argmax()]]
         if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
             chosen.append(base)
             upright |= chosen_parts(labels, equal)

@@ -22,20 +22,20 @@ class Dashes:
         self._labels, self._mask = labels, labels > 0
         self._across = _Dashes(labels, parts)
         self._down = _Dashes(labels.T, parts[:, [1, 0, 3, 2]])
+        nearest = np.minimum(self._across.nearest, self._down.nearest)
+        self._sizes = self._across.sizes(nearest), self._down.sizes(nearest)
 
     def joined(self, least: int) -> Mask:
         """Fill the gaps of lines of this many dashes, their ends included if at other ink."""
-        nearest = np.minimum(self._across.nearest, self._down.nearest)
-        across, down = self._across.sizes(nearest), self._down.sizes(nearest)
-        self._is_line = np.append(False, np.maximum(across, down) >= least)
+        across, down = self._sizes
         joined = self._mask.copy()
         self._across.join(joined, across >= np.maximum(least, MIN_SHARE * down))
         self._down.join(joined.T, down >= np.maximum(least, MIN_SHARE * across))
         return joined
 
-    def lines(self) -> Mask:
-        """Return the dashes of the lines that were joined."""
-        return np.asarray(self._is_line[self._labels])
+    def lines(self, least: int) -> Mask:
+        """Return the lines of this many dashes, without their gaps."""
+        return np.asarray(np.append(False, np.maximum(*self._sizes) >= least)[self._labels])
 
 
 class _Dashes:
