@@ -118,7 +118,7 @@ def test_connection_that_is_old_enough_is_replaced(
         raw = Raw(server.address)
         raw.channel.subscribe(states.append)
         raw.classify(encode_request(images[:1].tobytes()))
-        wait_until(lambda: states[-1] is grpc.ChannelConnectivity.IDLE)
+        wait_until(lambda: states[-1:] == [grpc.ChannelConnectivity.IDLE])
         raw.classify(encode_request(images[:1].tobytes()))
 
 
