@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from serving import Classifier
 from serving.commandline import values
 from serving.commandline.terminal import Bar
+from serving.errors import DigitsError
+from serving.model.repository import PRETRAINED
 from serving.pictures.rejecter import WEIGHTS
 from serving.pictures.text.candidates import NUM_MEASURES
 from training.commandline import import_tensorflow
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return int(options.run(options))
-    except (TrainingError, OSError, KeyboardInterrupt) as err:
+    except (TrainingError, DigitsError, OSError, KeyboardInterrupt) as err:
         print(f"python -m training.lab: {err or 'interrupted'}", file=sys.stderr)
         return 1
 
@@ -59,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add = _command(commands, "pictures", _pictures, "print the accuracy on drawn digits")
-    add("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository")
+    add("--models", type=Path, default=PRETRAINED, metavar="DIR",
+        help="model repository (that of the package)")  # fmt: skip
     add("--number", type=values.count, default=500, help="pictures a population (500)")
     add("--seed", type=int, default=2, help="of the random pages (2)")
     add = _command(commands, "evaluate", _evaluate, "print how often numbers are read rightly")

@@ -26,11 +26,14 @@ def test_a_wrong_command_is_refused(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["evaluate", "fit"])
-def test_a_command_without_mnist_fails_in_one_line(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("evaluate", "--data-dir"), ("fit", "--data-dir"), ("pictures", "--models")],
+)
+def test_a_command_without_images_or_model_fails_in_one_line(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, "--data-dir", str(tmp_path)]) == 1
+    assert main([command, option, str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("python -m training.lab: ")
     assert str(tmp_path) in line
