@@ -62,7 +62,7 @@ class _Sheet:
     def made(self, text: str) -> Made:
         """Return the page, turned by up to 3 degrees."""
         ink = np.maximum(self.ink, np.asarray(self.lines.reduce(FINE)))
-        turn = self.rng.choice([0, self.rng.uniform(-3, 3)])
+        turn = float(self.rng.choice([0, self.rng.uniform(-3, 3)]))
         return np.asarray(Image.fromarray(ink).rotate(turn, Image.Resampling.BICUBIC)), text
 
 
@@ -79,7 +79,8 @@ def dashed_boxes(digits: Examples, rng: np.random.Generator) -> Made:
     page = _Sheet(
         pitch * len(text) + margin[0] + margin[1], 1.3 * side + margin[2] + margin[3], rng
     )
-    dash, gap = rng.choice([(0.1, rng.uniform(2, 6)), (rng.uniform(3, 12), rng.uniform(2, 8))])
+    dots_or_dashes = (0.1, rng.uniform(2, 6)), (rng.uniform(3, 12), rng.uniform(2, 8))
+    dash, gap = dots_or_dashes[rng.integers(2)]
     height = side * rng.uniform(1, 1.25)
     for index, digit in enumerate(text):
         left, top = margin[0] + index * pitch, margin[2]
@@ -105,7 +106,7 @@ def box_rows(digits: Examples, rng: np.random.Generator) -> Made:
     left += 3.2 * side * is_beside
     top += side * (bool(label) and not is_beside)
     page = _Sheet(pitch * count + left + right, height * len(texts) + top + bottom, rng)
-    page.pen = rng.uniform(0.8, 2) if style == "double" else rng.choice([1, 2, 3, 5])
+    page.pen = rng.uniform(0.8, 2) if style == "double" else float(rng.choice([1, 2, 3, 5]))
     without = int(rng.integers(4)) if style == "missing side" else 9
     share = rng.uniform(0.85, 1.05) if style == "touching" else rng.uniform(0.55, 0.8)
     for row, text in enumerate(texts):
