@@ -61,7 +61,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--recipe", choices=RECIPES,
         help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
-        "teachers and takes forty; fine-tune continues the bundled model, in one (default: "
+        "teachers and takes forty-five; fine-tune continues the bundled model, in one (default: "
         "default, with --extra fine-tune)")  # fmt: skip
     add("--extra", type=Path, metavar="DIR",
         help="train on your own digits, too: pictures in DIR/0 to DIR/9; one in five is held out, "

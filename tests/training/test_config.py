@@ -62,9 +62,9 @@ def test_impossible_deformation_is_refused_by_name(field: str, value: float) -> 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("teachers", ()), ("views", 0), ("fine_tune_views", -1), ("temperature", 0), ("share", 1.1)],
+    [("teachers", 0), ("views", 0), ("fine_tune_views", -1), ("temperature", 0), ("share", 1.1)],
 )
-def test_impossible_distillation_is_refused_by_name(field: str, value: object) -> None:
+def test_impossible_distillation_is_refused_by_name(field: str, value: float) -> None:
     _, distillation = RECIPES["best"].views()
     with pytest.raises(ValueError, match=f"{field}: expected"):
         dataclasses.replace(distillation, **{field: value})  # type: ignore[arg-type]

@@ -98,57 +98,8 @@ def line(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return np.maximum(pixels, drawn * _each(pixels, rng, 120, 255))
 
 
-def clouds(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Lay light over the image that varies over 2 to 7 pixels, up to three times the ink's."""
-    parts = np.array_split(pixels, max(1, len(pixels) // 64))
-    return np.concatenate([_cloud(part, rng) for part in parts])
-
-
-def _cloud(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    noise = rng.standard_normal(pixels.shape).astype(np.float32)
-    sigma = rng.uniform(2, 7)
-    light = ndimage.gaussian_filter(noise, (0, sigma, sigma), mode="wrap")
-    light -= light.min(axis=(1, 2), keepdims=True)
-    light *= 255 / light.max(axis=(1, 2), keepdims=True)
-    share = _each(pixels, rng, 0.25, 3)
-    mixed: Pixels = (pixels + share * light) / (1 + share)
-    return mixed
-
-
-def slopes(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Show how steep the grey levels are, whole or where they are steepest in white."""
-    smooth = ndimage.gaussian_filter(pixels, (0, 0.7, 0.7), mode="constant")
-    slope = np.hypot(*np.gradient(smooth, axis=(1, 2)))
-    slope /= np.maximum(slope.max(axis=(1, 2), keepdims=True), 1)
-    steep = slope > _each(pixels, rng, 0.3, 0.6)
-    shown: Pixels = np.where(rng.random((len(pixels), 1, 1)) < 0.5, steep, slope)
-    return 255 * shown.astype(np.float32, copy=False)
-
-
-def outlines(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Keep the outermost pixels of the ink only, or those around it, in white."""
-    ink = pixels > _each(pixels, rng, 60, 190)
-    cross = ndimage.generate_binary_structure(2, 1)[np.newaxis]
-    inner = ink & ~ndimage.binary_erosion(ink, cross)
-    outer = ndimage.binary_dilation(ink, cross) & ~ink
-    shown = np.where(rng.random((len(pixels), 1, 1)) < 0.5, inner, outer)
-    return np.where(shown, np.float32(255), np.float32(0))
-
-
-def inverted_margins(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Invert up to 9 rows or columns from either edge."""
-    axis = np.arange(SIDE)
-    first, last = rng.integers(0, 10, (2, len(pixels), 1))
-    is_margin = (axis < first) | (axis >= SIDE - last)
-    is_row = rng.random((len(pixels), 1, 1)) < 0.5
-    return np.where(
-        np.where(is_row, is_margin[:, :, None], is_margin[:, None, :]), 255 - pixels, pixels
-    )
-
-
 WAYS: tuple[Callable[[Pixels, np.random.Generator], Pixels], ...] = (
-    gaussian_noise, impulses, blur, contrast, shade, occlusion, line, clouds, slopes, outlines,
-    inverted_margins,
+    gaussian_noise, impulses, blur, contrast, shade, occlusion, line,
 )  # fmt: skip
 """All ways; each takes (N, 28, 28) pixels and a generator."""
 

@@ -5,11 +5,8 @@ Dietterich, "Deep anomaly detection with outlier exposure", 2019.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from training.data.mnist import SIDE, Images
-
-Pixels = npt.NDArray[np.float32]
 
 
 def outliers(images: Images, rng: np.random.Generator) -> Images:
@@ -42,48 +39,24 @@ def _halves(images: Images, rng: np.random.Generator) -> Images:
 
 
 def _strokes(images: Images, rng: np.random.Generator) -> Images:
-    """Draw 3 or 4 strokes of a pen between random points, half of them bent, as in letters."""
+    """Draw 3 or 4 straight strokes of a pen between random points, as in many letters."""
     num = len(images)
-
-    def draw(low: float, high: float, *axes: int) -> Pixels:
-        return rng.uniform(low, high, (*axes, num, 1, 1)).astype(np.float32)
-
+    grid = np.indices((SIDE, SIDE), np.float32)[:, None]  # (2, 1, 28, 28)
     drawn = np.zeros(images.shape, np.float32)
-    width, end = draw(0.9, 1.9), draw(4, SIDE - 5, 2)
+    width = rng.uniform(0.9, 1.9, (num, 1, 1)).astype(np.float32)
+    end = rng.uniform(4, SIDE - 5, (2, num, 1, 1)).astype(np.float32)
     for stroke in range(4):
-        is_joined = draw(0, 1) < 0.6
-        start = np.where(is_joined, end, draw(4, SIDE - 5, 2))
-        end = draw(4, SIDE - 5, 2)
-        row, column = end - start
-        bend = draw(-0.8, 0.8) * (draw(0, 1) < 0.5)
-        control = (start + end) / 2 + bend * np.stack([-column, row])
-        is_drawn = (stroke < 3) | (draw(0, 1) < 0.6)
-        ink = np.clip(width - _distance(start, control, end) + 0.5, 0, 1)
+        is_joined = rng.random((num, 1, 1)) < 0.6
+        start = np.where(is_joined, end, rng.uniform(4, SIDE - 5, (2, num, 1, 1)))
+        end = rng.uniform(4, SIDE - 5, (2, num, 1, 1)).astype(np.float32)
+        way = end - start
+        share = ((grid - start) * way).sum(axis=0) / ((way**2).sum(axis=0) + 1e-3)
+        nearest = start + np.clip(share, 0, 1) * way
+        distance = np.sqrt(((grid - nearest) ** 2).sum(axis=0))
+        ink = np.clip(width - distance + 0.5, 0, 1)
+        is_drawn = (stroke < 3) | (rng.random((num, 1, 1)) < 0.6)
         drawn = np.maximum(drawn, np.where(is_drawn, ink, 0))
     return (255 * drawn).astype(np.uint8)
-
-
-def _distance(start: Pixels, control: Pixels, end: Pixels) -> Pixels:
-    """Compute each pixel's distance from a quadratic Bezier curve, taken as four straight parts.
-
-    Args:
-        start: (2, N, 1, 1): the row and the column of its first point.
-        control: those of its control point.
-        end: those of its last point.
-
-    Returns:
-        (N, 28, 28), in pixels.
-    """
-    grid = np.indices((SIDE, SIDE), np.float32)[:, np.newaxis]
-    nearest, before = np.float32(np.inf), start
-    for share in (0.25, 0.5, 0.75, 1):
-        point = (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
-        way = point - before
-        along = ((grid - before) * way).sum(axis=0) / ((way**2).sum(axis=0) + 1e-3)
-        aside = grid - before - np.clip(along, 0, 1) * way
-        nearest = np.minimum(nearest, np.hypot(*aside))
-        before = point
-    return nearest
 
 
 def _texture(images: Images, rng: np.random.Generator) -> Images:

@@ -14,7 +14,7 @@ from training.fitting.trainer import Trainer
 Log = Callable[[str], None]
 """Shows one line of progress."""
 
-TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 24.0, 6.0, 0.5
+TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
 """Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
 the network. Only their ratios count: the pace is this training's own."""
 
@@ -73,8 +73,8 @@ class Estimate:
     def __init__(self, recipe: Recipe, log: Log) -> None:
         self._log = log
         teaching = recipe.distillation
-        self._teachers = len(teaching.teachers) if teaching else 0
-        self._teacher_cost = teaching.teachers[0].epochs * TEACHER_EPOCH if teaching else 0.0
+        self._teachers = teaching.teachers if teaching else 0
+        self._teacher_cost = teaching.teacher.epochs * TEACHER_EPOCH if teaching else 0.0
         self._views_start = self._teachers * self._teacher_cost
         views = teaching.all_views if teaching else 0
         self._epochs_start = self._views_start + self._teachers * views * TEACHER_VIEW

@@ -47,30 +47,14 @@ def _mlp(recipe: Recipe) -> keras.Model:
     return keras.Sequential(stack, name="digits")
 
 
-_STAGES = {
-    3: [[(24, 3)], [(48, 3), (64, 3)], [(96, 3), (128, 3)]],
-    5: [[(32, 5)], [(64, 5)], [(96, 3), (96, 3)]],
-    7: [[(24, 7)], [(48, 7)], [(96, 3), (96, 3)]],
-}
-"""Of a teacher, by the size of its first kernels: the channels and the size of each convolution.
-
-Networks with kernels of 3, 5 and 7 pixels err in different places: An, Lee, Park, Yang and So, "An
-ensemble of simple convolutional neural network models for MNIST digit recognition", 2020. These
-are smaller than theirs: 16 to 18 million products an image."""
-
-
 def _cnn(recipe: Recipe) -> keras.Model:
-    """Stack convolutions of 28, then 14, then 7 pixels."""
+    """Stack convolutions, 14.6 million products an image: a stride of 2 at once makes it cheap."""
     stack = [keras.Input((784,), name="images"), layers.Reshape((28, 28, 1))]
-    for stage in _STAGES[recipe.kernel_px]:
-        if len(stack) > 2:
-            stack.append(layers.MaxPooling2D())
-        for channels, size in stage:
-            stack += [
-                layers.Conv2D(channels, size, padding="same", use_bias=False),
-                layers.BatchNormalization(momentum=0.9),
-                layers.ReLU(),
-            ]
+    for channels, size, stride in ((32, 5, 2), (64, 3, 1), (96, 3, 2), (96, 3, 1), (96, 3, 1)):
+        stack += [
+            layers.Conv2D(channels, size, stride, padding="same", use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+        ]
     stack += [layers.Flatten(), layers.Dropout(*recipe.dropout)]
-    answer = layers.Dense(10, activation="softmax", name="probabilities")
-    return keras.Sequential([*stack, answer], name="teacher")
+    return keras.Sequential([*stack, layers.Dense(10, activation="softmax")], name="teacher")

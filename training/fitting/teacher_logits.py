@@ -45,9 +45,10 @@ def load(
         OSError: the cache could not be written.
     """
     _, distillation = recipe.views()
-    each = [teachers.identity(teacher, training) for teacher in distillation.teachers]
-    settings = {name: [identity[name] for identity in each] for name in each[0]}
-    identity = {"teachers": len(each), **settings}
+    identity = {
+        "teachers": distillation.teachers,
+        **teachers.identity(distillation.teacher, training),
+    }
     classify: Callable[[Images], Logits] | None = None
     found = []
     for number in range(distillation.all_views):

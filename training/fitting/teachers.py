@@ -29,8 +29,9 @@ def train(
     Returns:
         Networks from (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities.
     """
+    recipe, num = distillation.teacher, distillation.teachers
     models = []
-    for seed, recipe in enumerate(distillation.teachers):
+    for seed in range(num):
         trainer = Trainer(recipe, len(training.labels), seed)
         path = folder / f"teacher-{seed}.npz"
         checkpoint = Checkpoint(path, {"seed": seed, **identity(recipe, training)})
@@ -41,7 +42,7 @@ def train(
                 log(f"training this teacher again: {err}\n")
             progress = Progress()
         epochs = augmentation.epochs(training, recipe, seed, start=len(progress.rows))
-        log_epoch = add_prefix(f"teacher {seed + 1}/{len(distillation.teachers)}", log)
+        log_epoch = add_prefix(f"teacher {seed + 1}/{num}", log)
         loop.run(trainer, epochs, validation, progress, checkpoint, log_epoch)
         models.append(trainer.ema)
     return models

@@ -108,26 +108,10 @@ def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
     decay = recipe.weight_decay
     if recipe.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=decay)
-    return Muon(rate, weight_decay=decay, adam_weight_decay=decay, ns_steps=_MUON_STEPS)
-
-
-class Muon(keras.optimizers.Muon):  # type: ignore[misc]
-    """Keras's Muon, with AdamW for biases and the last layer, and kernels of convolutions, too.
-
-    A kernel is a matrix with a column for each channel that comes out.
-    """
-
-    def _should_use_adamw(self, variable: keras.Variable) -> bool:
-        return len(variable.shape) < 2 or "probabilities" in variable.path
-
-    def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """Make an update orthogonal, in some steps of Newton and Schulz."""
-        return tf.reshape(super().zeropower_via_newtonschulz5(_as_matrix(x), steps), x.shape)
-
-    def lr_adjust(self, x: tf.Tensor) -> tf.Tensor:
-        """Scale an update by the longer side of its matrix."""
-        return tf.reshape(super().lr_adjust(_as_matrix(x)), x.shape)
-
-
-def _as_matrix(kernel: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(kernel, (-1, kernel.shape[-1]))
+    return keras.optimizers.Muon(
+        rate,
+        weight_decay=decay,
+        adam_weight_decay=decay,  # of the biases and of the last layer
+        exclude_layers=["probabilities"],
+        ns_steps=_MUON_STEPS,
+    )

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
-from scipy import ndimage
 
-from serving import Classifier
 from training.data import degradation
 from training.data.degradation import WAYS, degrade
 from training.data.mnist import Images, Mnist
@@ -22,9 +20,8 @@ def test_every_image_is_degraded_and_can_still_be_told(images: Images) -> None:
     assert degraded.shape == images.shape
     assert degraded.dtype == np.uint8
     assert (degraded != images).any(axis=1).mean() > 0.95  # a bar may lie on background
-    with Classifier.pretrained(device="cpu") as classifier:
-        before, after = (classifier.classify(each).digits for each in (images, degraded))
-    assert (before == after).mean() > 0.9
+    for before, after in zip(images, degraded, strict=True):
+        assert np.corrcoef(before, after)[0, 1] > 0.2
 
 
 def test_the_same_generator_degrades_in_the_same_way(images: Images) -> None:
@@ -53,30 +50,3 @@ def test_paler_ink_stays_lighter_than_the_paper(images: Images) -> None:
     brightest, darkest = changed.max(axis=(1, 2)), changed.min(axis=(1, 2))
     assert (brightest - darkest > 50).all()
     assert (darkest > 20).any()
-
-
-def test_outlines_are_thin_and_around_the_ink(images: Images) -> None:
-    pixels = images.reshape(-1, 28, 28).astype(np.float32)
-    drawn = degradation.outlines(pixels, rng())
-    assert set(np.unique(drawn)) == {0, 255}
-    hollow = (drawn > 0) & (pixels == 255)
-    assert hollow.sum() < 0.5 * (pixels == 255).sum()  # what was ink is no longer filled
-    near = ndimage.maximum_filter(pixels, (1, 3, 3)) > 0
-    assert not (drawn[~near] > 0).any()
-
-
-def test_margins_are_inverted_on_either_side_only(images: Images) -> None:
-    pixels = images.reshape(-1, 28, 28).astype(np.float32)
-    changed = degradation.inverted_margins(pixels, rng())
-    is_changed = changed != pixels
-    assert np.array_equal(changed[is_changed], 255 - pixels[is_changed])
-    assert not is_changed[:, 9:19, 9:19].any()
-    assert is_changed.any(axis=(1, 2)).mean() > 0.9
-
-
-def test_ink_beneath_clouds_is_still_brighter_than_beside_it(images: Images) -> None:
-    pixels = images.reshape(-1, 28, 28).astype(np.float32)
-    cloudy = degradation.clouds(pixels, rng())
-    assert cloudy.min() >= 0
-    assert cloudy.max() <= 255.01
-    assert cloudy[pixels == 255].mean() > cloudy[pixels == 0].mean() + 50

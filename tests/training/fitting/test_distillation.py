@@ -14,10 +14,12 @@ from training.fitting import distillation, teacher_logits, teachers
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
 
-SMALL = dataclasses.replace(
-    TEACHER, epochs=2, batch_size=64, network="mlp", units=(32,), dropout=(0.1,)
-)
-DISTILLATION = Distillation(teachers=(SMALL, SMALL), views=2, temperature=2.0, share=0.75)
+DISTILLATION = Distillation(
+    teacher=dataclasses.replace(
+        TEACHER, epochs=2, batch_size=64, network="mlp", units=(32,), dropout=(0.1,)
+    ),
+    teachers=2, views=2, temperature=2.0, share=0.75,
+)  # fmt: skip
 RECIPE = dataclasses.replace(
     RECIPES["best"], distillation=DISTILLATION, validation_split=1 / 12, epochs=3, batch_size=256,
     ema_decay=0.9, fine_tune_share=0, learning_rate=0.02,
@@ -98,8 +100,8 @@ def test_missing_and_damaged_logits_are_computed_again_by_the_same_teachers(
 
 
 def test_other_teachers_compute_all_again(cache: Path, parts: Parts, tmp_path: Path) -> None:
-    teacher = dataclasses.replace(SMALL, epochs=1)
-    other = dataclasses.replace(DISTILLATION, teachers=(teacher,), views=1)
+    teacher = dataclasses.replace(DISTILLATION.teacher, epochs=1)
+    other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
     recipe = dataclasses.replace(RECIPE, distillation=other)
     lines: list[str] = []
     teacher_logits.load(recipe, *parts, copy(cache, tmp_path), lines.append)

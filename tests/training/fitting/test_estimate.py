@@ -7,7 +7,7 @@ from training.fitting import loop
 from training.fitting.loop import Estimate
 
 DISTILLATION = Distillation(
-    teachers=(replace(TEACHER, epochs=10),) * 2, views=4, temperature=2.0, share=0.9
+    teacher=replace(TEACHER, epochs=10), teachers=2, views=4, temperature=2.0, share=0.9
 )
 RECIPE = replace(
     RECIPES["best"], distillation=DISTILLATION, fine_tune_share=0, epochs=100, optimizer="adamw"
