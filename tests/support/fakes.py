@@ -1,5 +1,6 @@
 """Stand-ins for a model, with gates instead of sleeps, and a clock that the test moves."""
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -28,6 +29,13 @@ from serving.tensors import Array, Feeds
 
 TIMEOUT_S = 10.0
 """How long a test waits for an expected event; only a failure takes that long."""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Poll on the event loop until something holds; raise TimeoutError if it never does."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not holds():
+            await asyncio.sleep(0.002)
 
 
 def images_of(*values: int) -> Images:

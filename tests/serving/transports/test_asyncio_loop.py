@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,15 @@ from serving.protocols.encoding import Rows
 from serving.signature import Signature
 from serving.telemetry.logs import request_fields
 from serving.transports.grpcio.asyncio_loop import AsyncioLoop
-from tests.support.fakes import MANIFEST, TIMEOUT_S, FakeModel, images_of, router_of, versions_of
+from tests.support.fakes import (
+    MANIFEST,
+    TIMEOUT_S,
+    FakeModel,
+    images_of,
+    router_of,
+    until,
+    versions_of,
+)
 
 Scenario = Coroutine[Any, Any, None]
 
@@ -118,9 +126,3 @@ def test_turn_logs_nothing_of_the_call_that_woke_it() -> None:
         loop.stop()
 
     run(scenario())
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not holds():
-            await asyncio.sleep(0.005)

@@ -21,7 +21,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
 from serving.telemetry.report import Report
-from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of
+from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
 from tests.support.servers import on_both
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -54,9 +54,7 @@ class Running:
 
     async def until(self, holds: Callable[[Report], bool]) -> None:
         """Wait until the server's own report says something; in vain, the test fails."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while not holds(self.server.report()):
-                await asyncio.sleep(0.002)
+        await until(lambda: holds(self.server.report()))
 
     async def until_waiting(self, num_images: int) -> None:
         """Wait until as many images wait for a run."""
