@@ -33,7 +33,7 @@ MIN_PAGES = 100
 
 _EXAMPLES = """\
 examples:
-  python -m training.lab pictures                       the first table of docs/reading-pictures.md
+  python -m training.lab pictures --models models       the first table of docs/reading-pictures.md
   python -m training.lab evaluate                       its second table: numbers
   python -m training.lab evaluate --rows "boxes of a form" --wrong
   python -m training.lab evaluate --digits validation   to tune on; the test digits are for reports
