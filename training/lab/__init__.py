@@ -1,0 +1,6 @@
+"""Instruments that measure the product and fit its rejecter; they are not installed."""
+
+import os
+
+# Each process works on one core, on arrays too small for the threads of OpenBLAS: they only wait.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -23,6 +23,8 @@ MIN_ASPECT, MAX_ASPECT = 0.65, 40
 """Of a box: width by height; a narrow 8 or 0 has less."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
+MIN_BREADTH, MAX_SHARE = 2.5, 0.13
+"""Pixels of a side's mean breadth, and its share of the length: a thicker line is a stroke."""
 MAX_BREADTH = 2
 """Times the usual thickness of lines and a pixel: a thicker one is a stroke."""
 MIN_UNCLOSED, MAX_UNCLOSED = 3, 200
@@ -46,8 +48,9 @@ def find_boxes(across: Runs, down: Runs) -> list[Box]:
     What is written may touch the lines or cross them, and so may other lines.
     """
     level = across.of(MIN_SIDE)
-    lines, parts = parts_of(level)[0], parts_of(down.of(MIN_SIDE).T)[1]
-    sides = parts[parts[:, 3] <= np.maximum(4, parts[:, 2] / 6)]
+    lines, (labels, parts) = parts_of(level)[0], parts_of(down.of(MIN_SIDE).T)
+    breadths = np.bincount(labels.ravel())[1:] / parts[:, 2]
+    sides = parts[breadths <= np.maximum(MIN_BREADTH, MAX_SHARE * parts[:, 2])]
     sides = sides[np.argsort(sides[:, 1], kind="stable")][:MAX_LINES]
     boxes: list[Box] = []
     unclosed: list[Box] = []
@@ -110,11 +113,11 @@ def _box(mask: Mask, lines: Labels, one: Side, other: Side) -> tuple[Box, int]:
     if high - low < MIN_SIDE or not all(map(_is_straight, uprights)):
         return box, 0
     reach += (end - left) // 100  # long lines may bend
-    beyond = np.append(np.arange(left - 3 * reach, left - 1), np.arange(end + 1, end + 3 * reach))
+    beyond = np.append(left - 2 - np.arange(reach), end + 1 + np.arange(reach))
     beyond = np.clip(beyond, 0, mask.shape[1] - 1)
     level = [row for row in edges if _is_straight(_band(mask, slope + row, columns, -reach, reach))]
     goes_on = len(level) == 1 and (
-        _band(mask, np.full_like(beyond, level[0]), beyond, -reach, reach).any(0).mean() > 0.25
+        _band(mask, np.full_like(beyond, level[0]), beyond, -reach, reach).any(0).mean() > 0.5
     )
     return box, 0 if goes_on else len(level)
 

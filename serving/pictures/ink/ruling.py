@@ -53,7 +53,7 @@ def without_ruling(ink: Levels, found: tuple[Labels, Numbers]) -> Levels:
         return ink
     if boxes:
         lines |= dashes.lines(MIN_DASHES)
-        lines |= remains(mask & ~lines, near[0] | near[1])
+        lines |= remains(mask & ~lines, near[0] | near[1] | ndimage.maximum_filter(lines, 5))
     halo = ndimage.maximum_filter(lines, 3) & ~mask
     return np.where(lines | halo, 0, ink).astype(np.float32)
 

@@ -16,6 +16,7 @@ from serving.pictures.text.marks import Mark
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
 from training.lab.handwriting import evaluation
+from training.lab.made.drawing import optdigits_glyph
 from training.lab.made.papers import PAPERS, file_of, lay
 from training.lab.made.strings import Composed, compose, random_string
 
@@ -160,6 +161,16 @@ def test_lines_are_in_reading_order(classifier: Classifier, digits: Examples) ->
 
 def test_blank_picture_has_no_number(classifier: Classifier) -> None:
     assert read_numbers(file_of(np.full((90, 200), 255, np.uint8)), classifier) == []
+
+
+def test_digit_alone_is_read_with_little_certainty(classifier: Classifier) -> None:
+    rng = np.random.default_rng(1)
+    glyphs = [np.asarray(optdigits_glyph(number % 10, 56, rng)) for number in range(40)]
+    pages = [np.pad(glyph, 40) for glyph in glyphs]
+    found = [read_numbers(file_of(255 - page), classifier) for page in pages]
+    right = [texts(numbers) == [str(number % 10)] for number, numbers in enumerate(found)]
+    assert sum(right) >= 35  # 30 without LONE_POWER
+    assert sum(len(numbers) > 0 for numbers in found) <= sum(right) + 1
 
 
 def drawing(*strokes: list[tuple[float, float]]) -> bytes:

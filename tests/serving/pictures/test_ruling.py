@@ -1,5 +1,7 @@
 """Lines of forms and papers are removed from ink, and nothing that is written."""
 
+from itertools import product
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -133,10 +135,28 @@ def test_ones_in_boxes_stay() -> None:
 @pytest.mark.parametrize(
     "missing", [slice(TOP - 2, TOP + 4), slice(TOP + SIDE - 3, TOP + SIDE + 3)]
 )
-def test_boxes_without_an_upper_or_lower_side_are_removed(missing: slice) -> None:
-    lines, digits = field("boxes", 4, gap=20), written("4017", LEFT + 16, TOP + 6, SIDE + 20)
+@pytest.mark.parametrize("gap", [6, 20])
+def test_boxes_without_an_upper_or_lower_side_are_removed(missing: slice, gap: int) -> None:
+    lines, digits = field("boxes", 4, gap), written("4017", LEFT + 16, TOP + 6, SIDE + gap)
     lines[missing] = 0
     assert_only(digits, lines)
+
+
+@pytest.mark.parametrize(("rows", "gap"), [(1, 0), (1, 14), (2, 0)])
+@pytest.mark.parametrize("side", [40, 60])
+@pytest.mark.parametrize("pen", [3, 5])
+def test_boxes_that_lean_are_removed(rows: int, gap: int, side: int, pen: int) -> None:
+    image = Image.new("L", (WIDTH, HEIGHT))
+    for row, column in product(range(rows), range(5)):
+        left, top = LEFT + column * (side + gap), 30 + row * side
+        box = left - 2, top - 2, left + side + 2, top + side + 2
+        ImageDraw.Draw(image).rectangle(box, None, 160, pen)
+    digits = written("40713", LEFT + side // 4, 36, side + gap, size=side * 2 // 3)
+    assert_only(_leaning(Image.fromarray((255 * digits).astype(np.uint8))), _leaning(image))
+
+
+def _leaning(image: Image.Image) -> Levels:
+    return (np.asarray(image.rotate(2, Image.Resampling.BICUBIC)) / 255).astype(np.float32)
 
 
 def ring(box: tuple[int, int, int, int], degrees: int = 360) -> Levels:
