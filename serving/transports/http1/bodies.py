@@ -8,7 +8,11 @@ from serving.transports.http1.http_peer import HttpConnection
 
 _TRIM_BYTES = 16 << 20
 """After so much was kept, free pages go back to the kernel: glibc alone kept 0.6 GiB of forms."""
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+_MALLOC_OPTIONS = {-1: _TRIM_BYTES, -3: 4 << 20}
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3)), which glibc itself raises to 64 and 32 MiB:
+malloc_trim leaves the end of a thread's arena to the first of them."""
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)
 
 
 class Bodies:
@@ -16,6 +20,9 @@ class Bodies:
 
     def __init__(self, max_bytes: int) -> None:
         """Keep at most so much."""
+        if _trim is not None:
+            for option, num_bytes in _MALLOC_OPTIONS.items():
+                _libc.mallopt(option, num_bytes)
         self._max_bytes = max_bytes
         self._num_buffered = self._num_released = 0
         self._trim_s = math.inf
