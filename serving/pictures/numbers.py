@@ -34,7 +34,7 @@ that is answered."""
 LONE_POWER = 1 / 3
 """Of the probability of a digit that is all of the ink, which is right more often than it says: of
 100 enlarged optdigits 91 are read, not 74, and none wrongly."""
-MIN_STROKE, MAX_STROKE_WIDTH = 6.0, 0.62
+MIN_STROKE, MAX_STROKE_WIDTH = 8.5, 0.62
 """Of a page whose ink is strokes: their mean score, and the width of each, by its height."""
 DOUBTS = 1.8, 0.6, 1.4, 1.5
 """How much the probabilities of digits, marks, blanks and the page's turn count in a number's

@@ -19,7 +19,7 @@ from serving.predictions import Probabilities
 Floats = npt.NDArray[np.float32]
 
 WEIGHTS = Path(__file__).parent / "rejecter.npz"
-SHARE = 0.3
+SHARE = 0.5
 """Of the rejecter in the log probabilities of a candidate's classes."""
 _STRIDE = 2
 _BATCH = 64

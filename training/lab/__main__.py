@@ -21,12 +21,15 @@ from training.errors import TrainingError
 from training.lab.handwriting import evaluation, examples, fitting, reliability
 from training.lab.handwriting.evaluation import Outcome
 from training.lab.made import drawing
-from training.lab.made.pages import EMPTY
+from training.lab.made.pages import EMPTY, OTHER_FONTS
 
 _T = TypeVar("_T")
 
 VALIDATION_SPLIT = 1 / 12
 """Of the training digits: 5,000 that nothing is fitted on, to tune on."""
+
+FONTS_STEP = 5
+"""Of that many fonts of handwriting one is never fitted on."""
 
 MIN_PAGES = 100
 """To fit on: one in twenty of the rows is held out, and must have digits."""
@@ -70,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="decides the pages (1)")
     add("--digits", choices=("test", "validation"), default="test",
         help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
-    add("--rows", nargs="+", default=(), metavar="KIND", choices=[*evaluation.ROWS, *EMPTY],
+    add("--rows", nargs="+", default=(), metavar="KIND", choices=evaluation.KINDS,
         help="the kinds of pages (all)")  # fmt: skip
+    add("--fonts", type=Path, metavar="DIR",
+        help="fonts of handwriting; of them each fifth is never fitted on")  # fmt: skip
     add("--wrong", action="store_true", help="print wrong readings")
     add("--diagram", type=Path, metavar="FILE",
         help="an SVG that shows how often answers of each certainty are right")  # fmt: skip
@@ -79,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
     add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
+    add("--fonts", type=Path, metavar="DIR",
+        help="fonts to write digits and letters in, too: *.woff, of fonts.txt")  # fmt: skip
+    add("--start", type=Path, metavar="FILE",
+        help="go on from these weights, not over candidates; average both in the end")  # fmt: skip
     add("--epochs", type=values.count, default=fitting.EPOCHS,
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
     add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
@@ -114,12 +123,19 @@ def _pictures(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
     digits = mnist.test if options.digits == "test" else mnist.split(VALIDATION_SPLIT)[1]
-    kinds = tuple(options.rows) or (*evaluation.ROWS, *EMPTY)
+    fonts = _fonts(options.fonts)[1]
+    if evaluation.OTHER_HANDS in options.rows and not fonts:
+        raise TrainingError(f"{evaluation.OTHER_HANDS}: --fonts is missing")
+    kinds = tuple(options.rows) or (
+        *evaluation.ROWS,
+        *[evaluation.OTHER_HANDS][: len(fonts)],
+        *EMPTY,
+    )
     print(
         "| pages | right | no answer | wrong | wrong of those ≥ 90 % | ≥ 99 % |\n"
         "|---|---|---|---|---|---|"
     )
-    measured = evaluation.measure(digits, options.number, options.seed, kinds)
+    measured = evaluation.measure(digits, options.number, options.seed, kinds, fonts)
     shown = _with_bar(measured, options.number * len(kinds))
     outcomes = []
     for row, group in groupby(shown, key=lambda outcome: outcome.row):
@@ -146,19 +162,36 @@ def _print_row(row: str, outcomes: list[Outcome], *, wrong: bool) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     mnist = Mnist.load(options.data_dir)
-    made = examples.of_pages(mnist.split(VALIDATION_SPLIT)[0], options.pages, options.seed)
+    digits, fonts = mnist.split(VALIDATION_SPLIT)[0], _fonts(options.fonts)[0]
+    made = examples.of_pages(digits, [*OTHER_FONTS, *fonts], options.pages, options.seed)
     rows = [row for page in _with_bar(made, options.pages) for row in page]
     num_held_out = max(1, len(rows) // 20)
     held_out, rows = rows[:num_held_out], rows[num_held_out:]
     fit = fitting.Fit(NUM_MEASURES, options.seed)
-    fit.by_labels(rows, options.epochs)
+    if options.start:
+        fit.start_from(options.start)
+    else:
+        fit.by_labels(rows, options.epochs)
     print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
     fit.by_paths(rows, options.path_epochs)
+    if options.start:
+        fit.blend(options.start)
     print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
     output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
     fit.save(output)
     print(f"{output}: {output.stat().st_size} bytes")
     return 0
+
+
+def _fonts(folder: Path | None) -> tuple[list[Path], list[Path]]:
+    """Return a folder's fonts, to fit on and to measure with."""
+    if not folder:
+        return [], []
+    fonts = sorted(folder.glob("*.woff"))
+    if len(fonts) < FONTS_STEP:
+        raise TrainingError(f"{folder}: {len(fonts)} fonts (*.woff), {FONTS_STEP} or more wanted")
+    held_out = fonts[FONTS_STEP // 2 :: FONTS_STEP]
+    return [font for font in fonts if font not in held_out], held_out
 
 
 def _own(options: argparse.Namespace) -> int:

@@ -94,7 +94,8 @@ def _lattice_of(line: Line, choice: Choice) -> _Lattice:
     none, blank = np.maximum(-np.logaddexp(0, [odds, -odds]), MIN_BLANK)
     for mark in line.marks:
         own, middles = line.inside(mark), pieces[:, 1] + pieces[:, 3]
-        ways = {text: MARK_SHARE * mark.odds + odds - mark.odds for text, odds in mark.ways}
+        base = 0.0 if mark.touches else MARK_SHARE * mark.odds
+        ways = {text: base + odds - mark.odds for text, odds in mark.ways}
         at = 4 * int(own[0] if len(own) else np.searchsorted(middles, mark.box[1] + mark.box[3]))
         if len(own):
             add(at + _NEXT, at + 4 * len(own) + _INK, ways)

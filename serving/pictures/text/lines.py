@@ -1,5 +1,6 @@
 """A row of a page with its candidates for digits, and the best way through them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class Line(NamedTuple):
         return cls(
             row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
             found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,
-            marks.find_marks(row),
+            marks.find_marks(row, pieces),
         )  # fmt: skip
 
     def choose(self, probabilities: Probabilities, odds: npt.NDArray[np.float64]) -> Choice:
@@ -85,15 +86,16 @@ class Line(NamedTuple):
         scores = odds + BIAS + np.log(np.maximum(probabilities.max(1, initial=0), 1e-6))
         order = np.argsort(-scores, kind="stable")
         kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
-        left_out = skips(self.row, self.pieces)
+        left_out = skips(self.row, self.pieces, self.marks)
         own = [(mark, self.inside(mark)) for mark in self.marks if mark.odds > marks.MIN_ODDS]
-        for mark, pieces in own:
-            left_out[pieces] = MARK_SHARE * mark.odds / max(1, len(pieces))
         best = path.best_path(spans[kept], scores[kept], left_out)
         run = kept[best.candidates].tolist()
-        used = {piece for number in run for piece in range(*spans[number])}
-        is_free = ~np.isin(self.pieces.parts, self.pieces.parts[sorted(used)])
-        found = [(mark, pieces) for mark, pieces in own if is_free[pieces].all()]
+        used = sorted({piece for number in run for piece in range(*spans[number])})
+        is_free = ~np.isin(self.pieces.parts, self.pieces.parts[used])
+        found = [
+            (mark, pieces) for mark, pieces in own
+            if not np.isin(pieces, used).any() and (len(pieces) or not mark.touches)
+        ]  # fmt: skip
         for _, pieces in found:
             is_free[pieces] = False
         free = [mark for mark, _ in found]
@@ -101,9 +103,7 @@ class Line(NamedTuple):
 
     def inside(self, mark: Mark) -> Numbers:
         """Return the pieces of a mark."""
-        boxes = self.pieces.boxes
-        inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
-        return np.flatnonzero(inside.all(1))
+        return _inside(self.pieces, mark)
 
     def items(self, choice: Choice) -> list[Item]:
         """Return a path's marks and digits."""
@@ -129,7 +129,18 @@ class Line(NamedTuple):
         return choice.left_out[heights > MIN_LETTER * self.row.height]
 
 
-def skips(row: Row, pieces: Pieces) -> npt.NDArray[np.float64]:
-    """Return the score of leaving out each piece: (P,)."""
+def skips(row: Row, pieces: Pieces, marks_of_row: Sequence[Mark] = ()) -> npt.NDArray[np.float64]:
+    """Return the score of leaving out each piece, which marks are more likely to be: (P,)."""
     heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
-    return np.asarray(SKIP * np.minimum(heights, 1))
+    scores = np.asarray(SKIP * np.minimum(heights, 1))
+    for mark in marks_of_row:
+        if mark.odds > marks.MIN_ODDS and not mark.touches:
+            inside = _inside(pieces, mark)
+            scores[inside] = MARK_SHARE * mark.odds / max(1, len(inside))
+    return scores
+
+
+def _inside(pieces: Pieces, mark: Mark) -> Numbers:
+    boxes = pieces.boxes
+    inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
+    return np.flatnonzero(inside.all(1))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serving.pictures.ink.parts import Numbers, labelled
 from serving.pictures.ink.rows import Row
-from serving.pictures.text.cuts import pen_width
+from serving.pictures.text.cuts import MIN_SIZE, Pieces, pen_width
 
 MAX_DOTS = 16
 """Of a row, looked at in pairs."""
@@ -30,6 +30,11 @@ DATE_ODDS, SLASH_ODDS = 5.0, -5.0
 """Log odds of two slashes that make a date, and of each other one, before it is looked at."""
 MIN_ODDS, WEAK_ODDS = 0.7, -4.0
 """Log odds of a small mark, and of one that is read only if a pattern needs it."""
+MIN_GAP = 0.04
+"""Of the row's height: between a hyphen and a digit."""
+MIN_TOUCHING_ODDS, MAX_TOUCHING_ODDS, MAX_CUT_PIECES = 2.0, 0.9, 3
+"""Of a mark that touches a digit or is above or below one: its least log odds, what they count as,
+and its most pieces."""
 MIN_SLASH = -3.0
 """Log odds of a stroke that may be a slash of a date."""
 
@@ -46,10 +51,12 @@ class Mark(NamedTuple):
     """(4,) top, left, bottom, right in the row."""
     ways: tuple[tuple[str, float], ...]
     """Each mark that it may be, and its log odds."""
+    touches: bool = False
+    """Whether it is so near to a digit, or cut from it, that only the rejecter tells them apart."""
 
 
-def find_marks(row: Row) -> list[Mark]:
-    """Find the small marks of a row; the bar of a 5 may look like one."""
+def find_marks(row: Row, pieces: Pieces) -> list[Mark]:
+    """Find the small marks of a row; the bar of a 5 may look like one, and a piece of a digit."""
     labels, boxes = labelled(row.mask)
     heights = boxes[:, 2] - boxes[:, 0]
     tall = boxes[heights >= MIN_TALL * row.height]
@@ -70,15 +77,55 @@ def find_marks(row: Row) -> list[Mark]:
             )
             marks.append(Mark(":", _share(odds), odds, box, ((":", odds),)))
             used |= {part, other}
+    least = MIN_SIZE * row.height**2
     for part, place in zip(small, places, strict=True):
-        ways = (
-            (".", place.point_odds()), (",", place.comma_odds()), ("-", place.hyphen_odds()),
-        )  # fmt: skip
-        (other_odds, _), (odds, text) = sorted((odds, text) for text, odds in ways)[1:]
-        if odds > WEAK_ODDS and part not in used:
+        ways = place.ways()
+        (text, odds), (_, other_odds) = ways[:2]
+        if part in used:
+            continue
+        if (
+            odds <= MIN_ODDS
+            and sizes[part] >= least
+            and (mark := _touching_mark(place, boxes[part]))
+        ):
+            marks.append(mark)
+        elif odds > WEAK_ODDS:
             sure = _share(odds) * _share(odds - other_odds)
             marks.append(Mark(text, sure, odds, boxes[part], ways))
+    return marks + _touching_marks(row, pieces, pen)
+
+
+def _touching_marks(row: Row, pieces: Pieces, pen: float) -> list[Mark]:
+    """Find marks among the pieces that are cut from digits; none of them is sure."""
+    heights = pieces.boxes[:, 2] - pieces.boxes[:, 0]
+    sizes = np.bincount(pieces.labels.ravel(), minlength=len(heights) + 1)[1:]
+    is_tall = heights >= MIN_TALL * row.height
+    is_cut = ~is_tall & np.isin(pieces.parts, pieces.parts[is_tall])
+    marks: list[Mark] = []
+    used = 0
+    for first in np.flatnonzero(is_cut).tolist():
+        for end in range(min(first + MAX_CUT_PIECES, len(heights)), first, -1):
+            span = slice(first, end)
+            if first < used or not is_cut[span].all():
+                continue
+            box = np.append(pieces.boxes[span, :2].min(0), pieces.boxes[span, 2:].max(0))
+            place = _Place.of(box, sizes[span].sum(), pieces.boxes[is_tall], row.height, pen)
+            if mark := _touching_mark(place, box):
+                marks.append(mark)
+                used = end
     return marks
+
+
+def _touching_mark(place: "_Place", box: Numbers) -> Mark | None:
+    """Return a mark beside, above, below or cut from a digit, if it has a mark's shape."""
+    place = place._replace(gap=max(place.gap, 2 * MIN_GAP), overlap=min(place.overlap, 0.0))
+    ways = place.ways()
+    (text, odds), (_, other_odds) = ways[:2]
+    if odds <= MIN_TOUCHING_ODDS:
+        return None
+    sure = _share(MAX_TOUCHING_ODDS) * _share(odds - other_odds)
+    lower = tuple((text, min(odds, MAX_TOUCHING_ODDS)) for text, odds in ways)
+    return Mark(text, sure, MAX_TOUCHING_ODDS, box, lower, touches=True)
 
 
 class _Place(NamedTuple):
@@ -118,6 +165,11 @@ class _Place(NamedTuple):
             max(0, shared) / width, -shared / unit, left / unit, size / (width * height), pen,
         )))  # fmt: skip
 
+    def ways(self) -> tuple[tuple[str, float], ...]:
+        """Return each mark beside digits that it may be, and its log odds, the likeliest first."""
+        ways = (".", self.point_odds()), (",", self.comma_odds()), ("-", self.hyphen_odds())
+        return tuple(sorted(ways, key=lambda way: -way[1]))
+
     def dot_odds(self) -> float:
         """Return the log odds of a dot anywhere beside digits."""
         sides = sorted((self.height, self.width))
@@ -149,7 +201,7 @@ class _Place(NamedTuple):
             _within(self.height, 0.03, 0.3, 0.015),
             _within(self.width / self.height, 1.5, 40, 0.25),
             _within(self.middle, -0.78, -0.22, 0.04),
-            _within(self.gap, 0.04, 9, 0.015),
+            _within(self.gap, MIN_GAP, 9, 0.015),
             _within(self.overlap, -1, 0.3, 0.08),
         )
 

@@ -13,10 +13,20 @@ from serving.pictures.text.runs import Item
 from serving.pictures.text.turning import turned_back
 from training.data.mnist import Mnist
 from training.lab.handwriting.evaluation import picture_of
-from training.lab.made.hands import write
+from training.lab.made.hands import Levels, Writers, write
 from training.lab.made.papers import file_of
 
 PAGES = 8
+
+
+def written(
+    text: str, mnist: Mnist, seed: int = 4, blank: tuple[float, float] = (0.12, 0.35),
+    hand: str = "fonts",
+) -> Levels:  # fmt: skip
+    """Write a text on white."""
+    return 255 - write(text, Writers(mnist.test), np.random.default_rng(seed), blank, hand).ink
+
+
 FLOORS = {"dates": 6, "decimals": 6, "groups": 6, "turned 90": 5, "turned 180": 5,
           "turned 270": 5, "one or two digits": 6, "wide gaps": 5, "small print": 6}  # fmt: skip
 """Of those pages, below the figures of `python -m training.lab evaluate` on more."""
@@ -52,8 +62,7 @@ def test_pages_by_other_hands_are_read_rightly_or_doubted(
 def test_marks_are_fields_with_boxes(
     text: str, classifier: Classifier, mnist_sample: Mnist
 ) -> None:
-    rng = np.random.default_rng(4)
-    page = 255 - write(text, mnist_sample.test, rng, (0.12, 0.35), "fonts")
+    page = written(text, mnist_sample)
     (number,) = read_numbers(file_of(page), classifier)
     assert number.text == "".join(field.text for field in number.fields) == text
     assert "".join(str(digit.digit) for digit in number.digits) == "".join(
@@ -70,7 +79,7 @@ def test_marks_are_fields_with_boxes(
 def test_boxes_of_a_turned_page_are_on_the_page_as_it_is(
     degrees: int, classifier: Classifier, mnist_sample: Mnist
 ) -> None:
-    ink = 255 - write("34739", mnist_sample.test, np.random.default_rng(4), (0.12, 0.35), "fonts")
+    ink = written("34739", mnist_sample)
     (straight,) = read_numbers(file_of(ink), classifier)
     (turned,) = read_numbers(file_of(np.rot90(ink, -degrees // 90)), classifier)
     assert (turned.text, turned.turned) == ("34739", degrees)
@@ -81,7 +90,7 @@ def test_boxes_of_a_turned_page_are_on_the_page_as_it_is(
 
 
 def test_cameras_orientation_is_no_turn(classifier: Classifier, mnist_sample: Mnist) -> None:
-    ink = 255 - write("34739", mnist_sample.test, np.random.default_rng(4), (0.12, 0.35), "fonts")
+    ink = written("34739", mnist_sample)
     file, exif = file_of(ink), Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     file.truncate(0)
@@ -138,7 +147,7 @@ def test_letter_ends_a_number_and_rejects_what_it_touches() -> None:
 def test_number_that_also_reads_upside_down_is_doubted(
     text: str, is_sure: bool, classifier: Classifier, mnist_sample: Mnist
 ) -> None:
-    page = 255 - write(text, mnist_sample.test, np.random.default_rng(5), (0.2, 0.3), "strokes")
+    page = written(text, mnist_sample, 6, (0.2, 0.3), "strokes")
     (number,) = read_numbers(file_of(np.rot90(page, 2)), classifier)
     assert (number.probability > 0.9) == is_sure
     assert number.text == text or not is_sure

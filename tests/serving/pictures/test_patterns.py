@@ -10,7 +10,7 @@ from serving import Classifier, read_numbers
 from serving.errors import InvalidRequest
 from serving.pictures.text.pattern import MAX_STATES, SYMBOLS, of_rows
 from training.data.mnist import Mnist
-from training.lab.made.hands import write
+from training.lab.made.hands import Writers, write
 from training.lab.made.papers import file_of
 
 
@@ -77,8 +77,8 @@ def test_states_are_bounded() -> None:
 
 @pytest.fixture(scope="module")
 def pages(mnist_sample: Mnist) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(4)
-    return {text: 255 - write(text, mnist_sample.test, rng, (0.12, 0.3), "fonts")
+    rng = np.random.default_rng(6)
+    return {text: 255 - write(text, Writers(mnist_sample.test), rng, (0.12, 0.3), "fonts").ink
             for text in ("12/05/2026", "-3,14", "496.12", "1234 5678")}  # fmt: skip
 
 

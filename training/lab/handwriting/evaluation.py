@@ -1,7 +1,9 @@
 """Measures how often numbers are read correctly, and how often one is found where there is none."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +13,12 @@ from training.data.mnist import Examples
 from training.lab.handwriting.workers import on_all_cores
 from training.lab.made.drawing import FONTS
 from training.lab.made.forms import FORMS
+from training.lab.made.hands import Writers
 from training.lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
 from training.lab.made.papers import file_of, lay
 from training.lab.made.strings import Composed, random_string
 from training.lab.made.tables import photograph_of_sheet
-from training.lab.made.texts import TEXTS
+from training.lab.made.texts import TEXTS, TOUCHING, by_fonts
 
 
 class Outcome(NamedTuple):
@@ -61,40 +64,61 @@ COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
 }
 """Pages with a number of digits next to each other on them."""
 SHEETS = "sheets on tables"
-ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS)
+OTHER_HANDS = "fonts of handwriting"
+"""Only measured where there are such fonts."""
+ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS, *TOUCHING)
 """Pages with digits on them."""
+KINDS = (*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS, *TOUCHING, OTHER_HANDS)
+"""Their order decides the pages."""
 
 
 def measure(
-    digits: Examples, number: int, seed: int, rows: tuple[str, ...] = ()
+    digits: Examples,
+    number: int,
+    seed: int,
+    rows: tuple[str, ...] = (),
+    fonts: Sequence[Path] = (),
 ) -> Iterator[Outcome]:
-    """Read many random pages with the pretrained model, on all cores."""
-    names = rows or (*ROWS, *EMPTY)
+    """Read many random pages with the pretrained model, on all cores.
+
+    Args:
+        digits: MNIST's, that are on the pages.
+        number: of pages of each kind.
+        seed: decides the pages.
+        rows: the kinds; all by default.
+        fonts: of handwriting, for OTHER_HANDS.
+    """
+    names = rows or (*ROWS, *[OTHER_HANDS][: len(fonts)], *EMPTY)
     tasks = [(name, seed, page) for name in names for page in range(number)]
-    return on_all_cores(_outcome, digits, tasks)
+    return on_all_cores(partial(_outcome, fonts), digits, tasks)
 
 
-def _outcome(digits: Examples, classifier: Classifier, task: tuple[str, int, int]) -> Outcome:
+def _outcome(
+    fonts: Sequence[Path], digits: Examples, classifier: Classifier, task: tuple[str, int, int]
+) -> Outcome:
     name, seed, number = task
-    rng = np.random.default_rng(
-        [seed, [*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS].index(name), number]
-    )
-    picture, text = picture_of(name, digits, rng)
+    rng = np.random.default_rng([seed, KINDS.index(name), number])
+    picture, text = picture_of(name, digits, rng, fonts)
     found = read_numbers(picture, classifier)
     read = " ".join(number.text for number in found)
     probability = float(np.prod([number.probability for number in found])) if found else 0.0
     return Outcome(name, read == text, probability, text, read)
 
 
-def picture_of(name: str, digits: Examples, rng: np.random.Generator) -> tuple[io.BytesIO, str]:
+def picture_of(
+    name: str, digits: Examples, rng: np.random.Generator, fonts: Sequence[Path] = ()
+) -> tuple[io.BytesIO, str]:
     """Make a picture file of a kind, and the text on it: "" if there is none."""
     if name in EMPTY:
         return file_of(without_digits(name, rng)), ""
     if name == SHEETS:
-        return photograph_of_sheet(digits, rng)
+        return photograph_of_sheet(Writers(digits), rng)
     if name in COMPOSED:
         made = COMPOSED[name](digits, rng)
         return file_of(any_paper(made.ink, rng)), made.text
-    ink, text = {**TEXTS, **FORMS}[name](digits, rng)
+    if name == OTHER_HANDS:
+        made = by_fonts(Writers(digits, fonts=fonts), rng)
+    else:
+        made = {**TEXTS, **FORMS, **TOUCHING}[name](Writers(digits), rng)
     is_white = name == "small print" or rng.random() < 0.5
-    return file_of(lay(ink, "white", rng) if is_white else any_paper(ink, rng)), text
+    return file_of(lay(made.ink, "white", rng) if is_white else any_paper(made.ink, rng)), made.text

@@ -1,29 +1,27 @@
 """Candidates of composed pages, with labels: a whole digit, or none."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from serving import Classifier
 from serving.pictures import decoder
 from serving.pictures.ink import page, rows
 from serving.pictures.ink.rows import Row
-from serving.pictures.text import candidates, cuts, lines
+from serving.pictures.text import candidates, cuts, lines, marks
 from training.data.mnist import Examples
 from training.lab.handwriting.workers import on_all_cores
-from training.lab.made.pages import (
-    EMPTY,
-    FIELDS,
-    OTHER_FONTS,
-    any_paper,
-    form,
-    without_digits,
-    written,
-)
-from training.lab.made.papers import file_of
-from training.lab.made.strings import Composed, Levels, random_string, single
+from training.lab.made.forms import FORMS
+from training.lab.made.hands import Writers
+from training.lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
+from training.lab.made.papers import file_of, worn
+from training.lab.made.strings import MARK, Composed, Levels, random_string, single
+from training.lab.made.texts import TEXTS, TOUCHING
 
 NO_DIGIT = 10
 """The label of candidates that are not one whole digit."""
@@ -32,6 +30,11 @@ MIN_WHOLE = 0.9
 MAX_PART = 0.75
 """One that shares less is no digit. Between the two a digit's best candidate is that digit, since
 where digits overlap none has all of its ink; others are left out."""
+
+MIN_MARK, MAX_MARK = 0.25, 0.6
+"""Of a mark's ink: a candidate with more is no digit alone; between the two its label is open."""
+MIN_MARK_SIZE = 8
+"""Pixels: what is smaller may be a mark's edge."""
 
 
 class LabelledRow(NamedTuple):
@@ -51,12 +54,14 @@ class LabelledRow(NamedTuple):
     """(N, 2): the first piece, from 0, and the one after the last."""
     skips: npt.NDArray[np.float64]
     """(P,): the score of leaving out a piece."""
+    has_mark: npt.NDArray[np.bool_]
+    """(N,): whether a candidate has a mark's ink, too, so that it is no digit alone."""
     text: str
     """The digits in the row; "" if there are none."""
 
     def part(self, is_kept: npt.NDArray[np.bool_]) -> "LabelledRow":
         """Leave out some of the candidates."""
-        names = self._fields[:6]
+        names = [name for name in self._fields if name not in ("skips", "text")]
         return self._replace(**{name: getattr(self, name)[is_kept] for name in names})
 
 
@@ -65,70 +70,127 @@ def join(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
     return [np.concatenate(column) for column in zip(*(row[:5] for row in rows), strict=True)]
 
 
-def of_pages(digits: Examples, num_pages: int, seed: int) -> Iterator[list[LabelledRow]]:
-    """Return the rows of each of many random pages, made on all cores."""
-    return on_all_cores(_of_page, digits, [(seed, number) for number in range(num_pages)])
+KINDS = {
+    "gaps": 0.11, "touching": 0.17, "overlapping": 0.04, "single": 0.03, "written": 0.05,
+    "close": 0.05, "fields": 0.11, "forms": 0.1, "texts": 0.09, "marks": 0.08, "turned": 0.04,
+    "empty": 0.13,
+}  # fmt: skip
+"""The shares of the kinds of pages."""
+WORN_SHARE = 0.25
+"""Of the pages, which are photographed or copied badly."""
+UPRIGHT = [name for name in TEXTS if not name.startswith("turned")]
+LIKE_DIGITS = ("", "0", "0125689", "0")
+"""The digits that look like some digit after so many quarter turns: they are labelled as open."""
 
 
-def _of_page(digits: Examples, classifier: Classifier, seed: tuple[int, int]) -> list[LabelledRow]:
+def of_pages(
+    digits: Examples, fonts: Sequence[Path], num_pages: int, seed: int
+) -> Iterator[list[LabelledRow]]:
+    """Return the rows of each of many random pages, made on all cores.
+
+    Args:
+        digits: MNIST's, to compose pages of.
+        fonts: to set digits and letters in.
+        num_pages: how many.
+        seed: decides the pages.
+    """
+    tasks = [(seed, number) for number in range(num_pages)]
+    return on_all_cores(partial(_of_page, fonts), digits, tasks)
+
+
+def _of_page(
+    fonts: Sequence[Path], digits: Examples, classifier: Classifier, seed: tuple[int, int]
+) -> list[LabelledRow]:
     rng = np.random.default_rng(seed)
-    kind = rng.choice(6, p=[0.21, 0.28, 0.05, 0.07, 0.22, 0.17])
-    composed: Composed | None = None
-    if kind == 0:
-        composed = random_string(digits, rng, -4, 10)
-    elif kind == 1:
-        composed = random_string(digits, rng, -4, 1)
-    elif kind == 2:
-        composed = single(digits, rng)
-    elif kind == 3:
-        composed = written(rng, OTHER_FONTS)
-    elif kind == 4:
-        composed = form(digits, rng, str(rng.choice(FIELDS, p=[0.55, 0.15, 0.15, 0.15])))
-    if composed is None:
+    kind = str(rng.choice([*KINDS], p=[*KINDS.values()]))
+    if kind == "empty":
         kind_of_page = str(rng.choice(EMPTY, p=[0.03, 0.03, 0.42, 0.38, 0.14]))
-        grey = without_digits(kind_of_page, rng, OTHER_FONTS)
+        composed, grey = None, without_digits(kind_of_page, rng, fonts)
     else:
+        composed = _composed(kind, digits, fonts, rng)
         grey = any_paper(composed.ink, rng)
-    return of_picture(grey, composed, classifier)
+    quarters = int(rng.integers(1, 4)) if kind == "turned" else 0
+    if rng.random() < WORN_SHARE:
+        grey = worn(grey, rng)
+    return of_picture(grey, composed, classifier, quarters)
+
+
+def _composed(
+    kind: str, digits: Examples, fonts: Sequence[Path], rng: np.random.Generator
+) -> Composed:
+    writers = Writers(digits, ("strokes", str(fonts[int(rng.integers(len(fonts)))])), fonts)
+    match kind:
+        case "gaps":
+            return random_string(digits, rng, -4, 10)
+        case "touching":
+            return random_string(digits, rng, -4, 1)
+        case "overlapping":
+            return random_string(digits, rng, -6, 0)
+        case "single":
+            return single(digits, rng)
+        case "written":
+            return written(rng, fonts)
+        case "close":
+            return written(rng, fonts, -3)
+        case "fields":
+            return form(digits, rng, str(rng.choice(FIELDS, p=[0.55, 0.15, 0.15, 0.15])))
+        case "marks":
+            return TOUCHING["touching marks"](writers, rng)
+        case "forms":
+            return FORMS[str(rng.choice([*FORMS]))](writers, rng)
+    return TEXTS[str(rng.choice(UPRIGHT))](writers, rng)  # "texts" and "turned"
 
 
 def of_picture(
-    grey: Levels, composed: Composed | None, classifier: Classifier
+    grey: Levels, composed: Composed | None, classifier: Classifier, quarters: int = 0
 ) -> list[LabelledRow]:
-    """Label the candidates of a page by the digits that their ink belongs to."""
+    """Label the candidates of a page by the digits that their ink belongs to.
+
+    Args:
+        grey: the page.
+        composed: what is on it; None if it has no digits.
+        classifier: for the candidates' probabilities.
+        quarters: how often the page is turned, which leaves no digits.
+    """
     labelled = []
-    ink = page.find_ink(decoder.read_page(file_of(grey)).grey)
+    ink = page.find_ink(decoder.read_page(file_of(np.rot90(grey, quarters))).grey)
     for row in rows.find_rows(ink) if ink else []:
         pieces = cuts.cut(row)
         found = candidates.join(row, pieces)
         if not len(found.spans):
             continue
         labels, text = np.full(len(found.spans), NO_DIGIT), ""
+        has_mark = np.zeros(len(labels), np.bool_)
         if composed is not None:
-            owners = _owners_in(row, composed.owners)
-            labels = _labels(row, pieces, found, owners, composed.text)
-            text = _text_in(row, composed, owners)
+            owners = _owners_in(row, np.rot90(composed.owners, quarters))
+            labels = _labels(row, pieces, found, owners, composed.digits)
+            mark = _share_of_marks(pieces, found, owners)
+            labels = np.where(mark > MAX_MARK, NO_DIGIT, np.where(mark < MIN_MARK, labels, -1))
+            has_mark, text = mark > MAX_MARK, _text_in(row, composed, owners)
+        if quarters:
+            is_open = np.isin(labels, [*map(int, LIKE_DIGITS[quarters])])
+            labels, text = np.where(is_open, -1, NO_DIGIT), ""
         labelled.append(LabelledRow(
             found.images, found.surroundings, found.measures, labels.astype(np.int8),
             classifier.classify(found.images).probabilities, found.spans,
-            lines.skips(row, pieces), text,
+            lines.skips(row, pieces, marks.find_marks(row, pieces)), has_mark, text,
         ))  # fmt: skip
     return labelled
 
 
-def _owners_in(row: Row, owners: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _owners_in(row: Row, owners: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """Return the digits that each of a row's pixels belongs to."""
     y = np.clip(row.top + (np.arange(row.mask.shape[0]) + 0.5) * row.scale, 0, len(owners) - 1)
     x = np.clip(row.left + (np.arange(row.mask.shape[1]) + 0.5) * row.scale, 0, owners.shape[1] - 1)
     return owners[np.ix_(y.astype(np.intp), x.astype(np.intp))]
 
 
-def _text_in(row: Row, composed: Composed, owners: npt.NDArray[np.uint8]) -> str:
+def _text_in(row: Row, composed: Composed, owners: npt.NDArray[np.uint32]) -> str:
     """Return the digits that have most of their ink in a row."""
     text = ""
-    for index, digit in enumerate(composed.text):
-        inside = np.count_nonzero((owners >> index) & 1) * row.scale**2
-        if inside > 0.5 * np.count_nonzero((composed.owners >> index) & 1):
+    for index, digit in enumerate(composed.digits):
+        inside = np.count_nonzero((owners >> np.uint32(index)) & 1) * row.scale**2
+        if inside > 0.5 * np.count_nonzero((composed.owners >> np.uint32(index)) & 1):
             text += digit
     return text
 
@@ -137,7 +199,7 @@ def _labels(
     row: Row,
     pieces: cuts.Pieces,
     found: candidates.Candidates,
-    owners: npt.NDArray[np.uint8],
+    owners: npt.NDArray[np.uint32],
     text: str,
 ) -> npt.NDArray[np.intp]:
     """Return each candidate's digit, NO_DIGIT, or -1 where that is open."""
@@ -145,7 +207,7 @@ def _labels(
     share, best = np.zeros(len(sizes)), np.zeros(len(sizes), np.intp)
     is_best = np.zeros(len(sizes), np.bool_)
     for index, digit in enumerate(text):
-        bits = (owners >> index) & 1
+        bits = (owners >> np.uint32(index)) & 1
         shared = _sums(bits, pieces, found)
         whole = shared / np.maximum(np.count_nonzero(bits[row.mask]), sizes)
         is_more = whole > share
@@ -154,6 +216,19 @@ def _labels(
             is_best[whole.argmax()] = True
     is_digit = (share >= MIN_WHOLE) | (is_best & (share >= MAX_PART))
     return np.where(is_digit, best, np.where(share < MAX_PART, NO_DIGIT, -1))
+
+
+def _share_of_marks(
+    pieces: cuts.Pieces, found: candidates.Candidates, owners: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.float64]:
+    """Return how much each candidate has of any mark: (N,), 0 to 1."""
+    numbers, count = ndimage.label(owners == 1 << MARK, np.ones((3, 3)))
+    shares = np.zeros(len(found.spans))
+    for number in range(1, count + 1):
+        size = np.count_nonzero(numbers == number)
+        if size >= MIN_MARK_SIZE:
+            shares = np.maximum(shares, _sums(numbers == number, pieces, found) / size)
+    return shares
 
 
 def _sums(

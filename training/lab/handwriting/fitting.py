@@ -13,7 +13,7 @@ from serving.pictures.rejecter import SHARE, odds
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch
 from training.lab.handwriting.examples import NO_DIGIT, LabelledRow, join
-from training.lab.handwriting.paths import text_loss
+from training.lab.handwriting.paths import Loss, text_loss
 
 EPOCHS, PATH_EPOCHS = 1, 18
 BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
@@ -40,6 +40,8 @@ LOOKS = (0, 1, 3, 6, 10, 14)
 LOOK_ROWS = 64
 NONE_SHARE = 0.15
 """Of the candidates that are no digit, which are trained on before the paths."""
+RAISED = 0.8
+"""By how much log odds are raised where weights were averaged, which makes them more doubtful."""
 DEFORMATION = Deformation(
     rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
     thickness=0.3, identity_share=0.15,
@@ -72,6 +74,17 @@ class Fit:
         hidden = layers.Concatenate()([layers.Flatten()(hidden), measures])
         hidden = layers.Dropout(0.3)(layers.Dense(UNITS, activation="relu")(hidden))
         self._model = keras.Model([pixels, measures], layers.Dense(11)(hidden))
+
+    def start_from(self, path: Path) -> None:
+        """Take over saved weights."""
+        self._model.set_weights(_saved(path))
+
+    def blend(self, path: Path) -> None:
+        """Average the weights with those that the fit went on from, and raise all log odds."""
+        both = zip(self._model.get_weights(), _saved(path), strict=True)
+        weights = [(fitted + saved) / 2 for fitted, saved in both]
+        weights[-1][NO_DIGIT] -= RAISED
+        self._model.set_weights(weights)
 
     def by_labels(self, rows: Sequence[LabelledRow], epochs: int = EPOCHS) -> None:
         """Train on deformed candidates, each by its label."""
@@ -183,7 +196,7 @@ class Fit:
         for row, count in zip(rows, np.broadcast_to(times, len(rows)), strict=True):
             part = slice(at, at + len(row.labels))
             at = part.stop
-            loss = text_loss(row.spans, scores[part], row.skips, row.text) if row.text else None
+            loss = _path_loss(row, scores[part]) if row.text else None
             if loss is not None:
                 gradient[part] = count * loss.gradient / len(rows)
             values.append(float(of_labels[part].max(initial=0)) if loss is None else loss.value)
@@ -234,6 +247,15 @@ class Fit:
         tf = self._tf
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
         return losses * tf.cast(labels >= 0, tf.float32)
+
+
+def _saved(path: Path) -> list[_Floats]:
+    with np.load(path) as arrays:
+        return [arrays[name].astype(np.float32) for name in _WEIGHTS]
+
+
+def _path_loss(row: LabelledRow, scores: npt.NDArray[np.float64]) -> Loss | None:
+    return text_loss(row.spans, scores, row.skips, row.text, row.has_mark)
 
 
 def _label_weights(rows: Sequence[LabelledRow], times: _Floats) -> _Floats:

@@ -28,7 +28,11 @@ class Loss(NamedTuple):
 
 
 def text_loss(
-    spans: npt.NDArray[np.integer], scores: Floats, skips: Floats, text: str
+    spans: npt.NDArray[np.integer],
+    scores: Floats,
+    skips: Floats,
+    text: str,
+    is_wrong: npt.NDArray[np.bool_] | None = None,
 ) -> Loss | None:
     """Return the loss of a row; None if no path gives its text.
 
@@ -37,11 +41,14 @@ def text_loss(
         scores: (N, 10): each candidate's score as each digit.
         skips: (P,): the score of leaving out a piece.
         text: the digits in the row.
+        is_wrong: (N,): the candidates that no right path has.
     """
     digits = np.array([*map(int, text)], np.intp)
     anything = np.asarray(np.logaddexp.reduce(scores, axis=1))
     # Column 0 is of paths that give any text, the others of those that have given 0, 1, ... digits.
     wanted = scores[:, digits]
+    if is_wrong is not None:
+        wanted[is_wrong] = _NEVER
     first, last = spans.T.astype(np.intp)
     forward = _sums(first, last, anything, wanted, skips)
     count = len(skips)

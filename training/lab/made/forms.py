@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from training.data.mnist import Examples
 from training.lab.made.drawing import FONTS
-from training.lab.made.hands import digit_glyph
-from training.lab.made.texts import Made, Make
+from training.lab.made.hands import Writers, digit_glyph
+from training.lab.made.strings import Composed, owner
+from training.lab.made.texts import Make
 
 Point = tuple[float, float]
 
@@ -21,13 +21,17 @@ STYLES = (
 class _Sheet:
     """A page with its lines and its digits."""
 
-    def __init__(self, width: float, height: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, width: float, height: float, writers: Writers, rng: np.random.Generator
+    ) -> None:
         self.rng, self.size = rng, (int(width) * FINE, int(height) * FINE)
         self.weight, self.pen = int(rng.integers(80, 256)), rng.uniform(1, 4)
         self.lines = Image.new("L", self.size)
         self.draw = ImageDraw.Draw(self.lines)
         self.ink = np.zeros((int(height), int(width)), np.uint8)
-        self.hand = str(rng.choice(["mnist", "mnist", "mnist", "optdigits", "strokes"]))
+        self.owners = np.zeros(self.ink.shape, np.uint32)
+        self.mnist, self.count = writers.mnist, 0
+        self.hand = str(rng.choice(["mnist", "mnist", "mnist", *writers.others]))
 
     def line(self, points: list[Point], dash: float = 0, gap: float = 0) -> None:
         """Draw a line through points, solid or dashed; dots if a dash is shorter than the pen."""
@@ -49,35 +53,41 @@ class _Sheet:
             if side != without:
                 self.line(corners[side : side + 2], dash, gap)
 
-    def digit(self, digit: int, digits: Examples, x: float, y: float, height: float) -> None:
-        """Write a digit around a point."""
-        glyph = digit_glyph(digit, self.hand, digits, self.rng)
+    def digit(self, digit: int, x: float, y: float, height: float) -> None:
+        """Write the next digit around a point."""
+        glyph = digit_glyph(digit, self.hand, self.mnist, self.rng)
         scale = height / max(len(glyph), 0.75 * glyph.shape[1])
         size = max(2, round(glyph.shape[1] * scale)), max(2, round(len(glyph) * scale))
         glyph = np.asarray(Image.fromarray(glyph).resize(size, 3))
         top, left = max(0, round(y - size[1] / 2)), max(0, round(x - size[0] / 2))
-        window = self.ink[top : top + size[1], left : left + size[0]]
-        np.maximum(window, glyph[: window.shape[0], : window.shape[1]], out=window)
+        window = slice(top, top + size[1]), slice(left, left + size[0])
+        inside = self.ink[window]
+        glyph = glyph[: inside.shape[0], : inside.shape[1]]
+        np.maximum(inside, glyph, out=inside)
+        self.owners[window] |= owner(glyph, self.count)
+        self.count += 1
 
-    def made(self, text: str) -> Made:
+    def made(self, text: str) -> Composed:
         """Return the page, turned by up to 3 degrees."""
         ink = np.maximum(self.ink, np.asarray(self.lines.reduce(FINE)))
         turn = float(self.rng.choice([0, self.rng.uniform(-3, 3)]))
-        return np.asarray(Image.fromarray(ink).rotate(turn, Image.Resampling.BICUBIC)), text
+        ink = np.asarray(Image.fromarray(ink).rotate(turn, Image.Resampling.BICUBIC))
+        owners = Image.fromarray(self.owners.view(np.int32)).rotate(turn)
+        return Composed(text, ink, np.asarray(owners).view(np.uint32))
 
 
 def _number(rng: np.random.Generator, low: int, high: int) -> str:
     return "".join(map(str, rng.integers(0, 10, rng.integers(low, high + 1))))
 
 
-def dashed_boxes(digits: Examples, rng: np.random.Generator) -> Made:
+def dashed_boxes(writers: Writers, rng: np.random.Generator) -> Composed:
     """Write one digit or a row of digits into boxes with dashed or dotted sides."""
     text = _number(rng, 1, 1) if rng.random() < 0.25 else _number(rng, 2, 8)
     side = rng.uniform(34, 80)
     pitch = side + rng.choice([0, rng.uniform(0.1, 0.5)]) * side
     margin = rng.uniform(12, 60, 4)
     page = _Sheet(
-        pitch * len(text) + margin[0] + margin[1], 1.3 * side + margin[2] + margin[3], rng
+        pitch * len(text) + margin[0] + margin[1], 1.3 * side + margin[2] + margin[3], writers, rng
     )
     dots_or_dashes = (0.1, rng.uniform(2, 6)), (rng.uniform(3, 12), rng.uniform(2, 8))
     dash, gap = dots_or_dashes[rng.integers(2)]
@@ -86,11 +96,11 @@ def dashed_boxes(digits: Examples, rng: np.random.Generator) -> Made:
         left, top = margin[0] + index * pitch, margin[2]
         page.box(left, top, left + side, top + height, dash=dash, gap=gap)
         x, y = rng.normal((left + side / 2, top + height / 2), 0.04 * side)
-        page.digit(int(digit), digits, x, y, side * rng.uniform(0.55, 0.8))
+        page.digit(int(digit), x, y, side * rng.uniform(0.55, 0.8))
     return page.made(text)
 
 
-def box_rows(digits: Examples, rng: np.random.Generator) -> Made:
+def box_rows(writers: Writers, rng: np.random.Generator) -> Composed:
     """Write a number into a row of boxes, or several into a table, of one of STYLES."""
     style = str(rng.choice(STYLES))
     count = int(rng.integers(3, 9))
@@ -105,7 +115,7 @@ def box_rows(digits: Examples, rng: np.random.Generator) -> Made:
     is_beside = bool(label) and rng.random() < 0.5
     left += 3.2 * side * is_beside
     top += side * (bool(label) and not is_beside)
-    page = _Sheet(pitch * count + left + right, height * len(texts) + top + bottom, rng)
+    page = _Sheet(pitch * count + left + right, height * len(texts) + top + bottom, writers, rng)
     page.pen = rng.uniform(0.8, 2) if style == "double" else float(rng.choice([1, 2, 3, 5]))
     without = int(rng.integers(4)) if style == "missing side" else 9
     share = rng.uniform(0.85, 1.05) if style == "touching" else rng.uniform(0.55, 0.8)
@@ -134,7 +144,7 @@ def box_rows(digits: Examples, rng: np.random.Generator) -> Made:
                 inset = page.pen + 3
                 page.box(x + inset, y + inset, x + side - inset, y + height - inset)
             at = rng.normal((x + side / 2, y + height / 2), 0.04 * side)
-            page.digit(int(digit), digits, at[0], at[1], side * share)
+            page.digit(int(digit), at[0], at[1], side * share)
     if style == "half-height":
         page.line([(left + count * pitch, top), (left + count * pitch, top + height)])
     if label:
@@ -146,7 +156,7 @@ def box_rows(digits: Examples, rng: np.random.Generator) -> Made:
     return page.made(" ".join(texts))
 
 
-def circled(digits: Examples, rng: np.random.Generator) -> Made:
+def circled(writers: Writers, rng: np.random.Generator) -> Composed:
     """Draw a circle around one digit, around each of several, or around a number."""
     kind = rng.integers(4)
     text = _number(rng, 1, 1) if kind < 2 else _number(rng, 2, 6)
@@ -159,7 +169,7 @@ def circled(digits: Examples, rng: np.random.Generator) -> Made:
         wide += (len(text) - 1) * pitch / 2 * 1.15
     margin = rng.uniform(0.3, 1.5, 2) * size
     page = _Sheet(
-        pitch * (len(text) - 1) + 2 * wide + 2 * margin[0], 2 * radius + 2 * margin[1], rng
+        pitch * (len(text) - 1) + 2 * wide + 2 * margin[0], 2 * radius + 2 * margin[1], writers, rng
     )
     page.pen, y = max(1.2, size * rng.uniform(0.03, 0.12)), margin[1] + radius
     is_printed = rng.random() < 0.4
@@ -170,7 +180,7 @@ def circled(digits: Examples, rng: np.random.Generator) -> Made:
         page.line(_loop(x, y, wide, radius, rng, is_printed))
     for digit, x in zip(text, xs, strict=True):
         shift = rng.normal(0, 0.04 * size, 2)
-        page.digit(int(digit), digits, x + shift[0], y + shift[1], size * rng.uniform(0.85, 1))
+        page.digit(int(digit), x + shift[0], y + shift[1], size * rng.uniform(0.85, 1))
     return page.made(text)
 
 

@@ -1,55 +1,79 @@
-"""Texts of digits and marks as they are written by hands other than those that fits are made of."""
+"""Texts of digits and marks as many hands write them."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from training.data.mnist import Examples
-from training.lab.made.drawing import FONTS, optdigits_glyph, stroke_glyph
+from training.lab.made.drawing import FONTS, font_glyph, optdigits_glyph, stroke_glyph
 from training.lab.made.pages import OTHER_FONTS
+from training.lab.made.strings import DIGITS, MARK, Composed, owner
 
 Levels = npt.NDArray[np.uint8]
-HANDS = ("mnist", "mnist", "optdigits", "strokes", "fonts")
 MACHINE_FONTS = sorted(Path("/usr/share/fonts/truetype/liberation").glob("*.ttf")) or OTHER_FONTS
 
 
-def set_in_font(text: str, height: float, rng: np.random.Generator) -> Levels:
+class Writers(NamedTuple):
+    """Whose digits are on made pages."""
+
+    mnist: Examples
+    others: tuple[str, str] = ("optdigits", "strokes")
+    """Two more hands: "optdigits", "strokes", or a font's file."""
+    fonts: Sequence[Path] = (*FONTS, *MACHINE_FONTS)
+    """Whole texts are set in one of them."""
+
+
+def set_in_font(
+    text: str, height: float, rng: np.random.Generator, fonts: Sequence[Path]
+) -> Composed:
     """Set a text in one font, its digits about `height` pixels high."""
-    fonts = [*FONTS, *MACHINE_FONTS]
-    font = ImageFont.truetype(str(fonts[rng.integers(len(fonts))]), height * 1.37)
+    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), height * 1.37)
     left, top, right, bottom = font.getbbox(text)
-    image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
-    ImageDraw.Draw(image).text((1 - left, 1 - top), text, 255, font)
-    return np.asarray(image)
+
+    def drawn(some: str, x: float = 0) -> Levels:
+        image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
+        ImageDraw.Draw(image).text((1 - left + x, 1 - top), some, 255, font)
+        return np.asarray(image)
+
+    ink = drawn(text)
+    owners = np.zeros(ink.shape, np.uint32)
+    for at, bit in enumerate(_bits(text)):
+        owners |= owner(np.minimum(ink, drawn(text[at], font.getlength(text[:at]))), bit)
+    return Composed(text, ink, owners)
 
 
 def write(
     text: str,
-    digits: Examples,
+    writers: Writers,
     rng: np.random.Generator,
     blank: tuple[float, float],
     hand: str = "",
-) -> Levels:
-    """Write a text in a hand, or any, with `blank` heights between characters: ink is 255."""
-    hand, height = hand or str(rng.choice(HANDS)), rng.uniform(26, 64)
+) -> Composed:
+    """Write a text in a hand, or any of the writers', with `blank` heights between characters."""
+    hands = ("mnist", "mnist", *writers.others, "fonts")
+    hand, height = hand or str(rng.choice(hands)), rng.uniform(26, 64)
     if hand == "fonts" and blank[1] < 0.5:
-        ink = set_in_font(text, height, rng)
+        made = set_in_font(text, height, rng, writers.fonts)
     else:
-        ink = _by_pen(text, hand, digits, height, blank, rng)
+        made = _by_pen(text, hand, writers, height, blank, rng)
     margin = rng.integers(int(0.4 * height), int(1.6 * height), 4)
-    return np.pad(ink, (tuple(margin[:2]), tuple(margin[2:])))
+    sides = tuple(margin[:2]), tuple(margin[2:])
+    return Composed(text, np.pad(made.ink, sides), np.pad(made.owners, sides))
 
 
 def _by_pen(
-    text: str, hand: str, digits: Examples, height: float, blank: tuple[float, float],
+    text: str, hand: str, writers: Writers, height: float, blank: tuple[float, float],
     rng: np.random.Generator,
-) -> Levels:  # fmt: skip
+) -> Composed:  # fmt: skip
     glyphs, pen = [], height * rng.uniform(0.06, 0.13)
     for character in text:
         if character.isdigit():
-            glyph = digit_glyph(int(character), hand, digits, rng)
+            glyph = digit_glyph(int(character), hand, writers.mnist, rng)
             scale = height * rng.uniform(0.88, 1.12) / len(glyph)
             size = max(2, round(glyph.shape[1] * scale)), round(len(glyph) * scale)
             glyphs.append((np.asarray(Image.fromarray(glyph).resize(size, 3)), 1.0))
@@ -57,22 +81,39 @@ def _by_pen(
             glyphs.append((_mark(character, height, pen, rng), 1.5))
     width = sum(glyph.shape[1] for glyph, _ in glyphs) + int(2.3 * height * len(glyphs))
     page, x = np.zeros((int(2.8 * height), width), np.uint8), 2.0
-    for glyph, base in glyphs:
+    owners = np.zeros(page.shape, np.uint32)
+    for bit, (glyph, base) in zip(_bits(text), glyphs, strict=True):
         y = int(height * (0.7 + base + rng.uniform(-0.05, 0.05))) - len(glyph)
-        window = page[y : y + len(glyph), int(x) : int(x) + glyph.shape[1]]
-        np.maximum(window, glyph, out=window)
+        window = slice(y, y + len(glyph)), slice(int(x), int(x) + glyph.shape[1])
+        page[window] = np.maximum(page[window], glyph)
+        owners[window] |= owner(glyph, bit)
         x += glyph.shape[1] + height * rng.uniform(*blank)
-    return page[:, : int(x) + 2]
+    return Composed(text, page[:, : int(x) + 2], owners[:, : int(x) + 2])
 
 
-def digit_glyph(digit: int, hand: str, digits: Examples, rng: np.random.Generator) -> Levels:
-    """Choose or draw a digit in one of HANDS, but fonts: its ink is 255, without margins."""
+def _bits(text: str) -> list[int]:
+    """Return the bit of each character in `Composed.owners`."""
+    digits = itertools.count()
+    return [next(digits) if character in DIGITS else MARK for character in text]
+
+
+def digit_glyph(digit: int, hand: str, mnist: Examples, rng: np.random.Generator) -> Levels:
+    """Choose or draw a digit: its ink is 255, without margins.
+
+    Args:
+        digit: 0 to 9.
+        hand: "mnist", "optdigits", "strokes", "fonts", which is drawn as strokes, or a font's file.
+        mnist: to choose from.
+        rng: chooses.
+    """
     if hand == "optdigits":
         glyph = np.asarray(optdigits_glyph(digit, 60, rng))
     elif hand == "mnist":
-        glyph = rng.choice(digits.images[digits.labels == digit]).reshape(28, 28)
-    else:
+        glyph = rng.choice(mnist.images[mnist.labels == digit]).reshape(28, 28)
+    elif hand in ("strokes", "fonts"):
         glyph = np.asarray(stroke_glyph(digit, 60, rng))
+    else:
+        glyph = np.asarray(font_glyph(digit, 60, rng, [Path(hand)], turn_deg=6))
     is_ink = glyph > 60
     rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
     return np.ascontiguousarray(glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

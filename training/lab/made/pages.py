@@ -1,5 +1,6 @@
 """Pages to read numbers on: composed strings, forms with boxes, and pages without any digit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from training.data.mnist import Examples
 from training.lab.made.drawing import FONTS, curve, font_glyph, stroke_glyph
 from training.lab.made.papers import PAPERS, lay
-from training.lab.made.strings import INK, Composed, Levels, compose
+from training.lab.made.strings import Composed, Levels, compose, owner
 
 OTHER_FONTS = [
     Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
@@ -23,15 +24,15 @@ LETTERS = "ABCDEFGHJKLMNPQRTUVWXYabcdefghijkmnprstuvwxy"
 """Without those that are digits, too, where nothing stands beside them: I, O, S, Z, l, o, q, z."""
 
 
-def written(rng: np.random.Generator, fonts: list[Path]) -> Composed:
-    """Write 2 to 8 digits by pen strokes or set them in one font, apart from each other."""
+def written(rng: np.random.Generator, fonts: Sequence[Path], lowest: float = 2) -> Composed:
+    """Write 2 to 8 digits by pen strokes or set them in one font, with gaps of `lowest` to 10."""
     text = "".join(map(str, rng.integers(0, 10, rng.integers(2, 9))))
     if rng.random() < 0.5:
         glyphs = [np.asarray(stroke_glyph(int(digit), 80, rng)) for digit in text]
     else:
-        font = [fonts[rng.integers(len(fonts))]]
+        font = [fonts[int(rng.integers(len(fonts)))]]
         glyphs = [np.asarray(font_glyph(digit, 80, rng, font)) for digit in text]
-    gaps = rng.uniform(2, 10, len(text) - 1).tolist()
+    gaps = rng.uniform(lowest, 10, len(text) - 1).tolist()
     return compose(text, glyphs, gaps, rng, unit=80)
 
 
@@ -51,7 +52,7 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
     margin = rng.integers(10, 80, 4)
     num_boxes = len(chosen) + int(rng.integers(0, 3))
     shape = (height + margin[0] + margin[1], pitch * num_boxes + margin[2] + margin[3])
-    owners, ink = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    owners, ink = np.zeros(shape, np.uint32), np.zeros(shape, np.uint8)
     for index, image in enumerate(digits.images[chosen]):
         scale = side * rng.uniform(0.55, 0.85) / 20
         size = round(28 * scale)
@@ -62,7 +63,7 @@ def form(digits: Examples, rng: np.random.Generator, field: str = "boxes") -> Co
         crop = glyph[max(0, -y) :, max(0, -x) :][
             : shape[0] - window[0].start, : shape[1] - window[1].start
         ]
-        owners[window] |= (crop >= INK).astype(np.uint8) << index
+        owners[window] |= owner(crop, index)
         ink[window] = np.maximum(ink[window], crop)
     pen, weight = int(rng.integers(1, 4)), int(rng.integers(90, 256))
     sheet = Image.new("L", shape[::-1])
@@ -93,9 +94,9 @@ def draw_field(
             draw.line((x, bottom - (bottom - top) // 3, x, bottom), weight, pen)
 
 
-def letters(rng: np.random.Generator, fonts: list[Path]) -> Levels:
+def letters(rng: np.random.Generator, fonts: Sequence[Path]) -> Levels:
     """Set a few words of LETTERS in one font."""
-    font = [fonts[rng.integers(len(fonts))]]
+    font = [fonts[int(rng.integers(len(fonts)))]]
     lines = []
     for _ in range(rng.integers(1, 5)):
         words = [
@@ -157,7 +158,7 @@ def any_paper(ink: Levels, rng: np.random.Generator) -> Levels:
     return lay(ink, str(rng.choice([*PAPERS])), rng)
 
 
-def without_digits(kind: str, rng: np.random.Generator, fonts: list[Path] = FONTS) -> Levels:
+def without_digits(kind: str, rng: np.random.Generator, fonts: Sequence[Path] = FONTS) -> Levels:
     """Make the grey levels of a page without any digit, of a kind of EMPTY."""
     match kind:
         case "blank":

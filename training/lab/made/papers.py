@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageFilter
 
 from training.lab.made.drawing import png
 
@@ -60,6 +61,14 @@ PAPERS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
 def lay(ink: Levels, paper: str, rng: np.random.Generator) -> Levels:
     """Lay ink on a kind of paper."""
     return np.clip(PAPERS[paper](ink / 255.0, rng), 0, 255).astype(np.uint8)
+
+
+def worn(levels: Levels, rng: np.random.Generator) -> Levels:
+    """Blur a page, and save it as a JPEG file of low quality."""
+    image = Image.fromarray(levels).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3)))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=int(rng.integers(40, 95)))
+    return np.asarray(Image.open(file))
 
 
 def file_of(levels: Levels) -> io.BytesIO:

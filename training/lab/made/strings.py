@@ -1,4 +1,4 @@
-"""Strings of digits composed from glyphs, with the digit that each pixel belongs to."""
+"""Texts as ink, with the digit that each pixel belongs to; strings composed from glyphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,29 @@ Levels = npt.NDArray[np.uint8]
 
 INK = 100
 """Levels of 255 from which a pixel counts as ink."""
+DIGITS = "0123456789/"
+"""Characters that are read as digits at first: see `serving.pictures.text.marks`."""
+MARK = 31
+"""The bit of marks in `Composed.owners`."""
 MIN_SHARED = 6
 """Pixels of a digit in a connected part, if the part is to count as that digit's, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A string of digits as ink on an empty page."""
+    """A text as ink on an empty page."""
 
     text: str
+    """Digits, marks and blanks."""
     ink: Levels
     """(H, W) uint8, 255 = ink."""
-    owners: npt.NDArray[np.uint8]
-    """(H, W): bit N is set where the text's digit N has ink; up to 8 digits."""
+    owners: npt.NDArray[np.uint32]
+    """(H, W): bit N is set where digit N of `digits` has ink, MARK where a mark has some."""
+
+    @property
+    def digits(self) -> str:
+        """What of the text is first read as a digit: a slash, too, as a 1."""
+        return "".join("1" if each == "/" else each for each in self.text if each in DIGITS)
 
     @property
     def touches(self) -> bool:
@@ -34,7 +44,7 @@ class Composed:
         parts, count = ndimage.label(self.ink >= INK, np.ones((3, 3)))
         sizes = [
             np.bincount(parts.ravel(), ((self.owners >> digit) & 1).ravel(), count + 1)[1:]
-            for digit in range(len(self.text))
+            for digit in range(len(self.digits))
         ]
         return bool(((np.array(sizes) > MIN_SHARED).sum(0) > 1).any())
 
@@ -76,8 +86,13 @@ def compose(
         y, x = y - top + margins[0], x + margins[2]
         layer[y : y + len(glyph), x : x + glyph.shape[1]] = glyph
     ink = layers.max(0)
-    bits = [(layer >= INK).astype(np.uint8) << digit for digit, layer in enumerate(layers)]
+    bits = [owner(layer, digit) for digit, layer in enumerate(layers)]
     return Composed(text, ink, np.bitwise_or.reduce(bits))
+
+
+def owner(ink: Levels, digit: int) -> npt.NDArray[np.uint32]:
+    """Set the bit of a digit where it has ink."""
+    return (ink >= INK).astype(np.uint32) << np.uint32(digit)
 
 
 def _glyph(glyph: Levels, scale: float, slant: float) -> Levels:

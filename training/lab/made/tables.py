@@ -8,17 +8,16 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from serving.pictures.ink.sheets import homography
-from training.data.mnist import Examples
-from training.lab.made.hands import write
+from training.lab.made.hands import Writers, write
 from training.lab.made.papers import Floats, Levels, lay
 
 TABLES = ("wood", "cloth", "plain", "cluttered")
 
 
-def photograph_of_sheet(digits: Examples, rng: np.random.Generator) -> tuple[io.BytesIO, str]:
+def photograph_of_sheet(writers: Writers, rng: np.random.Generator) -> tuple[io.BytesIO, str]:
     """Photograph a sheet with a number on it: a JPEG file, and its text."""
     text = "".join(map(str, rng.integers(0, 10, rng.integers(3, 8))))
-    page = _sheet(text, digits, rng)
+    page = _sheet(text, writers, rng)
     size = np.array([(1280, 960), (960, 1280), (1000, 1000)][rng.integers(3)])
     corners = _corners(page.shape, size, rng)
     scene = _table(str(rng.choice(TABLES)), (size[1], size[0]), rng)
@@ -64,9 +63,9 @@ def _rectangle(shape: tuple[int, ...]) -> Floats:
     return np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
 
 
-def _sheet(text: str, digits: Examples, rng: np.random.Generator) -> Levels:
+def _sheet(text: str, writers: Writers, rng: np.random.Generator) -> Levels:
     """Write a text somewhere on a white sheet; returns its levels."""
-    ink = write(text, digits, rng, (0.12, 0.35))
+    ink = write(text, writers, rng, (0.12, 0.35)).ink
     ink = np.asarray(Image.fromarray(ink).resize((ink.shape[1] * 2, ink.shape[0] * 2), 3))
     width = int(ink.shape[1] * rng.uniform(1.05, 1.8))
     height = max(int(width * rng.choice([0.7, 1.0, 1.41, 0.55])), ink.shape[0] + 4)

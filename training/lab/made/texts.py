@@ -4,12 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.data.mnist import Examples
-from training.lab.made.hands import Levels, set_in_font, write
+from training.lab.made.hands import Writers, set_in_font, write
+from training.lab.made.strings import Composed
 
-Made = tuple[Levels, str]
-"""The ink of a page, 255 where there is some, and the text on it."""
-Make = Callable[[Examples, np.random.Generator], Made]
+Make = Callable[[Writers, np.random.Generator], Composed]
 
 
 def _number(rng: np.random.Generator, low: int, high: int) -> str:
@@ -41,9 +39,9 @@ def _few(rng: np.random.Generator) -> str:
     return str(rng.choice(["1", "7", "11", "17", "2", "4", "9", "0"]))
 
 
-def _small(_: Examples, rng: np.random.Generator) -> Made:
-    text = _number(rng, 3, 8)
-    return np.pad(set_in_font(text, rng.uniform(9, 16), rng), 12), text
+def _small(writers: Writers, rng: np.random.Generator) -> Composed:
+    made = set_in_font(_number(rng, 3, 8), rng.uniform(9, 16), rng, writers.fonts)
+    return Composed(made.text, np.pad(made.ink, 12), np.pad(made.owners, 12))
 
 
 def _written(
@@ -51,11 +49,23 @@ def _written(
     blank: tuple[float, float] = (0.12, 0.35),
     quarters: int = 0,
 ) -> Make:
-    def make(digits: Examples, rng: np.random.Generator) -> Made:
-        made = text(rng)
-        return np.rot90(write(made, digits, rng, blank), -quarters), made
+    def make(writers: Writers, rng: np.random.Generator) -> Composed:
+        made = write(text(rng), writers, rng, blank)
+        ink, owners = np.rot90(made.ink, -quarters), np.rot90(made.owners, -quarters)
+        return Composed(made.text, ink, owners)
 
     return make
+
+
+def _with_marks(rng: np.random.Generator) -> str:
+    return [_date, _decimal, _group][int(rng.integers(3))](rng)
+
+
+def by_fonts(writers: Writers, rng: np.random.Generator) -> Composed:
+    """Write a number, a date, a decimal or a group in one of the writers' fonts."""
+    text = _number(rng, 3, 7) if rng.random() < 0.5 else _with_marks(rng)
+    font = str(writers.fonts[int(rng.integers(len(writers.fonts)))])
+    return write(text, writers, rng, (0.12, 0.35), font)
 
 
 TEXTS: dict[str, Make] = {
@@ -73,3 +83,5 @@ TEXTS: dict[str, Make] = {
 }
 """The kinds of pages. Digits are MNIST's, UCI optdigits', drawn strokes, or set in fonts; marks are
 drawn with a pen, or are the font's."""
+TOUCHING: dict[str, Make] = {"touching marks": _written(_with_marks, (-0.1, 0.15))}
+"""The same, with marks so near to digits that some touch."""
