@@ -40,7 +40,8 @@ examples:
   python -m training.lab evaluate                       its second table: numbers
   python -m training.lab evaluate --rows "boxes of a form" --wrong
   python -m training.lab evaluate --digits validation   to tune on; the test digits are for reports
-  python -m training.lab fit                            fits rejecter.npz again, in two hours
+  python -m training.lab fit                            fits a rejecter.npz, in two hours
+  python -m training.lab fit --start serving/pictures/rejecter.npz --fonts fonts --path-epochs 13
 """
 
 

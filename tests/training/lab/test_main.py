@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.lab.__main__ import main
+from training.errors import TrainingError
+from training.lab.__main__ import _fonts, main
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,15 @@ def test_pictures_prints_a_row_for_each_population(
     assert main(["pictures", "--models", str(models), "--number", "2"]) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split()[1] for row in rows] == ["fonts", "strokes", "optdigits"]
+
+
+def test_each_fifth_font_is_held_out(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.woff").touch()
+    fitted, held_out = _fonts(tmp_path)
+    assert [font.stem for font in held_out] == ["2", "7"]
+    assert [font.stem for font in fitted] == [*"0134568"]
+    for number in range(5):
+        (tmp_path / f"{number}.woff").unlink()
+    with pytest.raises(TrainingError, match="4 fonts"):
+        _fonts(tmp_path)
