@@ -127,11 +127,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     fonts = _fonts(options.fonts)[1]
     if evaluation.OTHER_HANDS in options.rows and not fonts:
         raise TrainingError(f"{evaluation.OTHER_HANDS}: --fonts is missing")
-    kinds = tuple(options.rows) or (
-        *evaluation.ROWS,
-        *[evaluation.OTHER_HANDS][: len(fonts)],
-        *EMPTY,
-    )
+    other_hands = [evaluation.OTHER_HANDS] if fonts else []
+    kinds = options.rows or [*evaluation.ROWS, *other_hands, *EMPTY]
     print(
         "| pages | right | no answer | wrong | wrong of those ≥ 90 % | ≥ 99 % |\n"
         "|---|---|---|---|---|---|"

@@ -93,7 +93,7 @@ def _lattice_of(line: Line, choice: Choice) -> _Lattice:
     odds = blank_odds(gaps, line.items(choice), line.row.height)
     none, blank = np.maximum(-np.logaddexp(0, [odds, -odds]), MIN_BLANK)
     for mark in line.marks:
-        own, middles = line.inside(mark), pieces[:, 1] + pieces[:, 3]
+        own, middles = mark.inside(line.pieces), pieces[:, 1] + pieces[:, 3]
         base = 0.0 if mark.touches else MARK_SHARE * mark.odds
         ways = {text: base + odds - mark.odds for text, odds in mark.ways}
         at = 4 * int(own[0] if len(own) else np.searchsorted(middles, mark.box[1] + mark.box[3]))

@@ -86,8 +86,8 @@ class Line(NamedTuple):
         scores = odds + BIAS + np.log(np.maximum(probabilities.max(1, initial=0), 1e-6))
         order = np.argsort(-scores, kind="stable")
         kept = order[np.unique(spans[order], axis=0, return_index=True)[1]]  # a span's best
-        left_out = skips(self.row, self.pieces, self.marks)
-        own = [(mark, self.inside(mark)) for mark in self.marks if mark.odds > marks.MIN_ODDS]
+        own = likely_marks(self.marks, self.pieces)
+        left_out = skips(self.row, self.pieces, own)
         best = path.best_path(spans[kept], scores[kept], left_out)
         run = kept[best.candidates].tolist()
         used = sorted({piece for number in run for piece in range(*spans[number])})
@@ -100,10 +100,6 @@ class Line(NamedTuple):
             is_free[pieces] = False
         free = [mark for mark, _ in found]
         return Choice(run, probabilities, scores, best, free, self.pieces.boxes[is_free])
-
-    def inside(self, mark: Mark) -> Numbers:
-        """Return the pieces of a mark."""
-        return _inside(self.pieces, mark)
 
     def items(self, choice: Choice) -> list[Item]:
         """Return a path's marks and digits."""
@@ -129,18 +125,24 @@ class Line(NamedTuple):
         return choice.left_out[heights > MIN_LETTER * self.row.height]
 
 
-def skips(row: Row, pieces: Pieces, marks_of_row: Sequence[Mark] = ()) -> npt.NDArray[np.float64]:
-    """Return the score of leaving out each piece, which marks are more likely to be: (P,)."""
+def likely_marks(found: Sequence[Mark], pieces: Pieces) -> list[tuple[Mark, Numbers]]:
+    """Return the marks that are read without a pattern, and the pieces of each."""
+    return [(mark, mark.inside(pieces)) for mark in found if mark.odds > marks.MIN_ODDS]
+
+
+def skips(
+    row: Row, pieces: Pieces, own: Sequence[tuple[Mark, Numbers]] = ()
+) -> npt.NDArray[np.float64]:
+    """Return the score of leaving out each piece: (P,).
+
+    Args:
+        row: the row.
+        pieces: its P pieces.
+        own: its `likely_marks`, whose pieces it is better to leave out.
+    """
     heights = (pieces.boxes[:, 2] - pieces.boxes[:, 0]) / row.height
     scores = np.asarray(SKIP * np.minimum(heights, 1))
-    for mark in marks_of_row:
-        if mark.odds > marks.MIN_ODDS and not mark.touches:
-            inside = _inside(pieces, mark)
+    for mark, inside in own:
+        if not mark.touches:
             scores[inside] = MARK_SHARE * mark.odds / max(1, len(inside))
     return scores
-
-
-def _inside(pieces: Pieces, mark: Mark) -> Numbers:
-    boxes = pieces.boxes
-    inside = (boxes[:, :2] >= mark.box[:2]) & (boxes[:, 2:] <= mark.box[2:])
-    return np.flatnonzero(inside.all(1))

@@ -54,6 +54,12 @@ class Mark(NamedTuple):
     touches: bool = False
     """Whether it is so near to a digit, or cut from it, that only the rejecter tells them apart."""
 
+    def inside(self, pieces: Pieces) -> Numbers:
+        """Return which of a row's pieces it is."""
+        boxes = pieces.boxes
+        inside = (boxes[:, :2] >= self.box[:2]) & (boxes[:, 2:] <= self.box[2:])
+        return np.flatnonzero(inside.all(1))
+
 
 def find_marks(row: Row, pieces: Pieces) -> list[Mark]:
     """Find the small marks of a row; the bar of a 5 may look like one, and a piece of a digit."""
@@ -103,16 +109,17 @@ def _touching_marks(row: Row, pieces: Pieces, pen: float) -> list[Mark]:
     is_cut = ~is_tall & np.isin(pieces.parts, pieces.parts[is_tall])
     marks: list[Mark] = []
     used = 0
-    for first in np.flatnonzero(is_cut).tolist():
-        for end in range(min(first + MAX_CUT_PIECES, len(heights)), first, -1):
-            span = slice(first, end)
-            if first < used or not is_cut[span].all():
-                continue
-            box = np.append(pieces.boxes[span, :2].min(0), pieces.boxes[span, 2:].max(0))
-            place = _Place.of(box, sizes[span].sum(), pieces.boxes[is_tall], row.height, pen)
-            if mark := _touching_mark(place, box):
-                marks.append(mark)
-                used = end
+    for first, size in itertools.product(
+        np.flatnonzero(is_cut).tolist(), range(MAX_CUT_PIECES, 0, -1)
+    ):
+        span = slice(first, first + size)
+        if first < used or span.stop > len(heights) or not is_cut[span].all():
+            continue
+        box = np.append(pieces.boxes[span, :2].min(0), pieces.boxes[span, 2:].max(0))
+        place = _Place.of(box, sizes[span].sum(), pieces.boxes[is_tall], row.height, pen)
+        if mark := _touching_mark(place, box):
+            marks.append(mark)
+            used = span.stop
     return marks
 
 

@@ -66,6 +66,7 @@ COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
 SHEETS = "sheets on tables"
 OTHER_HANDS = "fonts of handwriting"
 """Only measured where there are such fonts."""
+_BY_HANDS = {**TEXTS, **FORMS, **TOUCHING, OTHER_HANDS: by_fonts}
 ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS, *TOUCHING)
 """Pages with digits on them."""
 KINDS = (*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS, *TOUCHING, OTHER_HANDS)
@@ -76,8 +77,8 @@ def measure(
     digits: Examples,
     number: int,
     seed: int,
-    rows: tuple[str, ...] = (),
-    fonts: Sequence[Path] = (),
+    kinds: Sequence[str],
+    fonts: Sequence[Path],
 ) -> Iterator[Outcome]:
     """Read many random pages with the pretrained model, on all cores.
 
@@ -85,11 +86,10 @@ def measure(
         digits: MNIST's, that are on the pages.
         number: of pages of each kind.
         seed: decides the pages.
-        rows: the kinds; all by default.
+        kinds: of KINDS.
         fonts: of handwriting, for OTHER_HANDS.
     """
-    names = rows or (*ROWS, *[OTHER_HANDS][: len(fonts)], *EMPTY)
-    tasks = [(name, seed, page) for name in names for page in range(number)]
+    tasks = [(name, seed, page) for name in kinds for page in range(number)]
     return on_all_cores(partial(_outcome, fonts), digits, tasks)
 
 
@@ -116,9 +116,7 @@ def picture_of(
     if name in COMPOSED:
         made = COMPOSED[name](digits, rng)
         return file_of(any_paper(made.ink, rng)), made.text
-    if name == OTHER_HANDS:
-        made = by_fonts(Writers(digits, fonts=fonts), rng)
-    else:
-        made = {**TEXTS, **FORMS, **TOUCHING}[name](Writers(digits), rng)
+    writers = Writers(digits, fonts=fonts) if name == OTHER_HANDS else Writers(digits)
+    made = _BY_HANDS[name](writers, rng)
     is_white = name == "small print" or rng.random() < 0.5
     return file_of(lay(made.ink, "white", rng) if is_white else any_paper(made.ink, rng)), made.text

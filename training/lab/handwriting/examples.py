@@ -30,11 +30,21 @@ MIN_WHOLE = 0.9
 MAX_PART = 0.75
 """One that shares less is no digit. Between the two a digit's best candidate is that digit, since
 where digits overlap none has all of its ink; others are left out."""
-
 MIN_MARK, MAX_MARK = 0.25, 0.6
 """Of a mark's ink: a candidate with more is no digit alone; between the two its label is open."""
 MIN_MARK_SIZE = 8
 """Pixels: what is smaller may be a mark's edge."""
+KINDS = {
+    "gaps": 0.11, "touching": 0.17, "overlapping": 0.04, "single": 0.03, "written": 0.05,
+    "close": 0.05, "fields": 0.11, "forms": 0.1, "texts": 0.09, "marks": 0.08, "turned": 0.04,
+    "empty": 0.13,
+}  # fmt: skip
+"""The shares of the kinds of pages."""
+WORN_SHARE = 0.25
+"""Of the pages, which are photographed or copied badly."""
+UPRIGHT = [name for name in TEXTS if not name.startswith("turned")]
+LIKE_DIGITS = ("", "0", "0125689", "0")
+"""For each number of quarter turns: what still looks like a digit then. Its labels are open."""
 
 
 class LabelledRow(NamedTuple):
@@ -68,19 +78,6 @@ class LabelledRow(NamedTuple):
 def join(rows: Sequence[LabelledRow]) -> list[npt.NDArray[Any]]:
     """Join the rows' images, surroundings, measures, labels and probabilities."""
     return [np.concatenate(column) for column in zip(*(row[:5] for row in rows), strict=True)]
-
-
-KINDS = {
-    "gaps": 0.11, "touching": 0.17, "overlapping": 0.04, "single": 0.03, "written": 0.05,
-    "close": 0.05, "fields": 0.11, "forms": 0.1, "texts": 0.09, "marks": 0.08, "turned": 0.04,
-    "empty": 0.13,
-}  # fmt: skip
-"""The shares of the kinds of pages."""
-WORN_SHARE = 0.25
-"""Of the pages, which are photographed or copied badly."""
-UPRIGHT = [name for name in TEXTS if not name.startswith("turned")]
-LIKE_DIGITS = ("", "0", "0125689", "0")
-"""The digits that look like some digit after so many quarter turns: they are labelled as open."""
 
 
 def of_pages(
@@ -170,10 +167,11 @@ def of_picture(
         if quarters:
             is_open = np.isin(labels, [*map(int, LIKE_DIGITS[quarters])])
             labels, text = np.where(is_open, -1, NO_DIGIT), ""
+        likely = lines.likely_marks(marks.find_marks(row, pieces), pieces)
         labelled.append(LabelledRow(
             found.images, found.surroundings, found.measures, labels.astype(np.int8),
             classifier.classify(found.images).probabilities, found.spans,
-            lines.skips(row, pieces, marks.find_marks(row, pieces)), has_mark, text,
+            lines.skips(row, pieces, likely), has_mark, text,
         ))  # fmt: skip
     return labelled
 

@@ -62,8 +62,7 @@ def write(
     else:
         made = _by_pen(text, hand, writers, height, blank, rng)
     margin = rng.integers(int(0.4 * height), int(1.6 * height), 4)
-    sides = tuple(margin[:2]), tuple(margin[2:])
-    return Composed(text, np.pad(made.ink, sides), np.pad(made.owners, sides))
+    return made.padded((tuple(margin[:2]), tuple(margin[2:])))
 
 
 def _by_pen(

@@ -38,6 +38,14 @@ class Composed:
         """What of the text is first read as a digit: a slash, too, as a 1."""
         return "".join("1" if each == "/" else each for each in self.text if each in DIGITS)
 
+    def padded(self, sides: int | tuple[tuple[int, int], tuple[int, int]]) -> "Composed":
+        """Add margins: above and below, left and right."""
+        return Composed(self.text, np.pad(self.ink, sides), np.pad(self.owners, sides))
+
+    def turned(self, quarters: int) -> "Composed":
+        """Turn it counter-clockwise."""
+        return Composed(self.text, np.rot90(self.ink, quarters), np.rot90(self.owners, quarters))
+
     @property
     def touches(self) -> bool:
         """Whether two digits are one connected part."""

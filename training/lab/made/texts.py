@@ -40,8 +40,7 @@ def _few(rng: np.random.Generator) -> str:
 
 
 def _small(writers: Writers, rng: np.random.Generator) -> Composed:
-    made = set_in_font(_number(rng, 3, 8), rng.uniform(9, 16), rng, writers.fonts)
-    return Composed(made.text, np.pad(made.ink, 12), np.pad(made.owners, 12))
+    return set_in_font(_number(rng, 3, 8), rng.uniform(9, 16), rng, writers.fonts).padded(12)
 
 
 def _written(
@@ -50,9 +49,7 @@ def _written(
     quarters: int = 0,
 ) -> Make:
     def make(writers: Writers, rng: np.random.Generator) -> Composed:
-        made = write(text(rng), writers, rng, blank)
-        ink, owners = np.rot90(made.ink, -quarters), np.rot90(made.owners, -quarters)
-        return Composed(made.text, ink, owners)
+        return write(text(rng), writers, rng, blank).turned(-quarters)
 
     return make
 

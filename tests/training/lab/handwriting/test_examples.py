@@ -1,5 +1,7 @@
 """Pages to fit on are labelled by whose ink each candidate has."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,9 @@ OTHERS = ("empty", "turned", "overlapping")
 
 
 @pytest.fixture(scope="module")
-def classifier() -> Classifier:
-    return Classifier.pretrained(device="cpu")
+def classifier() -> Iterator[Classifier]:
+    with Classifier.pretrained(device="cpu") as classifier:
+        yield classifier
 
 
 def labelled(

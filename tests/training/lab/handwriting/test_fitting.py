@@ -10,7 +10,7 @@ from serving.pictures import rejecter
 from serving.pictures.text.candidates import NUM_MEASURES, Candidates
 from training.data.mnist import Mnist
 from training.lab.handwriting.examples import LabelledRow, of_picture
-from training.lab.handwriting.fitting import Fit
+from training.lab.handwriting.fitting import RAISED, Fit
 from training.lab.made.pages import any_paper, without_digits
 from training.lab.made.strings import random_string
 
@@ -52,3 +52,9 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     ))  # fmt: skip
     trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     assert np.allclose(logits, trained.numpy(), atol=0.05)
+
+    fit.start_from(tmp_path / "rejecter.npz")
+    fit.blend(tmp_path / "rejecter.npz")  # the same weights: only the log odds change
+    raised = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
+    change = rejecter.odds(raised.numpy()) - rejecter.odds(logits)
+    assert np.allclose(change, RAISED, atol=0.01)
