@@ -48,7 +48,7 @@ _CLASSIFY = """\
   digit-serving classify rose.jpg --model flowers.onnx --input image --labels labels.txt
 """
 _READ = """\
-  digit-serving read form.png                             form.png: 90210 (93.2 %)
+  digit-serving read form.png                             form.png: 90210 (92.7 %)
   digit-serving read bill.jpg scans/ --csv > numbers.csv  12/05/2026 and -3,14, a row for each
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
   digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
