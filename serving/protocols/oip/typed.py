@@ -27,6 +27,8 @@ _STRINGS = 8
 """The last field of contents, bytes_contents; those before it are numbers."""
 _VARINT, _DELIMITED, _MALFORMED = 0, 2, -1
 _FIXED_BYTES = {1: 8, 5: 4}
+_GROUPS = (3, 4)
+"""Where a group begins and ends; the third version has none, but protobuf skips them as unknown."""
 _STRING_TAG = _STRINGS << 3 | _DELIMITED
 _MAX_VARINT_BYTES = 10
 _INPUT_TAG, _NO_CONTENTS = b"\x2a", b"\x2a\0"
@@ -42,8 +44,8 @@ class TypedContents:
         """Divide a message; malformed fields are left in the rest, to its parser.
 
         Raises:
-            InvalidRequest: too many fields, strings or unpacked numbers, or too many bytes
-                besides the tensors.
+            InvalidRequest: too many fields, strings or unpacked numbers, too many bytes besides the
+                tensors, or a group.
         """
         self._message = message
         self._num_fields = self._num_strings = self._num_unpacked_bytes = 0
@@ -132,6 +134,8 @@ def _field_at(message: bytes, begin: int, end: int) -> _Field:
     elif kind == _DELIMITED:
         size, start = _varint(message, at, end)
         at = start + size
+    elif kind in _GROUPS:  # what follows must not be left to protobuf, which would read it
+        raise InvalidRequest("expected a message without groups, got one")
     else:
         at += _FIXED_BYTES.get(kind, end)
     if at > end:

@@ -105,6 +105,21 @@ def test_cut_off_field_is_left_to_the_parser(contents: bytes) -> None:
         ModelInferRequest.FromString(TypedContents(request(contents)).rest)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x0b\x0c" + request(packed(NUMBERS)),
+        field(5, TENSOR + field(5, packed([1])) + b"\x33\x34" + field(5, packed(NUMBERS[1:]))),
+        request(packed(NUMBERS[:3]) + b"\x43\x44"),
+    ],
+    ids=["before the inputs", "in an input", "in contents"],
+)
+def test_group_is_refused_though_protobuf_skips_it(message: bytes) -> None:
+    assert ModelInferRequest.FromString(message).inputs[0].name == "images"
+    with pytest.raises(InvalidRequest, match="expected a message without groups"):
+        TypedContents(message)
+
+
 def test_fields_are_counted_in_all_inputs_together() -> None:
     tensor = field(5, TENSOR + field(5, packed([1])) * 8)
     with pytest.raises(InvalidRequest, match="expected at most 1024 fields"):
