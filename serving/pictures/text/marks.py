@@ -116,7 +116,7 @@ def _touching_marks(row: Row, pieces: Pieces, pen: float) -> list[Mark]:
         if first < used or span.stop > len(heights) or not is_cut[span].all():
             continue
         box = np.append(pieces.boxes[span, :2].min(0), pieces.boxes[span, 2:].max(0))
-        place = _Place.of(box, sizes[span].sum(), pieces.boxes[is_tall], row.height, pen)
+        place = _Place.of(box, int(sizes[span].sum()), pieces.boxes[is_tall], row.height, pen)
         if mark := _touching_mark(place, box):
             marks.append(mark)
             used = span.stop
