@@ -134,7 +134,8 @@ class Client:
 
     def write(self) -> None:
         try:
-            while self.out and not (self.link.is_gone or self.link.is_reset):
+            is_over = self.link.is_gone or self.link.is_reset or self.link.up.is_shut
+            while self.out and not is_over:
                 self.out = self.out[self.link.up.push(self.out) :]
         except BlockingIOError:
             pass

@@ -269,3 +269,11 @@ def check_drained(world: Any) -> None:
     took_s = world.drained_s - world.draining_s
     most_s = 15 + world.patience_s + 4 * world.run_s * (10 + world.num_to_answer)
     world.require(took_s < most_s, f"the drain took {took_s:g} s")
+
+
+def check_parted(world: Any) -> None:
+    """See that nobody who keeps to the protocol may have lost an answer at the end."""
+    for client in world.clients:
+        link = client.link
+        if isinstance(client, Polite) and (link.closed_s or 0.0) > world.drained_s:
+            world.require(not link.is_torn, f"client {client.number} is cut off while it sends")

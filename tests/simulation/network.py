@@ -60,6 +60,7 @@ class Pipe:
         if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
             self.crc = crc32(data, self.crc)
             self.buffer += data
+            self.link.is_torn |= self.link.closed_s is not None and self is self.link.up
             self.link.time.is_stirred = True
             self.arrived()
 
@@ -100,6 +101,8 @@ class Link:
         self.client: Any = None
         self.closed_s: float | None = None
         """When the server closed its socket."""
+        self.is_torn = False
+        """Whether it did while bytes were under way to it: the client may not get the last ones."""
         self.up = Pipe(self, capacity, lambda: None)
         self.down = Pipe(self, capacity, arrived)
         self.resume: Callable[[], None] = lambda: None
@@ -180,6 +183,7 @@ class Socket:
             self.is_closed = True
             self.link.time.num_sockets -= 1
             self.link.closed_s = self.link.time.now_s
+            self.link.is_torn |= bool(self.link.up.buffer)
             self.link.down.shut()
 
 

@@ -387,10 +387,11 @@ class World:
             for app in self.apps:
                 app.close()
             if not self.failure:
-                self.loop._is_stopped = True
+                self.loop._part()
                 self.loop._run()
                 self._run_until(self.now_s + 5.0)
                 self.require(not self.num_sockets, f"{self.num_sockets} sockets are open")
+                invariants.check_parted(self)
         return self.failure
 
     def calm(self) -> None:

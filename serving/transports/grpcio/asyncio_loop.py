@@ -76,11 +76,11 @@ class AsyncioLoop(Loop):
 
     def stop(self) -> None:
         """See `Loop`."""
-        self._is_stopped = self._is_awake = True  # a run that ends later wakes nobody
         if self._planned is not None:
             self._planned.cancel()
         if self._homes:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
-        for home in self._homes:
-            home.close()
+        self._part()
+        self._run()
+        self._is_awake = True  # a run that ends later wakes nobody
         self._close()

@@ -209,6 +209,7 @@ class H2Calls(Calls):
             batcher.forget(connection)
         streams = list(connection.streams.values())
         connection.streams.clear()
+        connection.http2.blocked.clear()
         for state in streams:
             self._cancel(connection, state, 0.0)
 

@@ -1,6 +1,7 @@
 """One peer of HTTP/2, and the calls that it has in progress."""
 
 import socket
+from functools import partial
 from typing import Any
 
 from serving.credentials.tls import Tls
@@ -49,8 +50,7 @@ class Connection(Peer):
 
     def refuse_protocol(self) -> None:
         """Say to a peer that does not speak HTTP/2, as one of HTTP/1.1 understands it, to leave."""
-        self.output = _HTTP1_RESPONSE if self.tls is None else self.tls.encrypt(_HTTP1_RESPONSE)
-        self.closing = True
+        self.data_to_send = partial(next, iter((_HTTP1_RESPONSE,)), b"")
 
     def is_unread(self, limits: Limits) -> bool:
         """Return whether too many answers wait for the peer: its new calls are refused."""

@@ -35,8 +35,6 @@ _MAX_AHEAD_BYTES = 64 << 10
 """Bytes that a peer may send ahead of an answer; then the connection is closed after that one."""
 _MAX_UNSENT_BYTES = 64 << 10
 """Answers that a peer has not read, past which its next request waits."""
-_MAX_IGNORED_BYTES = 32 << 20
-"""Bytes that a peer may send after the answer that closes the connection, so that it reads that."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
@@ -77,11 +75,6 @@ class HttpCalls(Calls):
 
     def receive(self, connection: HttpConnection, data: bytes, now_s: float) -> None:
         """See `Calls`."""
-        if connection.is_last:
-            connection.num_ignored += len(data)
-            if connection.num_ignored > _MAX_IGNORED_BYTES:
-                connection.home.abort(connection)
-            return
         known, engine = connection.known, connection.engine
         # An answer in progress comes first.
         is_next = not (connection.streams or engine.num_waiting)

@@ -17,8 +17,8 @@ class HttpConnection(Peer):
     """A `Peer` that speaks HTTP/1.1."""
 
     __slots__ = (
-        "_answers", "begun_s", "engine", "exchange", "is_ahead", "is_early", "is_last",
-        "is_running", "known", "logged", "num_ignored", "num_unsent", "plan", "recent", "stream",
+        "_answers", "begun_s", "engine", "exchange", "is_ahead", "is_early", "is_running", "known",
+        "logged", "num_unsent", "plan", "recent", "stream",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, tls: Tls | None, host: Host) -> None:
@@ -44,10 +44,6 @@ class HttpConnection(Peer):
         self.exchange: Exchange | None = None
         self.is_running = False
         """Whether a request has come whole and is not answered."""
-        self.is_last = False
-        """Whether nothing that the peer sends is read any more."""
-        self.num_ignored = 0
-        """Bytes that it has sent since."""
         self.is_ahead = False
         """Whether requests that have come wait for their turn."""
         self.known: Known | None = None
@@ -109,14 +105,3 @@ class HttpConnection(Peer):
     def resume(self, now_s: float) -> None:
         """Read the next requests: the answers before them were sent."""
         self.home.calls.queue(self)
-
-    def flush(self) -> bool:
-        """See `Peer`; behind the last answer the peer is to close, or the answer might be lost."""
-        is_open = super().flush()
-        if is_open and self.is_last and not self.is_pending and not self.is_early:
-            try:
-                self.socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                return False
-            self.is_early, self.opened_s = True, self._clock()
-        return is_open

@@ -175,7 +175,7 @@ class Connections:
         numbers = Counter(connection.address for connection in self._open)
         closable.sort(key=lambda c: (c.trusted, -numbers[c.address], c.is_kept, c.active_s))
         for connection in closable[: 1 + len(closable) // 64]:
-            self.close_gracefully(connection)
+            self.end(connection)
         return bool(closable)
 
     def watch(self, connection: Peer) -> None:
@@ -183,8 +183,18 @@ class Connections:
         mask = _WRITE if connection.output else _READ
         self._selector.modify(connection.socket, mask, connection)
 
-    def close_gracefully(self, connection: Peer) -> None:
-        """Close a connection after a GOAWAY."""
+    def leave(self, connection: Peer) -> None:
+        """Tell a peer to close its connection; close it at once if the peer was told before."""
+        if connection.is_last:
+            self.abort(connection)
+            return
+        self.calls.forget(connection)
+        connection.go_away()
+        connection.is_last = True
+        self._schedule_flush(connection)
+
+    def end(self, connection: Peer) -> None:
+        """Close a connection at once; its peer is told."""
         connection.go_away()
         connection.flush()
         self.abort(connection)
@@ -211,7 +221,8 @@ class Connections:
         for connection in self:
             quiet_s = now_s - connection.active_s
             self._retire(connection, now_s)
-            if not connection.is_established:
+            close = self.end
+            if connection.is_shut or not connection.is_established:
                 is_over = now_s - connection.opened_s > limits.handshake_s
             elif connection.is_busy:
                 is_over = bool(connection.output) and quiet_s > limits.message_s
@@ -223,8 +234,9 @@ class Connections:
                     is_over |= quiet_s > limits.idle_s + limits.message_s
             else:
                 is_over = connection.retired or quiet_s > idle_s * connection.jitter
+                close = self.leave
             if is_over:
-                self.close_gracefully(connection)
+                close(connection)
 
     def _retire(self, connection: Peer, now_s: float) -> None:
         """Ask the caller of an old connection to make its next calls on another one."""
@@ -235,10 +247,16 @@ class Connections:
             self._schedule_flush(connection)
 
     def close(self) -> None:
-        """Close the port and all connections."""
+        """Close the port, and have all peers leave."""
         self._is_closed = True
         self.stop_listening()
         for listener in (self._listener, *self._others):
             listener.close()
         for connection in self:
-            self.close_gracefully(connection)
+            if not connection.is_last:
+                self.leave(connection)
+
+    def end_all(self) -> None:
+        """Close the connections of those who have not left."""
+        for connection in self:
+            self.end(connection)

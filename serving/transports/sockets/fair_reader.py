@@ -88,12 +88,12 @@ class Reader:
                     home.abort(connection)
                     return 0
                 num_bytes = len(data)
-                if data:
+                if data and not connection.is_last:
                     home.calls.receive(connection, data, now_s)
             if not connection.is_dirty:  # if it is writable, the flush sends the rest
                 self._schedule_flush(connection)
         except (Http2Error, OSError):
-            home.close_gracefully(connection)
+            home.leave(connection)
         except Exception:  # a flaw of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
             home.abort(connection)

@@ -31,6 +31,9 @@ _SWEEP_S = 1.0
 _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
+_PARTING_S = 1.0
+"""How long the end of a drain waits for peers to take their last answers and close; those that have
+been silent for that long before have theirs."""
 _DEFERRED_S = 2e-3
 """How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
 
@@ -67,6 +70,8 @@ class Loop:
         self._poll_until_s, self._is_stopped = 0.0, False
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
+        self._parted_s: float | None = None
+        """When it told all peers to leave."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
         self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
@@ -130,7 +135,7 @@ class Loop:
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
         for home in self._homes:
-            home.close()
+            home.end_all()
 
     def turn(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         """Read the connections that are ready, run the queue, write."""
@@ -219,6 +224,8 @@ class Loop:
             self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
+        if self._parted_s is not None:
+            self._is_stopped = self._have_left(self._parted_s, now_s)
         is_hurried = self._refusal is not None or bool(self._router.num_waiting)
         is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
@@ -241,9 +248,19 @@ class Loop:
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""
-        self.post(partial(setattr, self, "_is_stopped", True))
+        self.post(self._part)
         self._thread.join()
         self._close()  # not before: `post` may be about to wake it
+
+    def _part(self) -> None:
+        self._parted_s, self._next_tick_s = self.clock(), 0.0
+        for home in self._homes:
+            home.close()
+
+    def _have_left(self, parted_s: float, now_s: float) -> bool:
+        since_s = now_s - (_PARTING_S if self.drained.is_set() else 0.0)
+        peers = (connection for home in self._homes for connection in home)
+        return parted_s <= since_s or all(peer.active_s <= since_s for peer in peers)
 
     def _close(self) -> None:
         for each in (self.selector, self._waker, self._woken):

@@ -22,10 +22,10 @@ class Peer:
     """The loop's state of one peer; used by the loop's thread only."""
 
     __slots__ = (
-        "_clock", "active_s", "address", "closing", "cost_per_byte_s", "data_to_send", "gave_up_s",
-        "home", "is_dirty", "is_leaving", "is_open", "is_writing", "jitter", "lines", "opened_s",
-        "output", "retired", "socket", "start_tag_s", "streams", "swept_s", "tls", "trusted",
-        "unread",
+        "_clock", "active_s", "address", "cost_per_byte_s", "data_to_send", "gave_up_s", "home",
+        "is_dirty", "is_last", "is_leaving", "is_open", "is_shut", "is_writing", "jitter", "lines",
+        "opened_s", "output", "retired", "socket", "start_tag_s", "streams", "swept_s", "tls",
+        "trusted", "unread",
     )  # fmt: skip
 
     home: Any
@@ -68,8 +68,12 @@ class Peer:
         """Whether the loop flushes it at the end of the round."""
         self.is_writing = False
         """Whether the loop waits until the socket takes more."""
-        self.closing = False
-        """Whether to close it once its output is gone."""
+        self.is_last = False
+        """Whether nothing that the peer sends is read any more: the end follows the answers."""
+        self.is_shut = False
+        """Whether our end was sent, at `opened_s`. The peer is to close, for at most as long as a
+        handshake: closed by us while its bytes are under way, the connection would be reset, and
+        it might lose the last answers (RFC 9112, section 9.6)."""
         self.is_open = True
 
     def read(self, buffer: memoryview) -> bytes | None:
@@ -94,9 +98,11 @@ class Peer:
         Returns:
             False if the connection is over.
         """
+        if self.is_shut:
+            return True
         is_rest = bool(self.output)
         try:
-            if not is_rest and not self.closing:
+            if not is_rest:
                 output = self.data_to_send()
                 if self.unread:
                     output += self._resume_read()
@@ -104,13 +110,18 @@ class Peer:
             while self.output:
                 sent = self.socket.send(self.output)
                 self.output = memoryview(self.output)[sent:] if sent < len(self.output) else b""
+            if is_rest:  # answers may have come since
+                return self.flush()
+            if self.is_leaving and not self.streams:
+                self.is_last = True
+            if self.is_last and not self.is_pending:
+                self.socket.shutdown(socket.SHUT_WR)
+                self.is_shut, self.opened_s = True, self._clock()
         except BlockingIOError:
             return True
         except OSError:
             return False
-        if is_rest and not self.closing:  # answers may have come since
-            return self.flush()
-        return not self.closing and (not self.is_leaving or bool(self.streams))
+        return True
 
     def _resume_read(self) -> bytes:
         """Resume the calls whose answers may have been read, now that windows were used."""

@@ -71,6 +71,7 @@ def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert len(turns) <= 22
+        monkeypatch.undo()
         loop.stop()
 
     run(scenario())

@@ -1,7 +1,10 @@
 """The duties of a gRPC server over HTTP/2, frame by frame, against the `h2` transport."""
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -9,19 +12,25 @@ import numpy as np
 import pytest
 from hyperframe.frame import (
     DataFrame,
+    SettingsFrame,
     WindowUpdateFrame,
 )
 
 import serving
+from serving import Classifier
+from serving.errors import Unavailable
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
+from serving.transports.sockets import loop
 from tests.support.h2_connection import (
+    PREFACE,
     Connection,
     Reply,
     message,
     request_headers,
 )
+from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, Raw
 from tests.support.servers import RunningServer, running_server
 
@@ -282,13 +291,13 @@ def test_answers_before_a_refusal_wait_for_the_callers_window(
 
 @pytest.mark.parametrize(
     "request_line",
-    [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/1.1\r\n\r\n", b"POST", b"\n", b"\x16\x03"],
-)
+    [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/1.1\r\n\r\n", b"POST", b"\n", b"\x16\x03",
+     b"POST / HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n" + bytes(4_000_000)],
+)  # fmt: skip
 def test_other_protocols_get_one_clear_line_and_are_closed(
     target: RunningServer, request_line: bytes
 ) -> None:
-    host, _, port = target.address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as sock:
+    with connected(target.address) as sock:
         sock.sendall(request_line)
         received = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert b"HTTP/1.1 505" in received
@@ -327,6 +336,44 @@ def test_drain_says_goaway_twice_and_answers_what_was_accepted(expected: bytes) 
         assert connection.goaways == [2**31 - 1, 9]
         assert idle.goaways == [2**31 - 1, 0]
         assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_caller_who_sends_while_the_server_stops_is_not_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reset would cost it the answers that it has not read; the stop ends once it has left."""
+    monkeypatch.setattr(loop, "_PARTING_S", 10 * TIMEOUT_S)
+    started = PREFACE + SettingsFrame(0).serialize()
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        served = stack.enter_context(Classifier.load(MODELS / "digits", device="cpu"))
+        with server_inside(served, http_port=0) as server:
+            addresses = server.address, str(server.http_url).removeprefix("http://")
+            callers = [stack.enter_context(connected(address)) for address in addresses]
+            for caller, first in zip(callers, (started, request), strict=True):
+                caller.sendall(first)
+                assert caller.recv(1000)
+            server._transport.loop.drain(Unavailable("the server is shutting down"))
+            assert server._transport.loop.drained.wait(TIMEOUT_S)
+            ended = [pool.submit(read_to_the_end, caller) for caller in callers]
+        for each in ended:
+            each.result()
+
+
+def connected(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), TIMEOUT_S)
+
+
+def read_to_the_end(caller: socket.socket) -> None:
+    """Read all, send on as one who has not seen the end, and leave."""
+    with caller:
+        while caller.recv(65_536):
+            pass
+        for _ in range(3):
+            caller.sendall(bytes(100))  # fails after a reset
+            time.sleep(0.02)
+        assert not caller.recv(1)
 
 
 def test_connection_that_breaks_the_protocol_gets_a_goaway_and_is_closed(
