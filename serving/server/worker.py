@@ -88,7 +88,8 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             its.close()
-        self._connection.send((files, configs))
+        with suppress(ConnectionError):  # it died at once: its end is received below
+            self._connection.send((files, configs))
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     @property

@@ -1,25 +1,29 @@
 """Several worker processes on one port: they share the work, and none is missed when it dies."""
 
+import asyncio
 import os
 import queue
 import select
 import signal
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from serving import Classifier
-from serving.config import BatchingConfig
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
 from serving.server.supervisor import restart_delay_s
+from serving.server.worker import Worker
 from serving.system.address import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts
@@ -225,6 +229,24 @@ def test_workers_that_cannot_start_say_why_in_one_line(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert err.startswith(f"digit-serving: no model in {tmp_path}/digits")
     assert err.count("\n") == 1
+
+
+def test_worker_that_dies_before_it_is_told_anything_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal to the whole process group can kill one that is only just forked."""
+
+    def dead(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["false"], **options)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process
+
+    async def scenario() -> int:
+        worker = Worker({}, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
+        return await asyncio.wait_for(worker.ended, TIMEOUT_S)
+
+    monkeypatch.setattr("serving.server.worker.subprocess", SimpleNamespace(Popen=dead))
+    assert asyncio.run(scenario()) == 1
 
 
 def test_taken_port_is_one_clear_line(models: Path) -> None:
