@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from serving.pictures.ink.boxes import Box
 from serving.pictures.ink.parts import Mask, Numbers
 from serving.pictures.ink.strokes import MAX_LINES, MIN_SIDE, Runs, chosen_parts, parts_of
 
 MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""
+MAX_TOOTH = 0.65
+"""Of a box's height: a tooth that stands on its lower side."""
 
 
 def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
@@ -25,15 +28,37 @@ def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:
             standing.setdefault(base - 1, []).append(number)
     upright, chosen = np.zeros_like(bases, np.bool_), []
     for base, numbers in standing.items():
-        heights = parts[numbers[:MAX_LINES], 2]
-        same = np.abs(heights[:, None] - heights) <= np.maximum(2, 0.1 * heights)
-        equal = np.array(numbers[:MAX_LINES])[same[:, same.sum(1).argmax()]]
+        equal = _equal(np.array(numbers[:MAX_LINES]), parts[:, 2])
         if _are_even(parts[equal, 1]) and _are_low(across.mask, parts[equal]):
             chosen.append(base)
             upright |= chosen_parts(labels, equal)
             for y, x, h, w in _between(parts[equal]):
                 upright[y : y + h, x : x + w] |= across.mask[y : y + h, x : x + w]
     return chosen_parts(bases, np.array(chosen, np.intp)), upright
+
+
+def find_teeth(boxes: list[Box], down: Runs) -> Mask:
+    """Find two or more equal teeth on the lower side of a box, which divide it evenly."""
+    labels, parts = parts_of(down.of(MIN_TOOTH).T)
+    y, x, h, w = parts.T
+    found = np.zeros(len(parts), np.bool_)
+    for top, left, height, width, rise in boxes[:MAX_LINES]:
+        below = y + h - (top + height + rise * ((x - left) / width - 0.5))  # the lower side
+        stands = np.abs(below - 1 - w / 2) <= 2 + w / 2
+        inside = (x >= left + MIN_SIDE) & (x <= left + width - MIN_SIDE)
+        is_tooth = stands & inside & (w <= h / 2) & (h <= MAX_TOOTH * height)
+        equal = _equal(np.flatnonzero(is_tooth)[:MAX_LINES], h)
+        right = left + width - int(w[equal].max(initial=0))
+        if len(equal) > 1 and _are_even(np.append(x[equal], (left, right))):
+            found[equal] = True
+    return chosen_parts(labels, np.flatnonzero(found))
+
+
+def _equal(numbers: Numbers, heights: Numbers) -> Numbers:
+    """Return the most parts of about the same height."""
+    own = heights[numbers]
+    same = np.abs(own[:, None] - own) <= np.maximum(2, 0.1 * own)
+    return numbers[same[:, same.sum(1).argmax()]] if len(numbers) else numbers
 
 
 def _between(teeth: Numbers) -> Iterator[list[int]]:

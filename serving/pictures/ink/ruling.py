@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from serving.pictures.ink.boxes import edges_of, find_boxes, remains, with_sides
-from serving.pictures.ink.combs import find_combs
+from serving.pictures.ink.combs import find_combs, find_teeth
 from serving.pictures.ink.dashes import Dashes
 from serving.pictures.ink.parts import Labels, Levels, Mask, Numbers
 from serving.pictures.ink.strokes import (
@@ -48,6 +48,7 @@ def without_ruling(ink: Levels, found: tuple[Labels, Numbers]) -> Levels:
     near = edges_of(boxes, mask.shape)
     if boxes:
         level, upright = with_sides(across, down, level, upright, boxes, near)
+        upright |= find_teeth(boxes, down)
     lines = _without_crossings(mask, level, upright)
     if not lines.any():
         return ink

@@ -32,9 +32,9 @@ MIN_ODDS, WEAK_ODDS = 0.7, -4.0
 """Log odds of a small mark, and of one that is read only if a pattern needs it."""
 MIN_GAP = 0.04
 """Of the row's height: between a hyphen and a digit."""
-MIN_TOUCHING_ODDS, MAX_TOUCHING_ODDS, MAX_CUT_PIECES = 2.0, 0.9, 3
-"""Of a mark that touches a digit or is above or below one: its least log odds, what they count as,
-and its most pieces."""
+MIN_TOUCHING_ODDS, TOUCHING_HYPHEN, TOUCHING_POINT, MAX_CUT_PIECES = 2.0, 0.9, 0.0, 3
+"""Of a mark that touches a digit or is above or below one: its least log odds; what they count as,
+of a hyphen and of another mark, which is more often a digit's; and its most pieces."""
 MIN_SLASH = -3.0
 """Log odds of a stroke that may be a slash of a date."""
 
@@ -130,9 +130,10 @@ def _touching_mark(place: "_Place", box: Numbers) -> Mark | None:
     (text, odds), (_, other_odds) = ways[:2]
     if odds <= MIN_TOUCHING_ODDS:
         return None
-    sure = _share(MAX_TOUCHING_ODDS) * _share(odds - other_odds)
-    lower = tuple((text, min(odds, MAX_TOUCHING_ODDS)) for text, odds in ways)
-    return Mark(text, sure, MAX_TOUCHING_ODDS, box, lower, touches=True)
+    most = TOUCHING_HYPHEN if text == "-" else TOUCHING_POINT
+    sure = _share(most) * _share(odds - other_odds)
+    lower = tuple((text, min(odds, most)) for text, odds in ways)
+    return Mark(text, sure, most, box, lower, touches=True)
 
 
 class _Place(NamedTuple):

@@ -119,6 +119,34 @@ def test_a_tooth_that_a_digit_touches_is_removed() -> None:
     assert left[TOP : TOP + 36][digits[TOP : TOP + 36] > 0].all()
 
 
+def divided_box(tops: tuple[int, ...], pen: int, rise: int) -> Levels:
+    """Draw a box of three digits, and lines from these rows to its lower side, evenly apart."""
+    image = Image.new("L", (WIDTH, HEIGHT))
+    draw = ImageDraw.Draw(image)
+    pitch, last = SIDE + 10, len(tops) - 1
+    for number, top in enumerate(tops):
+        x, down = LEFT + round(number * 3 * pitch / last), round(rise * (number / last - 0.5))
+        draw.line((x, top + down, x, TOP + SIDE + down), 160, pen)
+    for y in (TOP, TOP + SIDE):
+        draw.line((LEFT, y - rise / 2, LEFT + 3 * pitch, y + rise / 2), 160, pen)
+    return (np.asarray(image) / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("rise", [0, 5])
+@pytest.mark.parametrize("pen", [2, 5])
+def test_teeth_in_a_box_are_removed(pen: int, rise: int) -> None:
+    low = TOP + SIDE - 26
+    lines = divided_box((TOP, low, low, TOP), pen, rise)
+    assert_only(written("417", LEFT + 20, TOP + 8, SIDE + 10, 40), lines)
+
+
+def test_ones_in_a_box_are_no_teeth() -> None:
+    ones = np.zeros((HEIGHT, WIDTH), np.float32)
+    for x in (LEFT + 70, LEFT + 140):
+        ones[TOP + 22 : TOP + SIDE - 4, x : x + 3] = 1
+    assert_only(ones, divided_box((TOP, TOP), 2, 0))
+
+
 @pytest.mark.parametrize(("dash", "blank"), [(10, 6), (6, 4), (3, 5)])
 def test_dashed_boxes_are_removed(dash: int, blank: int) -> None:
     lines, digits = field("boxes", 5), written("4017", LEFT + 16, TOP + 6, SIDE)
