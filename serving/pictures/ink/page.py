@@ -19,6 +19,8 @@ NUM_SIGMAS = 4
 """Of the paper's grain: what is weaker is paper."""
 MAX_GRAIN = 0.04
 """Of the ink's strength: coarser grain is smoothed."""
+CUT = 7, 5
+"""Pixels down and across of what a removed line cuts out of a ring."""
 MAX_PARTS = 6000
 """Of a page: more are grain or a texture, where no lines are looked for."""
 
@@ -47,8 +49,9 @@ def find_ink(grey: Levels) -> Ink | None:
     faintest = max(threshold / 2, NUM_SIGMAS * grain)
     found = without_rings(levels, faintest)
     written = without_ruling(levels, found) if len(found[1]) <= MAX_PARTS else levels
-    if written is not levels:  # a line across the page may have joined rings
-        without_rings(written, faintest)
+    if written is not levels:  # a line across the page may have joined rings, which it cuts now
+        near = ndimage.maximum_filter(written > faintest, CUT)
+        without_rings(written, faintest, near & (levels > faintest))
     return Ink(written / np.float32(strength), threshold / strength)
 
 

@@ -34,14 +34,17 @@ TERMS = np.stack([np.ones(96), *(each(order * ANGLES) for order in (1, 2, 3)
 Floats = npt.NDArray[np.float64]
 
 
-def without_rings(levels: Levels, faintest: float) -> tuple[Labels, Numbers]:
+def without_rings(
+    levels: Levels, faintest: float, cuts: Mask | None = None
+) -> tuple[Labels, Numbers]:
     """Set rings around other ink to 0, in place; return the parts that are left: see parts_of.
 
     Args:
         levels: (H, W) above the paper.
         faintest: what is above may be a ring.
+        cuts: (H, W): where rings go on, too.
     """
-    mask = levels > faintest
+    mask = levels > faintest if cuts is None else (levels > faintest) | cuts
     labels, parts = parts_of(mask)
     heights, widths = parts[:, 2:].T
     may_be = (np.minimum(heights, widths) >= MIN_SIDE) & (widths >= MIN_ASPECT * heights)

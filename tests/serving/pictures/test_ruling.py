@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from serving.pictures.ink.page import find_ink
 from serving.pictures.ink.rings import without_rings
 from serving.pictures.ink.ruling import without_ruling
 from serving.pictures.ink.strokes import parts_of
@@ -209,6 +210,17 @@ def test_a_ring_that_a_digit_touches_is_removed() -> None:
     left = without_rings(np.maximum(lines, digits), 0.2)[0] > 0
     assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
     assert left[(lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 9)].mean() < 0.01
+
+
+@pytest.mark.parametrize("y", [TOP + 14, TOP + 35, TOP + 52])
+def test_a_ring_on_ruled_paper_is_removed(y: int) -> None:
+    digits, lines = written("5", LEFT + 24, TOP + 12, 0), ring((LEFT, TOP, LEFT + 76, TOP + 70))
+    lines[y : y + 2] = np.maximum(lines[y : y + 2], 0.6)
+    ink = find_ink(250 - 200 * np.maximum(lines, digits))
+    assert ink is not None
+    left = ink.levels > ink.threshold
+    assert left[(digits > 0.4) & (lines == 0)].mean() > 0.92
+    assert left[(lines > 0.2) & ~ndimage.maximum_filter(digits > 0, 7)].mean() < 0.01
 
 
 @pytest.mark.parametrize("font", range(len(FONTS)))
