@@ -22,6 +22,7 @@ from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
 from serving.transports.h2.context import Context
 from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.kinds import KINDS, BatchedStreamCall
+from serving.transports.h2.logged_connection import LoggedConnection
 from serving.transports.h2.stream import Stream
 from serving.transports.sockets.connections import Calls
 
@@ -212,6 +213,8 @@ class H2Calls(Calls):
         connection.http2.blocked.clear()
         for state in streams:
             self._cancel(connection, state, 0.0)
+        if isinstance(connection.http2, LoggedConnection):
+            connection.http2.end_calls()
 
     def drain(self, refusal: DigitsError, connections: Iterable[Connection]) -> None:
         """Refuse new batched calls, and those whose message has not arrived."""

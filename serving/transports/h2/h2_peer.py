@@ -86,9 +86,3 @@ class Connection(Peer):
     def go_away(self) -> None:
         """See `Peer`."""
         self.http2.go_away()
-
-    def close(self) -> None:
-        """See `Peer`."""
-        super().close()
-        if isinstance(self.http2, LoggedConnection):
-            self.http2.end_calls()

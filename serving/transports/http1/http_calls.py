@@ -107,7 +107,7 @@ class HttpCalls(Calls):
 
     def _advance_next(self, connection: HttpConnection) -> None:
         connection.is_ahead = False
-        if connection.is_open and not connection.is_running:
+        if connection.is_open and not (connection.is_running or connection.is_last):
             self._advance(connection, self.clock())
 
     def _read_request(self, connection: HttpConnection, now_s: float) -> None:

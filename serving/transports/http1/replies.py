@@ -50,7 +50,7 @@ class Replies:
 
     def end_known(self, connection: HttpConnection, answer: bytes | DigitsError) -> None:
         """Answer a request that was recognised, from the third line on, or with an error."""
-        if not connection.is_open:
+        if not connection.streams:  # its caller has left
             return
         connection.is_running = False
         connection.streams.clear()
@@ -105,6 +105,7 @@ class Replies:
             return
         self._metrics.count("other", name_of(error.status))
         connection.write(self._app.encode(problem(refusal), None, is_last=True))
+        self._loop.schedule_flush(connection)
 
     def cancel(self, connection: HttpConnection) -> None:
         """End a request whose caller has left."""

@@ -173,7 +173,9 @@ class Connections:
             if not connection.is_kept or (self.calls.need_tokens and not connection.trusted)
         ]
         numbers = Counter(connection.address for connection in self._open)
-        closable.sort(key=lambda c: (c.trusted, -numbers[c.address], c.is_kept, c.active_s))
+        closable.sort(
+            key=lambda c: (not c.is_shut, c.trusted, -numbers[c.address], c.is_kept, c.active_s)
+        )
         for connection in closable[: 1 + len(closable) // 64]:
             self.end(connection)
         return bool(closable)
@@ -186,12 +188,12 @@ class Connections:
     def leave(self, connection: Peer) -> None:
         """Tell a peer to close its connection; close it at once if the peer was told before."""
         if connection.is_last:
-            self.abort(connection)
+            self.end(connection)
             return
-        self.calls.forget(connection)
-        connection.go_away()
         connection.is_last = True
         self._schedule_flush(connection)
+        connection.go_away()
+        self.calls.forget(connection)
 
     def end(self, connection: Peer) -> None:
         """Close a connection at once; its peer is told."""

@@ -88,7 +88,9 @@ class Reader:
                     home.abort(connection)
                     return 0
                 num_bytes = len(data)
-                if data and not connection.is_last:
+                if data and connection.is_last:  # dropped
+                    connection.active_s = now_s
+                elif data:
                     home.calls.receive(connection, data, now_s)
             if not connection.is_dirty:  # if it is writable, the flush sends the rest
                 self._schedule_flush(connection)

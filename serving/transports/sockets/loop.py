@@ -5,6 +5,7 @@ caller is answered by the thread that read its call.
 """
 
 import logging
+import math
 import selectors
 import threading
 from collections import deque
@@ -32,8 +33,8 @@ _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
 _PARTING_S = 1.0
-"""How long the end of a drain waits for peers to take their last answers and close; those that have
-been silent for that long before have theirs."""
+"""How long the end of a drain waits for peers to take their last answers and close; not for those
+who had none to wait for, and had sent nothing for that long when it began, and since."""
 _DEFERRED_S = 2e-3
 """How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
 
@@ -70,6 +71,8 @@ class Loop:
         self._poll_until_s, self._is_stopped = 0.0, False
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
+        self._draining_s = math.inf
+        """Since when it drains."""
         self._parted_s: float | None = None
         """When it told all peers to leave."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
@@ -129,11 +132,12 @@ class Loop:
         self._next_tick_s = min(self._next_tick_s, self._now_s + _TICK_S)
 
     def _run(self) -> None:
-        while not self._is_stopped:
+        while not self._have_left():
             try:
                 self.turn(self.selector.select(self.timeout_s()))
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
+        self._is_stopped = True
         for home in self._homes:
             home.end_all()
 
@@ -224,8 +228,6 @@ class Loop:
             self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
-        if self._parted_s is not None:
-            self._is_stopped = self._have_left(self._parted_s, now_s)
         is_hurried = self._refusal is not None or bool(self._router.num_waiting)
         is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
@@ -236,9 +238,11 @@ class Loop:
 
     def _begin_drain(self, refusal: DigitsError) -> None:
         self._refusal = refusal
-        self._next_tick_s = 0.0
+        self._next_tick_s, self._draining_s = 0.0, self.clock()
         for home in self._homes:
             for connection in home:
+                if connection.is_busy:
+                    connection.active_s = self._draining_s
                 connection.announce_end()
                 self.schedule_flush(connection)
             home.calls.drain(refusal, home)
@@ -257,10 +261,14 @@ class Loop:
         for home in self._homes:
             home.close()
 
-    def _have_left(self, parted_s: float, now_s: float) -> bool:
-        since_s = now_s - (_PARTING_S if self.drained.is_set() else 0.0)
+    def _have_left(self) -> bool:
+        if self._parted_s is None:
+            return False
         peers = (connection for home in self._homes for connection in home)
-        return parted_s <= since_s or all(peer.active_s <= since_s for peer in peers)
+        since_s = self._draining_s - _PARTING_S
+        return self.clock() >= self._parted_s + _PARTING_S or not any(
+            peer.active_s >= since_s for peer in peers
+        )
 
     def _close(self) -> None:
         for each in (self.selector, self._waker, self._woken):

@@ -90,7 +90,8 @@ class Peer:
         if not num_bytes:
             return None
         data = buffer[:num_bytes]
-        return bytes(data) if self.tls is None else self.tls.decrypt(data)
+        # What is dropped need not be TLS: after a failed handshake, it may fail again.
+        return bytes(data) if self.tls is None or self.is_last else self.tls.decrypt(data)
 
     def flush(self) -> bool:
         """Write the output, as far as the socket takes it.

@@ -83,6 +83,12 @@ def test_pipelined_requests_are_answered_in_order(wire: Wire, images: Images) ->
         assert wire.answer()[2] == b'{"live":true}'
 
 
+def test_what_is_no_request_is_refused_behind_one_that_is(wire: Wire) -> None:
+    assert wire.ask(LIVE + b"nonsense\r\n\r\n")[0] == 200
+    assert wire.answer()[0] == 400
+    assert wire.is_closed()
+
+
 def test_head_is_answered_without_a_body(wire: Wire) -> None:
     wire.socket.sendall(LIVE.replace(b"GET", b"HEAD"))
     assert wire.socket.recv(1 << 16).endswith(b"\r\n\r\n")

@@ -350,10 +350,10 @@ def test_caller_who_sends_while_the_server_stops_is_not_reset(
         with server_inside(served, http_port=0) as server:
             addresses = server.address, str(server.http_url).removeprefix("http://")
             callers = [stack.enter_context(connected(address)) for address in addresses]
+            server._transport.loop.drain(Unavailable("the server is shutting down"))
             for caller, first in zip(callers, (started, request), strict=True):
                 caller.sendall(first)
                 assert caller.recv(1000)
-            server._transport.loop.drain(Unavailable("the server is shutting down"))
             assert server._transport.loop.drained.wait(TIMEOUT_S)
             ended = [pool.submit(read_to_the_end, caller) for caller in callers]
         for each in ended:
