@@ -23,6 +23,12 @@ on_both = pytest.mark.parametrize("transport", ["h2", "grpcio"], indirect=True, 
 """Of the tests that show once that grpcio has each duty, too; all others run on h2 alone."""
 
 
+def connected(address: str, timeout_s: float = 20.0) -> socket.socket:
+    """Connect to "HOST:PORT", or to the port of an "http://HOST:PORT"."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout_s)
+
+
 @dataclass
 class RunningServer:
     """A `digit-serving serve` that has said it is ready."""

@@ -50,7 +50,7 @@ class AsyncioLoop(Loop):
         self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
 
     def _take_turn(self) -> None:
-        if self._is_stopped:
+        if self._parted_s is not None:
             return
         try:
             self.turn(self.selector.select(0.0) if self._homes else [])

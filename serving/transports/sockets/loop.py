@@ -68,13 +68,13 @@ class Loop:
         self._waker, self._woken = host.socketpair()
         self._is_awake = True  # `post` need not wake the thread
         self._now_s = self.clock()  # when the last round began
-        self._poll_until_s, self._is_stopped = 0.0, False
+        self._poll_until_s = 0.0
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
         self._draining_s = math.inf
         """Since when it drains."""
         self._parted_s: float | None = None
-        """When it told all peers to leave."""
+        """When it told all peers to leave: its last turns come."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
         self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
@@ -137,7 +137,6 @@ class Loop:
                 self.turn(self.selector.select(self.timeout_s()))
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
-        self._is_stopped = True
         for home in self._homes:
             home.end_all()
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -29,6 +28,7 @@ from serving.transports.sockets.port_limits import Limits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside
+from tests.support.servers import connected
 
 TOKEN = "token-0123456789abcdef"
 JSON = {"Content_Type": "application/json"}
@@ -94,11 +94,6 @@ def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
         yield gated
 
 
-def connected(peer: HttpPeer) -> socket.socket:
-    host, port = peer.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
 def test_table_has_every_error() -> None:
     def subclasses(error: type[DigitsError]) -> set[type[DigitsError]]:
         below = {leaf for child in error.__subclasses__() for leaf in subclasses(child)}
@@ -134,7 +129,7 @@ def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
         gated.engine.open(1000)
         head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\n"
         for _ in range(2):
-            stalled = stack.enter_context(connected(gated.peer))
+            stalled = stack.enter_context(connected(gated.peer.url))
             stalled.sendall(head + bytes(29_000))
         for _ in range(5):
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
@@ -143,7 +138,7 @@ def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
 def test_silent_and_slow_connections_make_room(models: Path) -> None:
     with gated_server(models, max_connections=4) as gated, ExitStack() as stack:
         gated.engine.open(1000)
-        others = [stack.enter_context(connected(gated.peer)) for _ in range(4)]
+        others = [stack.enter_context(connected(gated.peer.url)) for _ in range(4)]
         for number, other in enumerate(others):
             other.sendall(b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\n"[: 10 * number])
         for _ in range(6):
@@ -165,7 +160,7 @@ def test_caller_that_leaves_is_never_run(gated: Gated) -> None:
     gated.send("first", 1)
     gated.engine.wait_until_running()
     head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body_of(42))}\r\n"
-    with connected(gated.peer) as caller:
+    with connected(gated.peer.url) as caller:
         caller.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body_of(42))
         while gated.router.num_waiting < 1:
             pass
@@ -204,7 +199,7 @@ def test_unknown_paths_are_404_and_methods_405(http: HttpPeer) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/digits", "/v2/models/digits/infer"])
 def test_long_bodies_are_413_before_they_are_sent(path: str, http: HttpPeer) -> None:
-    with connected(http) as caller:
+    with connected(http.url) as caller:
         caller.sendall(
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**9}\r\n\r\n".encode()
         )
@@ -230,7 +225,7 @@ def test_compressed_bodies_are_refused(http: HttpPeer) -> None:
 
 
 def test_slow_body_ends_its_connection(models: Path) -> None:
-    with gated_server(models, message_s=0.2) as gated, connected(gated.peer) as caller:
+    with gated_server(models, message_s=0.2) as gated, connected(gated.peer.url) as caller:
         caller.sendall(b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
         assert caller.recv(100).startswith(b"HTTP/1.1 400")
         while caller.recv(1000):
@@ -238,7 +233,7 @@ def test_slow_body_ends_its_connection(models: Path) -> None:
 
 
 def test_slow_head_ends_its_connection(models: Path) -> None:
-    with gated_server(models, handshake_s=0.2) as gated, connected(gated.peer) as caller:
+    with gated_server(models, handshake_s=0.2) as gated, connected(gated.peer.url) as caller:
         caller.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2")
         while caller.recv(1000):
             pass

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +18,7 @@ from serving.images import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.processes import wait_until
-from tests.support.servers import on_both
+from tests.support.servers import connected, on_both
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
@@ -31,8 +30,7 @@ class Wire:
     """A connection of bytes."""
 
     def __init__(self, url: str) -> None:
-        host, _, port = url.removeprefix("http://").rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self.socket = connected(url)
         self._data = b""
 
     def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:

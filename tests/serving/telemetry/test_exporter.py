@@ -24,7 +24,7 @@ from serving.telemetry.report import Report, Served
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import on_both, running_server
+from tests.support.servers import connected, on_both, running_server
 from tests.support.tickets import image_with
 
 MODELS = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
@@ -118,11 +118,10 @@ def test_ipv6(models: Path) -> None:
 
 
 def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter: Exporter) -> None:
-    host, _, port = exporter.address.rpartition(":")
     num_threads, num_files = threading.active_count(), open_files()
     with ExitStack() as closing:
         for _ in range(400):
-            closing.enter_context(socket.create_connection((host, int(port)), TIMEOUT_S))
+            closing.enter_context(connected(exporter.address, TIMEOUT_S))
         assert get(exporter.address, "/healthz")[0] == 200
         assert get(exporter.address, "/metrics")[0] == 200
         assert threading.active_count() <= num_threads + 1  # the one that makes pages
@@ -137,8 +136,7 @@ def open_files() -> int:
     "sent", [b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"\r\n\r\n", b"\x16\x03\x01\x00", b"GET"]
 )
 def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: bytes) -> None:
-    host, _, port = exporter.address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+    with connected(exporter.address, TIMEOUT_S) as connection:
         try:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
@@ -151,8 +149,7 @@ def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: b
 
 def test_silent_connection_is_closed_after_a_while() -> None:
     exporter = Exporter("127.0.0.1", 0, limits=replace(LIMITS, handshake_s=0.05))
-    host, _, port = exporter.address.rpartition(":")
-    with closing(exporter), socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+    with closing(exporter), connected(exporter.address, TIMEOUT_S) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
         with suppress(ConnectionResetError):
             assert connection.recv(1) == b""

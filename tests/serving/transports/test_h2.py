@@ -32,7 +32,7 @@ from tests.support.h2_connection import (
 )
 from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, Raw
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, connected, running_server
 
 MODELS = Path(serving.__file__).parent / "pretrained"
 TIMEOUT_S = 20.0
@@ -348,7 +348,7 @@ def test_caller_who_sends_while_the_server_stops_is_not_reset(
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         served = stack.enter_context(Classifier.load(MODELS / "digits", device="cpu"))
         with server_inside(served, http_port=0) as server:
-            addresses = server.address, str(server.http_url).removeprefix("http://")
+            addresses = server.address, str(server.http_url)
             callers = [stack.enter_context(connected(address)) for address in addresses]
             server._transport.loop.drain(Unavailable("the server is shutting down"))
             for caller, first in zip(callers, (started, request), strict=True):
@@ -358,11 +358,6 @@ def test_caller_who_sends_while_the_server_stops_is_not_reset(
             ended = [pool.submit(read_to_the_end, caller) for caller in callers]
         for each in ended:
             each.result()
-
-
-def connected(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    return socket.create_connection((host, int(port)), TIMEOUT_S)
 
 
 def read_to_the_end(caller: socket.socket) -> None:

@@ -1,7 +1,6 @@
 """The h2 transport's limits, each set so low that few frames reach it."""
 
 import gc
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from serving.transports.sockets import loop
 from serving.transports.sockets.port_limits import Limits
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
+from tests.support.servers import connected
 
 MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
 SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
@@ -175,12 +175,8 @@ def test_tls_connection_closed_for_a_new_one_in_its_own_round(
 ) -> None:
     config, tls = with_tls
     with h2_server(served, limits(max_connections=4), config) as address, ExitStack() as stack:
-        host, _, port = address.rpartition(":")
         for _ in range(100):
-            sockets = [
-                stack.enter_context(socket.create_connection((host, int(port)), TIMEOUT_S))
-                for _ in range(8)
-            ]
+            sockets = [stack.enter_context(connected(address, TIMEOUT_S)) for _ in range(8)]
             for sock in sockets:
                 with suppress(OSError):
                     sock.sendall(b"\x16\x03\x01\x02")

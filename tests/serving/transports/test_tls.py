@@ -28,7 +28,7 @@ from serving.server.serve import warn_if_exposed
 from serving.server.server import Server
 from serving.transports.grpcio.grpcio_server import server_credentials
 from tests.support.h2_server import server_inside
-from tests.support.servers import on_both
+from tests.support.servers import connected, on_both
 
 TIMEOUT_S = 10.0
 YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
@@ -177,12 +177,11 @@ def test_mtls_refuses_who_has_a_bad_one(
 def test_two_hundred_failed_handshakes_leave_the_server_well(
     mtls: Server, good: Files, stranger: Files
 ) -> None:
-    host, port = mtls.address.split(":")
     context = ssl.create_default_context(cafile=str(stranger.ca))
 
     def fail(number: int) -> bool:
         """Fail in one of four ways; True if the server let us in."""
-        with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+        with connected(mtls.address, TIMEOUT_S) as connection:
             if number % 4 == 0:  # leave in the middle of the handshake
                 connection.sendall(b"\x16\x03\x01\x02\x00\x01")
                 return False
@@ -212,12 +211,11 @@ def is_answered(connection: socket.socket) -> bool:
 
 
 def served_serial(server: Server) -> int:
-    host, port = server.address.split(":")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection((host, int(port)), TIMEOUT_S) as connection,
+        connected(server.address, TIMEOUT_S) as connection,
         context.wrap_socket(connection) as secure,
     ):
         der = secure.getpeercert(binary_form=True)
