@@ -98,7 +98,6 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q tests/docs/test_english.py
 
 docs: $(INSTALLED)  ## build build/docs; `python -m http.server -d build/docs` shows it
 	$(RUN) -m mkdocs build
