@@ -1,0 +1,612 @@
+"""Proves that a model's rows are independent, by following the batch axis through its graph.
+
+A batch is safe if a model of many rows answers each as it does alone, whatever is beside it. Runs
+on samples can't show that: they miss the value that matters. So each tensor of the graph is given
+one of three kinds, from the inputs to the outputs:
+
+- constant: the same for every number of rows and all their values;
+- a size: it depends on the number of rows, and on nothing else of them;
+- rows along an axis: cut there into as many equal pieces as there are rows, piece i is a function
+  of row i and of constants alone, the same function for every row and every number of rows.
+
+The rule of an operator (batching_rules.py) says which kind its outputs have. A node without a rule,
+or where rows meet, ends the proof with its name. The sizes of all other axes stay unknowns, so that
+a proof holds for all of them; and a size that depends on the number of rows never counts as a
+number, even if it is the same for 1, 2 and 3 rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from serving.model.onnx_file import Message, small_array
+from serving.model.sizes import ONE, ROWS, Size, Unknowns
+from serving.tensors import Array
+
+_MAX_NODES = 50_000
+"""Nodes that are looked at, those of bodies and functions each time."""
+_MAX_DEPTH = 40
+"""Of bodies and functions in one another."""
+_MAX_ITEMS = 64
+"""The longest shape whose elements are followed."""
+_MAX_TEXT = 100
+"""Characters of a graph's own names in a reason."""
+_CONTROL = {"If", "Loop", "Scan"}
+_DOMAINS = "", "ai.onnx", "ai.onnx.ml"
+"""The domains of ONNX's own operators; the first two are one."""
+
+
+class Mixes(Exception):
+    """Rows are not proved independent; the text says where and why."""
+
+    def __init__(self, reason: str, *, is_located: bool = False) -> None:
+        """Say why, and whether that names the node."""
+        super().__init__(reason)
+        self.is_located = is_located
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What is known of a tensor."""
+
+    shape: tuple[Size, ...] | None = None
+    """The sizes of its axes; None if not even their number is known, which only constants may."""
+    axis: int | None = None
+    """The axis that rows are along; None if it holds no rows."""
+    outer: Size | None = None
+    """How many times all the rows stand one after another along it; None, in a rule's result, as
+    often as in the inputs. [5, N, 8] reshaped to [5 N, 8] has them 5 times."""
+    items: Array | None = field(default=None, compare=False)
+    """The elements of a small tensor of whole numbers, each a Size, if sizes and constants decide
+    them."""
+    varies: bool = False
+    """Whether it depends on the number of rows, in a way that is not followed."""
+    data: Array | None = field(default=None, compare=False)
+    """The elements of a small constant, such as scales."""
+    sources: frozenset[str] = frozenset()
+    """The batch axes of inputs that its rows are those of."""
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it holds rows."""
+        return self.axis is not None
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it depends on the number of rows without holding rows."""
+        return self.varies or any(each.varies for each in self.vector or ())
+
+    @property
+    def vector(self) -> tuple[Size, ...] | None:
+        """The elements in order."""
+        return None if self.items is None else tuple(self.items.reshape(-1))
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The elements in order, if all are numbers."""
+        found = tuple(each.number for each in self.vector or ())
+        is_known = self.items is not None and None not in found
+        return cast(tuple[int, ...], found) if is_known else None
+
+    @property
+    def known_shape(self) -> tuple[Size, ...]:
+        """Its shape; Mixes if that is unknown."""
+        if self.shape is None:
+            raise Mixes("the shape of a constant is unknown")
+        return self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node with its inputs, as a rule sees it."""
+
+    op: str
+    """The operator; with its domain before it, if it is not one of ONNX's own two."""
+    version: int
+    """Of the operator's set."""
+    inputs: Sequence[Value | None]
+    """None for an optional input that is left out."""
+    num_outputs: int
+    is_used: Sequence[bool]
+    """For each output, whether it has a name."""
+    attributes: dict[str, Message]
+    unknowns: Unknowns
+
+    def has(self, index: int) -> bool:
+        """Return whether there is an input."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def value(self, index: int) -> Value:
+        """Return an input that must be there."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise Mixes(f"it has no input {index}")
+        return value
+
+    def number(self, name: str, default: int) -> int:
+        """Return an attribute that is an integer."""
+        return int(self.attributes[name].i) if name in self.attributes else default
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return an attribute that is a text."""
+        return (
+            self.attributes[name].s.decode("utf-8", "replace")
+            if name in self.attributes
+            else default
+        )
+
+    def numbers(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
+        """Return integers of an attribute or, in newer sets, of an input; None if left out."""
+        if name in self.attributes:
+            return tuple(self.attributes[name].ints)
+        if index is None or not self.has(index):
+            return None
+        numbers = self.value(index).numbers
+        if numbers is None:
+            raise Mixes(f"its {name} are computed")
+        return numbers
+
+    def new_size(self) -> Size:
+        """Return an unknown size that depends on other sizes than the number of rows."""
+        return self.unknowns.new()
+
+
+def prove(model: Message) -> None:
+    """Prove that the first axis of all inputs and outputs is a batch of independent rows.
+
+    Args:
+        model: a ModelProto.
+
+    Raises:
+        Mixes: it is not proved; the text names the node and the reason.
+    """
+    walk = _Walk(model)
+    graph = model.graph
+    defaults = {each.name for each in graph.initializer}
+    sources = []
+    for each in graph.input:
+        if each.name not in defaults:
+            walk.scope[each.name] = value = _input(each, walk.unknowns)
+            sources.append(value.sources)
+    outputs = walk.graph(graph, [each.name for each in graph.output])
+    for each, value in zip(graph.output, outputs, strict=True):
+        name = _shown(each.name)
+        if value.axis != 0:
+            found = "no axis of rows" if value.axis is None else f"its rows along axis {value.axis}"
+            raise Mixes(f"output {name} has {found}")
+        if value.known_shape[0] != ROWS or value.outer != ONE:
+            raise Mixes(f"output {name} has several rows for each of the batch")
+    joined = _joined([*sources, *walk.joined])
+    if len(joined) > 1:
+        names = " and ".join(sorted(_shown(min(each)) for each in joined))
+        raise Mixes(f"{names} are batch axes of their own")
+
+
+def _input(info: Message, unknowns: Unknowns) -> Value:
+    shape = info.type.tensor_type.shape.dim
+    if not shape or shape[0].dim_value > 0:
+        raise Mixes(f"input {_shown(info.name)} has no batch axis")
+    # Axes of one name may differ in a call, so each is an unknown of its own.
+    rest = [
+        Size.of(each.dim_value) if each.dim_value > 0
+        else unknowns.new("+") for each in shape[1:]
+    ]  # fmt: skip
+    source = shape[0].dim_param or info.name
+    return Value((ROWS, *rest), 0, ONE, sources=frozenset([source]))
+
+
+def _joined(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+    """Join sets that have an element in common."""
+    joined: list[frozenset[str]] = []
+    for each in sets:
+        if each:
+            touching = [other for other in joined if other & each]
+            joined = [other for other in joined if not other & each]
+            joined.append(each.union(*touching))
+    return joined
+
+
+class _Walk:
+    """A graph on the way through its nodes: the values of tensors by name."""
+
+    def __init__(self, model: Message) -> None:
+        self.unknowns = Unknowns()
+        self.scope: dict[str, Value] = {}
+        self.joined: set[frozenset[str]] = set()
+        """Batch axes that some node joins, so that they are one."""
+        self._versions = _versions(model)
+        self._functions = {
+            (each.domain, each.name, each.overload): each for each in model.functions
+        }
+        self._num_nodes = 0
+        self._depth = 0
+
+    def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
+        """Walk through a graph whose inputs are in the scope; return values of its outputs."""
+        for each in graph.initializer:
+            self.scope[each.name] = constant(small_array(each), tuple(each.dims))
+        for each in graph.sparse_initializer:
+            self.scope[each.values.name] = Value()
+        self._nodes(graph.node, outputs)
+        return [self._named(name) for name in outputs]
+
+    def _named(self, name: str) -> Value:
+        if name not in self.scope:
+            raise Mixes(f"there is no tensor {_shown(name)}")
+        return self.scope[name]
+
+    def _nodes(self, nodes: Sequence[Message], outputs: Iterable[str]) -> None:
+        for node in _needed(nodes, outputs):
+            self._num_nodes += 1
+            if self._num_nodes > _MAX_NODES:
+                raise Mixes("the graph is too large")
+            self._node(node)
+
+    def _node(self, message: Message) -> None:
+        inputs = [self._named(name) if name else None for name in message.input]
+        domain = "" if message.domain == "ai.onnx" else message.domain
+        known = domain in _DOMAINS
+        node = Node(
+            message.op_type if known else f"{domain}.{message.op_type}",
+            self._versions.get(domain, 1), inputs,
+            len(message.output), [bool(name) for name in message.output],
+            {each.name: each for each in message.attribute}, self.unknowns,
+        )  # fmt: skip
+        function = self._functions.get((message.domain, message.op_type, message.overload))
+        try:
+            if function is not None and (known or domain.startswith("com.microsoft")):
+                raise Mixes("a function has the name of an operator")
+            if function is not None:
+                outputs = self._function(function, node)
+            elif node.op in _CONTROL:
+                outputs = getattr(self, f"_{node.op.lower()}")(node)
+            else:
+                outputs = self._operator(node)
+            outputs = [self._checked(each) for each in outputs]
+        except (Mixes, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+            if isinstance(err, Mixes) and err.is_located:
+                raise
+            reason = str(err) if isinstance(err, Mixes) else "it is malformed"
+            name = message.name or ", ".join(message.output)
+            raise Mixes(f"{_shown(name)} ({_shown(node.op)}): {reason}", is_located=True) from None
+        for name, value in zip(message.output, outputs, strict=False):
+            if name in self.scope:
+                raise Mixes(f"two tensors are named {_shown(name)}")
+            if name:
+                self.scope[name] = value
+
+    def _checked(self, value: Value) -> Value:
+        """Return a value with bounded sizes; a flaw in a rule ends the proof here."""
+        if value.items is not None and value.items.size > _MAX_ITEMS:
+            value = replace(value, items=None, varies=value.is_size)
+        if value.data is not None and not value.is_size:
+            return value  # a constant of the graph
+        if value.items is not None:
+            items = sizes_of(map(self.unknowns.bounded, value.items.reshape(-1)))
+            value = replace(value, items=items.reshape(value.items.shape))
+        if value.shape is None:
+            if value.is_rows:
+                raise Mixes("its shape is unknown")
+            return value
+        shape = tuple(map(self.unknowns.bounded, value.shape))
+        varies = any(size.varies for axis, size in enumerate(shape) if axis != value.axis)
+        if value.axis is None:
+            return replace(value, shape=shape, varies=value.varies or varies)
+        if shape[value.axis].per_row is None:
+            raise Mixes("its batch axis is lost")
+        if varies:
+            raise Mixes("the size of a row depends on the number of rows")
+        return replace(value, shape=shape)
+
+    def _operator(self, node: Node) -> list[Value]:
+        from serving.model.batching_rules import outputs_of  # it needs the names above
+
+        sources = frozenset[str]().union(*(each.sources for each in node.inputs if each))
+        outers = {each.outer for each in node.inputs if each and each.is_rows}
+        if len(outers) > 1:
+            raise Mixes("rows meet others than their own")
+        outer = outers.pop() if outers else ONE
+        outputs = outputs_of(node)
+        if any(each.is_rows for each in outputs):
+            self.joined.add(sources)
+        return [
+            replace(each, sources=sources, outer=outer if each.outer is None else each.outer)
+            if each.is_rows else each
+            for each in outputs
+        ]  # fmt: skip
+
+    def _inside(self, names: Iterable[str], values: Iterable[Value]) -> "_Walk":
+        """Return a walk through a body, which sees the names around it."""
+        if self._depth >= _MAX_DEPTH:
+            raise Mixes("the graph is nested too deeply")
+        inner = object.__new__(_Walk)
+        inner.__dict__.update(self.__dict__, _depth=self._depth + 1)
+        inner.scope = {**self.scope, **dict(zip(names, values, strict=False))}
+        return inner
+
+    def _leave(self, inner: "_Walk") -> None:
+        self._num_nodes = inner._num_nodes
+
+    def _body(self, graph: Message, values: Sequence[Value]) -> list[Value]:
+        inner = self._inside([each.name for each in graph.input], values)
+        outputs = inner.graph(graph, [each.name for each in graph.output])
+        self._leave(inner)
+        return outputs
+
+    def _function(self, function: Message, node: Node) -> list[Value]:
+        attributes = {each.name: each for each in function.attribute_proto} | node.attributes
+        inner = self._inside([], [])
+        inner.scope = {
+            name: node.value(index) for index, name in enumerate(function.input) if node.has(index)
+        }
+        inner._versions = _versions(function)
+        absent = {*function.input} - inner.scope.keys()
+        nodes = [_bound(each, attributes, absent) for each in function.node]
+        inner._nodes(nodes, function.output)
+        self._leave(inner)
+        return [inner._named(name) for name in function.output]
+
+    def _if(self, node: Node) -> list[Value]:
+        condition = node.value(0)
+        if condition.is_rows:
+            raise Mixes("its condition depends on values of rows")
+        if condition.is_size:
+            raise Mixes("its condition depends on the number of rows")
+        branches = ["else_branch", "then_branch"]
+        if condition.numbers is not None:
+            branches = [branches[bool(condition.numbers[0])]]
+        results = [self._body(node.attributes[each].g, []) for each in branches]
+        return [self._same(values) for values in zip(*results, strict=True)]
+
+    def _same(self, values: Sequence[Value]) -> Value:
+        """Return what is known of a tensor that is one of several."""
+        first = values[0]
+        for other in values[1:]:
+            if first.axis != other.axis or first.is_size or other.is_size:
+                raise Mixes("its branches or turns have rows along different axes")
+            if not first.is_rows:
+                first = Value(first.shape) if first.shape == other.shape else Value()
+                continue
+            if first == other:
+                continue
+            mine, others = first.known_shape, other.known_shape
+            at = first.axis or 0
+            is_alike = len(mine) == len(others) and first.outer == other.outer
+            if not is_alike or mine[at] != others[at]:
+                raise Mixes("its branches or turns have rows of different sizes")
+            sizes = (
+                a if a == b else self.unknowns.new() for a, b in zip(mine, others, strict=True)
+            )
+            first = Value(tuple(sizes), at, first.outer, sources=first.sources | other.sources)
+            self.joined.add(first.sources)
+        return first
+
+    def _loop(self, node: Node) -> list[Value]:
+        body = node.attributes["body"].g
+        for each in node.inputs[:2]:
+            if each is not None and each.is_rows:
+                raise Mixes("the number of its turns depends on values of rows")
+            if each is not None and each.is_size:
+                raise Mixes("the number of its turns depends on the number of rows")
+        first = [_without_items(node.value(index)) for index in range(2, len(node.inputs))]
+        turn = Value((), data=None)
+        states, (condition, *scans) = self._turns(body, [turn, Value(())], first, before=1)
+        if condition.is_rows or condition.is_size:
+            raise Mixes("the number of its turns depends on values of rows")
+        return [*states, *(self._stacked(each, 0) for each in scans)]
+
+    def _turns(
+        self, body: Message, fixed: Sequence[Value], states: list[Value], *, before: int,
+        after: Sequence[Value] = (),
+    ) -> tuple[list[Value], list[Value]]:  # fmt: skip
+        """Walk through a body until its states stay; return them, and its other outputs."""
+        for _ in range(3):
+            outputs = self._body(body, [*fixed, *states, *after])
+            new = [_without_items(each) for each in outputs[before : before + len(states)]]
+            joined = [self._same(pair) for pair in zip(states, new, strict=True)]
+            if [(each.axis, _fixed(each)) for each in joined] == [
+                (each.axis, _fixed(each)) for each in states
+            ]:
+                return joined, [*outputs[:before], *outputs[before + len(states) :]]
+            states = joined
+        raise Mixes("a state of its turns changes its shape")
+
+    def _stacked(self, value: Value, axis: int) -> Value:
+        if not value.is_rows:
+            return Value(varies=value.is_size)
+        shape = list(value.known_shape)
+        axis = axis if axis >= 0 else axis + len(shape) + 1
+        shape.insert(axis, self.unknowns.new())
+        return replace(
+            value,
+            shape=tuple(shape),
+            axis=(value.axis or 0) + (axis <= (value.axis or 0)),
+            items=None,
+        )
+
+    def _scan(self, node: Node) -> list[Value]:
+        if node.version < 9:
+            raise Mixes("an old Scan has no rule")
+        body, num_scans = node.attributes["body"].g, node.number("num_scan_inputs", 0)
+        values = [node.value(index) for index in range(len(node.inputs))]
+        states, scanned = values[: len(values) - num_scans], values[len(values) - num_scans :]
+        if any(each.is_size for each in values):
+            raise Mixes("the number of rows meets values")
+        axes = node.numbers("scan_input_axes") or (0,) * num_scans
+        out_axes = node.numbers("scan_output_axes") or (0,) * (len(body.output) - len(states))
+        rows = [
+            value.is_rows and _axis(axis, value) == value.axis
+            for axis, value in zip(axes, scanned, strict=True)
+        ]
+        if any(rows):
+            return self._scan_rows(node, body, states, scanned, rows, out_axes)
+        slices = [_slice(value, axis) for axis, value in zip(axes, scanned, strict=True)]
+        final, scans = self._turns(
+            body, [], [_without_items(each) for each in states], before=0, after=slices
+        )
+        return [
+            *final,
+            *(self._stacked(each, axis) for each, axis in zip(scans, out_axes, strict=True)),
+        ]
+
+    def _scan_rows(
+        self, node: Node, body: Message, states: list[Value], scanned: list[Value],
+        rows: list[bool], out_axes: Sequence[int],
+    ) -> list[Value]:  # fmt: skip
+        """Walk through a Scan whose turns are rows, each of which sees constants and one row."""
+        if not all(rows) or any(each.is_rows for each in states):
+            raise Mixes("its turns are rows, and it has others besides")
+        if any(node.numbers("scan_input_directions") or ()) or any(
+            node.numbers("scan_output_directions") or ()
+        ):
+            raise Mixes("it turns the order of rows")
+        if len({(each.known_shape[each.axis or 0], each.outer) for each in scanned}) > 1:
+            raise Mixes("its turns are pieces of rows")
+        _require_kept(body, len(states))
+        around = [self.scope[name] for name in _captured(body) & self.scope.keys()]
+        if any(each.is_rows or each.is_size for each in around):
+            raise Mixes("its turns see all rows")
+        size = scanned[0].known_shape[scanned[0].axis or 0]
+        sources = frozenset[str]().union(*(each.sources for each in scanned))
+        self.joined.add(sources)
+        # Inside a turn all is about one row, so it counts as constant there.
+        one = [replace(_slice(each, each.axis or 0), axis=None) for each in scanned]
+        outputs = []
+        results = self._body(body, [*map(_without_items, states), *one])[len(states) :]
+        for result, axis in zip(results, out_axes, strict=True):
+            shape = list(result.known_shape)
+            at = axis if axis >= 0 else axis + len(shape) + 1
+            shape.insert(at, size)
+            outputs.append(Value(tuple(shape), at, scanned[0].outer, sources=sources))
+        return [*states, *outputs]
+
+
+def sizes_of(sizes: Iterable[Size]) -> Array:
+    """Return sizes as the elements of a vector."""
+    sizes = list(sizes)
+    items = np.empty(len(sizes), object)
+    items[:] = sizes
+    return items
+
+
+def computed(items: Array) -> Value:
+    """Return the value of a tensor whose elements are these sizes."""
+    return Value(tuple(map(Size.of, items.shape)), items=items)
+
+
+def constant(data: Array | None, dims: tuple[int, ...]) -> Value:
+    """Return the value of a constant; data is None if it is large."""
+    if data is not None and data.dtype.kind in "biu" and data.size <= _MAX_ITEMS:
+        items = sizes_of(Size.of(int(each)) for each in data.flat)
+        return replace(computed(items.reshape(data.shape)), data=data)
+    return Value(tuple(map(Size.of, dims)), data=data)
+
+
+def _without_items(value: Value) -> Value:
+    """Return a state before its first turn: later ones have other elements."""
+    if value.is_size:
+        raise Mixes("the number of rows meets values")
+    return replace(value, items=None, data=None)
+
+
+def _fixed(value: Value) -> tuple[Size | None, ...] | None:
+    """Return the sizes of a shape that are known, which a fixed point needs to be the same."""
+    if value.shape is None:
+        return None
+    return tuple(None if size.number is None and not size.varies else size for size in value.shape)
+
+
+def _axis(axis: int, value: Value) -> int:
+    rank = len(value.known_shape)
+    return axis + rank if axis < 0 else axis
+
+
+def _slice(value: Value, axis: int) -> Value:
+    """Return one turn's slice of a tensor."""
+    if value.shape is None:
+        return Value()
+    at = _axis(axis, value)
+    shape = tuple(size for each, size in enumerate(value.shape) if each != at)
+    moved = None if value.axis is None else value.axis - (at < value.axis)
+    return Value(shape, moved, value.outer, sources=value.sources)
+
+
+def _require_kept(body: Message, num_states: int) -> None:
+    """Raise Mixes if a turn changes a state that the next one sees."""
+    same = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
+    for before, after in zip(body.input[:num_states], body.output[:num_states], strict=True):
+        name, seen = after.name, set()
+        while name in same and name not in seen:
+            seen.add(name)
+            name = same[name]
+        if name != before.name:
+            raise Mixes("a turn sees the rows before it")
+
+
+def _versions(model: Message) -> dict[str, int]:
+    """Return the version of each set of operators that a model or function uses."""
+    versions: dict[str, int] = {}
+    for each in model.opset_import:
+        domain = "" if each.domain == _DOMAINS[1] else each.domain
+        if versions.get(domain, each.version) != each.version:
+            raise Mixes(f"it has two versions of the operators {_shown(domain)}")
+        versions[domain] = each.version
+    return versions
+
+
+def _bodies(node: Message) -> list[Message]:
+    return [each.g for each in node.attribute if each.HasField("g")]
+
+
+def _captured(graph: Message) -> set[str]:
+    """Return the names of tensors around a body that it may read."""
+    own = {each.name for each in (*graph.input, *graph.initializer)}
+    names = {each.name for each in graph.output}
+    for node in graph.node:
+        names |= set(node.input)
+        own |= set(node.output)
+        for body in _bodies(node):
+            names |= _captured(body)
+    return names - own
+
+
+def _needed(nodes: Sequence[Message], outputs: Iterable[str]) -> list[Message]:
+    """Return the nodes that outputs depend on, in order."""
+    names, needed = set(outputs), []
+    for node in reversed(nodes):
+        if names & set(node.output):
+            needed.append(node)
+            names |= set(node.input)
+            for body in _bodies(node):
+                names |= _captured(body)
+    return needed[::-1]
+
+
+def _bound(node: Message, attributes: dict[str, Message], absent: set[str]) -> Message:
+    """Return a function's node with the caller's attributes in place of references to them."""
+    bound = type(node)()
+    bound.CopyFrom(node)
+    for index, name in enumerate(bound.input):
+        if name in absent:
+            bound.input[index] = ""
+    del bound.attribute[:]
+    for each in node.attribute:
+        if not each.ref_attr_name:
+            bound.attribute.add().CopyFrom(each)
+        elif each.ref_attr_name in attributes:
+            new = bound.attribute.add()
+            new.CopyFrom(attributes[each.ref_attr_name])
+            new.name = each.name
+    for each in bound.attribute:
+        if each.HasField("g") and any(
+            inner.ref_attr_name for node in each.g.node for inner in node.attribute
+        ):
+            raise Mixes("a body in a function refers to its attributes")
+    return bound
+
+
+def _shown(text: Any) -> str:
+    """Return a graph's own text, safe in a line of a log."""
+    return "".join(each if each.isprintable() else "?" for each in str(text)[:_MAX_TEXT])

@@ -1,0 +1,148 @@
+"""Sizes of axes as the proof of batching sees them: polynomials; N is the number of rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+_MAX_TERMS = 32
+"""A longer sum becomes one unknown, so that a hostile graph takes no time."""
+_MAX_NUMBER = 1 << 31
+"""From it on, a graph's arithmetic of 32 bits overflows."""
+_N = "N"
+
+Monomial = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A whole number that sizes of axes decide: a sum of products of named unknowns.
+
+    The name of an unknown says what is known of it: "N" is the number of rows, "+7" is one or
+    more, "?7" any number, "N?7" any number that depends on the number of rows.
+    """
+
+    terms: tuple[tuple[Monomial, int], ...]
+    """Products and their factors, sorted, none of them 0."""
+
+    @classmethod
+    def of(cls, number: int) -> Self:
+        """Return a number."""
+        return cls((((), number),) if number else ())
+
+    @classmethod
+    def unknown(cls, name: str) -> Self:
+        """Return an unknown."""
+        return cls((((name,), 1),))
+
+    @property
+    def number(self) -> int | None:
+        """The number, if there is no unknown in it."""
+        if not self.terms:
+            return 0
+        (monomial, factor), *more = self.terms
+        return None if more or monomial else factor
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is at least 1 for sure."""
+        return bool(self.terms) and all(
+            factor > 0 and all(name[0] == "+" or name == _N for name in monomial)
+            for monomial, factor in self.terms
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether it depends on the number of rows."""
+        return any(name[0] == _N for monomial, _ in self.terms for name in monomial)
+
+    @property
+    def per_row(self) -> "Size | None":
+        """Its share of one row, where it is the number of rows times that; else None."""
+        if not self.terms or any(monomial.count(_N) != 1 for monomial, _ in self.terms):
+            return None
+        share = _sum((_without(monomial, (_N,)), factor) for monomial, factor in self.terms)
+        return None if share.varies else share
+
+    def __add__(self, other: "Size") -> "Size":
+        return _sum([*self.terms, *other.terms])
+
+    def __sub__(self, other: "Size") -> "Size":
+        return _sum([*self.terms, *((monomial, -factor) for monomial, factor in other.terms)])
+
+    def __mul__(self, other: "Size") -> "Size":
+        return _sum(
+            (tuple(sorted(mine + others)), factor * times)
+            for mine, factor in self.terms
+            for others, times in other.terms
+        )
+
+    def divided(self, other: "Size") -> "Size | None":
+        """Return the quotient, if each term can be divided; else None."""
+        if self == other and other.terms:
+            return Size.of(1)
+        if len(other.terms) != 1:
+            return None
+        ((divisor, times),) = other.terms
+        quotient = []
+        for monomial, factor in self.terms:
+            rest = _without(monomial, divisor)
+            if factor % times or len(rest) != len(monomial) - len(divisor):
+                return None
+            quotient.append((rest, factor // times))
+        return _sum(quotient)
+
+
+ONE = Size.of(1)
+ROWS = Size.unknown(_N)
+"""The number of rows."""
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """Multiply sizes."""
+    result = ONE
+    for size in sizes:
+        result *= size
+    return result
+
+
+class Unknowns:
+    """Names of unknown results: the same operation on the same sizes has the same name."""
+
+    def __init__(self) -> None:
+        """Know none yet."""
+        self._names: dict[object, str] = {}
+
+    def of(self, operation: str, *operands: Size) -> Size:
+        """Return an operation's result, which depends on the operands only."""
+        mark = "N?" if any(each.varies for each in operands) else "?"
+        key = operation, operands
+        return Size.unknown(self._names.setdefault(key, f"{mark}{len(self._names)}"))
+
+    def new(self, mark: str = "?") -> Size:
+        """Return an unknown that is no other's, of a kind: "?", "+" or "N?"."""
+        name = f"{mark}{len(self._names)}"
+        self._names[object()] = name
+        return Size.unknown(name)
+
+    def bounded(self, size: Size) -> Size:
+        """Return a size, or an unknown in place of a long sum or a huge number."""
+        is_short = len(size.terms) <= _MAX_TERMS and all(
+            len(monomial) <= _MAX_TERMS and abs(factor) < _MAX_NUMBER
+            for monomial, factor in size.terms
+        )
+        return size if is_short else self.new("N?" if size.varies else "?")
+
+
+def _sum(terms: Iterable[tuple[Monomial, int]]) -> Size:
+    total: dict[Monomial, int] = {}
+    for monomial, factor in terms:
+        total[monomial] = total.get(monomial, 0) + factor
+    return Size(tuple(sorted((each, factor) for each, factor in total.items() if factor)))
+
+
+def _without(monomial: Monomial, divisor: Monomial) -> Monomial:
+    rest = list(monomial)
+    for name in divisor:
+        if name in rest:
+            rest.remove(name)
+    return tuple(rest)
