@@ -373,6 +373,11 @@ def _quantized(node: Node) -> list[Value]:
     return _outputs(node, Value(value.known_shape, value.axis))
 
 
+def _scaled_by_all(node: Node) -> list[Value]:
+    """It scales all elements by the largest of them."""
+    raise Mixes("it gives a row its neighbours' scale")
+
+
 def _along_axis(node: Node) -> list[Value]:
     """It looks along one axis, which must not be that of rows."""
     value, default = node.value(0), -1
@@ -1268,6 +1273,7 @@ _add(
     _elementwise, _ALL,
 )  # fmt: skip
 _add("CastLike", _cast_like, (0, 1), (1,))
+_add("DynamicQuantizeLinear com.microsoft.DynamicQuantizeMatMul", _scaled_by_all)
 _add("Dropout", _dropout)
 _add("BatchNormalization", _batch_normalization)
 _add("QuantizeLinear DequantizeLinear", _quantized)

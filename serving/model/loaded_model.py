@@ -14,11 +14,13 @@ import numpy as np
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
-from serving.model import acceptance, independence, repository
+from serving.model import acceptance, batching_trial, repository
 from serving.model.acceptance import ENOUGH_ROWS, find_rows
+from serving.model.batching_proof import Mixes, prove
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
+from serving.model.onnx_file import parse_model
 from serving.model.pictures import described
 from serving.model.preprocessing import Preprocessing
 from serving.predictions import Probabilities
@@ -36,9 +38,6 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
-_DYNAMIC = b"DynamicQuantize"
-"""How the names of operators begin that quantize all rows of a batch by one scale. On drawn rows of
-many numbers that need not show: all of them have the same range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +53,8 @@ class LoadedModel:
     """Rows that are worth their own run on another core."""
     batching: str = ""
     """One line that says whether rows are batched, and why not."""
+    max_batch_size: int = BatchingConfig().max_batch_size
+    """The most rows in one run."""
 
     @property
     def version(self) -> str:
@@ -173,15 +174,16 @@ def _load_version(
 
     def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
         manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
-        obstacle = "dynamic quantization gives a row its neighbours' scale"
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
         model = LoadedModel(engine, manifest, precision)
-        return engine, model, obstacle if _DYNAMIC in onnx else None
+        return engine, model, _obstacle(onnx)
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
-            return _check_golden(model, max_batch_size)
-        found = independence.find(model.run, engine.tensors, max_batch_size, obstacle=obstacle)
+            return _check_golden(model, max_batch_size, obstacle)
+        found = batching_trial.try_rows(
+            model.run, engine.tensors, max_batch_size, obstacle=obstacle
+        )
         engine.tensors = found.tensors
         return _timed(model, found.feeds, max_batch_size, found.line)
 
@@ -206,12 +208,23 @@ def _load_version(
     return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
 
 
-def _check_golden(model: LoadedModel, max_batch_size: int) -> LoadedModel:
+def _obstacle(onnx: bytes) -> str | None:
+    """Return why rows are not batched; None if they are proved independent."""
+    try:
+        prove(parse_model(onnx))
+    except Mixes as err:
+        return str(err)
+    return None
+
+
+def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None) -> LoadedModel:
+    """Check a classifier, whose images are run one by one if they are not proved independent."""
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
-    worst = acceptance.check(model.classify, images, expected[model.precision], max_batch_size)
-    line = independence.line_of(worst)
+    most = 1 if obstacle else max_batch_size
+    worst = acceptance.check(model.classify, images, expected[model.precision], most)
+    line = f"images run alone: {obstacle}" if obstacle else batching_trial.line_of(worst)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
-    return _timed(model, feeds, max_batch_size, line)
+    return replace(_timed(model, feeds, most, line), max_batch_size=most)
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:

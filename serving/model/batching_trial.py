@@ -1,7 +1,7 @@
-"""Finds out whether a model's rows can be batched, by running drawn inputs alone and in batches.
+"""Runs drawn rows alone and in batches: a second look at a proof, and inputs to measure runs with.
 
-Nothing in a graph says so: the first axis may be time, rows may be normalized by their batch, and
-dynamic quantization gives a row its neighbours' scale.
+Samples can't show that rows are independent, only that they are not: batching_proof.py proves it.
+Beside quiet rows the batches have loud ones: of 1e30, infinities, NaN.
 """
 
 import math
@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
 """Largest difference of a row's numbers from those it has alone, relative to their magnitude: sums
 are added in another order. Other types have none: they must be equal."""
 _FLOOR = 0.01
-"""Share of an output's greatest number that counts as the magnitude of small ones."""
+"""Share of a row's greatest number that counts as the magnitude of small ones."""
 _NUM_ROWS = 8
 _SIZES = 32, 8, 1, 64, 512
 """Sizes that are tried for all axes but the first that have none in the graph."""
@@ -42,26 +43,32 @@ class Finding:
     line: str
     """One line that says whether rows are batched, and why not."""
     feeds: Feeds | None
-    """Inputs that can be run: some rows if rows can be batched, else one; None if no run
-    succeeded."""
+    """One row, or one call's inputs, that can be run; None if no run succeeded."""
 
 
 class _Dependent(Exception):
     """Rows depend on one another; the text says how it showed."""
 
 
-def find(
+def try_rows(
     run: Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
     *, obstacle: str | None = None,
 ) -> Finding:  # fmt: skip
-    """Run drawn rows, alone and mixed in batches of several sizes."""
+    """Run drawn rows, alone and mixed in batches of several sizes.
+
+    Args:
+        run: the model.
+        tensors: its inputs and outputs.
+        max_batch_size: the most rows in a batch.
+        clock: processor time, in seconds.
+        obstacle: why rows are not batched; None if they are proved independent.
+    """
+    if not tensors.inputs:
+        obstacle = "there is no input"
     without = [each for each in tensors.inputs if each.shape[:1] != (-1,)]
     if without:
         obstacle = f"input {without[0]} has no batch axis"
-    if not tensors.inputs:
-        obstacle = "there is no input"
-    reason, runnable = obstacle or "no drawn input can be run", None
-    worst, shown = 0.0, [False] * len(tensors.outputs)
+    runnable, worst = None, None
     end_s = clock() + _DRAWS_S
     for feeds in _draws(tensors.inputs, 1 if obstacle else _NUM_ROWS):
         row, begin_s = feeds if obstacle else _take(feeds, [0]), clock()
@@ -78,29 +85,36 @@ def find(
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
-            difference, varied = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
+            difference, has_shown = _compare(
+                run, feeds, first, tensors.outputs, max_batch_size, clock
+            )
         except ModelError:
             continue
         except _Dependent as err:
-            reason = str(err)
+            obstacle = str(err)
             break
-        worst = max(worst, difference)
-        shown = [before or now for before, now in zip(shown, varied, strict=True)]
-        if all(shown):
-            # Converters of trees say 1 where the graph answers N.
-            outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
-            tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
-            return Finding(tensors, line_of(worst), feeds)
-        silent = next(each for each, is_shown in zip(tensors.outputs, shown, strict=True)
-                      if not is_shown)  # fmt: skip
-        reason = f"no drawn input shows whether rows of {silent.name} are independent"
-    return Finding(tensors, f"calls run alone: {reason}", runnable)
+        worst = max(worst or 0.0, difference)
+        if has_shown:
+            break
+    if obstacle:
+        return Finding(tensors, f"calls run alone: {obstacle}", runnable)
+    # Converters of trees say 1 where the graph answers N.
+    outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
+    tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
+    return Finding(tensors, line_of(worst), runnable)
 
 
-def line_of(difference: float) -> str:
-    """Return the line of a model whose rows can be batched."""
-    within = f" within {difference:.1g}" if difference else ", bit for bit"
-    return f"rows are independent{within}"
+def line_of(difference: float | None) -> str:
+    """Return the line of a model whose rows are batched.
+
+    Args:
+        difference: the greatest in a trial; None if no drawn input could be run.
+    """
+    tried = "no drawn input can be run" if difference is None else "a trial agrees"
+    within = (
+        f" within {difference:.1g}" if difference else ", bit for bit" if difference == 0 else ""
+    )
+    return f"rows are batched: proved independent, {tried}{within}"
 
 
 def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
@@ -112,39 +126,57 @@ def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
                    for number, each in enumerate(tensor.shape)] for tensor in inputs]  # fmt: skip
         if sum(map(math.prod, shapes)) > _MAX_BYTES:
             continue
-        for kind in ("wide", "narrow", "spread", "zeros"):
+        for is_like in (False, True):
             raw = [np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
                    for each in shapes]  # fmt: skip
             yield {
-                tensor.name: np.asarray(_values(each, tensor.dtype, kind), tensor.dtype)
+                tensor.name: np.asarray(_values(each, tensor.dtype, is_like=is_like), tensor.dtype)
                 for tensor, each in zip(inputs, raw, strict=True)
             }
 
 
-def _values(raw: Array, dtype: np.dtype, kind: str) -> Array:
-    """Turn random bytes into floats from -1 to 1, above 0, or of every magnitude, as tables have.
+def _values(raw: Array, dtype: np.dtype, *, is_like: bool) -> Array:
+    """Turn random bytes into rows of unlike sizes, the loud ones last, or all from 0 to 1.
 
-    Integers are numbers that every vocabulary has, or 0 and 1, which masks take; of those alone a
-    normalization may divide by next to nothing.
+    Integers are numbers that every vocabulary has, or 0 and 1, which masks take.
     """
-    if kind == "zeros":
-        raw = raw & 0
     if dtype.kind == "f":
-        if kind == "spread":
-            return np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64)
-        return raw / 127.5 - 1 if kind == "wide" else (raw + 1.0) / 256
+        unit = (raw + 1.0) / 256
+        if not is_like and raw.ndim:
+            for number, scale in enumerate(_SCALES[: len(raw)]):
+                unit[number] = scale(raw[number])
+        with np.errstate(over="ignore"):
+            return unit.astype(dtype)
     if dtype.kind == "O":
-        texts = ["0", "1", "a b c", ""] if kind == "wide" else ["0", "1"]
+        texts = ["0", "1"] if is_like else ["0", "1", "a b c", ""]
         return np.array(texts, object).take(raw % len(texts))
-    if dtype.kind == "b" or kind != "wide":
-        return raw & 1
-    return raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
+    if dtype.kind == "b" or is_like:
+        return (raw & 1).astype(dtype)
+    return (
+        raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
+    ).astype(dtype)
+
+
+_SCALES: tuple[Callable[[Array], Any], ...] = (
+    lambda raw: raw / 127.5 - 1,
+    lambda raw: (raw + 1.0) / 256,
+    lambda raw: raw * 1.0,
+    lambda raw: np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64),
+    lambda raw: raw * 0.0,
+    lambda raw: np.where(raw & 1, 1e30, -1e30),
+    lambda raw: np.where(raw & 1, np.inf, raw / 256),
+    lambda raw: np.where(raw & 1, np.nan, raw / 256),
+)
+"""Of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables have, 0,
+and the loud ones."""
+_NUM_QUIET = 5
+"""Rows that are compared with themselves; of the loud ones only rounding would show."""
 
 
 def _compare(
     run: Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
     clock: _Clock,
-) -> tuple[float, list[bool]]:  # fmt: skip
+) -> tuple[float, bool]:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
@@ -152,28 +184,32 @@ def _compare(
         shows nothing.
     """
     rows, begin_s = [first], clock()
-    while len(rows) < _NUM_ROWS and (len(rows) < 2 or clock() - begin_s < _ALONE_S):
+    while len(rows) < _NUM_QUIET and (len(rows) < 2 or clock() - begin_s < _ALONE_S):
         rows.append(run(_take(feeds, [len(rows)])))
     row_s = (clock() - begin_s) / (len(rows) - 1)
     alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
-    varied = [bool(((each != each[:1]) & (each == each)).any()) for each in alone]  # NaN is nothing
-    if not any(varied):
-        return 0.0, varied
+    has_shown = all(((each != each[:1]) & (each == each)).any() for each in alone)  # NaN is nothing
     generator, worst = random.Random(0), 0.0
-    row_bytes = max(sum(each.nbytes for each in side) / len(rows)
-                    for side in (alone, _take(feeds, range(len(rows))).values()))  # fmt: skip
+    row_bytes = max(sum(each.nbytes for each in alone) / len(rows),
+                    sum(each.nbytes / len(each) for each in feeds.values()))  # fmt: skip
     for size in batch_sizes(max(2, max_batch_size), row_s, _BATCHES_S):
         if size > 2 and size * row_bytes > _MAX_BYTES:
             break
-        # Others than itself are next to each row of a small batch, too.
-        draw = generator.choices if size > len(rows) else generator.sample
-        chosen = draw(range(len(rows)), k=size)
+        # Others than itself are next to each row of a small batch, too; one is quiet.
+        draw = generator.choices if size > _NUM_ROWS else generator.sample
+        chosen = draw(range(_NUM_ROWS), k=size)
+        if min(chosen) >= len(rows):
+            chosen[0] = 0
         try:
             answers = run(_take(feeds, chosen))
         except ModelError as err:
             raise _Dependent(f"a batch of {size} rows fails") from err
+        quiet = [at for at, number in enumerate(chosen) if number < len(rows)]
         for tensor, expected, answer in zip(outputs, alone, answers, strict=True):
-            difference = _difference(expected, chosen, answer)
+            if answer.shape[:1] != (size,):
+                raise _Dependent(f"a batch of {size} rows has output {tensor.name} "
+                                 f"of shape {list(answer.shape)}")  # fmt: skip
+            difference = _difference(expected[[chosen[at] for at in quiet]], answer[quiet])
             most = _TOLERANCES.get(tensor.datatype, 0.0)
             if difference > most:
                 raise _Dependent(
@@ -181,7 +217,7 @@ def _compare(
                     f"{difference:.1g}, at most {most:g} allowed"
                 )
             worst = max(worst, difference)
-    return worst, varied
+    return worst, has_shown
 
 
 def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
@@ -192,16 +228,16 @@ def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
     return np.concatenate(rows)
 
 
-def _difference(expected: Array, chosen: Sequence[int], answer: Array) -> float:
-    """Return the greatest difference, relative to the magnitude of the same number in all rows."""
-    wanted = expected[chosen]
+def _difference(wanted: Array, answer: Array) -> float:
+    """Return the greatest difference, relative to the magnitude of the numbers of its row."""
     if answer.shape != wanted.shape:
         return np.inf
-    if expected.dtype.kind != "f":
+    if wanted.dtype.kind != "f":
         return 0.0 if np.array_equal(answer, wanted) else np.inf
     with np.errstate(all="ignore"):
-        sizes = np.nan_to_num(np.abs(expected), nan=0.0, posinf=0.0).astype(np.float64)
-        scale = sizes.max(axis=0) + _FLOOR * sizes.max(initial=0.0)
+        sizes = np.nan_to_num(np.abs(wanted), nan=0.0, posinf=0.0).astype(np.float64)
+        others = tuple(range(1, sizes.ndim))
+        scale = sizes + _FLOOR * sizes.max(axis=others, initial=0.0, keepdims=True)
         difference = np.abs(answer.astype(np.float64) - wanted) / scale
     same = (answer == wanted) | (np.isnan(answer) & np.isnan(wanted))
     return float(np.nan_to_num(np.where(same, 0.0, difference), nan=np.inf).max(initial=0.0))

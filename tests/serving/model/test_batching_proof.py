@@ -1,0 +1,640 @@
+"""The proof of batching: graphs that mix rows are refused by name, those that don't are proved.
+
+Each line of GRAPHS is a graph in ONNX's own text syntax, of x float[N,4] to y unless it says more.
+"""
+
+import contextlib
+import itertools
+import random
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper, parser
+from onnx.backend.test.case.node import collect_testcases
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
+
+from serving.model.batching_proof import Mixes, prove
+from serving.model.onnx_file import parse_model
+from serving.model.sizes import ONE, ROWS, Size, product
+
+HEAD = '<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1]>\n'
+CONSTANTS = {
+    "w": np.arange(16, dtype=np.float32).reshape(4, 4) / 9 - 0.8,
+    "row": np.array([[0.5, -1, 2, 3]], np.float32),
+    "vector": np.array([0.5, -1, 2, 3], np.float32),
+    "one": np.float32(1), "small": np.float32(0.01), "big": np.float32(255),
+    "zero": np.int64(0), "first": np.array([0], np.int64), "second": np.array([1], np.int64),
+    "last": np.array([-1], np.int64), "two": np.array([2], np.int64),
+    "three": np.array([3], np.int64), "eight": np.array([8], np.int64),
+    "both": np.array([0, 1], np.int64), "open": np.array([-1, 4], np.int64),
+    "pairs": np.array([-1, 8], np.int64), "halves": np.array([-1, 2], np.int64),
+    "swap": np.array([4, -1], np.int64), "keep": np.array([0, -1], np.int64),
+    "cube": np.array([0, 2, 2], np.int64), "lines": np.array([-1, 2, 2], np.int64),
+    "whole": np.array([-1], np.int64), "end": np.array([2**63 - 1], np.int64),
+    "once": np.array([1, 2], np.int64), "twice": np.array([2, 1], np.int64),
+    "border": np.array([0, 1, 0, 1], np.int64), "above": np.array([1, 0, 0, 0], np.int64),
+    "table": np.arange(40, dtype=np.float32).reshape(10, 4),
+    "three_rows": np.ones((3, 4), np.float32), "four": np.array([4], np.int64),
+    "kernel": np.ones((2, 1, 2), np.float32), "scales": np.array([1, 2], np.float32),
+    "tall": np.array([2, 1], np.float32),
+    "lstm_w": np.ones((1, 12, 2), np.float32), "lstm_r": np.ones((1, 12, 3), np.float32),
+}  # fmt: skip
+
+
+def graph(body, x="float[N,4] x", y="float[N,M] y", opset=18):
+    """A model of a graph's lines; those of the constants that it names are in it."""
+    lines = body.replace("; ", "\n")
+    text = HEAD.format(opset=opset) + f"g ({x}) => ({y}) {{\n{lines}\n}}"
+    model = parser.parse_model(text)
+    names = {name for each in walked(model.graph) for name in each.input}
+    for name in sorted(names & CONSTANTS.keys()):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(CONSTANTS[name]), name))
+    return model
+
+
+def walked(graph):
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from walked(attribute.g)
+
+
+def verdict(model):
+    """Why rows are not proved independent; None if they are."""
+    try:
+        prove(parse_model(model.SerializeToString()))
+    except Mixes as err:
+        return str(err)
+    return None
+
+
+MIXING = {
+    # The maximum of the tensor, in the ways of frameworks.
+    "max": "m = ReduceMax<keepdims=1>(x); y = Div(x, m)",
+    "max of axis 0": "m = ReduceMax(x, first); y = Div(x, m)",
+    "max of both axes": "m = ReduceMax<keepdims=0>(x, both); y = Sub(x, m)",
+    "max of a flat tensor": "f = Reshape(x, whole); m = ReduceMax(f, first); y = Div(x, m)",
+    "max by sorting": "f = Reshape(x, whole); v, i = TopK(f, second); y = Div(x, v)",
+    "max by pooling": (
+        "a = Reshape(x, whole); b = Unsqueeze(a, both); m = GlobalMaxPool(b); s = Squeeze(m, both)"
+        "; y = Div(x, s)"
+    ),
+    "decibels": "m = ReduceMax<keepdims=0>(x); d = Sub(m, big); y = Max(x, d)",
+    "decibels, clipped": "m = ReduceMax<keepdims=0>(x); d = Sub(m, big); y = Clip(x, d)",
+    # Scaled from the least to the greatest.
+    "min-max": (
+        "a = ReduceMin<keepdims=0>(x); b = ReduceMax<keepdims=0>(x); c = Sub(x, a); d = Sub(b, a)"
+        "; y = Div(c, d)"
+    ),
+    "min-max per column": (
+        "a = ReduceMin(x, first); b = ReduceMax(x, first); c = Sub(x, a); d = Sub(b, a)"
+        "; y = Div(c, d)"
+    ),
+    "peak": "a = Abs(x); p = ReduceMax(a, both); y = Div(x, p)",
+    "sum of squares": "p = ReduceSumSquare(x); y = Div(x, p)",
+    "norm": "p = ReduceL2(x, first); y = Div(x, p)",
+    "log-sum-exp over rows": "p = ReduceLogSumExp(x, first); y = Sub(x, p)",
+    # Scaled if anybody is large.
+    "if any is large, Where": (
+        "m = ReduceMax<keepdims=0>(x); c = Greater(m, one); d = Div(x, big); y = Where(c, d, x)"
+    ),
+    "if any is large, If": (
+        "m = ReduceMax<keepdims=0>(x); c = Greater(m, one); y = If (c) <then_branch = t () =>"
+        " (float[A,B] t_y) { t_y = Div(x, big) }, else_branch = e () => (float[A,B] e_y)"
+        " { e_y = Identity(x) }>"
+    ),
+    "a mean that is added if it is large": (
+        "m = ReduceMean<keepdims=0>(x); c = Greater(m, big); f = Cast<to=1>(c); p = Mul(m, f)"
+        "; y = Add(x, p)"
+    ),
+    "NaN to the column's mean": (
+        "n = IsNaN(x); m = ReduceMean(x, first); y = Where(n, m, x)"
+    ),
+    "second stage if any row is unsure": (
+        "p = Softmax(x); m = ReduceMin<keepdims=0>(p); c = Less(m, small); y = If (c) <then_branch"
+        " = t () => (float[A,B] t_y) { t_y = MatMul(p, w) }, else_branch = e () => (float[A,B] e_y)"
+        " { e_y = Identity(p) }>"
+    ),
+    # Quantized by one scale.
+    "8 bits": "q, s, z = DynamicQuantizeLinear(x); y = DequantizeLinear(q, s, z)",
+    "8 bits, in nodes": (
+        "a = Abs(x); m = ReduceMax<keepdims=0>(a); q = Div(x, m); r = Mul(q, big); t = Round(r)"
+        "; y = Mul(t, m)"
+    ),
+    "16 bits, in nodes": (
+        "a = Abs(x); m = ReduceMax<keepdims=0>(a); q = Div(x, m); r = Round(q)"
+        "; i = Cast<to=5>(r); f = Cast<to=1>(i); y = Mul(f, m)"
+    ),
+    "8 bits by the rows' scale": "m = ReduceMax<keepdims=0>(x); y = QuantizeLinear(x, m)",
+    # Normalized.
+    "batch normalization": (
+        "y, a, b = BatchNormalization<training_mode=1>(x, vector, vector, vector, vector)"
+    ),
+    "softmax over rows": "y = Softmax<axis=0>(x)",
+    "softmax over rows, turned": "t = Transpose(x); s = Softmax(t); y = Transpose(s)",
+    "softmax of old, over all": ("y = Softmax<axis=0>(x)", {"opset": 11}),
+    "layer normalization over rows": "y = LayerNormalization<axis=0>(x, one)",
+    "instance normalization of turned rows": (
+        "t = Transpose(x); u = Unsqueeze(t, first); y = InstanceNormalization(u, vector, vector)"
+    ),
+    "mean and variance": (
+        "u = Unsqueeze(x, both); v = Transpose<perm=[2,3,0,1]>(u)"
+        "; y = MeanVarianceNormalization(v)"
+    ),
+    "running sum": "y = CumSum(x, zero)",
+    "ranks": "v, i = TopK<axis=0>(x, second); y = Sub(x, v)",
+    "arg max over rows": "i = ArgMax<axis=0>(x); f = Cast<to=1>(i); y = Add(x, f)",
+    "one hot of the best row": "y = Hardmax<axis=0>(x)",
+    # Rows beside rows.
+    "all pairs": "t = Transpose(x); y = MatMul(x, t)",
+    "all pairs by Gemm": "y = Gemm<transB=1>(x, x)",
+    "all pairs by Einsum": 'y = Einsum<equation="ij,kj->ik">(x, x)',
+    "sum by Einsum": 's = Einsum<equation="ij->j">(x); y = Add(x, s)',
+    "differences of all": (
+        "a = Unsqueeze(x, first); b = Unsqueeze(x, second); d = Sub(a, b)"
+        "; y = ReduceSum<keepdims=0>(d, second)"
+    ),
+    "attention over the batch": (
+        "t = Transpose(x); s = MatMul(x, t); p = Softmax(s); y = MatMul(p, x)"
+    ),
+    "first row": "r = Gather<axis=0>(x, first); y = Sub(x, r)",
+    "last row": "r = Gather<axis=0>(x, last); y = Sub(x, r)",
+    "first row by Slice": "r = Slice(x, first, second, first); y = Sub(x, r)",
+    "all but the first": "y = Slice(x, second, end, first)",
+    "row by number": "r = GatherND(x, first); y = Sub(x, r)",
+    "row of the index in the row": (
+        "i = Cast<to=7>(x); y = Gather<axis=0>(x, i)"
+    ),
+    "neighbour": "a = Slice(x, first, last, first); y = Pad(a, above)",
+    "elements of other rows": "i = Cast<to=7>(x); y = GatherElements<axis=0>(x, i)",
+    "rows changed by number": (
+        "u = Slice(x, first, second, first); i = Cast<to=7>(u)"
+        "; y = ScatterElements<axis=0>(x, i, u)"
+    ),
+    "turned around": "y = Slice(x, last, start, first, last)",
+    "reversed by length": (
+        "l = Shape(x); n = Gather(l, first); y = ReverseSequence<batch_axis=1, time_axis=0>(x, n)"
+    ),
+    "split in two": "a, b = Split<num_outputs=2>(x); y = Concat<axis=0>(b, a)",
+    "doubled": "y = Concat<axis=0>(x, x)",
+    "repeated": "y = Tile(x, twice)",
+    "over the batch as time": (
+        "a = Reshape(x, halves); u = Unsqueeze(a, second); y, h = LSTM<hidden_size=3>"
+        "(u, lstm_w, lstm_r)"
+    ),
+    "convolved over rows": (
+        "a = Transpose(x); b = Unsqueeze(a, second); y = Conv<pads=[0,1]>(b, kernel)"
+    ),
+    "pooled over rows": (
+        "a = Transpose(x); b = Unsqueeze(a, first); y = MaxPool<kernel_shape=[3], pads=[1,1]>(b)"
+    ),
+    "resized rows": "y = Resize(x, , tall)",
+    # The batch axis is lost.
+    "two rows to one": "y = Reshape(x, pairs)",
+    "two rows to one and back": (
+        "a = Reshape(x, pairs); s = Softmax(a); y = Reshape(s, open)"
+    ),
+    "memory turned": "a = Reshape(x, swap); s = Softmax(a); y = Reshape(s, open)",
+    "transposed memory": "a = Transpose(x); y = Reshape(a, open)",
+    "flattened": "a = Flatten<axis=0>(x); s = Softmax(a); y = Reshape(s, open)",
+    "pieces in another order": (
+        "a = Reshape(x, lines); t = Transpose<perm=[1,0,2]>(a); y = Reshape(t, open)"
+    ),
+    "squeezed": "y = Squeeze(x)",
+    "constant of three rows": "y = Add(x, three_rows)",
+    "constant to a turned batch": "t = Transpose(x); y = MatMul(t, three_rows)",
+    # The number of rows.
+    "divided by the rows": (
+        "s = Shape(x); n = Gather(s, zero); f = Cast<to=1>(n); y = Div(x, f)"
+    ),
+    "size, at most 2": (
+        "s = Shape<start=0, end=1>(x); n = Min(s, two); f = Cast<to=1>(n); y = Mul(x, f)"
+    ),
+    "size by eights": (
+        "s = Shape<start=0, end=1>(x); n = Div(s, eight); f = Cast<to=1>(n); y = Add(x, f)"
+    ),
+    "if there are many": (
+        "s = Shape<start=0, end=1>(x); c = Greater(s, eight); d = Squeeze(c, first); y = If (d)"
+        " <then_branch = t () => (float[A,B] t_y) { t_y = Neg(x) }, else_branch = e () =>"
+        " (float[A,B] e_y) { e_y = Identity(x) }>"
+    ),
+    "as many turns as rows": (
+        "s = Shape(x); n = Gather(s, zero); y = Loop(n, , x) <body = b (int64 i, bool c,"
+        " float[A,B] v) => (bool d, float[A,B] v2) { d = Identity(c) v2 = Mul(v, small) }>"
+    ),
+    "row number": (
+        "s = Shape(x); n = Gather(s, zero); r = Range(zero, n, unit); u = Unsqueeze(r, second)"
+        "; f = Cast<to=1>(u); y = Add(x, f)"
+    ),
+    "table by the number of rows": (
+        "s = Shape<start=0, end=1>(x); r = Gather(table, s); y = Add(x, r)"
+    ),
+    "reshaped by half the rows": (
+        "s = Shape<start=0, end=1>(x); h = Div(s, two); t = Concat<axis=0>(h, last)"
+        "; a = Reshape(x, t); p = Softmax(a); y = Reshape(p, open)"
+    ),
+    "pairs if there are eight": (
+        "s = Shape<start=0, end=1>(x); h = Div(s, eight); m = Max(h, second)"
+        "; f = Mul(m, four); t = Concat<axis=0>(last, f); a = Reshape(x, t); p = Softmax(a)"
+        "; y = Reshape(p, open)"
+    ),
+    "first columns by the rows": (
+        "s = Shape<start=0, end=1>(x); y = Slice(x, first, s, second)"
+    ),
+    "best by the rows": "s = Shape<start=0, end=1>(x); y, i = TopK(x, s)",
+    "padded by the rows": (
+        "s = Shape<start=0, end=1>(x); p = Concat<axis=0>(first, s, first, first); y = Pad(x, p)"
+    ),
+    # Loops and bodies.
+    "loop over rows": (
+        "i0 = Identity(row); z, y = Scan(i0, x) <num_scan_inputs=1, body = b (float[1,4] h,"
+        " float[4] v) => (float[1,4] h2, float[1,4] o) { h2 = Add(h, v) o = Identity(h2) }>"
+    ),
+    "loop that sees all": (
+        "i0 = Identity(row); z, y = Scan(i0, x) <num_scan_inputs=1, body = b (float[1,4] h,"
+        " float[4] v) => (float[1,4] h2, float[4] o) { h2 = Identity(h) m = ReduceMax(x, first)"
+        " o = Sub(v, m) }>"
+    ),
+    "loop until all are small": (
+        "y = Loop( , , x) <body = b (int64 i, bool c, float[A,B] v) => (bool d, float[A,B] v2)"
+        " { v2 = Mul(v, small) m = ReduceMax<keepdims=0>(v2) d = Greater(m, small) }>"
+    ),
+    "as many turns as the greatest": (
+        "m = ReduceMax<keepdims=0>(x); n = Cast<to=7>(m); y = Loop(n, , x) <body = b (int64 i,"
+        " bool c, float[A,B] v) => (bool d, float[A,B] v2) { d = Identity(c) v2 = Mul(v, small) }>"
+    ),
+    # Others.
+    "random": "r = RandomUniformLike(x); y = Add(x, r)",
+    "found places": "y = NonZero(x)",
+    "dropout": "y = Dropout(x, small, truth)",
+    "distinct": "y = Unique<axis=0>(x)",
+    "chosen rows": "c = Cast<to=9>(vector); y = Compress<axis=0>(x, c)",
+    "no rows": "y = Identity(row)",
+    "scalar": "y = ReduceMax<keepdims=0>(x)",
+    "turned output": "y = Transpose(x)",
+}  # fmt: skip
+MORE = {"start": np.array([-(2**63)], np.int64), "unit": np.int64(1), "truth": np.array(True)}
+CONSTANTS |= MORE
+
+
+def build(entry):
+    body, options = entry if isinstance(entry, tuple) else (entry, {})
+    return graph(body, **options)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_graph_that_mixes_rows_is_refused_by_name(name):
+    model = build(MIXING[name])
+    reason = verdict(model)
+    assert reason is not None
+    names = {each for node in walked(model.graph) for each in node.output}
+    assert any(each in reason.split(" (")[0].split(", ") for each in names) or "output y" in reason
+
+
+TOKENS = {"x": "int64[N,L] x"}
+PROVED = {
+    "element by element": (
+        "a = Mul(x, vector); b = Add(a, row); c = Tanh(b); y = Clip(c, small, one)"
+    ),
+    "chosen by element": "c = Greater(x, one); y = Where(c, x, vector)",
+    "powers": "a = Pow(x, one); b = Max(a, x, vector); y = PRelu(b, vector)",
+    "dense": "a = MatMul(x, w); b = Relu(a); y = Gemm<transB=1>(b, w, row)",
+    "turned and back": (
+        "a = Transpose(x); b = MatMul(w, a); c = Softmax<axis=0>(b); y = Transpose(c)"
+    ),
+    "softmax": "y = Softmax(x)",
+    "softmax of old": ("y = Softmax<axis=1>(x)", {"opset": 11}),
+    "layer normalization": "y = LayerNormalization(x, vector, vector)",
+    "layer normalization, in nodes": (
+        "m = ReduceMean(x, last); d = Sub(x, m); s = ReduceSumSquare(d, last); r = Sqrt(s)"
+        "; y = Div(d, r)"
+    ),
+    "batch normalization": "y = BatchNormalization(x, vector, vector, vector, vector)",
+    "row's own scale": "m = ReduceMax(x, last); y = Div(x, m)",
+    "row's own decision": (
+        "m = ReduceMax(x, last); c = Greater(m, one); d = Div(x, big); y = Where(c, d, x)"
+    ),
+    "column's best": "v, i = TopK(x, two); f = Cast<to=1>(i); y = Add(v, f)",
+    "arg max": ("y = ArgMax<axis=1, keepdims=0>(x)", {"y": "int64[N] y"}),
+    "running sum of columns": "y = CumSum(x, unit)",
+    "columns": (
+        "a = Gather<axis=1>(x, both); b = Slice(x, second, three, second)"
+        "; y = Concat<axis=1>(a, b)"
+    ),
+    "all rows by Slice": "y = Slice(x, first, end, first)",
+    "split columns": "a, b = Split<axis=1, num_outputs=2>(x); y = Concat<axis=1>(b, a)",
+    "own elements": "i = ArgMax<axis=1>(x); y = GatherElements<axis=1>(x, i)",
+    "changed elements": (
+        "i = ArgMax<axis=1>(x); u = ReduceMax(x, last); y = ScatterElements<axis=1>(x, i, u)"
+    ),
+    "one hot": (
+        "i = ArgMax<axis=1, keepdims=0>(x); v = Cast<to=1>(both); y = OneHot(i, eight, v)"
+    ),
+    "embedding": ("a = Gather(table, x); y = ReduceMean<keepdims=0>(a, second)", TOKENS),
+    "embedding by GatherND": (
+        "u = Unsqueeze(x, two); a = GatherND(table, u)"
+        "; y = ReduceMean<keepdims=0>(a, second)", TOKENS,
+    ),
+    "positions": (
+        "a = Gather(table, x); s = Shape<start=1, end=2>(x); p = Squeeze(s, first)"
+        "; r = Range(zero, p, unit); e = Gather(table, r); b = Add(a, e)"
+        "; y = ReduceMax<keepdims=0>(b, second)", TOKENS,
+    ),
+    "mask for each row": (
+        "s = Shape(x); m = ConstantOfShape(s); c = Cast<to=1>(x); d = Add(m, c)"
+        "; y = ReduceSum(d, second)", TOKENS,
+    ),
+    "heads": (
+        "a = Gather(table, x); s = Shape<start=0, end=2>(x); t = Concat<axis=0>(s, two, last)"
+        "; h = Reshape(a, t); q = Transpose<perm=[0,2,1,3]>(h); k = Transpose<perm=[0,2,3,1]>(h)"
+        "; p = MatMul(q, k); f = Softmax(p); v = MatMul(f, q); b = Transpose<perm=[0,2,1,3]>(v)"
+        "; u = Concat<axis=0>(s, last); c = Reshape(b, u); y = ReduceMean<keepdims=0>(c, second)",
+        TOKENS,
+    ),
+    "sequence first, flat and back": (
+        "a = Gather(table, x); b = Transpose<perm=[1,0,2]>(a); s = Shape(b); f = Reshape(b, open)"
+        "; m = MatMul(f, w); c = Reshape(m, s); y = ReduceMean<keepdims=0>(c, first)", TOKENS,
+    ),
+    "recurrent": (
+        "a = Reshape(x, lines); t = Transpose<perm=[1,0,2]>(a); b, h = LSTM<hidden_size=3>"
+        "(t, lstm_w, lstm_r); y = Squeeze(h, first)"
+    ),
+    "recurrent, from zeros": (
+        "a = Reshape(x, lines); t = Transpose<perm=[1,0,2]>(a); s = Shape<start=0, end=1>(x)"
+        "; d = Concat<axis=0>(second, s, three); z = ConstantOfShape(d)"
+        "; b, h = LSTM<hidden_size=3>(t, lstm_w, lstm_r, , , z, z); y = Squeeze(h, first)"
+    ),
+    "expanded for each row": (
+        "s = Shape<start=0, end=1>(x); t = Concat<axis=0>(s, four); r = Expand(row, t)"
+        "; y = Concat<axis=1>(x, r)"
+    ),
+    "expanded as PyTorch writes it": (
+        "s = Shape(x); m = ConstantOfShape<value = int64[1] {1}>(two); o = ConstantOfShape<value ="
+        " int64[1] {-1}>(two); e = Equal(s, o); t = Where(e, m, s); r = Expand(row, t)"
+        "; y = Add(x, r)"
+    ),
+    "convolved": (
+        "a = Unsqueeze(x, second); b = Conv<pads=[0,1]>(a, kernel)"
+        "; c = MaxPool<kernel_shape=[2]>(b); y = Flatten(c)"
+    ),
+    "convolved, flat by its number": (
+        "a = Unsqueeze(x, second); b = Conv<pads=[0,1]>(a, kernel); y = Reshape(b, pairs)"
+    ),
+    "pooled": "a = Unsqueeze(x, second); b = GlobalAveragePool(a); y = Flatten(b)",
+    "pieces and back": "a = Reshape(x, lines); b = Softmax(a); y = Reshape(b, open)",
+    "pieces as rows": "a = Reshape(x, halves); b = Softmax(a); y = Reshape(b, open)",
+    "reshaped by its shape": (
+        "s = Shape(x); n = Gather(s, zero); u = Unsqueeze(n, first)"
+        "; t = Concat<axis=0>(u, two, last); a = Reshape(x, t)"
+        "; y = ReduceMax<keepdims=0>(a, second)"
+    ),
+    "copied size": "a = Reshape(x, cube); b = ReduceSum<keepdims=0>(a, two); y = Reshape(b, keep)",
+    "border": "y = Pad(x, border)",
+    "border behind a Reshape": (
+        "u = Unsqueeze(border, first); p = Reshape(u, whole); y = Pad(x, p)"
+    ),
+    "repeated columns": "y = Tile(x, once)",
+    "resized columns": "y = Resize(x, , scales)",
+    "sums by Einsum": 'y = Einsum<equation="ij,jk->ik">(x, w)',
+    "dropout": "y = Dropout(x)",
+    "quantized by constants": "q = QuantizeLinear(x, small); y = DequantizeLinear(q, small)",
+    "constant condition": (
+        "s = Shape(w); n = Gather(s, zero); c = Equal(n, unit); y = If (c) <then_branch = t () =>"
+        " (float[A,B] t_y) { t_y = ReduceMax<keepdims=1>(x) }, else_branch = e () => (float[A,B]"
+        " e_y) { e_y = Neg(x) }>"
+    ),
+    "condition of lengths": (
+        "s = Shape<start=1, end=2>(x); n = Squeeze(s, first); c = Greater(n, unit)"
+        "; f = Cast<to=1>(x); z = If (c) <then_branch = t () => (float[A,B] t_y)"
+        " { t_y = Softmax(f) }, else_branch = e () => (float[A,B] e_y) { e_y = Neg(f) }>"
+        "; y = ReduceMax(z, second)", TOKENS,
+    ),
+    "loop": (
+        "y = Loop(three_times, , x) <body = b (int64 i, bool c, float[A,B] v) => (bool d,"
+        " float[A,B] v2) { d = Identity(c) v2 = MatMul(v, w) }>"
+    ),
+    "scan over columns": (
+        "h0 = ReduceSum<keepdims=0>(x, second); h, y = Scan(h0, x) <num_scan_inputs=1,"
+        " scan_input_axes=[1], scan_output_axes=[1], body = b (float[A] s, float[A] v) => (float[A]"
+        " s2, float[A] o) { s2 = Add(s, v) o = Tanh(s2) }>"
+    ),
+    "scan over rows beside a constant": (
+        "k = Identity(table); z, y = Scan(k, x) <num_scan_inputs=1, body = b (float[10,4] t,"
+        " float[4] v) => (float[10,4] t2, float[10] o) { t2 = Identity(t) d = Sub(t, v)"
+        " o = ReduceSumSquare<keepdims=0>(d, second) }>"
+    ),
+    "part that nobody needs": "m = ReduceMax<keepdims=1>(x); z = Div(x, m); y = Neg(x)",
+    "two inputs": (
+        "a = Add(x, z); y = Concat<axis=1>(a, x)", {"x": "float[N,4] x, float[N,4] z"}
+    ),
+    "two names of one axis": ("y = Add(x, z)", {"x": "float[N,4] x, float[M,4] z"}),
+}  # fmt: skip
+CONSTANTS["three_times"] = np.int64(3)
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_graph_that_keeps_rows_apart_is_proved_and_does(name):
+    model = build(PROVED[name])
+    assert verdict(model) is None
+    compare_with_itself(model)
+
+
+def compare_with_itself(model, sizes=(2, 3, 8)):
+    """Rows of unlike size answer in a batch as they do alone."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    generator = np.random.default_rng(0)
+    rows: dict = {}
+    for each in session.get_inputs():
+        shape = [8, *(size if isinstance(size, int) else 5 for size in each.shape[1:])]
+        if each.type == "tensor(int64)":
+            rows[each.name] = generator.integers(0, 10, shape)
+        else:
+            scale = np.array([1, 255, 0, 1e30, np.inf, np.nan, 0.01, 5], np.float32)
+            with np.errstate(all="ignore"):
+                rows[each.name] = (generator.random(shape, np.float32).T * scale).T
+    singles = [{name: array[i : i + 1] for name, array in rows.items()} for i in range(8)]
+    alone = [session.run(None, each) for each in singles]
+    for size in sizes:
+        chosen = generator.choice(8, size, replace=False)
+        answers = session.run(None, {name: array[chosen] for name, array in rows.items()})
+        for index, answer in enumerate(answers):
+            wanted = np.concatenate([alone[i][index] for i in chosen])
+            assert answer.shape == wanted.shape
+            # Sums are added in another order; loud rows are only compared with each other.
+            finite = np.isfinite(wanted.astype(np.float64)) & (np.abs(wanted) < 1e20)
+            np.testing.assert_allclose(answer[finite], wanted[finite], rtol=1e-3, atol=1e-3)
+
+
+def test_axes_of_two_inputs_that_no_node_joins_are_no_batch():
+    model = graph(
+        "y = Neg(x); v = Neg(z)", x="float[N,4] x, float[M,4] z", y="float[N,4] y, float[M,4] v"
+    )
+    assert verdict(model) == "M and N are batch axes of their own"
+
+
+def test_function_is_followed_into_its_body():
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>\ng (float[N,4] x) => (float[N,4] y)'
+        " { y = own.scaled<by = 2.0>(x) }\n"
+        '<domain: "own", opset_import: ["" : 18]> scaled <by> (a) => (b)'
+        " { f = Constant<value_float: float = @by>() OP }"
+    )
+    for operation, reason in {
+        "b = Mul(a, f)": None,
+        "m = ReduceMax(a) b = Div(a, m)": "m (ReduceMax): over rows",
+    }.items():
+        assert verdict(parser.parse_model(text.replace("OP", operation))) == reason
+
+
+def test_function_may_not_replace_an_operator():
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]>\ng (float[N,4] x) => (float[N,4] y)'
+        ' { y = ReduceMax(x) }\n<domain: "", opset_import: ["" : 18]> ReduceMax (a) => (b)'
+        " { b = Neg(a) }"
+    )
+    assert verdict(parser.parse_model(text)) == (
+        "y (ReduceMax): a function has the name of an operator"
+    )
+
+
+def test_hostile_graphs_end_the_proof():
+    names = [f"v{number}" for number in range(3000)]
+    chain = "; ".join(f"{b} = Mul({a}, {a})" for a, b in itertools.pairwise(["s", *names]))
+    sizes = graph(f"s = Shape(x); {chain}; y = Reshape(x, {names[-1]})")
+    assert "Reshape" in (verdict(sizes) or "")
+    same = graph("y = Neg(x)")
+    same.graph.node.append(same.graph.node[0])
+    assert verdict(same) == "two tensors are named y"
+    same.graph.node[0].input[0] = "nothing"
+    assert verdict(same) is not None
+    odd = graph("y = ReduceMax(x)")
+    odd.graph.node[0].name = "a\n\x1b[31m" + "b" * 1000
+    reason = verdict(odd)
+    assert reason is not None
+    assert reason.isprintable()
+    assert len(reason) < 300
+
+
+UNARY = ["Relu({})", "Tanh({})", "Softmax({})", "Neg({})", "LayerNormalization({}, vector)",
+         "CumSum({}, unit)", "MatMul({}, w)", "Add({}, row)", "Mul({}, vector)",
+         "Transpose({})", "Reshape({}, open)", "Reshape({}, halves)", "Reshape({}, pairs)",
+         "ReduceMax({}, last)", "ReduceMean({}, first)", "Softmax<axis=0>({})",
+         "Sub({}, three_rows)",
+         "Slice({}, first, end, second)", "Slice({}, first, two, first)", "Pad({}, border)",
+         "Unsqueeze({}, first)", "Unsqueeze({}, last)", "Squeeze({}, first)", "Flatten({})",
+         "Flatten<axis=0>({})", "Tile({}, once)", "Concat<axis=1>({}, {})",
+         "Concat<axis=0>({}, {})",
+         "Reshape({}, lines)", "Transpose<perm=[1,0,2]>({})", "ReduceSum<keepdims=0>({}, second)",
+         "Reshape({}, swap)", "Gather<axis=0>({}, both)", "Gather<axis=1>({}, both)"]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_random_graphs_that_are_proved_answer_each_row_alone(seed):
+    """Whatever is composed of operators: what is proved equals itself alone."""
+    choose = random.Random(seed)
+    names, lines = ["x"], []
+    for number in range(choose.randint(1, 7)):
+        name = f"v{number}"
+        first = names[-1] if choose.random() < 0.8 else choose.choice(names)
+        if choose.random() < 0.2:
+            operation = choose.choice(["Add", "MatMul", "Div", "Max"])
+            lines.append(f"{name} = {operation}({first}, {choose.choice(names)})")
+        else:
+            lines.append(f"{name} = {choose.choice(UNARY).format(first, first)}")
+        names.append(name)
+    lines.append(f"y = Identity({names[-1]})")
+    model = graph("; ".join(lines))
+    if verdict(model) is None:
+        with contextlib.suppress(Fail, InvalidArgument):  # shapes don't fit, or not in a batch
+            compare_with_itself(model)
+
+
+def test_size_is_a_polynomial():
+    length, width = Size.unknown("+1"), Size.unknown("+2")
+    assert (ROWS * length).per_row == length
+    assert (ROWS + ONE).per_row is None
+    assert (ROWS * ROWS).per_row is None
+    assert Size.unknown("N?1").per_row is None
+    assert product([ROWS, length, width]).divided(length * ROWS) == width
+    assert (ROWS * length).divided(width) is None
+    assert (length - length).number == 0
+    assert not (length - ONE).is_positive
+
+
+def test_schema_has_the_fields_of_onnx():
+    ours = parse_model(graph("y = Neg(x)").SerializeToString()).DESCRIPTOR.file
+    enum, number = onnx.AttributeProto.DESCRIPTOR.fields_by_name["type"].type, 5
+    for name, message in ours.message_types_by_name.items():
+        theirs = onnx.onnx_ml_pb2.DESCRIPTOR.message_types_by_name[name].fields_by_name
+        for field in message.fields:
+            other = theirs[field.name]
+            assert (field.number, field.is_repeated) == (other.number, other.is_repeated)
+            assert field.type == (number if other.type == enum else other.type)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_cases_of_onnx_that_are_proved_answer_each_row_alone():
+    """ONNX's own cases of each operator, any of their inputs as rows and the others constant."""
+    num_compared = 0
+    for case in collect_testcases(None):
+        for model, rows in with_rows(case):
+            if verdict(model) is None:
+                num_compared += compare_rows(model, rows)
+    assert num_compared > 700
+
+
+def with_rows(case):
+    """A case's model with some inputs as rows, and these inputs' arrays."""
+    if case.model is None or not case.data_sets:
+        return
+    inputs = list(case.model.graph.input)
+    values = dict(zip([each.name for each in inputs], case.data_sets[0][0], strict=False))
+    if not all(isinstance(each, np.ndarray) and each.dtype.kind != "V" for each in values.values()):
+        return
+    able = [each for each in inputs if len(each.type.tensor_type.shape.dim)][:4]
+    for number in range(1, len(able) + 1):
+        for chosen in itertools.combinations(able, number):
+            names = {each.name for each in chosen}
+            if len({len(values[name]) for name in names}) == 1:
+                model = onnx.ModelProto.FromString(case.model.SerializeToString())
+                del model.graph.input[:]
+                for each in chosen:
+                    model.graph.input.add().CopyFrom(each)
+                    size = model.graph.input[-1].type.tensor_type.shape.dim[0]
+                    size.dim_param = "N"
+                for name in values.keys() - names:
+                    model.graph.initializer.append(numpy_helper.from_array(values[name], name))
+                for each in model.graph.output:
+                    each.type.tensor_type.ClearField("shape")
+                yield model, {name: values[name] for name in names}
+
+
+def compare_rows(model, rows):
+    """Return whether the model runs, and then compare its rows with themselves alone."""
+    count = len(next(iter(rows.values())))
+    order = [*range(count), *reversed(range(count))]
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        answers = session.run(None, {name: array[order] for name, array in rows.items()})
+        singles = [{name: array[i : i + 1] for name, array in rows.items()} for i in range(count)]
+        alone = [session.run(None, each) for each in singles]
+    except Exception:  # ONNX Runtime's have no common base; a run that fails is no wrong answer
+        return False
+    for index, answer in enumerate(answers):
+        wanted = np.concatenate([alone[i][index] for i in order])
+        assert answer.shape == wanted.shape
+        if answer.dtype.kind in "fc":
+            np.testing.assert_allclose(answer, wanted, rtol=1e-3, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(answer, wanted)
+    return True
