@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.group import Group, Owner, ResponseEncoder
-from serving.batching.queue import Line, Queue
+from serving.batching.queue import Group, Line, Owner, Queue, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, Ran, latest_run
 

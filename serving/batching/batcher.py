@@ -4,35 +4,291 @@ All waiting calls run at once, up to a limit; calls that arrive meanwhile form t
 batches grow with the load, and an idle server adds no delay.
 
 Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
-answers them. That thread makes quick runs itself, and hands long ones to threads (long_runs.py).
+answers them. That thread makes quick runs itself, and hands long ones to threads (`LongRuns`).
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Protocol
 
-from serving.batching.execution import Executor, Model
-from serving.batching.group import Caller, Group, Owner, open_parts
-from serving.batching.long_runs import LongRuns
-from serving.batching.queue import Queue
-from serving.batching.result import Result
+import numpy as np
+
+from serving.batching.parallel_run import run_shared
+from serving.batching.queue import TURN_ROWS, Caller, Group, Owner, Queue, Result, open_parts
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
-from serving.system.host import Runners, Threads
+from serving.signature import Signature
+from serving.system.host import Runners, Task, Threads
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import latest_run
+from serving.tensors import Array, Feeds, TensorSignature
+
+_log = logging.getLogger(__name__)
+_LOG_S = 1.0
+"""The least time between two lines about calls of a version that can't be run."""
+
+Run = Callable[[Feeds], list[Array]]
+
+_SWEEP_S = 0.1
+"""How often calls are looked at that wait."""
+
+_Finish = Callable[[list[tuple[list[Group], Result | None]]], object]
 
 _QUICK_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
 another core may take them."""
 _MAX_QUEUE_BYTES = 1 << 30
 """The most bytes of rows of a fixed size that wait, of each kind of call."""
-_log = logging.getLogger(__name__)
 
 CHANGED = Unavailable("the model has changed")
 """Why a call is not run whose version has gone since it was read."""
 _FAILED = ModelError()
 _LATE = DeadlineExceeded()
+
+
+class Model(Protocol):
+    """A model as its runs see it."""
+
+    @property
+    def version(self) -> str:
+        """The version named in every answer."""
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """Its inputs and outputs."""
+
+    @property
+    def signature(self) -> Signature | None:
+        """The signature of a classifier of images."""
+
+    @property
+    def quick_rows(self) -> int:
+        """The most rows of a run that is quick enough for the thread that reads from callers."""
+
+    @property
+    def enough_rows(self) -> int:
+        """Rows that are worth their own run on another core."""
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Run inputs by name; returns the outputs in order."""
+
+
+class Executor:
+    """Runs calls of one version of a model."""
+
+    def __init__(self, model: Model) -> None:
+        """Prepare to run `model`."""
+        self.model = model
+        self._run = model.run
+        self._version, self._signature = model.version, model.signature
+        self._tensors = tensors = model.tensors
+        self.is_batchable = tensors.is_batchable
+        """Whether rows of several calls can run together."""
+        self._are_rows = bool(tensors.row_bytes)
+        self._logged_s = -math.inf
+        self._num_unlogged = 0
+        if self._are_rows:
+            only = tensors.inputs[0]
+            self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+
+    def run(
+        self, groups: list[Group], clock: Callable[[], float], run: Run | None = None
+    ) -> Iterator[tuple[list[Group], Result | None]]:
+        """Run calls: all at once where that can be.
+
+        If a run fails, its halves are run, until the call is known that makes runs fail.
+
+        Args:
+            groups: in the order of their rows.
+            clock: monotonic, in seconds.
+            run: how to run rows, if not by `model.run`.
+
+        Yields:
+            Calls that ran together, and their result; a call that can't be run, and None.
+        """
+        run = run or self._run
+        todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
+        while todo:
+            part = todo.pop()
+            started_s = clock()
+            try:
+                feeds, num_rows = self._feeds(part)
+                outputs = run(feeds)
+                # Else its outputs may have any shape.
+                if self._signature or len(part) > 1 or len(part[0].streams) > 1:
+                    for output in outputs:
+                        if len(output) != num_rows:
+                            raise ValueError(f"{num_rows} rows were answered with {len(output)}")
+                facts = self._version, self._signature, started_s, clock()
+                result = Result(outputs, num_rows, *facts)
+            except BaseException as err:  # any error ends these calls and never the thread
+                alive = open_parts(part)
+                if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
+                    todo += [alive] if alive else []
+                elif halves := _halves(part):
+                    todo += halves
+                else:
+                    self._log_failure(part[0].encoder.num_rows, err, clock())
+                    yield part, None
+            else:
+                yield part, result
+
+    def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
+        """Log a call that can't be run; of many in a second only the first."""
+        if now_s - self._logged_s < _LOG_S:
+            self._num_unlogged += 1
+            return
+        more = f", and {self._num_unlogged} more before" if self._num_unlogged else ""
+        _log.error("a run of %d rows failed%s", num_rows, more, exc_info=error)
+        self._logged_s, self._num_unlogged = now_s, 0
+
+    def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
+        """Join the inputs of calls; returns them, and their number of rows."""
+        messages: Sequence[Any]
+        if len(groups) == 1:
+            messages = groups[0].messages
+        else:
+            messages = [message for group in groups for message in group.messages]
+        if self._are_rows:
+            data = messages[0] if len(messages) == 1 else b"".join(messages)
+            array = np.frombuffer(data, self._dtype)
+            if self._dtype.itemsize > 1 and not array.flags.aligned:
+                array = array.copy()
+            array = array.reshape(self._shape)
+            return {self._name: array}, len(array)
+        columns: list[Sequence[Array]] = list(zip(*messages, strict=True))
+        feeds = {
+            tensor.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
+        }
+        return feeds, sum(group.num_rows for group in groups)
+
+
+def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
+    """Divide calls into those that can run together, the last first."""
+    calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
+    if not is_batchable:
+        return [[call] for call in reversed(calls)]
+    alike: dict[tuple[tuple[int, ...], ...], list[Group]] = {}
+    for call in calls:
+        shapes = tuple(array.shape[1:] for array in call.messages[0])
+        alike.setdefault(shapes, []).append(call)
+    return list(reversed(alike.values()))
+
+
+def _num_calls(groups: list[Group]) -> int:
+    return sum(len(group.streams) for group in groups)
+
+
+def _halves(groups: list[Group]) -> list[list[Group]]:
+    """Divide calls, the last half first; none if it is one call."""
+    if len(groups) > 1:
+        middle = len(groups) // 2
+        return [groups[middle:], groups[:middle]]
+    group, number = groups[0], len(groups[0].streams)
+    if number == 1:
+        return []
+    return [[group.cut(number // 2, number)], [group.cut(0, number // 2)]]
+
+
+class LongRuns:
+    """Two queues, of small calls and of large ones, and the threads that take turns at them."""
+
+    def __init__(
+        self, executor: Executor, config: BatchingConfig, capacity: int, num_runners: int,
+        runners: Callable[[int], Runners], finish: _Finish,
+    ) -> None:  # fmt: skip
+        """Prepare; `owner` is set before the first call."""
+        self.owner: Owner
+        self.queues = self._small, self._large = Queue(capacity), Queue(capacity)
+        for queue in self.queues:
+            queue.run_rows = min(config.max_batch_size, config.queue_capacity)
+        self.running: dict[int, list[Group]] = {}
+        """The groups that the runners have, by number."""
+        self._executor, self._config, self._num_runners = executor, config, num_runners
+        self._runners, self._finish = runners(num_runners), finish
+        self._num_taken = 0
+        self._was_small = False
+        """Whether a runner took small calls last, while large ones waited."""
+        self._next_sweep_s = 0.0
+
+    def queue_of(self, num_rows: int) -> Queue:
+        """Return the queue of calls of a size."""
+        return self._small if num_rows <= TURN_ROWS else self._large
+
+    @property
+    def num_waiting(self) -> int:
+        """The rows that wait."""
+        return self._small.num_rows + self._large.num_rows
+
+    def streams_of(self, caller: Caller) -> set[bytes]:
+        """Return the calls of a caller that run."""
+        groups = (group for groups in self.running.values() for group in groups)
+        return {stream for group in groups if group.caller is caller for stream in group.streams}
+
+    def hand_out(self, now_s: float) -> list[Group]:
+        """Give waiting calls to free runners, which share them; return those that are late."""
+        ended: list[Group] = []
+        while self.num_waiting and (num_free := self._num_runners - len(self.running)) > 0:
+            are_both = bool(self._small.num_rows and self._large.num_rows)
+            is_small = bool(self._small.num_rows and not (are_both and self._was_small))
+            self._was_small = are_both and is_small
+            queue = self._small if is_small else self._large
+            share = max(-(-queue.num_rows // num_free), self._executor.model.enough_rows)
+            groups, late = queue.take(min(queue.run_rows, share), now_s)
+            ended += late
+            if not groups:
+                continue
+            self._num_taken += 1
+            self.running[self._num_taken] = groups
+            num_threads = 1 if self.num_waiting else num_free
+            work = partial(self._run, self._num_taken, groups, num_threads)
+            try:
+                self._runners.put(work, self.owner.post)
+            except RuntimeError:
+                _log.error("the server can't start a thread")
+                self._finish([(self.running.pop(self._num_taken), None)])
+        return ended
+
+    def sweep(self, now_s: float) -> list[Group]:
+        """Forget cancelled calls that wait while all runners are busy; return those that are late.
+
+        Now and then only: it may be called often.
+        """
+        if not self.num_waiting or now_s < self._next_sweep_s:
+            return []
+        self._next_sweep_s = now_s + _SWEEP_S
+        return self._small.sweep(now_s) + self._large.sweep(now_s)
+
+    def _run(self, number: int, groups: list[Group], num_threads: int) -> Task:
+        """Run calls, on a runner's thread; return the function that delivers the results."""
+        executor, clock = self._executor, self.owner.clock
+        begin_s = clock()
+        run = None
+        if executor.is_batchable:
+            run = partial(
+                run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
+                enough_rows=executor.model.enough_rows, num_threads=num_threads,
+                is_cancelled=lambda: not open_parts(groups),
+            )  # fmt: skip
+        parts = list(executor.run(groups, clock, run))
+        return partial(self._take_results, number, parts, clock() - begin_s)
+
+    def _take_results(
+        self, number: int, parts: list[tuple[list[Group], Result | None]], seconds: float
+    ) -> None:
+        del self.running[number]
+        num_rows = sum(result.num_rows for _, result in parts if result is not None)
+        for each in self.queues:
+            if num_rows > each.run_rows // 2:
+                each.note_run(num_rows, seconds / self._num_runners)
+        self._finish(parts)
+
+    def close(self) -> None:
+        """End the threads once they are idle."""
+        self._runners.close()
 
 
 class Batcher:

@@ -1,8 +1,14 @@
-"""The queue of calls that wait for a run; callers take turns."""
+"""Calls that wait for a run: with their caller and the encoder of their answer, in turns."""
 
 from collections import deque
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Protocol
 
-from serving.batching.group import Caller, Group, open_parts
+import numpy.typing as npt
+
+from serving.errors import DigitsError
+from serving.predictions import ClassNumbers, class_numbers
+from serving.signature import Signature
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""
@@ -13,6 +19,195 @@ _OWN_ROWS = 8
 """Rows that a caller, or else an address, may have waiting however many others have."""
 _GIVE_UP_MEMORY_S = 1.0
 """How long it is remembered that a caller gave up."""
+
+
+class Result:
+    """The outputs of one run, for all calls that it answers."""
+
+    __slots__ = ("classes", "finished_s", "num_rows", "outputs", "rows", "signature", "started_s",
+                 "version")  # fmt: skip
+
+    def __init__(
+        self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
+        signature: Signature | None, started_s: float, finished_s: float,
+    ) -> None:  # fmt: skip
+        """Describe a run."""
+        self.outputs = outputs
+        self.num_rows = num_rows
+        self.version = version
+        self.signature = signature
+        self.started_s = started_s
+        self.finished_s = finished_s
+        self.rows = b""
+        """Of a classifier the bytes of the probabilities: little-endian float32, row after row."""
+        self.classes: ClassNumbers | None = None
+        """Of a classifier the most probable class of each row."""
+        if signature is not None:
+            self.rows, self.classes = outputs[0].tobytes(), class_numbers(outputs[0])
+
+    def part(self, at: int, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+        """Return the outputs for some rows; all of them for a call that ran alone."""
+        if num_rows == self.num_rows:
+            return self.outputs
+        return [output[at : at + num_rows] for output in self.outputs]
+
+
+class Owner(Protocol):
+    """The thread that reads from callers and answers them."""
+
+    def clock(self) -> float:
+        """Return monotonic seconds."""
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Run a function on the owner's thread, from any thread."""
+
+    def schedule(self, batcher: Any) -> None:
+        """Have `batcher.turn` called soon."""
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """Run a function soon, when the answers are on their way."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+
+
+class Caller(Protocol):
+    """Who sends calls: a connection. Callers take turns."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, without its port."""
+
+    @property
+    def streams(self) -> Container[bytes]:
+        """Its calls; one that has left, or was answered, is not in it."""
+
+    @property
+    def gave_up_s(self) -> float:
+        """When it last cancelled a call, in monotonic seconds."""
+
+    @property
+    def lines(self) -> dict[Any, Any]:
+        """Its waiting calls in each queue."""
+
+
+class Target(Protocol):
+    """The receiver of calls: a model, or one version of it."""
+
+    def submit(self, group: "Group") -> int:
+        """See `Batcher.submit`."""
+
+    def add(self, group: "Group") -> None:
+        """See `Batcher.add`."""
+
+    def room_for_stream(self, num_rows: int) -> int:
+        """See `Batcher.room_for_stream`."""
+
+
+class ResponseEncoder:
+    """The common part of calls of one layout, and the encoder of their answers."""
+
+    def __init__(
+        self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
+    ) -> None:
+        """Describe calls.
+
+        Args:
+            target: runs them.
+            method: the name in the metrics; None if they are counted elsewhere.
+            num_rows: the rows of each.
+            timeout_s: the requests' own timeout; None if only the deadline of the call counts.
+        """
+        self.target = target
+        self.method = method
+        self.num_rows = num_rows
+        self.timeout_s = timeout_s
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        """Make the answers to calls of a run that succeeded, the first of row `at`."""
+        raise NotImplementedError
+
+
+class Sink(Protocol):
+    """The receiver of the outcome of calls, on the owner's thread."""
+
+    def answer(self, group: "Group", responses: Sequence[Any]) -> None:
+        """Take the responses, one for each call."""
+
+    def fail(self, group: "Group", error: DigitsError) -> None:
+        """Take the reason why there are none."""
+
+
+class Group:
+    """Calls of one caller that came together, or messages of one stream, with one encoder."""
+
+    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
+                 "slots", "streams")  # fmt: skip
+
+    def __init__(
+        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any],
+        encoder: ResponseEncoder, sink: Sink, arrived_s: float, deadline_s: float,
+        slots: Sequence[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Describe calls that wait.
+
+        Args:
+            caller: who sent them.
+            streams: the calls.
+            messages: the rows of each: bytes, or an array for each input.
+            encoder: how each is answered.
+            sink: takes the outcome.
+            arrived_s: when they came, in monotonic seconds.
+            deadline_s: when they are late.
+            slots: the sink's names for them, if not their streams.
+        """
+        self.caller = caller
+        self.streams = streams
+        self.messages = messages
+        self.encoder = encoder
+        self.sink = sink
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.slots = slots
+        self.num_rows = len(streams) * encoder.num_rows
+        """The rows of all of them."""
+
+    def cut(self, begin: int, end: int) -> "Group":
+        """Return some of the calls."""
+        return Group(
+            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
+            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
+        )  # fmt: skip
+
+    def open_part(self) -> "Group | None":
+        """Return the calls whose callers have not left; None if all have."""
+        streams = self.caller.streams
+        if all(map(streams.__contains__, self.streams)):
+            return self
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        return self._pick(at) if at else None
+
+    def open_answers(self, responses: Sequence[Any]) -> "tuple[Group, Sequence[Any]]":
+        """Return the calls whose callers have not left, perhaps none, and their responses."""
+        streams = self.caller.streams
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        if len(at) == len(self.streams):
+            return self, responses
+        return self._pick(at), [responses[i] for i in at]
+
+    def _pick(self, at: list[int]) -> "Group":
+        slots = self.slots
+        return Group(
+            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
+            self.encoder, self.sink, self.arrived_s, self.deadline_s,
+            slots and [slots[i] for i in at],
+        )  # fmt: skip
+
+
+def open_parts(groups: Sequence[Group]) -> list[Group]:
+    """Return the calls whose callers have not left."""
+    parts = (group.open_part() for group in groups)
+    return [part for part in parts if part is not None]
 
 
 class Line:

@@ -6,7 +6,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest, Unavailable
-from serving.protocols.oip import inference_pb, values
+from serving.protocols.oip import inference_pb
+from serving.protocols.oip.tensors import CONTENTS, from_raw, from_typed, to_raw
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
@@ -59,7 +60,7 @@ def infer_request(
     request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
     for tensor, array in zip(signature.inputs, as_feeds(signature, inputs).values(), strict=True):
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
-        request.raw_input_contents.append(values.to_raw(array))
+        request.raw_input_contents.append(to_raw(array))
     for output in outputs:
         request.outputs.add(name=output)
     data: bytes = request.SerializeToString()
@@ -77,10 +78,10 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
         tensors, raw = _tensors(response.outputs), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
-            return {each.name: values.from_raw(raw, each, each.shape).copy() for each, raw in pairs}
+            return {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
         return {
-            each.name: values.from_typed(
-                getattr(output.contents, values.CONTENTS[each.datatype]), each, each.shape
+            each.name: from_typed(
+                getattr(output.contents, CONTENTS[each.datatype]), each, each.shape
             )
             for each, output in zip(tensors, response.outputs, strict=True)
         }

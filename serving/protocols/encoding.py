@@ -4,8 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from serving.batching.group import ResponseEncoder
-from serving.batching.result import Result
+from serving.batching.queue import ResponseEncoder, Result
 
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.batching.group import ResponseEncoder
+from serving.batching.queue import ResponseEncoder
 from serving.errors import DigitsError
 from serving.protocols.encoding import PrefixCache
 

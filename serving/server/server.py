@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving.batching.route import Route
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError
@@ -15,7 +14,7 @@ from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
-from serving.router import Router
+from serving.router import Route, Router
 from serving.server.self_test import SelfTest
 from serving.signature import DIGITS
 from serving.system.process import Usage

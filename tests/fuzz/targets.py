@@ -17,7 +17,7 @@ from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.typed import TypedContents
+from serving.protocols.oip.tensors import TypedContents
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
 from tests.serving.http2.test_recognition import Peer, calls_of, server

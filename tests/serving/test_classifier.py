@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.batching.group import Group
-from serving.batching.result import Result
+from serving.batching.queue import Group, Result
 from serving.errors import CorruptModel, DeviceError
 from serving.images import Images
 from tests.support.gpu import NO_GPU

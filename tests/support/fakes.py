@@ -12,9 +12,7 @@ import numpy as np
 
 import serving
 from serving.batching.batcher import Batcher
-from serving.batching.group import Group, ResponseEncoder
-from serving.batching.queue import Line, Queue
-from serving.batching.result import Result
+from serving.batching.queue import Group, Line, Queue, ResponseEncoder, Result
 from serving.catalog.versions import ModelVersions
 from serving.config import BatchingConfig, Device
 from serving.errors import DigitsError

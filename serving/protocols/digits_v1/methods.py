@@ -3,16 +3,14 @@
 from array import array
 from dataclasses import asdict
 
-from serving.batching.group import ResponseEncoder, Target
-from serving.batching.result import Result
-from serving.batching.route import Route
+from serving.batching.queue import ResponseEncoder, Result, Target
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.router import Router
+from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"
 

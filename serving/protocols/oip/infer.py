@@ -10,18 +10,15 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.batching.batcher import Batcher
-from serving.batching.group import ResponseEncoder, Target
-from serving.batching.result import Result
-from serving.batching.route import Route
+from serving.batching.queue import ResponseEncoder, Result, Target
 from serving.errors import DigitsError, InvalidRequest, Unavailable
 from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.tensors import Inference
-from serving.protocols.oip.typed import TypedContents
-from serving.router import Router
+from serving.protocols.oip.tensors import Inference, TypedContents
+from serving.router import Route, Router
 from serving.tensors import TensorSignature
 
 _RAW_CONTENTS = b"\x3a"

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from serving.batching.route import Route
 from serving.catalog.catalog import Catalog
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
 from serving.model.loaded_model import LoadedModel
@@ -13,7 +12,7 @@ from serving.protocols.messages import parse
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb, metadata
 from serving.protocols.oip.infer import Infer
-from serving.router import Router
+from serving.router import Route, Router
 
 SERVICE = inference_pb.SERVICE
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")

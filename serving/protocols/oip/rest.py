@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest
-from serving.protocols.oip import inference_pb, values
+from serving.protocols.oip import inference_pb, tensors
 from serving.protocols.oip.tensors import quoted
 from serving.tensors import DTYPES
 
@@ -104,7 +104,7 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
                     f"expected an output of at most {_MAX_NUMBERS} values as JSON, {tensor.name} "
                     f"has {size}: ask for it as bytes, by binary_data"
                 )
-            output["data"] = values.from_raw(contents, tensor, shape).ravel().tolist()
+            output["data"] = tensors.from_raw(contents, tensor, shape).ravel().tolist()
         outputs.append(output)
     data = json.dumps({**head, "outputs": outputs}).encode()
     return b"".join((data, *parts)), len(data) if parts else None
@@ -189,7 +189,7 @@ def _raw(data: Any, datatype: str) -> bytes:
         if datatype == "UINT8":
             return bytes(data)  # in half the time
         with np.errstate(over="raise"):
-            return values.to_raw(np.array(data, dtype))
+            return tensors.to_raw(np.array(data, dtype))
     except (ValueError, OverflowError, FloatingPointError):
         raise InvalidRequest(f"expected data as {words} that {datatype} can hold") from None
 

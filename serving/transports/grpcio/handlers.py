@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import grpc
 
 from serving.batching.awaited_call import Peer, submit, submit_of_stream
-from serving.batching.group import Owner
+from serving.batching.queue import Owner
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
 from serving.protocols.encoding import PREFIX_BYTES

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from serving.batching.group import Group, ResponseEncoder
+from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router

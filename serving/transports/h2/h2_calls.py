@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from serving.batching.group import ResponseEncoder
+from serving.batching.queue import ResponseEncoder
 from serving.errors import DigitsError
 from serving.http2 import events
 from serving.http2.headers import Block

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.group import Group, ResponseEncoder
+from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError
 from serving.protocols.encoding import frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Replies, Unary, Watch

@@ -10,7 +10,7 @@ from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import Inference as Decoded
-from serving.protocols.oip.typed import TypedContents
+from serving.protocols.oip.tensors import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
 from serving.transports.http1.exchange import SMALL_BYTES, Exchange, Pool

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from serving.batching.group import Group, ResponseEncoder
+from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
 from serving.telemetry.tracing import NEVER, latest_run
 from serving.transports.http1.problems import Answer

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from http import HTTPStatus
 
-from serving.batching.group import ResponseEncoder
+from serving.batching.queue import ResponseEncoder
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Request

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.batching.group import Group, ResponseEncoder
+from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.group import Group
+from serving.batching.queue import Group
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ModelError
 from serving.telemetry.metrics import Metrics

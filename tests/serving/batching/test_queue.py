@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.batching.group import Group
-from serving.batching.queue import Queue
+from serving.batching.queue import Group, Queue
 from tests.support.fakes import FakeCaller
 
 

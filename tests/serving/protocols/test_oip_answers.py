@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.batching.result import Result
+from serving.batching.queue import Result
 from serving.images import Images
 from serving.protocols.encoding import frame
 from serving.protocols.oip.infer import Infer

@@ -12,9 +12,14 @@ from serving.errors import InvalidRequest
 from serving.protocols.messages import parse
 from serving.protocols.oip import rest, tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import Inference
-from serving.protocols.oip.typed import TypedContents
-from serving.protocols.oip.values import CONTENTS, from_raw, to_raw, to_typed
+from serving.protocols.oip.tensors import (
+    CONTENTS,
+    Inference,
+    TypedContents,
+    from_raw,
+    to_raw,
+    to_typed,
+)
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 
 MAX_ROWS = 8

@@ -8,8 +8,7 @@ from google.protobuf.message import DecodeError
 from serving.errors import InvalidRequest
 from serving.protocols.digits_v1.wire import varint
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.typed import TypedContents
-from serving.protocols.oip.values import from_typed
+from serving.protocols.oip.tensors import TypedContents, from_typed
 from serving.tensors import Tensor
 
 NUMBERS = list(range(256)) * 3 + [0, 128, 255, 127]

@@ -191,7 +191,7 @@ def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
 
     held.occupy()
     held.connection.send(*held.frames(3, request(1)), *held.frames(5, request(2, 3)))
-    monkeypatch.setattr("serving.batching.result.class_numbers", fail)  # for call 1
+    monkeypatch.setattr("serving.batching.queue.class_numbers", fail)  # for call 1
     held.engine.open(1000)
     assert held.connection.reply(1).status == INTERNAL
     assert digits(held.connection.reply(3)) == [1]
