@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Classifier, Client
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_request
-from serving.telemetry.metrics import Histogram
+from serving.telemetry.metrics import Histogram, Metrics
 from tests.support.processes import paced_server, wait_until
 from tests.support.servers import RunningServer, on_both, running_server
 from tests.support.tickets import image_with
@@ -156,3 +156,31 @@ def test_histogram_counts_a_value_on_a_bound_below_it() -> None:
     histogram.add(1, times=2)
     assert histogram.cumulative() == [("1", 4), ("10", 6), ("+Inf", 7)]
     assert histogram.sum == 26.5
+
+
+def test_sums_over_many_runs_are_exact() -> None:
+    """Of runs of all sizes, counted in between and at the end, beside plain sums."""
+    generator, metrics = np.random.default_rng(0), Metrics()
+    rows, answers, calls, certainties = 0, [0] * 10, 0, []
+    for number in range(1, 701):
+        num_rows = int(generator.choice((1, 3, 500)))
+        table = generator.random((num_rows, 10)).astype(np.float32)
+        classes = table.argmax(1).astype(np.uint8).tobytes()
+        requests = [(0.5, "ModelInfer", num_rows), (0.75, None, 1)]
+        metrics.observe_run(1.0, 1.25, num_rows, requests, (classes, table.tobytes()), ("m", "1"))
+        rows, calls = rows + num_rows, calls + num_rows
+        certainties += table.max(1).tolist()
+        for each in classes:
+            answers[each] += 1
+        if number in (1, 350, 700):
+            counts = metrics.snapshot()
+            assert (counts.rows["m", "1"], counts.answered["m", "1"]) == (rows, calls + number)
+            assert counts.requests == {("ModelInfer", "OK"): calls}
+            assert sum(counts.runs.values()) == number
+            assert counts.runs["m", "1", 500] == counts.batch_images.counts[9]
+            assert (counts.batch_images.sum, metrics.num_images) == (rows, rows)
+            assert [counts.digits[digit] for digit in range(10)] == answers
+            assert counts.certainty.sum == pytest.approx(sum(certainties), rel=1e-9)
+            assert counts.queue_s.sum == 0.5 * calls + 0.25 * number
+            assert counts.request_s.sum == 0.75 * calls + 0.5 * number
+            assert counts.times_ns["m", "1", "run"] == 250_000_000 * (calls + number)
