@@ -146,19 +146,19 @@ class Executor:
 
     def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
         """Join the inputs of calls; returns them, and their number of rows."""
-        messages: Sequence[Any]
-        if len(groups) == 1:
-            messages = groups[0].messages
-        else:
-            messages = [message for group in groups for message in group.messages]
         if self._are_rows:
+            messages: Sequence[Any]
+            if len(groups) == 1:
+                messages = groups[0].messages
+            else:
+                messages = [message for group in groups for message in group.messages]
             data = messages[0] if len(messages) == 1 else b"".join(messages)
             array = np.frombuffer(data, self._dtype)
             if self._dtype.itemsize > 1 and not array.flags.aligned:
                 array = array.copy()
             array = array.reshape(self._shape)
             return {self._name: array}, len(array)
-        columns: list[Sequence[Array]] = list(zip(*messages, strict=True))
+        columns: list[Sequence[Array]] = list(zip(*_parts(groups), strict=True))
         feeds = {
             tensor.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
@@ -166,15 +166,35 @@ class Executor:
         return feeds, sum(group.num_rows for group in groups)
 
 
+def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
+    """Yield the inputs of one call after the other, or of many with one layout."""
+    at = 0
+    while at < len(groups):
+        layout, messages = groups[at].encoder.layout, list(groups[at].messages)
+        at += 1
+        if layout is None:
+            yield from messages
+            continue
+        while at < len(groups) and groups[at].encoder.layout is layout:
+            messages += groups[at].messages
+            at += 1
+        yield layout.arrays(messages)
+
+
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     """Divide calls into those that can run together, the last first."""
-    calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
     if not is_batchable:
+        calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
         return [[call] for call in reversed(calls)]
     alike: dict[tuple[tuple[int, ...], ...], list[Group]] = {}
-    for call in calls:
-        shapes = tuple(array.shape[1:] for array in call.messages[0])
-        alike.setdefault(shapes, []).append(call)
+    for group in groups:
+        if (layout := group.encoder.layout) is not None:
+            shapes = tuple(piece.shape[1:] for piece in layout.pieces)
+            alike.setdefault(shapes, []).append(group)
+            continue
+        for at, arrays in enumerate(group.messages):
+            shapes = tuple(array.shape[1:] for array in arrays)
+            alike.setdefault(shapes, []).append(group.cut(at, at + 1))
     return list(reversed(alike.values()))
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from serving.errors import DigitsError
 from serving.predictions import ClassNumbers, class_numbers
 from serving.signature import Signature
+from serving.tensors import Layout
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""
@@ -107,6 +108,9 @@ class Target(Protocol):
 class ResponseEncoder:
     """The common part of calls of one layout, and the encoder of their answers."""
 
+    layout: Layout | None = None
+    """Where the inputs lie in the calls' messages, if these are bytes of several tensors."""
+
     def __init__(
         self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
     ) -> None:
@@ -154,7 +158,7 @@ class Group:
         Args:
             caller: who sent them.
             streams: the calls.
-            messages: the rows of each: bytes, or an array for each input.
+            messages: the rows of each: bytes of an input or of a layout, or arrays of all inputs.
             encoder: how each is answered.
             sink: takes the outcome.
             arrived_s: when they came, in monotonic seconds.

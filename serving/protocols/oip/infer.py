@@ -1,10 +1,14 @@
 """ModelInfer, unary and on a stream, where errors are answers; `tensors` has the messages.
 
-A request whose rows are its last bytes is parsed once. From then on its prefix is known, and the
-next one like it needs no message object, nor does its answer.
+A request that ends with its tensors as raw contents is parsed once. From then on its prefix is
+known, with their names, types and shapes, and the next one like it needs no message object, nor
+does its answer:
+
+    prefix | tensor | tag, length | tensor | ...     all but the values of the tensors is constant
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -19,10 +23,7 @@ from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import Inference, TypedContents
 from serving.router import Route, Router
-from serving.tensors import TensorSignature
-
-_RAW_CONTENTS = b"\x3a"
-"""The tag of raw_input_contents."""
+from serving.tensors import DTYPES, Layout, Piece, TensorSignature
 
 
 class Infer:
@@ -44,9 +45,11 @@ class Infer:
         target, signature = find(self._router, request.model_name, request.model_version)
         inference = decode(self._router, target, request, signature, typed)
         facts = request.model_name, signature, self._write
-        if _is_plain(request, inference, signature, message):
+        found = raw_ending(request, inference, signature, _before_input)
+        if found is not None and _ends_request(message, found[0], request):
             raw = RawEncoder(target, self._method, inference, *facts)
-            self.prefixes.learn(message, len(inference.message), raw)
+            raw.layout = found[1]
+            self.prefixes.learn(message, len(found[0]), raw)
         return inference.message, InferEncoder(target, self._method, inference, *facts)
 
     def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
@@ -89,23 +92,57 @@ class InferEncoder(ResponseEncoder):
 
 
 class RawEncoder(InferEncoder):
-    """Encodes answers that differ only in their last bytes, the rows of the only output."""
+    """Encodes answers that differ in the values of their tensors only: these are the last bytes."""
 
-    _version: str | None = None
-    _head = b""
+    before: Callable[[int], bytes] = staticmethod(lambda size: b"\x32" + wire.varint(size))
+    """The bytes before each tensor but the first, by its length: the tag of raw_output_contents."""
+    _known: tuple[str, list[tuple[int, ...]]] | None = None
+    """The version and the shapes that the constant parts are of."""
+    _constants: Sequence[bytes] = ()
+    """The bytes before each tensor."""
 
     def encode(self, result: Result, at: int, number: int) -> list[bytes]:
         """See `ResponseEncoder`."""
-        if len(result.outputs[0]) != result.num_rows:  # of a call that ran alone
+        step, end = self.num_rows, at + number * self.num_rows
+        outputs = [result.outputs[each] for each in self._inference.outputs]
+        is_all = step == result.num_rows  # then the outputs may have any shape
+        shapes = [each.shape if is_all else (step, *each.shape[1:]) for each in outputs]
+        if (result.version, shapes) != self._known and not self._prepare(result, at, shapes):
             return super().encode(result, at, number)
-        rows = result.rows or result.outputs[0].tobytes()
-        row_bytes = len(rows) // result.num_rows
-        step = row_bytes * self.num_rows
-        if result.version != self._version:
-            self._head = super().encode(result, at, 1)[0][:-step]
-            self._version = result.version
-        head, begin = self._head, at * row_bytes
-        return [head + rows[i : i + step] for i in range(begin, begin + number * step, step)]
+        if result.rows:  # of a classifier, the bytes of its only output
+            size = len(result.rows) // result.num_rows
+            data = [result.rows[at * size : end * size]]
+        else:
+            data = [(each if is_all else each[at:end]).tobytes() for each in outputs]
+        if len(data) == 1:
+            head = self._constants[0]
+            return [head + part for part in _cut(data[0], number)]
+        columns = zip(*(_cut(each, number) for each in data), strict=True)
+        return [b"".join(chain(*zip(self._constants, parts, strict=True))) for parts in columns]
+
+    def _prepare(self, result: Result, at: int, shapes: list[tuple[int, ...]]) -> bool:
+        """Keep the constant parts of an answer; return whether there are any."""
+        parts = result.part(at, self.num_rows)
+        answer = super().encode(result, at, 1)[0]
+        constants: list[bytes] = []
+        for number in reversed(self._inference.outputs):
+            data = tensors.to_raw(parts[number])
+            if self._signature.outputs[number].datatype == "BYTES" or not answer.endswith(data):
+                return False
+            answer = answer[: len(answer) - len(data)]
+            constants.append(self.before(len(data)))
+            answer = answer.removesuffix(constants[-1])
+        constants[-1] = answer + constants[-1]
+        self._constants, self._known = constants[::-1], (result.version, shapes)
+        return True
+
+
+def _cut(data: bytes, number: int) -> list[bytes]:
+    """Divide bytes into equal parts."""
+    size = len(data) // number
+    if not size:
+        return [b""] * number
+    return [data[i : i + size] for i in range(0, len(data), size)]
 
 
 def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, TensorSignature]:
@@ -130,18 +167,40 @@ def decode(
         raise
 
 
-def is_alike(request: Any, inference: Inference, signature: TensorSignature) -> bool:
-    """Return whether requests that differ only in their rows are answered alike but for rows.
+def raw_ending(
+    request: Any, inference: Inference, signature: TensorSignature, before: Callable[[int], bytes]
+) -> tuple[bytes, Layout | None] | None:
+    """Return the tensors of a request as its last bytes, and where they lie in them.
 
-    They are if they name no id, version or timeout, and ask for the only output, whose rows have a
-    fixed size.
+    Args:
+        request: the message.
+        inference: its content.
+        signature: the inputs and outputs of its model.
+        before: the bytes before each tensor but the first, by its length.
+
+    Returns:
+        None if requests with other values may be answered otherwise but for values: they name an
+        id, a version or a timeout, or have texts, whose lengths differ.
     """
     if request.model_version or request.id or inference.timeout_s is not None:
-        return False
-    if signature.row_bytes and signature.inputs[0].datatype == "BOOL":  # bytes have to be checked
-        return False
-    outputs = signature.outputs
-    return bool(signature.row_bytes and len(outputs) == 1 and outputs[0].row_bytes)
+        return None
+    datatypes = {each.datatype for each in signature.inputs}
+    if not inference.is_raw or not signature.inputs or "BYTES" in datatypes:
+        return None
+    if signature.row_bytes:  # rows of one input travel without a layout: bytes of BOOL are checked
+        return None if "BOOL" in datatypes else (inference.message, None)
+    data, between = bytearray(), []
+    pieces: dict[str, Piece] = {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        if pieces and (constant := before(len(raw))):
+            between.append((len(data), constant))
+            data += constant
+        begin = len(data)
+        data += raw
+        shape = tuple(tensor.shape)
+        pieces[tensor.name] = Piece(begin, len(data), DTYPES[tensor.datatype], shape)
+    ordered = tuple(pieces[tensor.name] for tensor in signature.inputs)
+    return bytes(data), Layout(ordered, tuple(between))
 
 
 def _write(response: Any) -> bytes:
@@ -152,18 +211,15 @@ def _write_streamed(response: Any) -> bytes:
     return _write(ModelStreamInferResponse(infer_response=response))
 
 
-def _is_plain(
-    request: Any, inference: Inference, signature: TensorSignature, message: bytes
-) -> bool:
-    """Return whether all requests that differ only in their rows have the same encoder.
+def _before_input(num_bytes: int) -> bytes:
+    """Return the tag and the length of one of raw_input_contents."""
+    return b"\x3a" + wire.varint(num_bytes)
 
-    They have if they are alike, and the message ends with the rows.
-    """
-    if not is_alike(request, inference, signature):
-        return False
-    size = len(inference.message)
-    end = _RAW_CONTENTS + wire.varint(size) + inference.message
-    if not inference.is_raw or not message.endswith(end):
+
+def _ends_request(message: bytes, data: bytes, request: Any) -> bool:
+    """Return whether a message is a prefix and these tensors, as `raw_ending` has them."""
+    end = _before_input(len(request.raw_input_contents[0])) + data
+    if not message.endswith(end):
         return False
     # The bytes before the tag must be whole fields, or the tag would be part of another one.
     try:

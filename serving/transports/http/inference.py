@@ -105,10 +105,13 @@ class Inference:
             message = inference_pb.ModelInferRequest.FromString(packed)
         inference = infer.decode(self._router, target, message, signature)
         facts = inference, name, signature
-        if _ends_with_rows(call, message, inference, signature, form):
-            write = partial(_write_whole, call, form)
-            raw = infer.RawEncoder(target, call.plan.name, *facts, write)
-            call.learn(len(inference.message), raw)
+        found = infer.raw_ending(message, inference, signature, _nothing_before)
+        if found is not None and _ends_with_tensors(call, found[0], inference, signature, form):
+            raw = infer.RawEncoder(
+                target, call.plan.name, *facts, partial(_write_whole, call, form)
+            )
+            raw.layout, raw.before = found[1], _nothing_before
+            call.learn(len(found[0]), raw)
         encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
@@ -151,15 +154,19 @@ def _write_whole(call: Exchange, form: Form, response: Any) -> bytes:
     return call.encode(_answer(*rest.write_infer(response, form)))
 
 
-def _ends_with_rows(
-    call: Exchange, message: Any, inference: Decoded, signature: TensorSignature, form: Form
+def _nothing_before(num_bytes: int) -> bytes:
+    """Return the bytes before a tensor: over HTTP their lengths are in the JSON."""
+    return b""
+
+
+def _ends_with_tensors(
+    call: Exchange, data: bytes, inference: Decoded, signature: TensorSignature, form: Form
 ) -> bool:
-    """Return whether all requests that differ only in the rows at their end are answered alike."""
+    """Return whether a request and its answer end with all their tensors, as bytes."""
     return (
-        infer.is_alike(message, inference, signature)
-        and form.wants_bytes(signature.outputs[0].name)
-        and call.body.endswith(inference.message)
-        and _json_bytes(call.plan) == len(call.body) - len(inference.message)
+        all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs)
+        and call.body.endswith(data)
+        and _json_bytes(call.plan) == len(call.body) - len(data)
     )
 
 
