@@ -4,7 +4,16 @@ All waiting calls run at once, up to a limit; calls that arrive meanwhile form t
 batches grow with the load, and an idle server adds no delay.
 
 Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
-answers them. That thread makes quick runs itself, and hands long ones to threads (`LongRuns`).
+answers them. That thread makes quick runs itself, and hands long ones to threads (`LongRuns`):
+
+    rows that wait                           whose runs are quick          who runs them
+    few, and no run in progress              1 row or more (`quick_rows`)  the owner, all at once
+    more, or while runners are busy          up to 127 rows                runners, together
+    any number                               128 rows or more              the owner, batch by batch
+    any number                               none                          runners, together
+
+So a lone caller is spared the way to a thread and back (some 50 us), a row that takes 0.1 ms is
+batched as soon as others wait, and no model's runs hold up the callers of another.
 """
 
 import logging
@@ -18,7 +27,13 @@ import numpy as np
 from serving.batching.parallel_run import run_shared
 from serving.batching.queue import TURN_ROWS, Caller, Group, Owner, Queue, Result, open_parts
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, DigitsError, ModelError, Unavailable
+from serving.errors import (
+    DeadlineExceeded,
+    DigitsError,
+    InvalidRequest,
+    ModelError,
+    Unavailable,
+)
 from serving.signature import Signature
 from serving.system.host import Runners, Task, Threads
 from serving.telemetry.metrics import Metrics
@@ -32,15 +47,25 @@ _LOG_S = 1.0
 Run = Callable[[Feeds], list[Array]]
 
 _SWEEP_S = 0.1
-"""How often calls are looked at that wait."""
+"""How often calls are looked at that wait or run."""
+_MAX_RUN_S = 60.0
+"""The longest run of calls without a deadline."""
+_ENOUGH_S = 0.0004
+"""How long a run takes at least that is worth the way to another thread."""
 
-_Finish = Callable[[list[tuple[list[Group], Result | None]]], object]
+_Outcome = tuple[list[Group], Result | DigitsError]
+_Finish = Callable[[list[_Outcome]], object]
 
 _QUICK_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
 another core may take them."""
 _MAX_QUEUE_BYTES = 1 << 30
 """The most bytes of rows of a fixed size that wait, of each kind of call."""
+
+
+def _nothing() -> None:
+    """Do nothing: the run has not begun."""
+
 
 CHANGED = Unavailable("the model has changed")
 """Why a call is not run whose version has gone since it was read."""
@@ -74,6 +99,9 @@ class Model(Protocol):
     def run(self, feeds: Feeds) -> list[Array]:
         """Run inputs by name; returns the outputs in order."""
 
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """Return `run` for one call of it, and a function that ends it, from any thread."""
+
 
 class Executor:
     """Runs calls of one version of a model."""
@@ -94,26 +122,28 @@ class Executor:
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
 
     def run(
-        self, groups: list[Group], clock: Callable[[], float], run: Run | None = None
-    ) -> Iterator[tuple[list[Group], Result | None]]:
+        self, groups: list[Group], clock: Callable[[], float],
+        begin: Callable[[list[Group]], Run] | None = None,
+    ) -> Iterator[_Outcome]:  # fmt: skip
         """Run calls: all at once where that can be.
 
-        If a run fails, its halves are run, until the call is known that makes runs fail.
+        If a run fails, its halves are run, until the call is known that makes runs fail. A run that
+        was ended is not repeated.
 
         Args:
             groups: in the order of their rows.
             clock: monotonic, in seconds.
-            run: how to run rows, if not by `model.run`.
+            begin: takes calls that are about to run; returns how, if not by `model.run`.
 
         Yields:
-            Calls that ran together, and their result; a call that can't be run, and None.
+            Calls that ran together, and their result; or calls that can't be run, and why.
         """
-        run = run or self._run
         todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
         while todo:
             part = todo.pop()
             started_s = clock()
             try:
+                run = begin(part) if begin else self._run
                 feeds, num_rows = self._feeds(part)
                 outputs = run(feeds)
                 # Else its outputs may have any shape.
@@ -123,15 +153,19 @@ class Executor:
                             raise ValueError(f"{num_rows} rows were answered with {len(output)}")
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
+            except DeadlineExceeded as err:
+                yield open_parts(part), err
             except BaseException as err:  # any error ends these calls and never the thread
                 alive = open_parts(part)
                 if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
                     todo += [alive] if alive else []
                 elif halves := _halves(part):
                     todo += halves
+                elif isinstance(err, InvalidRequest):
+                    yield part, err
                 else:
                     self._log_failure(part[0].encoder.num_rows, err, clock())
-                    yield part, None
+                    yield part, _FAILED
             else:
                 yield part, result
 
@@ -213,6 +247,25 @@ def _halves(groups: list[Group]) -> list[list[Group]]:
     return [[group.cut(number // 2, number)], [group.cut(0, number // 2)]]
 
 
+class _Running:
+    """The calls that a runner has."""
+
+    __slots__ = ("groups", "run")
+
+    def __init__(self, groups: list[Group], now_s: float) -> None:
+        self.groups = groups
+        self.run: tuple[list[Group], float, Callable[[], object]] = groups, now_s, _nothing
+        """Those that run, since when, and a function that ends the run; replaced as a whole, for
+        the owner reads it meanwhile."""
+
+    def end_if_over(self, now_s: float, max_run_s: float) -> None:
+        """End the run if nobody waits for it any longer, or it takes too long."""
+        part, started_s, end = self.run
+        is_late = now_s - started_s > max_run_s
+        if is_late or all(each.deadline_s <= now_s or not each.open_part() for each in part):
+            end()
+
+
 class LongRuns:
     """Two queues, of small calls and of large ones, and the threads that take turns at them."""
 
@@ -225,14 +278,18 @@ class LongRuns:
         self.queues = self._small, self._large = Queue(capacity), Queue(capacity)
         for queue in self.queues:
             queue.run_rows = min(config.max_batch_size, config.queue_capacity)
-        self.running: dict[int, list[Group]] = {}
+        self.running: dict[int, _Running] = {}
         """The groups that the runners have, by number."""
+        self.max_run_s = _MAX_RUN_S
+        """The longest run, in seconds: it is ended then."""
         self._executor, self._config, self._num_runners = executor, config, num_runners
         self._runners, self._finish = runners(num_runners), finish
         self._num_taken = 0
         self._was_small = False
         """Whether a runner took small calls last, while large ones waited."""
         self._next_sweep_s = 0.0
+        self._row_s = 0.0
+        """Seconds that a row takes in the latest runs: a moving average."""
 
     def queue_of(self, num_rows: int) -> Queue:
         """Return the queue of calls of a size."""
@@ -245,7 +302,7 @@ class LongRuns:
 
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that run."""
-        groups = (group for groups in self.running.values() for group in groups)
+        groups = (group for running in self.running.values() for group in running.groups)
         return {stream for group in groups if group.caller is caller for stream in group.streams}
 
     def hand_out(self, now_s: float) -> list[Group]:
@@ -256,51 +313,72 @@ class LongRuns:
             is_small = bool(self._small.num_rows and not (are_both and self._was_small))
             self._was_small = are_both and is_small
             queue = self._small if is_small else self._large
-            share = max(-(-queue.num_rows // num_free), self._executor.model.enough_rows)
+            share = self._enough_rows
+            if self._executor.is_batchable:  # else they would only wait for one another
+                share = max(-(-queue.num_rows // num_free), share)
             groups, late = queue.take(min(queue.run_rows, share), now_s)
             ended += late
             if not groups:
                 continue
             self._num_taken += 1
-            self.running[self._num_taken] = groups
+            self.running[self._num_taken] = running = _Running(groups, now_s)
             num_threads = 1 if self.num_waiting else num_free
-            work = partial(self._run, self._num_taken, groups, num_threads)
+            work = partial(self._run, self._num_taken, running, num_threads)
             try:
                 self._runners.put(work, self.owner.post)
             except RuntimeError:
                 _log.error("the server can't start a thread")
-                self._finish([(self.running.pop(self._num_taken), None)])
+                del self.running[self._num_taken]
+                self._finish([(groups, _FAILED)])
         return ended
 
+    @property
+    def _enough_rows(self) -> int:
+        """Rows that are worth a run of their own on another core."""
+        enough = self._executor.model.enough_rows
+        return min(enough, int(_ENOUGH_S / self._row_s) + 1) if self._row_s else enough
+
+    @property
+    def oldest_run_s(self) -> float:
+        """When the oldest run began, in monotonic seconds; infinite if there is none."""
+        return min((each.run[1] for each in self.running.values()), default=math.inf)
+
     def sweep(self, now_s: float) -> list[Group]:
-        """Forget cancelled calls that wait while all runners are busy; return those that are late.
+        """End runs that take too long, and forget cancelled calls that wait; return the late ones.
 
         Now and then only: it may be called often.
         """
-        if not self.num_waiting or now_s < self._next_sweep_s:
+        if not (self.num_waiting or self.running) or now_s < self._next_sweep_s:
             return []
         self._next_sweep_s = now_s + _SWEEP_S
+        for each in self.running.values():
+            each.end_if_over(now_s, self.max_run_s)
         return self._small.sweep(now_s) + self._large.sweep(now_s)
 
-    def _run(self, number: int, groups: list[Group], num_threads: int) -> Task:
+    def _run(self, number: int, running: _Running, num_threads: int) -> Task:
         """Run calls, on a runner's thread; return the function that delivers the results."""
         executor, clock = self._executor, self.owner.clock
-        begin_s = clock()
-        run = None
-        if executor.is_batchable:
-            run = partial(
-                run_shared, executor.model.run, max_batch_size=self._config.max_batch_size,
-                enough_rows=executor.model.enough_rows, num_threads=num_threads,
-                is_cancelled=lambda: not open_parts(groups),
+
+        def begin(part: list[Group]) -> Run:
+            run, end = executor.model.stoppable()
+            running.run = part, clock(), end
+            if not executor.is_batchable:
+                return run
+            return partial(
+                run_shared, run, max_batch_size=self._config.max_batch_size,
+                enough_rows=self._enough_rows, num_threads=num_threads,
+                is_cancelled=lambda: not open_parts(part),
             )  # fmt: skip
-        parts = list(executor.run(groups, clock, run))
+
+        begin_s = clock()
+        parts = list(executor.run(running.groups, clock, begin))
         return partial(self._take_results, number, parts, clock() - begin_s)
 
-    def _take_results(
-        self, number: int, parts: list[tuple[list[Group], Result | None]], seconds: float
-    ) -> None:
+    def _take_results(self, number: int, parts: list[_Outcome], seconds: float) -> None:
         del self.running[number]
-        num_rows = sum(result.num_rows for _, result in parts if result is not None)
+        num_rows = sum(result.num_rows for _, result in parts if isinstance(result, Result))
+        if num_rows:
+            self._row_s += (seconds / num_rows - self._row_s) / (4 if self._row_s else 1)
         for each in self.queues:
             if num_rows > each.run_rows // 2:
                 each.note_run(num_rows, seconds / self._num_runners)
@@ -339,8 +417,11 @@ class Batcher:
         self._small, self._large = self._long.queues
         self._queues = self._quick, self._small, self._large
         self._is_closed = self._is_scheduled = False
-        self.quick_rows = min(_QUICK_ROWS, model.quick_rows)
-        """The largest request that the owner runs itself; 0 where a run takes long."""
+        are_all_quick = model.quick_rows >= min(_QUICK_ROWS, most)
+        self.quick_rows = min(_QUICK_ROWS, model.quick_rows) if are_all_quick else 0
+        """The largest request that the owner always runs itself."""
+        self._few_rows = 0 if are_all_quick else model.quick_rows
+        """The most rows that the owner runs where no others wait or run."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on."""
@@ -355,6 +436,11 @@ class Batcher:
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
         return bool(self.num_waiting or self._long.running)
+
+    @property
+    def oldest_run_s(self) -> float:
+        """When the oldest run on a thread began, in monotonic seconds; infinite without any."""
+        return self._long.oldest_run_s
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
         """Let calls wait for a run, as far as there is room; return how many, the first ones.
@@ -426,33 +512,40 @@ class Batcher:
         """Hand long runs to free runners, and make the next quick one.
 
         Returns:
-            Whether calls wait for a runner.
+            Whether calls wait for a runner, or have one.
         """
-        self._is_scheduled = is_waiting = False
-        if self._small.num_rows or self._large.num_rows:
-            self._end_late(self._long.hand_out(now_s))
-            is_waiting = bool(self._long.num_waiting)
-        quick = self._quick
-        if not quick.num_rows:
-            return is_waiting
-        groups, late = quick.take(quick.run_rows, now_s)
-        if late:
-            self._end_late(late)
-        if groups:
-            num_rows = 0
-            for part, result in self._executor.run(groups, self.owner.clock):
-                num_rows += self._deliver(part, result)
+        self._is_scheduled = False
+        long, quick = self._long, self._quick
+        if num_rows := long.num_waiting:
+            if num_rows <= self._few_rows and not long.running:
+                for each in (self._small, self._large):
+                    self._run(each, now_s)
+            else:
+                self._end_late(long.hand_out(now_s))
+        if quick.num_rows:
+            num_rows = self._run(quick, now_s)
             if num_rows > quick.run_rows // 2:
                 quick.note_run(num_rows, self.owner.clock() - now_s)
-        if quick.num_rows:
-            self._schedule()
-        return is_waiting
+            if quick.num_rows:
+                self._schedule()
+        return bool(long.running)
+
+    def _run(self, queue: Queue, now_s: float) -> int:
+        """Make a run on this thread, and answer its calls; return its rows."""
+        groups, late = queue.take(queue.run_rows, now_s)
+        if late:
+            self._end_late(late)
+        num_rows = 0
+        if groups:
+            for part, result in self._executor.run(groups, self.owner.clock):
+                num_rows += self._deliver(part, result)
+        return num_rows
 
     def tick(self, now_s: float) -> None:
-        """End the calls that are late while all runners are busy, and forget cancelled ones."""
+        """End the runs and calls that are late, and forget cancelled calls."""
         self._end_late(self._long.sweep(now_s))
 
-    def _finish_long(self, parts: list[tuple[list[Group], Result | None]]) -> None:
+    def _finish_long(self, parts: list[_Outcome]) -> None:
         for groups, result in parts:
             self._deliver(groups, result, have_left=True)
         if self._long.num_waiting:
@@ -468,7 +561,7 @@ class Batcher:
         group.sink.fail(group, error)
 
     def _deliver(
-        self, groups: list[Group], result: Result | None, *, have_left: bool = False
+        self, groups: list[Group], result: Result | DigitsError, *, have_left: bool = False
     ) -> int:
         """Give calls their outcome; during a runner's run some callers may have left.
 
@@ -476,9 +569,9 @@ class Batcher:
             The rows that were answered.
         """
         try:
-            if result is None:
+            if not isinstance(result, Result):
                 for group in groups:
-                    self._fail(group, _FAILED)
+                    self._fail(group, result)
                 return 0
             latest_run.set((result.started_s, result.finished_s, *self._name, result.num_rows))
             at, answered = 0, groups

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import ModelError
+from serving.errors import InvalidRequest, ModelError
 from serving.model.acceptance import Run, batch_sizes
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
@@ -88,7 +88,7 @@ def try_rows(
             difference, has_shown = _compare(
                 run, feeds, first, tensors.outputs, max_batch_size, clock
             )
-        except ModelError:
+        except (InvalidRequest, ModelError):
             continue
         except _Dependent as err:
             obstacle = str(err)
@@ -202,7 +202,7 @@ def _compare(
             chosen[0] = 0
         try:
             answers = run(_take(feeds, chosen))
-        except ModelError as err:
+        except (InvalidRequest, ModelError) as err:
             raise _Dependent(f"a batch of {size} rows fails") from err
         quiet = [at for at, number in enumerate(chosen) if number < len(rows)]
         for tensor, expected, answer in zip(outputs, alone, answers, strict=True):

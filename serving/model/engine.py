@@ -7,19 +7,36 @@ config.py names devices.
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
 
 from serving.commandline.installation import install
 from serving.config import Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, DeviceError, InvalidRequest, ModelError
-from serving.model.onnx_runtime import bare_run, new_session, onnxruntime, reason_of, tensors_of
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeadlineExceeded,
+    DeviceError,
+    InvalidRequest,
+    ModelError,
+)
+from serving.model.onnx_runtime import (
+    bare_run,
+    complaint_of,
+    new_session,
+    onnxruntime,
+    reason_of,
+    tensors_of,
+)
 from serving.signature import Signature
 from serving.tensors import Array, Feeds, TensorSignature
 
 _log = logging.getLogger(__name__)
+
+Run = Callable[[Feeds], list[Array]]
 
 
 class Engine(Protocol):
@@ -43,9 +60,15 @@ class Engine(Protocol):
             An array for each output, in the order of `tensors.outputs`.
 
         Raises:
-            InvalidRequest: a text is not UTF-8.
+            InvalidRequest: a text is not UTF-8, or an operator refuses the values.
             ModelError: the run failed.
             DeviceError: the device can't be used in this process.
+        """
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """Return `run` for one call of it, and a function that ends it, from any thread.
+
+        A run that was ended raises DeadlineExceeded. It ends between two operators, also of a loop.
         """
 
 
@@ -56,6 +79,8 @@ class OnnxEngine:
     provider = "CPUExecutionProvider"
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     max_concurrent_runs: int | None = None  # ONNX Runtime runs outside the GIL
+    has_bounded_time = False
+    """Whether runs of one shape take equally long, whatever the values; set by the loader."""
 
     def __init__(
         self,
@@ -70,7 +95,7 @@ class OnnxEngine:
         self.tensors = tensors_of(session)
         self._outputs = [each.name for each in self.tensors.outputs]
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
-        self._run = bare_run(session)
+        self._bare_run = bare_run(session)
         # Without any, each run makes its own: 1 us.
         self._run_options = run_options or onnxruntime.RunOptions()
         self._pid = os.getpid()
@@ -110,13 +135,25 @@ class OnnxEngine:
 
     def run(self, feeds: Feeds) -> list[Array]:
         """See `Engine.run`."""
+        return self._run(self._run_options, feeds)
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """See `Engine.stoppable`."""
+        options = onnxruntime.RunOptions()
+        return partial(self._run, options), partial(setattr, options, "terminate", True)
+
+    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
         if self._texts:
             feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
-            return self._run(self._outputs, feeds, self._run_options)
+            return self._bare_run(self._outputs, feeds, options)
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             if err.__traceback__ and err.__traceback__.tb_next:  # Python: a handler of a signal
                 raise
+            if options.terminate and options is not self._run_options:
+                raise DeadlineExceeded("the run was ended: it took too long") from err
+            if (complaint := complaint_of(err)) is not None:
+                raise InvalidRequest(f"the model does not take these values: {complaint}") from err
             raise ModelError() from err
 
 
@@ -169,8 +206,7 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
         return engine
 
-    def run(self, feeds: Feeds) -> list[Array]:
-        """See `Engine.run`."""
+    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
         if self._pid != os.getpid():
             raise DeviceError(
                 "CUDA can't be used after a fork: load the model in the child, or spawn it"
@@ -178,10 +214,10 @@ class CudaEngine(OnnxEngine):
         num_rows = min(map(len, feeds.values())) if self.tensors.is_batchable else 1
         padding = (1 << (num_rows - 1).bit_length()) - num_rows
         if not padding:
-            return super().run(feeds)
+            return super()._run(options, feeds)
         padded = {name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
                   for name, rows in feeds.items()}  # fmt: skip
-        return [rows[:num_rows] for rows in super().run(padded)]
+        return [rows[:num_rows] for rows in super()._run(options, padded)]
 
 
 ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)

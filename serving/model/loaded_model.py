@@ -5,6 +5,7 @@ out whether rows can be batched.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, batching_trial, repository
-from serving.model.acceptance import ENOUGH_ROWS, find_rows
+from serving.model.acceptance import ENOUGH_ROWS, Run, find_rows, has_bounded_time
 from serving.model.batching_proof import Mixes, prove
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
@@ -107,6 +108,15 @@ class LoadedModel:
         """See `Engine.run`."""
         with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
 
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """See `Engine.stoppable`."""
+        engine_run, end = self.engine.stoppable()
+
+        def run(feeds: Feeds) -> list[Array]:
+            with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
+
+        return run, end
+
     def classify(self, images: Images) -> Probabilities:
         """Return the (N, classes) float32 probabilities of (N, pixels) images."""
         name = self.engine.tensors.inputs[0].name
@@ -175,6 +185,7 @@ def _load_version(
     def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
         manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
+        engine.has_bounded_time = has_bounded_time(onnx)
         model = LoadedModel(engine, manifest, precision)
         return engine, model, _obstacle(onnx)
 
@@ -198,6 +209,8 @@ def _load_version(
             limit_s = limit_factor * _CHECK_LIMIT_S
             line = f"calls run alone: drawn inputs take more than {limit_s:g} s"
             model = replace(model, batching=line)
+        if not engine.has_bounded_time:
+            model = replace(model, quick_rows=0)
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):

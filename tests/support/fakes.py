@@ -77,6 +77,13 @@ class FakeModel:
         """As an engine."""
         return [self.classify(feeds["images"])]
 
+    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+        """As an engine."""
+        return self.run, self.end
+
+    def end(self) -> None:
+        """Called to end a run."""
+
     def classify(self, images: Images) -> Probabilities:
         """As a loaded model."""
         values = images[:, 0].tolist()

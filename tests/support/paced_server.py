@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class PacedEngine:
         self.lies = False
         self.gate = threading.Event()
         self.gate.set()
+
+    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+        return self.run, lambda: None
 
     def run(self, feeds: Feeds) -> list[Array]:
         images = feeds["images"]

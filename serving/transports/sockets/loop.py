@@ -69,6 +69,8 @@ class Loop:
         self._is_awake = True  # `post` need not wake the thread
         self._now_s = self.clock()  # when the last round began
         self._poll_until_s = 0.0
+        self._handed_out: Batcher | None = None
+        """The last one whose calls were given to runners, which may need this core."""
         self._refusal: DigitsError | None = None
         """Why new calls are refused, once it drains."""
         self._draining_s = math.inf
@@ -168,7 +170,11 @@ class Loop:
         if self._due:
             delays_s = (b.delay_s(self._now_s) if b.max_delay_s else 0.0 for b in self._due)
             timeout_s = min(timeout_s, *delays_s)
-        elif self._poll_s and self._now_s < self._poll_until_s:
+        elif (
+            self._poll_s
+            and self._now_s < self._poll_until_s
+            and not (self._handed_out and self._handed_out.is_busy)
+        ):
             return 0.0
         # First the flag, then the look: a post in between wakes the loop or is seen here.
         self._is_awake = not timeout_s
@@ -189,6 +195,7 @@ class Loop:
                 continue
             if batcher.turn(now_s):  # their deadlines may come meanwhile
                 self.hurry()
+                self._handed_out = batcher
             if not due:
                 return
             now_s = self.clock()
@@ -227,7 +234,7 @@ class Loop:
             self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
-        is_hurried = self._refusal is not None or bool(self._router.num_waiting)
+        is_hurried = self._refusal is not None or self._router.is_busy
         is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 

@@ -11,7 +11,9 @@ import pytest
 from serving.batching.batcher import Batcher
 from serving.batching.queue import Group
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, ModelError
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
+from serving.images import Images
+from serving.predictions import Probabilities
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 from tests.support.fakes import (
@@ -35,7 +37,7 @@ def owner_of(
 
 
 class QuickModel(FakeModel):
-    quick_rows = 64
+    quick_rows = 128
 
 
 @pytest.fixture
@@ -304,6 +306,110 @@ def test_free_runners_share_what_waits() -> None:
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [200, 200]
     owner.batcher.close()
+
+
+class Elsewhere(GatedModel):
+    """Two rows are quick; only runs on other threads wait for the gate."""
+
+    quick_rows = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elsewhere: list[list[int]] = []
+
+    def classify(self, images: Images) -> Probabilities:
+        if threading.current_thread() is threading.main_thread():
+            return FakeModel.classify(self, images)
+        probabilities = super().classify(images)
+        self.elsewhere.append(self.ran[-1])
+        return probabilities
+
+
+def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere() -> None:
+    model = Elsewhere()
+    owner = owner_of(model, BatchingConfig())
+    assert owner.submit(1, 2).digits == [1, 2]
+    assert not model.elsewhere
+    together = [FakeRequest(value) for value in (3, 4, 5)]
+    for request in together:
+        owner.batcher.submit(request.group)
+    owner.work()
+    model.wait_until_running()
+    later = [
+        owner.submit(value) for value in (6, 7, 8)
+    ]  # quick alone, but batched while it is busy
+    assert not any(request.outcome for request in later)
+    model.open(2)
+    owner.wait(*together, *later)
+    assert model.elsewhere == [[3, 4, 5], [6, 7, 8]]
+    assert owner.submit(9).digits == [9]
+    assert model.elsewhere == [[3, 4, 5], [6, 7, 8]]
+    owner.batcher.close()
+
+
+class Stuck(GatedModel):
+    """Runs end only if they are ended, as ONNX Runtime's do."""
+
+    def end(self) -> None:
+        self.poison = frozenset({0})
+        self.open()
+
+    def classify(self, images: Images) -> Probabilities:
+        try:
+            return super().classify(images)
+        except RuntimeError as err:
+            raise DeadlineExceeded("ended") from err
+
+
+@pytest.mark.parametrize("reason", ["deadline", "limit", "left"])
+def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason: str, clock: FakeClock) -> None:
+    model = Stuck()
+    owner = owner_of(model, clock=clock)
+    deadlines_s = (1.0, 1.5) if reason == "deadline" else (1e9, 1e9)
+    requests = [FakeRequest(0, deadline_s=deadline_s) for deadline_s in deadlines_s]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    model.wait_until_running()
+    if reason == "left":
+        requests[0].leave()
+    clock.advance(1.2)
+    owner.batcher.tick(clock.now_s)
+    assert owner.batcher.oldest_run_s == 0.0
+    assert not model.ran, "one of them still waits"
+    if reason == "left":
+        requests[1].leave()
+    clock.advance(60.0 if reason == "limit" else 0.5)
+    owner.batcher.tick(clock.now_s)
+    if reason == "left":
+        while owner.batcher.is_busy:
+            owner.work()
+    else:
+        owner.wait(*requests)
+        assert [type(request.outcome) for request in requests] == [DeadlineExceeded] * 2
+    assert owner.batcher.oldest_run_s == float("inf")
+    model.poison = frozenset()
+    model.open()
+    last = owner.submit(5)
+    owner.wait(last)
+    assert last.digits == [5]
+    owner.batcher.close()
+
+
+def test_values_that_are_refused_fail_their_call_alone() -> None:
+    class Refusing(QuickModel):
+        def classify(self, images: Images) -> Probabilities:
+            if 13 in images[:, 0]:
+                raise InvalidRequest("13")
+            return super().classify(images)
+
+    owner = owner_of(Refusing(), BatchingConfig(max_batch_size=64))
+    requests = [FakeRequest(value) for value in range(30)]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    failed = [n for n, r in enumerate(requests) if isinstance(r.outcome, InvalidRequest)]
+    assert failed == [13]
 
 
 class DyingModel(FakeModel):

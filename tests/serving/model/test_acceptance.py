@@ -1,11 +1,18 @@
 """The check of a model: how many runs it makes, by their cost."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+from onnx import helper
 
 from serving.images import Images
-from serving.model.acceptance import Unfit, check
+from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
 from serving.predictions import Probabilities
+from serving.tensors import Tensor, TensorSignature
+from tests.serving.model import graphs
+from tests.serving.model.graphs import node, value
 
 GOLDEN = np.random.default_rng(1).integers(0, 256, (32, 784), np.uint8)
 
@@ -55,3 +62,52 @@ def test_dear_model_whose_rows_depend_on_each_other_is_unfit() -> None:
     model = FakeModel(image_s=5.0)
     with pytest.raises(Unfit, match="answers depending on the batch: of 2 images"):
         check(lambda images: model.run(images).cumsum(axis=0), GOLDEN, expected(), 512, model.clock)
+
+
+@pytest.mark.parametrize(
+    ("first_s", "row_s", "quick_rows"),
+    [
+        (18e-6, 2e-6, 512),  # the digits in int8
+        (18e-6, 4.6e-6, 256),  # in fp32
+        (10e-6, 1.5e-6, 512),  # trees
+        (20e-6, 48e-6, 2),  # a segmenter of texts
+        (60e-6, 120e-6, 1),
+        (0.0, 600e-6, 0),  # a network of convolutions
+    ],
+)
+def test_quick_rows_are_those_that_hold_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, first_s: float, row_s: float, quick_rows: int
+) -> None:
+    now_s = 0.0
+
+    def run(feeds: Any) -> Any:
+        nonlocal now_s
+        now_s += first_s + row_s * len(feeds["x"])
+
+    def clock() -> float:
+        return now_s
+
+    monkeypatch.setattr(
+        "serving.model.acceptance.time", SimpleNamespace(monotonic=clock, thread_time=clock)
+    )
+    both = [Tensor(name, "FP32", (-1, 4)) for name in ("x", "y")]
+    signature = TensorSignature((both[0],), (both[1],), is_batchable=True)
+    feeds = {"x": np.zeros((1, 4), np.float32)}
+    assert find_rows(run, signature, feeds, 512)[0] == quick_rows
+
+
+@pytest.mark.parametrize("tensor", [Tensor("x", "FP32", (-1, -1)), Tensor("x", "BYTES", (-1, 2))])
+def test_rows_of_any_length_are_not_quick(tensor: Tensor) -> None:
+    signature = TensorSignature((tensor,), (Tensor("y", "FP32", (-1, 1)),), is_batchable=True)
+    feeds = {"x": np.zeros((1, 2), tensor.dtype)}
+    assert find_rows(lambda feeds: [], signature, feeds, 512)[0] == 0
+
+
+@pytest.mark.parametrize("operator", ["If", "Range", "Expand", "Tile", "NonMaxSuppression"])
+def test_operators_whose_time_depends_on_values_are_found(operator: str) -> None:
+    assert has_bounded_time(graphs.two_layers().SerializeToString())
+    inner = helper.make_graph(
+        [node(operator, ["a"], ["b"])], "body", [], [value("b", "FP32", None)]
+    )
+    hidden = graphs.rows_model(node("Other", ["x"], ["y"], body=inner))
+    assert not has_bounded_time(hidden.SerializeToString())

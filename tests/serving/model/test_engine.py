@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from serving.__main__ import main
 from serving.config import Device
-from serving.errors import DeviceError, ModelError
+from serving.errors import DeviceError, InvalidRequest, ModelError
 from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session, onnxruntime
 from serving.signature import DIGITS
-from tests.serving.model.graphs import model, node, value
+from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
 
@@ -97,6 +97,41 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     assert "700" in str(caught.value.__cause__)
     assert "700" not in str(caught.value)
     assert len(classified(engine, images[:2])) == 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "columns", "constant", "text"),
+    [
+        ("Reshape", 4, np.array([-1, 5]),
+         "Reshape: The input tensor cannot be reshaped to the requested shape. "
+         "Input shape:{2,4}, requested shape:{-1,5}"),
+        ("Add", 4, np.zeros((1, 3), np.float32),
+         "Add: Attempting to broadcast an axis by a dimension other than 1. 3 by 4"),
+        ("MatMul", 4, np.zeros((3, 2), np.float32), "MatMul: MatMul dimension mismatch"),
+        ("Gather", 4, np.array([9]), "Gather: indices element out of data bounds, idx=9 must be "
+         "within the inclusive range [-2,1]"),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_are_refused_by_the_operators_name(
+    operator: str, columns: int, constant: Any, text: str
+) -> None:
+    graph = rows_model(
+        node(operator, ["x", "c"], ["y"]), num_columns="M", constants={"c": constant}
+    )
+    engine = OnnxEngine.open(graph.SerializeToString(), None)
+    with pytest.raises(InvalidRequest) as refused:
+        engine.run({"x": np.ones((2, columns), np.float32)})
+    assert str(refused.value) == f"the model does not take these values: {text}"
+
+
+def test_memory_that_runs_out_is_not_the_callers_mistake() -> None:
+    graph = model(
+        [node("Range", ["zero", "x", "one"], ["y"])], [value("x", "INT64", [])],
+        [value("y", "INT64", None)], {"zero": np.array(0), "one": np.array(1)},
+    )  # fmt: skip
+    engine = OnnxEngine.open(graph.SerializeToString(), None)
+    with pytest.raises(ModelError):
+        engine.run({"x": np.array(2**44)})
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., Any]) -> None:
