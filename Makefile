@@ -105,13 +105,13 @@ docs: $(INSTALLED)  ## build build/docs; `python -m http.server -d build/docs` s
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
 
-protos: .venv-protos/.installed  ## generate serving/protocols/pb and serving/model/onnx.binpb from protos/
+protos: .venv-protos/.installed  ## generate serving/protocols/pb and serving/model/schemas.binpb from protos/
 	$(PROTOC) -Iserving/protocols/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
 	$(PROTOC) -Iprotos --descriptor_set_out=serving/protocols/pb/inference.binpb protos/inference/inference.proto
-	$(PROTOC) -Iprotos --descriptor_set_out=serving/model/onnx.binpb protos/onnx/onnx.proto
+	$(PROTOC) -Iprotos --descriptor_set_out=serving/model/schemas.binpb protos/onnx/onnx.proto protos/triton/model_config.proto
 
 protos-check: protos  ## fail if the committed generated code is stale
-	git diff --exit-code --stat -- serving/protocols/pb serving/model/onnx.binpb
+	git diff --exit-code --stat -- serving/protocols/pb serving/model/schemas.binpb
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"

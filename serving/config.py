@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from serving.errors import ConfigurationError
 
@@ -12,6 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
 TransportName = Literal["auto", "h2", "grpcio"]
 LogFormat = Literal["text", "json"]
+BatchingMode = Literal["auto", "always", "never"]
 
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
@@ -79,6 +80,9 @@ class ModelConfig:
     """Device of the runs; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
+    batch: tuple[str, ...] = ()
+    """Batching of a model, such as cnn=never: auto batches rows that its graph proves independent;
+    always is your promise that they are; never runs each call alone."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):
@@ -91,6 +95,14 @@ class ModelConfig:
             raise ConfigurationError("version pins one: versions and canary have no effect then")
         if self.served_name is not None:
             require_name("served_name", self.served_name)
+        for each in self.batch:
+            is_known = each.rpartition("=")[0] and each.rpartition("=")[2] in get_args(BatchingMode)
+            _require(bool(is_known), "batch", each, "NAME=auto, NAME=always or NAME=never")
+
+    def batching_of(self, name: str) -> BatchingMode | None:
+        """Return how the command line wants a model batched; None if it does not say."""
+        modes = dict(each.rpartition("=")[::2] for each in self.batch)
+        return cast(BatchingMode | None, modes.get(name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

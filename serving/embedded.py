@@ -88,7 +88,7 @@ class Model:
             path, None if version is None else str(version), device, precision,
             batching.max_batch_size, is_described=cls._is_described,
         )  # fmt: skip
-        model = cls(loaded, batching)
+        model = cls(loaded, loaded.settings.of(batching))
         model._reopen = partial(
             cls.load, path, loaded.version, device, precision, batching=batching
         )

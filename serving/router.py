@@ -221,9 +221,10 @@ class Router:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
     def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
-        cores = model.engine.max_concurrent_runs or max(1, usable_cores() // self._num_processes)
-        runners = self.host.runners
-        batcher = Batcher(model, self.batching, self.metrics, cores, name, runners)
+        cores = model.engine.max_concurrent_runs or model.settings.instances
+        cores = cores or max(1, usable_cores() // self._num_processes)
+        batching = model.settings.of(self.batching)
+        batcher = Batcher(model, batching, self.metrics, cores, name, self.host.runners)
         if self.owner is not None:
             batcher.attach(self.owner)
         self.batchers = (*self.batchers, batcher)

@@ -15,6 +15,7 @@ from serving.model import repository
 from serving.model.loaded_model import LoadedModel, load_model
 from serving.model.manifest import MANIFEST
 from serving.model.pictures import CLASSIFIER
+from serving.model.settings import SETTINGS, read_settings
 from serving.tensors import TensorSignature
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ class ModelFolder:
         self.served: ModelVersions | None = None
         """The versions in service; None before the first look that succeeds."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
-        self._wanted = config.version or config.versions
         self._loaded: dict[str, tuple[LoadedModel, _Fingerprint]] = {}
         self._refused: dict[str, tuple[str, _Fingerprint]] = {}
         """Versions that failed, why, and their files then: not retried until these change."""
@@ -55,6 +55,11 @@ class ModelFolder:
             DigitsError: nothing has changed; the text says why.
         """
         require_name("the name", self.name)
+        settings, config = read_settings(self.path), self._config
+        self._num_latest = max(settings.num_latest, 1 + (config.canary > 0))
+        # The command line takes precedence over the model's own settings.
+        is_default = config.version is None and config.versions == "latest"
+        self._wanted = config.version or (is_default and settings.versions) or config.versions
         found = self._versions()
         labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
@@ -97,7 +102,7 @@ class ModelFolder:
     def _choose(self, found: list[str]) -> dict[str, LoadedModel]:
         """Load the configured versions, the newest first."""
         is_latest = self._wanted == "latest"
-        number = 1 + (self._config.canary > 0) if is_latest else len(found)
+        number = self._num_latest if is_latest else len(found)
         models: dict[str, LoadedModel] = {}
         for version in found:
             if len(models) == number:
@@ -125,7 +130,10 @@ class ModelFolder:
         # The same device: a reload never moves to another one.
         device = config.device if served is None else served.default.device
         try:
-            new = load_model(self.path, version, device, config.precision, self._max_batch_size)
+            new = load_model(
+                self.path, version, device, config.precision, self._max_batch_size,
+                batching=config.batching_of(self.name),
+            )  # fmt: skip
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))
         except DigitsError as err:
@@ -205,9 +213,8 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
     """Return names, sizes and times of a version's files, which differ once one changes."""
     try:
         files = [path] if path.is_file() else list((path / version).iterdir())
-        beside = (path.parent if path.is_file() else path) / CLASSIFIER
-        if beside.exists():
-            files.append(beside)
+        folder = path.parent if path.is_file() else path
+        files += [folder / each for each in (CLASSIFIER, SETTINGS) if (folder / each).exists()]
         states = [(file.name, file.stat()) for file in files]
     except OSError:
         return frozenset()

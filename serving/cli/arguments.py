@@ -74,7 +74,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
     _add_pictures(parser)
-    add_fields(parser, ModelConfig, "versions", "canary", "served_name")
+    add_fields(parser, ModelConfig, "versions", "canary", "served_name", "batch")
     add_fields(
         parser, ServerConfig,
         "allow_repository_control", "host", "port", "metrics_host", "metrics_port", "http_host",

@@ -34,7 +34,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
         "precision": model.precision,
         "transport": "in process",
         "max_request_images": batching.max_request_images,
-        "max_batch_size": batching.max_batch_size,
+        "max_batch_size": model.settings.of(batching).max_batch_size,
         "batching": model.batching,
     }
     if signature is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
 from serving.model.acceptance import Run, batch_sizes
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
@@ -52,7 +53,7 @@ class _Dependent(Exception):
 
 def try_rows(
     run: Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
-    *, obstacle: str | None = None,
+    *, obstacle: str | None = None, mode: BatchingMode = "auto",
 ) -> Finding:  # fmt: skip
     """Run drawn rows, alone and mixed in batches of several sizes.
 
@@ -61,17 +62,19 @@ def try_rows(
         tensors: its inputs and outputs.
         max_batch_size: the most rows in a batch.
         clock: processor time, in seconds.
-        obstacle: why rows are not batched; None if they are proved independent.
+        obstacle: why rows are not proved independent; None if they are.
+        mode: the operator's word: always is a promise that needs no proof.
     """
     if not tensors.inputs:
-        obstacle = "there is no input"
+        obstacle, mode = "there is no input", "auto"
     without = [each for each in tensors.inputs if each.shape[:1] != (-1,)]
     if without:
-        obstacle = f"input {without[0]} has no batch axis"
+        obstacle, mode = f"input {without[0]} has no batch axis", "auto"
+    is_alone = mode == "never" or (mode == "auto" and obstacle is not None)
     runnable, worst = None, None
     end_s = clock() + _DRAWS_S
-    for feeds in _draws(tensors.inputs, 1 if obstacle else _NUM_ROWS):
-        row, begin_s = feeds if obstacle else _take(feeds, [0]), clock()
+    for feeds in _draws(tensors.inputs, 1 if is_alone else _NUM_ROWS):
+        row, begin_s = feeds if is_alone else _take(feeds, [0]), clock()
         if begin_s > end_s:
             break
         try:
@@ -81,7 +84,7 @@ def try_rows(
             seen = (each if each.shape else replace(each, shape=(-1,) * array.ndim)
                     for each, array in zip(tensors.outputs, first, strict=True))  # fmt: skip
             tensors = replace(tensors, outputs=tuple(seen))
-            if obstacle:
+            if is_alone or mode == "always":
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
@@ -91,29 +94,36 @@ def try_rows(
         except (InvalidRequest, ModelError):
             continue
         except _Dependent as err:
-            obstacle = str(err)
+            obstacle, is_alone = str(err), True
             break
         worst = max(worst or 0.0, difference)
         if has_shown:
             break
-    if obstacle:
-        return Finding(tensors, f"calls run alone: {obstacle}", runnable)
+    line = line_of(obstacle, mode, worst)
+    if is_alone:
+        return Finding(tensors, line, runnable)
     # Converters of trees say 1 where the graph answers N.
     outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
     tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
-    return Finding(tensors, line_of(worst), runnable)
+    return Finding(tensors, line, runnable)
 
 
-def line_of(difference: float | None) -> str:
-    """Return the line of a model whose rows are batched.
+def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
+    """Return one line that says whether rows are batched, and why not.
 
     Args:
+        obstacle: why rows are not proved independent; None if they are.
+        mode: the operator's word.
         difference: the greatest in a trial; None if no drawn input could be run.
     """
+    if mode == "never":
+        return "calls run alone: the operator's setting"
+    if obstacle and mode == "auto":
+        return f"calls run alone: {obstacle}"
+    if mode == "always":
+        return f"rows are batched: the operator's promise ({obstacle or 'and proved'})"
     tried = "no drawn input can be run" if difference is None else "a trial agrees"
-    within = (
-        f" within {difference:.1g}" if difference else ", bit for bit" if difference == 0 else ""
-    )
+    within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
     return f"rows are batched: proved independent, {tried}{within}"
 
 

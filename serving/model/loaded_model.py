@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.config import BatchingConfig, Device, Precision
+from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, batching_trial, repository
@@ -24,6 +24,7 @@ from serving.model.manifest import Manifest
 from serving.model.onnx_file import parse_model
 from serving.model.pictures import described
 from serving.model.preprocessing import Preprocessing
+from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings, read_settings
 from serving.predictions import Probabilities
 from serving.signature import ModelInfo, Signature
 from serving.tensors import Array, Feeds, TensorSignature
@@ -54,8 +55,8 @@ class LoadedModel:
     """Rows that are worth their own run on another core."""
     batching: str = ""
     """One line that says whether rows are batched, and why not."""
-    max_batch_size: int = BatchingConfig().max_batch_size
-    """The most rows in one run."""
+    settings: ModelSettings = NO_SETTINGS
+    """How it is served, where that differs from the server's options."""
 
     @property
     def version(self) -> str:
@@ -97,8 +98,8 @@ class LoadedModel:
         return ModelInfo(
             name=name, version=self.version, device=self.device, precision=self.precision,
             transport=transport, max_request_images=batching.max_request_images,
-            max_batch_size=batching.max_batch_size, test_accuracy=self.manifest.test_accuracy,
-            signature=self.image_signature,
+            max_batch_size=self.settings.of(batching).max_batch_size,
+            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
         )  # fmt: skip
 
     # On one line, so that the lock is released even if a trace function raises (debuggers,
@@ -132,6 +133,7 @@ def load_model(
     limit_factor: float = 1.0,
     *,
     is_described: bool = False,
+    batching: BatchingMode | None = None,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -147,15 +149,23 @@ def load_model(
         max_batch_size: the most rows in one run.
         limit_factor: how many times these limits the steps may take.
         is_described: whether a version needs a manifest; one without is corrupt.
+        batching: auto, always or never; None for the model's own setting.
 
     Raises:
         ModelNotFound: no such version.
         CorruptModel: the requested version, or every version, is damaged, answers wrongly, or
             takes too long.
         DeviceError: the device can't be used.
-        ConfigurationError: the version has no such variant, or int8 was requested on CUDA.
+        ConfigurationError: the version has no such variant, int8 was requested on CUDA, or the
+            model's settings can't be used.
     """
-    how = (device, precision, max_batch_size, limit_factor, is_described)
+    settings = read_settings(model_dir)
+    if settings.ignored:
+        _log.info("model %s: %s: no meaning here: %s", model_dir.name, SETTINGS,
+                  ", ".join(settings.ignored))  # fmt: skip
+    settings = replace(settings, batching=batching or settings.batching)
+    device = settings.device if device == "auto" and precision == "fp32" else device
+    how = (device, precision, max_batch_size, limit_factor, is_described, settings)
     if repository.is_file(model_dir):
         try:
             return _load_version(model_dir, version or repository.VERSION_OF_FILE, *how)
@@ -175,25 +185,28 @@ def load_model(
 
 def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int,
-    limit_factor: float, is_described: bool,
+    limit_factor: float, is_described: bool, settings: ModelSettings,
 ) -> LoadedModel:  # fmt: skip
     from serving.model.engine import OnnxEngine, open_engine
     from serving.model.onnx_runtime import onnxruntime
 
     run_options = onnxruntime.RunOptions()
+    max_batch_size = min(max_batch_size, settings.max_batch_size)
 
     def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
-        manifest, onnx = repository.load(model_dir, version, precision, is_described=is_described)
+        manifest, onnx = repository.load(
+            model_dir, version, precision, settings.file_name, is_described=is_described
+        )
         engine = open_engine(onnx, manifest.signature, device, precision, run_options)
         engine.has_bounded_time = has_bounded_time(onnx)
-        model = LoadedModel(engine, manifest, precision)
-        return engine, model, _obstacle(onnx)
+        settings.require(engine.tensors)
+        return engine, LoadedModel(engine, manifest, precision, settings=settings), _obstacle(onnx)
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, obstacle)
         found = batching_trial.try_rows(
-            model.run, engine.tensors, max_batch_size, obstacle=obstacle
+            model.run, engine.tensors, max_batch_size, obstacle=obstacle, mode=settings.batching
         )
         engine.tensors = found.tensors
         return _timed(model, found.feeds, max_batch_size, found.line)
@@ -216,8 +229,10 @@ def _load_version(
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
         raise
-    if not model.manifest.golden_probabilities:
-        _log.info("model %s version %s: %s", model.manifest.name, version, model.batching)
+    is_alone = model.settings.max_batch_size == 1 < max_batch_size
+    if not model.manifest.golden_probabilities or is_alone:
+        level = logging.WARNING if is_alone or settings.batching == "always" else logging.INFO
+        _log.log(level, "model %s version %s: %s", model.manifest.name, version, model.batching)
     return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
 
 
@@ -233,11 +248,13 @@ def _obstacle(onnx: bytes) -> str | None:
 def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
-    most = 1 if obstacle else max_batch_size
+    mode = model.settings.batching
+    most = 1 if mode == "never" or (obstacle and mode == "auto") else max_batch_size
     worst = acceptance.check(model.classify, images, expected[model.precision], most)
-    line = f"images run alone: {obstacle}" if obstacle else batching_trial.line_of(worst)
+    line = batching_trial.line_of(obstacle, mode, worst)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
-    return replace(_timed(model, feeds, most, line), max_batch_size=most)
+    settings = replace(model.settings, max_batch_size=most)
+    return replace(_timed(model, feeds, most, line), settings=settings)
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:

@@ -4,14 +4,13 @@ The package onnx takes 0.15 s and 13 MB to import, so a server reads models by a
 the part of ONNX's that it needs (protos/onnx/onnx.proto).
 """
 
-import pkgutil
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel
+from serving.model.schemas import ModelProto
 from serving.tensors import Array
 
 Message = Any
@@ -29,22 +28,6 @@ _TYPES: dict[int, tuple[str, str]] = {
 """TensorProto.DataType: numpy's type, and the field for values that are not raw."""
 
 
-def _messages() -> dict[str, Any]:
-    data = pkgutil.get_data(__name__, "onnx.binpb")
-    assert data is not None
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-        pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"digits.onnx.{name}"))
-        for name in ("ModelProto", "NodeProto")
-    }
-
-
-_CLASSES = _messages()
-NodeProto = _CLASSES["NodeProto"]
-
-
 def parse_model(data: bytes) -> Message:
     """Return the ModelProto in an ONNX file's bytes.
 
@@ -52,7 +35,7 @@ def parse_model(data: bytes) -> Message:
         CorruptModel: it is no ONNX model.
     """
     try:
-        model = _CLASSES["ModelProto"].FromString(data)
+        model = ModelProto.FromString(data)
     except DecodeError as err:
         raise CorruptModel("it is not an ONNX file, or not all of one") from err
     if not model.HasField("graph"):

@@ -137,9 +137,17 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
 
 
 def load(
-    model_dir: Path, version: str, precision: Precision = "fp32", *, is_described: bool = True
-) -> tuple[Manifest, bytes]:
+    model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None,
+    *, is_described: bool = True,
+) -> tuple[Manifest, bytes]:  # fmt: skip
     """Read one version, and verify its digests if it has a manifest.
+
+    Args:
+        model_dir: the model's directory, or an ONNX file.
+        version: the version's number.
+        precision: the variant.
+        file_name: the name of the file of a version without a manifest; None for the usual one.
+        is_described: whether it needs a manifest.
 
     Returns:
         The manifest, and the content of the variant's ONNX file.
@@ -163,6 +171,8 @@ def load(
     if is_described or os.path.lexists(version_dir / MANIFEST):
         manifest = load_manifest(version_dir)
         has_variant = path.name in manifest.digests
+    elif file_name and path is not model_dir and precision == "fp32":
+        path = version_dir / file_name
     if not has_variant:
         raise ConfigurationError(f"version {version} has no {precision} variant")
     onnx = _read(path, _MAX_MODEL_BYTES)

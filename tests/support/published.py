@@ -129,7 +129,7 @@ def _one_row(model_dir: Path, version: str) -> None:
     _with_last_node(model_dir, version, "ReduceSum", axes, keepdims=1)
 
 
-def _neighbours(model_dir: Path, version: str) -> None:
+def neighbours(model_dir: Path, version: str) -> None:
     """A model whose rows depend on the others in the batch: a sum over those before each."""
     axis = helper.make_tensor("axis", onnx.TensorProto.INT64, [], [0])
     _with_last_node(model_dir, version, "CumSum", axis)
@@ -205,6 +205,5 @@ BAD: dict[str, Callable[[Path, str], None]] = {
     "another shape": _with_signature(input_shape=[32, 32]),
     "other classes": _with_signature(classes=26),
     "one row for every batch": _one_row,
-    "rows that depend on their neighbours": _neighbours,
 }
 """Functions that publish a bad version, one for each way to be bad."""

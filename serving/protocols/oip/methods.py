@@ -87,7 +87,7 @@ class Queries:
         """Return the model's configuration."""
         message = parse(inference_pb.ModelConfigRequest, request)
         route, model = self._find(message.name, message.version)
-        batching = self._router.batching
+        batching = model.settings.of(self._router.batching)
         facts = {
             "max_request_images": str(batching.max_request_images),
             "precision": model.precision,

@@ -76,6 +76,17 @@ def test_bad_version_leaves_the_old_one_serving(
     assert line.startswith("model digits: refused version 2, version 1 stays in service: ")
 
 
+def test_classifier_that_mixes_rows_runs_its_images_alone(
+    catalog: Catalog, model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published.neighbours(model_dir, "2")
+    with caplog.at_level(logging.WARNING, "serving"):
+        assert catalog.reload()
+    served = catalog.models["digits"].default
+    assert (served.version, served.settings.max_batch_size) == ("2", 1)
+    assert "calls run alone: probabilities (CumSum): it adds up over rows" in caplog.text
+
+
 @pytest.mark.parametrize("kind", published.SPECIAL)
 @pytest.mark.parametrize("file_name", ["manifest.json", "model.onnx"])
 def test_what_is_no_regular_file_is_refused_unread(

@@ -172,6 +172,7 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
         --self-test-interval 6 --access-log 5% --otlp-endpoint http://d --reflection
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
+        --batch digits=never
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
@@ -189,7 +190,10 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
         allow_repository_control=True, input="image", log_format="json", security=security,
     )  # fmt: skip
-    assert model == ModelConfig(models=models, canary=0.05, versions="all", served_name="i")
+    assert model == ModelConfig(
+        models=models, canary=0.05, versions="all", served_name="i",
+        batch=["digits=never"],  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")])

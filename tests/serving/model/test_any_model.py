@@ -185,7 +185,7 @@ def test_folder_needs_no_manifest(tmp_path: Path) -> None:
     save(two_layers(), tmp_path / "any model" / "2")
     save(two_layers(), tmp_path / "any model" / "1")
     (tmp_path / "any model" / "3" / "model.onnx").write_bytes(b"damaged")
-    (tmp_path / "any model" / "config.pbtxt").write_text("is not read")
+    (tmp_path / "any model" / "config.pbtxt").write_text("max_batch_size: 8")
     with Model.load(tmp_path / "any model") as newest:
         assert (newest.version, newest.served.manifest.name) == ("2", "any-model")
     with Model.load(tmp_path / "any model", version=1) as pinned:

@@ -1,0 +1,236 @@
+"""A model's own settings, in the config.pbtxt beside its versions: Triton's file, read here too.
+
+Fields that have a meaning here: name, backend, platform, max_batch_size (0: calls run alone),
+dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind), version_policy,
+default_model_filename, input and output (a check), and the parameter `batching`: auto, always or
+never. Other fields of Triton's are named in one line of the log. A mistake is an error with the
+field, and the model is not loaded.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from serving.config import BatchingConfig, BatchingMode, Device
+from serving.errors import ConfigurationError, CorruptModel
+from serving.model.schemas import ModelConfig
+from serving.system.files import read_regular
+from serving.tensors import DTYPES, Tensor, TensorSignature
+
+SETTINGS = "config.pbtxt"
+_MAX_BYTES = 64 << 10
+_MAX_DEPTH = 16
+_MODES = "auto", "always", "never"
+_IGNORED = {
+    "runtime", "batch_input", "batch_output", "optimization", "metric_tags", "model_warmup",
+    "model_operations", "cc_model_filenames", "model_transaction_policy", "response_cache",
+    "model_repository_agents", "model_metrics",
+}  # fmt: skip
+"""Fields of Triton's that have no meaning here."""
+_REFUSED = {"ensemble_scheduling": "ensembles", "sequence_batching": "models with a state"}
+_TOKEN = re.compile(
+    r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}\[\]<>:,;]|[^\s{}\[\]<>:,;#"']+"""
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """How one model is served, where that differs from the server's options."""
+
+    batching: BatchingMode = "auto"
+    """auto: rows are batched if the graph proves them independent; always; never."""
+    max_batch_size: int = 1 << 31
+    """The most rows in one run; the server's own limit counts, too."""
+    max_queue_delay_s: float | None = None
+    """Seconds to wait for more rows before a run; None for the server's."""
+    instances: int | None = None
+    """Runs at once; None for one on each core."""
+    device: Device = "auto"
+    """Device of the runs; auto for the server's."""
+    versions: str | None = None
+    """The versions to serve: latest, all, or numbers such as 3,4; None for the server's."""
+    num_latest: int = 1
+    """How many of the newest."""
+    file_name: str | None = None
+    """The name of a version's file."""
+    tensors: tuple[tuple[str, str | None, tuple[int, ...]], ...] = ()
+    """Inputs and outputs: name, datatype or None, and the sizes of axes, -1 for any."""
+    has_batch_axis: bool = False
+    """Whether these sizes leave out a first axis of rows."""
+    ignored: tuple[str, ...] = ()
+    """Fields that have no meaning here."""
+
+    def of(self, batching: BatchingConfig) -> BatchingConfig:
+        """Return the server's settings with those of this model."""
+        delay_s = batching.max_queue_delay_s
+        return replace(
+            batching,
+            max_batch_size=min(batching.max_batch_size, self.max_batch_size),
+            max_queue_delay_s=delay_s if self.max_queue_delay_s is None else self.max_queue_delay_s,
+        )
+
+    def require(self, tensors: TensorSignature) -> None:
+        """Check a graph's inputs and outputs against the file.
+
+        Raises:
+            CorruptModel: one is missing, or differs.
+        """
+        found = {each.name: each for each in (*tensors.inputs, *tensors.outputs)}
+        for name, datatype, dims in self.tensors:
+            if name not in found:
+                raise CorruptModel(f"{SETTINGS}: the graph has no tensor {name[:100]!r}")
+            tensor = found[name]
+            shape = tensor.shape[1:] if self.has_batch_axis else tensor.shape
+            fits = len(shape) == len(dims) and all(
+                -1 in pair or pair[0] == pair[1] for pair in zip(shape, dims, strict=True)
+            )
+            if datatype not in (None, tensor.datatype) or not (fits or not tensor.shape):
+                raise CorruptModel(
+                    f"{SETTINGS}: expected {Tensor(name, datatype or tensor.datatype, dims)}"
+                    f"{' without the batch axis' * self.has_batch_axis}, the graph has {tensor}"
+                )
+
+
+NO_SETTINGS = ModelSettings()
+
+
+def read_settings(model_dir: Path) -> ModelSettings:
+    """Read a model's settings; a file has none of its own.
+
+    Raises:
+        ConfigurationError: the file can't be read or used; the text names the field.
+    """
+    if not model_dir.is_dir():
+        return NO_SETTINGS
+    try:
+        data = read_regular(model_dir / SETTINGS, _MAX_BYTES)
+    except FileNotFoundError:
+        return NO_SETTINGS
+    except OSError as err:
+        raise ConfigurationError(f"can't read {SETTINGS}: {err.strerror}") from err
+    return parse_settings(data)
+
+
+def parse_settings(data: bytes) -> ModelSettings:
+    """Parse a config.pbtxt.
+
+    Raises:
+        ConfigurationError: it is malformed, or a field is unknown or can't be served.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{SETTINGS}: it is no text in UTF-8") from None
+    known = ModelConfig.DESCRIPTOR.fields_by_name
+    kept, ignored = [], []
+    for name, statement in _statements(text):
+        if name in known:
+            kept.append(statement)
+        elif name in _REFUSED:
+            raise ConfigurationError(f"{SETTINGS}: {name}: {_REFUSED[name]} are not served here")
+        elif name in _IGNORED:
+            ignored.append(name)
+        else:
+            raise ConfigurationError(f"{SETTINGS}: there is no field {name[:100]!r}")
+    try:
+        message = text_format.Parse("\n".join(kept), ModelConfig())
+    except (text_format.ParseError, ValueError) as err:
+        reason = re.sub(r"^\d+:\d+ : ", "", str(err)).replace("digits.triton.", "")
+        raise ConfigurationError(f"{SETTINGS}: {' '.join(reason.split())[:200]}") from None
+    return _settings_of(message, tuple(ignored))
+
+
+def _statements(text: str) -> Iterator[tuple[str, str]]:
+    """Divide a file into its fields, each with its text."""
+    depth, name, begin, previous = 0, "", 0, ""
+    at = 0
+    while at < len(text):
+        token = _TOKEN.match(text, at)
+        if token is None:
+            raise ConfigurationError(f"{SETTINGS}: a text has no end: {text[at : at + 40]!r}")
+        word, at = token[0], token.end()
+        if word[0].isspace() or word[0] == "#":
+            continue
+        if word in "{[<":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise ConfigurationError(f"{SETTINGS}: {name}: nested more than {_MAX_DEPTH} deep")
+        elif word in "}]>":
+            depth -= 1
+        elif not depth and previous != ":" and re.match(r"[A-Za-z_]", word):
+            if name:
+                yield name, text[begin : token.start()]
+            name, begin = word, token.start()
+        previous = word
+    if depth:
+        raise ConfigurationError(f"{SETTINGS}: {name}: a bracket is not closed")
+    if name:
+        yield name, text[begin:]
+
+
+def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
+    for name in ("backend", "platform"):
+        value = getattr(message, name)
+        if value not in ("", "onnxruntime", "onnxruntime_onnx"):
+            raise ConfigurationError(
+                f"{SETTINGS}: {name}: expected onnxruntime, got {value[:100]!r}"
+            )
+    mode = message.parameters["batching"].string_value if "batching" in message.parameters else ""
+    most = message.max_batch_size if message.HasField("max_batch_size") else None
+    if most is not None and most < 0:
+        raise ConfigurationError(f"{SETTINGS}: max_batch_size: expected 0 or more, got {most}")
+    if mode not in ("", *_MODES):
+        raise ConfigurationError(
+            f"{SETTINGS}: parameters: batching: expected auto, always or never, got {mode[:100]!r}"
+        )
+    delay = message.dynamic_batching.max_queue_delay_microseconds
+    has_delay = message.HasField("dynamic_batching") and delay > 0
+    versions, num_latest = _versions_of(message.version_policy)
+    instances, device = _instances_of(message.instance_group)
+    file_name = message.default_model_filename or None
+    if file_name is not None and (file_name != Path(file_name).name or file_name.startswith(".")):
+        raise ConfigurationError(
+            f"{SETTINGS}: default_model_filename: expected a name in the version's folder, "
+            f"got {file_name[:100]!r}"
+        )
+    return ModelSettings(
+        batching="never" if most == 0 else mode or "auto",  # type: ignore[arg-type]
+        max_batch_size=most or 1 << 31, max_queue_delay_s=delay / 1e6 if has_delay else None,
+        instances=instances, device=device, versions=versions, num_latest=num_latest,
+        file_name=file_name, tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
+        has_batch_axis=bool(most), ignored=ignored,
+    )  # fmt: skip
+
+
+def _tensor_of(tensor: Any) -> tuple[str, str | None, tuple[int, ...]]:
+    types = ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
+    name = types[tensor.data_type].name.removeprefix("TYPE_").replace("STRING", "BYTES")
+    dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+    return tensor.name, name if name in DTYPES else None, tuple(dims)
+
+
+def _versions_of(policy: Any) -> tuple[str | None, int]:
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "specific":
+        if not policy.specific.versions or min(policy.specific.versions) < 1:
+            raise ConfigurationError(f"{SETTINGS}: version_policy: expected versions from 1 on")
+        return ",".join(map(str, policy.specific.versions)), 1
+    return choice, max(policy.latest.num_versions, 1)
+
+
+def _instances_of(groups: Any) -> tuple[int | None, Device]:
+    kinds = {(each.kind, tuple(each.gpus)) for each in groups}
+    if len(kinds) > 1:
+        raise ConfigurationError(f"{SETTINGS}: instance_group: one kind of device expected")
+    device: Device = "auto"
+    for kind, _ in kinds:
+        names = {1: "cuda", 2: "cpu"}
+        device = names.get(kind, "auto")  # type: ignore[assignment]
+    count = sum(max(each.count, 1) for each in groups)
+    if count > 1024:
+        raise ConfigurationError(f"{SETTINGS}: instance_group: at most 1024 expected, got {count}")
+    return (count if any(each.count for each in groups) else None), device
