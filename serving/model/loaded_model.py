@@ -54,8 +54,8 @@ class LoadedModel:
     """Rows that are worth their own run on another core."""
     batching: str = ""
     """One line that says whether rows are batched, and why not."""
-    max_batch_size: int = BatchingConfig().max_batch_size
-    """The most rows in one run."""
+    max_batch_size: int = 1 << 30
+    """The most rows in one run, if the server or the program allows as many."""
 
     @property
     def version(self) -> str:
