@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import TooLarge as TooLarge
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
+    from serving.errors import Unsupported as Unsupported
     from serving.pictures.facts import FoundDigit as FoundDigit
     from serving.pictures.facts import Number as Number
     from serving.pictures.reader import from_picture as from_picture
@@ -49,7 +50,7 @@ _NAMES = {
     "errors": """
         ConfigurationError CorruptModel DeadlineExceeded DeviceError DigitsError InvalidRequest
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
-        Unavailable
+        Unavailable Unsupported
     """,
     "pictures.facts": "FoundDigit Number",
     "pictures.reader": "from_picture read_numbers",

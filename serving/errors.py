@@ -2,15 +2,16 @@
 
     DigitsError
     ├── RequestError            the caller can fix it: change the request
-    │   ├── InvalidRequest      wrong shape, dtype, byte count, or number of images
+    │   ├── InvalidRequest      wrong shape, type, byte count, number of rows, or values
     │   │   └── TooLarge        more bytes or pixels than are read
+    │   ├── Unsupported         it asks for a feature that there is not
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
     └── ServingError            the request was fine: retry, or call the operator
         ├── Overloaded          the queue is full; retry after a pause
         ├── Unavailable         starting, draining, or out of reach
         ├── DeadlineExceeded    the deadline passed before the answer was ready
-        ├── ModelError          the model failed on these images
+        ├── ModelError          the model failed on this request
         ├── CorruptModel        a version's files are damaged, or contradict the manifest
         ├── DeviceError         the requested device cannot be used
         └── ConfigurationError  an option or a file that it names cannot be used
@@ -35,11 +36,15 @@ class RequestError(DigitsError):
 
 
 class InvalidRequest(RequestError):
-    """The images are invalid; the text has the expected and the received value."""
+    """The inputs are invalid; the text has the expected and the received value."""
 
 
 class TooLarge(InvalidRequest):
     """The request or a picture in it has more bytes or pixels than are read."""
+
+
+class Unsupported(RequestError):
+    """The request asks for a feature that the server does not have; the text names it."""
 
 
 class ModelNotFound(RequestError):
@@ -73,9 +78,9 @@ class DeadlineExceeded(ServingError):
 
 
 class ModelError(ServingError):
-    """The model failed on these images, or the server failed in a way that it did not expect."""
+    """The model failed on this request, or the server failed in a way that it did not expect."""
 
-    usual_text = "the model failed on these images"
+    usual_text = "the model failed on this request"
 
 
 class CorruptModel(ServingError):

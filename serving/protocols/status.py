@@ -17,6 +17,7 @@ from serving.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    Unsupported,
 )
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class StatusCode(IntEnum):
 STATUS: dict[type[DigitsError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
     TooLarge: StatusCode.INVALID_ARGUMENT,
+    Unsupported: StatusCode.UNIMPLEMENTED,
     ModelNotFound: StatusCode.NOT_FOUND,
     Unauthenticated: StatusCode.UNAUTHENTICATED,
     Overloaded: StatusCode.RESOURCE_EXHAUSTED,
@@ -64,8 +66,9 @@ RETRY_AFTER_MS = 100
 
 
 _INTERNAL = "internal error"
-MODEL_TEXTS = (ModelError.usual_text, _INTERNAL)
-"""Our server's texts with INTERNAL, which gRPC's libraries also use for broken connections."""
+MODEL_TEXTS = (ModelError.usual_text, _INTERNAL, "the model failed on these images")
+"""Our server's texts with INTERNAL, which gRPC's libraries also use for broken connections; the
+last is that of servers before 0.3."""
 
 
 class Status(NamedTuple):
@@ -105,13 +108,16 @@ def error_from(code: StatusCode, details: str, address: str) -> DigitsError:
     """Build the error for a status.
 
     Args:
-        code: the status; one that is not in the table becomes Unavailable.
+        code: the status; one that is not in the table becomes Unavailable, and so does
+            UNIMPLEMENTED, by which a client asks the wrong server.
         details: its text; INTERNAL is a ModelError only with a text of ours.
         address: the server's address.
     """
     for error_class, status in STATUS.items():
-        if status is code and (error_class is not ModelError or details in MODEL_TEXTS):
-            return error_class(f"{address}: {details}")
         if status is code:
+            if error_class is Unsupported:
+                break
+            if error_class is not ModelError or details in MODEL_TEXTS:
+                return error_class(f"{address}: {details}")
             break
     return Unavailable(f"{address}: {code.name}: {details}")

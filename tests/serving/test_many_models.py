@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -283,4 +284,11 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository: Path, transport: s
             call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
             with pytest.raises(grpc.RpcError, match="expected no parameters"):
                 call(request.SerializeToString())
+        for parameters in ({"config": "{}"}, {"file:1/model.onnx": "YQ=="}):
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                post(server, "/v2/repository/models/plus/load", {"parameters": parameters})
+        memory = "systemsharedmemory/region/x/register"
+        for path in (memory, "logging", "models/plus/trace/setting"):
+            with pytest.raises(urllib.error.HTTPError, match="501"):
+                post(server, f"/v2/{path}", {})
         assert server.stop() == 0

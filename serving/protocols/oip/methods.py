@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from serving.catalog.catalog import Catalog
-from serving.errors import InvalidRequest, ModelNotFound, Unavailable
+from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.messages import parse
@@ -15,12 +16,22 @@ from serving.protocols.oip.infer import Infer
 from serving.router import Route, Router
 
 SERVICE = inference_pb.SERVICE
+UNSUPPORTED = {
+    "shared memory is not supported: tensors travel in the messages":
+        [f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda")
+         for verb in ("Status", "Register", "Unregister")],
+    "trace settings can't be changed by callers: the server's --otlp-endpoint sends traces":
+        ["TraceSetting"],
+    "log settings can't be changed by callers: the server has --log-level and --log-format":
+        ["LogSettings"],
+}  # fmt: skip
+"""Methods of other servers for the protocol's extensions, by why they are refused."""
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 """Folders of this machine before the name of a file, which callers need not know."""
 
 
 def inference_methods(router: Router, queries: "Queries") -> list[Method]:
-    """Return the service's methods; all others are UNIMPLEMENTED."""
+    """Return the service's methods, and those that are refused by name."""
     infer, stream = Infer(router), Infer(router, is_stream=True)
     return [
         BatchedUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
@@ -30,7 +41,13 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
                       error_message=stream.error_message),
         *(Unary(path=f"/{SERVICE}/{name}", name=name, answer=_encoded(answer),
                 is_slow=name in queries.slow) for name, answer in queries.answers.items()),
+        *(Unary(path=f"/{SERVICE}/{name}", name="other", answer=partial(_refuse, text))
+          for text, names in UNSUPPORTED.items() for name in names),
     ]  # fmt: skip
+
+
+def _refuse(text: str, request: bytes) -> bytes:
+    raise Unsupported(text)
 
 
 def _encoded(answer: Callable[[bytes], Any]) -> Callable[[bytes], bytes]:

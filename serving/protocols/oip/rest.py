@@ -122,6 +122,15 @@ def read_index(body: bytes) -> bool:
     return ready
 
 
+def read_parameters(body: bytes) -> list[str]:
+    """Decode a request that loads a model: the names of its parameters.
+
+    Raises:
+        InvalidRequest: not JSON, or other JSON.
+    """
+    return [*_parameters(_object(_json(body), "the body"))] if body else []
+
+
 def as_json(message: Any) -> Any:
     """Convert a message to JSON's types, including zeros, which HTTP clients expect."""
     fields: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.digits_v1.wire import varint
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.inference_pb import InferTensorContents
@@ -26,8 +26,12 @@ _MAX_EMPTY_SIZE = 65_536
 a caller nothing, and may cost a model gigabytes."""
 _MAX_AXES = 8
 """Of an input that may have any number."""
-_UNSUPPORTED = ("classification", "shared_memory_region")
-"""Tensor parameters that change the meaning of a request; others are hints and are not read."""
+_UNSUPPORTED = {
+    "classification": "classification is not supported: the outputs are sent as the model has them",
+    "shared_memory_region": "shared memory is not supported: tensors travel in the messages",
+}
+"""Tensor parameters that change the meaning of a request, and why they are refused; others are
+hints and are not read."""
 
 _Input = tuple[int, Tensor, list[int]]
 """Its place in the request, the model's description, and its shape."""
@@ -322,9 +326,9 @@ def _num_rows(inputs: list[_Input], max_rows: int) -> int:
 
 
 def _check_parameters(tensor: Any) -> None:
-    for name in _UNSUPPORTED:
+    for name, text in _UNSUPPORTED.items():
         if name in tensor.parameters:
-            raise InvalidRequest(f"expected tensors in the message, got the parameter {name!r}")
+            raise Unsupported(text)
 
 
 def _raw(request: Any, inputs: list[_Input], *, as_rows: bool) -> bytes | tuple[Array, ...]:

@@ -2,12 +2,13 @@
 
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
-from serving.protocols.oip.methods import Queries
+from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import Inference as Decoded
 from serving.protocols.oip.tensors import TypedContents
@@ -42,6 +43,7 @@ class Inference:
             Endpoint("POST", "/v2/repository/index", self._index, 4096),
             *(Endpoint("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
               for verb in ("load", "unload")),
+            *(Endpoint(method, path, _refusing(text)) for method, path, text in _unsupported()),
         ]  # fmt: skip
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
@@ -74,6 +76,8 @@ class Inference:
 
         async def handler(call: Exchange) -> Answer:
             question = getattr(inference_pb, f"{name}Request")(**call.plan.params)
+            for parameter in rest.read_parameters(call.body):
+                question.parameters[parameter].bool_param = True  # whichever value it has
             await call.work(answer, question.SerializeToString(), pool=self._control)
             return as_json({})
 
@@ -121,6 +125,26 @@ class Inference:
         if size <= SMALL_BYTES:
             return _answer(*rest.write_infer(response, form))
         return _answer(*await call.work(write_packed, response.SerializeToString(), form))
+
+
+def _unsupported() -> Iterator[tuple[str, str, str]]:
+    """Yield method and path of the extensions that there are not, and why."""
+    memory, trace, log = UNSUPPORTED
+    yield "GET", "/v2/{kind}sharedmemory/status", memory
+    yield "GET", "/v2/{kind}sharedmemory/region/{name}/status", memory
+    yield "POST", "/v2/{kind}sharedmemory/unregister", memory
+    yield "POST", "/v2/{kind}sharedmemory/region/{name}/{verb}", memory
+    for method in ("GET", "POST"):
+        yield method, "/v2/trace/setting", trace
+        yield method, "/v2/models/{name}/trace/setting", trace
+        yield method, "/v2/logging", log
+
+
+def _refusing(text: str) -> Any:
+    async def handler(call: Exchange) -> Answer:
+        raise Unsupported(text)
+
+    return handler
 
 
 def read_packed(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[bytes, Form]:

@@ -17,7 +17,7 @@ _PROBLEMS = {
     "404": "No such model or version.",
     "413": "The body, or a picture in it, is too large.",
     "429": "Too much waits already: come again after `Retry-After` seconds.",
-    "500": "The model failed on these images.",
+    "500": "The model failed on this request.",
     "503": "Starting, draining or out of reach: come again after `Retry-After` seconds.",
     "504": "The deadline passed first.",
 }

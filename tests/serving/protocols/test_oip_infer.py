@@ -1,5 +1,6 @@
 """ModelInfer as its callers see it: answers and error messages."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.support.inference_peer import (
     status_of,
     typed_request,
 )
-from tests.support.servers import running_server
+from tests.support.servers import on_both, running_server
 
 
 def test_version_output_and_parameters_may_be_named(
@@ -64,15 +65,6 @@ TENSOR: dict[str, Any] = {"name": "images", "datatype": "UINT8", "shape": [1, DI
             "expected contents or raw_input_contents, got both",
         ),
         ({"outputs": [{"name": "logits"}]}, "expected outputs 'probabilities', got 'logits'"),
-        (
-            {"outputs": [{"name": "probabilities",
-                          "parameters": {"classification": {"int64_param": 3}}}]},
-            "expected tensors in the message, got the parameter 'classification'",
-        ),
-        (
-            {"inputs": [TENSOR | {"parameters": {"shared_memory_region": {"string_param": "x"}}}]},
-            "expected tensors in the message, got the parameter 'shared_memory_region'",
-        ),
         (
             {"parameters": {"timeout": {"string_param": "1"}}},
             "expected timeout as int64_param or uint64_param, got string_param",
@@ -150,3 +142,23 @@ def test_model_answers_to_its_served_name_only(models: Path, images: Images) -> 
         code, text = status_of(lambda: peer.infer(raw_request(images[:1])))
         assert code is grpc.StatusCode.NOT_FOUND
         assert text == "no model 'digits': this server serves 'mnist-prod'"
+
+
+@on_both
+def test_features_of_other_servers_are_refused_by_their_names(peer: Peer) -> None:
+    images = np.zeros((1, DIGITS.image_bytes), np.uint8)
+    classes = {"name": "probabilities", "parameters": {"classification": {"int64_param": 3}}}
+    region = TENSOR | {"parameters": {"shared_memory_region": {"string_param": "x"}}}
+    calls: dict[str, Any] = {
+        "classification": lambda: peer.infer(raw_request(images, outputs=[classes])),
+        "shared memory": lambda: peer.infer(raw_request(images, inputs=[region])),
+        **{feature: partial(peer.send, method, b"") for feature, method in (
+            ("trace settings", "TraceSetting"), ("log settings", "LogSettings"),
+            ("shared memory is", "SystemSharedMemoryStatus"),
+            ("shared memory is not", "CudaSharedMemoryRegister"))},
+    }  # fmt: skip
+    for feature, call in calls.items():
+        code, text = status_of(call)
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+        assert text.startswith(feature)
+        assert "images" not in text

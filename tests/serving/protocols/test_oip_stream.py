@@ -75,7 +75,7 @@ def test_failed_run_is_the_error_of_one_message(run: Callable[[Scenario], None])
                 await call.write(message(value, id=str(value)))
             await call.done_writing()
             good, bad, last = [response async for response in call]
-        assert bad.error_message == "the model failed on these images"
+        assert bad.error_message == "the model failed on this request"
         assert bad.infer_response.id == "13"
         assert probabilities_in(good.infer_response).argmax() == 2
         assert probabilities_in(last.infer_response).argmax() == 4
