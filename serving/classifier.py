@@ -82,7 +82,7 @@ class Classifier(Model):
         cancelled begins no further run.
         """
         checked = as_images(images, self.signature)
-        if len(checked) <= min(FEW_IMAGES, self._max_batch_size):
+        if len(checked) <= min(FEW_IMAGES, self.batching.max_batch_size):
             return await self._awaited_calls().classify(checked)
         return await on_thread(self._classify, checked)
 
@@ -90,7 +90,7 @@ class Classifier(Model):
         """Return the calls that the running event loop awaits."""
         loop = asyncio.get_running_loop()
         if (calls := self._awaited.get(loop)) is None:
-            enough = min(self.served.enough_rows, self._max_batch_size)
+            enough = min(self.served.enough_rows, self.batching.max_batch_size)
             calls = AwaitedCalls(loop, self._classify, enough, self._cores)
             self._awaited[loop] = calls
         return calls

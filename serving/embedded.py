@@ -156,14 +156,10 @@ class Model:
     def _refusal(self) -> Unavailable:
         return Unavailable(f"the {type(self).__name__.lower()} is closed")
 
-    @property
-    def _max_batch_size(self) -> int:
-        return min(self.batching.max_batch_size, self.served.max_batch_size)
-
     def _outputs(
         self, feeds: Feeds, num_rows: int, is_cancelled: Callable[[], bool]
     ) -> list[Array]:
-        model, most = self.served, self._max_batch_size
+        model, most = self.served, self.batching.max_batch_size
         if num_rows <= most and num_rows <= model.enough_rows:
             return model.run(feeds)
         return run_shared(model.run, feeds, most, model.enough_rows, self._cores, is_cancelled)

@@ -96,10 +96,6 @@ class Model(Protocol):
     def enough_rows(self) -> int:
         """Rows that are worth their own run on another core."""
 
-    @property
-    def max_batch_size(self) -> int:
-        """The most rows of a run, if the server allows as many."""
-
     def run(self, feeds: Feeds) -> list[Array]:
         """Run inputs by name; returns the outputs in order."""
 
@@ -280,14 +276,13 @@ class LongRuns:
         """Prepare; `owner` is set before the first call."""
         self.owner: Owner
         self.queues = self._small, self._large = Queue(capacity), Queue(capacity)
-        self._max_batch_size = min(config.max_batch_size, executor.model.max_batch_size)
         for queue in self.queues:
-            queue.run_rows = min(self._max_batch_size, config.queue_capacity)
+            queue.run_rows = min(config.max_batch_size, config.queue_capacity)
         self.running: dict[int, _Running] = {}
         """The groups that the runners have, by number."""
         self.max_run_s = _MAX_RUN_S
         """The longest run, in seconds: it is ended then."""
-        self._executor, self._num_runners = executor, num_runners
+        self._executor, self._config, self._num_runners = executor, config, num_runners
         self._runners, self._finish = runners(num_runners), finish
         self._num_taken = 0
         self._was_small = False
@@ -370,7 +365,7 @@ class LongRuns:
             if not executor.is_batchable:
                 return run
             return partial(
-                run_shared, run, max_batch_size=self._max_batch_size,
+                run_shared, run, max_batch_size=self._config.max_batch_size,
                 enough_rows=self._enough_rows, num_threads=num_threads,
                 is_cancelled=lambda: not open_parts(part),
             )  # fmt: skip
@@ -417,7 +412,7 @@ class Batcher:
         self._long = LongRuns(self._executor, config, capacity, num_runners, runners, finish)
         self._quick = Queue(capacity)
         # Nothing is read during a quick run.
-        most = min(config.max_batch_size, config.queue_capacity, model.max_batch_size)
+        most = min(config.max_batch_size, config.queue_capacity)
         self._quick.run_rows = min(most, model.quick_rows) or 1
         self._small, self._large = self._long.queues
         self._queues = self._quick, self._small, self._large

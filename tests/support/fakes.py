@@ -66,7 +66,6 @@ class FakeModel:
     max_concurrent_runs: int | None = None
     quick_rows = 0
     enough_rows = 128
-    max_batch_size = 1 << 20
 
     def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
         self.version = version

@@ -88,21 +88,6 @@ def test_what_comes_together_is_one_batch_and_never_too_large() -> None:
     assert model.ran == [[0, 1, 2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize("quick_rows", [0, 1])
-def test_model_with_a_limit_of_its_own_runs_no_more_rows_at_once(quick_rows: int) -> None:
-    model = FakeModel()
-    model.max_batch_size, model.quick_rows = 1, quick_rows
-    owner = owner_of(model, BatchingConfig())
-    requests = [FakeRequest(*values) for values in ([3], [4, 5, 6], [7])]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
-    owner.wait(*requests)
-    assert [request.digits for request in requests] == [[3], [4, 5, 6], [7]]
-    assert sorted(model.ran) == [[value] for value in (3, 4, 5, 6, 7)]
-    owner.batcher.close()
-
-
 def test_poison_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     model = QuickModel(poison=frozenset({13}))
     owner = owner_of(model, BatchingConfig(max_batch_size=64))
