@@ -50,7 +50,7 @@ def test_generated_stub_works_as_any_client_would_use_it(
     server: RunningServer, images: Images
 ) -> None:
     with grpc.insecure_channel(server.address) as channel:
-        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)
         request = digits_pb2.ClassifyRequest(images=images[:2].tobytes())
         response = stub.Classify(request, timeout=TIMEOUT_S)
     assert len(response.digits) == 2
