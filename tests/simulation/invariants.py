@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.catalog.versions import ModelVersions
-from serving.http2.outgoing import Stream
+from serving.http2.connection import Stream
 from tests.simulation.clients import SLOW, STREAM, Call, Polite
 from tests.simulation.network import READ, WRITE
 
@@ -87,8 +87,8 @@ def check_windows(world: Any, connection: Any, client: Polite) -> None:
         return
     if connection.output or theirs._ready or ours._ready:
         return
-    pairs = [("up", ours._send_window, theirs._receive_window),
-             ("down", theirs._send_window, ours._receive_window)]  # fmt: skip
+    pairs = [("up", ours.send_window, theirs._receive_window),
+             ("down", theirs.send_window, ours._receive_window)]  # fmt: skip
     for stream, state in ours.streams.items():
         their = theirs.streams.get(stream)
         if isinstance(their, Stream) and isinstance(state, Stream):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from serving.credentials.tokens import TokenCheck
 from serving.http2.headers import Block
-from serving.http2.hpack.table import Field, Fields
+from serving.http2.hpack import Field, Fields
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.method import BatchedStream, BatchedUnary, Method
 from serving.protocols.status import UNKNOWN_METHOD, Status

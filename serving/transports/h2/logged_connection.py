@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from serving.http2 import events
 from serving.http2.events import Event
 from serving.http2.headers import Block, Layout
-from serving.http2.hpack.table import Fields
+from serving.http2.hpack import Fields
 from serving.http2.server_side import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
