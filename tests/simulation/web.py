@@ -8,11 +8,10 @@ from random import Random
 from typing import Any
 
 from serving.protocols.oip.methods import Queries
+from serving.transports.connections import Connections, Limits
 from serving.transports.http.inference import Inference
 from serving.transports.http1.http_calls import open_port
 from serving.transports.http1.routing import App
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.port_limits import Limits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0

@@ -34,8 +34,8 @@ from serving.router import Router
 from serving.signature import Signature
 from serving.system.host import Host
 from serving.tensors import Array, Feeds
+from serving.transports.connections import Limits
 from serving.transports.h2 import h2_server as h2
-from serving.transports.sockets.port_limits import Limits
 from tests.simulation import invariants
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile

@@ -8,8 +8,8 @@ from typing import Any
 
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.loop import Loop
+from serving.transports.connections import Connections
+from serving.transports.loop import Loop
 
 _log = logging.getLogger(__name__)
 

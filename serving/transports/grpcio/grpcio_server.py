@@ -15,9 +15,9 @@ from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.transports.access_log import access_log
+from serving.transports.connections import max_message_bytes
 from serving.transports.grpcio.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio.handlers import Handlers
-from serving.transports.sockets.port_limits import max_message_bytes
 
 _QUIET_S = 0.1
 """Seconds without a new call after which a drain is over, and how often it looks for them."""

@@ -9,12 +9,12 @@ from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
+from serving.transports.connections import Limits
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.trailers import RESPONSE, trailers_of
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.loop import Loop
 
 _OVERLOADED = Overloaded()
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name

@@ -17,6 +17,7 @@ from serving.http2.headers import Block
 from serving.http2.server_side import NotHttp2
 from serving.protocols.method import BatchedUnary
 from serving.protocols.status import Status
+from serving.transports.connections import Calls
 from serving.transports.h2 import trailers
 from serving.transports.h2.call_headers import HeaderParser, Headers, HttpError
 from serving.transports.h2.context import Context
@@ -24,7 +25,6 @@ from serving.transports.h2.h2_peer import Connection
 from serving.transports.h2.kinds import KINDS, BatchedStreamCall
 from serving.transports.h2.logged_connection import LoggedConnection
 from serving.transports.h2.stream import Stream
-from serving.transports.sockets.connections import Calls
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""

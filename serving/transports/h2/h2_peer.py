@@ -8,11 +8,10 @@ from serving.credentials.tls import Tls
 from serving.http2.server_side import ServerConnection
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog
+from serving.transports.connections import Limits, Peer
 from serving.transports.h2.call_headers import Headers
 from serving.transports.h2.logged_connection import LoggedConnection
 from serving.transports.h2.trailers import OK, RESPONSE
-from serving.transports.sockets.peer import Peer
-from serving.transports.sockets.port_limits import Limits
 
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (

@@ -14,13 +14,12 @@ from serving.system.address import address_of, others
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.transports.access_log import access_log
+from serving.transports.connections import Connections, Limits, max_message_bytes
 from serving.transports.h2.call_headers import HeaderParser
 from serving.transports.h2.context import Context
 from serving.transports.h2.h2_calls import H2Calls
 from serving.transports.h2.h2_peer import Connection
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits, max_message_bytes
+from serving.transports.loop import Loop
 
 
 class H2Server:

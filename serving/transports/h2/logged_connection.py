@@ -13,9 +13,8 @@ from serving.http2.hpack import Fields
 from serving.http2.server_side import ServerConnection
 from serving.protocols.status import StatusCode
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.transports.connections import Limits, peer_of
 from serving.transports.h2.trailers import OK, RESPONSE
-from serving.transports.sockets.peer import peer_of
-from serving.transports.sockets.port_limits import Limits
 
 
 class LoggedConnection(ServerConnection):

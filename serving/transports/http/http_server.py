@@ -12,6 +12,7 @@ from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
 from serving.system.processes.pool import Processes
 from serving.transports.access_log import access_log
+from serving.transports.connections import Connections, Limits, max_message_bytes
 from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
@@ -22,9 +23,7 @@ from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.http_calls import open_port
 from serving.transports.http1.problems import as_json
 from serving.transports.http1.routing import App, Endpoint
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits, max_message_bytes
+from serving.transports.loop import Loop
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024

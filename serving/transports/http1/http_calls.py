@@ -20,6 +20,7 @@ from serving.http1.requests import BadRequest, Request
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.access_log import AccessLog, LoggedCall
+from serving.transports.connections import Calls, Connections, Limits
 from serving.transports.http1.bodies import Bodies
 from serving.transports.http1.exchange import Exchange, Pool, submit
 from serving.transports.http1.http_peer import HttpConnection
@@ -27,9 +28,7 @@ from serving.transports.http1.known import Known
 from serving.transports.http1.problems import HttpError
 from serving.transports.http1.replies import Replies
 from serving.transports.http1.routing import App, RoutedRequest
-from serving.transports.sockets.connections import Calls, Connections
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.loop import Loop
 
 _MAX_AHEAD_BYTES = 64 << 10
 """Bytes that a peer may send ahead of an answer; then the connection is closed after that one."""

@@ -7,10 +7,10 @@ from serving.credentials.tls import Tls
 from serving.http1.requests import ServerConnection
 from serving.system.host import Host
 from serving.transports.access_log import LoggedCall
+from serving.transports.connections import Peer, peer_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.known import Known
 from serving.transports.http1.routing import RoutedRequest
-from serving.transports.sockets.peer import Peer, peer_of
 
 
 class HttpConnection(Peer):

@@ -15,7 +15,7 @@ from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.http_peer import HttpConnection
 from serving.transports.http1.problems import Answer, HttpError, name_of, problem
 from serving.transports.http1.routing import App, RoutedRequest
-from serving.transports.sockets.loop import Loop
+from serving.transports.loop import Loop
 
 _log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
 from serving.router import Router
 from serving.system.host import Host
+from serving.transports.connections import Limits
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.problems import http_status
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside

@@ -22,7 +22,7 @@ from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.known import Known
-from serving.transports.sockets.loop import Loop
+from serving.transports.loop import Loop
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
 from tests.support.fakes import GatedModel, images_of, router_of

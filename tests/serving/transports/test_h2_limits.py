@@ -17,9 +17,9 @@ from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
+from serving.transports import loop
+from serving.transports.connections import Limits
 from serving.transports.h2.stream import Stream
-from serving.transports.sockets import loop
-from serving.transports.sockets.port_limits import Limits
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
 from tests.support.servers import connected

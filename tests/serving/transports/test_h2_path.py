@@ -14,7 +14,7 @@ import serving
 from serving import Classifier
 from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import DIGITS
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.connections import Limits
 from tests.support.h2_connection import Connection, message
 from tests.support.h2_server import h2_server
 
