@@ -8,14 +8,13 @@ from serving.http2 import events
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import ErrorCode, Http2Error
 from serving.http2.limits import Limits
-from serving.http2.server_side import NotHttp2, ServerConnection
+from serving.http2.server_side import ServerConnection
 
 __all__ = (
     "ClientConnection",
     "ErrorCode",
     "Http2Error",
     "Limits",
-    "NotHttp2",
     "ServerConnection",
     "events",
 )

@@ -63,12 +63,15 @@ class OpenCall:
         return self.block.call
 
 
+_NONE: dict[int, OpenCall] = {}
+
+
 class Block:
     """A decoded header block; also the common part of those that differ only in a few values."""
 
     __slots__ = (
-        "_states", "call", "changing", "content_length", "fields", "is_call", "is_kept",
-        "is_malformed", "is_repeated", "kind", "messages", "raw",
+        "call", "changing", "content_length", "fields", "is_call", "is_kept",
+        "is_malformed", "is_repeated", "kind", "messages", "raw", "states",
     )  # fmt: skip
 
     def __init__(
@@ -96,21 +99,21 @@ class Block:
         by the first bytes of their frame."""
         self.is_call = False
         """Of a kind: whether one of them is a whole call."""
-        self._states: dict[int, OpenCall] | None = None
+        self.states: dict[int, OpenCall] = _NONE
+        """See `state`."""
 
-    def state(self, send_credit: int, *, ended: bool = True) -> OpenCall:
+    def state(self, key: int) -> OpenCall:
         """Return the state of streams of which only the block has come, and perhaps a message.
 
         Args:
-            send_credit: how much more the peer takes on them than on others; less than 256.
-            ended: whether the message has come.
+            key: how much more the peer takes on them than on others, less than 256; -1 where the
+                message has not come.
         """
-        if self._states is None:
-            self._states = {}
-        key = send_credit if ended else -1
-        state = self._states.get(key)
+        if self.states is _NONE:
+            self.states = {}
+        state = self.states.get(key)
         if state is None:
-            state = self._states[key] = OpenCall(self, ended=ended, send_credit=send_credit)
+            state = self.states[key] = OpenCall(self, ended=key >= 0, send_credit=max(0, key))
         return state
 
     def shrink(self) -> None:

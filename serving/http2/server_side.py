@@ -113,23 +113,22 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
     return _Run(re.compile(pattern, re.DOTALL), cuts, block_bytes, num_bytes, first, layout)
 
 
-class NotHttp2(Http2Error):
-    """The peer speaks something else."""
-
-
 class ServerConnection(Connection):
     """A server's connection."""
 
-    def __init__(self, limits: Limits, response: Fields, trailers: Fields) -> None:
+    def __init__(
+        self, limits: Limits, response: Fields, trailers: Fields, not_http2: bytes = b""
+    ) -> None:
         """Begin; our settings are ready to be sent.
 
         Args:
             limits: the peer's limits.
             response: the fields that begin every response, but refusals.
             trailers: the fields that end those that went well.
+            not_http2: all that is sent to a peer that speaks something else.
         """
         super().__init__(limits, is_server=True)
-        self._response, self._trailers = response, trailers
+        self._response, self._trailers, self._not_http2 = response, trailers, not_http2
         self._preface = PREFACE
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
@@ -137,7 +136,9 @@ class ServerConnection(Connection):
     def _take_preface(self, data: bytes) -> int:
         part = data[: len(self._preface)]
         if not self._preface.startswith(part):
-            raise NotHttp2(ErrorCode.PROTOCOL_ERROR, "not HTTP/2")
+            if self._not_http2:
+                self._has_gone, self._ready = True, [self._not_http2]
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "not HTTP/2")
         self._preface = self._preface[len(part) :]
         return len(part)
 
@@ -374,7 +375,8 @@ class ServerConnection(Connection):
         if len(rows) > room:
             rows = rows[: max(0, room)]
         has_messages = bool(rows) and len(rows[0]) > 1
-        state = block.state(credit, ended=has_messages)
+        key = credit if has_messages else -1
+        state = block.states.get(key) or block.state(key)
         number = 0
         for row in rows:
             stream = row[0]
@@ -448,7 +450,9 @@ class ServerConnection(Connection):
     def _account(self, number: int, num_bytes: int) -> None:
         """Take messages that were recognised off the connection's window and limits."""
         self._small_frames.left += self.limits.small_frames_per_request * number
-        self._use_window(num_bytes * number)
+        self._receive_window -= num_bytes * number
+        if self._receive_window < self.limits.connection_window_bytes // 2:
+            self._use_window(0)
 
 
 def _head(kind: int, flags: int, length: int) -> bytes:

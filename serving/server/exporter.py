@@ -11,7 +11,7 @@ from serving.system.host import Host
 from serving.telemetry.report import Report
 from serving.transports.connections import Limits
 from serving.transports.http1.exchange import Exchange, OneThread
-from serving.transports.http1.http_calls import open_port
+from serving.transports.http1.port import open_port
 from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import App, Endpoint
 from serving.transports.loop import Loop

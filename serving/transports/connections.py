@@ -9,7 +9,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from serving.batching.queue import Line, Queue
 from serving.config import ServerConfig
@@ -36,7 +36,7 @@ _STARVED_LOG_S = 60.0
 """The least time between two lines that say that new connections wait."""
 _MAX_ACCEPTED = 64
 """New connections accepted in a round."""
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,27 +82,77 @@ def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int
     return min(most, _MAX_MESSAGE_BYTES)
 
 
+class Engine(Protocol):
+    """A peer's protocol, without I/O."""
+
+    @property
+    def streams(self) -> Collection[Any]:
+        """The calls in progress."""
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer has sent in time the bytes that it must begin with."""
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes for the peer, once."""
+
+    def forget(self) -> None:
+        """Read calls again that repeat earlier ones."""
+
+    def announce_end(self) -> None:
+        """Say that new calls should be made on another connection."""
+
+    def go_away(self) -> None:
+        """Say that the connection is over."""
+
+
+class State:
+    """How far the life of a connection is; see `Peer`. An enum's members take longer to look up."""
+
+    OPEN = 0
+    RETIRED = 1
+    LEAVING = 2
+    LAST = 3
+    SHUT = 4
+    CLOSED = 5
+
+
 class Peer:
-    """The loop's state of one peer; used by the loop's thread only."""
+    """One peer: its socket, and the loop's facts about it; used by the loop's thread only.
+
+    Its state only grows, and only its own methods change it:
+
+        state     entered by                            its bytes are   it ends with
+        OPEN      `__init__`                            calls           any of those below
+        RETIRED   `retire`: asked to connect again      calls           a sweep that sees no call
+        LEAVING   `note_leaving`: opens no more calls   calls           the last answer: LAST
+        LAST      `end_reading`: the end follows the    dropped         the last byte written: SHUT
+                  answers, after errors, when idle
+        SHUT      `flush`: our end was sent             dropped         the peer's end, or as much
+                                                                        time as a handshake has
+        CLOSED    `close`
+
+    Closed by us before the peer, the connection would be reset where bytes are under way, and the
+    peer might lose the last answers (RFC 9112, section 9.6): hence SHUT.
+    """
 
     __slots__ = (
-        "_clock", "active_s", "address", "cost_per_byte_s", "data_to_send", "gave_up_s", "home",
-        "is_dirty", "is_last", "is_leaving", "is_open", "is_shut", "is_writing", "jitter", "lines",
-        "opened_s", "output", "retired", "socket", "start_tag_s", "streams", "swept_s", "tls",
-        "trusted", "unread",
+        "_clock", "active_s", "address", "cost_per_byte_s", "engine", "gave_up_s", "home",
+        "is_paused", "jitter",
+        "lines", "mask", "opened_s", "output", "socket", "start_tag_s", "state", "streams",
+        "swept_s", "swept_stream", "tls", "trusted", "unread",
     )  # fmt: skip
 
-    home: Any
-    """The `Connections` that it is one of."""
-    streams: Collection[Any]
-    """The calls in progress."""
-    data_to_send: Callable[[], bytes]
-    """Returns the protocol's bytes to send."""
-
-    def __init__(self, sock: socket.socket, tls: Tls | None, host: Host) -> None:
+    def __init__(self, sock: socket.socket, engine: Any, tls: Tls | None, home: "Port") -> None:
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
         self.socket = sock
         self.tls = tls
+        self.home = home
+        self.engine = engine
+        """An `Engine`, which its port knows more of."""
+        self.streams: Any = engine.streams
+        """The calls in progress."""
+        self.state: int = State.OPEN
         self.address = host_of(sock)
         """Where the peer is, without its port."""
         self.lines: dict[Queue, Line] = {}
@@ -111,9 +161,12 @@ class Peer:
         """When it last cancelled a call that waited, in monotonic seconds."""
         self.output: bytes | memoryview = b""
         """Bytes that the socket has not accepted yet."""
-        self._clock = host.clock
-        self.opened_s = self.active_s = self.swept_s = host.clock()
-        self.jitter = host.random.uniform(0.9, 1.1)
+        self._clock = home.host.clock
+        self.opened_s = self.active_s = self.swept_s = self._clock()
+        """When it came, or shut down; when it last sent a call; when its calls were swept."""
+        self.swept_stream: Any = b""
+        """The last stream that was open at the last sweep."""
+        self.jitter = home.host.random.uniform(0.9, 1.1)
         """Spreads the work of connections of the same age over time."""
         self.unread: dict[Any, None] = {}
         """Calls whose callers do not read their answers, in the order in which that was seen."""
@@ -124,21 +177,33 @@ class Peer:
         cautiously, for small frames can cost a hundred times as much as large messages."""
         self.start_tag_s = 0.0
         """When its next turn is due, on `Loop`'s clock of turns."""
-        self.is_leaving = False
-        """Whether the peer opens no more calls here."""
-        self.retired = False
-        """Whether the peer was asked to connect again."""
-        self.is_dirty = False
-        """Whether the loop flushes it at the end of the round."""
-        self.is_writing = False
-        """Whether the loop waits until the socket takes more."""
-        self.is_last = False
-        """Whether nothing that the peer sends is read any more: the end follows the answers."""
-        self.is_shut = False
-        """Whether our end was sent, at `opened_s`. The peer is to close, for at most as long as a
-        handshake: closed by us while its bytes are under way, the connection would be reset, and
-        it might lose the last answers (RFC 9112, section 9.6)."""
-        self.is_open = True
+        self.mask = READ
+        """The events that the selector waits for; 0 for none."""
+        self.is_paused = False
+        """Whether its port takes no more for now."""
+
+    # Its life
+
+    def retire(self) -> None:
+        """Ask it to make its next calls on another connection."""
+        if self.state < State.RETIRED:
+            self.state = State.RETIRED
+        self.engine.announce_end()
+
+    def note_leaving(self) -> None:
+        """Note that it opens no more calls here."""
+        self.state = max(self.state, State.LEAVING)
+
+    def end_reading(self) -> None:
+        """Read nothing more; the end follows the answers."""
+        self.state = max(self.state, State.LAST)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.state = State.CLOSED
+        self.socket.close()
+
+    # Its bytes
 
     def read(self, buffer: memoryview) -> bytes | None:
         """Read the bytes that have arrived, at most a buffer full; None if the peer has left.
@@ -154,8 +219,10 @@ class Peer:
         if not num_bytes:
             return None
         data = buffer[:num_bytes]
-        # What is dropped need not be TLS: after a failed handshake, it may fail again.
-        return bytes(data) if self.tls is None or self.is_last else self.tls.decrypt(data)
+        # Bytes to be dropped need not be TLS: after a failed handshake, it may fail again.
+        return (
+            bytes(data) if self.tls is None or self.state >= State.LAST else self.tls.decrypt(data)
+        )
 
     def flush(self) -> bool:
         """Write the output, as far as the socket takes it.
@@ -163,77 +230,40 @@ class Peer:
         Returns:
             False if the connection is over.
         """
-        if self.is_shut:
+        if self.state >= State.SHUT:
             return True
         is_rest = bool(self.output)
         try:
             if not is_rest:
-                output = self.data_to_send()
-                if self.unread:
-                    output += self._resume_read()
+                output = self.engine.data_to_send()
+                if self.unread:  # now that windows were used, they may have been read
+                    unread, self.unread = self.unread, {}
+                    self.home.resume(self, unread)
+                    output += self.engine.data_to_send()
                 self.output = output if self.tls is None else self.tls.encrypt(output)
             while self.output:
                 sent = self.socket.send(self.output)
                 self.output = memoryview(self.output)[sent:] if sent < len(self.output) else b""
             if is_rest:  # answers may have come since
                 return self.flush()
-            if self.is_leaving and not self.streams:
-                self.is_last = True
-            if self.is_last and not self.is_pending:
+            if self.state and self._has_ended():
                 self.socket.shutdown(socket.SHUT_WR)
-                self.is_shut, self.opened_s = True, self._clock()
+                self.state, self.opened_s = State.SHUT, self._clock()
         except BlockingIOError:
             return True
         except OSError:
             return False
         return True
 
-    def _resume_read(self) -> bytes:
-        """Resume the calls whose answers may have been read, now that windows were used."""
-        unread, self.unread = self.unread, {}
-        now_s = self._clock()
-        for stream in unread:
-            stream.resume(now_s)
-        return self.data_to_send()
+    def _has_ended(self) -> bool:
+        if self.state == State.LEAVING and not self.streams:
+            self.end_reading()
+        return self.state == State.LAST and not self.home.is_pending(self)
 
     @property
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
         return bool(self.streams or self.output)
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a new connection does not take this one's place."""
-        return self.is_busy
-
-    @property
-    def is_established(self) -> bool:
-        """Whether the peer has sent in time the bytes that it must begin with."""
-        raise NotImplementedError
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether accepted calls are to be answered, or answers on their way."""
-        raise NotImplementedError
-
-    def forget_known(self) -> None:
-        """Read calls again that repeat earlier ones."""
-        raise NotImplementedError
-
-    def ping(self) -> bool:
-        """Ask for a sign of life; return whether the protocol can."""
-        return False
-
-    def announce_end(self) -> None:
-        """Say that new calls should be made on another connection."""
-
-    def go_away(self) -> None:
-        """Say that the connection is over."""
-
-    def close(self) -> None:
-        """Close the socket."""
-        self.is_open = False
-        self.socket.close()
 
 
 def host_of(sock: socket.socket) -> str:
@@ -253,96 +283,115 @@ def peer_of(sock: socket.socket) -> str:
     return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
-class Calls:
-    """Turns the bytes of a port's peers into calls; each protocol has its own."""
+class Port:
+    """A listening socket, its connections, and how their bytes become calls; of the loop's thread.
 
-    def __init__(self, tokens: TokenCheck | None) -> None:
-        """Begin; without `tokens` no call needs one."""
-        self._tokens = tokens
-        self._digests = None if tokens is None else tokens.digests()
-        self.need_tokens = tokens is not None
-        self.is_stale = False
-        """Whether calls that peers repeat may be for a model that is gone."""
-        self._refusal: DigitsError | None = None
-        """Why new calls are refused, once the server drains."""
+    Each protocol has a subclass.
+    """
 
-    def forget_layouts(self) -> None:
-        """Have all messages parsed again."""
-        self.is_stale = True
-
-    def check(self, connections: Iterable[Any]) -> None:
-        """Have calls read again where other tokens are valid now, or a model is gone."""
-        digests = None if self._tokens is None else self._tokens.digests()
-        if self.is_stale or digests is not self._digests:
-            self.is_stale, self._digests = False, digests
-            for connection in connections:
-                connection.forget_known()
-
-    def receive(self, connection: Any, data: bytes, now_s: float) -> None:
-        """Process bytes of a connection."""
-        raise NotImplementedError
-
-    def forget(self, connection: Any) -> None:
-        """Cancel all calls of a connection that is over."""
-        raise NotImplementedError
-
-    def drain(self, refusal: DigitsError, connections: Iterable[Any]) -> None:
-        """Refuse new calls, and those whose message has not arrived."""
-        raise NotImplementedError
-
-    def is_due(self, now_s: float) -> bool:
-        """Return whether `tick` has something to do by then, or may have at any time."""
-        raise NotImplementedError
-
-    def tick(self, now_s: float) -> None:
-        """Do due work."""
-        raise NotImplementedError
-
-    def sweep(self, connection: Any) -> None:
-        """End the calls whose message takes too long."""
-        raise NotImplementedError
-
-
-class Connections:
-    """Used by the loop's thread only."""
-
-    def __init__(
-        self, listeners: list[socket.socket], selector: selectors.BaseSelector, limits: Limits,
-        calls: Calls, tls: Callable[[], ssl.SSLContext] | None,
-        make: Callable[[socket.socket, Tls | None], Peer], schedule_flush: Callable[[Any], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, host: Host, limits: Limits, tokens: TokenCheck | None) -> None:
         """Prepare; `listen` begins.
+
+        Args:
+            host: clock, network and random numbers.
+            limits: of peers.
+            tokens: compares tokens; None if no call needs one.
+        """
+        self.host = host
+        self.limits = limits
+        self._tokens = tokens
+        self._digests: Any = None if tokens is None else tokens.digests()
+        self.may_be_stale = tokens is not None
+        """Whether calls that peers repeat may be for a model that is gone, or with an old token."""
+        self.refusal: DigitsError | None = None
+        """Why new calls are refused, once the server drains."""
+        self._peers: dict[Peer, None] = {}
+        self._is_listening = self._is_closed = False
+        self._starved_s = -_STARVED_LOG_S
+        """When the last line was logged about new connections that wait."""
+
+    def open(
+        self, listeners: list[socket.socket], selector: selectors.BaseSelector,
+        schedule_flush: Callable[[Any], None], tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:  # fmt: skip
+        """Take over the sockets.
 
         Args:
             listeners: the first listens already, and does not block. The others are those of other
                 workers, looked at with each sweep: callers do not wait for one that is frozen.
             selector: the loop's.
-            limits: of peers.
-            calls: turns their bytes into calls.
-            tls: returns the context for new connections; None is plaintext.
-            make: makes a connection of a socket.
             schedule_flush: has a connection flushed at the end of the round.
+            tls: returns the context for new connections; None is plaintext.
         """
         self._listener, *self._others = listeners
         self._selector = selector
-        self._limits = limits
-        self.calls = calls
+        self.schedule_flush = schedule_flush
         self._tls = tls
-        self._make = make
-        self._schedule_flush = schedule_flush
-        self._open: dict[Peer, None] = {}
-        self._is_listening = self._is_closed = False
-        self._starved_s = -_STARVED_LOG_S
-        """When the last line was logged about new connections that wait."""
+
+    # Calls: the protocol's part
+
+    def new_engine(self, sock: socket.socket) -> Any:
+        """Return the `Engine` of a new connection."""
+        raise NotImplementedError
+
+    def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
+        """Process bytes of a connection."""
+        raise NotImplementedError
+
+    def is_pending(self, peer: Peer) -> bool:
+        """Return whether accepted calls are to be answered, or answers on their way."""
+        raise NotImplementedError
+
+    def is_kept(self, peer: Peer) -> bool:
+        """Return whether a new connection does not take this one's place."""
+        return peer.is_busy
+
+    def ping(self, peer: Peer) -> bool:
+        """Ask for a sign of life; return whether the protocol can."""
+        return False
+
+    def resume(self, peer: Peer, calls: Iterable[Any]) -> None:
+        """Go on with calls whose answers may have been read."""
+        for call in calls:
+            call.resume()
+
+    def forget(self, peer: Peer) -> None:
+        """Cancel all calls of a connection that is over."""
+        raise NotImplementedError
+
+    def drain(self, refusal: DigitsError) -> None:
+        """Refuse new calls, and those whose message has not arrived."""
+        raise NotImplementedError
+
+    def sweep_calls(self, peer: Peer) -> None:
+        """End the calls whose message takes too long."""
+        raise NotImplementedError
+
+    def tick(self, now_s: float) -> None:
+        """Do due work."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+        self._digests, self.may_be_stale = None, True
+
+    def check(self) -> None:
+        """Have calls read again where other tokens are valid now, or a model is gone."""
+        digests = () if self._tokens is None else self._tokens.digests()
+        if digests is not self._digests:
+            self._digests, self.may_be_stale = digests, self._tokens is not None
+            for peer in self:
+                peer.engine.forget()
+
+    # Connections
 
     def __iter__(self) -> Iterator[Peer]:
         """Iterate over those that are open; from any thread."""
-        return iter(tuple(self._open))
+        return iter(tuple(self._peers))
 
     def listen(self) -> None:
         """Accept new connections from now on."""
         if not self._is_listening and not self._is_closed:
-            self._selector.register(self._listener, _READ, self)
+            self._selector.register(self._listener, READ, self)
             self._is_listening = True
 
     def stop_listening(self) -> None:
@@ -353,16 +402,16 @@ class Connections:
 
     def accept(self, now_s: float, start_tag_s: float) -> None:
         """Accept new connections, whose first turn is due at `start_tag_s`."""
-        max_connections = self._limits.max_connections
-        if len(self._open) >= max_connections and not self._make_room():
+        max_connections = self.limits.max_connections
+        if len(self._peers) >= max_connections and not self._make_room():
             self.stop_listening()
             return
         self._accept_from(self._listener, now_s, start_tag_s)
 
     def _accept_from(self, listener: socket.socket, now_s: float, start_tag_s: float) -> None:
-        max_connections = self._limits.max_connections
+        max_connections = self.limits.max_connections
         for _ in range(_MAX_ACCEPTED):
-            if len(self._open) >= max_connections:
+            if len(self._peers) >= max_connections:
                 return  # the next round finds out whether another one waits
             try:
                 sock, _ = listener.accept()
@@ -385,60 +434,69 @@ class Connections:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = None if self._tls is None else Tls(self._tls())
-        connection = self._make(sock, tls)
-        connection.home = self
-        self._selector.register(sock, _READ, connection)
-        connection.start_tag_s = start_tag_s + TURN_S
-        self._open[connection] = None
+        peer = Peer(sock, self.new_engine(sock), tls, self)
+        self._selector.register(sock, READ, peer)
+        peer.start_tag_s = start_tag_s + TURN_S
+        self._peers[peer] = None
 
     def _make_room(self) -> bool:
         """Close idle connections: first those without a token, of who has most, idle longest.
 
         Where tokens are needed, a call that needs none, such as Watch, does not keep a connection.
         """
-        closable = [
-            connection
-            for connection in self._open
-            if not connection.is_kept or (self.calls.need_tokens and not connection.trusted)
-        ]
-        numbers = Counter(connection.address for connection in self._open)
+        kept = {peer: self.is_kept(peer) for peer in self._peers}
+        needs_token = self._tokens is not None
+        closable = [p for p in self._peers if not kept[p] or (needs_token and not p.trusted)]
+        numbers = Counter(peer.address for peer in self._peers)
         closable.sort(
-            key=lambda c: (not c.is_shut, c.trusted, -numbers[c.address], c.is_kept, c.active_s)
+            key=lambda p: (
+                p.state < State.SHUT,
+                p.trusted,
+                -numbers[p.address],
+                kept[p],
+                p.active_s,
+            )
         )
-        for connection in closable[: 1 + len(closable) // 64]:
-            self.end(connection)
+        for peer in closable[: 1 + len(closable) // 64]:
+            self.end(peer)
         return bool(closable)
 
-    def watch(self, connection: Peer) -> None:
-        """Wait for a connection's next event: a peer that reads no answers is not read."""
-        mask = _WRITE if connection.output else _READ
-        self._selector.modify(connection.socket, mask, connection)
+    def watch(self, peer: Peer, mask: int) -> None:
+        """Wait for other events of a connection: a peer that reads no answers is not read."""
+        before, peer.mask = peer.mask, mask
+        if not mask:
+            self._selector.unregister(peer.socket)
+        elif before:
+            self._selector.modify(peer.socket, mask, peer)
+        else:
+            self._selector.register(peer.socket, mask, peer)
 
-    def leave(self, connection: Peer) -> None:
+    def leave(self, peer: Peer) -> None:
         """Tell a peer to close its connection; close it at once if the peer was told before."""
-        if connection.is_last:
-            self.end(connection)
+        if peer.state >= State.LAST:
+            self.end(peer)
             return
-        connection.is_last = True
-        self._schedule_flush(connection)
-        connection.go_away()
-        self.calls.forget(connection)
+        peer.end_reading()
+        self.schedule_flush(peer)
+        peer.engine.go_away()
+        self.forget(peer)
 
-    def end(self, connection: Peer) -> None:
+    def end(self, peer: Peer) -> None:
         """Close a connection at once; its peer is told."""
-        connection.go_away()
-        connection.flush()
-        self.abort(connection)
+        peer.engine.go_away()
+        peer.flush()
+        self.abort(peer)
 
-    def abort(self, connection: Peer) -> None:
+    def abort(self, peer: Peer) -> None:
         """Close a connection as it is, and forget its calls."""
-        if self._open.pop(connection, self) is self:
+        if self._peers.pop(peer, self) is self:
             return
         try:
-            self.calls.forget(connection)
+            self.forget(peer)
         finally:  # even after an error: its socket would be ready for ever
-            self._selector.unregister(connection.socket)
-            connection.close()
+            if peer.mask:
+                self._selector.unregister(peer.socket)
+            peer.close()
             self.listen()
 
     def sweep(self, now_s: float) -> None:
@@ -446,36 +504,32 @@ class Connections:
         self.listen()
         for other in self._others:
             self._accept_from(other, now_s, 0.0)
-        limits = self._limits
-        free = 1 - len(self._open) / limits.max_connections
-        idle_s = limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
-        for connection in self:
-            quiet_s = now_s - connection.active_s
-            self._retire(connection, now_s)
-            close = self.end
-            if connection.is_shut or not connection.is_established:
-                is_over = now_s - connection.opened_s > limits.handshake_s
-            elif connection.is_busy:
-                is_over = bool(connection.output) and quiet_s > limits.message_s
-                if now_s - connection.swept_s > limits.message_s:
-                    connection.swept_s = now_s
-                    self.calls.sweep(connection)
-                if quiet_s > limits.idle_s and connection.ping():  # else it may be gone for ever
-                    self._schedule_flush(connection)
-                    is_over |= quiet_s > limits.idle_s + limits.message_s
-            else:
-                is_over = connection.retired or quiet_s > idle_s * connection.jitter
-                close = self.leave
-            if is_over:
-                close(connection)
+        free = 1 - len(self._peers) / self.limits.max_connections
+        idle_s = self.limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
+        for peer in self:
+            self._sweep_peer(peer, now_s, idle_s)
 
-    def _retire(self, connection: Peer, now_s: float) -> None:
-        """Ask the caller of an old connection to make its next calls on another one."""
-        age_s = now_s - connection.opened_s
-        if 0 < self._limits.age_s * connection.jitter < age_s and not connection.retired:
-            connection.retired = True
-            connection.announce_end()
-            self._schedule_flush(connection)
+    def _sweep_peer(self, peer: Peer, now_s: float, idle_s: float) -> None:
+        limits, quiet_s, age_s = self.limits, now_s - peer.active_s, now_s - peer.opened_s
+        if 0 < limits.age_s * peer.jitter < age_s and peer.state == State.OPEN:
+            peer.retire()
+            self.schedule_flush(peer)
+        close = self.end
+        if peer.state >= State.SHUT or not peer.engine.is_established:
+            is_over = age_s > limits.handshake_s
+        elif peer.is_busy:
+            is_over = bool(peer.output) and quiet_s > limits.message_s
+            if now_s - peer.swept_s > limits.message_s:
+                peer.swept_s = now_s
+                self.sweep_calls(peer)
+            if quiet_s > limits.idle_s and self.ping(peer):  # else it may be gone for ever
+                self.schedule_flush(peer)
+                is_over |= quiet_s > limits.idle_s + limits.message_s
+        else:
+            is_over = peer.state == State.RETIRED or quiet_s > idle_s * peer.jitter
+            close = self.leave
+        if is_over:
+            close(peer)
 
     def close(self) -> None:
         """Close the port, and have all peers leave."""
@@ -483,11 +537,11 @@ class Connections:
         self.stop_listening()
         for listener in (self._listener, *self._others):
             listener.close()
-        for connection in self:
-            if not connection.is_last:
-                self.leave(connection)
+        for peer in self:
+            if peer.state < State.LAST:
+                self.leave(peer)
 
     def end_all(self) -> None:
         """Close the connections of those who have not left."""
-        for connection in self:
-            self.end(connection)
+        for peer in self:
+            self.end(peer)

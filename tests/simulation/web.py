@@ -8,9 +8,9 @@ from random import Random
 from typing import Any
 
 from serving.protocols.oip.methods import Queries
-from serving.transports.connections import Connections, Limits
+from serving.transports.connections import Limits, Port
 from serving.transports.http.inference import Inference
-from serving.transports.http1.http_calls import open_port
+from serving.transports.http1.port import open_port
 from serving.transports.http1.routing import App
 from tests.simulation.clients import UNLIMITED, Client
 
@@ -41,7 +41,7 @@ class Workers:
     def close(self) -> None: ...
 
 
-def open_web(world: Any, queries: Queries) -> Connections:
+def open_web(world: Any, queries: Queries) -> Port:
     """Open the world's HTTP port on its loop."""
     pool = Workers(world)
     routes = Inference(world.router, queries, pool).routes()

@@ -15,7 +15,7 @@ from serving.router import Router
 from serving.server.server import Server
 from serving.system.host import Host
 from serving.transports.connections import Limits
-from serving.transports.h2.h2_server import H2Server
+from serving.transports.h2.port import H2Server
 from tests.support.fakes import router_of
 
 TIMEOUT_S = 20.0
