@@ -51,7 +51,7 @@ def test_server_and_client_on_h2_load_only_what_they_use() -> None:
         server.stop()
         assert server.process.stderr is not None
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
-    assert {"onnxruntime", "serving.transports.h2.h2_server"} <= loaded
+    assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
     needless = {"grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn"}
     assert not loaded & (HEAVY - {"onnxruntime"} | needless)
     assert "serving.client.h2.channel" in asked

@@ -12,6 +12,7 @@ from benchmarks.load.connection import Connection
 from benchmarks.load.request import Request
 from serving.http2 import frames
 from serving.http2.frames import frame, word
+from serving.http2.hpack import encode_literally
 
 OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
 """Statuses of gRPC, and of calls that ended without one."""
@@ -54,7 +55,10 @@ class Calls:
         self._num_expired = 1  # calls before this one are past their deadline
         self._body = request.body
         self._is_small = len(self._body) <= frames.DEFAULT_FRAME
-        headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), request.header_block(timeout))
+        self._fields = request.fields(timeout)
+        headers = frame(
+            frames.HEADERS, frames.END_HEADERS, bytes(4), encode_literally(self._fields)
+        )
         body = frame(frames.DATA, frames.END_STREAM, bytes(4), self._body)
         # The frames of a call around the number of its stream.
         self._parts = [headers[:_STREAM_AT], headers[_STREAM_AT + 4 :]]
@@ -66,9 +70,7 @@ class Calls:
 
     def _call_once(self, request: Request) -> bytes:
         """Have a call answered; return its trailers."""
-        headers = request.header_block()
-        self.connection.send(frame(frames.HEADERS, frames.END_HEADERS, word(1), headers))
-        self.connection.send_body(1, self._body)
+        self.connection.request(request.fields(), self._body)
         has_message = False
         while True:
             for kind, flags, _, payload in self.connection.read():
@@ -96,14 +98,13 @@ class Calls:
         self._start_s += start_s
         self._is_over += bytes(len(start_s))
         self.num_open += len(start_s)
-        calls = b"".join(
-            word(2 * call + 1).join(self._parts) for call in range(first, len(self._start_s))
-        )
         if self._is_small:
+            calls = b"".join(
+                word(2 * call + 1).join(self._parts) for call in range(first, len(self._start_s))
+            )
             connection.send(calls, len(start_s) * len(self._body))
         else:
-            connection.send(calls)
-            connection.send_body(2 * first + 1, self._body)
+            connection.request(self._fields, self._body)
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""

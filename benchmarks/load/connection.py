@@ -6,19 +6,20 @@ from contextlib import suppress
 from struct import Struct
 from time import perf_counter
 
-from serving.http2 import events, frames
-from serving.http2.client_side import ClientConnection
+from serving.http2 import ClientConnection, ErrorCode, Http2Error, Limits, events, frames
 from serving.http2.frames import MAX_WINDOW, word
-from serving.http2.limits import Limits
-from serving.http2.outgoing import Stream
+from serving.http2.hpack import Fields
 
 _READ_BYTES = 256 << 10
 _TIMEOUT_S = 10.0
 _LIMITS = Limits(
-    stream_window_bytes=MAX_WINDOW, connection_window_bytes=MAX_WINDOW,
+    stream_window_bytes=MAX_WINDOW, connection_window_bytes=MAX_WINDOW, header_table_bytes=0,
     max_frame_bytes=frames.DEFAULT_FRAME, burst_small_frames=1 << 60,
 )  # fmt: skip
-"""Windows as wide as they go, and a server that is measured may send any number of frames."""
+"""Windows as wide as they go, a server that is measured may send any number of frames, and the
+trailers of right answers are the same bytes each time, compared instead of decoded."""
+_ACKNOWLEDGED_BYTES = 1 << 28
+"""Received before the connection's window is opened again."""
 _HEADER = Struct(">IBI")
 _OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
 
@@ -26,10 +27,10 @@ Frame = tuple[int, int, int, bytes]
 """Kind, flags, stream, payload."""
 
 
-class Connection(ClientConnection):
-    """Has settings, pings, windows and long bodies from the engine.
+class Connection:
+    """A socket, whose settings, pings, windows and long requests are the engine's.
 
-    The frames of calls pass it by, since they are alike: with it a call takes 15 us instead of 4.
+    The other frames of calls pass it by, since they are alike: with it a call takes 15 us, not 4.
     """
 
     def __init__(self, address: str) -> None:
@@ -40,29 +41,31 @@ class Connection(ClientConnection):
         Raises:
             OSError: nobody answers there.
         """
-        super().__init__(_LIMITS)
         self.address = address
+        self._engine = ClientConnection(_LIMITS)
         self._out, self._unread = memoryview(b""), b""
+        self._ready: list[bytes] = []
+        self._num_received = 0
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
         self.close, self.fileno = self._socket.close, self._socket.fileno
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.flush()
-            while not self.is_established:
+            while not self._engine.is_established:
                 self.read()
         except BaseException:
             self.close()
             raise
 
-    def _settings(self) -> bytes:
-        # Without a header table (RFC 7541, section 4.2) the trailers of right answers are the same
-        # bytes each time, so that they can be compared instead of decoded.
-        return super()._settings() + frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
-
     def start(self) -> None:
         """Stop blocking: until now, sending and receiving wait for up to 10 s."""
         self._socket.setblocking(False)
+
+    @property
+    def max_streams(self) -> int:
+        """The most calls that the server lets us have in flight."""
+        return self._engine.max_streams
 
     @property
     def is_blocked(self) -> bool:
@@ -72,24 +75,22 @@ class Connection(ClientConnection):
     @property
     def window(self) -> int:
         """How many bytes may be sent; 0 if something waits for the socket, or for a window."""
-        return 0 if self._out or self.blocked else self._send_window
+        return 0 if self._out or self._engine.blocked else self._engine.send_window
 
-    def send(self, ready: bytes, num_bytes: int = 0) -> None:
+    def send(self, ready: bytes, num_bytes: int) -> None:
         """Send frames, with as many bytes of data as `window` allows."""
         self._ready.append(ready)
-        self._send_window -= num_bytes
+        self._engine.send_window -= num_bytes
         self.flush()
 
-    def send_body(self, stream: int, body: bytes) -> None:
-        """Send the data that end a stream, as the windows allow, sooner or later."""
-        number = word(stream)
-        self.streams[number] = Stream(None, MAX_WINDOW)
-        self._send(number, body, b"")
+    def request(self, fields: Fields, body: bytes) -> None:
+        """Send a long request, as the windows allow, sooner or later; its stream is the next."""
+        self._engine.request(fields, body)
         self.flush()
 
     def reset_all(self, streams: Iterable[int]) -> None:
         """Cancel calls."""
-        cancel = word(frames.ErrorCode.CANCEL)
+        cancel = word(ErrorCode.CANCEL)
         for stream in map(word, streams):
             self._forget(stream)
             self._ready.append(frames.frame(frames.RST_STREAM, 0, stream, cancel))
@@ -97,9 +98,12 @@ class Connection(ClientConnection):
 
     def flush(self) -> None:
         """Send buffered bytes, as far as the socket allows."""
+        self._ready.append(self._engine.data_to_send())
         with suppress(BlockingIOError):
-            while self._out or self._ready:
-                self._out = self._out or memoryview(self.data_to_send())
+            while self._out or any(self._ready):
+                if not self._out:
+                    self._out = memoryview(b"".join(self._ready))
+                    self._ready.clear()
                 self._out = self._out[self._socket.send(self._out) :]
 
     def read(self) -> list[Frame]:
@@ -111,7 +115,7 @@ class Connection(ClientConnection):
         Raises:
             OSError: the server has closed the connection, is about to, or breaks the protocol.
         """
-        data, at, num_bytes = self._unread + self._read_socket(), 0, 0
+        data, at, streams = self._unread + self._read_socket(), 0, self._engine.streams
         of_calls, last = [], len(data) - frames.FRAME_BYTES
         while at <= last:
             first, flags, stream = _HEADER.unpack_from(data, at)
@@ -122,14 +126,17 @@ class Connection(ClientConnection):
             if kind in _OF_CALLS:
                 of_calls.append((kind, flags, stream, data[begin:end]))
                 if kind == frames.DATA:
-                    num_bytes += end - begin
-                if self.streams and (kind == frames.RST_STREAM or flags & frames.END_STREAM):
+                    self._num_received += end - begin
+                if streams and (kind == frames.RST_STREAM or flags & frames.END_STREAM):
                     self._forget(word(stream))
-            else:
+            elif not stream or word(stream) in streams:  # the engine does not know of all calls
                 self._take(data[at:end])
             at = end
         self._unread = data[at:]
-        self._use_window(num_bytes)
+        if self._num_received > _ACKNOWLEDGED_BYTES:
+            more = word(self._num_received)
+            self._ready.append(frames.frame(frames.WINDOW_UPDATE, 0, frames.CONNECTION, more))
+            self._num_received = 0
         self.flush()
         return of_calls
 
@@ -145,16 +152,13 @@ class Connection(ClientConnection):
     def _take(self, data: bytes) -> None:
         """Take a frame of the connection."""
         try:
-            found = self.receive(data, perf_counter())
-        except frames.Http2Error as err:
+            found = self._engine.receive(data, perf_counter())
+        except Http2Error as err:
             raise ConnectionError(f"{self.address}: {err}") from err
         if any(event[0] == events.GOAWAY for event in found):
             raise ConnectionError(f"{self.address} ends the connection")
 
     def _forget(self, stream: bytes) -> None:
         """Send nothing more on a stream that is over."""
-        self.streams.pop(stream, None)
-        self.blocked.pop(stream, None)
-
-    def _is_idle(self, stream: bytes) -> bool:
-        return False  # the engine does not know of all calls
+        self._engine.streams.pop(stream, None)
+        self._engine.blocked.pop(stream, None)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.http2.hpack.encoder import encode_literally
+from serving.http2.hpack import Fields
 
 Headers = tuple[tuple[str, str], ...]
 GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
@@ -33,15 +33,15 @@ class Request:
         """The URL."""
         return f"http://{self.address}{self.path}"
 
-    def header_block(self, timeout: str = "") -> bytes:
-        """Return the header block, without Huffman coding and without entries for the header table.
+    def fields(self, timeout: str = "") -> Fields:
+        """Return the header fields.
 
         Args:
             timeout: the value of `grpc-timeout`, such as "50m"; empty for no such header.
         """
-        fields = [
+        fields = (
             (":method", "POST"), (":scheme", "http"), (":path", self.path),
             (":authority", self.address), *self.headers,
-            *([("grpc-timeout", timeout)] if timeout else []),
-        ]  # fmt: skip
-        return encode_literally((name.encode(), text.encode()) for name, text in fields)
+            *((("grpc-timeout", timeout),) if timeout else ()),
+        )  # fmt: skip
+        return tuple((name.encode(), text.encode()) for name, text in fields)

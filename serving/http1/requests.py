@@ -68,8 +68,8 @@ class Request:
         return [value for each, value in self.fields if each == name]
 
 
-class ServerConnection:
-    """A connection as far as it was read."""
+class RequestReader:
+    """The bytes of one connection, as far as they were read."""
 
     def __init__(self) -> None:
         """Begin."""

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from serving.http2 import events as kinds
-from serving.http2.connection import Connection
+from serving.http2.connection import Connection, Stream
 from serving.http2.frames import (
     DEFAULT_FRAME,
     ENABLE_PUSH,
@@ -13,9 +13,8 @@ from serving.http2.frames import (
     Http2Error,
     word,
 )
-from serving.http2.hpack.table import Fields
+from serving.http2.hpack import Fields
 from serving.http2.limits import Limits
-from serving.http2.outgoing import Stream
 
 _NO_PUSH = ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 
@@ -48,7 +47,7 @@ class ClientConnection(Connection):
     def _begin(self, stream: bytes, fields: Fields, data: bytes) -> None:
         state = self.streams[stream] = Stream(None, self.limits.stream_window_bytes)
         block, size = self.encoder.encode(fields), len(data)
-        room = min(self._max_frame, self._first_window, self._send_window)
+        room = min(self._max_frame, self._first_window, self.send_window)
         if 0 < size <= room and len(block) <= DEFAULT_FRAME and not self.encoder.resized:
             # Two frames in one piece: a third of the time.
             first, second = len(block) << 8 | 1, size << 8
@@ -56,7 +55,7 @@ class ClientConnection(Connection):
                 b"%b\4%b%b%b\1%b%b" % (word(first), stream, block, word(second), stream, data)
             )
             self._small_frames.left += 2
-            self._send_window -= size
+            self.send_window -= size
             state.finished = True
             return
         self._send_block(stream, block, end=not data)
@@ -98,7 +97,7 @@ class ClientConnection(Connection):
         block, ended = self.reader.read(raw), bool(flags & 1)
         if not isinstance(state, Stream):
             return  # the answer has crossed our reset
-        if block.kind.is_malformed or (ended and block.kind.content_length):
+        if block.is_malformed or (ended and block.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
         if block.fields[0][1].startswith(b"1"):  # another one follows
@@ -107,7 +106,7 @@ class ClientConnection(Connection):
             return
         self._small_frames.left += self.limits.small_frames_per_request
         state.block = block
-        state.content_left = block.kind.content_length
+        state.content_left = block.content_length
         if ended:
             self._end_peer(stream, state)
         self.events.append((kinds.HEADERS, stream, block, ended))

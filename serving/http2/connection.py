@@ -1,38 +1,91 @@
-"""One side of a connection: from bytes to events, frame by frame, and header blocks."""
+"""One side of a connection: bytes to events, and frames back, as far as the peer's windows allow.
+
+A stream (RFC 9113, section 5.1) is in `streams` from its first frame until both sides have ended it
+or either has reset it:
+
+    is in `streams`   `ended`   `finished`
+    open              no        no
+    half closed       yes       no           the peer has sent everything
+    half closed       no        yes          we have sent everything (a client's request)
+    closed            it is not in `streams`; in `_reset` if its frames may be under way
+"""
 
 from struct import Struct
 from typing import Any
 
 from serving.http2 import events as kinds
-from serving.http2.control import Control, is_own_parent
 from serving.http2.events import Event
 from serving.http2.frames import (
+    ACK,
     CONNECTION,
     CONTINUATION,
     DATA,
     DEFAULT_FRAME,
+    DEFAULT_WINDOW,
+    ENABLE_PUSH,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES,
+    GOAWAY,
+    HEADER_TABLE_SIZE,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_WINDOW,
     PADDED,
+    PING,
     PRIORITIZED,
+    PRIORITY,
+    RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
     check_header,
+    frame,
+    word,
 )
-from serving.http2.headers import Block, HeaderReader, Layout
-from serving.http2.known import Recogniser
-from serving.http2.limits import Limits
+from serving.http2.headers import Block, HeaderReader, OpenCall
+from serving.http2.hpack import Encoder
+from serving.http2.limits import Budget, Limits
 
 _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
+_SETTING = Struct(">HI")
 _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
+_MAX_SENT_FRAME = 1 << 16
+"""The longest frame that is sent, even if the peer takes longer ones: other answers wait for it."""
+_MAX_RESET = 4096
+"""Streams of which is kept that we reset them; frames on older ones count as errors."""
 
 
-class Connection(Control):
+class Stream:
+    """A stream that is more than one message in one piece."""
+
+    call: Any = None
+    """For the application: its own state of the stream, until it has ended it."""
+    ended = False
+    finished = False
+    send_credit = 0
+    """The peer's additions to the stream's first window, minus the bytes sent: so a change of that
+    window, which counts for all streams, need not touch them."""
+    owed = 0
+    """Bytes acknowledged and not yet returned to the window."""
+    content_left: int | None = None
+    """Bytes of data that are still to come by `content-length`."""
+    unsent: bytes | bytearray = b""
+    trailers: bytes | None = None
+    """The end of the stream after `unsent`: a header block, or only the flag."""
+
+    def __init__(self, block: Block | None, receive_window: int) -> None:
+        self.block = block
+        self.receive_window = receive_window
+
+
+class Connection:
     """One side of a connection, without I/O; not safe to share between threads."""
 
     def __init__(self, limits: Limits, *, is_server: bool, first: bytes = b"") -> None:
@@ -43,48 +96,64 @@ class Connection(Control):
             is_server: which side this is.
             first: the preface that precedes our settings.
         """
-        super().__init__(limits, first)
-        self._recogniser = Recogniser()
-        self.reader = HeaderReader(limits, self._recogniser.forget, of_requests=is_server)
+        self.limits = limits
+        self.streams: dict[bytes, Stream | OpenCall] = {}
+        """The streams that are not closed, by number."""
         self.last_stream = CONNECTION
         """The latest stream that the peer has opened."""
+        self.is_established = False
+        """Whether the peer's settings have come."""
+        self._has_gone = False
+        """Whether new streams are refused."""
+        self._reset: dict[bytes, None] = {}
+        # Bytes to events
+        self.events: list[Event] = []
+        """The events of the last bytes."""
+        self._runs: dict[bytes, Any] = {}
+        """How calls that repeat others are found, by the first bytes of a frame."""
+        self.reader = HeaderReader(limits, self._runs.clear, of_requests=is_server)
         self._preface = b""
         """The part of the peer's preface that has not arrived."""
         self._rest = b""
         """The start of a frame that has not come whole."""
         self._block: tuple[bytes, int, bytearray, int] | None = None
         """A header block to be continued: stream, flags, its bytes, number of frames."""
-        self._has_gone = False
-        """Whether new streams are refused."""
+        self._partial: tuple[bytes, int, int, bool] | None = None
+        """A DATA frame that has come in part: stream, data and padding to come, whether it ends."""
+        self._skip = 0
+        """Bytes to come of a frame that is ignored."""
+        self._receive_window = limits.connection_window_bytes
+        self._now_s = 0.0
+        self._resets = Budget(limits.burst_resets, limits.resets_per_s)
+        self._small_frames = Budget(limits.burst_small_frames, limits.small_frames_per_s)
+        # Frames to the peer
+        self.encoder = Encoder()
+        self.blocked: dict[bytes, Stream] = {}
+        """Those with data that windows keep back."""
+        self.send_window = DEFAULT_WINDOW
+        """Bytes that the peer takes on all streams together."""
+        self._first_window = DEFAULT_WINDOW
+        """The window that the peer gives each stream at first."""
+        self._is_wider = False
+        """Whether a window that counts for all streams has changed."""
+        self._max_frame = DEFAULT_FRAME
+        wider = word(limits.connection_window_bytes - DEFAULT_WINDOW)
+        self._ready = [
+            first,
+            frame(SETTINGS, 0, CONNECTION, self._settings()),
+            frame(WINDOW_UPDATE, 0, CONNECTION, wider),
+        ]
 
-    def expect(self, block: Block, layout: Layout, token: Any, *, calls: bool = True) -> None:
-        """Recognise messages of a layout on streams that begin with a block.
-
-        Args:
-            block: as an event brought it.
-            layout: a message's first bytes and how many follow.
-            token: for the application; CALLS and MESSAGES events return it.
-            calls: whether a message may be a whole call: then headers are no event either.
-        """
-        is_wrong = block.kind.content_length not in (None, len(layout[0]) + layout[1])
-        # Where first windows are small, updates of them count, which recognising skips.
-        if self._has_gone or is_wrong or self._first_window < DEFAULT_FRAME:
-            return
-        if calls and not block.is_repeated:
-            block.kind.expect(layout, token)
-            return
-        block.expect(layout, token, calls=calls)
-        self._recogniser.expect(block, layout)
-
-    def forget(self) -> None:
-        """Decode all header blocks again, and recognise none until `expect` is called."""
-        self.reader.clear()
-        self._recogniser.forget()
-
-    def _set_first_window(self, size: int) -> None:
-        super()._set_first_window(size)
-        if size < DEFAULT_FRAME:
-            self._recogniser.forget()
+    def _settings(self) -> bytes:
+        limits = self.limits
+        pairs = (
+            (MAX_CONCURRENT_STREAMS, limits.max_streams),
+            (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+            (MAX_FRAME_SIZE, limits.max_frame_bytes),
+            (MAX_HEADER_LIST_SIZE, limits.announced_header_bytes),
+            (HEADER_TABLE_SIZE, limits.header_table_bytes),
+        )
+        return b"".join(_SETTING.pack(*pair) for pair in pairs)
 
     def receive(self, data: bytes, now_s: float) -> list[Event]:
         """Process bytes from the peer.
@@ -107,18 +176,16 @@ class Connection(Control):
                 at = self._take_preface(data)
             if self._partial or self._skip:
                 at = self._continue(data)
-            size, recogniser, looked_at = len(data), self._recogniser, at
+            size, looked_at = len(data), at
             while size - at >= FRAME_BYTES:
-                if recogniser.runs and at >= looked_at and self._block is None:
-                    at, looked_at = recogniser.scan(self, data, at)
+                if self._runs and at >= looked_at and self._block is None:
+                    at, looked_at = self._scan(data, at)
                     if size - at < FRAME_BYTES:
                         break
                 end = self._frame(data, at)
                 if not end:
                     break
                 at = end
-            if self.num_recognised:
-                self._account_recognised()
             if self._is_wider:
                 self._unblock()
         except Http2Error as err:
@@ -126,17 +193,6 @@ class Connection(Control):
             raise
         self._rest = data[at:] if at < size else b""
         return found
-
-    def _take_preface(self, data: bytes) -> int:
-        """Take the preface that precedes the peer's frames; return where it ends."""
-        raise NotImplementedError
-
-    def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Take no more streams, and say so, once."""
-        if not self._has_gone:
-            self._has_gone = True
-            self.forget()
-            self._go_away(self.last_stream, code)
 
     def _frame(self, data: bytes, at: int) -> int:
         """Take the frame at `at`; return where it ends, 0 if it is incomplete."""
@@ -202,7 +258,7 @@ class Connection(Control):
         if flags & PRIORITIZED:
             if len(payload) < begin + 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a priority that is missing")
-            if is_own_parent(stream, payload[begin:]):
+            if _is_own_parent(stream, payload[begin:]):
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             begin += 5
         if end < begin:
@@ -226,12 +282,6 @@ class Connection(Control):
             self._block = None
             self._take_block(stream, first_flags, bytes(block))
 
-    def _take_block(
-        self, stream: bytes, flags: int, raw: bytes, data: bytes = b"", at: int = 0, /
-    ) -> int | None:
-        """Take a block; return where the message that follows it in `data` ends, if that, too."""
-        raise NotImplementedError
-
     def _take_trailers(self, stream: bytes, flags: int, raw: bytes) -> None:
         """Take the header block that ends a message."""
         fields = self.reader.read_trailers(raw)
@@ -246,3 +296,414 @@ class Connection(Control):
             return
         self._end_peer(stream, state)
         self.events.append((kinds.TRAILERS, stream, fields, True))
+
+    # Data and windows of ours
+
+    def _use_window(self, num_bytes: int) -> None:
+        """Take data off the connection's window; open it again in time."""
+        self._receive_window -= num_bytes
+        if self._receive_window < 0:
+            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more data than the window allows")
+        whole = self.limits.connection_window_bytes
+        if self._receive_window < whole // 2:
+            increment = word(whole - self._receive_window)
+            self._ready.append(frame(WINDOW_UPDATE, 0, CONNECTION, increment))
+            self._receive_window = whole
+
+    def _data(self, stream: bytes, flags: int, data: bytes, begin: int, end: int) -> None:
+        """Take a DATA frame, or its part that has come."""
+        length, padding = end - begin, 0
+        self._use_window(length)
+        if flags & PADDED:
+            if length == 0 or begin >= len(data):
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padding that is missing")
+            padding = data[begin]
+            begin += 1
+            if padding > end - begin:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding that is too long")
+        ends = bool(flags & END_STREAM)
+        end -= padding
+        if length < self.limits.small_bytes and not ends:
+            self._small()
+        else:
+            self._small_frames.left += 1
+        if self._accept_data(stream, length, end - begin, ends=ends):
+            part = data[begin:end]
+            has_all = len(part) == end - begin
+            self._take_data(stream, part, ended=ends and has_all)
+            if padding:
+                self.acknowledge(stream, length - (end - begin))
+        missing = end - len(data)
+        if missing + padding > 0:
+            pad_left = min(padding, missing + padding)
+            self._partial = stream, max(0, missing), pad_left, ends
+
+    def _whole_data(self, stream: bytes, data: bytes, *, ended: bool) -> bool:
+        """Take a frame as most are; False if `_data` has to look closer."""
+        state, length, limits = self.streams.get(stream), len(data), self.limits
+        if (
+            state.__class__ is not Stream
+            or state.ended
+            or state.content_left is not None
+            or not (limits.small_bytes <= length <= state.receive_window)
+        ):
+            return False
+        self._small_frames.left += 1
+        self._receive_window -= length
+        if self._receive_window < limits.connection_window_bytes // 2:
+            self._use_window(0)
+        state.receive_window -= length
+        if ended:
+            self._end_peer(stream, state)
+        self.events.append((kinds.DATA, stream, data, ended))
+        return True
+
+    def _accept_data(self, stream: bytes, length: int, num_bytes: int, *, ends: bool) -> bool:
+        """Return whether data is for an open stream; else it is ignored or an error."""
+        if stream not in self.streams:
+            if self._is_idle(stream):
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that is not open")
+            if stream not in self._reset:
+                self._fail(stream, ErrorCode.STREAM_CLOSED)
+            elif length < self.limits.small_bytes:
+                self._small()
+            return False
+        state = self._awaken(stream)
+        if state.ended:
+            self._fail(stream, ErrorCode.STREAM_CLOSED)
+            return False
+        state.receive_window -= length
+        if state.receive_window < 0:
+            self._fail(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return False
+        if state.content_left is not None:
+            state.content_left -= num_bytes
+            if state.content_left < 0 or (ends and state.content_left):
+                self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+                return False
+        return True
+
+    def _take_data(self, stream: bytes, part: bytes, *, ended: bool) -> None:
+        state = self.streams.get(stream)
+        if state is None or (not part and not ended):
+            return
+        if ended:
+            self._end_peer(stream, state)
+        self.events.append((kinds.DATA, stream, part, ended))
+
+    def _continue(self, data: bytes) -> int:
+        """Take the rest of a frame that came in part before; return where it ends."""
+        if self._partial is None:
+            at = min(self._skip, len(data))
+            self._skip -= at
+            return at
+        stream, missing, padding, ends = self._partial
+        part = data[:missing]
+        at = min(len(data), missing + padding)
+        missing -= len(part)
+        padding -= at - len(part)
+        if part:
+            self._take_data(stream, part, ended=ends and not missing)
+        self._partial = (stream, missing, padding, ends) if missing + padding else None
+        return at
+
+    def _end_peer(self, stream: bytes, state: Any) -> None:
+        """Note that the peer has sent everything on a stream."""
+        state.ended = True
+        if state.finished:
+            del self.streams[stream]
+
+    def _awaken(self, stream: bytes) -> Stream:
+        """Return a stream's state; report it first if it was only recognised so far."""
+        state = self.streams[stream]
+        if isinstance(state, Stream):
+            return state
+        if not state.ended:
+            self.events.append((kinds.HEADERS, stream, state.block, False))
+        return self._full(stream)
+
+    # Other frames
+
+    def _small(self) -> None:
+        """Count a frame that costs more than it carries."""
+        if not self._small_frames.take(self._now_s):
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many small frames")
+
+    def _count_reset(self) -> None:
+        if not self._resets.take(self._now_s):
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+
+    def _fail(self, stream: bytes, code: ErrorCode) -> None:
+        """End a stream for an error of the peer's, which is as if the peer had reset it."""
+        self._count_reset()
+        state = self.streams.get(stream)
+        if state is not None:
+            self.events.append((kinds.RESET, stream, (code, state), True))
+            self.reset(stream, code)
+        else:
+            self._note_reset(stream)
+            self._ready.append(frame(RST_STREAM, 0, stream, word(code)))
+
+    def _control(self, kind: int, stream: bytes, flags: int, payload: bytes) -> None:
+        if kind == WINDOW_UPDATE:
+            self._window_update(stream, int.from_bytes(payload, "big") & MAX_WINDOW)
+        elif kind == RST_STREAM:
+            self._reset_by_peer(stream, int.from_bytes(payload, "big"))
+        elif kind == PING:
+            self._small()
+            if not flags & ACK:
+                self._ready.append(frame(PING, ACK, CONNECTION, payload))
+        elif kind == SETTINGS:
+            self._take_settings(flags, payload)
+        elif kind == GOAWAY:
+            if len(payload) < 8:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
+            code = int.from_bytes(payload[4:8], "big")
+            last = word(int.from_bytes(payload[:4], "big") & MAX_WINDOW)
+            self.events.append((kinds.GOAWAY, last, code, False))
+        elif kind == PRIORITY:
+            self._small()
+            if _is_own_parent(stream, payload):
+                self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+        else:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody allowed")
+
+    def _window_update(self, stream: bytes, increment: int) -> None:
+        self._small()
+        if stream != CONNECTION and stream not in self.streams:
+            if self._is_idle(stream):
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+            return  # it crossed the end of the stream
+        if increment:
+            if stream != CONNECTION:
+                self._awaken(stream)
+            self._widen(stream, increment)
+        elif stream == CONNECTION:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "an increment of 0")
+        else:
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR)
+
+    def _reset_by_peer(self, stream: bytes, code: int) -> None:
+        state = self.streams.pop(stream, None)
+        if state is None and self._is_idle(stream):
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+        self._count_reset()
+        if state is None:
+            return
+        self.blocked.pop(stream, None)
+        self.events.append((kinds.RESET, stream, (code, state), True))
+
+    def _take_settings(self, flags: int, payload: bytes) -> None:
+        if flags & ACK:
+            if payload:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+            if not self.is_established:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "settings are missing")
+            return
+        if len(payload) % _SETTING.size:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+        self._small()
+        for name, value in dict(_SETTING.iter_unpack(payload)).items():
+            self._take_setting(name, value)
+        self.is_established = True
+        self._ready.append(frame(SETTINGS, ACK, CONNECTION))
+
+    def _take_setting(self, name: int, value: int) -> None:
+        if name == HEADER_TABLE_SIZE:
+            self.encoder.resize(value)
+        elif name == ENABLE_PUSH:
+            if value > 1:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
+        elif name == INITIAL_WINDOW_SIZE:
+            if value > MAX_WINDOW:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
+            self._first_window = value  # it also counts for the streams that are open
+            self._is_wider = True
+        elif name == MAX_FRAME_SIZE:
+            if not DEFAULT_FRAME <= value < 1 << 24:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a wrong MAX_FRAME_SIZE")
+            self._max_frame = min(value, _MAX_SENT_FRAME)
+
+    def _widen(self, stream: bytes, increment: int) -> None:
+        """Take a WINDOW_UPDATE.
+
+        Raises:
+            Http2Error: the connection's window is too large now.
+        """
+        if stream == CONNECTION:
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
+            self._is_wider = True
+        elif stream in self.streams:
+            state = self._full(stream)
+            state.send_credit += increment
+            if self._first_window + state.send_credit > MAX_WINDOW:
+                self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            elif stream in self.blocked:
+                self._pump(stream, state)
+
+    def _unblock(self) -> None:
+        """Send as much as larger windows allow; once a read: there may be a thousand streams."""
+        self._is_wider = False
+        for stream, state in list(self.blocked.items()):
+            if self.send_window <= 0:
+                break
+            self._pump(stream, state)
+
+    # Frames to the peer
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes for the peer, once."""
+        data = b"".join(self._ready)
+        self._ready.clear()
+        return data
+
+    def num_unsent(self, stream: bytes | None = None) -> int:
+        """Return the bytes that windows keep back, on a stream or in all."""
+        if stream is None:
+            return sum(len(state.unsent) for state in self.blocked.values())
+        state = self.blocked.get(stream)
+        return 0 if state is None else len(state.unsent)
+
+    def _send(self, stream: bytes, data: bytes, trailers: bytes | None = None) -> None:
+        """Send data, as the windows allow, and after it trailers.
+
+        Args:
+            stream: one that is open.
+            data: may be empty.
+            trailers: a header block that ends the stream, and needs and changes no table; empty
+                for an end without one, None for no end.
+        """
+        state = self._full(stream)
+        if trailers is not None:
+            state.trailers = trailers
+            state.call = None
+        if not state.unsent:
+            state.unsent = bytearray(data)
+        else:
+            state.unsent += data
+        self._pump(stream, state)
+
+    def reset(self, stream: bytes, code: ErrorCode) -> None:
+        """End a stream at once; nothing happens on a closed stream."""
+        state = self.streams.pop(stream, None)
+        if state is None:
+            return
+        self.blocked.pop(stream, None)
+        if not state.ended:  # more of it may be under way
+            self._note_reset(stream)
+        self._ready.append(frame(RST_STREAM, 0, stream, word(code)))
+
+    def acknowledge(self, stream: bytes, num_bytes: int) -> None:
+        """Let the peer send as much more on a stream."""
+        state = self.streams.get(stream)
+        if not isinstance(state, Stream) or state.ended:
+            return
+        state.owed += num_bytes
+        if state.owed >= self.limits.stream_window_bytes // 4:
+            state.receive_window += state.owed
+            self._ready.append(frame(WINDOW_UPDATE, 0, stream, word(state.owed)))
+            state.owed = 0
+
+    def ping(self, data: bytes = bytes(8)) -> None:
+        """Ask the peer for a sign of life; `data` has 8 bytes."""
+        self._ready.append(frame(PING, 0, CONNECTION, data))
+
+    def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        """Take no more streams, and say so, once."""
+        if not self._has_gone:
+            self._has_gone = True
+            self.forget()
+            self._go_away(self.last_stream, code)
+
+    def _go_away(self, last: bytes, code: ErrorCode) -> None:
+        self._ready.append(frame(GOAWAY, 0, CONNECTION, last + word(code)))
+
+    def _full(self, stream: bytes) -> Stream:
+        """Return a stream's state as an object of its own."""
+        state = self.streams[stream]
+        if isinstance(state, Stream):
+            return state
+        full = Stream(state.block, self.limits.stream_window_bytes)
+        full.call, full.ended, full.send_credit = state.call, state.ended, state.send_credit
+        full.content_left = state.block.content_length
+        self.streams[stream] = full
+        return full
+
+    def _send_block(self, stream: bytes, block: bytes, *, end: bool) -> None:
+        flags = END_STREAM if end else 0
+        kind, most = HEADERS, self._max_frame
+        if self.encoder.resized:
+            block, self.encoder.resized = self.encoder.resized + block, b""
+        while len(block) > most:
+            self._ready.append(frame(kind, flags, stream, block[:most]))
+            block, kind, flags = block[most:], CONTINUATION, 0
+        self._ready.append(frame(kind, flags | END_HEADERS, stream, block))
+
+    def _pump(self, stream: bytes, state: Stream) -> None:
+        """Send as much of a stream as the windows allow."""
+        unsent, at = state.unsent, 0
+        room = min(len(unsent), self.send_window, self._first_window + state.send_credit)
+        while at < room:
+            end = min(room, at + self._max_frame)
+            flags = END_STREAM if end == len(unsent) and state.trailers == b"" else 0
+            self._ready.append(frame(DATA, flags, stream, bytes(unsent[at:end])))
+            self._small_frames.left += 2  # updates of the stream's and the connection's window
+            at = end
+        if at:
+            self.send_window -= at
+            state.send_credit -= at
+            del unsent[:at]  # type: ignore[union-attr]
+        if unsent:
+            self.blocked[stream] = state
+            return
+        self.blocked.pop(stream, None)
+        if state.trailers is not None:
+            if state.trailers:
+                self._send_block(stream, state.trailers, end=True)
+            elif not at:
+                self._ready.append(frame(DATA, END_STREAM, stream))
+            self._finish(stream, state)
+
+    def _finish(self, stream: bytes, state: Stream) -> None:
+        """Note that everything was sent on a stream."""
+        state.finished = True
+        if state.ended:
+            del self.streams[stream]
+
+    def _note_reset(self, stream: bytes) -> None:
+        """Remember that frames of a stream may be under way that nobody waits for."""
+        if len(self._reset) >= _MAX_RESET:
+            del self._reset[next(iter(self._reset))]
+        self._reset[stream] = None
+
+    def forget(self) -> None:
+        """Decode all header blocks again, and recognise none until `expect` is called."""
+        self.reader.clear()
+        self._runs.clear()
+
+    # The roles
+
+    def _take_preface(self, data: bytes) -> int:
+        """Take the preface that precedes the peer's frames; return where it ends."""
+        raise NotImplementedError
+
+    def _scan(self, data: bytes, at: int) -> tuple[int, int]:
+        """Take the calls at `at` that repeat others; see `ServerConnection`."""
+        raise NotImplementedError
+
+    def _is_idle(self, stream: bytes) -> bool:
+        """Return whether a stream was never opened."""
+        raise NotImplementedError
+
+    def _take_block(
+        self, stream: bytes, flags: int, raw: bytes, data: bytes = b"", at: int = 0, /
+    ) -> int | None:
+        """Take a block; return where the message that follows it in `data` ends, if that, too."""
+        raise NotImplementedError
+
+
+def _is_own_parent(stream: bytes, priority: bytes) -> bool:
+    """Return whether a priority makes a stream depend on itself."""
+    return int.from_bytes(priority[:4], "big") & MAX_WINDOW == int.from_bytes(stream, "big")

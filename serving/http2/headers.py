@@ -1,13 +1,11 @@
 """Header blocks of requests and responses: decoded, checked, cached while they mean the same."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
-from serving.http2.hpack.decoder import Decoder
-from serving.http2.hpack.table import Field, Fields
+from serving.http2.hpack import Decoder, Field, Fields
 from serving.http2.limits import Limits
 
 _MAX_CACHED = 32
@@ -15,8 +13,6 @@ _MAX_CACHED_BYTES = 1024
 """The longest blocks that are cached, encoded."""
 _MAX_KIND_BYTES, _FIELD_BYTES = 4096, 128
 """The largest kinds that are cached; the memory of a field beside its bytes."""
-_MAX_MESSAGES = 16
-"""Layouts that are recognised after one block."""
 
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[!-~\x80-\xff]*|[!-~\x80-\xff][^\0\r\n]*[!-~\x80-\xff]")
@@ -51,14 +47,15 @@ class OpenCall:
     Streams with the same block share it, so a call that repeats others needs no object of its own.
     """
 
-    __slots__ = ("block", "ended")
+    __slots__ = ("block", "ended", "send_credit")
     trailers = None
     """See `Stream`: its answer has not begun."""
 
-    def __init__(self, block: "Block", *, ended: bool) -> None:
-        """Describe streams whose peer has ended its side, or not."""
+    def __init__(self, block: "Block", *, ended: bool, send_credit: int = 0) -> None:
+        """Describe streams whose peer has ended its side, or not, and has added to their window."""
         self.block = block
         self.ended = ended
+        self.send_credit = send_credit
 
     @property
     def call(self) -> Any:
@@ -66,69 +63,63 @@ class OpenCall:
         return self.block.call
 
 
-class Kind:
-    """The common part of blocks that differ only in values that change from call to call."""
-
-    __slots__ = ("call", "content_length", "is_kept", "is_malformed", "is_repeated", "messages")
-
-    def __init__(self, content_length: int | None, *, is_malformed: bool, is_kept: bool) -> None:
-        self.content_length = content_length
-        self.is_malformed = is_malformed
-        """Whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
-        self.is_kept = is_kept
-        self.is_repeated = False
-        """Whether more than one block of it has come."""
-        self.call: Any = None
-        """For the application, such as the meaning of the fields."""
-        self.messages: dict[bytes, tuple[Layout, Any]] = {}
-        """The messages of calls that are recognised, with the application's tokens, by the first
-        bytes of their frame."""
-
-    def expect(self, layout: "Layout", token: Any) -> None:
-        """Have calls recognised whose message comes at once, in a layout."""
-        if len(self.messages) >= _MAX_MESSAGES:
-            self.messages.clear()
-        num_bytes = len(layout[0]) + layout[1]
-        self.messages[num_bytes.to_bytes(3, "big") + b"\0\1"] = layout, token
-
-
-_MALFORMED = Kind(None, is_malformed=True, is_kept=False)
+_NONE: dict[int, OpenCall] = {}
 
 
 class Block:
-    """A decoded header block."""
+    """A decoded header block; also the common part of those that differ only in a few values."""
 
-    is_repeated = False
-    """Whether its bytes have come more than once, and meant the same."""
-    is_kept = False
-    """Whether others with the same bytes share it."""
-    call: Any = None
-    """For the application, as that of its kind, which does not know `changing`."""
-    messages: Mapping[Layout, Any] = MappingProxyType({})
-    """The messages that are recognised on its streams, with the application's tokens."""
-    opened: "OpenCall | None" = None
-    """The state of streams that begin with it, where they are recognised from their headers on."""
-    answered: "OpenCall | None" = None
+    __slots__ = (
+        "call", "changing", "content_length", "fields", "is_call", "is_kept",
+        "is_malformed", "is_repeated", "kind", "messages", "raw", "states",
+    )  # fmt: skip
 
-    def __init__(self, raw: bytes, fields: Fields, kind: Kind, changing: Sequence[Field]) -> None:
+    def __init__(
+        self, raw: bytes, fields: Fields, kind: "Block | None" = None,
+        changing: Sequence[Field] = (),
+    ) -> None:  # fmt: skip
+        """Take its bytes and its fields; without a `kind` it is one."""
         self.raw = raw
         self.fields = fields
-        self.kind = kind
+        self.kind = kind or self
+        """The part that it shares with blocks in which other values change from call to call."""
         self.changing = changing
         """The fields whose values others of its kind do not share."""
+        self.content_length: int | None = None if kind is None else kind.content_length
+        self.is_malformed: bool = kind is not None and kind.is_malformed
+        """Whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
+        self.is_repeated = False
+        """Whether its bytes have come more than once; of a kind, more than one of its blocks."""
+        self.is_kept = False
+        """Whether others share it."""
+        self.call: Any = None
+        """For the application, such as the meaning of its fields; a kind has no changing ones."""
+        self.messages: dict[bytes, tuple[Layout, Any]] = {} if kind is None else kind.messages
+        """The messages that are recognised on streams of its kind, with the application's tokens,
+        by the first bytes of their frame."""
+        self.is_call = False
+        """Of a kind: whether one of them is a whole call."""
+        self.states: dict[int, OpenCall] = _NONE
+        """See `state`."""
+
+    def state(self, key: int) -> OpenCall:
+        """Return the state of streams of which only the block has come, and perhaps a message.
+
+        Args:
+            key: how much more the peer takes on them than on others, less than 256; -1 where the
+                message has not come.
+        """
+        if self.states is _NONE:
+            self.states = {}
+        state = self.states.get(key)
+        if state is None:
+            state = self.states[key] = OpenCall(self, ended=key >= 0, send_credit=max(0, key))
+        return state
 
     def shrink(self) -> None:
         """Drop the fields of a block that nobody shares, now that they were read."""
         if not self.is_kept:
             self.raw, self.fields, self.changing = b"", (), ()
-
-    def expect(self, layout: "Layout", token: Any, *, calls: bool) -> None:
-        """Have messages of a layout recognised, and perhaps whole calls."""
-        if calls and self.opened is None:
-            self.opened = OpenCall(self, ended=False)
-            self.answered = OpenCall(self, ended=True)
-        others = self.messages if len(self.messages) < _MAX_MESSAGES else {}
-        self.messages = {**others, layout: token}
 
 
 class HeaderReader:
@@ -147,7 +138,7 @@ class HeaderReader:
         self._forget = forget
         self.blocks: dict[bytes, Block] = {}
         """Blocks that mean the same as long as no other one changes the table."""
-        self._kinds: dict[tuple[Field | bytes, ...], Kind] = {}
+        self._kinds: dict[tuple[Field | bytes, ...], Block] = {}
         """By fields, of which those that change are left with their name alone."""
 
     def clear(self) -> None:
@@ -177,7 +168,7 @@ class HeaderReader:
         key = tuple(same)
         kind = self._kinds.get(key)
         if decoder.has_invalid:
-            kind = _MALFORMED
+            kind = _malformed()
         elif kind is None:
             kind = self._learn(key, fields)
         else:
@@ -190,15 +181,15 @@ class HeaderReader:
             block.is_kept = True
         return block
 
-    def _learn(self, key: tuple[Field | bytes, ...], fields: Fields) -> Kind:
+    def _learn(self, key: tuple[Field | bytes, ...], fields: Fields) -> Block:
         length = dict(fields).get(b"content-length")
         has_shape = _has_shape([name for name, _ in fields], of_requests=self._of_requests)
         num_bytes = len(b"".join(chain.from_iterable(fields))) + len(fields) * _FIELD_BYTES
-        kind = Kind(
-            int(length) if has_shape and length else None,
-            is_malformed=not has_shape or length == b"",  # the static table has an empty one
-            is_kept=num_bytes <= _MAX_KIND_BYTES,
-        )
+        kind = Block(b"", ())
+        kind.content_length = int(length) if has_shape and length else None
+        # The static table has an empty length.
+        kind.is_malformed = not has_shape or length == b""
+        kind.is_kept = num_bytes <= _MAX_KIND_BYTES
         if kind.is_kept:
             if len(self._kinds) >= _MAX_CACHED:
                 self._kinds.clear()
@@ -221,6 +212,12 @@ class HeaderReader:
             self.blocks.clear()
             self._forget()
         return fields
+
+
+def _malformed() -> Block:
+    kind = Block(b"", ())
+    kind.is_malformed = True
+    return kind
 
 
 def is_valid(field: Field) -> bool:

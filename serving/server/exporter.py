@@ -9,12 +9,12 @@ from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
 from serving.telemetry.report import Report
+from serving.transports.connections import Limits
 from serving.transports.http1.exchange import Exchange, OneThread
-from serving.transports.http1.http_calls import open_port
+from serving.transports.http1.port import open_port
 from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import App, Endpoint
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.loop import Loop
 
 _BACKLOG = 256
 """Connections that wait in the kernel to be accepted; past it they come a second late."""

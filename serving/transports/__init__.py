@@ -51,9 +51,9 @@ def open_transport(router: Router, methods: Sequence[Method], config: ServerConf
         ConfigurationError: a certificate or a token can't be used.
     """
     if config.transport == "grpcio":
-        from serving.transports.grpcio.grpcio_server import GrpcioServer
+        from serving.transports.grpcio_server import GrpcioServer
 
         return GrpcioServer(router, methods, config)
-    from serving.transports.h2.h2_server import H2Server
+    from serving.transports.h2.port import H2Server
 
     return H2Server(router, methods, config)

@@ -14,7 +14,7 @@ from serving.http2.frames import (
     frame,
     word,
 )
-from serving.http2.hpack.encoder import encode_literally
+from serving.http2.hpack import encode_literally
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import frame as framed
 from tests.simulation.clients import SLOW, STREAM, UNARY, Client

@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
+from serving.http2.connection import Stream
 from serving.http2.frames import (
     CONNECTION,
     INITIAL_WINDOW_SIZE,
@@ -16,10 +17,15 @@ from serving.http2.frames import (
     frame,
     word,
 )
-from serving.http2.hpack.encoder import Encoder, _write_integer, encode_literally, literal
-from serving.http2.hpack.table import INDEXED, INSERT
+from serving.http2.hpack import (
+    INDEXED,
+    INSERT,
+    Encoder,
+    _write_integer,
+    encode_literally,
+    literal,
+)
 from serving.http2.limits import Limits
-from serving.http2.outgoing import Stream
 from serving.protocols.digits_v1.wire import decode_response, encode_request
 from serving.protocols.encoding import frame as framed
 from serving.protocols.oip import inference_pb

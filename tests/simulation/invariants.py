@@ -3,7 +3,7 @@
 from typing import Any
 
 from serving.catalog.versions import ModelVersions
-from serving.http2.outgoing import Stream
+from serving.http2.connection import Stream
 from tests.simulation.clients import SLOW, STREAM, Call, Polite
 from tests.simulation.network import READ, WRITE
 
@@ -19,10 +19,10 @@ def check(world: Any) -> None:
     loop, limits = world.loop, world.limits
     own_s = world.now_s - world.turn_s - world.busy_s
     world.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
-    home, web = loop._homes
+    home, web = loop._ports
     if loop._refusal is not None:
         world.refusing_s = min(world.refusing_s, world.now_s)
-    changed = [each for each in home._open if each.socket.link.is_changed]
+    changed = [each for each in home._peers if each.socket.link.is_changed]
     if not changed and world.random.random() > 0.1:
         return
     world.batchers |= dict.fromkeys(world.router.batchers)
@@ -31,17 +31,16 @@ def check(world: Any) -> None:
         world.require(is_known, "a version is dropped that has calls to run")
         for queue in batcher._queues:
             check_queue(world, queue)
-    context = home.calls.context
-    world.require(
-        context._num_buffered == sum(context._buffered.values()), "bytes held are miscounted"
-    )
-    world.require(context._num_buffered <= limits.max_buffered_bytes, "too many bytes are held")
-    world.require(all(each._is_open for each in context._buffered), "an ended call holds bytes")
-    world.require(all(each._is_open for each in context.stalled), "an ended call waits for room")
-    world.require(len(context._timers) <= context._max_timers, "too many timers")
-    world.require(len(home._open) <= limits.max_connections, "too many connections")
+    calls = loop.calls
+    world.require(calls._num_held == sum(calls._held.values()), "bytes held are miscounted")
+    running = sum(size for call, size in calls._held.items() if call.is_running)
+    world.require(calls._num_held <= running + limits.max_buffered_bytes, "too many bytes are held")
+    world.require(not any(each.is_over for each in calls._held), "an ended call holds bytes")
+    world.require(not any(each.is_over for each in calls.stalled), "an ended call waits for room")
+    world.require(len(calls._deadlines) <= calls._max_deadlines, "too many deadlines")
+    world.require(len(home._peers) <= limits.max_connections, "too many connections")
     slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
-    for connection in [*home._open, *web._open]:
+    for connection in [*home._peers, *web._peers]:
         is_stuck = (
             connection.output and world.now_s - max(connection.active_s, world.thawed_s) > slow_s
         )
@@ -65,7 +64,7 @@ def check_queue(world: Any, queue: Any) -> None:
 
 
 def check_connection(world: Any, connection: Any) -> None:
-    http2, limits = connection.http2, world.limits
+    http2, limits = connection.engine, world.limits
     streams = http2.streams
     world.require(len(streams) <= limits.http2.max_streams, "too many streams")
     world.require(http2.blocked.keys() <= streams.keys(), "a stream that is over waits to be sent")
@@ -82,13 +81,13 @@ def check_connection(world: Any, connection: Any) -> None:
 
 def check_windows(world: Any, connection: Any, client: Polite) -> None:
     """Compare the windows of both sides, while nothing is on its way."""
-    link, ours, theirs = client.link, client.engine, connection.http2
+    link, ours, theirs = client.link, client.engine, connection.engine
     if client.out or not (link.up.is_quiet and link.down.is_quiet) or link.up.is_shut:
         return
     if connection.output or theirs._ready or ours._ready:
         return
-    pairs = [("up", ours._send_window, theirs._receive_window),
-             ("down", theirs._send_window, ours._receive_window)]  # fmt: skip
+    pairs = [("up", ours.send_window, theirs._receive_window),
+             ("down", theirs.send_window, ours._receive_window)]  # fmt: skip
     for stream, state in ours.streams.items():
         their = theirs.streams.get(stream)
         if isinstance(their, Stream) and isinstance(state, Stream):
@@ -121,20 +120,15 @@ def check_sleep(world: Any, end_s: float) -> None:
                         late_s < _LATE_S + world.patience_s or group.open_part() is None,
                         f"calls wait {late_s:g} s past their deadline",
                     )
-    home, web = loop._homes
-    for connection in web._open:
-        if (exchange := connection.exchange) is not None:
-            late_s = end_s - max(exchange.deadline_s, connection.active_s)
-            is_late = late_s > _LATE_S + world.patience_s
-            world.require(not is_late, f"a request waits {late_s:g} s past its deadline")
-    for deadline_s, _, connection, stream_id, stream in home.calls.context._timers[:1]:
-        if connection.call(stream_id) is stream:
-            late_s = end_s - max(deadline_s, world.now_s)
-            world.require(late_s < 0.05, f"the loop sleeps {late_s:g} s past a stream's deadline")
-    for connection in home._open:
+    home = loop._ports[0]
+    for deadline_s, _, call in loop.calls._deadlines[:1]:
+        late_s = end_s - max(deadline_s, world.now_s)
+        is_late = late_s > 0.05 and not call.is_over
+        world.require(not is_late, f"the loop sleeps {late_s:g} s past a call's deadline")
+    for connection in home._peers:
         events = loop.selector.keys[connection.socket].events
         world.require(events == (WRITE if connection.output else READ), "a socket is not watched")
-        http2 = connection.http2
+        http2 = connection.engine
         is_sent = connection.output or not (http2._ready and http2.is_established)
         world.require(is_sent, "the loop sleeps while there are answers to send")
 
@@ -234,19 +228,17 @@ def check_answered(world: Any, client: Polite) -> None:
 
 def check_start(world: Any) -> None:
     """See that the server is as at the start, now that all have left."""
-    home, web = world.loop._homes
-    left = [connection.address for connection in [*home._open, *web._open]]
+    home, web = world.loop._ports
+    left = [connection.address for connection in [*home._peers, *web._peers]]
     world.require(not left, f"connections are left: {left}")
     world.require(world.num_sockets == 2, f"{world.num_sockets - 2} sockets are left")
     world.require(len(world.loop.selector.keys) == 3, "the selector has sockets that are gone")
-    held = [web.calls.replies.timed, web.calls._bodies._held]
-    world.require(not any(held), f"requests are held, by nobody: {held}")
     batchers = world.router.batchers
     world.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
     world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
     world.require(not world.loop._due, "the loop wakes up for a queue that is empty")
-    context = home.calls.context
-    world.require(not (context._buffered or context.stalled), "bytes or turns are held, by nobody")
+    calls = world.loop.calls
+    world.require(not (calls._held or calls.stalled), "bytes or turns are held, by nobody")
 
 
 def check_counts(world: Any) -> None:

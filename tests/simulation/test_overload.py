@@ -8,7 +8,7 @@ import pytest
 from serving.config import BatchingConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.tensors import Array, Feeds
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.connections import Limits
 from tests.simulation import world as simulation
 from tests.simulation.clients import UNARY, Call, Polite
 from tests.simulation.world import World, rows_of

@@ -8,11 +8,10 @@ from random import Random
 from typing import Any
 
 from serving.protocols.oip.methods import Queries
+from serving.transports.connections import Limits, Port
 from serving.transports.http.inference import Inference
-from serving.transports.http1.http_calls import open_port
+from serving.transports.http1.port import open_port
 from serving.transports.http1.routing import App
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.port_limits import Limits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0
@@ -42,7 +41,7 @@ class Workers:
     def close(self) -> None: ...
 
 
-def open_web(world: Any, queries: Queries) -> Connections:
+def open_web(world: Any, queries: Queries) -> Port:
     """Open the world's HTTP port on its loop."""
     pool = Workers(world)
     routes = Inference(world.router, queries, pool).routes()

@@ -34,8 +34,8 @@ from serving.router import Router
 from serving.signature import Signature
 from serving.system.host import Host
 from serving.tensors import Array, Feeds
-from serving.transports.h2 import h2_server as h2
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.connections import Limits
+from serving.transports.h2 import port as h2
 from tests.simulation import invariants
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
@@ -75,6 +75,9 @@ class Model:
                 return [np.zeros((number - 1, 10), np.float32)]
             raise ModelError() if world.random.random() < 0.5 else MemoryError()
         return [rows_of(rows, self.version)]
+
+    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+        return self.run, lambda: None
 
 
 def rows_of(images: list[bytes], version: str) -> Array:
@@ -165,7 +168,7 @@ class World:
         )  # fmt: skip
         self.limits = Limits(
             max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
-            max_buffered_bytes=random.choice((2_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
+            max_buffered_bytes=random.choice((8_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
             max_stream_unread_bytes=random.choice((100, 1_000)), handshake_s=2.0,
             age_s=random.choice((0.0, 10.0)),
             http2=Http2Limits(max_streams=random.choice((5, 40)),

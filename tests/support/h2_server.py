@@ -14,8 +14,8 @@ from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.server.server import Server
 from serving.system.host import Host
-from serving.transports.h2.h2_server import H2Server
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.connections import Limits
+from serving.transports.h2.port import H2Server
 from tests.support.fakes import router_of
 
 TIMEOUT_S = 20.0

@@ -11,7 +11,7 @@ from serving.client.transport import PUSHBACK, Failure, Outcome
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import ErrorCode
-from serving.http2.hpack.table import Fields
+from serving.http2.hpack import Fields
 from serving.http2.limits import Limits
 from serving.protocols.status import StatusCode
 

@@ -12,6 +12,7 @@ from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
 from serving.system.processes.pool import Processes
 from serving.transports.access_log import access_log
+from serving.transports.connections import Limits, Port, max_message_bytes
 from serving.transports.http.classes import Classes
 from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
@@ -19,12 +20,10 @@ from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.exchange import OneThread, Pool
-from serving.transports.http1.http_calls import open_port
+from serving.transports.http1.port import open_port
 from serving.transports.http1.problems import as_json
 from serving.transports.http1.routing import App, Endpoint
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits, max_message_bytes
+from serving.transports.loop import Loop
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
@@ -81,9 +80,9 @@ class HttpServer:
 
     def start(self, loop: Loop) -> None:
         """Start to answer, on a loop that runs already."""
-        loop.call(lambda: loop.add(self._connections(loop)))
+        loop.call(lambda: loop.add(self._port(loop)))
 
-    def _connections(self, loop: Loop) -> Connections:
+    def _port(self, loop: Loop) -> Port:
         config, router = self._config, self._router
         pool = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
         control = OneThread("control")

@@ -14,10 +14,10 @@ from serving.protocols.oip.tensors import Inference as Decoded
 from serving.protocols.oip.tensors import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
+from serving.transports.connections import max_message_bytes
 from serving.transports.http1.exchange import SMALL_BYTES, Exchange, Pool
 from serving.transports.http1.problems import Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
-from serving.transports.sockets.port_limits import max_message_bytes
 
 LENGTH_HEADER = "inference-header-content-length"
 _JSON_BYTES = 4 << 20

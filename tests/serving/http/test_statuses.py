@@ -4,7 +4,8 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
 from serving.router import Router
 from serving.system.host import Host
+from serving.transports.connections import Limits
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.problems import http_status
-from serving.transports.sockets.loop import Loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside
@@ -133,6 +134,31 @@ def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
             stalled.sendall(head + bytes(29_000))
         for _ in range(5):
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
+
+
+def test_requests_far_ahead_of_an_answer_are_not_read_and_not_lost(gated: Gated) -> None:
+    """Far more than the kernel's buffers take, some 10 MB."""
+    body = body_of(1)
+    head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+    with connected(gated.peer.url) as sock:
+        sock.sendall(request)
+        gated.engine.wait_until_running()
+        sock.settimeout(1.0)
+        sent, rest = 1, memoryview(b"")
+        with suppress(TimeoutError):
+            while sent * len(request) < 32 << 20:
+                rest = rest or memoryview(request)
+                rest = rest[sock.send(rest) :]
+                sent += not rest
+        assert sent * len(request) < 32 << 20, "nothing stops the caller"
+        gated.engine.open(20_000)
+        sock.settimeout(60.0)
+        answered = b""
+        with ThreadPoolExecutor() as pool:
+            pool.submit(sock.sendall, rest)
+            while answered.count(b"HTTP/1.1 200") < sent + bool(rest):
+                answered += sock.recv(1 << 20)
 
 
 def test_silent_and_slow_connections_make_room(models: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.http1.requests import BadRequest, ServerConnection
+from serving.http1.requests import BadRequest, RequestReader
 from serving.images import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
@@ -297,7 +297,7 @@ def test_drain_beside_stopped_bodies_logs_nothing(
 
 
 def test_bytes_one_by_one_are_the_same_request() -> None:
-    connection, data = ServerConnection(), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
+    connection, data = RequestReader(), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
     request = body = None
     for at in range(len(data)):
         connection.receive(data[at : at + 1])
@@ -308,7 +308,7 @@ def test_bytes_one_by_one_are_the_same_request() -> None:
 
 
 def test_length_of_a_repeated_head_is_read_strictly() -> None:
-    connection = ServerConnection()
+    connection = RequestReader()
     sizes = []
     for size in (b"2", b"12", b"3"):
         connection.receive(POST + b"Content-Length: " + size + b"\r\n\r\n")

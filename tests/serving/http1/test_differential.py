@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import h11
 
-from serving.http1.requests import BadRequest, ServerConnection
+from serving.http1.requests import BadRequest, RequestReader
 from tests.conftest import SEED
 
 MAX_BODY_BYTES = 1 << 20
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 
 
 def by_engine(parts: list[bytes]) -> Seen:
-    engine, requests, request = ServerConnection(), [], None
+    engine, requests, request = RequestReader(), [], None
     try:
         for part in parts:
             engine.receive(part)

@@ -21,8 +21,8 @@ from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
 from serving.transports.http.http_server import HttpServer
-from serving.transports.http1.known import Known
-from serving.transports.sockets.loop import Loop
+from serving.transports.http1.exchange import Known
+from serving.transports.loop import Loop
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
 from tests.support.fakes import GatedModel, images_of, router_of

@@ -8,11 +8,16 @@ import hpack
 import pytest
 
 from serving.http2.headers import is_valid
-from serving.http2.hpack import huffman
-from serving.http2.hpack.decoder import Decoder, HpackError
-from serving.http2.hpack.encoder import Encoder
-from serving.http2.hpack.encoder import encode_literally as encode
-from serving.http2.hpack.table import DEFAULT_TABLE, Field, Fields
+from serving.http2.hpack import (
+    DEFAULT_TABLE,
+    Decoder,
+    Encoder,
+    Field,
+    Fields,
+    HpackError,
+    decode_huffman,
+)
+from serving.http2.hpack import encode_literally as encode
 
 REQUESTS: tuple[Fields, ...] = (
     ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"),
@@ -109,7 +114,7 @@ def test_every_string_survives_huffmans_code(generator: random.Random) -> None:
     )
     for number in range(2000):
         text = bytes((number % 256,)) + generator.randbytes(generator.randrange(40))
-        assert huffman.decode(theirs.encode(text)) == text
+        assert decode_huffman(theirs.encode(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_wrong_ends_of_huffmans_code_are_refused(encoded: str) -> None:
     with pytest.raises(hpack.HPACKDecodingError):
         hpack.huffman_table.decode_huffman(data)
     with pytest.raises(ValueError, match=r"padding|end"):
-        huffman.decode(data)
+        decode_huffman(data)
 
 
 @pytest.mark.parametrize(

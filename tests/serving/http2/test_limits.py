@@ -28,7 +28,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
-from serving.http2.server_side import NotHttp2, ServerConnection
+from serving.http2.server_side import ServerConnection
 
 RESPONSE = ((b":status", b"200"),)
 OK = ((b"grpc-status", b"0"),)
@@ -245,7 +245,7 @@ def test_padded_frame_may_come_in_any_parts() -> None:
 
 def test_other_protocols_are_recognised() -> None:
     for data in (b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", PREFACE[:-1] + b"x"):
-        with pytest.raises(NotHttp2):
+        with pytest.raises(Http2Error, match="not HTTP/2"):
             ServerConnection(Limits(), RESPONSE, OK).receive(data, 0.0)
     with pytest.raises(Http2Error, match="settings are missing"):
         ServerConnection(Limits(), RESPONSE, OK).receive(PREFACE + CALL, 0.0)

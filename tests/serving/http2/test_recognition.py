@@ -236,16 +236,31 @@ def test_answers_keep_to_the_peers_windows(generator: random.Random, window: int
     assert not connection.num_unsent()
 
 
-def test_updates_of_small_windows_are_not_skipped(generator: random.Random) -> None:
+@pytest.mark.parametrize(
+    ("window", "increment", "later"), [(100, 200, 100), (16_384, 255, 16_384), (16_384, 200, 10)]
+)
+@pytest.mark.parametrize("more", [{}, {"traceparent": ""}], ids=["same headers", "others"])
+def test_updates_of_recognised_calls_count(
+    generator: random.Random, window: int, increment: int, later: int, more: dict[str, str]
+) -> None:
+    """Each answer just fits the window of its stream, though that is set in the same read."""
     peer, connection = Peer(generator), server()
-    for window in (1 << 20, 100):
-        setting = frame(4, 0, bytes(4), b"\0\4" + word(window))
-        calls_of(connection, [setting], recognise=False)
-        for _ in range(4):
-            head = peer.headers() + frame(8, 0, word(peer.stream), word(200))
-            calls_of(connection, [head + peer.data(peer.stream)], recognise=True)
-            connection.answer([word(peer.stream)], [bytes(250)])
-    assert not connection.num_unsent()
+    setting = frame(4, 0, bytes(4), b"\0\4" + word(window))
+    calls_of(connection, [setting, frame(8, 0, bytes(4), word(1 << 20))], recognise=False)
+    total = 0
+    for _ in range(4):
+        calls, streams = [], []
+        for _ in range(5):
+            head = peer.headers(**{name: str(generator.random()) for name in more})
+            update = frame(8, 0, word(peer.stream), word(increment))
+            calls.append(head + update + peer.data(peer.stream))
+            streams.append(word(peer.stream))
+        calls.append(frame(4, 0, bytes(4), b"\0\4" + word(later)))
+        total += calls_of(connection, [b"".join(calls)], recognise=True)[1]
+        connection.answer(streams, [bytes(later + increment)] * 5)
+        assert not connection.num_unsent()
+        connection.answer(streams, [b""] * 5)
+    assert total >= 14
 
 
 def test_promised_length_counts_for_recognised_calls_too(generator: random.Random) -> None:
@@ -267,7 +282,7 @@ def test_headers_of_streams_are_events_though_their_messages_are_recognised(
         data = peer.headers() + peer.data(peer.stream, 0) * 2
         found = connection.receive(data, 0.0)
         kinds = [event[0] for event in found]
-        data_kinds = [events.MESSAGES] if number > 1 else [events.DATA, events.DATA]
+        data_kinds = [events.MESSAGES] if number > 0 else [events.DATA, events.DATA]
         assert kinds == [events.HEADERS, *data_kinds]
         state: Any = connection.streams[word(peer.stream)]
         connection.expect(state.block, (PREFIX, SIZE), "token", calls=False)

@@ -5,6 +5,7 @@ import gc
 import weakref
 from collections.abc import Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.protocols.encoding import Rows
 from serving.signature import Signature
 from serving.telemetry.logs import request_fields
-from serving.transports.grpcio.asyncio_loop import AsyncioLoop
+from serving.transports.asyncio_loop import AsyncioLoop
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,
@@ -43,7 +44,7 @@ def loaded(version: str = "1") -> LoadedModel:
 def test_every_call_that_waits_for_others_is_run() -> None:
     async def scenario() -> None:
         router = router_of(loaded(), BatchingConfig(max_queue_delay_s=0.0024))
-        loop, target = AsyncioLoop(router, lambda: None), router.find("digits")
+        loop, target = AsyncioLoop(router), router.find("digits")
         loop.start()
         for number in range(100):
             await asyncio.sleep(0.0003 * (number % 7))
@@ -56,7 +57,7 @@ def test_every_call_that_waits_for_others_is_run() -> None:
 
 def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        loop = AsyncioLoop(router_of(loaded()), lambda: None)
+        loop = AsyncioLoop(router_of(loaded()))
         loop.start()
         turns: list[int] = []
 
@@ -82,7 +83,8 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         forgotten: list[bool] = []
         first = loaded()
         router = router_of(first)
-        loop = AsyncioLoop(router, lambda: forgotten.append(True))
+        method: Any = SimpleNamespace(forget=lambda: forgotten.append(True))
+        loop = AsyncioLoop(router, [method])
         loop.start()
         image, target = images_of(3).tobytes(), router.find("digits")
         await submit(loop, Peer(""), image, Rows(target, None, 1))
@@ -108,7 +110,7 @@ def test_run_that_ends_after_the_loop_is_ignored() -> None:
     loops: list[AsyncioLoop] = []
 
     async def scenario() -> None:
-        loops.append(AsyncioLoop(router_of(loaded()), lambda: None))
+        loops.append(AsyncioLoop(router_of(loaded())))
         loops[0].start()
         loops[0].stop()
 
@@ -118,7 +120,7 @@ def test_run_that_ends_after_the_loop_is_ignored() -> None:
 
 def test_turn_logs_nothing_of_the_call_that_woke_it() -> None:
     async def scenario() -> None:
-        loop, seen = AsyncioLoop(router_of(loaded()), lambda: None), list[object]()
+        loop, seen = AsyncioLoop(router_of(loaded())), list[object]()
         loop.start()
         request_fields.set({"request_id": "a call's"})
         loop.post(lambda: seen.append(request_fields.get()))

@@ -22,7 +22,7 @@ from serving.errors import Unavailable
 from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
-from serving.transports.sockets import loop
+from serving.transports import loop
 from tests.support.h2_connection import (
     PREFACE,
     Connection,

@@ -17,9 +17,9 @@ from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
-from serving.transports.h2.stream import Stream
-from serving.transports.sockets import loop
-from serving.transports.sockets.port_limits import Limits
+from serving.transports import loop
+from serving.transports.connections import Limits
+from serving.transports.h2.call import GrpcCall
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
 from tests.support.servers import connected
@@ -112,7 +112,7 @@ def test_streams_that_ended_are_not_kept_until_their_deadline(served: Classifier
         connection.call(2 * 3000 + 1, REQUEST)
         assert connection.reply(2 * 3000 + 1).status == 0
         gc.collect()
-        assert sum(isinstance(each, Stream) for each in gc.get_objects()) < 2000
+        assert sum(isinstance(each, GrpcCall) for each in gc.get_objects()) < 2000
 
 
 @pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])

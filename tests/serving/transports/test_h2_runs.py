@@ -25,8 +25,8 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
-from serving.transports.h2.h2_server import H2Server
-from serving.transports.sockets.port_limits import Limits
+from serving.transports.connections import Limits
+from serving.transports.h2.port import H2Server
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,

@@ -14,11 +14,11 @@ from functools import partial
 
 from serving.batching.batcher import Batcher
 from serving.errors import DigitsError
+from serving.http2 import Http2Error
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.fair_reader import Reader
-from serving.transports.sockets.peer import Peer
+from serving.transports.calls import Calls
+from serving.transports.connections import MAX_COST_PER_BYTE_S, READ, WRITE, Peer, Port, State
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,95 @@ _PARTING_S = 1.0
 who had none to wait for, and had sent nothing for that long when it began, and since."""
 _DEFERRED_S = 2e-3
 """How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
+_TELLING_BYTES = 1024
+"""Shorter reads do not show the cost of a peer's bytes: any read takes some microseconds."""
+_MAX_READ_S = 2e-4
+"""The time that a turn of any length may take. One that takes more, and more than even the tiniest
+frames would, was interrupted; charged in full, it would have its peer wait as long for each other
+busy one."""
+_READ_BYTES = 512 << 10
+"""Bytes read of one connection before the others' turn, some 600 one-image calls."""
+
+
+class Reader:
+    """Used by the loop's thread only."""
+
+    def __init__(
+        self, clock: Callable[[], float], round_s: float, schedule_flush: Callable[[Peer], None]
+    ) -> None:
+        """Read for some `round_s` seconds a round, and then have peers flushed."""
+        self._clock = clock
+        self._round_s = round_s
+        self._schedule_flush = schedule_flush
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self.is_overrun = False
+        """Whether the last round did not read all that was ready."""
+        self._turns_s = self._accept_start_tag_s = 0.0
+        """The clock of turns: where not all connections can be read in a round, the least tags
+        are first (start-time fair queueing)."""
+
+    def read(self, ready: list[tuple[selectors.SelectorKey, int]], now_s: float) -> None:
+        """Read the connections that are ready, for some 10 ms in all.
+
+        Where that was not enough for all, those who have taken the least time go first.
+        """
+        if self.is_overrun:
+            ready.sort(key=self._start_tag_s)
+        begin_s = now_s
+        for key, mask in ready:
+            connection = key.data
+            if connection is None:  # another thread has woken the loop
+                key.fileobj.recv(64)  # type: ignore[union-attr]
+                continue
+            if connection.__class__ is not Peer:
+                connection.accept(now_s, self._turns_s)
+                end_s = self._clock()
+                self._accept_start_tag_s = self._turns_s + end_s - begin_s
+            elif connection.state == State.CLOSED:  # in this round, for a new one
+                continue
+            else:
+                num_bytes = self._serve(connection, mask, now_s)
+                end_s = self._clock()
+                turn_s = min(end_s - begin_s, _MAX_READ_S + num_bytes * MAX_COST_PER_BYTE_S)
+                if num_bytes >= _TELLING_BYTES:
+                    connection.cost_per_byte_s += (
+                        turn_s / num_bytes - connection.cost_per_byte_s
+                    ) / 4
+                self._turns_s = max(self._turns_s, connection.start_tag_s)
+                connection.start_tag_s = self._turns_s + turn_s
+            begin_s = end_s
+            if begin_s - now_s > self._round_s:
+                break
+        self.is_overrun = begin_s - now_s > self._round_s
+
+    def _start_tag_s(self, ready: tuple[selectors.SelectorKey, int]) -> float:
+        """Return when a turn is due."""
+        data = ready[0].data
+        if isinstance(data, Peer):
+            return data.start_tag_s
+        return self._accept_start_tag_s if isinstance(data, Port) else 0.0
+
+    def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
+        """Read a connection's bytes, and its calls; return the number of bytes."""
+        num_bytes, port = 0, connection.home
+        try:
+            if mask & READ and not connection.is_paused:
+                data = connection.read(self._buffer)
+                if data is None:
+                    port.abort(connection)
+                    return 0
+                num_bytes = len(data)
+                if data and connection.state >= State.LAST:  # dropped
+                    connection.active_s = now_s
+                elif data:
+                    port.receive(connection, data, now_s)
+            self._schedule_flush(connection)  # if it is writable, the flush sends the rest
+        except (Http2Error, OSError):
+            port.leave(connection)
+        except Exception:  # a flaw of ours: it ends this connection, and never the loop
+            _log.exception("a connection failed")
+            port.abort(connection)
+        return num_bytes
 
 
 class Loop:
@@ -57,8 +146,12 @@ class Loop:
         self.clock = host.clock
         self.selector = host.selector()
         """Watches the listeners and the connections: they are the keys' data."""
-        self._homes: tuple[Connections, ...] = ()
-        self._dirty: list[Peer] = []
+        self._ports: tuple[Port, ...] = ()
+        self._dirty: dict[Peer, None] = {}
+        """Connections to be flushed at the end of the round."""
+        self.schedule_flush: Callable[[Peer], None] = self._dirty.setdefault
+        self.calls = Calls(self.clock, self.hurry)
+        """Those of all ports."""
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
@@ -85,12 +178,13 @@ class Loop:
         self.selector.register(self._woken, selectors.EVENT_READ, None)
         router.attach(self)
 
-    def add(self, connections: Connections) -> None:
+    def add(self, port: Port) -> None:
         """Serve a listening socket, too; on the loop's thread, or before it starts."""
-        self._homes += (connections,)
-        connections.listen()
+        self._ports += (port,)
+        self.calls.max_bytes = min(self.calls.max_bytes, port.limits.max_buffered_bytes)
+        port.listen()
         if self._refusal is not None:
-            connections.calls.drain(self._refusal, connections)
+            port.drain(self._refusal)
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -106,13 +200,7 @@ class Loop:
     @property
     def num_calls(self) -> int:
         """Calls in progress; from any thread, so not exact while they change."""
-        return sum(len(connection.streams) for home in self._homes for connection in home)
-
-    def schedule_flush(self, connection: Peer) -> None:
-        """Have a connection flushed at the end of the round."""
-        if not connection.is_dirty:
-            connection.is_dirty = True
-            self._dirty.append(connection)
+        return sum(len(peer.streams) for port in self._ports for peer in port)
 
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
@@ -126,8 +214,8 @@ class Loop:
 
     def forget_layouts(self) -> None:
         """See `Owner`."""
-        for home in self._homes:
-            home.calls.forget_layouts()
+        for port in self._ports:
+            port.forget_layouts()
 
     def hurry(self) -> None:
         """Do due work within 10 ms: it became due after the last look."""
@@ -139,8 +227,8 @@ class Loop:
                 self.turn(self.selector.select(self.timeout_s()))
             except Exception:  # a flaw of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
-        for home in self._homes:
-            home.end_all()
+        for port in self._ports:
+            port.end_all()
 
     def turn(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         """Read the connections that are ready, run the queue, write."""
@@ -149,9 +237,9 @@ class Loop:
             self._posted.popleft()()
         self._now_s = now_s = self.clock()
         if ready or self._deferred:  # and not while it polls: each look costs a `stat`
-            for home in self._homes:
-                if home.calls.need_tokens or home.calls.is_stale:
-                    home.calls.check(home)
+            for port in self._ports:
+                if port.may_be_stale:
+                    port.check()
         if ready:
             self._reader.read(ready, now_s)
         if self._due:
@@ -204,17 +292,19 @@ class Loop:
             self._flush()
 
     def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for connection in dirty:
-            connection.is_dirty = False
-            if not connection.is_open:
+        dirty = [*self._dirty]
+        self._dirty.clear()
+        for peer in dirty:
+            if peer.state == State.CLOSED:
                 continue
-            if not connection.flush():
-                connection.home.abort(connection)
-            elif connection.is_writing != bool(connection.output):
-                connection.is_writing = bool(connection.output)
-                connection.active_s = self._now_s  # from here on its peer must read
-                connection.home.watch(connection)
+            if not peer.flush():
+                peer.home.abort(peer)
+                continue
+            mask = WRITE if peer.output else 0 if peer.is_paused else READ
+            if mask != peer.mask:
+                if peer.output:
+                    peer.active_s = self._now_s  # from here on it must read
+                peer.home.watch(peer, mask)
         if self._deferred:  # now that the answers are on their way
             end_s = self.clock() + _DEFERRED_S
             while self._deferred:
@@ -223,19 +313,20 @@ class Loop:
                     break
 
     def _tick(self, now_s: float) -> None:
-        for home in self._homes:
-            home.calls.tick(now_s)
+        self.calls.tick(now_s)
+        for port in self._ports:
+            port.tick(now_s)
         for batcher in self._router.batchers:
             batcher.tick(now_s)
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
-            for home in self._homes:
-                home.sweep(now_s)
+            for port in self._ports:
+                port.sweep(now_s)
             self._router.prune()
         if self._refusal is not None and not self._is_pending():
             self.drained.set()
         is_hurried = self._refusal is not None or self._router.is_busy
-        is_hurried |= any(home.calls.is_due(now_s + _SWEEP_S) for home in self._homes)
+        is_hurried |= self.calls.is_due(now_s + _SWEEP_S)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
     def drain(self, refusal: DigitsError) -> None:
@@ -245,16 +336,17 @@ class Loop:
     def _begin_drain(self, refusal: DigitsError) -> None:
         self._refusal = refusal
         self._next_tick_s, self._draining_s = 0.0, self.clock()
-        for home in self._homes:
-            for connection in home:
-                if connection.is_busy:
-                    connection.active_s = self._draining_s
-                connection.announce_end()
-                self.schedule_flush(connection)
-            home.calls.drain(refusal, home)
+        for port in self._ports:
+            for peer in port:
+                if peer.is_busy:
+                    peer.active_s = self._draining_s
+                peer.engine.announce_end()
+                self.schedule_flush(peer)
+            port.drain(refusal)
 
     def _is_pending(self) -> bool:
-        return self._router.is_busy or any(c.is_pending for home in self._homes for c in home)
+        is_pending = (port.is_pending(peer) for port in self._ports for peer in port)
+        return self._router.is_busy or any(is_pending)
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""
@@ -264,13 +356,13 @@ class Loop:
 
     def _part(self) -> None:
         self._parted_s, self._next_tick_s = self.clock(), 0.0
-        for home in self._homes:
-            home.close()
+        for port in self._ports:
+            port.close()
 
     def _have_left(self) -> bool:
         if self._parted_s is None:
             return False
-        peers = (connection for home in self._homes for connection in home)
+        peers = (peer for port in self._ports for peer in port)
         since_s = self._draining_s - _PARTING_S
         return self.clock() >= self._parted_s + _PARTING_S or not any(
             peer.active_s >= since_s for peer in peers

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
+from serving.protocols.method import Method
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.sockets.connections import Connections
-from serving.transports.sockets.loop import Loop
+from serving.transports.connections import Port
+from serving.transports.loop import Loop
 
 _log = logging.getLogger(__name__)
 
@@ -17,11 +18,11 @@ _log = logging.getLogger(__name__)
 class AsyncioLoop(Loop):
     """Takes its turns as callbacks of the running event loop, and is used on its thread."""
 
-    def __init__(self, router: Router, forget: Callable[[], None]) -> None:
-        """See `Loop`; `forget` has gRPC's messages parsed again."""
+    def __init__(self, router: Router, methods: Iterable[Method] = ()) -> None:
+        """See `Loop`; `methods` are those whose messages are parsed again on demand."""
         super().__init__(router, poll=False, host=Host())
         self._event_loop = asyncio.get_running_loop()
-        self._forget = forget
+        self._methods = methods
         self._context = copy_context()  # else turns log the fields of the call that woke them
         self._planned_s = 0.0
         self._planned: asyncio.Handle | None = None
@@ -31,9 +32,9 @@ class AsyncioLoop(Loop):
         """See `Loop`."""
         self._take_turn()
 
-    def add(self, connections: Connections) -> None:
+    def add(self, port: Port) -> None:
         """See `Loop`."""
-        super().add(connections)
+        super().add(port)
         selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
         self._event_loop.add_reader(selector.fileno(), self._take_turn)
 
@@ -44,7 +45,8 @@ class AsyncioLoop(Loop):
     def forget_layouts(self) -> None:
         """See `Owner`."""
         super().forget_layouts()
-        self._forget()
+        for method in self._methods:
+            method.forget()
 
     def _wake(self) -> None:
         self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
@@ -53,7 +55,7 @@ class AsyncioLoop(Loop):
         if self._parted_s is not None:
             return
         try:
-            self.turn(self.selector.select(0.0) if self._homes else [])
+            self.turn(self.selector.select(0.0) if self._ports else [])
         except Exception:  # a flaw of ours: it ends this round, and never the loop
             _log.exception("a round failed")
         self._plan(self.timeout_s())
@@ -78,7 +80,7 @@ class AsyncioLoop(Loop):
         """See `Loop`."""
         if self._planned is not None:
             self._planned.cancel()
-        if self._homes:
+        if self._ports:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
         self._part()
         self._run()

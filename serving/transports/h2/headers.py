@@ -1,16 +1,70 @@
-"""The meaning of a call's headers: method, timeout, and whether its token is valid."""
+"""A call's headers and trailers: method, timeout, whether its token is valid, and its status."""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import quote
 
 from serving.credentials.tokens import TokenCheck
+from serving.errors import DeadlineExceeded, Unauthenticated
 from serving.http2.headers import Block
-from serving.http2.hpack.table import Field, Fields
+from serving.http2.hpack import Field, Fields
 from serving.protocols.encoding import PrefixCache
-from serving.protocols.method import BatchedStream, BatchedUnary, Method
-from serving.protocols.status import UNKNOWN_METHOD, Status
-from serving.transports.h2.trailers import BAD_TIMEOUT, NO_TRAILERS, UNAUTHENTICATED
+from serving.protocols.method import BatchedUnary, Method
+from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode
+from serving.transports import access_log
+
+Trailers = tuple[tuple[bytes, bytes], ...]
+
+OK: Trailers = ((b"grpc-status", b"0"),)
+RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+"""How every answer begins."""
+REQUEST_ID = access_log.REQUEST_ID.encode()
+_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+@lru_cache(maxsize=256)  # refusals come by the thousand
+def trailers_of(status: Status) -> Trailers:
+    """Encode a status other than OK."""
+    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
+    # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
+    message = quote(status.text.strip().encode("utf-8", "replace"), safe=_SAFE)
+    fields = {
+        "grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)
+    }  # fmt: skip
+    return tuple((name.encode(), value.encode()) for name, value in fields.items())
+
+
+MALFORMED = Status(
+    StatusCode.INVALID_ARGUMENT, "expected a gRPC message: a flag of 0 or 1, and a length"
+)
+TRUNCATED = Status(StatusCode.INVALID_ARGUMENT, "the request ended before its message was whole")
+COMPRESSED = Status(
+    StatusCode.UNIMPLEMENTED,
+    "compressed messages are not accepted",
+    (("grpc-accept-encoding", "identity"),),
+)
+NOT_ONE_MESSAGE = Status(StatusCode.UNIMPLEMENTED, "expected exactly one message in this request")
+UNAUTHENTICATED = Status.of(Unauthenticated())
+NO_TRAILERS = Status(StatusCode.INVALID_ARGUMENT, "expected the header te: trailers")
+BAD_TIMEOUT = Status(
+    StatusCode.INVALID_ARGUMENT,
+    "expected grpc-timeout as up to 8 digits and one of H, M, S, m, u, n",
+)
+OUT_OF_MEMORY = Status(StatusCode.RESOURCE_EXHAUSTED, "too many half-received messages")
+UNREAD = Status(StatusCode.RESOURCE_EXHAUSTED, "too many answers on this connection are unread")
+TOO_SLOW = Status(StatusCode.DEADLINE_EXCEEDED, "the request's message did not arrive in time")
+LATE = Status.of(DeadlineExceeded())
+
+
+def too_long(num_bytes: int, limit: int) -> Status:
+    """Return the status of a message that is too long; without a pushback, as no retry helps."""
+    return Status(
+        StatusCode.RESOURCE_EXHAUSTED,
+        f"expected a message of at most {limit} bytes, got {num_bytes}",
+    )
+
 
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NO_PREFIXES = PrefixCache()
@@ -66,7 +120,7 @@ class HeaderParser:
 
     def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
         """Take the methods by path; without `tokens` no call needs one."""
-        self._methods = methods
+        self.methods = methods
         self.tokens = tokens
 
     def get(self, block: Block) -> Headers:
@@ -81,15 +135,9 @@ class HeaderParser:
                 head = head.within(value)
         return head
 
-    def forget_layouts(self) -> None:
-        """Have all messages parsed again."""
-        for method in self._methods.values():
-            if isinstance(method, BatchedUnary):
-                method.prefixes.forget()
-
     def _read(self, headers: Sequence[Field]) -> Headers:
         fields = dict(headers)
-        method = self._methods.get(fields.get(b":path", b""))
+        method = self.methods.get(fields.get(b":path", b""))
         tokens = [value for name, value in headers if name == b"authorization"]
         trusted = self.tokens is not None and self.tokens.accepts(tokens)
         refusal: Status | HttpError | None = None
@@ -107,7 +155,7 @@ class HeaderParser:
         prefixes, is_plain = _NO_PREFIXES, False
         if isinstance(method, BatchedUnary):
             prefixes = method.prefixes
-            is_plain = refusal is None and not isinstance(method, BatchedStream)
+            is_plain = refusal is None and method.takes_one
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
         head = Headers(method, name, prefixes, math.inf, refusal, trusted, is_plain)

@@ -1,0 +1,310 @@
+"""Calls in progress: coroutines of the loop, their deadlines, and the bytes that they hold."""
+
+import heapq
+import itertools
+import math
+import types
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from serving.batching.queue import Group, ResponseEncoder
+from serving.errors import DigitsError, Overloaded
+from serving.telemetry.tracing import NEVER, latest_run
+from serving.transports.access_log import LoggedCall
+from serving.transports.connections import Peer
+
+SMALL_BYTES = 4096
+"""The most that the loop itself decodes or writes: some 100 µs."""
+_RESUME_S = 0.002
+"""How long a tick resumes calls that wait for room."""
+_MIN_DEADLINES = 1000
+"""Deadlines of calls that are over are kept up to so many, and then removed together."""
+
+Result = TypeVar("Result")
+
+
+class Pool(Protocol):
+    """Calls functions where they may take long, such as `Processes`."""
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function of a module; the number of waiting calls of `owner` is limited."""
+
+    def close(self) -> None:
+        """Begin no further call."""
+
+
+@types.coroutine
+def paused(begin: Callable[[], object]) -> Generator[Callable[[], object], Any, Any]:
+    """Wait for the outcome of the work that `begin`, called during the pause, begins."""
+    return (yield begin)
+
+
+class Call:
+    """A call in progress, on any protocol; used by the loop's thread only.
+
+    Its method or handler is a coroutine, which waits for one thing at a time. Each protocol has a
+    subclass, which knows how calls end.
+    """
+
+    __slots__ = (
+        "_steps", "_work", "deadline_s", "is_over", "is_running", "last_run", "logged", "peer",
+        "port", "stream",
+    )  # fmt: skip
+
+    def __init__(self, port: Any, peer: Peer, stream: Any, deadline_s: float) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            port: the `Port` whose call it is.
+            peer: its caller.
+            stream: its name among those of the caller.
+            deadline_s: in monotonic seconds.
+        """
+        self.port = port
+        self.peer = peer
+        self.stream = stream
+        self.deadline_s = deadline_s
+        self.is_over = False
+        self.is_running = False
+        """Whether it has come whole and waits for a run or a thread."""
+        self.last_run = NEVER
+        """The last run that answered it."""
+        self.logged: LoggedCall | None = None
+        self._steps: Coroutine[Callable[[], object], Any, Any] | None = None
+        self._work: Future[Any] | None = None
+
+    def start(self, steps: Coroutine[Callable[[], object], Any, Any]) -> None:
+        """Begin to answer."""
+        self._steps = steps
+        self._step(steps.send, None)
+
+    # For methods and handlers
+
+    async def run(self, rows: Any, encoder: ResponseEncoder, deadline_s: float = math.inf) -> Any:
+        """Have rows run, and return the response.
+
+        Args:
+            rows: bytes, or an array for each input.
+            encoder: makes the response.
+            deadline_s: in monotonic seconds, if it comes before the call's.
+
+        Raises:
+            DigitsError: there is no room, it was too late, or it failed.
+        """
+        now_s = self.port.clock()
+        own_s = math.inf if encoder.timeout_s is None else encoder.timeout_s
+        deadline_s = min(self.deadline_s, deadline_s, now_s + own_s)
+        group = Group(self.peer, [self.stream], [rows], encoder, self, now_s, deadline_s)
+        self.is_running = True
+        return await paused(partial(submit, group))
+
+    async def work(
+        self, function: Callable[..., Result], *args: Any, size: int | None = None,
+        pool: Pool | None = None,
+    ) -> Result:  # fmt: skip
+        """Call a function where it may take long.
+
+        Args:
+            function: of a module, unless `pool` is one of threads.
+            args: its arguments.
+            size: bytes that it reads or writes; here and now if they are few.
+            pool: where, if not in the port's.
+
+        Raises:
+            DigitsError: see the function.
+        """
+        if size is not None and size <= SMALL_BYTES:
+            return function(*args)
+
+        def begin() -> None:
+            owner = self.peer.address or "unix"
+            self._work = (pool or self.port.pool).submit(owner, function, *args)
+            post = self.port.post
+            self._work.add_done_callback(lambda future: post(partial(self._end_work, future)))
+
+        self.is_running = True
+        result: Result = await paused(begin)
+        return result
+
+    def _end_work(self, future: "Future[Any]") -> None:
+        if self._steps is None or future is not self._work:
+            return
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self._step(self._steps.send, future.result())
+            return
+        self._step(self._steps.throw, error)
+        error.__traceback__ = None  # a circle through the future, which would keep the request
+
+    # Outcomes
+
+    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+        """See `Sink`."""
+        if responses and self._steps is not None:
+            self.last_run = latest_run.get()
+            self._step(self._steps.send, responses[0])
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        """See `Sink`."""
+        if self._steps is not None:
+            self._step(self._steps.throw, error)
+
+    def _step(self, resume: Callable[[Any], Callable[[], object]], outcome: Any) -> None:
+        """Go on with an outcome, up to the next thing to wait for."""
+        steps = self._steps
+        assert steps is not None
+        try:
+            begin = resume(outcome)
+            if not self.is_over:
+                begin()
+                return
+            steps.close()  # it was ended by its own step
+        except StopIteration as end:
+            self._steps = None
+            if not self.is_over:
+                self._returned(end.value)
+        except Exception as err:
+            self._steps = None
+            steps.close()  # it has ended, unless the error is that of `begin`
+            if not self.is_over:
+                self._raised(err)
+
+    def close(self) -> None:
+        """Give the rest up; the call is over."""
+        self.is_over = True
+        self.port.calls.hold(self, 0)
+        self.port.calls.stalled.pop(self, None)
+        steps, self._steps = self._steps, None
+        if steps is not None and not steps.cr_running:  # type: ignore[attr-defined]
+            steps.close()
+        work, self._work = self._work, None  # a circle, which would keep the request
+        if work is not None:
+            work.cancel()
+
+    def end_log(self, status: str, http_status: int | None = None) -> str:
+        """Write the access line and the span of a call that is over.
+
+        Args:
+            status: the name of gRPC's code.
+            http_status: of a call over HTTP.
+
+        Returns:
+            The id that its answer has; empty if calls are not logged.
+        """
+        logged, self.logged = self.logged, None
+        if logged is None:
+            return ""
+        latest_run.set(self.last_run)
+        self.port.log.end(logged, status, http_status)
+        return logged.ids["request_id"]
+
+    # The protocol's part
+
+    def _returned(self, outcome: Any) -> None:
+        """Answer with the outcome of the coroutine."""
+        raise NotImplementedError
+
+    def _raised(self, error: Exception) -> None:
+        """Answer with the error of the coroutine."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Go on, now that there may be room, or answers were read."""
+        raise NotImplementedError
+
+    def expire(self) -> None:
+        """End a call whose deadline has passed."""
+        raise NotImplementedError
+
+    def refuse_bytes(self) -> None:
+        """End a call for whose bytes there is no room."""
+        raise NotImplementedError
+
+
+def submit(group: Group) -> None:
+    """Have the rows of a call run; its sink gets the outcome."""
+    if not group.encoder.target.submit(group):
+        group.sink.fail(group, Overloaded())
+
+
+class Calls:
+    """What the calls of a loop share: a heap of deadlines, a budget of bytes, those that wait."""
+
+    def __init__(self, clock: Callable[[], float], hurry: Callable[[], None]) -> None:
+        """Start with none; `hurry` has `tick` called soon."""
+        self._clock = clock
+        self.hurry = hurry
+        self.stalled: dict[Call, None] = {}
+        """Calls that wait for room in a queue, the longest waiting first."""
+        self.max_bytes = 1 << 62
+        """The most bytes of requests that have not come whole, or are not read yet."""
+        self._held: dict[Call, int] = {}
+        self._num_held = 0
+        self._deadlines: list[tuple[float, int, Call]] = []
+        self._numbers = itertools.count()
+        self._max_deadlines = _MIN_DEADLINES
+
+    def hold(self, call: Call, num_bytes: int) -> None:
+        """Note the bytes that a call holds; perhaps it, or others, are ended for them.
+
+        All connections share one budget: else a thousand callers, each within its own limits, would
+        take all memory.
+        """
+        self._num_held += num_bytes - self._held.get(call, 0)
+        if num_bytes:
+            self._held[call] = num_bytes
+        else:
+            self._held.pop(call, None)
+        if self._num_held > self.max_bytes:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """End calls that have not come whole: of the addresses with the most, the largest first."""
+        sizes: Counter[str] = Counter()
+        for call, size in self._held.items():
+            sizes[call.peer.address] += size
+        held = [call for call in self._held if not call.is_running]
+        held.sort(key=lambda call: (sizes[call.peer.address], self._held[call]), reverse=True)
+        for victim in held:  # down to three quarters, so that this is not done at each byte
+            if self._num_held <= self.max_bytes * 3 // 4:
+                break
+            victim.refuse_bytes()
+
+    def end_at_deadline(self, call: Call) -> None:
+        """Have a call ended at its deadline, if it has not ended before."""
+        if call.deadline_s == math.inf:
+            return
+        heapq.heappush(self._deadlines, (call.deadline_s, next(self._numbers), call))
+        self.hurry()
+        if len(self._deadlines) > self._max_deadlines:  # most are of calls that have ended
+            self._deadlines = [each for each in self._deadlines if not each[2].is_over]
+            heapq.heapify(self._deadlines)
+            self._max_deadlines = _MIN_DEADLINES + 2 * len(self._deadlines)
+
+    def stall(self, call: Call) -> None:
+        """Have a call resumed once there may be room in its queue."""
+        self.stalled[call] = None
+        self.hurry()
+
+    def is_due(self, now_s: float) -> bool:
+        """Return whether `tick` has something to do by then, or may have at any time."""
+        return bool(self.stalled or (self._deadlines and self._deadlines[0][0] <= now_s))
+
+    def tick(self, now_s: float) -> None:
+        """End the calls whose deadline has passed; resume those that waited for room."""
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            call = heapq.heappop(self._deadlines)[2]
+            if not call.is_over:
+                call.expire()
+        end_s = self._clock() + _RESUME_S
+        for _ in range(len(self.stalled)):
+            if not self.stalled:
+                break
+            call = next(iter(self.stalled))
+            del self.stalled[call]
+            call.resume()
+            if self._clock() > end_s:
+                break

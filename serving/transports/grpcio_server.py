@@ -1,0 +1,314 @@
+"""The grpcio transport: every method on grpc.aio, the plainest way. It is the reference.
+
+HTTP, if it is on, and the batchers have their turns on the same event loop.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import grpc
+
+from serving.batching.awaited_call import Peer, submit, submit_of_stream
+from serving.batching.queue import ResponseEncoder
+from serving.config import ServerConfig
+from serving.credentials.grpcio import server_credentials
+from serving.credentials.tokens import TokenCheck, token_check
+from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
+from serving.protocols.encoding import PREFIX_BYTES
+from serving.protocols.method import Method, Refused, Rows
+from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
+from serving.router import Router
+from serving.system.address import bind, with_port
+from serving.telemetry.logs import request_fields
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import latest_run
+from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
+from serving.transports.asyncio_loop import AsyncioLoop
+from serving.transports.connections import max_message_bytes
+
+_log = logging.getLogger(__name__)
+
+_QUIET_S = 0.1
+"""Seconds without a new call after which a drain is over, and how often it looks for them."""
+_MAX_LOOKS = 50
+_GOODBYE_S = 0.02
+"""How long callers have to learn that the port closes, before the held calls are refused."""
+_PAUSE_S = 0.005
+"""How long a stream pauses while the queue is full."""
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _UnknownMethod(Exception):
+    """There is no method at the path of a call."""
+
+
+class _Call:
+    """See `Call` of `serving.protocols.method`; messages of a stream are answered one by one.
+
+    So HTTP/2's flow control stops a caller that does not read its answers, and a full queue slows a
+    stream down: it is never refused in the middle.
+    """
+
+    def __init__(
+        self, handlers: "Handlers", method: Method, request: bytes, context: _Context
+    ) -> None:
+        """Take the caller's one message, unless it may send more."""
+        self._handlers, self._method, self._context = handlers, method, context
+        self._request, self._received_s = request, time.monotonic()
+        self.response: bytes | None = None
+        """The one answer, unless there may be more."""
+        self._posted: asyncio.Queue[bytes] = asyncio.Queue()
+        soon: Any = asyncio.get_running_loop().call_soon_threadsafe
+        self.post = partial(soon, self._posted.put_nowait)
+
+    async def message(self) -> Any:
+        if self._method.takes_one:
+            return self._request
+        message = await self._context.read()
+        self._received_s = time.monotonic()
+        return None if message is grpc.aio.EOF else message
+
+    async def send(self, message: bytes) -> None:
+        if self._method.sends_one:
+            self.response = message
+        else:
+            await self._context.write(message)
+
+    async def send_framed(self, response: bytes) -> None:
+        await self.send(bytes(response[PREFIX_BYTES:]))
+
+    async def run(self, rows: Any, encoder: ResponseEncoder, enter: Any = None) -> bytes:
+        handlers, peer = self._handlers, self._context.peer()
+        if handlers.refusal is not None:
+            raise handlers.refusal
+        # Connections take turns.
+        caller = handlers.peers.setdefault(peer, Peer(peer.rpartition(":")[0]))
+        left_s = [s for s in (self._context.time_remaining(), encoder.timeout_s) if s is not None]
+        deadline_s = self._received_s + min(left_s, default=math.inf)
+        framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter)
+        latest_run.set(run)
+        response: bytes = framed
+        return response
+
+    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+        response: bytes | None
+        try:
+            if isinstance(rows, DigitsError):
+                raise rows
+            response = (await self._run_once_there_is_room(*rows))[PREFIX_BYTES:]
+        except DigitsError as err:
+            response = refused(err)
+            if response is None:
+                raise
+        await self.send(bytes(response))
+
+    async def _run_once_there_is_room(self, rows: Any, encoder: ResponseEncoder) -> bytes:
+        while True:
+            try:
+                return await self.run(rows, encoder, submit_of_stream)
+            except Overloaded:
+                await asyncio.sleep(_PAUSE_S)
+
+    async def work(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(function, *args)
+
+    async def left(self) -> None:
+        while True:
+            await self.send(await self._posted.get())
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Answers all calls of a server; used on its event loop only."""
+
+    def __init__(
+        self, methods: Iterable[Method], loop: AsyncioLoop, metrics: Metrics,
+        tokens: TokenCheck | None, log: AccessLog | None,
+    ) -> None:  # fmt: skip
+        """Serve `methods`, whose rows `loop` runs; None for no `tokens` or no `log`."""
+        self.loop = loop
+        self._methods = {method.path: method for method in methods}
+        self._metrics = metrics
+        self.peers: WeakValueDictionary[str, Peer] = WeakValueDictionary()
+        """Those that have calls in progress."""
+        self._tokens = tokens
+        self._log = log
+        self.num_begun = self.num_active = 0
+        self.refusal: DigitsError | None = None
+        """Why new batched calls are refused, during a drain."""
+        self.closing: asyncio.Event | None = None
+        """During a drain: calls that are refused as Unavailable end once it is set."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call."""
+        path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        method = self._methods.get(path)
+        # A stream's handler can refuse any kind of call before its message is read.
+        shape: Any = grpc.stream_stream_rpc_method_handler
+        refusal: Exception | None = None
+        name = "other"  # not a name from callers
+        if not (method and method.is_open) and not self._has_token(metadata):
+            name, refusal = "unauthenticated", Unauthenticated()
+        elif method is None:
+            refusal = _UnknownMethod()
+        else:
+            name = method.name
+            if method.takes_one:
+                shape = (
+                    grpc.unary_unary_rpc_method_handler if method.sends_one
+                    else grpc.unary_stream_rpc_method_handler
+                )  # fmt: skip
+
+        async def answer(request: Any, context: _Context) -> bytes | None:
+            if refusal is not None or method is None:
+                raise refusal or _UnknownMethod()
+            call = _Call(self, method, request, context)
+            await method.handle(call)
+            return call.response
+
+        return shape(self._guarded(answer, method, name, path))
+
+    def _has_token(self, metadata: Any) -> bool:
+        values = [value.encode() for key, value in metadata if key == "authorization"]
+        return self._tokens is None or self._tokens.accepts(values)
+
+    def _guarded(self, handler: Any, method: Method | None, name: str, path: str) -> Any:
+        """Wrap a handler: count and log its call, and turn exceptions into a status."""
+
+        async def guarded(request: Any, context: _Context) -> bytes | None:
+            call = self._begin_log(path, context)
+            self.num_begun += 1
+            self.num_active += 1
+            response, refusal, code = None, None, "OK"
+            try:
+                response = await handler(request, context)
+            except asyncio.CancelledError:  # the caller left, or the server stops
+                # If it escaped, a caller that is still there would get no status (grpc #29248).
+                refusal, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
+            except Exception as err:
+                is_unknown = isinstance(err, _UnknownMethod)
+                refusal = UNKNOWN_METHOD if is_unknown else Status.of(error_of(err))
+                code = refusal.code.name
+            self.num_active -= 1
+            if (
+                code != "OK" or method is None or not method.is_counted_by_run
+            ):  # runs count their own answers
+                self._metrics.count(name, code)
+            if self._log is not None and call is not None:
+                self._log.end(call, code)
+            if refusal is not None:
+                if self.closing is not None and refusal.code is StatusCode.UNAVAILABLE:
+                    await self.closing.wait()
+                trailers = (*(context.trailing_metadata() or ()), *refusal.metadata)
+                await context.abort(grpc.StatusCode[refusal.code.name], refusal.text, trailers)
+            return response
+
+        return guarded
+
+    def _begin_log(self, path: str, context: _Context) -> LoggedCall | None:
+        if self._log is None:
+            return None
+        metadata: Any = context.invocation_metadata()
+        call = LoggedCall(path, context.peer(), dict(metadata))
+        request_fields.set(call.ids)  # in the context of this call's task
+        context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
+        return call
+
+
+class GrpcioServer:
+    """All services on grpc.aio, on the running event loop."""
+
+    def __init__(self, router: Router, methods: Sequence[Method], config: ServerConfig) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
+        self._config = config
+        self._methods = methods
+        self._log = access_log(config)
+        self._credentials = server_credentials(config.security)
+        self.loop = AsyncioLoop(router, methods)
+        tokens = token_check(config.security)
+        self._handlers = Handlers(methods, self.loop, router.metrics, tokens, self._log)
+        options = _options(router, config)
+        self._server = grpc.aio.server(handlers=(self._handlers,), options=options)
+
+    async def start(self) -> str:
+        """See `Transport`."""
+        host, port = self._config.host, self._config.port
+        is_path = host.startswith("unix:")
+        if not is_path and self._config.workers == 1:  # else the supervisor has reserved the port
+            bind(host, port).close()
+        address = host if is_path else with_port(host, port)
+        if self._credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, self._credentials)
+        await self._server.start()
+        self.loop.start()
+        return host if is_path else with_port(host, port)
+
+    @property
+    def num_calls(self) -> int:
+        """See `Transport`."""
+        return self._handlers.num_active + self.loop.num_calls
+
+    async def beat(self) -> None:
+        """Return: the running event loop answers the calls."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `Transport`.
+
+        Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
+        moment without new calls: refused calls are held, since their callers come again at once.
+        """
+        self._handlers.refusal = Unavailable("the server is shutting down")
+        self.loop.drain(self._handlers.refusal)
+        if not await asyncio.to_thread(self.loop.drained.wait, timeout_s):
+            return False
+        self._handlers.closing = asyncio.Event()
+        for _ in range(_MAX_LOOKS):
+            num_begun = self._handlers.num_begun
+            await asyncio.sleep(_QUIET_S)
+            if num_begun == self._handlers.num_begun:
+                break
+        return True
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Transport`."""
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.sleep(_GOODBYE_S)
+        if self._handlers.closing is not None:
+            self._handlers.closing.set()
+        await stopping
+        self.loop.stop()
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+
+
+def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
+    """Return the limits of the transport."""
+    max_bytes = max_message_bytes(router, config)
+    return [
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_concurrent_streams", 1024),
+        # Past these, 1,000 and 3,000 by default, core cancels waiting calls (grpc #34782).
+        ("grpc.server.max_pending_requests", 65_536),
+        ("grpc.server.max_pending_requests_hard_limit", 65_536),
+        ("grpc.max_allowed_incoming_connections", 4096),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # the default of 120 s helps idle attackers
+        ("grpc.max_connection_age_ms", round(config.max_connection_age_s * 1000) or 2**31 - 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # our clients' is 1.5 s
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.so_reuseport", int(config.workers > 1)),  # else any second server could share it
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
+        ("grpc.http2.bdp_probe", 0),  # core's own estimate grows while the event loop is busy
+        ("grpc.http2.lookahead_bytes", 1 << 20),
+    ]

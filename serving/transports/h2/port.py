@@ -1,0 +1,455 @@
+"""The gRPC port on HTTP/2: from events to calls, and how calls end.
+
+    headers ──▶ Headers ──▶ one message of rows, in one piece ──▶ a Batcher
+                  └────▶ GrpcCall, anything else ──▶ its method's coroutine
+
+Calls of the first kind have no object: their stream's `call` is the `Headers` that they share with
+others, and they stay together in a `Group` until they are answered. Each message is read once,
+here or in its `GrpcCall`.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from serving.batching.queue import Group, ResponseEncoder
+from serving.config import ServerConfig
+from serving.credentials.certificates import server_context
+from serving.credentials.tokens import token_check
+from serving.errors import DigitsError, Overloaded, Unavailable
+from serving.http2 import ServerConnection, events
+from serving.http2.headers import Block
+from serving.protocols.method import BatchedUnary, Method
+from serving.protocols.status import Status, StatusCode
+from serving.router import Router
+from serving.system.address import address_of, others
+from serving.system.cores import may_poll
+from serving.system.host import Host, Task
+from serving.transports.access_log import AccessLog, LoggedCall, access_log
+from serving.transports.connections import Limits, Peer, Port, max_message_bytes, peer_of
+from serving.transports.h2 import headers
+from serving.transports.h2.call import GrpcCall
+from serving.transports.h2.headers import HeaderParser, Headers, HttpError, trailers_of
+from serving.transports.loop import Loop
+
+_MAX_EXPECTED_BYTES = 16 << 10
+"""The longest messages that are recognised by their bytes: one frame, read in one piece."""
+_NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
+_HTTP1_RESPONSE = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\n"
+    b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s" % (len(_NOT_HTTP2), _NOT_HTTP2)
+)
+_REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
+_NO_ROOM = (*headers.RESPONSE, *trailers_of(Status.of(Overloaded())))
+
+
+class H2Port(Port):
+    """Reads calls, routes and answers them; used by the loop's thread only."""
+
+    def __init__(
+        self, router: Router, heads: HeaderParser, loop: Loop, limits: Limits, host: Host,
+        log: AccessLog | None,
+    ) -> None:  # fmt: skip
+        """Connect the parts.
+
+        Args:
+            router: the models.
+            heads: reads headers.
+            loop: whose thread this is.
+            limits: of peers.
+            host: clock, network and random numbers.
+            log: records calls; None if nothing does.
+        """
+        super().__init__(host, limits, heads.tokens)
+        self.router = router
+        self.metrics = router.metrics
+        self.log = log
+        self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
+        self.pool = _Threads(host, loop.post)
+        self._heads = heads
+
+    def new_engine(self, sock: socket.socket) -> ServerConnection:
+        """See `Port`."""
+        return ServerConnection(self.limits.http2, headers.RESPONSE, headers.OK, _HTTP1_RESPONSE)
+
+    def forget_layouts(self) -> None:
+        """See `Port`."""
+        super().forget_layouts()
+        for method in self._heads.methods.values():
+            method.forget()
+
+    # From events to calls
+
+    def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
+        """See `Port`; raises Http2Error where the peer broke the protocol."""
+        streams, peer.active_s = peer.streams, now_s
+        for kind, stream, value, ended in peer.engine.receive(data, now_s):
+            if kind == events.CALLS:
+                block, encoder, calls = value
+                head = block.call
+                if head is None:
+                    head = self._read(peer, block)
+                    for each in calls:  # a later frame may have made its state an object
+                        state = streams.get(each)
+                        if state is not None and state.call is None:
+                            state.call = head
+                if head.refusal is None:
+                    self._queue_calls(peer, head, encoder, calls, calls.values(), now_s)
+                else:
+                    for each in calls:
+                        self._open(peer, each, head, now_s, ended=True)
+                continue
+            state = streams.get(stream)
+            if kind == events.RESET:
+                self._cancel(peer, value[1], now_s)
+            elif kind == events.GOAWAY:
+                peer.note_leaving()
+            elif state is None:  # over in the meantime
+                continue
+            elif kind == events.HEADERS:
+                logged = self._begin_log(peer, value)
+                head = state.call = self._read(peer, value)
+                if not head.is_plain or ended or self.refusal is not None or logged is not None:
+                    self._open(peer, stream, head, now_s, ended=ended, logged=logged)
+            elif kind == events.DATA:
+                self._take(peer, stream, state, value, now_s, ended=ended)
+            elif kind == events.MESSAGES:
+                self._take_messages(peer, stream, state.call, value, now_s, ended=ended)
+            else:
+                self._receive_part(peer, stream, b"", now_s, ended=True)
+
+    def _read(self, peer: Peer, block: Block) -> Headers:
+        head: Headers | None = block.call
+        if head is None:
+            head = block.call = self._heads.get(block)
+            peer.trusted |= head.trusted
+            block.shrink()
+        return head
+
+    def _begin_log(self, peer: Peer, block: Block) -> LoggedCall | None:
+        if self.log is None:
+            return None
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in block.fields}
+        return LoggedCall(fields.get(":path", ""), peer_of(peer.socket), fields)
+
+    def _take(
+        self, peer: Peer, stream: bytes, state: Any, data: bytes, now_s: float, *, ended: bool
+    ) -> None:
+        """Take data of a call: a whole message of rows in a known layout, or anything else."""
+        call = state.call
+        is_call = isinstance(call, GrpcCall)
+        head = call.head if is_call else call
+        if head is None or self.log is not None:
+            self._receive_part(peer, stream, data, now_s, ended=ended)
+            return
+        found = head.prefixes.find_framed(data)
+        if found is not None and not (is_call and call.has_data):
+            start, encoder = found
+            block = state.block
+            is_repeated = block.is_repeated or block.kind.is_repeated or is_call
+            if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self.refusal is None:
+                layout = data[:start], len(data) - start
+                peer.engine.expect(block, layout, encoder, calls=not is_call)
+            if ended and not is_call:
+                self._queue_calls(peer, call, encoder, [stream], [data[start:]], now_s)
+                return
+        self._receive_part(peer, stream, data, now_s, ended=ended)
+
+    def _take_messages(
+        self, peer: Peer, stream: bytes, call: Headers | GrpcCall, value: Any, now_s: float,
+        *, ended: bool,
+    ) -> None:  # fmt: skip
+        """Take frames of a stream that were recognised as messages."""
+        (prefix, size), encoder, messages = value
+        number = 0
+        if isinstance(call, GrpcCall):
+            number = call.run_messages(encoder, messages, len(prefix) + size, ended=ended)
+        elif ended:
+            self._queue_calls(peer, call, encoder, [stream], messages, now_s)
+            return
+        for at, message in enumerate(messages[number:], number + 1):
+            is_last = ended and at == len(messages)
+            self._receive_part(peer, stream, prefix + message, now_s, ended=is_last)
+
+    def _queue_calls(
+        self, peer: Peer, head: Headers, encoder: ResponseEncoder, streams: Iterable[bytes],
+        messages: Iterable[bytes], now_s: float,
+    ) -> None:  # fmt: skip
+        """Queue calls of one kind that have come whole, as far as there is room."""
+        reason = self._reason_to_refuse(peer)
+        if reason is not None:
+            for stream in streams:
+                self.refuse(peer, stream, head, reason)
+            return
+        streams = [*streams]
+        deadline_s = now_s + head.timeout_s
+        group = Group(peer, streams, [*messages], encoder, self, now_s, deadline_s)
+        number = encoder.target.submit(group)
+        if number < len(streams):
+            self._reject(peer, head, streams[number:])
+
+    def _reason_to_refuse(self, peer: Peer) -> Status | None:
+        """Return why calls of rows are refused on a connection; None if they are not."""
+        if self.refusal is not None:
+            return Status.of(self.refusal)
+        engine = peer.engine  # too many answers wait for its peer?
+        is_unread = engine.blocked and engine.num_unsent() > self.limits.max_unread_bytes
+        return headers.UNREAD if is_unread else None
+
+    def _receive_part(
+        self, peer: Peer, stream: bytes, data: bytes, now_s: float, *, ended: bool
+    ) -> None:
+        """Take data, or the end, of a call that is no message of rows in a known layout."""
+        state = peer.streams.get(stream)
+        call = None if state is None else state.call
+        if isinstance(call, Headers):
+            call = self._begin(peer, stream, call, now_s)
+        if call is not None:
+            call.receive(data, ended=ended)
+
+    def _begin(
+        self, peer: Peer, stream: bytes, head: Headers, now_s: float,
+        logged: LoggedCall | None = None,
+    ) -> GrpcCall:  # fmt: skip
+        """Make a call one with an object, which ends at its deadline."""
+        call = GrpcCall(self, peer, stream, head, now_s)
+        call.logged = logged
+        peer.streams[stream].call = call
+        self.calls.end_at_deadline(call)
+        if head.refusal is None and head.method is not None:
+            call.start(head.method.handle(call))
+        return call
+
+    def _open(
+        self, peer: Peer, stream: bytes, head: Headers, now_s: float, *, ended: bool,
+        logged: LoggedCall | None = None,
+    ) -> None:  # fmt: skip
+        """Begin any other call, or refuse it."""
+        refusal = head.refusal
+        if isinstance(refusal, HttpError):
+            peer.engine.refuse([stream], refusal.headers, refusal.text)
+            self.schedule_flush(peer)
+            return
+        if refusal is None and isinstance(head.method, BatchedUnary):
+            refusal = self._reason_to_refuse(peer)
+        if refusal is not None and logged is None:
+            self.refuse(peer, stream, head, refusal)
+            return
+        call = self._begin(peer, stream, head, now_s, logged)
+        if refusal is not None:
+            call.end(refusal)
+        elif ended:
+            call.receive(b"", ended=True)
+
+    # How calls without an object end
+
+    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+        """See `Sink`."""
+        peer: Peer = group.caller  # type: ignore[assignment]
+        peer.engine.answer(group.streams, responses)
+        self.schedule_flush(peer)
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        """See `Sink`."""
+        peer: Peer = group.caller  # type: ignore[assignment]
+        for stream in group.streams:
+            state = peer.streams.get(stream)
+            if state is not None and isinstance(state.call, Headers):
+                self.refuse(peer, stream, state.call, Status.of(error))
+
+    def refuse(self, peer: Peer, stream: bytes, head: Headers, reason: Status) -> None:
+        """End a call that has had no answer with a status, unless its caller has left."""
+        if stream in peer.streams:
+            peer.engine.refuse([stream], (*headers.RESPONSE, *trailers_of(reason)))
+            self.metrics.count(head.name, reason.code.name)
+            self.schedule_flush(peer)
+
+    def _reject(self, peer: Peer, head: Headers, streams: Sequence[bytes]) -> None:
+        """Refuse calls that would wait in vain: cheaply, for there may be many."""
+        num_open = sum(map(peer.streams.__contains__, streams))
+        peer.engine.refuse(streams, _NO_ROOM)
+        self.metrics.count(head.name, _REFUSED, num_open)
+
+    def _cancel(self, peer: Peer, state: Any, now_s: float) -> None:
+        """Forget a call whose caller has left, unless its answer was on its way."""
+        call = state.call
+        if call is None:
+            if state.trailers is not None:
+                return
+            call = self._read(peer, state.block)  # it came and went in one read
+        if isinstance(call, Headers):
+            peer.gave_up_s = now_s
+            self.metrics.count(call.name, "CANCELLED")
+        else:
+            if call.is_running:
+                peer.gave_up_s = now_s
+            call.cancel()
+
+    # All calls of a connection
+
+    def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:
+        """Return the streams of a connection, and its calls whose message has not arrived."""
+        queued = set().union(*(each.streams_of(peer) for each in self.router.batchers))
+        calls = [(s, state.call) for s, state in peer.streams.items() if state.call]
+        return [(s, call) for s, call in calls if s not in queued or isinstance(call, GrpcCall)]
+
+    def is_pending(self, peer: Peer) -> bool:
+        """See `Port`."""
+        return bool(peer.output or peer.engine.num_unsent()) or any(
+            isinstance(state.call, Headers) or state.call.is_accepted
+            for state in peer.streams.values()
+            if state.call is not None
+        )
+
+    def ping(self, peer: Peer) -> bool:
+        """See `Port`."""
+        peer.engine.ping()
+        return True
+
+    def forget(self, peer: Peer) -> None:
+        """See `Port`."""
+        for batcher in self.router.batchers:
+            batcher.forget(peer)
+        states = list(peer.streams.values())
+        peer.streams.clear()
+        peer.engine.blocked.clear()
+        for state in states:
+            self._cancel(peer, state, 0.0)
+
+    def drain(self, refusal: DigitsError) -> None:
+        """See `Port`."""
+        self.refusal = refusal
+        reason = Status.of(refusal)
+        for peer in self:
+            peer.engine.forget()
+            for stream, call in self._not_queued(peer):
+                if isinstance(call, GrpcCall):
+                    call.drain(reason)
+                else:
+                    self.refuse(peer, stream, call, reason)
+
+    def sweep_calls(self, peer: Peer) -> None:
+        """End the calls whose message has not arrived since the last sweep but one."""
+        for stream, call in self._not_queued(peer):
+            if stream > peer.swept_stream:
+                continue
+            if not isinstance(call, GrpcCall):
+                self.refuse(peer, stream, call, headers.TOO_SLOW)
+            elif call.is_incomplete:
+                call.end(headers.TOO_SLOW)
+        peer.swept_stream = max(peer.streams, default=peer.swept_stream)
+
+
+class _Threads:
+    """A `Pool` with a thread for each function."""
+
+    def __init__(self, host: Host, post: Callable[[Callable[[], None]], None]) -> None:
+        self._host, self._post = host, post
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """See `Pool`."""
+        future: Future[Any] = Future()
+
+        def work() -> Task:
+            try:
+                return partial(_settle, future, function(*args))
+            except Exception as err:
+                return partial(_settle, future, None, err)
+
+        runner = self._host.runners(1)
+        runner.put(work, self._post)
+        runner.close()
+        return future
+
+    def close(self) -> None:
+        """See `Pool`."""
+
+
+class H2Server:
+    """Serves every method over HTTP/2, on one thread: see `Transport`."""
+
+    def __init__(
+        self, router: Router, methods: Sequence[Method], config: ServerConfig,
+        limits: Limits | None = None, host: Host | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare; `start` binds.
+
+        Raises:
+            ConfigurationError: a certificate or a token can't be used.
+        """
+        self._router = router
+        self._config = config
+        self._host = host or Host()
+        self._tls = server_context(config.security, "h2")
+        self._log = access_log(config)
+        self._limits = limits or Limits(
+            max_message_bytes=max_message_bytes(router, config),
+            age_s=config.max_connection_age_s,
+        )
+        paths = {method.path.encode(): method for method in methods}
+        self._heads = HeaderParser(paths, token_check(config.security))
+        self.loop: Loop | None = None
+
+    async def start(self) -> str:
+        """See `Transport`."""
+        listener = self.open()
+        assert self.loop is not None
+        self.loop.start()
+        return address_of(listener, self._config.host)
+
+    def open(self) -> socket.socket:
+        """Bind the port, and make the loop that serves it; returns the port's socket.
+
+        Raises:
+            ConfigurationError: the address can't be bound.
+        """
+        config, host = self._config, self._host
+        listener = host.listen(config.host, config.port)
+        loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
+        port = H2Port(self._router, self._heads, loop, self._limits, host, self._log)
+        listeners = [listener, *others(config.host, config.port)]
+        port.open(listeners, loop.selector, loop.schedule_flush, self._tls)
+        loop.add(port)
+        return listener
+
+    @property
+    def num_calls(self) -> int:
+        """See `Transport`."""
+        return 0 if self.loop is None else self.loop.num_calls
+
+    async def beat(self) -> None:
+        """See `Transport`."""
+        assert self.loop is not None
+        ours, turn = asyncio.get_running_loop(), asyncio.Event()
+
+        def answer() -> None:
+            ours.call_soon_threadsafe(turn.set)
+
+        self.loop.post(answer)
+        await turn.wait()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See `Transport`."""
+        assert self.loop is not None
+        self.loop.drain(Unavailable("the server is shutting down"))
+        return await asyncio.to_thread(self.loop.drained.wait, timeout_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Transport`."""
+        if self.loop is not None:
+            await asyncio.to_thread(self.loop.stop)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.close)
+
+
+def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:
+    """Give a function's caller its outcome, on the loop's thread, unless the call is over."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(outcome)
+    else:
+        future.set_exception(error)

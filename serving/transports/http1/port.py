@@ -1,0 +1,431 @@
+"""An HTTP/1.1 port: from bytes of connections to requests, and answers back, in order.
+
+    bytes ──▶ known rows behind a head and JSON that came before ──▶ a Batcher
+      └─────▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
+
+A connection has one request in progress; further ones wait.
+"""
+
+import ctypes
+import logging
+import math
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from functools import partial
+from http import HTTPStatus
+
+from serving.batching.queue import ResponseEncoder
+from serving.credentials.tokens import TokenCheck
+from serving.errors import DigitsError
+from serving.http1.requests import BadRequest, Request, RequestReader
+from serving.router import Router
+from serving.system.host import Host
+from serving.telemetry.metrics import Metrics
+from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.transports.calls import Pool, submit
+from serving.transports.connections import Limits, Peer, Port, State, peer_of
+from serving.transports.http1.exchange import Exchange, Known
+from serving.transports.http1.problems import Answer, HttpError, name_of, problem
+from serving.transports.http1.routing import App, RoutedRequest
+from serving.transports.loop import Loop
+
+_log = logging.getLogger(__name__)
+
+_MAX_AHEAD_BYTES = 64 << 10
+"""Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
+_MAX_UNSENT_BYTES = 64 << 10
+"""Answers that a peer has not read, past which its next request waits."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
+_COMPLAINT_S = 60.0
+"""The least time between two log lines about peers that send malformed requests."""
+_INFER = "HttpInfer"
+_TRIM_BYTES = 16 << 20
+"""After so much was kept, free pages go back to the kernel: glibc alone kept 0.6 GiB of forms."""
+_MALLOC_OPTIONS = {-1: _TRIM_BYTES, -3: 4 << 20}
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3)), which glibc itself raises to 64 and 32 MiB:
+malloc_trim leaves the end of a thread's arena to the first of them."""
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)
+
+
+class Phase(Enum):
+    """How far a connection is with its requests."""
+
+    HEAD = auto()
+    """A head is on its way, for as long as a handshake may take."""
+    IDLE = auto()
+    """Every request was answered, and nothing has come since."""
+    BODY = auto()
+    """A head has come."""
+    RUNNING = auto()
+    """A request has come whole, and is not answered."""
+    QUEUED = auto()
+    """It was answered; bytes that were sent ahead wait for their turn."""
+
+
+class HttpEngine:
+    """One peer's HTTP/1.1: see `Engine`."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self.reader = RequestReader()
+        self.phase = Phase.HEAD
+        self.stream = 0
+        """How many requests have begun."""
+        self.streams: set[int] = set()
+        """The number of the request in progress, if there is one."""
+        self.call: Exchange | None = None
+        """The request in progress, unless it was recognised."""
+        self.recent: RoutedRequest | None = None
+        """The routing of the last request: the same again if its head is."""
+        self.known: Known | None = None
+        self._answers: list[bytes] = []
+        self.num_unsent = 0
+        """Bytes of answers that wait for the end of the round."""
+
+    @property
+    def is_established(self) -> bool:
+        """See `Engine`."""
+        return self.phase is not Phase.HEAD
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether answers wait for the end of the round."""
+        return bool(self._answers)
+
+    def begin(self) -> int:
+        """Begin a request; return its number."""
+        self.stream += 1
+        self.streams.add(self.stream)
+        return self.stream
+
+    def end(self) -> None:
+        """End the request in progress."""
+        self.call = None
+        self.streams.clear()
+        self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
+
+    def write(self, answer: bytes) -> None:
+        """Have an answer, or a part of one, sent at the end of the round."""
+        self._answers.append(answer)
+        self.num_unsent += len(answer)
+
+    def data_to_send(self) -> bytes:
+        """See `Engine`."""
+        answers, self._answers, self.num_unsent = self._answers, [], 0
+        return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    def forget(self) -> None:
+        """See `Engine`."""
+        self.known = self.recent = None
+
+    def announce_end(self) -> None:
+        """See `Engine`: the next answer says so."""
+
+    def go_away(self) -> None:
+        """See `Engine`."""
+
+
+class HttpPort(Port):
+    """Reads requests and answers them; used by the loop's thread only."""
+
+    def __init__(
+        self, app: App, metrics: Metrics, router: Router, loop: Loop, limits: Limits, pool: Pool,
+        tokens: TokenCheck | None, log: AccessLog | None,
+    ) -> None:  # fmt: skip
+        """Connect the parts.
+
+        Args:
+            app: routes requests.
+            metrics: counts them.
+            router: the models.
+            loop: whose thread this is.
+            limits: of peers.
+            pool: decodes large requests.
+            tokens: compares tokens; None if none are configured.
+            log: records the requests; None if nothing does.
+        """
+        super().__init__(Host(clock=loop.clock), limits, tokens)
+        self._app = app
+        self._metrics = metrics
+        self._router = router
+        self._loop = loop
+        self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
+        self.pool = pool
+        self.log = log
+        self._num_bad, self._complained_s = 0, -math.inf
+        self._num_released, self._trim_s = 0, math.inf
+        if _trim is not None:
+            for option, num_bytes in _MALLOC_OPTIONS.items():
+                _libc.mallopt(option, num_bytes)
+
+    def new_engine(self, sock: socket.socket) -> HttpEngine:
+        """See `Port`."""
+        return HttpEngine()
+
+    def forget_layouts(self) -> None:
+        """See `Port`: a known request that is refused is forgotten, too."""
+
+    # Requests
+
+    def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
+        """See `Port`."""
+        engine: HttpEngine = peer.engine
+        known, reader = engine.known, engine.reader
+        # An answer in progress comes first.
+        is_next = not (engine.streams or reader.num_waiting)
+        if known is not None and is_next and known.is_same(data):
+            self._begin(peer, now_s)
+            engine.phase = Phase.RUNNING
+            submit(known.group(peer, engine.stream, data, now_s))
+            return
+        reader.receive(data)
+        if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
+            self._advance(peer, now_s)
+        self._pause(peer)
+
+    def _begin(self, peer: Peer, now_s: float) -> int:
+        peer.swept_s = peer.active_s = now_s
+        number: int = peer.engine.begin()
+        return number
+
+    def _pause(self, peer: Peer) -> None:
+        """Read no more of a peer that has sent too much ahead, until that is less."""
+        engine: HttpEngine = peer.engine
+        is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
+        is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
+        if is_paused != peer.is_paused:
+            peer.is_paused = is_paused
+            self.schedule_flush(peer)
+
+    def _advance(self, peer: Peer, now_s: float) -> None:
+        """Read the next request, if it has come whole."""
+        engine: HttpEngine = peer.engine
+        if engine.num_unsent > _MAX_UNSENT_BYTES:
+            engine.phase = Phase.QUEUED
+            peer.unread[engine] = None  # and resumed once they are taken
+            return
+        try:
+            self._read_request(peer, now_s)
+        except BadRequest as err:
+            self._refuse_peer(peer, err)
+
+    def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
+        """See `Port`."""
+        self._queue(peer)
+
+    def _queue(self, peer: Peer) -> None:
+        """Have the next request of a connection read, once it is its turn."""
+        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+            self._loop.defer(partial(self._advance_next, peer))
+
+    def _advance_next(self, peer: Peer) -> None:
+        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+            self._advance(peer, self.clock())
+            self._pause(peer)
+
+    def _read_request(self, peer: Peer, now_s: float) -> None:
+        engine: HttpEngine = peer.engine
+        reader, call = engine.reader, engine.call
+        if call is None:
+            request = reader.read_head()
+            if request is None:
+                if engine.phase is not Phase.HEAD and reader.num_waiting:  # its time begins
+                    engine.phase, peer.opened_s = Phase.HEAD, now_s
+                elif engine.phase is Phase.QUEUED:
+                    engine.phase = Phase.IDLE
+                return
+            call = self._begin_request(peer, request, now_s)
+            if call.is_over:
+                return
+        body = reader.read_body(call.plan.request, call.plan.max_bytes)
+        self.calls.hold(call, reader.num_waiting if body is None else len(body))
+        if call.is_over:  # there was no room
+            return
+        if body is None:
+            if call.plan.request.expects_continue and not reader.num_waiting:
+                engine.write(_CONTINUE)
+            return
+        engine.phase, peer.active_s = Phase.RUNNING, now_s
+        call.body, call.is_running = body, True
+        self.calls.end_at_deadline(call)
+        call.start(call.plan.handler(call))
+
+    def _begin_request(self, peer: Peer, request: Request, now_s: float) -> Exchange:
+        """Find the handler of a request; one that is refused is over."""
+        engine: HttpEngine = peer.engine
+        plan = engine.recent
+        if plan is None or plan.request is not request:
+            plan = RoutedRequest(request)
+        engine.phase = Phase.BODY
+        call = engine.call = Exchange(self, peer, plan, self._begin(peer, now_s))
+        if self.log is not None:
+            fields = request.fields
+            sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+            method = f"{request.method} {plan.path}"
+            call.logged = LoggedCall(method, peer_of(peer.socket), sent)
+        if plan is not engine.recent:
+            engine.recent = None
+            try:
+                self._app.prepare(plan)
+            except Exception as err:
+                self.fail_request(call, err)
+                return call
+            engine.recent = plan
+            peer.trusted |= plan.is_trusted
+        if call.logged is not None:
+            call.logged.route = plan.route
+        call.deadline_s = now_s + plan.timeout_s
+        if self.refusal is not None and plan.is_work:
+            self.fail_request(call, self.refusal)
+        return call
+
+    def learn(self, call: Exchange, num_bytes: int, encoder: ResponseEncoder) -> None:
+        """See `Exchange`."""
+        plan, engine = call.plan, call.peer.engine
+        if not (self.log or self.refusal or plan.headers or plan.request.is_last):
+            whole = engine.reader.head + call.body
+            prefix = whole[: len(whole) - num_bytes]
+            engine.known = Known(prefix, len(whole), encoder, plan.timeout_s, self._end_known)
+
+    # Answers
+
+    def encode_rest(self, plan: RoutedRequest, answer: Answer) -> bytes:
+        """Write a good answer that is not the last of its connection, from its third line on."""
+        return self._app.encode(answer, plan, is_last=False).removeprefix(self._app.begin)
+
+    def _end_known(self, peer: Peer, answer: bytes | DigitsError) -> None:
+        """Answer a request that was recognised, from the third line on, or with an error."""
+        engine: HttpEngine = peer.engine
+        if not engine.streams:  # its caller has left
+            return
+        engine.end()
+        if isinstance(answer, bytes):
+            engine.write(self._app.begin + answer)
+        else:  # the next one is read, for this one may be for a model that is gone
+            engine.known = None
+            refusal = problem(answer)
+            self._metrics.count(_INFER, name_of(refusal.status))
+            engine.write(self._app.encode(refusal, None, is_last=False))
+        self.schedule_flush(peer)
+        self._queue(peer)
+
+    def reply(self, call: Exchange, answer: Answer) -> None:
+        """Answer the request in progress."""
+        peer, plan = call.peer, call.plan
+        engine: HttpEngine = peer.engine
+        peer.active_s = self.clock()
+        is_whole = engine.phase is Phase.RUNNING or not plan.request.num_bytes
+        if plan.request.is_last or not is_whole or self.refusal is not None:
+            self._read_no_more(peer)
+        more = self._end_request(call, name_of(answer.status), answer.status)
+        is_last = peer.state >= State.LAST
+        engine.write(self._app.encode(answer, plan, is_last=is_last, more=more))
+        self.schedule_flush(peer)
+        self._queue(peer)
+
+    def fail_request(self, call: Exchange, error: Exception) -> None:
+        """Answer the request in progress with an error."""
+        if not isinstance(error, DigitsError | HttpError):
+            _log.error("a handler failed", exc_info=error)
+            error = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
+        self.reply(call, problem(error))
+
+    def _refuse_peer(self, peer: Peer, error: BadRequest) -> None:
+        """Answer a malformed request, and close the connection after it."""
+        self._num_bad += 1
+        if (now_s := self.clock()) >= self._complained_s + _COMPLAINT_S:
+            reason = f"{peer.address or 'unix:'}: {error.text}"
+            _log.warning("bad HTTP requests: %d, the last from %s", self._num_bad, reason)
+            self._num_bad, self._complained_s = 0, now_s
+        engine: HttpEngine = peer.engine
+        self._read_no_more(peer)
+        refusal = HttpError(error.status, error.text)
+        if engine.call is not None:
+            self.fail_request(engine.call, refusal)
+            return
+        engine.phase = Phase.IDLE
+        self._metrics.count("other", name_of(error.status))
+        engine.write(self._app.encode(problem(refusal), None, is_last=True))
+        self.schedule_flush(peer)
+
+    def _read_no_more(self, peer: Peer) -> None:
+        """Close the connection after the next answer, and forget its unread bytes."""
+        peer.end_reading()
+        peer.engine.reader = RequestReader()
+
+    def _end_request(self, call: Exchange, name: str, status: int) -> list[tuple[str, str]]:
+        """Count and forget the request in progress; return the header with its id."""
+        self._metrics.count(call.plan.name, name)
+        self._num_released += len(call.body)
+        request_id = call.end_log(name, status)
+        call.close()
+        call.peer.engine.end()
+        return [(REQUEST_ID, request_id)] if request_id else []
+
+    # All requests of a connection
+
+    def is_pending(self, peer: Peer) -> bool:
+        """See `Port`."""
+        return self.is_kept(peer) or peer.engine.has_answers
+
+    def is_kept(self, peer: Peer) -> bool:
+        """See `Port`: a peer that has not sent all is slow."""
+        return bool(peer.engine.phase is Phase.RUNNING or peer.output)
+
+    def forget(self, peer: Peer) -> None:
+        """See `Port`."""
+        engine: HttpEngine = peer.engine
+        if not engine.streams:
+            return
+        peer.gave_up_s = self.clock()
+        if engine.call is not None:
+            self._end_request(engine.call, "CANCELLED", 499)
+        else:
+            self._metrics.count(_INFER, "CANCELLED")
+            engine.end()
+        for batcher in self._router.batchers:
+            batcher.forget(peer)
+
+    def drain(self, refusal: DigitsError) -> None:
+        """See `Port`."""
+        self.refusal = refusal
+        for peer in self:
+            engine: HttpEngine = peer.engine
+            engine.forget()
+            if engine.call is not None and engine.call.plan.is_work and not engine.call.is_running:
+                self.fail_request(engine.call, refusal)
+
+    def sweep_calls(self, peer: Peer) -> None:
+        """See `Port`."""
+        call: Exchange | None = peer.engine.call
+        if call is not None and not call.is_running:
+            self.fail_request(call, _SLOW)
+
+    def tick(self, now_s: float) -> None:
+        """See `Port`; also gives memory back that bodies have left free.
+
+        That is done a second later: others may have them yet.
+        """
+        self._app.set_date()
+        if self._num_released > _TRIM_BYTES:
+            self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
+        if now_s >= self._trim_s and _trim is not None:
+            self._trim_s = math.inf
+            _trim(0)
+
+
+def open_port(
+    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: Limits,
+    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None,
+    tokens: TokenCheck | None = None, log: AccessLog | None = None,
+) -> HttpPort:  # fmt: skip
+    """Return a port on sockets that listen, for `Loop.add`; see `HttpPort` and `Port.open`."""
+    for listener in listeners:
+        listener.setblocking(False)
+    port = HttpPort(app, router.metrics, router, loop, limits, pool, tokens, log)
+    port.open(listeners, loop.selector, loop.schedule_flush, tls)
+    return port
