@@ -13,7 +13,7 @@ from functools import partial
 
 from serving.catalog.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
 from serving.server.server import Server, exporting
 from serving.system import signals
@@ -90,7 +90,7 @@ async def serve(
         stops = signals.queue_stops()  # before the first call, so that every stop drains
         try:
             await server.start()
-        except ConfigurationError:
+        except (ConfigurationError, Unavailable):
             await server.stop(grace_s=0)
             raise
         with catalog.following(config.reload_interval_s):
