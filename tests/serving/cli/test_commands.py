@@ -160,7 +160,7 @@ def test_environment_configures_a_server(models: Path, monkeypatch: pytest.Monke
 
 def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
-    monkeypatch.setattr("serving.server.serve.run", lambda *configs: taken.extend(configs))
+    monkeypatch.setattr("serving.server.run.run", lambda *configs: taken.extend(configs))
     monkeypatch.setattr("serving.system.signals.end_process", lambda code: None)
     options = """
         --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms

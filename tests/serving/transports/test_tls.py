@@ -24,7 +24,7 @@ from serving.credentials.certificates import server_context
 from serving.credentials.tls import Tls
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.images import Images
-from serving.server.serve import warn_if_exposed
+from serving.server.run import warn_if_exposed
 from serving.server.server import Server
 from serving.transports.grpcio.grpcio_server import server_credentials
 from tests.support.h2_server import server_inside
