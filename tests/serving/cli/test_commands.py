@@ -97,7 +97,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--versions", "newest"), "versions must be latest, all, or numbers such as 3,4, got"),
         (("--version", "1", "--canary", "5%"), "version pins one: versions and canary have no"),
         (("--model", "digits", "a,b", "--served-name", "x"), "served_name is for one model, not"),
-        (("--models", "http://127.0.0.1/m.zip"), "http://127.0.0.1/m.zip: without TLS it needs"),
+        (("--models", "http://127.0.0.1/m.onnx"), "http://127.0.0.1/m.onnx: without TLS it needs"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(
