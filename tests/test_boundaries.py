@@ -81,18 +81,10 @@ def test_import_starts_nothing() -> None:
     modules_after(code)
 
 
-def imports_of(path: Path, *, at_top: bool = False) -> set[str]:
-    """Every module that a file names in an import, at any depth, or at its top level.
-
-    Imports for type checking alone count, too.
-    """
-    tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree))
-    if at_top:
-        nodes = [*tree.body, *(each for node in tree.body if isinstance(node, ast.If)
-                               for each in node.body)]  # fmt: skip
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file names in an import, at any depth, also for type checking alone."""
     names = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -197,8 +189,7 @@ def test_imports_point_to_the_ground(package: str) -> None:
 def test_no_imports_go_in_a_circle(package: str) -> None:
     modules = modules_of(package)
     graph = {
-        module: {name.removeprefix(f"{package}.") for name in imports_of(path, at_top=True)}
-        & set(modules)
+        module: {name.removeprefix(f"{package}.") for name in imports_of(path)} & set(modules)
         for module, path in modules.items()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle

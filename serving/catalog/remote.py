@@ -12,21 +12,33 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.catalog.archives import MAX_BYTES, repository_paths, unpack
+from serving.catalog.versions import LABELS
 from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
+from serving.model.manifest import FILES, MANIFEST
+from serving.model.pictures import CLASSIFIER
 
 _log = logging.getLogger(__name__)
 
 _COPIED = ".copied.json"
 _UNFINISHED = "unfinished-"
-_FILES = (".zip", ".tar.gz", ".tgz", ".onnx")
+_ONNX = ".onnx"
+MAX_BYTES = 16 << 30
+"""The most bytes of a repository that are copied."""
+MAX_FILE_BYTES = 2 << 30
+"""Of one file: protobuf, and so ONNX, has no larger messages."""
+_NAMES = "|".join(map(re.escape, (MANIFEST, *FILES.values())))
+_BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER)))
+_PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{_BESIDE})")
+_PLAIN_HTTP = re.compile("(^|::)http://")
+"""At the begin of a URL, or in a chain such as simplecache::http://."""
 _STATE = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "blob_id", "created")
 """Facts of an object that change with its content, as the libraries name them."""
 
@@ -38,8 +50,8 @@ class RemoteRepository:
         """Copy nothing yet.
 
         Args:
-            url: a folder of models that fsspec can list, or one .zip, .tar.gz, .tgz or .onnx, whose
-                digest may follow as `#sha256=`.
+            url: a folder of models that fsspec can list, or one .onnx, whose digest may follow as
+                `#sha256=`.
             cache: the folder of copies; None for one in the user's cache.
 
         Raises:
@@ -47,22 +59,23 @@ class RemoteRepository:
         """
         self._url, _, fragment = url.partition("#")
         parts = urlsplit(self._url)
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        """Without passwords and signatures, which must not be logged."""
+        self._shown = without_credentials(self._url)
         self._name = parts.path.rpartition("/")[2]
-        self._is_file = self._name.endswith(_FILES)
+        self._is_file = self._name.endswith(_ONNX)
         self._is_http = parts.scheme in ("http", "https")
         self._digest = fragment.removeprefix("sha256=")
         if fragment and not (self._is_file and re.fullmatch("sha256=[0-9a-f]{64}", fragment)):
             raise ConfigurationError(f"{self._shown}: #sha256= and 64 digits belong to one file")
         if self._is_http and not self._is_file:
-            raise ConfigurationError(f"{self._shown}: one .zip, .tar.gz or .onnx is expected")
-        if parts.scheme == "http" and not fragment:
+            raise ConfigurationError(f"{self._shown}: one .onnx is expected")
+        if _PLAIN_HTTP.search(self._url) and not fragment:
             raise ConfigurationError(f"{self._shown}: without TLS it needs #sha256=DIGEST")
         user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache = cache or Path(user, "digit-serving", "models")
         self._cache = cache / hashlib.sha256(self._url.encode()).hexdigest()
         self._root: Path | None = None
+        self._left_bytes = 0
+        """What may still be copied of one state of the repository."""
 
     def fetch(self) -> Path:
         """Copy changed files.
@@ -130,6 +143,7 @@ class RemoteRepository:
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=self._cache) as unfinished:
             tree = Path(unfinished, "tree")
             copied: dict[str, list[str]] = {}
+            self._left_bytes = MAX_BYTES
             for path, state in states.items():
                 file = (Path(unfinished) if self._is_file else tree) / path
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -138,11 +152,12 @@ class RemoteRepository:
                     copied[path] = before[path]
                 else:
                     copied[path] = [state, self._download(system, objects[path]["name"], file)]
+                self._left_bytes -= file.stat().st_size
             digests = {path: digest for path, (_, digest) in copied.items()}
             digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
             if self._is_file:
                 digest = copied[self._name][1]
-                self._unpack(Path(unfinished, self._name), digest, tree)
+                self._publish(Path(unfinished, self._name), digest, tree)
             (tree / _COPIED).write_text(json.dumps(copied))
             os.sync()
             root = self._cache / digest
@@ -152,17 +167,13 @@ class RemoteRepository:
                 os.rename(tree, root)
         return root
 
-    def _unpack(self, file: Path, digest: str, tree: Path) -> None:
-        """Make a repository of one file."""
+    def _publish(self, file: Path, digest: str, tree: Path) -> None:
+        """Make a repository of one model."""
         if digest != (self._digest or digest):
             raise ConfigurationError(
                 f"{self._shown}: expected SHA-256 {self._digest}, got {digest}"
             )
-        tree.mkdir()
-        if not self._name.endswith(".onnx"):
-            unpack(file, self._name, tree)
-            return
-        version = tree / self._name.removesuffix(".onnx") / "1"
+        version = tree / self._name.removesuffix(_ONNX) / "1"
         version.mkdir(parents=True)
         file.rename(version / "model.onnx")
 
@@ -180,17 +191,35 @@ class RemoteRepository:
             return system, {self._name: system.info(root) | {"name": root}}
         infos = system.find(root, detail=True)
         names = {path.removeprefix(root).lstrip("/"): path for path in infos}
-        paths = repository_paths(names)
-        return system, {path: infos[names[given]] for path, given in paths.items()}
+        found = {path: infos[names[given]] for path, given in _repository_paths(names).items()}
+        for path in [path for path, info in found.items() if not _is_regular(info)]:
+            _log.warning("%s/%s is left out: it is no regular file", self._shown, path)
+            del found[path]
+        return system, found
 
     def _download(self, system: Any, name: str, file: Path) -> str:
         """Copy one object; return the digest of its content."""
+        import fsspec
+
+        most = min(self._left_bytes, MAX_FILE_BYTES)
+
+        def check(num_bytes: int | None) -> None:
+            if (num_bytes or 0) > most:
+                raise ConfigurationError(
+                    f"{self._shown}: {file.name} has over {most} bytes, the most that are copied"
+                )
+
+        class Limit(fsspec.Callback):  # type: ignore[misc]  # fsspec has no types
+            """Ends a transfer that gets too long, whatever length was announced."""
+
+            def call(self, *_: object, **__: object) -> None:
+                check(self.value)
+
         with self._errors():
             before = system.info(name)  # some libraries list other facts than they tell of one
             size = before.get("size")
-            if size is not None and size > MAX_BYTES:
-                raise ConfigurationError(f"{self._shown}: {size} bytes, at most {MAX_BYTES}")
-            system.get_file(name, str(file))
+            check(size)
+            system.get_file(name, str(file), callback=Limit())
             system.invalidate_cache()
             is_whole = size is None or size == file.stat().st_size
             if not is_whole or _state(system.info(name)) != _state(before):
@@ -214,6 +243,36 @@ class RemoteRepository:
             if isinstance(cause, _LASTING) or getattr(cause, "status", 0) in (401, 403, 404):
                 raise ConfigurationError(text) from err
             raise Unavailable(text) from err
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL as it can be printed: without user, password and parameters."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url.partition("?")[0] if "://" in url else url)
+
+
+def _repository_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Find a repository's files among others.
+
+    Args:
+        paths: relative to the repository, or to a folder that holds nothing else.
+
+    Returns:
+        The given path of each path in the repository, such as "digits/3/model.onnx".
+    """
+    found = {path: path for path in paths if _PATH.fullmatch(path)}
+    if not found and len({path.partition("/")[0] for path in paths}) == 1:
+        below = {path.partition("/")[2]: path for path in paths}
+        found = {path: given for path, given in below.items() if _PATH.fullmatch(path)}
+    return found
+
+
+def _is_regular(info: dict[str, Any]) -> bool:
+    """Return whether an object can be read to an end: a local pipe or device has none."""
+    if info["type"] != "other":
+        return True
+    with suppress(OSError):
+        return stat.S_ISREG(os.stat(info["name"]).st_mode)
+    return False
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -18,8 +18,7 @@ from serving.pictures.facts import Box, Number, number_facts
 from serving.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.predictions import Predictions
 from serving.system.cores import usable_cores
-from serving.system.processes.mapping import mapped
-from serving.system.processes.zygote import CAN_FORK, silence_pillow
+from serving.system.processes import mapped, silence_pillow
 from serving.telemetry import logs
 
 _NUM_DECIMALS = 6
@@ -178,7 +177,7 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
     fails alone.
     """
     workers = usable_cores()
-    if workers < 2 or len(found) < MIN_PICTURES or not CAN_FORK:
+    if workers < 2 or len(found) < MIN_PICTURES:
         silence_pillow()
         for name in found:
             yield _quietly(partial(_read, reader), name) if isinstance(name, str) else name

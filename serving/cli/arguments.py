@@ -37,7 +37,7 @@ _SERVE = """\
   digit-serving serve flowers.onnx --input image --labels labels.txt
   digit-serving serve --models models --model digits letters --workers 2
   digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
-  digit-serving serve --models https://example.org/models.tar.gz#sha256=DIGEST
+  digit-serving serve --models https://example.org/flowers.onnx#sha256=DIGEST
   digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
   DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
@@ -188,6 +188,6 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
 def _add_repository(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
         help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
-        "URLs of fsspec, or a .zip, .tar.gz or .onnx at https:// (default: "
+        "URLs of fsspec, or an .onnx at https:// (default: "
         f"{ModelConfig().models} if it has the model, else the bundled one)")  # fmt: skip
     add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")

@@ -38,7 +38,7 @@ def _serve(options: argparse.Namespace) -> int:
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     from serving.model.pictures import read_labels
-    from serving.server.serve import run
+    from serving.server.run import run
 
     gc.freeze()
     gc.enable()

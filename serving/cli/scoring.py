@@ -67,9 +67,10 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         DigitsError: see the functions of `serving.scoring`.
     """
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
+    from serving.catalog.remote import without_credentials
     from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
     from serving.scoring import scorer
-    from serving.scoring.location import Location, without_credentials
+    from serving.scoring.location import Location
     from serving.scoring.opening import open_dataset
     from serving.scoring.output import SUMMARY, prepare, write_json
     from serving.scoring.scorer import RUN_IMAGES, Task, answered

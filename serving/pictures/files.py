@@ -7,7 +7,7 @@ from typing import TypeVar
 from serving.errors import InvalidRequest
 from serving.images import Images
 from serving.pictures.reader import from_picture
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes
 
 _MODULES = ("serving.pictures.numbers", "serving.pictures.reader")
 """What they need."""

@@ -19,7 +19,7 @@ from serving.pictures.files import processes
 from serving.scoring.dataset import Piece
 from serving.scoring.location import reason
 from serving.scoring.scorer import RUN_IMAGES, Task, score_piece
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes
 from serving.telemetry import logs
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it would call its vendor

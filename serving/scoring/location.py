@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import fs
 
+from serving.catalog.remote import without_credentials
 from serving.errors import ConfigurationError
 
 _SHOWN = re.compile(r"(/[^/._][^/]*)*")
@@ -96,11 +97,6 @@ def _walk(root: str) -> Iterator[str]:
 
 def _refuse(err: OSError) -> None:
     raise ConfigurationError(f"{err.filename}: {reason(err)}") from err
-
-
-def without_credentials(uri: str) -> str:
-    """Return a URI as it can be printed: without user, password and parameters."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri.partition("?")[0] if "://" in uri else uri)
 
 
 @contextmanager

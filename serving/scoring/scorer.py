@@ -20,8 +20,7 @@ from serving.scoring.location import Location, one_line
 from serving.scoring.output import num_errors, writing
 from serving.scoring.pixels import as_images
 from serving.signature import Signature
-from serving.system.processes.mapping import mapped
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes, mapped
 
 RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
 """Images of one run on each device: past 128 an image is no cheaper on a core."""

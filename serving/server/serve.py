@@ -1,8 +1,7 @@
-"""Serve until a signal: load, listen and drain in this process, or start workers that do."""
+"""Serve until a signal: load, listen and drain in this process."""
 
 import asyncio
 import gc
-import ipaddress
 import json
 import logging
 import signal
@@ -13,7 +12,7 @@ from functools import partial
 
 from serving.catalog.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
 from serving.server.server import Server, exporting
 from serving.system import signals
@@ -90,7 +89,7 @@ async def serve(
         stops = signals.queue_stops()  # before the first call, so that every stop drains
         try:
             await server.start()
-        except ConfigurationError:
+        except (ConfigurationError, Unavailable):
             await server.stop(grace_s=0)
             raise
         with catalog.following(config.reload_interval_s):
@@ -146,47 +145,3 @@ async def drain_when_signalled(
     reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
     _log.warning("stopped by force: %s", reason)
     return signals.end_process(1)
-
-
-def run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
-    """Load a model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
-
-    Args:
-        model: the model and its device.
-        batching: sizes and limits.
-        config: address, TLS, tokens, workers and the like.
-
-    Returns:
-        True if every accepted request was answered.
-
-    Raises:
-        DigitsError: the server can't start.
-    """
-    if config.reload_interval_s and model.version is not None:
-        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
-    warn_if_exposed(config)
-    if config.workers == 1:
-        return run_loop(serve(model, batching, config), config.transport)
-    from serving.server.supervisor import supervise  # one process needs no multiprocessing
-
-    return asyncio.run(supervise(model, batching, config))
-
-
-def warn_if_exposed(config: ServerConfig) -> None:
-    """Log a warning if other machines can reach a port without TLS or without tokens."""
-    security = config.security
-    missing = [] if security.has_tls else ["TLS"]
-    if not security.has_tokens and security.tls_client_ca is None:
-        missing.append("tokens")
-    hosts = {config.host} if config.http_port is None else {config.host, config.http_host}
-    for host in sorted(hosts):
-        if missing and not _is_local(host):
-            lacking = " and ".join(missing)
-            _log.warning("other machines can reach %s without %s: see SECURITY.md", host, lacking)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.startswith("unix:")

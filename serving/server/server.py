@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, Unavailable
 from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
@@ -44,7 +44,7 @@ def optional_http(config: ServerConfig) -> Iterator[None]:
     """Log a warning if the port of HTTP can't be bound in this block and is optional."""
     try:
         yield
-    except ConfigurationError as err:
+    except (ConfigurationError, Unavailable) as err:
         if not config.http_is_optional:
             raise
         _log.warning("HTTP is off: %s; choose another port with --http-port", err)

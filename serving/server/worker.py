@@ -19,7 +19,7 @@ from serving.errors import DigitsError
 from serving.server.serve import run_loop, serve
 from serving.server.server import Server
 from serving.system import address, signals
-from serving.system.process import Activity
+from serving.system.process import Activity, end_with_parent
 from serving.telemetry import logs
 from serving.telemetry.report import Report
 
@@ -138,6 +138,7 @@ class Worker:
 
 def main() -> None:
     """Serve in this process until a signal, or until the supervisor ends."""
+    end_with_parent()
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     supervisor = Connection(int(sys.argv[1]))

@@ -4,14 +4,14 @@ import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, ServingError, Unavailable
 
 _REASONS = {
-    errno.EADDRINUSE: "the port is taken",
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EAFNOSUPPORT: "this machine has no such kind of address",
     errno.EACCES: "permission denied",
@@ -23,6 +23,8 @@ _FIRST_INHERITED = 3
 """The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
 _FIRST_FREE_PORT = 1024
 """Ports below need a privilege."""
+_TAKEN_S = 1.0
+"""How long to wait for a taken port: workers of a killed supervisor are about to end."""
 Sockets = dict[tuple[str, int], list[socket.socket]]
 """Bound sockets by host and port, one for each worker of a supervisor."""
 _inherited: Sockets = {}
@@ -51,8 +53,14 @@ def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ConfigurationError:
-    """Build the error for an address that can't be bound, with the reason in plain words."""
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServingError:
+    """Build the error for an address that can't be bound, with the reason in plain words.
+
+    Returns:
+        Unavailable for a port that is taken, which its owner may leave; else ConfigurationError.
+    """
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return Unavailable(f"can't listen on {with_port(host, port)}: the port is taken")
     if isinstance(error, socket.gaierror | ValueError):
         reason = f"the name {host!r} can't be resolved"
     else:
@@ -74,6 +82,7 @@ def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
 
     Raises:
         ConfigurationError: none can be bound.
+        Unavailable: the port is taken.
     """
     if (host, port) in _inherited:
         own = _inherited[host, port][0]
@@ -121,27 +130,53 @@ def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.soc
 
     Raises:
         ConfigurationError: the address can't be bound.
+        Unavailable: the port is taken, and stays so for a second.
     """
     with ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            # No other server may listen there; a port just closed is free.
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-            sockets: list[socket.socket] = []
-            # One more, for the number: `refuse_callers` would free a port that the kernel chose.
-            for _ in range(1 + number):
+            _wait_until_free(family, address)
+
+            def bound(*options: int) -> socket.socket:
                 sock = stack.enter_context(socket.socket(family, kind, protocol))
                 sock.setblocking(False)  # now: another worker may look at it before its own does
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind(sockets[0].getsockname() if sockets else address)
-                sockets.append(sock)
+                for option in options:
+                    sock.setsockopt(socket.SOL_SOCKET, option, 1)
+                sock.bind(address)
+                return sock
+
+            # Without SO_REUSEADDR, this one keeps other servers' probes away while none listens.
+            # It also keeps the number: `refuse_callers` would free a port that the kernel chose.
+            try:
+                keeper = bound(socket.SO_REUSEPORT)
+            except OSError:  # connections in TIME_WAIT of a server that had no workers
+                keeper = bound(socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+            address = keeper.getsockname()
+            # SO_REUSEADDR: connections inherit it, and one in TIME_WAIT without it would block
+            # the next start's probe for a minute.
+            options = socket.SO_REUSEPORT, socket.SO_REUSEADDR
+            sockets = [bound(*options) for _ in range(number)]
         except (OSError, ValueError) as err:
             raise cannot_listen(host, port, err) from err
-        yield sockets[1:]
+        yield sockets
+
+
+def _wait_until_free(family: int, address: Any) -> None:
+    """Return once no server listens on an address; a port just closed is free."""
+    end_s = time.monotonic() + _TAKEN_S
+    while True:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as err:
+                if err.errno != errno.EADDRINUSE or time.monotonic() > end_s:
+                    raise
+            else:
+                return
+        time.sleep(0.05)
 
 
 def refuse_callers(listeners: Iterable[socket.socket]) -> None:

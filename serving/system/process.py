@@ -1,7 +1,8 @@
-"""Memory, file descriptors, start time and activity of processes, from /proc."""
+"""Memory, file descriptors, start time and activity of processes, from /proc; their end."""
 
 import math
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 _PROC = Path("/proc/self")
 VIRTUAL, RESIDENT, DATA = 0, 1, 5
 """Sizes in /proc/self/statm."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Usage(NamedTuple):
@@ -102,3 +104,15 @@ def start_time_s() -> float:
         return 0.0
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age_s
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, where it can (prctl(2)).
+
+    Even a stopped process, or one that hangs in native code, ends then and frees its ports. The
+    parent is the thread that forked.
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

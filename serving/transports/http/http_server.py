@@ -10,7 +10,7 @@ from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes
 from serving.transports.access_log import access_log
 from serving.transports.connections import Limits, Port, max_message_bytes
 from serving.transports.http.classes import Classes

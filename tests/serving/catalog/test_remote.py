@@ -1,20 +1,18 @@
-"""Repositories elsewhere: in memory, in files, behind a real socket, in archives good and bad."""
+"""Repositories elsewhere: in memory, in files, behind a real socket."""
 
 import hashlib
-import io
+import os
 import resource
-import stat
-import tarfile
 import threading
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.catalog import archives
+from serving.catalog import remote
 from serving.catalog.catalog import Catalog
 from serving.catalog.remote import RemoteRepository
 from serving.config import ModelConfig
@@ -44,19 +42,6 @@ def cache(tmp_path: Path) -> Path:
 def files_in(root: Path) -> dict[str, bytes]:
     paths = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
-
-
-def archive_of(root: Path, name: str) -> bytes:
-    """The repository as an archive of the folder or of its contents."""
-    buffer = io.BytesIO()
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(buffer, "w") as packed:
-            for path, content in files_in(root).items():
-                packed.writestr(f"models/{path}", content)
-    else:
-        with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
-            packed.add(root, ".")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -156,12 +141,17 @@ def test_full_disk_is_one_line_and_leaves_nothing(memory: Any, cache: Path) -> N
 @pytest.mark.parametrize(
     ("url", "kind", "message"),
     [
-        ("https://host/models", ConfigurationError, "https://host/models: one .zip, .tar.gz or"),
-        ("http://host/m.zip", ConfigurationError, "http://host/m.zip: without TLS it needs"),
+        ("https://host/models", ConfigurationError, "https://host/models: one .onnx is expected"),
+        ("http://host/m.onnx", ConfigurationError, "http://host/m.onnx: without TLS it needs"),
         (
-            "https://me:secret@host/m.zip?key#sha256=1",
+            "simplecache::http://me:secret@host/m.onnx",
             ConfigurationError,
-            "https://host/m.zip: #sha",
+            "simplecache::http://host/m.onnx: without TLS it needs",
+        ),
+        (
+            "https://me:secret@host/m.onnx?key#sha256=1",
+            ConfigurationError,
+            "https://host/m.onnx: #sha",
         ),
         (
             "s3://bucket/models#sha256=" + "0" * 64,
@@ -184,14 +174,24 @@ def test_url_that_is_no_repository_is_one_line(
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["models.zip", "models.tar.gz", "models.tgz"])
-def test_archive_is_a_repository(memory: Any, root: Path, cache: Path, name: str) -> None:
-    (root / "a" / "labels.json").write_text('{"stable": "1"}')
-    (root / "a" / "1" / "notes.txt").write_text("left out")
-    memory.pipe(f"/bucket/{name}", archive_of(root, name))
-    copied = RemoteRepository(f"memory://bucket/{name}", cache).fetch()
-    (root / "a" / "1" / "notes.txt").unlink()
+def test_folder_of_one_repository_is_that_repository(memory: Any, root: Path, cache: Path) -> None:
+    copied = RemoteRepository("memory://bucket/", cache).fetch()
     assert files_in(copied) == files_in(root)
+
+
+def test_pipe_or_device_hides_no_other_version(
+    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link to a file is read."""
+    before = files_in(root)
+    for version in ("2", "3", "4"):
+        (root / "a" / version).mkdir()
+    os.mkfifo(root / "a/2/model.onnx")
+    (root / "a/3/model.onnx").symlink_to("/dev/zero")
+    (root / "a/4/model.onnx").symlink_to(root / "a/1/model.onnx")
+    copied = RemoteRepository(f"file://{root}", cache).fetch()
+    assert files_in(copied) == before | {"a/4/model.onnx": before["a/1/model.onnx"]}
+    assert caplog.text.count("is left out: it is no regular file") == 2
 
 
 def test_file_is_a_model(memory: Any, cache: Path) -> None:
@@ -200,69 +200,6 @@ def test_file_is_a_model(memory: Any, cache: Path) -> None:
     assert files_in(repository.fetch()) == {"net/1/model.onnx": b"graph"}
     memory.pipe("/bucket/net.onnx", b"another")
     assert files_in(repository.fetch()) == {"net/1/model.onnx": b"another"}
-
-
-def tar_with(change: Callable[[tarfile.TarInfo], None]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as packed:
-        info = tarfile.TarInfo("a/1/model.onnx")
-        info.size = 5
-        change(info)
-        packed.addfile(info, io.BytesIO(b"graph"))
-    return buffer.getvalue()
-
-
-def zip_with(name: str, mode: int) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        info = zipfile.ZipInfo(name)
-        info.external_attr = mode << 16
-        packed.writestr(info, b"/etc/passwd")
-    return buffer.getvalue()
-
-
-def as_link(info: tarfile.TarInfo) -> None:
-    info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
-
-
-def as_hard_link(info: tarfile.TarInfo) -> None:
-    info.type, info.linkname, info.size = tarfile.LNKTYPE, "/etc/passwd", 0
-
-
-HOSTILE: dict[str, tuple[str, bytes]] = {
-    "tar: outside": ("m.tgz", tar_with(lambda info: setattr(info, "name", "../a/1/model.onnx"))),
-    "tar: root": ("m.tgz", tar_with(lambda info: setattr(info, "name", "/a/1/model.onnx"))),
-    "tar: link": ("m.tgz", tar_with(as_link)),
-    "tar: hard link": ("m.tgz", tar_with(as_hard_link)),
-    "tar: device": ("m.tgz", tar_with(lambda info: setattr(info, "type", tarfile.CHRTYPE))),
-    "tar: cut": ("m.tgz", archive_of(Path(__file__).parent, "m.tgz")[:-2000]),
-    "tar: text": ("m.tgz", b"no archive"),
-    "zip: outside": ("m.zip", zip_with("a/../../1/model.onnx", 0)),
-    "zip: link": ("m.zip", zip_with("a/1/model.onnx", stat.S_IFLNK | 0o777)),
-    "zip: cut": ("m.zip", zip_with("a/1/model.onnx", 0)[:-10]),
-    "zip: text": ("m.zip", b"no archive"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_archive_is_refused_in_one_line(memory: Any, cache: Path, name: str) -> None:
-    file_name, content = HOSTILE[name]
-    memory.pipe(f"/bucket/{file_name}", content)
-    with pytest.raises(ConfigurationError, match=f"{file_name} can't be unpacked: ") as caught:
-        RemoteRepository(f"memory://bucket/{file_name}", cache).fetch()
-    assert "\n" not in str(caught.value)
-    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
-
-
-@pytest.mark.parametrize("name", ["m.zip", "m.tgz"])
-def test_archive_that_unpacks_to_too_much_is_refused(
-    memory: Any, root: Path, cache: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (root / "a/1/model.onnx").write_bytes(bytes(100_000))
-    memory.pipe(f"/bucket/{name}", archive_of(root, name))
-    monkeypatch.setattr(archives, "MAX_BYTES", 50_000)
-    with pytest.raises(ConfigurationError, match="over 50000 bytes"):
-        RemoteRepository(f"memory://bucket/{name}", cache).fetch()
 
 
 class Web(BaseHTTPRequestHandler):
@@ -276,12 +213,19 @@ class Web(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status = int(self.path[1:4]) if self.path[1:4].isdecimal() else 200
         self.send_response(status)
-        self.send_header("Content-Length", str(len(self.content)))
+        if "endless" not in self.path:
+            self.send_header("Content-Length", str(len(self.content)))
         self.end_headers()
+        while self.command == "GET" and "endless" in self.path:
+            self.wfile.write(bytes(100_000))
         if self.command == "GET" and status == 200:
             half = len(self.content) // 2
             self.wfile.write(self.content[: half if "cut" in self.path else None])
             self.close_connection = True
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the reader has seen enough
+            super().handle()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -290,35 +234,54 @@ class Web(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(root: Path) -> Iterator[str]:
     pytest.importorskip("aiohttp")
-    Web.content = archive_of(root, "models.tar.gz")
+    Web.content = (root / "a/1/model.onnx").read_bytes()
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_archive_of_a_web_server_is_copied_once_and_its_digest_checked(
-    web: str, root: Path, cache: Path
+@pytest.mark.parametrize("chain", ["", "simplecache::"])
+def test_model_of_a_web_server_is_copied_once_and_its_digest_checked(
+    web: str, cache: Path, chain: str
 ) -> None:
     digest = hashlib.sha256(Web.content).hexdigest()
-    copied = RemoteRepository(f"{web}/models.tar.gz?token=secret#sha256={digest}", cache).fetch()
-    assert files_in(copied) == files_in(root)
+    url = f"{chain}{web}/a.onnx?token=secret#sha256={digest}"
+    copied = RemoteRepository(url, cache).fetch()
+    assert files_in(copied) == {"a/1/model.onnx": Web.content}
     with pytest.raises(ConfigurationError, match=f"expected SHA-256 {'0' * 64}, got {digest}"):
-        RemoteRepository(f"{web}/models.tar.gz#sha256={'0' * 64}", cache).fetch()
+        RemoteRepository(f"{chain}{web}/a.onnx#sha256={'0' * 64}", cache).fetch()
     Web.content = b"gone"
-    assert (
-        RemoteRepository(f"{web}/models.tar.gz?token=secret#sha256={digest}", cache).fetch()
-        == copied
-    )
+    assert RemoteRepository(url, cache).fetch() == copied
+
+
+def test_download_ends_at_the_limit_though_no_length_was_announced(
+    web: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 20_000_000)
+    with pytest.raises(ConfigurationError, match=r"endless\.onnx has over 20000000 bytes"):
+        RemoteRepository(f"{web}/endless.onnx#sha256={'0' * 64}", cache).fetch()
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_files_of_a_repository_have_one_limit_together(
+    memory: Any, root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(map(len, files_in(root).values()))
+    monkeypatch.setattr(remote, "MAX_BYTES", size - 1)
+    with pytest.raises(ConfigurationError, match="the most that are copied"):
+        RemoteRepository("memory://bucket/models", cache).fetch()
+    monkeypatch.setattr(remote, "MAX_BYTES", size)
+    RemoteRepository("memory://bucket/models", cache).fetch()
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("cut.zip", Unavailable, "can't read http://127.0.0.1"),
-        ("403.zip", ConfigurationError, "status 403"),
-        ("404.zip", ConfigurationError, "status 404"),
-        ("503.zip", Unavailable, "status 503"),
+        ("cut.onnx", Unavailable, "can't read http://127.0.0.1"),
+        ("403.onnx", ConfigurationError, "status 403"),
+        ("404.onnx", ConfigurationError, "status 404"),
+        ("503.onnx", Unavailable, "status 503"),
     ],
 )
 def test_web_server_that_fails_is_one_line(

@@ -99,7 +99,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--versions", "newest"), "versions must be latest, all, or numbers such as 3,4, got"),
         (("--version", "1", "--canary", "5%"), "version pins one: versions and canary have no"),
         (("--model", "digits", "a,b", "--served-name", "x"), "served_name is for one model, not"),
-        (("--models", "http://127.0.0.1/m.zip"), "http://127.0.0.1/m.zip: without TLS it needs"),
+        (("--models", "http://127.0.0.1/m.onnx"), "http://127.0.0.1/m.onnx: without TLS it needs"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(
@@ -162,7 +162,7 @@ def test_environment_configures_a_server(models: Path, monkeypatch: pytest.Monke
 
 def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
-    monkeypatch.setattr("serving.server.serve.run", lambda *configs: taken.extend(configs))
+    monkeypatch.setattr("serving.server.run.run", lambda *configs: taken.extend(configs))
     monkeypatch.setattr("serving.system.signals.end_process", lambda code: None)
     options = """
         --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.system.processes.pool import CRASH
+from serving.system.processes import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
 from tests.support.processes import Footprint
@@ -72,7 +72,7 @@ def state_of(pid: int) -> str:
 
 
 def workers_of(server: RunningServer) -> list[int]:
-    return [worker for zygote in children(server.process.pid) for worker in children(zygote)]
+    return [worker for each in children(server.process.pid) for worker in children(each)]
 
 
 def test_page_of_dots_is_refused_in_one_line(dots: bytes, peer: HttpPeer) -> None:

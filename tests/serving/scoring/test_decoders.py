@@ -9,7 +9,7 @@ from PIL import Image
 
 from serving.pictures.files import processes
 from serving.scoring.scorer import decode
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes
 
 
 @pytest.fixture

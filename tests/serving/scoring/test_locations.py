@@ -10,12 +10,13 @@ from pyarrow import fs
 
 from serving import Predictions
 from serving.__main__ import main
+from serving.catalog.remote import without_credentials
 from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.model.loaded_model import load_model
 from serving.model.repository import PRETRAINED
 from serving.scoring import scorer
-from serving.scoring.location import Location, without_credentials
+from serving.scoring.location import Location
 from serving.scoring.opening import open_dataset
 from serving.signature import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write

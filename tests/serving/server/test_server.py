@@ -130,7 +130,7 @@ def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
         port = taken.getsockname()[1]
         command = [*serve_command(models, "--transport", transport), "--port", str(port)]
         result = ended(command)
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert result.stderr == (
         f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
     )

@@ -2,12 +2,13 @@
 
 import errno
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from serving.errors import ConfigurationError
-from serving.system.address import bind, cannot_listen, with_port
+from serving.errors import ConfigurationError, Unavailable
+from serving.system.address import bind, cannot_listen, reserved_port, with_port
 from tests.support.servers import ended, serve_command
 
 
@@ -34,9 +35,38 @@ def test_missing_permission_is_named() -> None:  # root may, so the error is mad
 def test_taken_port_is_named() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
-        pytest.raises(ConfigurationError, match="the port is taken"),
+        pytest.raises(Unavailable, match="the port is taken"),
     ):
         bind("127.0.0.1", other.getsockname()[1])
+
+
+def test_reserved_port_is_taken_though_nobody_listens_yet() -> None:
+    with reserved_port("127.0.0.1", 0, 2) as (first, _):
+        port = first.getsockname()[1]
+        with pytest.raises(Unavailable, match="the port is taken"), \
+                reserved_port("127.0.0.1", port, 2):  # fmt: skip
+            pass
+
+
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_port_with_connections_in_time_wait_can_be_reserved(option: int) -> None:
+    """Those of a server with workers, and of one without."""
+    with ExitStack() as stack:
+        if option == socket.SO_REUSEPORT:
+            (listener,) = stack.enter_context(reserved_port("127.0.0.1", 0, 1))
+            listener.setblocking(True)
+            listener.listen()
+        else:
+            listener = stack.enter_context(bind("127.0.0.1", 0, backlog=9))
+        address = listener.getsockname()
+        callers = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+        for _ in callers:
+            listener.accept()[0].close()  # first: the wait is on this side
+        for caller in callers:
+            caller.close()
+    host, port = address
+    with reserved_port(host, port, 2) as sockets:
+        assert {each.getsockname() for each in sockets} == {address}
 
 
 def test_ipv6_gets_brackets() -> None:

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system.processes import pool as processes
-from serving.system.processes.mapping import mapped
-from serving.system.processes.pool import CRASH, Processes
+from serving.system import processes
+from serving.system.processes import CRASH, Processes, mapped
 from tests.support.processes import wait_until
 
 WAIT_S = 30.0
@@ -161,26 +160,33 @@ class Kept:
     """Objects that are seen to be freed."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_zygote_that_is_killed_or_frozen_is_replaced(
-    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    pool = make(1)
-    worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
-    assert pool._zygote._process is not None
-    pool._zygote._process[1].settimeout(0.2)
-    os.kill(zygote, number)
-    os.kill(worker, signal.SIGKILL)
+def test_process_that_is_stopped_is_replaced(make: Callable[..., Processes]) -> None:
+    pool = make(1, job_s=0.5)
+    before = outcome(pool.submit("", os.getpid))
+    os.kill(before, signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded):
+        outcome(pool.submit("", abs, -1))
+    wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("", abs, -1)) == 1
-    wait_until(lambda: not is_alive(zygote))
 
 
-def test_closing_ends_a_frozen_zygote(make: Callable[..., Processes]) -> None:
+def test_child_that_is_killed_while_it_has_no_job_costs_none(
+    make: Callable[..., Processes],
+) -> None:
+    """And no later job gets the outcome of another."""
     pool = make(1)
-    zygote = outcome(pool.submit("", os.getppid))
-    os.kill(zygote, signal.SIGSTOP)
+    for number in range(20):
+        os.kill(outcome(pool.submit("", os.getpid)), signal.SIGKILL)
+        jobs = [pool.submit("", abs, -each) for each in (number, number + 1)]
+        assert [outcome(job) for job in jobs] == [number, number + 1]
+
+
+def test_closing_ends_a_stopped_process(make: Callable[..., Processes]) -> None:
+    pool = make(1)
+    process = outcome(pool.submit("", os.getpid))
+    os.kill(process, signal.SIGSTOP)
     pool.close()
-    assert not is_alive(zygote)
+    wait_until(lambda: not is_alive(process))
 
 
 def test_job_whose_process_is_killed_is_begun_again(
@@ -197,33 +203,22 @@ def abort_at_first(file: Path) -> str:
     return "again"
 
 
-ONE_FORK = """
-import os
-forks = iter([os.fork])
-def fork():
-    for each in forks:
-        return each()
-    raise BlockingIOError
-os.fork = fork
-"""
-
-
 def test_no_more_processes_is_no_fault_of_the_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "one_fork.py").write_text(ONE_FORK)
-    monkeypatch.syspath_prepend(tmp_path)
-    pool = Processes(2, ["one_fork"])
-    try:
-        running = pool.submit("one", time.sleep, 1)
-        with pytest.raises(Overloaded, match="no process"):
-            outcome(pool.submit("two", abs, -1))
-        assert outcome(running) is None
-    finally:
-        pool.close()
+    pool = make(2)
+    running = pool.submit("one", time.sleep, 1)
+    wait_until(lambda: bool(pool._busy))
+    monkeypatch.setattr("subprocess.Popen", fail)
+    with pytest.raises(Overloaded, match="no process"):
+        outcome(pool.submit("two", abs, -1))
+    assert outcome(running) is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its sockets
+def fail(*_: object, **__: object) -> None:
+    raise BlockingIOError
+
+
 def test_no_more_threads_is_said_and_the_next_job_is_done(
     make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +248,8 @@ def crash_at_three(number: int) -> int:
 
 def test_all_end_when_idle_and_start_again(make: Callable[..., Processes]) -> None:
     pool = make(1, idle_s=0.1)
-    worker, zygote = (outcome(pool.submit("", each)) for each in (os.getpid, os.getppid))
-    wait_until(lambda: not is_alive(worker) and not is_alive(zygote))
+    process = outcome(pool.submit("", os.getpid))
+    wait_until(lambda: not is_alive(process))
     assert outcome(pool.submit("", abs, -1)) == 1
 
 
@@ -289,9 +284,10 @@ def files_open() -> dict[int, str]:
 
 PARENT = """
 import os, sys, time
-from serving.system.processes.pool import Processes
+from serving.system.processes import Processes
 pool = Processes(2)
-print(pool.submit("", os.getpid).result(), pool.submit("", os.getppid).result(), flush=True)
+print(pool.submit("", os.getpid).result(), flush=True)
+pool.submit("", time.sleep, 600)
 pool.submit("", time.sleep, 600).result()
 """
 

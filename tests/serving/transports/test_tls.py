@@ -25,7 +25,7 @@ from serving.credentials.grpcio import server_credentials
 from serving.credentials.tls import Tls
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.images import Images
-from serving.server.serve import warn_if_exposed
+from serving.server.run import warn_if_exposed
 from serving.server.server import Server
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both
