@@ -1,4 +1,4 @@
-"""`python -m training.lab {pictures,evaluate,fit,own}`: instruments, not installed."""
+"""`python -m training.lab {pictures,evaluate,record,fit,own}`: instruments, not installed."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ from training.commandline import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError
-from training.lab.handwriting import evaluation, examples, fitting, reliability
+from training.lab.handwriting import evaluation, examples, fitting, record, reliability
 from training.lab.handwriting.evaluation import Outcome
 from training.lab.made import drawing
 from training.lab.made.pages import EMPTY, OTHER_FONTS
@@ -40,6 +40,7 @@ examples:
   python -m training.lab evaluate                       its second table: numbers
   python -m training.lab evaluate --rows "boxes of a form" --wrong
   python -m training.lab evaluate --digits validation   to tune on; the test digits are for reports
+  python -m training.lab record after.jsonl --against before.jsonl
   python -m training.lab fit                            fits a rejecter.npz, in two hours
   python -m training.lab fit --start serving/pictures/rejecter.npz --fonts fonts --path-epochs 13
 """
@@ -81,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     add("--wrong", action="store_true", help="print wrong readings")
     add("--diagram", type=Path, metavar="FILE",
         help="an SVG that shows how often answers of each certainty are right")  # fmt: skip
+    add = _command(commands, "record", _record, "write every answer to made pictures into a file")
+    add("output", type=Path, metavar="FILE", help="a line of JSON for each picture")
+    add("--number", type=values.count, default=20, help="pictures of each kind (20)")
+    add("--seed", type=int, default=3, help="decides the pictures (3)")
+    add("--against", type=Path, metavar="FILE", help="compare with another version's answers")
     add = _command(commands, "fit", _fit, "fit the rejecter on composed pages")
     add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
@@ -156,6 +162,19 @@ def _print_row(row: str, outcomes: list[Outcome], *, wrong: bool) -> None:
     for number, outcome in enumerate(outcomes):
         if wrong and not outcome.is_right:
             print(f"  {number}: {outcome.text!r} {outcome.read!r} {outcome.probability:.2f}")
+
+
+def _record(options: argparse.Namespace) -> int:
+    found = record.answers(Mnist.load(options.data_dir).test, options.number, options.seed)
+    with options.output.open("w") as file:
+        for each in _with_bar(found, 0):
+            print(record.as_line(each), file=file)
+    if options.against is None:
+        return 0
+    differing, largest = record.compare(options.against, options.output)
+    print(f"other answers: {', '.join(differing) or 'none'}; largest difference of a probability:"
+          f" {largest:.3g}")  # fmt: skip
+    return 1 if differing else 0
 
 
 def _fit(options: argparse.Namespace) -> int:
