@@ -11,10 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
+    from digit_reader.facts import FoundDigit as FoundDigit
+    from digit_reader.facts import Number as Number
     from serving.classifier import Classifier as Classifier
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
+    from serving.digits.pictures.reader import from_picture as from_picture
+    from serving.digits.pictures.reader import read_numbers as read_numbers
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
@@ -30,10 +34,6 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import TooLarge as TooLarge
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
-    from serving.pictures.facts import FoundDigit as FoundDigit
-    from serving.pictures.facts import Number as Number
-    from serving.pictures.reader import from_picture as from_picture
-    from serving.pictures.reader import read_numbers as read_numbers
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
     from serving.signature import ModelInfo as ModelInfo

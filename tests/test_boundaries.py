@@ -117,14 +117,16 @@ def test_training_and_serving_never_import_each_other() -> None:
 
 COMMON = ("serving.commandline",)
 """Shared by commands: their parser, and how the project is installed."""
-PICTURES = ("serving.errors", "serving.pictures.reader")
+PICTURES = ("serving.errors", "serving.digits.pictures.reader")
 
 LAB = ROOT / "training" / "lab"
 """Instruments: they import both, only tests import them, and no wheel has them."""
 
 
 def test_reading_pictures_needs_no_server_and_no_model() -> None:
-    loaded = modules_after("import serving.pictures.reader, serving.pictures.normalizer")
+    loaded = modules_after(
+        "import serving.digits.pictures.reader, serving.digits.pictures.normalizer"
+    )
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {"pictures", "errors", "images", "commandline", "signature", "tensors"}
     assert not loaded & {"grpc", "onnxruntime"}
@@ -134,7 +136,7 @@ def test_only_tests_import_the_lab() -> None:
     for package in ("serving", "training", "benchmarks", "deploy"):
         for path in (ROOT / package).rglob("*.py"):
             if LAB not in path.parents:
-                assert not any(name.startswith("training.lab") for name in imports_of(path)), path
+                assert not any(name.startswith("lab") for name in imports_of(path)), path
 
 
 ORDER = {
@@ -147,7 +149,7 @@ ORDER = {
     "training": """
         errors commandline config files data fitting export report cli lab __main__ __init__
     """,
-    "training.lab": "made handwriting __main__ __init__",
+    "lab": "made handwriting __main__ __init__",
     "benchmarks": "load targets run report arguments cli __main__ peers __init__",
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from digit_reader.facts import Box, Number, number_facts
 from serving.commandline.terminal import Bar, escape
+from serving.digits.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
-from serving.pictures.facts import Box, Number, number_facts
-from serving.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.predictions import Predictions
 from serving.system.cores import usable_cores
 from serving.system.processes.mapping import mapped

@@ -116,7 +116,7 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
 
 
 def _pattern(text: str) -> str:
-    from serving.pictures.text.pattern import of_rows  # needs numpy, which `serve --help` does not
+    from digit_reader.text.pattern import of_rows  # needs numpy, which `serve --help` does not
 
     try:
         of_rows(text)

@@ -69,7 +69,7 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
 
 def _classify(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
-    from serving.cli import classifying
+    from serving.digits import command as classifying
     from serving.model.preprocessing import DIGITS_PICTURES
 
     if not options.target:
@@ -82,7 +82,7 @@ def _classify(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
-    from serving.cli import classifying
+    from serving.digits import command as classifying
 
     with _open(options) as classifier:
         return classifying.read(options, partial(_predictions, classifier))

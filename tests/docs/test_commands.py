@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 import benchmarks.arguments
+import lab.__main__
 import serving.cli.arguments
 import training.cli
-import training.lab.__main__
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
 PARSERS: dict[str, Callable[[], object]] = {
     "digit-serving": serving.cli.arguments.parser,
     "python -m training": training.cli.parser,
-    "python -m training.lab": training.lab.__main__.parser,
+    "python -m lab": lab.__main__.parser,
     "python -m benchmarks": benchmarks.arguments.parser,
 }
 _START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|python -m [\w.]+) "

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from serving.digits.pictures.reader import picture_row
 from serving.errors import DigitsError, InvalidRequest
 from serving.model.loaded_model import LoadedModel
 from serving.model.pictures import PictureInputs
 from serving.model.preprocessing import Preprocessing, predictions_of
-from serving.pictures.reader import picture_row
 from serving.predictions import Predictions
 from serving.protocols.encoding import Rows
 from serving.router import Router

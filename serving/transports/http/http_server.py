@@ -3,9 +3,11 @@
 import resource
 from collections.abc import Iterable
 
+from digit_reader.http import Numbers
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.credentials.tokens import token_check
+from serving.digits.http import Digits
 from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
@@ -13,9 +15,7 @@ from serving.system.address import activated, bind, others, with_port
 from serving.system.processes.pool import Processes
 from serving.transports.access_log import access_log
 from serving.transports.http.classes import Classes
-from serving.transports.http.digits import Digits
 from serving.transports.http.inference import Inference
-from serving.transports.http.numbers import Numbers
 from serving.transports.http.openapi import digits_route, openapi_document
 from serving.transports.http.page import answered, page_routes
 from serving.transports.http1.exchange import OneThread, Pool
@@ -33,7 +33,7 @@ _SHARE_OF_FILES = 0.25
 _NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 72 << 20, 10.0
 """The processes for pictures and JSON: 300 MB in all, including shared memory."""
 _MODULES = (
-    "serving.pictures.numbers", "serving.transports.http.digits", "serving.transports.http.numbers",
+    "digit_reader.numbers", "serving.digits.http", "digit_reader.http",
     "serving.transports.http.inference",
 )  # fmt: skip
 

@@ -4,9 +4,9 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
+from digit_reader.text.pattern import MAX_LENGTH
 from serving.batching.route import Route
 from serving.commandline import installation
-from serving.pictures.text.pattern import MAX_LENGTH
 from serving.router import Router
 from serving.signature import DIGITS
 from serving.transports.http.schemas import schemas_of

@@ -15,8 +15,8 @@ from PIL import Image
 
 from serving.cli import answers
 from serving.commandline.terminal import Bar, escape
+from serving.digits.pictures.reader import from_picture
 from serving.images import Images
-from serving.pictures.reader import from_picture
 from tests.serving.cli.conftest import Run
 from tests.support.servers import ended, program
 

@@ -1,0 +1,1 @@
+"""Reads handwritten numbers on pages, with a classifier of digits."""
