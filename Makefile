@@ -90,6 +90,7 @@ test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe,
 
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
 	$(RUN) -m pytest -q -m web tests/web
+	$(RUN) -m pytest -q -m web reader/tests
 
 test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl, Ray and others (4 min)
 	$(RUN) -m pytest -q -m deploy tests/deploy

@@ -11,14 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
-    from digit_reader.facts import FoundDigit as FoundDigit
-    from digit_reader.facts import Number as Number
     from serving.classifier import Classifier as Classifier
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
     from serving.digits.pictures.reader import from_picture as from_picture
-    from serving.digits.pictures.reader import read_numbers as read_numbers
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
@@ -51,8 +48,7 @@ _NAMES = {
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
         Unavailable
     """,
-    "pictures.facts": "FoundDigit Number",
-    "pictures.reader": "from_picture read_numbers",
+    "digits.pictures.reader": "from_picture",
     "predictions": "Prediction Predictions",
     "signature": "ModelInfo Signature",
 }

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MAX_LENGTH = 200
+"""Characters of a pattern."""
 _NUM_DECIMALS = 6
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_reader import Number, read_numbers
 from digit_reader.text import runs
 from digit_reader.text.marks import slashes
 from digit_reader.text.runs import Item
@@ -13,7 +14,7 @@ from digit_reader.text.turning import turned_back
 from lab.handwriting.evaluation import picture_of
 from lab.made.hands import Levels, Writers, write
 from lab.made.papers import file_of
-from serving import Classifier, Number, read_numbers
+from serving import Classifier
 from training.data.mnist import Mnist
 
 PAGES = 8

@@ -9,14 +9,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from digit_reader import Number, read_numbers
+from digit_reader.reader import BATCH, find_candidates
 from digit_reader.text.lines import Line
 from digit_reader.text.marks import Mark
 from lab.handwriting import evaluation
 from lab.made.drawing import optdigits_glyph
 from lab.made.papers import PAPERS, file_of, lay
 from lab.made.strings import Composed, compose, random_string
-from serving import Classifier, ConfigurationError, InvalidRequest, Number, read_numbers
-from serving.digits.pictures.reader import BATCH, find_candidates
+from serving import Classifier, ConfigurationError, InvalidRequest
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from digit_reader import read_numbers
 from digit_reader.ink.sheets import find_sheet
 from lab.handwriting import evaluation
 from lab.made.papers import PAPERS, Levels, file_of, lay
 from lab.made.strings import Composed, compose
 from lab.made.tables import projected
-from serving import Classifier, read_numbers
+from serving import Classifier
 from training.data.mnist import Mnist
 
 SIZE = WIDTH, HEIGHT = 900, 700

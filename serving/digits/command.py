@@ -1,77 +1,80 @@
-"""The commands `classify` and `read`: pictures in, their classes or their numbers out."""
+"""The command `classify`: pictures in, their digits or other classes out."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from serving.cli.answers import (
-    DIGIT_COLUMNS,
-    NUMBER_COLUMNS,
-    Answer,
-    digit_answer,
-    numbers_answer,
-    print_answers,
+from serving.cli.models import (
+    add_pictures,
+    add_source,
+    classify_images,
+    client_of,
+    model_config,
 )
-from serving.cli.collection import open_collection
-from serving.config import ModelConfig
-from serving.digits.pictures.reader import find_candidates, numbers_of, picture_row
+from serving.commandline import installation, values
 from serving.errors import ConfigurationError
-from serving.images import Images
-from serving.model.preprocessing import Preprocessing, predictions_of
-from serving.predictions import Predictions
-from serving.telemetry import logs
-from serving.tensors import Array
+
+if TYPE_CHECKING:
+    from serving.config import ModelConfig
+    from serving.model.preprocessing import Preprocessing
+    from serving.predictions import Predictions
+    from serving.tensors import Array
+
+HELP = "classify picture files"
+EXAMPLES = """\
+  digit-serving classify seven.png scans/ --csv > answers.csv
+  digit-serving classify - --target 127.0.0.1:50051 < seven.png
+  digit-serving classify scans/ --reject-below 0.9
+  digit-serving classify rose.jpg --model flowers.onnx --input image --labels labels.txt
+"""
 
 
-def read(options: argparse.Namespace, classify: Callable[[Images], Predictions]) -> int:
-    """Read the numbers in the pictures that the command line names; return the exit code."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="picture of one digit, any size, dark on light or the reverse, or one for another "
+        "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
+        "them; or - for stdin")  # fmt: skip
+    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
+        help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
+    add_pictures(parser)
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
+    add_source(parser)
 
-    def answer(_: str, reading: Any) -> Answer | str:
-        if numbers := numbers_of(reading, classify, options.pattern):
-            return numbers_answer(numbers, options.reject_below)
-        fitting = f" that fits {options.pattern}" if options.pattern else ""
-        return f"no number found{fitting}; `classify` reads a single digit"
 
-    return print_answers(options, NUMBER_COLUMNS, find_candidates, answer)
+def run(options: argparse.Namespace) -> int:
+    """See `Command`."""
+    installation.require("PIL", "scipy")
+    from serving.model.preprocessing import DIGITS_PICTURES
+
+    if not options.target:
+        return _classify(options, *_local_model(options, model_config(options)))
+    with client_of(options) as client:
+        return _classify(options, DIGITS_PICTURES, partial(classify_images, client))
 
 
-def classify(
+def _classify(
     options: argparse.Namespace,
-    preprocessing: Preprocessing,
-    run: Callable[[Array], Predictions],
+    preprocessing: "Preprocessing",
+    classify: "Callable[[Array], Predictions]",
 ) -> int:
-    """Classify the pictures that the command line names; return the exit code.
+    """Classify the pictures that the command line names, made rows by `preprocessing`."""
+    from serving.digits.answers import DIGIT_COLUMNS, Answer, digit_answer, print_answers
+    from serving.digits.pictures.reader import picture_row
 
-    Args:
-        options: the parsed command line.
-        preprocessing: how pictures become rows.
-        run: classifies a row.
-    """
-    collection = open_collection(options.collect, options.pictures, options.reject_below)
-
-    def answer(picture: str, reading: tuple[Array, float]) -> Answer:
+    def answer(_: str, reading: "tuple[Array, float]") -> Answer:
         row, factor = reading
-        found = run(row).times(factor)
-        digit = int(found.digits[0])
-        rejected = bool(found.probabilities[0, digit] < options.reject_below)
-        if collection is not None and rejected:
-            collection.add(Path(picture), digit)
+        found = classify(row).times(factor)
+        rejected = bool(found.probabilities[0, int(found.digits[0])] < options.reject_below)
         return digit_answer(found, rejected=rejected)
 
-    code = print_answers(options, DIGIT_COLUMNS, partial(picture_row, preprocessing), answer)
-    if collection is not None:
-        noun = "picture" if collection.num_kept == 1 else "pictures"
-        line = f"{collection.num_kept} {noun} kept in {collection.folder}"
-        logs.print_line(line, sys.stderr)
-    return code
+    return print_answers(options, DIGIT_COLUMNS, partial(picture_row, preprocessing), answer)
 
 
-def local_model(
-    options: argparse.Namespace, config: ModelConfig
-) -> tuple[Preprocessing, Callable[[Array], Predictions]]:
+def _local_model(
+    options: argparse.Namespace, config: "ModelConfig"
+) -> "tuple[Preprocessing, Callable[[Array], Predictions]]":
     """Load a model here.
 
     Raises:
@@ -79,6 +82,7 @@ def local_model(
     """
     from serving.model.loaded_model import load_model
     from serving.model.pictures import PictureInputs, read_labels
+    from serving.model.preprocessing import predictions_of
 
     inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
     if inputs.labels and not inputs.is_image:
@@ -96,7 +100,7 @@ def local_model(
             "or a classifier.json in its folder, says that it does"
         )
 
-    def run(row: Array) -> Predictions:
+    def run(row: "Array") -> "Predictions":
         outputs = model.run({tensors.inputs[0].name: row})
         return predictions_of(pictures, tensors, outputs, model.version)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digit_reader.facts import MAX_LENGTH
 from serving.digits.pictures.parts import Mask, Numbers
 from serving.errors import InvalidRequest
 
@@ -20,8 +21,8 @@ DIGITS, MARKS, BLANK, LETTERS = "0123456789", ".,-/:", " ", "A"
 END, OTHER, STAY = "\n", "\t", "\0"
 """Of rows: a number ends; the next one need not fit; and no symbol at all."""
 SYMBOLS = DIGITS + MARKS + BLANK + LETTERS + END + OTHER + STAY
-MAX_LENGTH, MAX_STATES = 200, 100
-"""Of a pattern: its characters, and its states, which bound the time to read by it."""
+MAX_STATES = 100
+"""Of a pattern: they bound the time to read by it."""
 MAX_DEPTH, MAX_STEPS = 10, 100_000
 """Of a pattern: its nested groups, and the derivatives of its parts, which bound the time to
 compile it."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digit_reader import read_numbers
 from lab.handwriting.workers import on_all_cores
 from lab.made.drawing import FONTS
 from lab.made.forms import FORMS
@@ -17,7 +18,7 @@ from lab.made.papers import file_of, lay
 from lab.made.strings import Composed, random_string
 from lab.made.tables import photograph_of_sheet
 from lab.made.texts import TEXTS, TOUCHING, by_fonts
-from serving import Classifier, read_numbers
+from serving import Classifier
 from training.data.mnist import Examples
 
 

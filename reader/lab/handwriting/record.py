@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from digit_reader.reader import find_candidates, numbers_of
 from lab.handwriting.evaluation import KINDS, OTHER_HANDS, picture_of
 from lab.handwriting.workers import on_all_cores
 from lab.made.drawing import POPULATIONS, draw
 from serving import Classifier
-from serving.digits.pictures.reader import find_candidates, numbers_of, read_digit
+from serving.digits.pictures.reader import read_digit
 from serving.errors import InvalidRequest
 from training.data.mnist import Examples
 

@@ -4,13 +4,11 @@ import io
 from collections.abc import Callable
 from typing import TypeVar
 
-from serving.digits.pictures.reader import from_picture
+from serving.applications import modules_of
+from serving.digits.pictures.reader import JUDGES, from_picture
 from serving.errors import InvalidRequest
 from serving.images import Images
 from serving.system.processes.pool import Processes
-
-_MODULES = ("digit_reader.numbers", "serving.digits.pictures.reader")
-"""What they need."""
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
@@ -39,4 +37,4 @@ def image_or_reason(content: bytes) -> Images | str:
 
 def processes(number: int) -> Processes:
     """Make processes that read pictures, one at a time each; they start with the first one."""
-    return Processes(number, _MODULES)
+    return Processes(number, ("serving.digits.pictures.normalizer", *modules_of(JUDGES)))

@@ -7,6 +7,8 @@ from playwright.sync_api import Page, expect
 
 from tests.web.strokes import draw_by_finger, draw_by_mouse, draw_strokes, strokes_of
 
+pytestmark = pytest.mark.web
+
 
 @pytest.mark.parametrize("digit", range(10))
 @pytest.mark.parametrize("draw", [draw_by_mouse, draw_by_finger])

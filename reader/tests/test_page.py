@@ -16,6 +16,8 @@ from serving.model.repository import PRETRAINED
 from tests.support.servers import ended, running_server
 from tests.web.strokes import draw_by_mouse, place_of, strokes_of
 
+pytestmark = pytest.mark.web
+
 TOKEN = "token-0123456789abcdef"
 
 
@@ -120,7 +122,7 @@ def test_labels_of_boxes_have_contrast(scheme: Any, paper: int, page: Page) -> N
             context.fillRect(0, 0, 1, 1);
             colours = [ground, pixel(0, 0)];
         };
-        drawBoxes();
+        reader.paint();
         return colours;
     }""",
         paper,

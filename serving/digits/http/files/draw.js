@@ -1,11 +1,9 @@
-// Draw digits, have them read while drawing; pictures by file, drop, paste or camera, too.
+// Draw a digit, have it read while drawing; pictures by file, drop, paste or camera, too.
 "use strict";
 
 const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
-const EXAMPLE = "1,0 0,6 0,6 6,6|4,3 4,10|8,3 9,1 11,0 13,1 13,4 11,7 8,10 8,10 14,10"; // 42
 const STEP = 20; // of the pen that the arrow keys move
-const PATH = "v1/numbers?drawing";
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
 const answerShown = byId("answer"), note = byId("note");
@@ -13,8 +11,23 @@ const answerShown = byId("answer"), note = byId("note");
 let strokes = [], stroke = null; // each a list of [x, y]; the one that the pointer draws
 let picture = null; // an ImageBitmap and its blob, instead of strokes
 let isAsking = false, isChanged = false; // whether a request is in progress, and out of date
-let found = []; // the digits of numbers, each with its box in the pixels of what was sent
 let pen = null; // where the keyboard's pen is, and whether it is down
+
+// How pictures are read. A script behind this one may replace it: another page, the same paper.
+let reader = {
+  path: "v1/digits",
+  example: "5,0 4,6 4,6 10,6|8,3 8,10", // a 4, by points on the paper, 14 x 10
+  show({ digits: [{ error, digit, probability, probabilities, rejected, image }] }, took) {
+    if (error) return show("", error);
+    show(digit, certainty(probability, rejected, took), rejected);
+    byId("details").hidden = false;
+    showBars(probabilities.map((share, each) => [each, share]), digit);
+    showSeen(image);
+  },
+  code: 'print(json.load(urlopen(request))["digits"][0])',
+  clear() {}, // when an answer no longer counts
+  paint() {}, // over the drawing
+};
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -42,26 +55,6 @@ function placeOf(bitmap) {
   return { left: (canvas.width - width) / 2, top: (canvas.height - height) / 2, width, height };
 }
 
-// Each digit of a number in its box.
-function drawBoxes() {
-  const place = picture ? placeOf(picture.bitmap) : { left: 0, top: 0, width: canvas.width };
-  const scale = picture ? place.width / picture.bitmap.width : 1 / SENT;
-  context.strokeStyle = style("--accent");
-  context.lineWidth = 2;
-  const size = 16 * canvas.width / canvas.clientWidth; // of the letters: 16 pixels of the window
-  context.font = `600 ${size}px system-ui, sans-serif`;
-  for (const { digit, box } of found) {
-    const x = place.left + box.left * scale - 4, y = place.top + box.top * scale - 4;
-    const height = (box.bottom - box.top) * scale + 8;
-    context.strokeRect(x, y, (box.right - box.left) * scale + 8, height);
-    const top = y > 1.2 * size ? y - 1.2 * size : y + height;
-    context.fillStyle = style("--accent"); // a plate: there may be ink behind, or a photo
-    context.fillRect(x - 1, top, size, 1.2 * size);
-    context.fillStyle = style("--on-accent");
-    context.fillText(digit, x + 0.2 * size, top + 0.95 * size);
-  }
-}
-
 function repaint() {
   context.clearRect(0, 0, canvas.width, canvas.height);
   if (picture) {
@@ -69,7 +62,7 @@ function repaint() {
     context.drawImage(picture.bitmap, place.left, place.top, place.width, place.height);
   }
   drawStrokes(context, style("--ink"));
-  drawBoxes();
+  reader.paint();
   context.strokeStyle = context.fillStyle = style("--accent");
   context.lineWidth = 2;
   if (pen) {
@@ -115,7 +108,7 @@ async function askOnce() {
     const started = performance.now();
     const answer = await answerTo(body);
     if (!answer) return;
-    showAnswer(answer.pictures[0], `${(performance.now() - started).toFixed(0)} ms`);
+    reader.show(answer, `${(performance.now() - started).toFixed(0)} ms`);
     showCode(body);
   } catch {
     show("", "The server does not answer. Is it still running?", true);
@@ -129,7 +122,8 @@ async function answerTo(body) {
   const headers = {};
   const token = sessionStorage.getItem("token");
   if (token) headers.Authorization = "Bearer " + token;
-  const url = PATH + "&image&reject_below=" + byId("threshold").value / 100;
+  const options = "image&reject_below=" + byId("threshold").value / 100;
+  const url = reader.path + (reader.path.includes("?") ? "&" : "?") + options;
   const response = await fetch(url, { method: "POST", body: form, headers });
   const content = await response.json();
   byId("access").hidden = response.status !== 401;
@@ -138,33 +132,12 @@ async function answerTo(body) {
   return null;
 }
 
-// One rule: the reader of numbers says how many digits there are, and how sure it is of all of
-// them together. A single digit's ten bars have that certainty; several have a bar each.
-function showAnswer({ error, numbers }, took) {
-  if (error) return show("", error);
-  if (!numbers.length) return show("", "Nothing here looks like digits.");
-  const sure = numbers.reduce((product, number) => product * number.probability, 1);
-  const rejected = numbers.some((number) => number.rejected);
-  const remark = `${percent(sure)}${rejected ? ": I am not sure" : " sure"} · ${took}`;
-  show(numbers.map((number) => number.text).join(" "), remark, rejected);
-  const digits = numbers.flatMap((number) => number.digits), [first] = digits;
-  const isOne = digits.length === 1;
-  byId("details").hidden = false;
-  byId("seen").parentElement.hidden = !isOne;
-  if (isOne) {
-    const scale = sure / first.probability;
-    showBars(first.probabilities.map((probability, digit) => [digit, probability * scale]), first.digit);
-    return showSeen(first.image);
-  }
-  showBars(digits.map(({ digit, probability }) => [digit, probability]));
-  found = digits;
-  repaint();
-}
-
+const certainty = (share, rejected, took) =>
+  `${percent(share)}${rejected ? ": I am not sure" : " sure"} · ${took}`;
 const percent = (share) => (share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %");
 
 function showCode(body) {
-  const link = byId("save"), url = new URL(PATH, location);
+  const link = byId("save"), url = new URL(reader.path, location);
   const name = (body.name || "drawing.png").replace(/[^\w.-]+/g, "_");
   const token = sessionStorage.getItem("token");
   URL.revokeObjectURL(link.href);
@@ -178,8 +151,7 @@ from urllib.request import Request, urlopen
 
 with open("${name}", "rb") as file:
     request = Request("${url}", file.read()${headers})
-for number in json.load(urlopen(request))["pictures"][0]["numbers"]:
-    print(number["text"], number["probability"])`;
+${reader.code}`;
 }
 
 function show(text, remark, isWarning = false) {
@@ -187,10 +159,7 @@ function show(text, remark, isWarning = false) {
   note.textContent = remark;
   note.classList.toggle("warn", isWarning);
   byId("details").hidden = true;
-  if (found.length) {
-    found = [];
-    repaint();
-  }
+  reader.clear();
 }
 
 function showBars(shares, best) {
@@ -280,7 +249,7 @@ addEventListener("keydown", (event) => {
 });
 byId("example").addEventListener("click", () => {
   picture = pen = null;
-  strokes = EXAMPLE.split("|").map((line) => line.split(" ").map((point) => {
+  strokes = reader.example.split("|").map((line) => line.split(" ").map((point) => {
     const [x, y] = point.split(",");
     return [40 + 40 * x, 120 + 40 * y];
   }));

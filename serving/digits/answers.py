@@ -1,9 +1,8 @@
-"""Reads the pictures that `classify` and `read` name, on several cores, and prints the answers."""
+"""Reads the pictures that a command line names, on several cores, and prints the answers."""
 
 import argparse
 import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from digit_reader.facts import Box, Number, number_facts
 from serving.commandline.terminal import Bar, escape
 from serving.digits.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
@@ -34,7 +32,6 @@ Reader = Callable[[Any], Any]
 """Makes something of a path or an open file; a function of a module, for processes to import."""
 
 DIGIT_COLUMNS = ("picture", "digit", "probability", "rejected", "error", "label")
-NUMBER_COLUMNS = ("picture", "text", "probability", "rejected", "turned", *Box._fields, "error")
 
 
 class Answer(NamedTuple):
@@ -52,32 +49,19 @@ def digit_answer(predictions: Predictions, *, rejected: bool) -> Answer:
     digit, label = int(predictions.digits[0]), predictions.labels[0]
     probabilities = [round(p, _NUM_DECIMALS) for p in predictions.probabilities[0].tolist()]
     facts = {"digit": digit, "label": label, "probabilities": probabilities, "rejected": rejected}
-    row = {"digit": digit, "probability": probabilities[digit], "rejected": _word(rejected)}
-    text = _text(escape(label), float(predictions.probabilities[0, digit]), rejected)
+    row = {"digit": digit, "probability": probabilities[digit], "rejected": as_word(rejected)}
+    text = answer_text(escape(label), float(predictions.probabilities[0, digit]), rejected)
     return Answer(text, facts, [row | {"label": label}])
 
 
-def numbers_answer(numbers: Sequence[Number], reject_below: float) -> Answer:
-    """Make the answer of `read` from the numbers of a picture, at least one."""
-    facts = [number_facts(number, reject_below) for number in numbers]
-    certain = math.prod(number.probability for number in numbers)
-    rejected = any(fact["rejected"] for fact in facts)
-    words, turned = " ".join(number.text for number in numbers), numbers[0].turned
-    text = _text(words, certain, rejected, f", turned by {turned}°" if turned else "")
-    rows = [
-        {name: fact[name] for name in ("text", "probability", "turned")}
-        | {"rejected": _word(fact["rejected"]), **fact["box"]}
-        for fact in facts
-    ]
-    return Answer(text, {"numbers": facts}, rows)
-
-
-def _text(answer: str, probability: float, rejected: bool, more: str = "") -> str:
+def answer_text(answer: str, probability: float, rejected: bool, more: str = "") -> str:
+    """Write an answer as a line has it; `more` stands behind its probability."""
     shown = f"? (perhaps {answer}, " if rejected else f"{answer} ("
     return f"{shown}{probability * 100:.1f} %{more})"
 
 
-def _word(rejected: bool) -> str:
+def as_word(rejected: bool) -> str:
+    """Write a flag as CSV has it: as JSON does."""
     return str(rejected).lower()
 
 

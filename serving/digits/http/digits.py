@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.digits.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
 from serving.digits.pictures.reader import read_digit
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
@@ -15,7 +16,6 @@ from serving.predictions import Predictions
 from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
 from serving.signature import Signature
-from serving.transports.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.problems import JSON, Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
@@ -40,7 +40,7 @@ class Digits:
 
     def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, is_work=True)]
+        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, True, "HttpDigits")]
 
     async def _answer(self, call: Exchange) -> Answer:
         reject_below = share_of(call.plan, "reject_below")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from serving.digits.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.digits.pictures.reader import picture_row
 from serving.errors import DigitsError, InvalidRequest
 from serving.model.loaded_model import LoadedModel
@@ -14,7 +15,6 @@ from serving.predictions import Predictions
 from serving.protocols.encoding import Rows
 from serving.router import Router
 from serving.tensors import Array
-from serving.transports.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.transports.http1.exchange import Exchange
 from serving.transports.http1.problems import Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
@@ -36,7 +36,8 @@ class Classes:
         """Return the routes, with and without a version."""
         paths = ("/v1/models/{name}/classify", "/v1/models/{name}/versions/{version}/classify")
         return [
-            Endpoint("POST", path, self._answer, MAX_BODY_BYTES, is_work=True) for path in paths
+            Endpoint("POST", path, self._answer, MAX_BODY_BYTES, True, "HttpClassify")
+            for path in paths
         ]
 
     async def _answer(self, call: Exchange) -> Answer:
