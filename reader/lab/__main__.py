@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--output", type=Path, default=WEIGHTS, metavar="FILE",
-        help="or a folder, for rejecter.npz in it (serving/pictures)")  # fmt: skip
+        help="or a folder, for rejecter.npz in it (digit_reader/)")  # fmt: skip
     add = _command(commands, "own", _own, "print how much a person's own pictures gain")
     add("--hands", type=int, nargs="+", default=[2, 3, 4, 5], metavar="N",
         help="their numbers (2 3 4 5)")  # fmt: skip
