@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from pygments.formatters import HtmlFormatter
 
 _PLACE = re.compile(r"(?m)^`make docs` shows the help of `python -m (\w+)` here\.$")
-_FILE = re.compile(r"(?m)^`make docs` shows \[(\w+\.md)\]\(\.\./\1\) here\.$")
+_FILE = re.compile(r"(?m)^`make docs` shows \[([\w/]+\.md)\]\(\.\./\1\) here\.$")
 _COMMAND = re.compile(r"(?m)^ {4}([a-z]+)(?: {2,}|$)")
 """A command in the list that the program's own help shows."""
 
@@ -42,7 +42,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def _page(name: str) -> str:
     text = (Path(__file__).parents[1] / name).read_text("utf-8")
-    return text.replace("](docs/", "](")
+    return re.sub(r"\]\((\.\./)?docs/", "](", text)
 
 
 def _sections(program: str) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
+    from serving.digits.pictures.reader import from_picture as from_picture
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
@@ -31,10 +32,6 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
     from serving.errors import Unsupported as Unsupported
-    from serving.pictures.facts import FoundDigit as FoundDigit
-    from serving.pictures.facts import Number as Number
-    from serving.pictures.reader import from_picture as from_picture
-    from serving.pictures.reader import read_numbers as read_numbers
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
     from serving.signature import ModelInfo as ModelInfo
@@ -52,8 +49,7 @@ _NAMES = {
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
         Unavailable Unsupported
     """,
-    "pictures.facts": "FoundDigit Number",
-    "pictures.reader": "from_picture read_numbers",
+    "digits.pictures.reader": "from_picture",
     "predictions": "Prediction Predictions",
     "signature": "ModelInfo Signature",
 }

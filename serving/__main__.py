@@ -1,4 +1,4 @@
-"""The command line: `digit-serving {serve,classify,read,score,info,health}`."""
+"""The command line: `digit-serving {serve,classify,score,info,health}` and other commands."""
 
 import sys
 
@@ -8,11 +8,14 @@ if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
     signals.install()
 
 import os
+from argparse import Namespace
+from collections.abc import Callable
 
+from serving import applications
 from serving.cli.arguments import parser
 from serving.cli.commands import COMMANDS
 from serving.commandline import installation
-from serving.commandline.parser import blame
+from serving.commandline.parser import Parser, blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.telemetry import logs
 
@@ -35,6 +38,9 @@ EXTRAS = {
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 
+ELSEWHERE = {"read": installation.install("serve", "./reader")}
+"""Commands that people look for here, and how to install what has them."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
@@ -42,13 +48,38 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 served or answered, 2 bad usage or configuration, 1 anything else.
     """
+    return run(_parser, sys.argv[1:] if argv is None else argv)
+
+
+def _parser(command: str) -> Parser:
+    """Return the parser for a command; entry points cost time, which a probe does not have."""
+    if command in COMMANDS:
+        return parser({})
+    if command in ELSEWHERE and command not in applications.installed(applications.COMMANDS):
+        raise ConfigurationError(f"{command} is not installed: {ELSEWHERE[command]}")
+    return parser()
+
+
+def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
+    """Run a command, with one line on stderr for each error.
+
+    Args:
+        make_parser: makes the parser for a command line's first word.
+        words: of the command line.
+
+    Returns:
+        The exit code, as `main` does.
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported in one line
-    arguments = parser()
-    options = arguments.parse_args(argv)
-    for line in arguments.unknown_variables("DIGITS_TOKEN"):
-        logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
+    variables: dict[str, str] = {}
     try:
-        code = COMMANDS[options.command](options)
+        arguments = make_parser(words[0] if words else "")
+        options = arguments.parse_args(words)
+        variables = options.variables
+        for line in arguments.unknown_variables("DIGITS_TOKEN"):
+            logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
+        command: Callable[[Namespace], int] = COMMANDS.get(options.command) or options.run
+        code = command(options)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -57,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as err:
         return _fail(installation.advice(err, EXTRAS), 2)
     except _UNUSABLE as err:
-        return _fail(blame(str(err), options.variables), 2)
+        return _fail(blame(str(err), variables), 2)
     except DigitsError as err:
         return _fail(str(err), 1)
     except OSError as err:  # such as no file descriptors left

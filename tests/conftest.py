@@ -36,10 +36,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in APART:
-            item.add_marker(folder)
+    here = Path(__file__).parent
+    for item in items:  # of other folders, too, if a command line names several
+        if (
+            item.path.is_relative_to(here)
+            and (name := item.path.relative_to(here).parts[0]) in APART
+        ):
+            item.add_marker(name)
 
 
 SEED = int(os.environ.get("TEST_SEED", "20261124"))

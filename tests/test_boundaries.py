@@ -12,6 +12,7 @@ import pytest
 import serving
 import serving.errors
 from serving.model.repository import PRETRAINED
+from tests.serving.http.peer import HttpPeer
 from tests.support.servers import serve_command, started
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,28 @@ def test_server_and_client_on_h2_load_only_what_they_use() -> None:
     assert not asked & {*HEAVY, "grpc"}
 
 
+def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures() -> None:
+    picture, form = (ROOT / "docs" / "pictures" / name for name in ("seven.png", "form.png"))
+    command = serve_command(PRETRAINED, "--http-port", "0")
+    with started([command[0], "-X", "importtime", *command[1:]]) as server:
+        peer = HttpPeer(server.facts["http"])
+        digit = peer.post("/v1/digits", picture.read_bytes()).json["digits"][0]
+        number = peer.post("/v1/numbers", form.read_bytes()).json["pictures"][0]["numbers"][0]
+        refused = peer.post("/v1/numbers?pattern=(", form.read_bytes())
+        path = "/v1/models/digits/classify"
+        picked = peer.post(path, picture.read_bytes()).json["pictures"][0]
+        maps = (Path("/proc") / str(server.process.pid) / "maps").read_text()
+        server.stop()
+        assert server.process.stderr is not None
+        loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
+    assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
+    assert picked["label"] == "7"
+    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.digits"} <= loaded
+    heavy = {name for name in loaded if name.startswith(("PIL", "scipy", "digit_reader.numbers"))}
+    assert not heavy
+    assert not re.search("/(PIL|scipy)/", maps)
+
+
 def test_training_help_loads_no_tensorflow() -> None:
     assert "tensorflow" not in modules_after("import training.__main__")
 
@@ -102,44 +125,49 @@ def test_training_and_serving_never_import_each_other() -> None:
                 }
             if path == ROOT / "training" / "data" / "extra.py":
                 # A user's own pictures have to be normalized by the very code that will normalize
-                # those to be classified; serving.pictures knows neither server nor model.
+                # those to be classified; serving.digits.pictures knows neither server nor model.
                 strangers = {each for each in strangers if not each.startswith(PICTURES)}
-            assert not strangers or LAB in path.parents, path
+            assert not strangers, path
 
 
 COMMON = ("serving.commandline",)
 """Shared by commands: their parser, and how the project is installed."""
-PICTURES = ("serving.errors", "serving.pictures.reader")
-
-LAB = ROOT / "training" / "lab"
-"""Instruments: they import both, only tests import them, and no wheel has them."""
+PICTURES = ("serving.errors", "serving.digits.pictures.reader")
 
 
 def test_reading_pictures_needs_no_server_and_no_model() -> None:
-    loaded = modules_after("import serving.pictures.reader, serving.pictures.normalizer")
+    loaded = modules_after(
+        "import serving.digits.pictures.reader, serving.digits.pictures.normalizer"
+    )
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
-    assert ours <= {"pictures", "errors", "images", "commandline", "signature", "tensors"}
+    assert ours <= {
+        "applications", "commandline", "digits", "errors", "images", "signature", "tensors",
+    }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
 
-def test_only_tests_import_the_lab() -> None:
-    for package in ("serving", "training", "benchmarks", "deploy"):
+def test_nothing_knows_the_reader_and_it_knows_no_training() -> None:
+    for package in ("serving", "training", "benchmarks", "deploy", "reader/digit_reader"):
+        strangers = {"lab", "training"} if "reader" in package else {"lab", "digit_reader"}
         for path in (ROOT / package).rglob("*.py"):
-            if LAB not in path.parents:
-                assert not any(name.startswith("training.lab") for name in imports_of(path)), path
+            assert not strangers & {name.split(".")[0] for name in imports_of(path)}, path
 
 
 ORDER = {
     "serving": """
-        errors commandline tensors signature predictions images config system http1 http2
-        credentials model.preprocessing pictures telemetry.metrics telemetry model catalog
-        batching embedded classifier router scoring ray protocols transports client server cli
-        __main__ __init__
+        errors commandline applications tensors signature predictions images config system http1
+        http2 credentials model.preprocessing digits.pictures telemetry.metrics telemetry model
+        catalog batching embedded classifier router scoring ray protocols transports client
+        digits.http server cli.models digits cli __main__ __init__
     """,
     "training": """
-        errors commandline config files data fitting export report cli lab __main__ __init__
+        errors commandline config files data fitting export report cli __main__ __init__
     """,
-    "training.lab": "made handwriting __main__ __init__",
+    "digit_reader": """
+        facts ink text.cuts text.candidates rejecter text places numbers reader digit command http
+        __main__ __init__
+    """,
+    "lab": "made handwriting __main__ __init__",
     "benchmarks": "load targets run report arguments cli __main__ peers __init__",
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
@@ -149,7 +177,7 @@ of its files. Imports point to parts before theirs, or within one."""
 def modules_of(package: str) -> dict[str, Path]:
     """Return every module of our own, by its name below the package."""
     found = {}
-    folder = ROOT.joinpath(*package.split("."))
+    folder = ROOT / "reader" / package if package in ("digit_reader", "lab") else ROOT / package
     for path in folder.rglob("*.py"):
         if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
             parts = path.relative_to(folder).with_suffix("").parts
@@ -221,10 +249,7 @@ def test_public_names_are_these() -> None:
         "Prediction",
         "Predictions",
         "Signature",
-        "FoundDigit",
-        "Number",
         "from_picture",
-        "read_numbers",
     }
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name

@@ -10,6 +10,11 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 NAMED = re.compile(r"digit-serving:(\d[\w.]*)|newTag: (\d[\w.]*)")
 
 
+def test_the_reader_has_the_same_version() -> None:
+    reader = tomllib.loads((ROOT / "reader" / "pyproject.toml").read_text())["project"]
+    assert reader["version"] == VERSION
+
+
 def test_manifests_name_the_version() -> None:
     files = subprocess.run(
         ["git", "ls-files", "deploy/*.yaml"],

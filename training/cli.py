@@ -14,8 +14,7 @@ _TRAIN = """\
   python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
 """
 _LABEL = """\
-  digit-serving classify scans/ --reject-below 0.9 --collect own     copies uncertain pictures
-  python -m training label own                                       asks which digits they are
+  python -m training label own      asks of each picture in own which digit it is
 """
 _EXPORT = """\
   python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters

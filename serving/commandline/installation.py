@@ -38,13 +38,19 @@ def in_checkout() -> bool:
     return Path("Makefile").is_file() and Path("training/__main__.py").is_file()
 
 
-def install(extra: str) -> str:
-    """Return how to install an extra.
+def install(extra: str, *folders: str) -> str:
+    """Return how to install an extra, and distributions in other folders of the checkout.
 
     The distribution is on no index, and anybody could register its name there: a command with that
     name would install a stranger's package.
     """
-    return f"pip install '.[{extra}]' in the checkout of {DISTRIBUTION}"
+    words = " ".join((f"'.[{extra}]'", *folders))
+    return f"pip install {words} in the checkout of {DISTRIBUTION}"
+
+
+def install_beside(folder: str) -> str:
+    """Return how to install a distribution in a folder of the checkout, likewise."""
+    return f"pip install '.[serve]' ./{folder} in the checkout of {DISTRIBUTION}"
 
 
 def require(*modules: str) -> None:

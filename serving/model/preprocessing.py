@@ -128,7 +128,7 @@ def of_signature(
 ) -> Preprocessing | None:
     """Return how pictures become a signature's images, as a manifest says it.
 
-    Of manifests that don't say it, images of 28 x 28 are digits.
+    Of manifests that don't say it, images of 28 x 28 in ten classes without names are digits.
 
     Returns:
         None if images of this shape are no pictures.
@@ -143,8 +143,7 @@ def of_signature(
         return None
     facts = {"size": full[:2], "channels": full[2], "layout": "flat", "dtype": "uint8",
              "labels": signature.labels}  # fmt: skip
-    is_digit = full == (*DIGITS.input_shape, 1)
-    usual = "digits" if is_digit else "stretch"
+    usual = "digits" if signature == DIGITS else "stretch"
     found = Preprocessing.of({**facts, "resize": usual, **(document or {})})
     for name, fact in facts.items():
         _require(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import Device, ModelConfig, Precision
+from serving.digits.pictures.files import processes
 from serving.errors import ConfigurationError, DigitsError, ModelError, Unavailable
 from serving.model.loaded_model import BATCH_LIMIT_FACTOR, LoadedModel, load_model
 from serving.model.manifest import FILES, MANIFEST
-from serving.pictures.files import processes
 from serving.scoring.dataset import Piece
 from serving.scoring.location import reason
 from serving.scoring.scorer import RUN_IMAGES, Task, score_piece

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from serving.commandline import installation
+from serving.digits.pictures.files import SUFFIXES
 from serving.errors import ConfigurationError
-from serving.pictures.files import SUFFIXES
 from serving.scoring import arrays
 from serving.scoring.dataset import BATCH_ROWS, ROWS_PER_FILE, Dataset, Piece, Rows, choose, digest
 from serving.scoring.location import Location, one_line, reason

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.digits.pictures.files import image_or_reason, processes
 from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
-from serving.pictures.files import image_or_reason, processes
 from serving.predictions import digit_type
 from serving.scoring.dataset import Piece
 from serving.scoring.location import Location, one_line

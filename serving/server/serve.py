@@ -48,8 +48,7 @@ def announce(
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
     if log_format == "text" and "http" in more:
-        action = "draw a digit" if any(each.can_be_drawn for each in report.models) else "try it"
-        logs.print_line(f"{action}: {more['http']}", sys.stdout)
+        logs.print_line(f"try it: {more['http']}", sys.stdout)
     notify("READY=1")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from serving import applications
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError, Unavailable
@@ -16,7 +17,6 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.self_test import SelfTest
-from serving.signature import DIGITS
 from serving.system.process import Usage
 from serving.telemetry.report import Report, Served
 from serving.transports import open_transport
@@ -121,14 +121,10 @@ class Server:
 
     def _served(self, route: Route) -> Served:
         model = route.model
-        signature, num_classes, can_be_drawn = model.signature, 0, False
-        if signature is not None:
-            num_classes = signature.num_classes
-            can_be_drawn = signature.input_shape == DIGITS.input_shape
+        num_classes = 0 if model.signature is None else model.signature.num_classes
         return Served(
-            route.name, model.version, model.device, model.precision, self.transport, num_classes,
-            can_be_drawn,
-        )  # fmt: skip
+            route.name, model.version, model.device, model.precision, self.transport, num_classes
+        )
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""
@@ -166,8 +162,10 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
+    from serving.digits.http import application as digits
     from serving.transports.http.http_server import HttpServer
 
+    others = applications.installed(applications.HTTP).values()
     with optional_http(config):
-        return HttpServer(router, queries, config)
+        return HttpServer(router, queries, config, (digits, *others))
     return None

@@ -19,8 +19,6 @@ class Served(NamedTuple):
     transport: str
     num_classes: int
     """Of a classifier; 0 of other models."""
-    can_be_drawn: bool = False
-    """Whether its pictures are like those drawn on the page."""
 
 
 class Report(NamedTuple):

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 
 import benchmarks.arguments
+import digit_reader.__main__
+import lab.__main__
 import serving.cli.arguments
 import training.cli
-import training.lab.__main__
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "reader" / "README.md"]
 PARSERS: dict[str, Callable[[], object]] = {
     "digit-serving": serving.cli.arguments.parser,
+    "digit-reader": digit_reader.__main__.parser,
     "python -m training": training.cli.parser,
-    "python -m training.lab": training.lab.__main__.parser,
+    "python -m lab": lab.__main__.parser,
     "python -m benchmarks": benchmarks.arguments.parser,
 }
-_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|python -m [\w.]+) "
+_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|digit-reader|python -m [\w.]+) "
 _COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([^`]*)`"))
 """In a block, and in a span of code, which may go on in the next line."""
 _TARGET = re.compile(r"(?m)(?:^ {4}|`)make ((?:[a-z-]+ ?)+)")

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]
+PAGES = [
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "reader/README.md")),
+]
 MADE = {"benchmarks/results/local/"}
 """The files that a command makes."""
-_FOLDERS = "benchmarks|deploy|docs|protos|requirements|serving|tests|training"
+_FOLDERS = "benchmarks|deploy|docs|protos|reader|requirements|serving|tests|training"
 _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 
 

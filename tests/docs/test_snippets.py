@@ -35,7 +35,7 @@ def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
 
 CLIENTS = [
     (page, number)
-    for page in ("README.md", "docs/clients.md", "docs/reading-pictures.md")
+    for page in ("README.md", "docs/clients.md", "reader/README.md")
     for number in range(len(blocks(page)))
 ]
 

@@ -137,6 +137,15 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
+@pytest.fixture(scope="session")
+def reader(built: Path, tools: Venv) -> Path:
+    """The wheel of the reader of numbers."""
+    dist = built.parent / "reader" / "dist"
+    tools.run("python", "-m", "build", "--outdir", dist, built.parent / "reader")
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="session", params=("3.11", "3.12", "3.13", "3.14"))
 def python(request: pytest.FixtureRequest) -> str:
     """Each interpreter that the README names and this machine has."""
@@ -154,6 +163,11 @@ def interpreter(version: str) -> str:
 @pytest.fixture(scope="session")
 def serving_venv(install: Install, wheel: Path, python: str) -> Venv:
     return install(f"{wheel}[serve,pictures,http]", python=python)
+
+
+@pytest.fixture(scope="session")
+def reader_venv(install: Install, wheel: Path, reader: Path) -> Venv:
+    return install(f"{wheel}[serve]", str(reader))
 
 
 @pytest.fixture
@@ -185,9 +199,12 @@ def test_older_python_is_refused_before_anything_is_resolved(built: Path, tmp_pa
     assert "onnxruntime" not in output
 
 
-def test_both_pass_the_index_checks(tools: Venv, built: Path, wheel: Path) -> None:
-    tools.run("twine", "check", "--strict", *sorted(built.iterdir()))
+def test_all_pass_the_index_checks(tools: Venv, built: Path, wheel: Path, reader: Path) -> None:
+    tools.run(
+        "twine", "check", "--strict", *sorted(built.iterdir()), *sorted(reader.parent.iterdir())
+    )
     tools.run("check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel)
+    tools.run("check-wheel-contents", reader)
 
 
 def test_workflows_are_valid_and_take_few_permissions(tools: Venv) -> None:
@@ -211,7 +228,6 @@ def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     found = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert found == {"serving", "training", "benchmarks"}
-    assert not [name for name in names if name.startswith("training/lab/")]
     assert "serving/pretrained/digits/1/model.onnx" in names
     assert "serving/py.typed" in names
 
@@ -243,6 +259,23 @@ def test_server_from_the_wheel_answers_a_client_alone(
 def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv: Venv, picture: Path) -> None:
     output = serving_venv.run("digit-serving", "classify", picture)
     assert output.splitlines()[-1].startswith(f"{picture}: ")
+
+
+def test_reader_adds_its_command_and_has_no_lab(reader_venv: Venv, reader: Path) -> None:
+    names = zipfile.ZipFile(reader).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
+        "digit_reader"
+    }
+    form = ROOT / "docs" / "pictures" / "form.png"
+    for words in (("digit-serving", "read", form), ("digit-reader", "read", form)):
+        assert reader_venv.run(*words).splitlines()[-1].startswith(f"{form}: 90210 (")
+
+
+def test_wheel_alone_says_how_to_read_numbers(serving_venv: Venv) -> None:
+    output = serving_venv.run("digit-serving", "read", "form.png", code=2)
+    assert output.startswith(
+        "digit-serving: read is not installed: pip install '.[serve]' ./reader"
+    )
 
 
 def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 from playwright.sync_api import Page
 
-from training.lab.made.drawing import STROKES, curve
+from lab.made.drawing import STROKES, curve
 
 
 def strokes_of(

@@ -36,8 +36,7 @@ def label(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise UnusableInput(
-            f"there is no folder {folder}; `digit-serving classify PICTURE... --reject-below 0.9 "
-            f"--collect {folder}` makes it, with copies of uncertain pictures"
+            f"there is no folder {folder}; make it, with copies of the pictures to label"
         )
     waiting = [path for path in sorted(folder.rglob("*")) if _waits(path, folder)]
     if not waiting:

@@ -42,6 +42,7 @@ from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 
 FORMAT = 1
+DIGIT_LABELS = tuple("0123456789")
 
 GOLDEN_IMAGES = 32
 GOLDEN_PER_CLASS = 2
@@ -78,7 +79,7 @@ class Signature:
         """Return how pictures become its images, as in the manifest; empty if they can't.
 
         Args:
-            resize: None for "digits" of 28 x 28 in grey, else "stretch".
+            resize: None for "digits" of 28 x 28 in grey in the classes 0 to 9, else "stretch".
             invert: whether pictures that are mostly light are inverted first.
 
         Raises:
@@ -92,9 +93,9 @@ class Signature:
             return {}
         if resize == "digits" and not is_digit:
             raise UnusableInput(f"--resize digits is of 28 x 28 in grey, not of {shape}")
+        usual = "digits" if is_digit and self.labels == DIGIT_LABELS else "stretch"
         return {"size": shape[:2], "channels": shape[2], "layout": "flat", "dtype": self.dtype,
-                "resize": resize or ("digits" if is_digit else "stretch"),
-                "invert": invert}  # fmt: skip
+                "resize": resize or usual, "invert": invert}  # fmt: skip
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:

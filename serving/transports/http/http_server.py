@@ -1,24 +1,21 @@
 """The HTTP port: a listening socket of the loop that serves gRPC."""
 
 import resource
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from serving.config import ServerConfig
 from serving.credentials.certificates import server_context
 from serving.credentials.tokens import token_check
-from serving.model.pictures import PictureInputs
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
 from serving.system.processes import Processes
 from serving.transports.access_log import access_log
 from serving.transports.connections import Limits, Port, max_message_bytes
-from serving.transports.http.classes import Classes
-from serving.transports.http.digits import Digits
+from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
-from serving.transports.http.numbers import Numbers
-from serving.transports.http.openapi import digits_route, openapi_document
-from serving.transports.http.page import answered, page_routes
+from serving.transports.http.openapi import openapi_document
+from serving.transports.http.page import Pages, answered
 from serving.transports.http1.exchange import OneThread, Pool
 from serving.transports.http1.port import open_port
 from serving.transports.http1.problems import as_json
@@ -31,37 +28,35 @@ _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
 _NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 72 << 20, 10.0
 """The processes for pictures and JSON: 300 MB in all, including shared memory."""
-_MODULES = (
-    "serving.pictures.numbers", "serving.transports.http.digits", "serving.transports.http.numbers",
-    "serving.transports.http.inference",
-)  # fmt: skip
+_MODULES = ("serving.transports.http.inference",)
 
 
 class HttpServer:
     """Answers HTTP from `start` to `stop`."""
 
     def __init__(
-        self, router: Router, queries: Queries, config: ServerConfig, limits: Limits | None = None
-    ) -> None:
+        self, router: Router, queries: Queries, config: ServerConfig,
+        applications: Sequence[HttpApplication] = (), limits: Limits | None = None,
+    ) -> None:  # fmt: skip
         """Bind the port; `start` begins to answer.
 
         Args:
             router: the models.
             queries: answers queries about the server and its models.
             config: address, TLS and tokens.
+            applications: paths and pages beside the protocol's.
             limits: of peers.
 
         Raises:
             ConfigurationError: the address can't be bound, a certificate or token can't be used, or
-                the options for pictures fit no model.
+                an application can't do what the options say.
         """
         assert config.http_port is not None
         self._router = router
         self._queries = queries
-        self._inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
-        models = {each.name: (each.model.manifest, each.tensors) for each in router.routes.values()}
-        self._inputs.require_one(models)
         self._config = config
+        self._modules = _MODULES + tuple(name for each in applications for name in each.MODULES)
+        self._routes = _routes(router, config, applications)
         self._limits = limits or Limits(
             max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
             message_s=30.0, idle_s=30.0,
@@ -84,10 +79,10 @@ class HttpServer:
 
     def _port(self, loop: Loop) -> Port:
         config, router = self._config, self._router
-        pool = Processes(_NUM_PROCESSES, _MODULES, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
+        pool = Processes(_NUM_PROCESSES, self._modules, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
         control = OneThread("control")
         self._pools = [pool, control]
-        routes = _routes(router, self._queries, control, self._inputs)
+        routes = [*Inference(router, self._queries, control).routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
@@ -107,21 +102,21 @@ class HttpServer:
 
 
 def _routes(
-    router: Router, queries: Queries, control: Pool, inputs: PictureInputs
-) -> Iterable[Endpoint]:
-    named = {
-        name
-        for name, route in router.routes.items()
-        if inputs.find(route.model.manifest, route.tensors) is not None
-    }
-    document = openapi_document(router, named)
-    yield from Inference(router, queries, control).routes()
-    yield from Classes(router, inputs).routes()
-    if digits_route(router) is not None:
-        yield from Digits(router).routes()
-        yield from Numbers(router).routes()
-    yield answered("/openapi.json", as_json(document))
-    yield from page_routes(document)
+    router: Router, config: ServerConfig, applications: Sequence[HttpApplication]
+) -> list[Endpoint]:
+    """Return the routes of applications, and of the pages and the document about all."""
+    routes = [each for application in applications for each in application.routes(router, config)]
+    paths: Document = {}
+    schemas: Document = {}
+    pages = Pages()
+    for application in applications:
+        described = application.describe(router, config)
+        paths |= described[0]
+        schemas |= described[1]
+        pages.add(application)
+    document = openapi_document(router, paths, schemas)
+    routes.append(answered("/openapi.json", as_json(document)))
+    return routes + pages.routes(document)
 
 
 def _max_connections() -> int:

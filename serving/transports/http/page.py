@@ -1,9 +1,10 @@
-"""The pages to draw on, of pictures, of the API: a few files, which load nothing from others."""
+"""The pages of applications and of the API: a few files, which load nothing from others."""
 
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from serving.transports.http.applications import HttpApplication
 from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import Endpoint
 
@@ -16,29 +17,39 @@ _TYPES = {
 }
 
 
-_PAGES = {"/v1/numbers": ("index.html", "Draw a digit"), "/classify": ("classify.html", "Classify")}
-"""Pages by the end of a path that they need, the first at /; and the texts of links to them."""
+class Pages:
+    """Files by their names; those of an application replace files of the same names before."""
 
+    def __init__(self) -> None:
+        """Begin with the files that all pages share."""
+        self._files = {path.name: path for path in _FILES.iterdir()}
+        self._texts: dict[str, tuple[str, str]] = {}
 
-def page_routes(document: dict[str, Any]) -> list[Endpoint]:
-    """Return the routes of the pages and their files.
+    def add(self, application: HttpApplication) -> None:
+        """Add an application's pages and files."""
+        self._files |= {path.name: path for path in application.FILES.iterdir()}
+        self._texts |= {file: (path, text) for path, (file, text) in application.PAGES.items()}
 
-    Args:
-        document: the OpenAPI document, shown at /docs; at /, too, if it has none of the paths that
-            another page needs.
-    """
-    paths = list(document["paths"])
-    able = [page for end, page in _PAGES.items() if any(path.endswith(end) for path in paths)]
-    homes = {name: "/" if not i else f"/{name[:-5]}" for i, (name, _) in enumerate(able)}
-    links = "".join(f"<a href='{homes[name]}'>{text}</a> · " for name, text in able)
-    api_page = Answer(_api_page(document, links).encode(), _TYPES[".html"])
-    routes = [answered(name, api_page) for name in ("/docs", "/")[: 2 - bool(able)]]
-    cached = [("cache-control", "no-cache")]
-    for path in sorted(_FILES.iterdir()):
-        if path.suffix != ".html" or path.name in homes:
-            answer = Answer(path.read_bytes(), _TYPES[path.suffix], 200, cached)
-            routes.append(answered(homes.get(path.name, f"/{path.name}"), answer))
-    return routes
+    def routes(self, document: dict[str, Any]) -> list[Endpoint]:
+        """Return the routes of the pages whose paths are in the OpenAPI document.
+
+        The first one is at /; if there is none, the document is, which is also at /docs.
+        """
+        able = [
+            (file, text)
+            for file, (needed, text) in self._texts.items()
+            if any(path.endswith(needed) for path in document["paths"])
+        ]
+        homes = {file: "/" if not at else f"/{file[:-5]}" for at, (file, _) in enumerate(able)}
+        links = "".join(f"<a href='{homes[file]}'>{text}</a> · " for file, text in able)
+        api_page = Answer(_api_page(document, links).encode(), _TYPES[".html"])
+        routes = [answered(name, api_page) for name in ("/docs", "/")[: 2 - bool(able)]]
+        cached = [("cache-control", "no-cache")]
+        for name, path in sorted(self._files.items()):
+            if path.suffix in _TYPES and (path.suffix != ".html" or name in homes):
+                answer = Answer(path.read_bytes(), _TYPES[path.suffix], 200, cached)
+                routes.append(answered(homes.get(name, f"/{name}"), answer))
+        return routes
 
 
 def answered(path: str, answer: Answer) -> Endpoint:

@@ -22,8 +22,6 @@ _MAX_QUERY_BYTES = 64 << 10
 _GUARDED = ("/v2", "/v1")
 """Paths that need a token, if tokens are configured; health, the page and its files do not."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
-_METHODS = {"/v1/digits": "HttpDigits", "/v1/numbers": "HttpNumbers"}
-"""The name under which the calls of a path are counted."""
 _HEADERS = [
     ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
     ("x-content-type-options", "nosniff"),
@@ -52,6 +50,8 @@ class Endpoint(NamedTuple):
     """The longest body."""
     is_work: bool = False
     """Whether it is refused during a drain."""
+    name: str = ""
+    """The name under which its calls are counted, if it is none of the protocol's."""
 
 
 class RoutedRequest:
@@ -127,6 +127,8 @@ class App:
             HttpError: likewise.
         """
         request = plan.request
+        names = (each.name for pattern, each in self._routes if each.name and pattern(plan.path))
+        plan.name = next(names, plan.name)
         self._check_host(plan.host)
         self._check_origin(plan)
         if request.method == "OPTIONS" and plan.headers[1:]:  # a page asks whether it may ask
@@ -215,9 +217,7 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 def _name_of(path: str) -> str:
     if path.startswith("/v2"):
         return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
-    if path.startswith("/v1/models/") and path.endswith("/classify"):
-        return "HttpClassify"
-    return _METHODS.get(path, "other")
+    return "other"
 
 
 def _is_address(name: str) -> bool:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from serving import Classifier
+from serving.digits.pictures.reader import from_picture
 from serving.images import Images
-from serving.pictures.reader import from_picture
 from tests.serving.http.peer import HttpPeer
 
 

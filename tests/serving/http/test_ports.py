@@ -76,5 +76,5 @@ def test_workers_say_where_the_page_is(models: Path) -> None:
     with running_server(models, "--http-port", "0", "--workers", "2") as server:
         assert server.process.stdout is not None
         url = server.facts["http"]
-        assert server.process.stdout.readline() == f"draw a digit: {url}\n"
+        assert server.process.stdout.readline() == f"try it: {url}\n"
         assert HttpPeer(url).get("/v2/health/ready").status == 200

@@ -14,6 +14,7 @@ from PIL import Image
 
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.digits.http import application
 from serving.errors import DigitsError, Unavailable
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
@@ -75,7 +76,7 @@ def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
     with closing(router_of(model, batching)) as router:
         queries = Queries(router, Health(("",)))
         some = Limits(max_message_bytes=4_000_000, **limits)
-        server = HttpServer(router, queries, ServerConfig(http_port=0), some)
+        server = HttpServer(router, queries, ServerConfig(http_port=0), [application], some)
         loop = Loop(router, poll=False, host=Host())
         loop.start()
         server.start(loop)

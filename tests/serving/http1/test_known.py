@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from serving.config import BatchingConfig, ServerConfig
+from serving.digits.http import application
 from serving.images import Images
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
@@ -140,7 +141,8 @@ def test_answers_keep_their_order() -> None:
     manifest = repository.load_manifest(PRETRAINED / "digits" / "1")
     batching = BatchingConfig(max_batch_size=1, queue_capacity=8, max_request_images=8)
     router = router_of(LoadedModel(engine, manifest, "fp32"), batching)
-    server = HttpServer(router, Queries(router, Health(("",))), ServerConfig(http_port=0))
+    queries = Queries(router, Health(("",)))
+    server = HttpServer(router, queries, ServerConfig(http_port=0), [application])
     loop = Loop(router, poll=False, host=Host())
     loop.start()
     server.start(loop)

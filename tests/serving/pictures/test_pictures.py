@@ -13,15 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from serving import Classifier
-from serving.errors import ConfigurationError, InvalidRequest
-from serving.images import Images
-from serving.pictures import decoder
-from serving.pictures.ink.parts import bounding_box
-from serving.pictures.reader import from_picture, read_digit
-from tests.support.pictures.random_pictures import read_all
-from training.data.mnist import Mnist
-from training.lab.made.drawing import (
+from lab.made.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -32,7 +24,15 @@ from training.lab.made.drawing import (
     row,
     stroke_glyph,
 )
-from training.lab.made.strings import random_string
+from lab.made.strings import random_string
+from serving import Classifier
+from serving.digits.pictures import decoder
+from serving.digits.pictures.parts import bounding_box
+from serving.digits.pictures.reader import from_picture, read_digit
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.images import Images
+from tests.support.pictures.random_pictures import read_all
+from training.data.mnist import Mnist
 
 Levels = npt.NDArray[np.uint8]
 
@@ -166,10 +166,10 @@ def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
 
 def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: Levels) -> None:
     file = saved(Image.fromarray(glyph))
-    for name in ("serving.pictures.normalizer", "serving.pictures.decoder"):
+    for name in ("serving.digits.pictures.normalizer", "serving.digits.pictures.decoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("serving.pictures.normalizer", raising=False)
-    monkeypatch.delattr("serving.pictures.decoder", raising=False)
+    monkeypatch.delattr("serving.digits.pictures.normalizer", raising=False)
+    monkeypatch.delattr("serving.digits.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
         from_picture(file)

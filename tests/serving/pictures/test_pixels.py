@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from serving.pictures.decoder import read_pixels
+from serving.digits.pictures.decoder import read_pixels
 
 BILINEAR = Image.Resampling.BILINEAR
 

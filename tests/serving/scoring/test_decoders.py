@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from serving.pictures.files import processes
+from serving.digits.pictures.files import processes
 from serving.scoring.scorer import decode
 from serving.system.processes import Processes
 

@@ -1,0 +1,89 @@
+"""The command `read`: pictures in, the numbers on them out."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from serving.cli.models import add_source, classify_images, open_classifier
+from serving.commandline import installation, values
+from serving.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from digit_reader.facts import Number
+    from serving.digits.answers import Answer
+
+HELP = "read the numbers in picture files"
+EXAMPLES = """\
+  digit-serving read form.png                             form.png: 90210 (92.7 %)
+  digit-serving read bill.jpg scans/ --csv > numbers.csv  12/05/2026 and -3,14, a row for each
+  digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
+  digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
+  digit-serving read bill.jpg --pattern '\\d+[.,]\\d{2}'    only amounts, such as 3,14
+  digit-serving read scans/ --pattern '[A-Z]{2}\\d{20}'    letters are ink that is skipped
+"""
+_COLUMNS = (
+    "picture", "text", "probability", "rejected", "turned", "left", "top", "right", "bottom",
+    "error",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="picture with numbers, such as a photo of a note or a scan of a form, of the formats "
+        "of classify; a folder of them; or - for stdin")  # fmt: skip
+    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
+        help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
+    parser.add_argument("--pattern", type=_pattern, metavar="REGEX",
+        help="read only numbers that fit this regular expression of digits, marks and blanks; "
+        "letters in it are ink that is skipped")  # fmt: skip
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
+    add_source(parser)
+
+
+def _pattern(text: str) -> str:
+    from digit_reader.text.pattern import of_rows  # needs numpy, which `--help` does not
+
+    try:
+        of_rows(text)
+    except InvalidRequest as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+    return text
+
+
+def run(options: argparse.Namespace) -> int:
+    """See `Command`."""
+    installation.require("PIL", "scipy", "onnxruntime")
+    from digit_reader.reader import find_candidates, numbers_of
+    from serving.digits.answers import print_answers
+
+    def answer(_: str, reading: Any) -> "Answer | str":
+        if numbers := numbers_of(reading, classify, options.pattern):
+            return numbers_answer(numbers, options.reject_below)
+        fitting = f" that fits {options.pattern}" if options.pattern else ""
+        return f"no number found{fitting}; `classify` reads a single digit"
+
+    with open_classifier(options) as classifier:
+        classify = partial(classify_images, classifier)
+        return print_answers(options, _COLUMNS, find_candidates, answer)
+
+
+def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "Answer":
+    """Make the answer of `read` from the numbers of a picture, at least one."""
+    import math
+
+    from digit_reader.facts import number_facts
+    from serving.digits.answers import Answer, answer_text, as_word
+
+    facts = [number_facts(number, reject_below) for number in numbers]
+    certain = math.prod(number.probability for number in numbers)
+    rejected = any(fact["rejected"] for fact in facts)
+    words, turned = " ".join(number.text for number in numbers), numbers[0].turned
+    text = answer_text(words, certain, rejected, f", turned by {turned}°" if turned else "")
+    rows = [
+        {name: fact[name] for name in ("text", "probability", "turned")}
+        | {"rejected": as_word(fact["rejected"]), **fact["box"]}
+        for fact in facts
+    ]
+    return Answer(text, {"numbers": facts}, rows)

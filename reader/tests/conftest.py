@@ -1,0 +1,33 @@
+"""Fixtures of the whole repository that these tests use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import Classifier
+from serving.model.repository import PRETRAINED
+from tests.conftest import images, logging_stays, mnist_sample
+from tests.serving.cli.conftest import run
+from tests.serving.http.peer import HttpPeer
+from tests.support.servers import running_server
+from tests.web.conftest import browser, page, url
+
+__all__ = ["browser", "images", "logging_stays", "mnist_sample", "page", "run", "url"]
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    return PRETRAINED
+
+
+@pytest.fixture(scope="session")
+def classifier() -> Iterator[Classifier]:
+    with Classifier.pretrained(device="cpu") as classifier:
+        yield classifier
+
+
+@pytest.fixture(scope="session")
+def http(models: Path) -> Iterator[HttpPeer]:
+    with running_server(models, "--http-port", "0", "--max-request-images", "64") as server:
+        yield HttpPeer(server.facts["http"])

@@ -1,0 +1,60 @@
+"""The rejecter's fit lowers both losses, and the saved network judges as the trained one did."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digit_reader import rejecter
+from digit_reader.text.candidates import NUM_MEASURES, Candidates
+from lab.handwriting.examples import LabelledRow, of_picture
+from lab.handwriting.fitting import RAISED, Fit
+from lab.made.pages import any_paper, without_digits
+from lab.made.strings import random_string
+from serving import Classifier
+from training.data.mnist import Mnist
+
+
+@pytest.fixture(scope="module")
+def rows(mnist_sample: Mnist) -> list[LabelledRow]:
+    rng = np.random.default_rng(3)
+    made = []
+    with Classifier.pretrained(device="cpu") as classifier:
+        for _ in range(3):
+            composed = random_string(mnist_sample.test, rng, -2, 6)
+            made += of_picture(any_paper(composed.ink, rng), composed, classifier)
+        made += of_picture(without_digits("scribbles", rng), None, classifier)
+    return made
+
+
+@pytest.mark.slow
+def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
+    rows: list[LabelledRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Fit(NUM_MEASURES, seed=0)
+    with_text = [row for row in rows if row.text]
+    at_first = fit.path_loss(with_text)
+    fit.by_labels(rows, epochs=4)
+    by_labels = fit.path_loss(with_text)
+    assert by_labels < 0.7 * at_first
+    fit.by_paths(rows, epochs=5)
+    assert fit.path_loss(with_text) < 0.9 * by_labels
+
+    fit.save(tmp_path / "rejecter.npz")
+    with np.load(tmp_path / "rejecter.npz") as arrays:
+        weights = {name: arrays[name].astype(np.float32) for name in arrays.files}
+    monkeypatch.setattr(rejecter, "_weights", lambda: weights)
+    row = rows[0]
+    nothing = np.zeros((len(row.labels), 4), np.intp)
+    logits = rejecter.logits(Candidates(
+        row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0,
+        row.images[:0],
+    ))  # fmt: skip
+    trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
+    assert np.allclose(logits, trained.numpy(), atol=0.05)
+
+    fit.start_from(tmp_path / "rejecter.npz")
+    fit.blend(tmp_path / "rejecter.npz")  # the same weights: only the log odds change
+    raised = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
+    change = rejecter.odds(raised.numpy()) - rejecter.odds(logits)
+    assert np.allclose(change, RAISED, atol=0.01)

@@ -1,0 +1,147 @@
+"""The model that a command loads or calls: its options, and the way to it."""
+
+import argparse
+import logging
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from serving.commandline import installation, values
+from serving.commandline.options import add_fields
+from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
+from serving.errors import ConfigurationError, InvalidRequest
+
+if TYPE_CHECKING:
+    from serving.classifier import Classifier
+    from serving.client import Client
+    from serving.images import Images
+    from serving.predictions import Predictions
+
+_log = logging.getLogger(__name__)
+
+Config = TypeVar("Config", BatchingConfig, ModelConfig, SecurityConfig, ServerConfig)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that loads a model or calls a server, and may print JSON."""
+    parser.add_argument("--target", type=values.target, metavar="HOST:PORT",
+        help="call a running server instead of loading the model here")  # fmt: skip
+    add_access(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    add_model(parser)
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a caller of servers: its authorities, certificate and token."""
+    add = parser.add_argument
+    add("--tls-ca", type=Path, metavar="FILE",
+        help="PEM authorities that sign servers' certificates: enables TLS")  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
+    add("--token-file", type=Path, metavar="FILE",
+        help="file whose first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of one model in files."""
+    add_repository(parser)
+    parser.add_argument(
+        "--model",
+        default=ModelConfig().model,
+        metavar="NAME",
+        help="name of the model: a folder in the repository",
+    )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe how a model without a manifest takes pictures."""
+    add_fields(parser, ServerConfig, "input")
+    parser.add_argument("--labels", type=Path, metavar="FILE",
+        help="the names of their classes, one a line")  # fmt: skip
+
+
+def add_repository(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a repository of models."""
+    parser.add_argument("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
+        help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
+        "URLs of fsspec, or an .onnx at https:// (default: "
+        f"{ModelConfig().models} if it has the model, else the bundled one)")  # fmt: skip
+    add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")
+
+
+def open_classifier(options: argparse.Namespace) -> "Classifier | Client":
+    """Load the classifier that the options name, or connect to their server."""
+    if options.target:
+        return client_of(options)
+    from serving.classifier import Classifier
+
+    config = model_config(options)
+    path = config.models / config.model
+    return Classifier.load(path, config.version, config.device, config.precision)
+
+
+def client_of(options: argparse.Namespace) -> "Client":
+    """Connect to the server of `--target`."""
+    from serving.client import Client
+
+    return Client(
+        options.target,
+        token=token_of(options),
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+    )
+
+
+def token_of(options: argparse.Namespace) -> str | None:
+    """Return the first token of the file or of DIGITS_TOKEN."""
+    from serving.credentials.tokens import parse_tokens
+    from serving.credentials.watched_files import read_bytes
+
+    if options.token_file is not None:
+        return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
+    text = os.environ.get("DIGITS_TOKEN")
+    return None if text is None else parse_tokens(text.encode(), "DIGITS_TOKEN")[0].decode()
+
+
+def config_of(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:
+    """Make a configuration from the options that are named like its fields, and from `others`."""
+    names = [field.name for field in fields(kind) if field.name in options]
+    return kind(**({name: getattr(options, name) for name in names} | others))
+
+
+def model_config(options: argparse.Namespace) -> ModelConfig:
+    """Make the configuration of one model."""
+    models = getattr(options, "models", None)
+    if models is None and options.model.endswith(".onnx"):
+        root = Path()
+    elif models is None:
+        root = usual_models(options.model)
+    elif "://" in models:
+        installation.require("fsspec")
+        from serving.catalog.remote import RemoteRepository
+
+        root = RemoteRepository(models, options.model_cache).fetch()
+    else:
+        root = Path(models)
+    return config_of(ModelConfig, options, models=root)
+
+
+def usual_models(model: str = ModelConfig().model) -> Path:
+    """Choose the repository if none is named; log if it is the bundled one."""
+    from serving.model import repository
+
+    usual = ModelConfig().models
+    root = repository.find_root(model, usual)
+    if root != usual:
+        _log.info("no model in %s: using the bundled one, %s", usual / model, root / model)
+    return root
+
+
+def classify_images(classifier: "Classifier | Client", images: "Images") -> "Predictions":
+    """Classify images of pictures, with an error that speaks of pictures."""
+    try:
+        return classifier.classify(images)
+    except InvalidRequest as err:
+        raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err

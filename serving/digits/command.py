@@ -1,0 +1,107 @@
+"""The command `classify`: pictures in, their digits or other classes out."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from serving.cli.models import (
+    add_pictures,
+    add_source,
+    classify_images,
+    client_of,
+    model_config,
+)
+from serving.commandline import installation, values
+from serving.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from serving.config import ModelConfig
+    from serving.model.preprocessing import Preprocessing
+    from serving.predictions import Predictions
+    from serving.tensors import Array
+
+HELP = "classify picture files"
+EXAMPLES = """\
+  digit-serving classify seven.png scans/ --csv > answers.csv
+  digit-serving classify - --target 127.0.0.1:50051 < seven.png
+  digit-serving classify scans/ --reject-below 0.9
+  digit-serving classify rose.jpg --model flowers.onnx --input image --labels labels.txt
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+        help="picture of one digit, any size, dark on light or the reverse, or one for another "
+        "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
+        "them; or - for stdin")  # fmt: skip
+    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
+        help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
+    add_pictures(parser)
+    parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
+    add_source(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """See `Command`."""
+    installation.require("PIL", "scipy")
+    from serving.model.preprocessing import DIGITS_PICTURES
+
+    if not options.target:
+        return _classify(options, *_local_model(options, model_config(options)))
+    with client_of(options) as client:
+        return _classify(options, DIGITS_PICTURES, partial(classify_images, client))
+
+
+def _classify(
+    options: argparse.Namespace,
+    preprocessing: "Preprocessing",
+    classify: "Callable[[Array], Predictions]",
+) -> int:
+    """Classify the pictures that the command line names, made rows by `preprocessing`."""
+    from serving.digits.answers import DIGIT_COLUMNS, Answer, digit_answer, print_answers
+    from serving.digits.pictures.reader import picture_row
+
+    def answer(_: str, reading: "tuple[Array, float]") -> Answer:
+        row, factor = reading
+        found = classify(row).times(factor)
+        rejected = bool(found.probabilities[0, int(found.digits[0])] < options.reject_below)
+        return digit_answer(found, rejected=rejected)
+
+    return print_answers(options, DIGIT_COLUMNS, partial(picture_row, preprocessing), answer)
+
+
+def _local_model(
+    options: argparse.Namespace, config: "ModelConfig"
+) -> "tuple[Preprocessing, Callable[[Array], Predictions]]":
+    """Load a model here.
+
+    Raises:
+        DigitsError: see `load_model`; or it isn't known to classify pictures.
+    """
+    from serving.model.loaded_model import load_model
+    from serving.model.pictures import PictureInputs, read_labels
+    from serving.model.preprocessing import predictions_of
+
+    inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
+    if inputs.labels and not inputs.is_image:
+        raise ConfigurationError("--labels is for --input image")
+    path = config.models / config.model
+    model = load_model(path, config.version, config.device, config.precision)
+    tensors = model.tensors
+    try:
+        pictures = inputs.of(model.manifest, tensors)
+    except ValueError as err:
+        raise ConfigurationError(f"{path}: {err}") from err
+    if pictures is None:
+        raise ConfigurationError(
+            f"model {config.model} ({tensors}) is not known to classify pictures: --input image, "
+            "or a classifier.json in its folder, says that it does"
+        )
+
+    def run(row: "Array") -> "Predictions":
+        outputs = model.run({tensors.inputs[0].name: row})
+        return predictions_of(pictures, tensors, outputs, model.version)
+
+    return pictures, run

@@ -1,0 +1,130 @@
+"""/v1/digits: pictures in, digits out; also images as MNIST has them, as JSON."""
+
+import base64
+import json
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from serving.digits.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
+from serving.digits.pictures.reader import read_digit
+from serving.errors import DigitsError, InvalidRequest
+from serving.images import Images, as_images
+from serving.predictions import Predictions
+from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
+from serving.router import Router
+from serving.signature import Signature
+from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.problems import JSON, Answer, as_json
+from serving.transports.http1.routing import Endpoint, RoutedRequest
+
+_JSON_BYTES = 4 << 20
+_NUM_DECIMALS = 6
+_ITEM_BYTES = 256
+"""The least size of an item of the answer."""
+
+_WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
+
+Read = Sequence[tuple[str, tuple[Images, float] | DigitsError]]
+"""For each picture its name, and its image with a factor for the probabilities."""
+
+
+class Digits:
+    """Answers /v1/digits."""
+
+    def __init__(self, router: Router) -> None:
+        """Classify by a model of `router`."""
+        self._router = router
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes."""
+        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, True, "HttpDigits")]
+
+    async def _answer(self, call: Exchange) -> Answer:
+        reject_below = share_of(call.plan, "reject_below")
+        kind = call.plan.get("content-type")
+        read: Read
+        if media_type(kind) == JSON:
+            signature = find_classifier(self._router).model.image_signature
+            limit = self._router.batching.max_request_images
+            images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
+            read = [("", (image[None], 1.0)) for image in images]
+        else:
+            read = [each async for each in read_pictures(call, read_digit)]
+        call.body = b""
+        digits = [each for _, each in read if not isinstance(each, DigitsError)]
+        rows = None
+        if digits:
+            images_read, factors = zip(*digits, strict=True)
+            rows = (await classify(self._router, np.concatenate(images_read), call)).times(factors)
+        with_image = "image" in call.plan.query
+        size = len(read) * _ITEM_BYTES
+        return await call.work(write_report, read, rows, reject_below, with_image, size=size)
+
+
+async def classify(router: Router, images: Images, call: Exchange) -> Predictions:
+    """Classify images, in as many calls as a request's limit needs."""
+    route, limit = find_classifier(router), router.batching.max_request_images
+    images = as_images(images, route.model.image_signature)
+    answers: list[Predictions] = []
+    for start in range(0, len(images), limit):
+        part = images[start : start + limit]
+        encoder = PredictionsEncoder(route, None, len(part))
+        answers.append(await call.run(part.tobytes(), encoder, call.deadline_s))
+    return Predictions.concatenate(answers)
+
+
+def _max_bytes(plan: RoutedRequest) -> int:
+    return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
+
+
+def read_images(body: bytes, signature: Signature, limit: int) -> Images:
+    """Read the images of a JSON body.
+
+    Raises:
+        InvalidRequest: the text has the expected form.
+    """
+    got = ""
+    try:
+        images = json.loads(body)["images"]
+        array = np.asarray(images, np.uint8)
+        pixels = images
+        for _ in array.shape[1:]:
+            pixels = chain.from_iterable(pixels)
+        wrong = set(map(type, pixels)) - {int}  # which numpy would cut, or read as numbers
+        if not wrong:
+            return as_images(array, signature, limit)
+        got = f", got {' and '.join(sorted(_WRONG.get(kind, 'others') for kind in wrong))}"
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    raise InvalidRequest(
+        'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
+        f"{signature.image_bytes} integers from 0 to 255{got}"
+    )
+
+
+def write_report(
+    read: Read, rows: Predictions | None, reject_below: float, with_image: bool
+) -> Answer:
+    """Write the result for each picture, in order."""
+    items: list[dict[str, Any]] = []
+    answers = iter(
+        [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
+    )
+    for name, found in read:
+        item: dict[str, Any] = {"name": name} if name else {}
+        if isinstance(found, DigitsError):
+            item["error"] = str(found)
+        else:
+            digit, label, probabilities = next(answers)
+            item["digit"] = int(digit)
+            item["label"] = label
+            item["probability"] = round(float(probabilities[digit]), _NUM_DECIMALS)
+            item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
+            item["rejected"] = item["probability"] < reject_below
+            if with_image:
+                item["image"] = base64.b64encode(found[0].tobytes()).decode()
+        items.append(item)
+    return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})

@@ -1,0 +1,173 @@
+"""Reads a picture file as levels: any format, size, colours, alpha and orientation.
+
+This module imports Pillow; `reader.from_picture` imports it and reports a missing package.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from serving.digits.pictures.guard import read, require_memory
+from serving.images import Images
+
+MAX_SIDE = 256
+"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
+MAX_PAGE_SIDE = 1024
+"""The same for pictures of several digits."""
+
+Grey = npt.NDArray[np.float32]
+
+
+class Page(NamedTuple):
+    """A decoded picture."""
+
+    grey: Grey
+    """(H, W) float32, 0 to 255; the ink may be dark or light."""
+    width: int
+    """Of the picture as it was, in pixels, the camera's orientation applied."""
+    height: int
+
+
+def read_page(source: str | Path | BinaryIO, max_side: int = MAX_PAGE_SIDE) -> Page:
+    """Read a picture, or the first of an animation, as one level a pixel.
+
+    Args:
+        source: a path, or an open binary file.
+        max_side: larger pictures are shrunk to this many pixels a side.
+
+    Returns:
+        Its levels and its original size.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+    return read(source, partial(_page, max_side=max_side))
+
+
+def read_pixels(
+    source: str | Path | BinaryIO, size: tuple[int, int], channels: int, resize: str, *,
+    invert: bool,
+) -> Images:  # fmt: skip
+    """Read a picture, or the first of an animation, in a fixed size; bilinear, antialiased.
+
+    Args:
+        source: a path, or an open binary file.
+        size: height and width.
+        channels: 1 for grey levels, 3 for red, green, blue.
+        resize: "stretch", "pad" with black, or "crop" to the middle.
+        invert: whether pictures that are mostly light are inverted.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+
+    def pixels(picture: Image.Image) -> Images:
+        require_memory(picture)
+        levels = _in_mode(picture, "L" if channels == 1 else "RGB")
+        if invert and np.asarray(levels.convert("L")).mean() > 127:
+            levels = ImageOps.invert(levels)
+        sized = _RESIZE[resize](levels, size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(sized).reshape(*size, channels)
+
+    return read(source, pixels)
+
+
+_RESIZE: dict[str, Callable[..., Image.Image]] = {
+    "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
+}  # fmt: skip
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
+        levels = _levels(_floats(picture, MAX_SIDE * 2))
+        picture = Image.fromarray(np.rint(levels).astype(np.uint8))
+    if picture.has_transparency_data:
+        inked, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
+        picture.paste(inked, mask=inked)
+    return picture if picture.mode == mode else picture.convert(mode)  # without a copy
+
+
+def _page(picture: Image.Image, max_side: int) -> Page:
+    size = picture.size
+    picture.draft("RGB", (max_side, max_side))  # JPEG: decodes fewer pixels from the start
+    require_memory(picture)
+    if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
+        size = size[::-1]
+    return Page(_grey_of(picture, max_side), *size)
+
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
+"""The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
+
+
+def _grey_of(picture: Image.Image, max_side: int) -> Grey:
+    if picture.mode[0] in "IF":  # more than 8 bits: Pillow's own conversion would clip at 255
+        return _levels(_upright(_floats(picture, max_side), max_side))
+    if picture.mode == "LAB":  # _grey takes any three channels; Pillow can't convert LAB
+        colours = Image.merge("RGB", picture.split()).convert("RGBA")
+        return _grey(_opaque(_upright(colours, max_side)))
+    if picture.mode in ("1", "L") and "transparency" not in picture.info:
+        return np.asarray(_upright(picture.convert("L"), max_side), np.float32)
+    if picture.mode not in ("RGB", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return _grey(_opaque(_upright(picture, max_side).convert("RGBA")))
+
+
+def _upright(picture: Image.Image, max_side: int) -> Image.Image:
+    """Shrink to at most `max_side` by area averaging, and apply the camera's orientation."""
+    picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
+    return ImageOps.exif_transpose(picture)
+
+
+def _floats(picture: Image.Image, max_side: int) -> Image.Image:
+    """Convert 16 or 32 bits a pixel to mode F; invalid levels become the median."""
+    step = max(1, max(picture.size) // (4 * max_side))  # floats of all pixels would take 1 GB
+    levels = np.asarray(picture)[::step, ::step].astype(np.float32)
+    is_level = np.abs(levels) < 1e30  # not NaN, infinite, or so large that sums overflow
+    if not is_level.all():
+        levels[~is_level] = np.median(levels[is_level]) if is_level.any() else 0
+    floats = Image.fromarray(levels)
+    floats.info = picture.info  # has the orientation
+    return floats
+
+
+def _levels(picture: Image.Image) -> Grey:
+    """Scale to 0 to 255 by the used bits: cameras store 10 or 12 bits in 16."""
+    levels = np.asarray(picture, np.float64)
+    levels = levels - min(0, levels.min())
+    top = levels.max()
+    full = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1  # 1: floats of 0 to 1
+    grey: Grey = (levels * (255 / full)).astype(np.float32)
+    return grey
+
+
+def _opaque(picture: Image.Image) -> npt.NDArray[np.float32]:
+    """Put RGBA on white or black, whichever contrasts with its visible part: (H, W, 3)."""
+    levels = np.asarray(picture, np.float32)
+    colours, alpha = levels[..., :3], levels[..., 3:] / 255
+    if alpha.min() == 1:
+        return colours
+    is_light = (colours * alpha).sum() > 127 * 3 * alpha.sum()
+    paper = np.float32(0 if is_light else 255)
+    return (colours * alpha + paper * (1 - alpha)).astype(np.float32)
+
+
+def _grey(colours: npt.NDArray[np.float32]) -> Grey:
+    """Project (H, W, 3) on the direction in which the colours differ most: (H, W).
+
+    Yellow on white, or red on green, has almost no contrast in luminance.
+    """
+    flat = colours.reshape(-1, 3)
+    axis = np.linalg.eigh(np.cov(flat.T, bias=True)).eigenvectors[:, -1]
+    grey: Grey = np.abs(colours @ (axis / np.abs(axis).sum()).astype(np.float32))
+    return grey

@@ -1,0 +1,87 @@
+"""Applications of other distributions: those of the page that explains how to write one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import applications
+from serving.__main__ import main
+from serving.model.repository import PRETRAINED
+from tests.serving.http.peer import HttpPeer
+from tests.support.servers import running_server
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "applications.md").read_text("utf-8")
+
+
+@pytest.fixture
+def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's distribution, on the path of programs that are started."""
+    command, http = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    (toml,) = re.findall(r"(?s)```toml\n(.*?)```", PAGE)
+    (tmp_path / "shout" / "files").mkdir(parents=True)
+    (tmp_path / "shout" / "command.py").write_text(command)
+    (tmp_path / "shout" / "http.py").write_text(http)
+    info = tmp_path / "shout-1.dist-info"
+    info.mkdir()
+    text = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", toml).replace('"', "")
+    (info / "entry_points.txt").write_text(text)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(ROOT))))
+    return tmp_path
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_command_of_another_distribution_runs_and_has_its_help(shout: Path) -> None:
+    assert run("shout", "hello").stdout == "HELLO\n"
+    assert re.search(r"(?m)^ {4}shout +print a text in capitals$", run("--help").stdout)
+    assert "digit-serving shout hello" in run("shout", "--help").stdout
+
+
+def test_broken_application_is_one_line(shout: Path) -> None:
+    (shout / "shout" / "command.py").write_text("import nothing_of_this_name")
+    result = run("shout", "hello")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "shout.command, of digit_serving.commands, can't be used" in result.stderr
+
+
+def test_paths_of_another_distribution_answer_and_are_described(shout: Path) -> None:
+    with running_server(PRETRAINED, "--http-port", "0") as server:
+        peer = HttpPeer(server.facts["http"])
+        assert peer.post("/v1/shout", b"hello").json == {"text": "HELLO"}
+        assert peer.post("/v1/shout", b"x" * 1001).status == 413
+        paths = peer.get("/openapi.json").json["paths"]
+        assert {"/v1/shout", "/v1/digits", "/v2/models/digits/infer"} <= {*paths}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No application is installed."""
+    monkeypatch.setattr(applications, "_entry_points", lambda group: [])
+    applications.installed.cache_clear()
+    yield
+    applications.installed.cache_clear()
+
+
+@pytest.mark.usefixtures("alone")
+def test_read_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "form.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("digit-serving: read is not installed: pip install '.[serve]' ./reader")
+
+
+@pytest.mark.usefixtures("alone")
+def test_digit_is_classified_without_a_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(ROOT / "docs" / "pictures" / "seven.png")
+    assert main(["classify", picture, "--models", str(PRETRAINED), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digit"] == 7
