@@ -80,6 +80,8 @@ class ModelConfig:
     """Device of the runs; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
+    max_model_bytes: int = 2 << 30
+    """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
     """Batching of a model, such as cnn=never: auto batches rows that its graph proves independent;
     always is your promise that they are; never runs each call alone."""
@@ -93,6 +95,7 @@ class ModelConfig:
         _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
         if self.version is not None and (self.versions != "latest" or self.canary):
             raise ConfigurationError("version pins one: versions and canary have no effect then")
+        _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)
         for each in self.batch:

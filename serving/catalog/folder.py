@@ -132,7 +132,7 @@ class ModelFolder:
         try:
             new = load_model(
                 self.path, version, device, config.precision, self._max_batch_size,
-                batching=config.batching_of(self.name),
+                batching=config.batching_of(self.name), max_bytes=config.max_model_bytes,
             )  # fmt: skip
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))

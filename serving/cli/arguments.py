@@ -80,7 +80,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
     add_pictures(parser)
-    add_fields(parser, ModelConfig, "versions", "canary", "served_name", "batch")
+    add_fields(parser, ModelConfig, "versions", "canary", "served_name", "batch", "max_model_bytes")
     add_fields(
         parser, ServerConfig,
         "allow_repository_control", "host", "port", "metrics_host", "metrics_port", "http_host",

@@ -26,6 +26,17 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
 
 
+def size(text: str) -> int:
+    """Read a number of bytes, such as 500M, 2G or 1048576."""
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    if number.isdecimal() and unit in _UNITS and 0 < int(number) * _UNITS[unit] < 1 << 50:
+        return int(number) * _UNITS[unit]
+    raise argparse.ArgumentTypeError(f"expected a size such as 500M or 2G, got {text!r}")
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
 def share(text: str) -> float:
     """Read a share or a probability, such as 5% or 0.05."""
     with suppress(ValueError):

@@ -24,6 +24,7 @@ from serving.errors import (
     ModelError,
 )
 from serving.model.onnx_runtime import (
+    NO_WEIGHTS,
     bare_run,
     complaint_of,
     new_session,
@@ -106,10 +107,13 @@ class OnnxEngine:
         model: bytes,
         signature: Signature | None,
         run_options: onnxruntime.RunOptions | None = None,
+        weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
         try:
-            session = new_session(model, cls.provider)
+            session = new_session(model, cls.provider, weights=weights)
+        except CorruptModel:
+            raise
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise CorruptModel(f"ONNX Runtime can't load the model: {reason_of(err)}") from err
         engine = cls(session, run_options)
@@ -188,13 +192,16 @@ class CudaEngine(OnnxEngine):
         model: bytes,
         signature: Signature | None,
         run_options: onnxruntime.RunOptions | None = None,
+        weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine, and run it once to see whether the card supports it."""
         # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
         config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:
             onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
-            session = new_session(model, cls.provider, *config, **cls.provider_options)
+            session = new_session(
+                model, cls.provider, *config, weights=weights, **cls.provider_options
+            )
             engine = cls(session, run_options)
             engine.require(signature)
             if signature is not None:
@@ -230,15 +237,17 @@ def open_engine(
     device: Device = "auto",
     precision: Precision = "fp32",
     run_options: onnxruntime.RunOptions | None = None,
+    weights: Mapping[str, bytes] = NO_WEIGHTS,
 ) -> OnnxEngine:
     """Build an engine on the requested device; "auto" takes CUDA if it works, else the CPU.
 
     Args:
-        model: the content of an ONNX file; weights kept in other files are refused.
+        model: the content of an ONNX file.
         signature: the signature in its manifest, if it has one.
         device: "auto", "cpu" or "cuda".
         precision: the model's; "auto" takes only a device that supports it.
         run_options: for all its runs; `terminate` ends the current and all later ones.
+        weights: the content of files with weights, by their location in the model.
 
     Raises:
         CorruptModel: ONNX Runtime can't load it, or it has another signature.
@@ -259,10 +268,10 @@ def open_engine(
         )
     for engine in engines[:-1]:
         try:
-            return engine.open(model, signature, run_options)
+            return engine.open(model, signature, run_options, weights)
         except DeviceError as err:
             _log.warning("serving on the %s: %s", engines[-1].device.upper(), err)
-    return engines[-1].open(model, signature, run_options)
+    return engines[-1].open(model, signature, run_options, weights)
 
 
 def _cuda_reason(err: BaseException) -> str:

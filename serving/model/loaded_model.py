@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from serving.model.batching_proof import Mixes, prove
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest
-from serving.model.onnx_file import parse_model
+from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.pictures import described
 from serving.model.preprocessing import Preprocessing
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings, read_settings
@@ -57,6 +57,8 @@ class LoadedModel:
     """One line that says whether rows are batched, and why not."""
     settings: ModelSettings = NO_SETTINGS
     """How it is served, where that differs from the server's options."""
+    labels: tuple[str, ...] = ()
+    """The classes of an output that its graph makes a dictionary of, else none."""
 
     @property
     def version(self) -> str:
@@ -134,6 +136,7 @@ def load_model(
     *,
     is_described: bool = False,
     batching: BatchingMode | None = None,
+    max_bytes: int = repository.MAX_BYTES,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -150,6 +153,7 @@ def load_model(
         limit_factor: how many times these limits the steps may take.
         is_described: whether a version needs a manifest; one without is corrupt.
         batching: auto, always or never; None for the model's own setting.
+        max_bytes: the most of its files.
 
     Raises:
         ModelNotFound: no such version.
@@ -165,7 +169,8 @@ def load_model(
                   ", ".join(settings.ignored))  # fmt: skip
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
-    how = (device, precision, max_batch_size, limit_factor, is_described, settings)
+    limits = _Limits(max_batch_size, limit_factor, max_bytes)
+    how = (device, precision, limits, is_described, settings)
     if repository.is_file(model_dir):
         try:
             return _load_version(model_dir, version or repository.VERSION_OF_FILE, *how)
@@ -183,24 +188,40 @@ def load_model(
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
 
 
+class _Limits(NamedTuple):
+    max_batch_size: int
+    factor: float
+    """How many times the usual time."""
+    max_bytes: int
+
+
 def _load_version(
-    model_dir: Path, version: str, device: Device, precision: Precision, max_batch_size: int,
-    limit_factor: float, is_described: bool, settings: ModelSettings,
+    model_dir: Path, version: str, device: Device, precision: Precision, limits: _Limits,
+    is_described: bool, settings: ModelSettings,
 ) -> LoadedModel:  # fmt: skip
     from serving.model.engine import OnnxEngine, open_engine
     from serving.model.onnx_runtime import onnxruntime
 
     run_options = onnxruntime.RunOptions()
-    max_batch_size = min(max_batch_size, settings.max_batch_size)
+    max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
+    limit_factor = limits.factor
 
     def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
-        manifest, onnx = repository.load(
-            model_dir, version, precision, settings.file_name, is_described=is_described
-        )
-        engine = open_engine(onnx, manifest.signature, device, precision, run_options)
-        engine.has_bounded_time = has_bounded_time(onnx)
+        manifest, onnx, weights = repository.load(
+            model_dir, version, precision, settings.file_name, limits.max_bytes,
+            is_described=is_described,
+        )  # fmt: skip
+        graph = parse_model(onnx)
+        labels = cut_zip_maps(graph)
+        if labels is not None:
+            onnx = graph.SerializeToString()
+        obstacle, is_bounded = _obstacle(graph), has_bounded_time(onnx)
+        del graph  # it is as large as the file, and ONNX Runtime will need memory
+        engine = open_engine(onnx, manifest.signature, device, precision, run_options, weights)
+        engine.has_bounded_time = is_bounded
         settings.require(engine.tensors)
-        return engine, LoadedModel(engine, manifest, precision, settings=settings), _obstacle(onnx)
+        model = LoadedModel(engine, manifest, precision, settings=settings, labels=labels or ())
+        return engine, model, obstacle
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
@@ -236,10 +257,10 @@ def _load_version(
     return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
 
 
-def _obstacle(onnx: bytes) -> str | None:
+def _obstacle(graph: Message) -> str | None:
     """Return why rows are not batched; None if they are proved independent."""
     try:
-        prove(parse_model(onnx))
+        prove(graph)
     except Mixes as err:
         return str(err)
     return None

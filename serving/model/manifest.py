@@ -18,7 +18,7 @@ from serving.signature import DIGITS, Signature
 MANIFEST = "manifest.json"
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
-MAX_BYTES = 512 << 10
+MAX_MANIFEST_BYTES = 512 << 10
 """Twice the most that the exporter writes of golden samples; of digits 50 KB."""
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
@@ -60,8 +60,8 @@ def parse_manifest(data: bytes) -> Manifest:
         CorruptModel: too large, not JSON, another format, or a field is missing or of the wrong
             type.
     """
-    if len(data) > MAX_BYTES:
-        raise CorruptModel(f"{MANIFEST}: {len(data)} bytes, at most {MAX_BYTES} expected")
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CorruptModel(f"{MANIFEST}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} expected")
     try:
         return _manifest_of(json.loads(data))
     except (
@@ -84,11 +84,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         name=_text(document, "name"),
         version=_text(document, "version"),
         test_accuracy=_accuracy(document["accuracy"]["test"]),
-        digests={
-            name: _digest(document["files"], name)
-            for name in FILES.values()
-            if name in document["files"]
-        },
+        digests={name: _digest(document["files"], name) for name in document["files"]},
         golden_images=golden_images,
         golden_probabilities={
             precision: _probabilities(golden[_GOLDEN[precision]], shape)

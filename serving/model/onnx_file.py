@@ -4,6 +4,7 @@ The package onnx takes 0.15 s and 13 MB to import, so a server reads models by a
 the part of ONNX's that it needs (protos/onnx/onnx.proto).
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,47 @@ def external_files(model: Message) -> set[str]:
     """Return the locations of weights that are in other files."""
     return {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in _tensors(model.graph, model.functions)
         if tensor.data_location == _EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def _tensors(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
+    """Yield the constants of a graph, of its nodes, and of all bodies and functions in it."""
+    yield from graph.initializer
+    for each in graph.sparse_initializer:
+        yield from (each.values, each.indices)
+    for node in (*graph.node, *(node for each in functions for node in each.node)):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for body in (attribute.g, *attribute.graphs):
+                yield from _tensors(body)
+
+
+def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
+    """Replace outputs that are maps of probabilities by the tensors that they are made of.
+
+    Converters of scikit-learn, LightGBM and CatBoost end in ZipMap, a dictionary for each row.
+
+    Returns:
+        The names of the classes, the columns of the tensor; None if there is no such output.
+    """
+    labels = None
+    outputs = {each.name: each for each in model.graph.output}
+    for node in model.graph.node:
+        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml" and node.output[0] in outputs:
+            labels = tuple(
+                each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each)
+                for attribute in node.attribute
+                for each in (*attribute.strings, *attribute.ints)
+            )
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+            output = outputs[node.output[0]]
+            output.ClearField("type")
+            output.type.tensor_type.elem_type = 1
+            output.type.tensor_type.shape.dim.add()
+            output.type.tensor_type.shape.dim.add()
+    return labels

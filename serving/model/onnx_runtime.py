@@ -6,7 +6,7 @@ Since 1.29 its wheels look up a host of the vendor, connect to it and write a de
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -31,11 +31,10 @@ _DATATYPES = {
        for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 """The protocol's name of each of ONNX Runtime's types."""
-_EXTERNAL_WEIGHTS = re.compile(rb"\x6a.{1,3}\x0a\x08location\x12", re.DOTALL)
-"""TensorProto.external_data, whose first entry's key is "location"."""
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 _SMALL_BYTES = 1 << 20
 """Networks up to this size need little memory, unless they have convolutions."""
+NO_WEIGHTS: Mapping[str, bytes] = {}
 _MAX_REASON = 300
 """Characters of a message: it becomes part of a log line."""
 _REFUSAL = re.compile(
@@ -50,19 +49,31 @@ _OURS = re.compile(r"alloc|memory|terminate|not implemented|cuda|cudnn|cublas", 
 
 
 def new_session(
-    model: bytes, provider: str, *config: tuple[str, str], **provider_options: str
-) -> onnxruntime.InferenceSession:
+    model: bytes, provider: str, *config: tuple[str, str],
+    weights: Mapping[str, bytes] = NO_WEIGHTS, **provider_options: str,
+) -> onnxruntime.InferenceSession:  # fmt: skip
     """Build a session on one provider; ONNX Runtime's own errors pass through.
+
+    Args:
+        model: the content of an ONNX file.
+        provider: ONNX Runtime's name of the device.
+        weights: the content of all files that it names, by their location.
+        config: entries of the session's configuration.
+        provider_options: of the provider.
 
     Raises:
         DeviceError: ONNX Runtime chose another provider.
     """
     options = onnxruntime.SessionOptions()
-    # Of a model in memory ONNX Runtime would read weights from files in the current directory; 1.20
-    # does so in any case.
-    if b"\x08location" in model and _EXTERNAL_WEIGHTS.search(model):
-        raise ValueError("External data")
+    # Of a model in memory ONNX Runtime would read weights from files in the current directory.
     options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
+    if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise CorruptModel("its weights are in other files, for which this ONNX Runtime is too old")
+    if weights:
+        sizes = list(map(len, weights.values()))
+        options.add_external_initializers_from_files_in_memory(
+            list(weights), list(weights.values()), sizes
+        )
     for key, value in config:
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
@@ -80,6 +91,8 @@ def new_session(
     if session.get_providers()[0] != provider:
         raise DeviceError(f"ONNX Runtime chose {session.get_providers()[0]}, not {provider}")
     session.disable_fallback()
+    # The wrapper keeps the file's content for a fallback: as much memory as the weights again.
+    session._model_bytes = None
     return session
 
 
@@ -130,13 +143,12 @@ def _datatype(side: str, node: Any) -> str:
 
 def reason_of(err: BaseException) -> str:
     """Return ONNX Runtime's message on one line, without its codes and C++ signatures."""
-    if "External data" in str(err):
-        return "its weights are in other files: save it with them, as one file"
     line = str(err).strip().partition("\n")[0]
     if re.search("protobuf parsing failed|No graph was found", line, re.IGNORECASE):
         return "it is not an ONNX file, or not all of one"
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    return re.sub(r"/onnxruntime_src/\S+ .*\)>? (?=[A-Z])", "", line)[:_MAX_REASON]
+    line = re.sub(r"/onnxruntime_src/\S+ .*\)>? (?=[A-Z])", "", line)[:_MAX_REASON]
+    return f"{line} (Debian: apt-get install locales-all)" if "locale" in line else line
 
 
 def complaint_of(err: BaseException) -> str | None:

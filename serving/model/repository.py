@@ -2,6 +2,7 @@
 
     <model_dir>/<version>/model.onnx, manifest.json, ...      version = 1, 2, 3 ...
     <name>.onnx                                               version 1, without a manifest
+    <name>/MLmodel, <name>/model.onnx                         the same: MLflow's, KServe's
 
 A graph needs no manifest; if there is one, the files are those that it describes.
 
@@ -18,7 +19,8 @@ from pathlib import Path
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
-from serving.model.manifest import FILES, MANIFEST, MAX_BYTES, Manifest, parse_manifest
+from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from serving.model.onnx_file import external_files, parse_model
 from serving.system.files import read_regular
 
 PRETRAINED = Path(__file__).parent.with_name("pretrained")
@@ -29,8 +31,9 @@ VERSION_OF_FILE = "1"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 """Characters that names of models, which become parts of addresses and of lines, go without."""
 _MAX_NAME = 100
-_MAX_MODEL_BYTES = 256 << 20
-"""The file is in memory while the session is built."""
+_MAX_MLMODEL_BYTES = 1 << 20
+MAX_BYTES = ModelConfig().max_model_bytes
+"""Of a model's files: they are in memory while the session is built."""
 
 
 def versions(model_dir: Path) -> list[str]:
@@ -58,7 +61,7 @@ def is_file(model: Path) -> bool:
 
 
 def _instead(model_dir: Path) -> str:
-    """Say where a model is, if one is near a directory that has none, else how to make one."""
+    """Say where a model is, if one is near, else what was looked for and found."""
     root = model_dir.parent
     with suppress(OSError):
         near = (path / name for path in (root, model_dir) for name in sorted(_folders(path)))
@@ -66,7 +69,12 @@ def _instead(model_dir: Path) -> str:
             numbers = filter(_VERSION.fullmatch, _folders(folder))
             if any((folder / number / FILES["fp32"]).is_file() for number in numbers):
                 return f", but in {folder}: --models {folder.parent} --model {folder.name}"
-    return f": run {installation.run('train', 'export')}"
+    if installation.in_checkout() and model_dir == ModelConfig().models / ModelConfig().model:
+        return f": run {installation.run('train', 'export')}"
+    found = "nothing"
+    with suppress(OSError):
+        found = ", ".join(sorted(os.listdir(model_dir))[:5]) or found
+    return f": expected 1/{FILES['fp32']}, {FILES['fp32']} or MLmodel there, found {found}"
 
 
 def _folders(folder: Path) -> list[str]:
@@ -90,10 +98,10 @@ def find_root(model: str, root: Path) -> Path:
 
 
 def models_in(root: Path) -> dict[str, Path]:
-    """Return the folders of a repository that have a version, by the models' names.
+    """Return the folders of a repository that have a version, and its files, by the models' names.
 
     Raises:
-        ConfigurationError: the repository can't be read.
+        ConfigurationError: the repository can't be read, or two models have one name.
     """
     try:
         names = sorted(name for name in os.listdir(root) if not name.startswith("."))
@@ -101,7 +109,36 @@ def models_in(root: Path) -> dict[str, Path]:
         return {}
     except OSError as err:
         raise ConfigurationError(f"can't read {root}: {err.strerror}") from err
-    return {name: root / name for name in names if _may_be_model(root / name)}
+    if "MLmodel" in names:  # the repository is one model
+        return {_safe(root.absolute().name): file for file in _files_of(root)}
+    paths: dict[str, Path] = {}
+    for name in names:
+        path = root / name
+        is_model = is_file(path) or _may_be_model(path)
+        if not is_model and _VERSION.fullmatch(name):
+            continue  # the root is a model's folder, which a line should say
+        for each in [path] if is_model else _files_of(path):
+            _add(paths, _safe(path.stem) if is_file(path) else name, each)
+    return paths
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the file of a folder without versions: model.onnx, or the one that MLmodel names."""
+    try:
+        text = read_regular(folder / "MLmodel", _MAX_MLMODEL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        path = folder / FILES["fp32"]
+    else:
+        named = re.search(r"(?m)^ +data: *([^\s'\"]+) *$", text[text.find("onnx:") :])
+        path = folder / (named[1] if named else FILES["fp32"])
+    is_inside = path.absolute().is_relative_to(folder.absolute()) and ".." not in path.parts
+    return [path] if is_inside and path.is_file() else []
+
+
+def _add(paths: dict[str, Path], name: str, path: Path) -> None:
+    if name in paths:
+        raise ConfigurationError(f"two models are named {name}: {paths[name]} and {path}")
+    paths[name] = path
 
 
 def _may_be_model(folder: Path) -> bool:
@@ -124,11 +161,13 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     paths = models_in(root) if names is None else {name: root / name for name in names}
     if names is None and not paths:
         versions(root / config.model)  # raises, and says where there is one
+    for name in names or ():  # a name may be that of a file
+        if not (root / name).exists():
+            paths[name] = models_in(root).get(name, root / name)
     for file in config.files:
-        name = re.sub(r"[^\w.-]", "-", file.stem, flags=re.ASCII)
-        if name in paths:
-            raise ConfigurationError(f"two models are named {name}: {paths[name]} and {file}")
-        paths[name] = file
+        if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
+            raise ConfigurationError(f"{file}: expected an ONNX file: {advice}")
+        _add(paths, _safe(file.stem), file)
     if config.served_name is None:
         return paths
     if len(paths) > 1:
@@ -136,10 +175,27 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     return dict.fromkeys([config.served_name], *paths.values())
 
 
+_KERAS = "python -m training export --keras FILE makes one of a Keras model"
+_TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
+_OF_OTHERS = {
+    ".keras": _KERAS, ".h5": _KERAS, ".hdf5": _KERAS, ".pt": _TORCH, ".pth": _TORCH,
+    ".safetensors": _TORCH, ".pb": "python -m tf2onnx.convert --saved-model DIR makes one",
+    ".tflite": "python -m tf2onnx.convert --tflite FILE makes one",
+    ".pkl": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
+    ".joblib": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
+}  # fmt: skip
+"""Files of other frameworks by their suffixes, and how they become ONNX."""
+
+
+def _safe(name: str) -> str:
+    """Return a file's name as a model's."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
+
+
 def load(
     model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None,
-    *, is_described: bool = True,
-) -> tuple[Manifest, bytes]:  # fmt: skip
+    max_bytes: int = MAX_BYTES, *, is_described: bool = True,
+) -> tuple[Manifest, bytes, dict[str, bytes]]:  # fmt: skip
     """Read one version, and verify its digests if it has a manifest.
 
     Args:
@@ -147,10 +203,12 @@ def load(
         version: the version's number.
         precision: the variant.
         file_name: the name of the file of a version without a manifest; None for the usual one.
+        max_bytes: the most of the file and of weights beside it together.
         is_described: whether it needs a manifest.
 
     Returns:
-        The manifest, and the content of the variant's ONNX file.
+        The manifest, the content of the variant's ONNX file, and that of files with weights by
+        their location.
 
     Raises:
         ModelNotFound: no such version; anything but a number is refused without reading.
@@ -171,19 +229,62 @@ def load(
     if is_described or os.path.lexists(version_dir / MANIFEST):
         manifest = load_manifest(version_dir)
         has_variant = path.name in manifest.digests
-    elif file_name and path is not model_dir and precision == "fp32":
-        path = version_dir / file_name
+    elif path is not model_dir and precision == "fp32":
+        path = _file_of(version_dir, file_name)
     if not has_variant:
         raise ConfigurationError(f"version {version} has no {precision} variant")
-    onnx = _read(path, _MAX_MODEL_BYTES)
-    digest = hashlib.sha256(onnx).hexdigest()
+    onnx = _read(path, max_bytes)
+    weights = _read_weights(path.parent, onnx, max_bytes - len(onnx))
+    contents = {path.name: onnx, **weights}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     if manifest is None:
-        return Manifest.of_graph(_name_of(model_dir), version, {FILES[precision]: digest}), onnx
-    if digest != manifest.digests[path.name]:
-        raise CorruptModel(
-            f"{version}/{path.name}: expected SHA-256 {manifest.digests[path.name]}, got {digest}"
-        )
-    return manifest, onnx
+        digests[FILES[precision]] = digests[path.name]
+        return Manifest.of_graph(_name_of(model_dir), version, digests), onnx, weights
+    for name, digest in digests.items():
+        expected = manifest.digests.get(name, "none")
+        if digest != expected:
+            raise CorruptModel(f"{version}/{name}: expected SHA-256 {expected}, got {digest}")
+    return manifest, onnx, weights
+
+
+def _file_of(version_dir: Path, file_name: str | None) -> Path:
+    """Return the file of a version without a manifest.
+
+    It is model.onnx or the one that its settings name; or the only ONNX file, as OpenVINO's server
+    takes it; or it is in a folder of its own name with its weights, as Triton takes it.
+    """
+    path = version_dir / (file_name or FILES["fp32"])
+    if file_name is None and not path.exists():
+        others = [each for each in version_dir.iterdir() if is_file(each)]
+        path = others[0] if len(others) == 1 else path
+    return path / path.name if path.is_dir() else path
+
+
+def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]:
+    """Read the files in which a model keeps weights, as PyTorch writes them, from its folder alone.
+
+    Raises:
+        CorruptModel: one is elsewhere, a link or no regular file, is missing, or they are too
+            large.
+    """
+    weights: dict[str, bytes] = {}
+    if b"location" not in onnx:
+        return weights
+    for name in sorted(external_files(parse_model(onnx))):
+        shown = repr(name[:_MAX_NAME])
+        if name != Path(name).name or name.startswith(".") or "\0" in name or "\\" in name:
+            raise CorruptModel(f"weights in {shown}: only files beside the model are read")
+        if (folder / name).is_symlink():
+            raise CorruptModel(f"weights in {shown}: a symbolic link is not followed")
+        try:
+            weights[name] = read_regular(folder / name, max_bytes)
+        except OSError as err:
+            raise CorruptModel(
+                f"weights in {shown}, which belongs beside the model: {err.strerror}; in PyTorch, "
+                "torch.onnx.export(..., external_data=False) writes one file"
+            ) from err
+        max_bytes -= len(weights[name])
+    return weights
 
 
 def _name_of(model: Path) -> str:
@@ -198,7 +299,7 @@ def load_manifest(version_dir: Path) -> Manifest:
     Raises:
         CorruptModel: it is missing, unreadable, malformed, or belongs to another version or model.
     """
-    manifest = parse_manifest(_read(version_dir / MANIFEST, MAX_BYTES))
+    manifest = parse_manifest(_read(version_dir / MANIFEST, MAX_MANIFEST_BYTES))
     if manifest.version != version_dir.name:
         raise CorruptModel(f"{version_dir.name}/{MANIFEST} is that of version {manifest.version}")
     model_dir = version_dir.absolute().parent

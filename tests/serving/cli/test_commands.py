@@ -81,7 +81,10 @@ def test_info_tells_the_same_of_a_server_and_of_files(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--models", "nowhere"), "no model in nowhere/digits: run `make train export`"),
+        (
+            ("--models", "nowhere"),
+            "no model in nowhere/digits: expected 1/model.onnx, model.onnx or MLmodel there",
+        ),
         (("--version", "9"), "model 'digits' has no version '9'"),
         (("--version", "../1"), "model 'digits' has no version '../1'"),
         (("--precision", "int8", "--device", "cuda"), "int8 runs on the CPU only"),

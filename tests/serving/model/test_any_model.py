@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving import Classifier, Model
+from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.model import repository
 from serving.tensors import DTYPES, Array
 from tests.serving.model.graphs import TYPES, model, node, save, two_layers, value
 
@@ -110,7 +112,6 @@ GRAPHS = {
     ),
     "operator of one's own": (custom(), "my.own:Twice"),
     "half floats of the other kind": (of_type(TensorProto.BFLOAT16), "cast it to float32"),
-    "maps": (zipmap(), "'zipmap': False"),
     "sequence": (sequence(), r"output 'y' is a seq\(tensor\(float\)\), which can't be served"),
 }  # fmt: skip
 
@@ -137,7 +138,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(two_layers().SerializeToString()[:-100]),
         "is not an ONNX file",
     ),
-    "sparse and vast": (vast, "at most 268435456 expected"),
+    "sparse and vast": (vast, "at most 2147483648 expected"),
     "pipe": (os.mkfifo, "not a regular file"),
 }  # fmt: skip
 
@@ -165,18 +166,95 @@ def test_what_is_no_file_is_not_found(tmp_path: Path) -> None:
         Model.load(save(two_layers(), tmp_path), version=2)
 
 
-def test_weights_in_other_files_are_refused_wherever_they_lie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model.onnx"
+def test_map_of_probabilities_is_the_tensor_before_it(tmp_path: Path) -> None:
+    with Model.load(save(zipmap(), tmp_path), device="cpu") as loaded:
+        assert loaded.served.labels == ("0", "1")
+        assert loaded.served.tensors.is_batchable
+        rows = np.array([[0.25, 0.75], [1, 0]], np.float32)
+        np.testing.assert_array_equal(loaded.run(x=rows)["y"], rows)
+
+
+def with_weights(folder: Path, name: str = "m.onnx", location: str = "m.onnx.data") -> Path:
+    """A model whose weights are in another file, as PyTorch writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
     onnx.save(
-        two_layers(), str(path), save_as_external_data=True, location="weights.bin",
+        two_layers(), str(folder / name), save_as_external_data=True, location=location,
         size_threshold=0,
     )  # fmt: skip
-    monkeypatch.chdir(tmp_path)  # where ONNX Runtime looks for those of a model in memory
-    assert (tmp_path / "weights.bin").exists()
-    with pytest.raises(CorruptModel, match="its weights are in other files"):
+    return folder / name
+
+
+@pytest.mark.parametrize("place", ["m.onnx", "m/1/model.onnx", "m/1/model.onnx/model.onnx"])
+def test_weights_beside_the_model_are_read(place: str, tmp_path: Path) -> None:
+    path = with_weights((tmp_path / place).parent, Path(place).name, "weights.bin")
+    with Model.load(path if place == "m.onnx" else tmp_path / "m", device="cpu") as loaded:
+        (path.parent / "weights.bin").unlink()  # it is in memory
+        rows = np.ones((2, 4), np.float32)
+        with Model.load(save(two_layers(), tmp_path, "same.onnx"), device="cpu") as same:
+            np.testing.assert_array_equal(loaded.run(x=rows)["y"], same.run(x=rows)["y"])
+        assert {"weights.bin", "model.onnx"} <= loaded.served.manifest.digests.keys()
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "pipe", "too large", "elsewhere", "absolute"])
+def test_weights_elsewhere_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    path = with_weights(tmp_path)
+    data = tmp_path / "m.onnx.data"
+    reason = "weights in 'm.onnx.data'"
+    if kind == "link":
+        data.rename(tmp_path / "other")
+        data.symlink_to(tmp_path / "other")
+        reason += ": a symbolic link is not followed"
+    elif kind == "too large":
+        vast(data)
+        reason += ".* at most .* expected"
+    elif kind in ("elsewhere", "absolute"):
+        graph = onnx.load(str(path), load_external_data=False)
+        place = "../m.onnx.data" if kind == "elsewhere" else str(data)
+        for tensor in graph.graph.initializer:
+            tensor.external_data[0].value = place
+        path.write_bytes(graph.SerializeToString())
+        reason = "only files beside the model are read"
+    else:
+        data.unlink()
+        if kind == "pipe":
+            os.mkfifo(data)
+    with pytest.raises(CorruptModel, match=reason) as caught:
         Model.load(path, device="cpu")
+    assert str(caught.value).isprintable()
+
+
+def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path: Path) -> None:
+    for name, advice in {
+        "m.pt": "torch.onnx.export",
+        "m.keras": "--keras",
+        "m.pkl": "skl2onnx",
+    }.items():
+        with pytest.raises(ConfigurationError, match=f"{name}: expected an ONNX file: .*{advice}"):
+            repository.named_models(ModelConfig(names=(), files=(tmp_path / name,)), tmp_path)
+
+
+def test_repositories_of_other_servers_are_served_as_they_are(tmp_path: Path) -> None:
+    kserve, openvino, mlflow = (tmp_path / name for name in ("kserve", "ovms", "mlflow"))
+    for folder in (kserve, openvino / "m" / "1", mlflow / "net"):
+        folder.mkdir(parents=True)
+    save(two_layers(), kserve)
+    save(two_layers(), kserve, "an other.onnx")
+    save(two_layers(), openvino / "m" / "1", "any.onnx")
+    save(two_layers(), mlflow / "net", "net.onnx")
+    (mlflow / "net" / "MLmodel").write_text("flavors:\n  onnx:\n    data: net.onnx\n")
+    expected = {
+        kserve: {"model", "an-other"},
+        openvino: {"m"},
+        mlflow: {"net"},
+        mlflow / "net": {"net"},
+    }
+    for root, names in expected.items():
+        found = repository.named_models(ModelConfig(models=root), root)
+        assert found.keys() == names
+        for path in found.values():
+            Model.load(path, device="cpu").close()
+    with pytest.raises(ModelNotFound, match=r"expected 1/model\.onnx, .* found nothing"):
+        repository.named_models(ModelConfig(models=tmp_path / "none"), tmp_path / "none")
 
 
 def test_folder_needs_no_manifest(tmp_path: Path) -> None:

@@ -204,6 +204,6 @@ def test_full_disk_publishes_nothing(
 
 
 def test_manifest_that_no_server_reads_is_not_published() -> None:
-    assert written_manifest.MAX_BYTES == read_manifest.MAX_BYTES
+    assert written_manifest.MAX_BYTES == read_manifest.MAX_MANIFEST_BYTES
     with pytest.raises(ExportError, match="at most 524288 expected"):
         written_manifest.render("digits", "1", {"recipe": "d" * written_manifest.MAX_BYTES})
