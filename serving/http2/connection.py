@@ -324,11 +324,12 @@ class Connection:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding that is too long")
         ends = bool(flags & END_STREAM)
         end -= padding
-        if length < self.limits.small_bytes and not ends:
+        is_accepted = self._accept_data(stream, length, end - begin, ends=ends)
+        if length < self.limits.small_bytes and not (ends and is_accepted):
             self._small()
-        else:
+        elif is_accepted:
             self._small_frames.left += 1
-        if self._accept_data(stream, length, end - begin, ends=ends):
+        if is_accepted:
             part = data[begin:end]
             has_all = len(part) == end - begin
             self._take_data(stream, part, ended=ends and has_all)
@@ -366,8 +367,6 @@ class Connection:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that is not open")
             if stream not in self._reset:
                 self._fail(stream, ErrorCode.STREAM_CLOSED)
-            elif length < self.limits.small_bytes:
-                self._small()
             return False
         state = self._awaken(stream)
         if state.ended:
