@@ -55,7 +55,7 @@ def test_server_and_client_on_h2_load_only_what_they_use() -> None:
     assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
     needless = {"grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn"}
     assert not loaded & (HEAVY - {"onnxruntime"} | needless)
-    assert "serving.client.h2.channel" in asked
+    assert "serving.client.h2.threads" in asked
     assert not asked & {*HEAVY, "grpc"}
 
 

@@ -466,8 +466,8 @@ class Batcher:
                     return 0
                 number = fitting
                 group = group.cut(0, number)
-        queue.put(group)
         self._schedule()
+        queue.put(group)
         return number
 
     def add(self, group: Group) -> None:

@@ -11,8 +11,8 @@ from typing import Self, TypeVar
 import numpy.typing as npt
 
 from serving.client.base import BaseClient
-from serving.client.h2.async_channel import ReconnectingLoopChannel
-from serving.client.h2.channel import ReconnectingChannel
+from serving.client.h2.event_loop import ReconnectingLoopChannel
+from serving.client.h2.threads import ReconnectingChannel
 from serving.client.transport import Transport
 from serving.errors import Unavailable
 from serving.predictions import Predictions

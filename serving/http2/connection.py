@@ -165,10 +165,7 @@ class Connection:
         Raises:
             Http2Error: the peer broke the protocol; the reason is ready to be sent to it.
         """
-        self._now_s = now_s
-        found: list[Event] = []
-        self.events = found
-        at = 0
+        self._now_s, self.events, at = now_s, [], 0
         if self._rest:
             data = self._rest + data
         try:
@@ -176,23 +173,27 @@ class Connection:
                 at = self._take_preface(data)
             if self._partial or self._skip:
                 at = self._continue(data)
-            size, looked_at = len(data), at
-            while size - at >= FRAME_BYTES:
-                if self._runs and at >= looked_at and self._block is None:
-                    at, looked_at = self._scan(data, at)
-                    if size - at < FRAME_BYTES:
-                        break
-                end = self._frame(data, at)
-                if not end:
-                    break
-                at = end
-            if self._is_wider:
-                self._unblock()
+            self._take_frames(data, at, at)
         except Http2Error as err:
             self.go_away(err.code)
             raise
+        return self.events
+
+    def _take_frames(self, data: bytes, at: int, looked_at: int) -> None:
+        """Take the frames from `at` on; up to `looked_at` none of them is recognised."""
+        size = len(data)
+        while size - at >= FRAME_BYTES:
+            if self._runs and at >= looked_at and self._block is None:
+                at, looked_at = self._scan(data, at)
+                if size - at < FRAME_BYTES:
+                    break
+            end = self._frame(data, at)
+            if not end:
+                break
+            at = end
+        if self._is_wider:
+            self._unblock()
         self._rest = data[at:] if at < size else b""
-        return found
 
     def _frame(self, data: bytes, at: int) -> int:
         """Take the frame at `at`; return where it ends, 0 if it is incomplete."""
@@ -323,11 +324,12 @@ class Connection:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding that is too long")
         ends = bool(flags & END_STREAM)
         end -= padding
-        if length < self.limits.small_bytes and not ends:
+        is_accepted = self._accept_data(stream, length, end - begin, ends=ends)
+        if length < self.limits.small_bytes and not (ends and is_accepted):
             self._small()
-        else:
+        elif is_accepted:
             self._small_frames.left += 1
-        if self._accept_data(stream, length, end - begin, ends=ends):
+        if is_accepted:
             part = data[begin:end]
             has_all = len(part) == end - begin
             self._take_data(stream, part, ended=ends and has_all)
@@ -365,8 +367,6 @@ class Connection:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that is not open")
             if stream not in self._reset:
                 self._fail(stream, ErrorCode.STREAM_CLOSED)
-            elif length < self.limits.small_bytes:
-                self._small()
             return False
         state = self._awaken(stream)
         if state.ended:

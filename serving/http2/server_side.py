@@ -133,6 +133,20 @@ class ServerConnection(Connection):
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
 
+    def receive(self, data: bytes, now_s: float) -> list[events.Event]:
+        """See `Connection`: a read of recognised calls goes no further than here."""
+        if not self._runs or self._rest or self._partial or self._skip or self._block:
+            return super().receive(data, now_s)
+        self._now_s, self.events = now_s, []
+        try:
+            at, looked_at = self._scan(data, 0)
+            if at < len(data):
+                self._take_frames(data, at, looked_at)
+        except Http2Error as err:
+            self.go_away(err.code)
+            raise
+        return self.events
+
     def _take_preface(self, data: bytes) -> int:
         part = data[: len(self._preface)]
         if not self._preface.startswith(part):

@@ -28,9 +28,9 @@ _SPARE_BYTES = 4096
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
 last ones say."""
-_LEAST_BYTES = 4096
+LEAST_BYTES = 4096
 """Read of a peer at least, and at first: even of the tiniest frames, these take no more."""
-MAX_COST_PER_BYTE_S = TURN_S / _LEAST_BYTES
+MAX_COST_PER_BYTE_S = TURN_S / LEAST_BYTES
 """The most that a byte may cost, in seconds."""
 _STARVED_LOG_S = 60.0
 """The least time between two lines that say that new connections wait."""
@@ -203,26 +203,7 @@ class Peer:
         self.state = State.CLOSED
         self.socket.close()
 
-    # Its bytes
-
-    def read(self, buffer: memoryview) -> bytes | None:
-        """Read the bytes that have arrived, at most a buffer full; None if the peer has left.
-
-        Raises:
-            OSError: the socket or its TLS failed.
-        """
-        buffer = buffer[: max(_LEAST_BYTES, int(TURN_S / self.cost_per_byte_s))]
-        try:
-            num_bytes = self.socket.recv_into(buffer)
-        except BlockingIOError:
-            return b""
-        if not num_bytes:
-            return None
-        data = buffer[:num_bytes]
-        # Bytes to be dropped need not be TLS: after a failed handshake, it may fail again.
-        return (
-            bytes(data) if self.tls is None or self.state >= State.LAST else self.tls.decrypt(data)
-        )
+    # Its answers
 
     def flush(self) -> bool:
         """Write the output, as far as the socket takes it.

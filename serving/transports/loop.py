@@ -18,7 +18,16 @@ from serving.http2 import Http2Error
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.calls import Calls
-from serving.transports.connections import MAX_COST_PER_BYTE_S, READ, WRITE, Peer, Port, State
+from serving.transports.connections import (
+    LEAST_BYTES,
+    MAX_COST_PER_BYTE_S,
+    READ,
+    TURN_S,
+    WRITE,
+    Peer,
+    Port,
+    State,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +119,7 @@ class Reader:
         num_bytes, port = 0, connection.home
         try:
             if mask & READ and not connection.is_paused:
-                data = connection.read(self._buffer)
+                data = self._receive(connection)
                 if data is None:
                     port.abort(connection)
                     return 0
@@ -126,6 +135,24 @@ class Reader:
             _log.exception("a connection failed")
             port.abort(connection)
         return num_bytes
+
+    def _receive(self, peer: Peer) -> bytes | None:
+        """Read the bytes that have arrived, at most a buffer full; None if the peer has left.
+
+        Raises:
+            OSError: the socket or its TLS failed.
+        """
+        buffer = self._buffer[: max(LEAST_BYTES, int(TURN_S / peer.cost_per_byte_s))]
+        try:
+            num_bytes = peer.socket.recv_into(buffer)
+        except BlockingIOError:
+            return b""
+        if not num_bytes:
+            return None
+        # Bytes to be dropped need not be TLS: after a failed handshake, it may fail again.
+        if peer.tls is None or peer.state >= State.LAST:
+            return bytes(buffer[:num_bytes])
+        return peer.tls.decrypt(buffer[:num_bytes])
 
 
 class Loop:

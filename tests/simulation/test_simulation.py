@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching.queue import Queue
+from serving.http2.connection import Connection
 from tests.simulation.__main__ import kind_of, shrunk, world_of
 from tests.simulation.world import World
 
@@ -35,7 +35,7 @@ def test_same_seed_is_the_same_world_in_another_process() -> None:
 
 
 def test_fault_is_found_and_its_world_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Queue, "_note_taken", lambda *_: None)
+    monkeypatch.setattr(Connection, "acknowledge", lambda *_: None)
     seed = next(seed for seed in range(100) if World(seed).run())
     short = world_of(shrunk(str(seed)))
     assert kind_of(short.run()) == kind_of(World(seed).run())

@@ -1,20 +1,26 @@
 """A client's gRPC without I/O: calls and bytes go in, bytes and outcomes come out."""
 
 import math
+import os
+import ssl
 import time
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-from serving.client.h2.keepalive import Keepalive
-from serving.client.transport import PUSHBACK, Failure, Outcome
-from serving.http2 import events
-from serving.http2.client_side import ClientConnection
-from serving.http2.frames import ErrorCode
+from serving.client.transport import (
+    KEEPALIVE_TIME_S,
+    KEEPALIVE_TIMEOUT_S,
+    PUSHBACK,
+    Failure,
+    Outcome,
+)
+from serving.http2 import ClientConnection, ErrorCode, Limits, events
 from serving.http2.hpack import Fields
-from serving.http2.limits import Limits
 from serving.protocols.status import StatusCode
 
+CONNECT_S = 5.0
+"""How long an attempt to connect may take."""
 _MAX_ANSWER_BYTES = 16 << 20
 """The longest message that is accepted, as on grpcio."""
 _LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
@@ -65,6 +71,52 @@ class Call:
     def end(self, outcome: Outcome) -> None:
         """Take the outcome."""
         self.outcome = outcome
+
+
+class Keepalive:
+    """The time since the first call that nothing was heard after; outlasts calls that time out."""
+
+    def __init__(self) -> None:
+        """Start with no ping under way."""
+        self._since_s = math.inf
+        self._pinged_s: float | None = None
+        self._time_s = KEEPALIVE_TIME_S
+
+    def begin(self, now_s: float) -> None:
+        """Note that a call was sent."""
+        if self._since_s == math.inf:
+            self._since_s = now_s
+
+    def end(self, now_s: float, num_calls: int) -> None:
+        """Note that the server has sent something.
+
+        One that answers pings and no calls is asked half as often each time: gRPC's own servers
+        close a connection after four pings without data.
+
+        Args:
+            now_s: the time.
+            num_calls: how many calls still wait for their outcome.
+        """
+        self._since_s = now_s if num_calls else math.inf
+        self._time_s = KEEPALIVE_TIME_S if self._pinged_s is None else 2 * self._time_s
+        self._pinged_s = None
+
+    def due_s(self) -> float:
+        """Return when to ping the server, or when to give it up."""
+        if self._pinged_s is not None:
+            return self._pinged_s + KEEPALIVE_TIMEOUT_S
+        return self._since_s + self._time_s
+
+    def should_ping(self, now_s: float) -> bool:
+        """Return whether to ping the server now, which counts as done."""
+        is_due = self._pinged_s is None and now_s >= self.due_s()
+        if is_due:
+            self._pinged_s = now_s
+        return is_due
+
+    def is_dead(self, now_s: float) -> bool:
+        """Return whether the server did not even answer that."""
+        return self._pinged_s is not None and now_s >= self.due_s()
 
 
 class Session:
@@ -185,6 +237,20 @@ class Session:
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.end(failure)
+
+
+def failure_of(error: OSError) -> Failure:
+    """Return the status of a connection that failed."""
+    if isinstance(error, TimeoutError):
+        return StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        return (
+            StatusCode.UNAVAILABLE,
+            f"TLS handshake failed: {error.strerror or error.args[0]}",
+        )
+    number = error.errno or 0  # asyncio has texts of its own; those of names are negative
+    reason = os.strerror(number) if number > 0 else error.strerror or error
+    return StatusCode.UNAVAILABLE, f"can't connect: {reason}"
 
 
 @lru_cache(maxsize=1024)

@@ -1,24 +1,37 @@
-"""Calls of many threads on one connection, without a thread of its own.
+"""A `Client`'s calls over HTTP/2: many threads on one connection, without a thread of its own.
 
 A thread that waits for an answer while nobody reads becomes the reader: it reads for all threads,
 wakes those whose answers came, and hands reading over when it has its own. A call that is alone in
 flight is written and read by its own thread, without a switch.
 """
 
+import errno
 import math
+import select
 import socket
+import ssl
 import struct
 import time
 from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 
-from serving.client.h2.connect import is_alarm
-from serving.client.h2.sending import SharedSocket
-from serving.client.h2.session import Call, Metadata, Session
-from serving.client.transport import LATE, Failure, Outcome
+from serving.client.credentials import Credentials
+from serving.client.h2.session import CONNECT_S, Call, Metadata, Session, failure_of
+from serving.client.target import Address
+from serving.client.transport import (
+    CUT_OFF,
+    KEEPALIVE_TIME_S,
+    KEEPALIVE_TIMEOUT_S,
+    LATE,
+    EndedCall,
+    Failure,
+    Outcome,
+    PendingCall,
+    Transport,
+)
 from serving.credentials.tls import Plain, Tls
-from serving.http2.frames import Http2Error
+from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 
 _READ_BYTES = 256 << 10
@@ -26,6 +39,9 @@ _BLOCK_S = 1.0
 """The longest that `recv` waits: this timeout of the socket's is set once, others before a call."""
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
+_STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
+"""How long a server may take to read a request."""
+_HANDSHAKE_BYTES = 64 << 10
 
 
 class ThreadCall(Call):
@@ -56,20 +72,30 @@ class ThreadCall(Call):
         return self.outcome if self.outcome is not None else self._connection.wait(self)
 
 
-class Http2Connection(SharedSocket):
+class Http2Connection:
     """A connection that threads share."""
 
     def __init__(self, sock: socket.socket, session: Session, cipher: Tls | Plain) -> None:
         """Take a connected socket, after TLS's handshake."""
+        sock.settimeout(None)
+        self._socket = sock
+        self._session = session
+        self._cipher = cipher
+        self._lock = allocate_lock()
+        """Guards the session and all flags; held for bookkeeping only."""
+        self._is_writing = self._is_reading = self._is_lost = False
         self._read_timeout_s = 0.0
-        self._is_reading = False
         self._waiting: dict[ThreadCall, None] = {}
         """Calls whose threads sleep."""
         self._ready: deque[ThreadCall] = deque()
         """Calls that have ended, whose threads still sleep."""
         self._used_s = time.monotonic()
         """When calls were in flight, more or less."""
-        super().__init__(sock, session, cipher)
+        self._send(self._take())
+
+    def __del__(self) -> None:
+        # Not before: the number could go to another socket while a thread still reads.
+        self._socket.close()
 
     def is_usable(self) -> bool:
         """Return whether calls may begin; reads bytes that came while nobody waited."""
@@ -209,10 +235,6 @@ class Http2Connection(SharedSocket):
             with suppress(IndexError):  # another thread was faster
                 self._ready.popleft().woken.release()
 
-    def _fail_all(self, failure: Failure) -> None:
-        super()._fail_all(failure)
-        self._wake_next()
-
     def _check_alive(self) -> None:
         """Ask a silent server for a sign of life; give it up if there is none."""
         with self._lock:
@@ -220,3 +242,167 @@ class Http2Connection(SharedSocket):
                 self._end((StatusCode.UNAVAILABLE, "the server is silent"))
             data = self._take()
         self._send(data)
+
+    # Sending
+
+    def _end(self, failure: Failure) -> None:
+        """End all calls; called with the lock."""
+        if not self._is_lost:
+            self._is_lost = True
+            self._session.fail_all(failure)
+            self._wake_next()
+            with suppress(OSError):  # the server was faster
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who reads
+
+    def _take(self) -> bytes:
+        """Return the bytes to send, for `_send`, unless another thread sends; with the lock held.
+
+        The thread that sends also sends bytes that other threads add meanwhile.
+        """
+        if self._is_writing or self._is_lost:
+            return b""
+        data = self._cipher.encrypt(self._session.data_to_send())
+        self._is_writing = bool(data)
+        return data
+
+    def _send(self, data: bytes, until_s: float = math.inf) -> None:
+        """Send the bytes of `_take`, and those ready then; a server may have to read first.
+
+        Args:
+            data: may be empty.
+            until_s: when to give the connection up, if that is before `_STALLED_S` is over.
+        """
+        try:
+            while data:
+                sent = self._send_part(data, until_s)
+                with self._lock:
+                    self._is_writing = False
+                    data = data[sent:] or self._take()
+                    self._is_writing = bool(data)
+        except BaseException as err:  # a part of the bytes is lost
+            with self._lock:
+                self._is_writing = False
+                self._end((StatusCode.UNAVAILABLE, f"can't send: {err}"))
+            if not isinstance(err, OSError) or is_alarm(err):
+                raise
+
+    def _send_part(self, data: bytes, until_s: float) -> int:
+        while True:
+            try:
+                return self._socket.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                left_s = min(until_s - time.monotonic(), _STALLED_S)
+                writable = select.poll()
+                writable.register(self._socket, select.POLLOUT)
+                if left_s <= 0 or not writable.poll(left_s * 1e3 + 1):
+                    raise BrokenPipeError("the server does not read") from None
+
+
+class ReconnectingChannel(Transport):
+    """Calls of threads over the newest connection; older ones end with their calls."""
+
+    def __init__(self, address: Address, credentials: Credentials) -> None:
+        """Prepare; the first call connects."""
+        self._address = address
+        self._credentials = credentials
+        self._connection: Http2Connection | None = None
+        self._connecting = allocate_lock()
+        self._num_failed = 0
+        self._failure: Failure = CUT_OFF
+        """Why the last attempt to connect failed."""
+        self._is_closed = False
+
+    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+        """Start a call."""
+        deadline_s = time.monotonic() + timeout_s
+        connection: Http2Connection | Failure | None = self._connection
+        if not isinstance(connection, Http2Connection) or not connection.is_usable():
+            connection = self._connect(deadline_s)
+            if not isinstance(connection, Http2Connection):
+                return EndedCall(connection)
+        return connection.start(path, message, self._credentials.metadata, deadline_s)
+
+    async def close(self) -> None:
+        """End all calls, and the connection."""
+        self._is_closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(CUT_OFF)
+
+    def _connect(self, deadline_s: float) -> Http2Connection | Failure:
+        """Connect, or wait for the thread that does."""
+        num_failed = self._num_failed
+        if not self._connecting.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
+            return LATE
+        try:
+            if self._is_closed:
+                return CUT_OFF
+            if self._connection is not None and self._connection.is_usable():
+                return self._connection
+            if self._num_failed != num_failed:  # while this thread waited
+                return self._failure
+            try:
+                sock, cipher = connect(self._address, self._credentials, deadline_s)
+            except OSError as err:
+                if is_alarm(err):
+                    raise
+                self._num_failed += 1
+                self._failure = failure_of(err)
+                return self._failure
+            session = Session(self._address.authority, self._credentials.scheme)
+            self._connection = connection = Http2Connection(sock, session, cipher)
+            if self._is_closed:  # meanwhile
+                connection.close(CUT_OFF)
+            return connection
+        finally:
+            self._connecting.release()
+
+
+def connect(
+    address: Address, credentials: Credentials, deadline_s: float
+) -> tuple[socket.socket, Tls | Plain]:
+    """Connect, and shake hands if there is TLS.
+
+    Args:
+        address: where to.
+        credentials: certificates.
+        deadline_s: when to give up, on the monotonic clock.
+
+    Raises:
+        OSError: nobody answers, or TLS fails.
+    """
+    until_s = min(deadline_s, time.monotonic() + CONNECT_S)
+    sock = None
+    try:
+        sock = socket.create_connection((address.host, address.port), _left(until_s))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = credentials.tls_context()
+        if context is None:
+            return sock, Plain()
+        return sock, _shake_hands(sock, context, address.host, until_s)
+    except BaseException as err:
+        if sock is not None:
+            sock.close()
+        if isinstance(err, TimeoutError) and time.monotonic() >= until_s:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
+        raise
+
+
+def is_alarm(error: BaseException) -> bool:
+    """Return whether a handler of a signal raised an error: those of the system have a number."""
+    return isinstance(error, TimeoutError) and error.errno is None
+
+
+def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str, until_s: float) -> Tls:
+    tls, received = Tls(context, host), b""
+    while not tls.shake_hands(received):
+        sock.sendall(tls.encrypt(b""))
+        sock.settimeout(_left(until_s))
+        received = sock.recv(_HANDSHAKE_BYTES)
+        if not received:
+            raise ConnectionResetError("the server closed the connection during TLS's start")
+    return tls
+
+
+def _left(until_s: float) -> float:
+    return max(0.001, until_s - time.monotonic())

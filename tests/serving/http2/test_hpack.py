@@ -135,7 +135,7 @@ def test_wrong_ends_of_huffmans_code_are_refused(encoded: str) -> None:
     ids=["cut-integer", "long-integer", "cut-name", "no-value", "cut-string"],
 )
 def test_malformed_block_is_refused(block: str) -> None:
-    """Beside those of test_h2spec.py."""
+    """Beside those of test_frames.py."""
     with pytest.raises(HpackError):
         decoder().decode(bytes.fromhex(block))
 

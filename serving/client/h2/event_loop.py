@@ -5,8 +5,7 @@ import math
 import ssl
 
 from serving.client.credentials import Credentials
-from serving.client.h2.connect import CONNECT_S, failure_of
-from serving.client.h2.session import Call, Metadata, Session
+from serving.client.h2.session import CONNECT_S, Call, Metadata, Session, failure_of
 from serving.client.target import Address
 from serving.client.transport import (
     CUT_OFF,
@@ -18,7 +17,7 @@ from serving.client.transport import (
     Transport,
 )
 from serving.credentials.tls import NO_HTTP2
-from serving.http2.frames import Http2Error
+from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 
 
@@ -27,7 +26,7 @@ class LoopCall(Call):
 
     __slots__ = ("_connection", "_future")
 
-    def __init__(self, deadline_s: float, connection: "_Connection") -> None:
+    def __init__(self, deadline_s: float, connection: "_LoopConnection") -> None:
         """Make a call that has not begun."""
         super().__init__(deadline_s)
         self._connection = connection
@@ -52,7 +51,7 @@ class LoopCall(Call):
             raise
 
 
-class _Connection(asyncio.Protocol):
+class _LoopConnection(asyncio.Protocol):
     """A connection of an event loop."""
 
     def __init__(self, session: Session) -> None:
@@ -148,18 +147,18 @@ class ReconnectingLoopChannel(Transport):
         self._address = address
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()
-        self._connection: _Connection | None = None
-        self._connections: set[_Connection] = set()
-        self._connecting: asyncio.Task[_Connection] | None = None
+        self._connection: _LoopConnection | None = None
+        self._connections: set[_LoopConnection] = set()
+        self._connecting: asyncio.Task[_LoopConnection] | None = None
         self._is_closed = False
 
     async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
         """Start a call."""
         deadline_s = self._loop.time() + timeout_s
-        connection: _Connection | Failure | None = self._connection
-        if not isinstance(connection, _Connection) or connection.session.failure is not None:
+        connection: _LoopConnection | Failure | None = self._connection
+        if not isinstance(connection, _LoopConnection) or connection.session.failure is not None:
             connection = await self._connected(deadline_s)
-            if not isinstance(connection, _Connection):
+            if not isinstance(connection, _LoopConnection):
                 return EndedCall(connection)
         return connection.start(path, message, self._credentials.metadata, deadline_s)
 
@@ -171,7 +170,7 @@ class ReconnectingLoopChannel(Transport):
         for connection in list(self._connections):
             connection.fail(CUT_OFF)
 
-    async def _connected(self, deadline_s: float) -> _Connection | Failure:
+    async def _connected(self, deadline_s: float) -> _LoopConnection | Failure:
         """Connect, or wait for the task that does."""
         if self._is_closed:
             return CUT_OFF
@@ -191,11 +190,11 @@ class ReconnectingLoopChannel(Transport):
             is_late = isinstance(err, TimeoutError) and self._loop.time() >= deadline_s
             return LATE if is_late else failure_of(err)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> _LoopConnection:
         address, context = self._address, self._credentials.tls_context()
         async with asyncio.timeout(CONNECT_S):
             transport, connection = await self._loop.create_connection(
-                lambda: _Connection(Session(address.authority, self._credentials.scheme)),
+                lambda: _LoopConnection(Session(address.authority, self._credentials.scheme)),
                 address.host, address.port,
                 ssl=context, server_hostname=address.host if context else None,
             )  # fmt: skip
