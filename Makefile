@@ -48,7 +48,7 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 	$(RUN) -m training export
 	$(RUN) -m deploy.demo
 
-bench: $(INSTALLED)  ## measure four servers, three scenarios (4 min); benchmarks/results/local/bench.md
+bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/bench.md and its picture
 	$(RUN) -m benchmarks run --suite bench
 
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
@@ -64,7 +64,8 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 	$(RUN) -m training train --artifacts build/verify $(if $(filter cpu,$(DEVICE)),--epochs 1)
 	@grep -q '"device": "$(DEVICE)"' build/verify/metrics.json || { echo "make: TensorFlow did not train on $(DEVICE)" >&2; exit 1; }
 	$(RUN) -m training export --artifacts build/verify --models build/verify/models
-	$(RUN) -m benchmarks run --suite gpu --models build/verify/models --artifacts build/verify \
+	$(RUN) -m benchmarks run --suite full --targets engine,h2 --device cpu,cuda --precision fp32,int8 \
+		--models build/verify/models \
 		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)

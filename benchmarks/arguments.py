@@ -8,6 +8,7 @@ from typing import TypeVar
 from benchmarks.run.scenarios import NAMES as SCENARIOS
 from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import CATALOGUE
+from benchmarks.targets.workload import LARGEST_BATCH
 from serving.commandline import values
 from serving.commandline.parser import Parser
 
@@ -15,24 +16,24 @@ _T = TypeVar("_T")
 
 RESULTS = Path("benchmarks/results")
 _BENCH = RESULTS / "bench.json"
-LARGEST_BATCH = 4096
 
 _EXAMPLES = """\
 examples:
-  python -m benchmarks run                                  the `bench` suite, some four minutes
+  python -m benchmarks run                                  the `bench` suite, some two minutes
   python -m benchmarks run --targets h2,plain --scenarios ClosedLoop --callers 1,8,64x8
   python -m benchmarks run --targets h2,triton=oip://127.0.0.1:8001 --scenarios Server
   python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
-  python -m benchmarks run --suite overload                 more than can be answered in time
+  python -m benchmarks run --targets h2 --scenarios Overload
+  python -m benchmarks run --model net.onnx --batches 1,8   any model, by drawn inputs
   python -m benchmarks plot benchmarks/results/bench.json   the report again
 """
 _TARGETS = f"""\
 targets:
 {"".join(f"  {name:<22}{entry.about}" + chr(10) for name, entry in CATALOGUE.items())}\
-  NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe), model `digits`
+  NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
   NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
 
-SingleStream, MultiStream, Server and Offline are MLPerf's. Server searches the highest rate with
+SingleStream, Server and Offline are MLPerf's. Server searches the highest rate with
 p99 within --latency-slo, latency counted from the intended send time. Targets that can't run here
 are reported as not measured.
 """
@@ -85,8 +86,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="targets and generator on all cores, instead of half of them each")  # fmt: skip
     add("--models", type=Path, metavar="DIR",
         help="model repository (default: models, else the bundled one)")  # fmt: skip
-    add("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
-        help="folder written by training, for the Keras targets")  # fmt: skip
+    add("--model", type=Path, metavar="FILE",
+        help="ONNX file to measure instead, by drawn inputs and ModelInfer")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
 
 

@@ -17,6 +17,7 @@ from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.scenarios import NAMES
 from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Setting, Spec
+from benchmarks.targets.workload import drawn, golden
 from serving.commandline import installation
 from serving.commandline.parser import blame
 from serving.errors import DigitsError
@@ -25,10 +26,7 @@ from serving.model.repository import find_root
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 
-EXTRAS = {
-    "matplotlib": "bench", "onnxruntime": "serve", "uvloop": "serve", "tensorflow": "train",
-    "keras": "train",
-}  # fmt: skip
+EXTRAS = {"matplotlib": "bench", "onnxruntime": "serve", "uvloop": "serve"}
 """Modules that the base installation lacks, and the extra that brings each."""
 
 
@@ -58,29 +56,31 @@ def _run(options: argparse.Namespace) -> int:
     suite, begin_s = suite_of(options), perf_counter()
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     models = options.models or find_root("digits", Path("models"))
-    images, answers = runner.golden(models)
+    asked = drawn(options.model) if options.model else golden(models)
     every = sorted(os.sched_getaffinity(0))
     cores, generator_cores = (every, every) if options.share_cores else split_cores()
     named = dict(options.targets or ())
     with Generator(generator_cores, options.generator) as generator:
         setting = Setting(
-            models=models, artifacts=options.artifacts, images=images, answers=answers,
-            cores=cores, generator=generator, checkouts=_checkouts(options),
+            models=models, model=options.model, workload=asked, cores=cores,
+            generator=generator, checkouts=_checkouts(options),
             addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
         )  # fmt: skip
         results = runner.run(suite, setting, partial(_progress, begin_s))
     results.save(output)
-    report, *_ = page.write(results, output)
+    report, *picture = page.write(results, output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
     for table in tables.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
-    print(f"\nreport in {report}")
+    print(f"\nreport in {' with '.join(map(str, [report, *picture]))}")
     return DONE
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
     """Return the named suite, changed by the other options."""
     suite = SUITES[options.suite]
+    if options.model:
+        suite = replace(suite, name="model", specs=specs(["engine", "grpcio-infer", "h2-infer"]))
     if options.targets or options.device or options.precision or options.workers:
         suite = replace(suite, name="custom", specs=_specs(suite, options), extra=())
     if options.scenarios:

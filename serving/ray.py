@@ -29,7 +29,7 @@ class Classify:
     def __init__(
         self, column: str = "image", model: Path | str = PRETRAINED / "digits", *,
         version: str | None = None, device: Device = "cpu", precision: Precision = "fp32",
-        prefix: str = "",
+        prefix: str = "", drop_images: bool = False,
     ) -> None:  # fmt: skip
         """Load a model.
 
@@ -41,20 +41,23 @@ class Classify:
             device: "auto", "cpu" or "cuda".
             precision: "fp32" or "int8".
             prefix: of the new columns' names.
+            drop_images: leave the images out of the tables.
 
         Raises:
             DigitsError: see `load_model`.
         """
         self._column, self._prefix = column, prefix
+        self._dropped = column if drop_images else None
         most = max(RUN_IMAGES.values())
         self._model = load_model(Path(model), version, device, precision, most)
         self._decoders = processes(1)
 
     def __call__(self, table: Any) -> Any:
         """Return a `pyarrow.Table` with its answers; a row that can't be read has its error."""
-        schema = answered(table.schema, None, self._prefix, self._model.image_signature)
+        signature = self._model.image_signature
+        schema = answered(table.schema, self._dropped, self._prefix, signature)
         batches = [
-            answer(batch, {}, self._column, schema, self._model, self._decoders)
+            answer(batch, self._column, schema, self._model, self._decoders)
             for batch in table.to_batches()
         ]
         return pa.Table.from_batches(batches, schema)

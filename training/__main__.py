@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.commandline import installation
+from serving.commandline.terminal import escape
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES
@@ -94,7 +95,7 @@ def _load_extra(folder: Path | None) -> Extra | None:
         return None
     extra = load_extra(folder)
     for line in extra.unreadable:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {escape(line)}", file=sys.stderr)
     num_training, num_held_out = len(extra.training.labels), len(extra.held_out.labels)
     print(f"your own digits: {num_training:,} to train on, {num_held_out:,} held out", flush=True)
     return extra
@@ -136,7 +137,7 @@ def _load(arguments: argparse.Namespace) -> Mnist:
 
 def _fail(reason: str, code: int) -> int:
     """Print an error on stderr."""
-    print(f"{commandline.PROGRAM}: {reason}", file=sys.stderr)
+    print(f"{commandline.PROGRAM}: {escape(reason)}", file=sys.stderr)
     return code
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from benchmarks.load.connection import Connection
-from benchmarks.load.request import Request
+from benchmarks.load.trace import Request
 from serving.http2 import frames
 from serving.http2.frames import frame, word
 from serving.http2.hpack import encode_literally

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.load.cores import on_cores
-from benchmarks.load.request import Request
-from benchmarks.load.trace import Trace
+from benchmarks.load.trace import Request, Trace
 
 
 def closed(
@@ -42,7 +41,7 @@ def closed(
             "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
             f"--max-concurrent-streams={in_flight}", f"--threads={threads}", f"--data={body}",
             f"--log-file={log}", *(f"--header={name}: {text}" for name, text in request.headers),
-            *(["--h1"] if request.is_http else []), request.url,
+            *(["--h1"] if request.is_http else []), f"http://{request.address}{request.path}",
         ]  # fmt: skip
         before = os.times()
         with on_cores(cores):

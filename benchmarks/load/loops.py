@@ -14,8 +14,7 @@ import numpy as np
 
 from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls, Ended
 from benchmarks.load.connection import Connection
-from benchmarks.load.request import Request
-from benchmarks.load.trace import Outcome, Seconds, Trace
+from benchmarks.load.trace import Outcome, Request, Seconds, Trace
 
 _LAST_S = 2.0
 """How long the last calls of an open loop are waited for if they have no deadline."""

@@ -7,9 +7,7 @@ from time import perf_counter
 from typing import Self
 
 from benchmarks.load import cores, h2load, loops
-from benchmarks.load.request import Request
-from benchmarks.load.trace import Load, Seconds, Trace, merge
-from serving.images import Images
+from benchmarks.load.trace import Load, Request, Seconds, Trace, merge
 
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
@@ -77,25 +75,23 @@ class NetworkLoad(Load):
     """Calls one method of a server; see `Load`."""
 
     def __init__(
-        self, generator: Generator, request: Callable[[Images], Request],
-        probe: Callable[[Request], object], images: Images,
+        self, generator: Generator, request: Callable[[int], Request],
+        probe: Callable[[Request], object],
     ) -> None:  # fmt: skip
         """Address a method of a server.
 
         Args:
             generator: the processes that send.
-            request: makes a request of images.
+            request: makes a request of so many rows.
             probe: has a request answered, and raises OSError if it is refused: h2load does not
                 look.
-            images: (M, 784) uint8; a call gets the first `batch` of them.
         """
         self._generator, self._request, self._probe = generator, request, probe
-        self._images = images
         self._probed: set[int] = set()
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
         """See `Load.closed`."""
-        request = self._request(self._images[:batch])
+        request = self._request(batch)
         if batch not in self._probed:
             self._probe(request)
             self._probed.add(batch)
@@ -103,4 +99,4 @@ class NetworkLoad(Load):
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """See `Load.open`."""
-        return self._generator.open(self._request(self._images[:batch]), offsets_s, timeout_s)
+        return self._generator.open(self._request(batch), offsets_s, timeout_s)

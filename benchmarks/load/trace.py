@@ -1,4 +1,4 @@
-"""The interface of a load, and the trace of one timed run."""
+"""The interface of a load: a call as bytes, and the trace of one timed run."""
 
 import math
 from collections import Counter
@@ -8,7 +8,47 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from serving.http2.hpack import Fields
+
 Seconds = npt.NDArray[np.float64]
+
+
+Headers = tuple[tuple[str, str], ...]
+GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One call of gRPC, or one POST over HTTP/1.1."""
+
+    address: str
+    """host:port."""
+    path: str
+    """/package.Service/Method, or the path of a URL."""
+    message: bytes
+    """The request message."""
+    headers: Headers = GRPC
+    is_http: bool = False
+    """Whether this is no call of gRPC."""
+
+    @property
+    def body(self) -> bytes:
+        """The message; with gRPC's prefix, if it is one of gRPC."""
+        prefix = b"" if self.is_http else b"\0" + len(self.message).to_bytes(4, "big")
+        return prefix + self.message
+
+    def fields(self, timeout: str = "") -> Fields:
+        """Return the header fields.
+
+        Args:
+            timeout: the value of `grpc-timeout`, such as "50m"; empty for no such header.
+        """
+        fields = (
+            (":method", "POST"), (":scheme", "http"), (":path", self.path),
+            (":authority", self.address), *self.headers,
+            *((("grpc-timeout", timeout),) if timeout else ()),
+        )  # fmt: skip
+        return tuple((name.encode(), text.encode()) for name, text in fields)
 
 
 class Outcome:
@@ -27,7 +67,7 @@ class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """The sender of the requests: "threads" or "tasks" of the target, "h2load" or "python"."""
+    """The sender of the requests: "threads" of the target, "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
     send time. Without a deadline, a call that was never answered counts with the time waited."""

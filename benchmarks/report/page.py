@@ -11,19 +11,19 @@ BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /bench
 
 
 def write(results: Results, path: Path) -> list[Path]:
-    """Write NAME.md, and its picture NAME-latency.svg, beside NAME.json.
+    """Write NAME.md, and its picture NAME.svg, beside NAME.json.
 
     Returns:
         The files that were written.
     """
     from benchmarks.report import pictures  # matplotlib takes a second
 
-    parts = ["# Benchmark report", machine(results)]
+    page, picture = path.with_suffix(".md"), path.with_suffix(".svg")
+    alt = pictures.draw(Figures(results), picture)
+    parts = ["# Benchmark report", *([f"![{alt}]({picture.name})"] if alt else []),
+             machine(results)]  # fmt: skip
     for table in tables.every(results):
         parts += [f"## {table.title}", table.note, table.markdown()]
-    page, picture = path.with_suffix(".md"), path.with_name(f"{path.stem}-latency.svg")
-    if alt := pictures.latency(Figures(results), picture):
-        parts += ["## Latency", "One call of one image at a time.", f"![{alt}]({picture.name})"]
     page.write_text("\n\n".join(parts) + "\n", "utf-8")
     return [page, picture] if alt else [page]
 

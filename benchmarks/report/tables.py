@@ -11,6 +11,8 @@ from benchmarks.run.result_file import Results, Sample
 
 NONE = "–"
 NOT_MEASURED = "not measured"
+_TAIL = (0.5, 0.9, 0.99, 0.999)
+"""Quantiles of latency that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,6 @@ def _is_headline(cell: Cell, figures: Figures) -> bool:
 def _heading(cell: Cell, latency_slo_s: float) -> str:
     return {
         "SingleStream": "SingleStream, p90",
-        "MultiStream": "MultiStream, p99",
         "ClosedLoop": f"ClosedLoop, {cell.in_flight} callers",
         "Server": f"Server, p99 ≤ {latency_slo_s * 1e3:g} ms",
         "Offline": f"Offline, {cell.batch} a call",
@@ -114,16 +115,17 @@ def _entry(cell: Cell, figures: Figures) -> str:
 
 def cells(figures: Figures) -> Table:
     """Lay out all that was measured: the figure, its ratio, latencies, processor time."""
-    rows = [["scenario", "target", "figure", f"× {_first(figures)}", "p50", "p99", "CPU µs"]]
+    rows = [["scenario", "target", "figure", f"× {_first(figures)}",
+             *(f"p{100 * share:g}" for share in _TAIL), "CPU µs"]]  # fmt: skip
     tasks = list(dict.fromkeys(cell.task for cell in figures.rounds))
     for cell in sorted(figures.rounds, key=lambda cell: tasks.index(cell.task)):
         value = figures.of(cell) or 0.0
         if not cell.overload:
             figure = seconds(value) if cell.is_latency else f"{short(value)}/s"
             latencies = [sample.latency for sample in figures.valid(cell)]
-            tail = [seconds(median(h.quantile(q) for h in latencies)) for q in (0.5, 0.99)]
+            tail = [seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL]
             ratio, cost = figures.speedup(cell), short(figures.cost_us(cell))
-            tail = [NONE, NONE] if cell.scenario == "Server" else tail
+            tail = [NONE] * len(_TAIL) if cell.scenario == "Server" else tail
             rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost])
     note = (
         "Calls of one image where no size is named; C × M: M in flight on each of C connections. "

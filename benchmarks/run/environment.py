@@ -13,7 +13,6 @@ from typing import Any
 
 _PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
-    "tensorflow", "keras",
 )  # fmt: skip
 
 
@@ -21,7 +20,7 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
     """Describe the machine and the software.
 
     Args:
-        models: the model repository's root.
+        models: the model repository's root, or a model's file.
         cores: how many cores the targets and the generators have.
     """
     query = ("nvidia-smi", "--format=csv,noheader", "--query-gpu")
@@ -71,6 +70,8 @@ def _commit() -> str | None:
 
 def _model(models: Path) -> dict[str, str] | None:
     """Return which model is measured, by its files' digests."""
+    if models.is_file():
+        return {"digest": hashlib.sha256(models.read_bytes()).hexdigest()[:16]}
     files = (models / "digits").glob("[1-9]*/manifest.json")
     newest = max(files, key=lambda file: int(file.parent.name), default=None)
     if newest is None:

@@ -5,17 +5,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
-
-from benchmarks.run import environment, process_usage, scenarios
+from benchmarks.load import cores as processes
+from benchmarks.run import environment, scenarios
 from benchmarks.run.result_file import Results, Skip, Start
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from serving.images import Images
-from serving.model import repository
 
 
 def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Results:
@@ -34,7 +30,7 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
     results = Results(
         suite=suite.name,
         date=datetime.now(UTC).date().isoformat(),
-        environment=environment.describe(setting.models, cores),
+        environment=environment.describe(setting.model or setting.models, cores),
         settings={"rounds": suite.rounds, "seconds": suite.seconds,
                   "latency_slo_s": suite.latency_slo_s, "arrivals": suite.arrivals},
     )  # fmt: skip
@@ -64,24 +60,5 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
 def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
     for spec, target in running.items():
         if target.pid is not None and target.startup_s is not None:
-            memory_bytes = process_usage.memory_bytes(target.pid)
+            memory_bytes = processes.memory_bytes(target.pid)
             yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=memory_bytes)
-
-
-def golden(models: Path) -> tuple[Images, list[int]]:
-    """Take images from the model's own golden samples, which are real digits.
-
-    Args:
-        models: the model repository's root.
-
-    Returns:
-        (4096, 784) uint8, the samples over and over, and the digits that the model sees in each.
-
-    Raises:
-        DigitsError: there is no model.
-    """
-    newest = repository.versions(models / "digits")[0]
-    manifest = repository.load_manifest(models / "digits" / newest)
-    images = manifest.golden_images
-    answers = manifest.golden_probabilities["fp32"].argmax(axis=1)
-    return np.resize(images, (4096, images.shape[1])), answers.tolist()

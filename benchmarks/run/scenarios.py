@@ -1,7 +1,6 @@
 """The scenarios, with MLPerf Inference's names and definitions.
 
     SingleStream  one image a call, one call at a time      its figure: 90th percentile latency
-    MultiStream   eight images a call, one call at a time   99th percentile latency
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` images a call       images/s
 
@@ -20,14 +19,14 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.load import cores
 from benchmarks.load.trace import Outcome, Trace, arrivals
-from benchmarks.run import process_usage
 from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Histogram
 from benchmarks.run.result_file import Sample
 from benchmarks.targets.target import Running
 
-NAMES = ("SingleStream", "MultiStream", "ClosedLoop", "Server", "Offline", "Overload")
+NAMES = ("SingleStream", "ClosedLoop", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0)
 """Offered rates, as multiples of the closed loop's."""
 TIMEOUT_S = 0.05
@@ -119,10 +118,10 @@ def _sample(
     offered_per_s: float | None = None,
 ) -> Sample:  # fmt: skip
     """Time one run, and the target's processor time."""
-    begin_s, cpu_s = perf_counter(), process_usage.cpu_s(target.pid) if target.pid else 0.0
+    begin_s, cpu_s = perf_counter(), cores.cpu_s(target.pid) if target.pid else 0.0
     trace = send()
     elapsed_s = perf_counter() - begin_s
-    used_s = process_usage.cpu_s(target.pid) - cpu_s if target.pid else None
+    used_s = cores.cpu_s(target.pid) - cpu_s if target.pid else None
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
     num_calls = len(trace.latencies_s)
     return Sample(
@@ -167,6 +166,6 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
     if trace.num_errors:
         return f"{trace.num_errors} calls failed"
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
-    if trace.generator not in ("threads", "tasks") and trace.busy > _FULL and has_time_left:
+    if trace.generator != "threads" and trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
     return ""

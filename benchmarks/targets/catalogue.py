@@ -4,9 +4,8 @@ from collections.abc import Container
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from benchmarks.targets.clients import CLIENTS, open_client
-from benchmarks.targets.in_process import OPENERS, open_in_process
-from benchmarks.targets.servers import HTTP, OURS, VARIANTS, open_server
+from benchmarks.targets.engine import open_engine
+from benchmarks.targets.servers import open_server
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 
 
@@ -15,9 +14,10 @@ class Entry:
     """A target in a few words, and the settings that it can have."""
 
     about: str
-    on_cuda: bool = False
-    as_int8: bool = False
-    in_workers: bool = False
+    on_cuda: bool = True
+    as_int8: bool = True
+    in_workers: bool = True
+    is_for_any_model: bool = True
 
     def lack(self, spec: Spec) -> str:
         """Say which of a spec's settings the target lacks; empty if it has all."""
@@ -30,24 +30,18 @@ class Entry:
         return "runs in one process" if spec.workers > 1 and not self.in_workers else ""
 
 
-def _ours(about: str) -> Entry:
-    return Entry(about, on_cuda=True, as_int8=True, in_workers=True)
-
-
 CATALOGUE = {
-    "null": Entry("answers at once: prices the harness"),
-    "keras": Entry("model.predict, in process", on_cuda=True),
-    "engine": Entry("ONNX Runtime as the server runs it", on_cuda=True, as_int8=True),
-    "classifier": Entry("the embedded Classifier, in process", on_cuda=True, as_int8=True),
-    "classifier-async": Entry("the same, awaited by tasks", on_cuda=True, as_int8=True),
-    **{f"{ours}{end}": _ours(about.format(ours))
-       for ours in OURS for end, (_, about) in VARIANTS.items()},
-    **{target: _ours(about) for target, (_, about) in HTTP.items()},
-    **{client: Entry(about) for client, about in CLIENTS.items()},
-    "plain": Entry("the grpcio server of a tutorial"),
-}  # fmt: skip
-_ADDRESS = Entry("an Open Inference Protocol server")
-_CHECKOUT = _ours("our server in another checkout")
+    "plain": Entry("the grpcio server of a tutorial", False, False, False, False),
+    "engine": Entry("ONNX Runtime as the server runs it, in process", in_workers=False),
+    "grpcio": Entry("our server, grpcio transport", is_for_any_model=False),
+    "grpcio-infer": Entry("the same, called by ModelInfer"),
+    "h2": Entry("our server, h2 transport", is_for_any_model=False),
+    "h2-infer": Entry("the same, called by ModelInfer"),
+    "http-json": Entry("our server over HTTP, numbers as JSON"),
+    "http-binary": Entry("the same, tensors as bytes"),
+}
+_ADDRESS = Entry("an Open Inference Protocol server", False, False, False)
+_CHECKOUT = Entry("our server in another checkout")
 
 
 def entry_of(target: str, checkouts: Container[str]) -> Entry:
@@ -61,8 +55,9 @@ def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]
     Raises:
         NotMeasured: it lacks a setting; the context raises this, too, where it can't run.
     """
-    if lack := entry_of(spec.target, setting.checkouts).lack(spec):
+    entry = entry_of(spec.target, setting.checkouts)
+    if lack := entry.lack(spec):
         raise NotMeasured(lack)
-    if spec.target in CLIENTS:
-        return open_client(spec, setting)
-    return (open_in_process if spec.target in OPENERS else open_server)(spec, setting)
+    if setting.model and not entry.is_for_any_model:
+        raise NotMeasured("it serves digits only")
+    return (open_engine if spec.target == "engine" else open_server)(spec, setting)

@@ -14,25 +14,13 @@ import grpc
 
 from benchmarks.load.cores import on_cores
 from benchmarks.load.network import NetworkLoad
-from benchmarks.load.request import Request
-from benchmarks.targets import methods
-from benchmarks.targets.methods import Method
+from benchmarks.load.trace import Request
+from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
+from benchmarks.targets.workload import Method
 from serving.commandline.parser import PREFIX
-from serving.images import Images
 
-OURS = ("h2", "grpcio")
-"""Our server, by its transport; a target's name may go on with one of VARIANTS."""
-VARIANTS = {
-    "": (methods.CLASSIFY, "our server, {} transport"),
-    "-infer": (methods.MODEL_INFER, "the same, called by ModelInfer"),
-}
-"""By the end of the target's name: how our server is called, and a description."""
-HTTP = {
-    "http-json": (methods.INFER_JSON, "our server over HTTP, numbers as JSON"),
-    "http-binary": (methods.INFER_BINARY, "the same, images and probabilities as bytes"),
-}
-"""Our server over HTTP: how it is called, and a description."""
+_HTTP = {"http-json": workload.INFER_JSON, "http-binary": workload.INFER_BINARY}
 _PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
@@ -44,9 +32,8 @@ _LISTEN = "0A"
 
 def method_of(target: str, setting: Setting) -> Method:
     """Return how a target is called."""
-    is_infer = target in setting.addresses or target.endswith("-infer")
-    method, _ = HTTP.get(target) or VARIANTS["-infer" if is_infer else ""]
-    return method
+    is_infer = setting.model or target in setting.addresses or target.endswith("-infer")
+    return _HTTP.get(target) or (workload.MODEL_INFER if is_infer else workload.CLASSIFY)
 
 
 def command_of(spec: Spec, setting: Setting) -> list[str]:
@@ -54,15 +41,15 @@ def command_of(spec: Spec, setting: Setting) -> list[str]:
     models = ["--models", str(setting.models.absolute())]
     if spec.target == "plain":
         return [sys.executable, "-m", "benchmarks.targets.plain_server", *models]
-    is_ours = spec.target not in setting.checkouts and spec.target not in HTTP
+    is_ours = spec.target not in setting.checkouts and spec.target not in _HTTP
     transport = spec.target.removesuffix("-infer") if is_ours else "auto"
     options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
-    if spec.target in HTTP:
+    if spec.target in _HTTP:
         options += ["--http-port", "0"]
     if spec.workers > 1:
         options += ["--workers", str(spec.workers)]
     serve = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
-    return [*serve, *models, *options]
+    return [*serve, *([str(setting.model.absolute())] if setting.model else models), *options]
 
 
 @contextmanager
@@ -83,23 +70,26 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
             pid, words = stack.enter_context(server_process(command, checkout, setting.cores))
         where = words["http"].removeprefix("http://") if method.is_http else words["address"]
 
-        def request_of(images: Images) -> Request:
+        asked = setting.workload
+
+        def request_of(batch: int) -> Request:
             return Request(
-                address=where, path=method.path, message=method.encode(images),
-                headers=method.headers, is_http=method.is_http,
+                address=where, path=method.path.format(asked.model), headers=method.headers,
+                message=method.encode(asked.model, asked.feeds(batch)), is_http=method.is_http,
             )  # fmt: skip
 
-        probe = _post if method.is_http else _call
+        probe, expected = (_post if method.is_http else _call), asked.answers
         try:
-            answer = probe(request_of(setting.images[: len(setting.answers)]))
+            answer = probe(request_of(len(expected) if expected else 1))
         except OSError as err:
             raise NotMeasured(f"it does not answer: {err}") from err
-        pairs = zip(method.decode(answer), setting.answers, strict=True)
-        share = sum(digit == right for digit, right in pairs) / len(setting.answers)
-        if share < _RIGHT_SHARE:
-            raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
+        if expected:
+            pairs = zip(method.decode(answer), expected, strict=True)
+            share = sum(digit == right for digit, right in pairs) / len(expected)
+            if share < _RIGHT_SHARE:
+                raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
         yield Running(
-            load=NetworkLoad(setting.generator, request_of, probe, setting.images),
+            load=NetworkLoad(setting.generator, request_of, probe),
             startup_s=None if address else perf_counter() - begin_s,
             parallel_calls=_PARALLEL_CALLS,
             pid=pid,

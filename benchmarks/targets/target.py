@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.load.network import Generator
 from benchmarks.load.trace import Load
-from serving.images import Images
+from benchmarks.targets.workload import Workload
 
 
 class NotMeasured(Exception):
@@ -37,13 +37,11 @@ class Setting:
     """The environment of targets."""
 
     models: Path
-    """The model repository's root."""
-    artifacts: Path
-    """Holds model.keras, for the Keras targets."""
-    images: Images
-    """(N, 784) uint8 to classify; real digits, since zeros may cost less."""
-    answers: list[int]
-    """The digits that the model sees in the first of them."""
+    """The repository of the digits' model."""
+    model: Path | None
+    """A file to measure instead."""
+    workload: Workload
+    """The rows of the calls."""
     cores: list[int]
     """Where a target may run."""
     addresses: Mapping[str, str]

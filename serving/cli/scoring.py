@@ -3,19 +3,19 @@
 import argparse
 import sys
 import time
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.commandline import installation, values
 from serving.commandline.terminal import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
+from serving.model.repository import PRETRAINED
 from serving.system.cores import usable_cores
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.model.loaded_model import LoadedModel
-    from serving.scoring.dataset import Dataset
+    from serving.scoring.source import Source
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
@@ -31,14 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `score`, but for the model's."""
     add = parser.add_argument
     add("input", metavar="INPUT",
-        help="Parquet file, or folder of them; IDX or NPZ file; folder of pictures; a local path "
-        "or a URI such as s3://bucket/folder")  # fmt: skip
+        help="Parquet file, or folder of them, or of pictures; a local path or a URI such as "
+        "s3://bucket/folder")  # fmt: skip
     add("--output", required=True, metavar="OUT",
         help="folder for Parquet files with the input's columns and digit, probability, "
         "model_version, error; a local path or a URI")  # fmt: skip
-    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was interrupted; not with --ray",
+    )
     add("--column", metavar="NAME",
-        help="column or array with the images: bytes (pixels, or a picture's file) or lists "
+        help="column with the images: bytes (pixels, or a picture's file) or lists "
         "(default: image, images, or the only one that can be)")  # fmt: skip
     add("--drop-images", action="store_true", help="leave the images out of the output")
     add("--prefix", metavar="TEXT",
@@ -46,91 +50,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names")  # fmt: skip
     add("--rows-per-file", type=values.count, metavar="ROWS",
         help="most rows of an output file, which is also lost by an interruption; a Parquet "
-        "row group is not divided (default: 262144, of pictures 4096)")  # fmt: skip
+        "row group is not divided (default: 262144, of pictures 4096; with --ray the "
+        "least)")  # fmt: skip
     add("--workers", type=values.count, metavar="N",
-        help="files that are made at once: by threads, with --ray by actors (default: one for "
+        help="files that are made at once by threads, or processes of --ray (default: one for "
         "each usable core; with --ray for each of the cluster's cores, or GPUs)")  # fmt: skip
     add("--ray", nargs="?", const=_THIS_MACHINE, metavar="ADDRESS",
-        help="run on a Ray cluster, whose machines all see INPUT and OUT; without an address: "
-        "that of RAY_ADDRESS, or the one on this machine, which is started if there is "
-        "none")  # fmt: skip
+        help="run on a Ray cluster, whose machines all see INPUT, OUT and the model; without an "
+        "address: that of RAY_ADDRESS, or the one on this machine, which is started if there "
+        "is none")  # fmt: skip
 
 
 def score(options: argparse.Namespace, config: ModelConfig) -> int:
-    """Score a data set.
-
-    Returns:
-        The exit code: 0, or 1 if rows have errors.
-
-    Raises:
-        ModuleNotFoundError: an extra is not installed.
-        DigitsError: see the functions of `serving.scoring`.
-    """
+    """Score a data set; return the exit code: 0, or 1 if rows have errors."""
+    if options.ray is not None and options.resume:
+        raise ConfigurationError(
+            "--resume is not for --ray: Ray itself repeats what a machine loses"
+        )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
     from serving.catalog.remote import without_credentials
     from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
     from serving.scoring import scorer
-    from serving.scoring.location import Location
-    from serving.scoring.opening import open_dataset
-    from serving.scoring.output import SUMMARY, prepare, write_json
-    from serving.scoring.scorer import RUN_IMAGES, Task, answered
+    from serving.scoring.source import open_place, open_source
 
-    source, target = Location.of(options.input), Location.of(options.output)
-    if source.contains(target):
+    place, (filesystem, path) = open_place(options.input), open_place(options.output)
+    if place[0].equals(filesystem) and f"{path}/".startswith(f"{place[1]}/"):
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
     device = config.device if options.ray is None else "cpu"  # of the machine that starts it
     model = load_model(
         config.models / config.model, config.version, device, config.precision,
-        max(RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
+        max(scorer.RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
     )  # fmt: skip
-    signature = model.image_signature
-    dataset = open_dataset(source, signature, options.column, options.rows_per_file)
-    is_dropped = options.drop_images or not dataset.are_images_kept
-    dropped = dataset.image_column if is_dropped else None
-    schema = answered(dataset.schema, dropped, options.prefix or "", signature)
-    task = Task(dataset.image_column, dataset.compression, target, schema)
-    num_rows = sum(piece.num_rows for piece in dataset.pieces)
+    source = open_source(place, options.column, options.rows_per_file)
+    dropped = source.image_column if options.drop_images or source.are_pictures else None
+    prefix = options.prefix or ""
+    schema = scorer.answered(source.schema, dropped, prefix, model.image_signature)
+    output = scorer.Output(filesystem, path, schema)
+    num_rows = sum(part.num_rows for part in source.parts)
     bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
-    if options.ray is None:
-        num_workers = options.workers or usable_cores()
-        run = partial(scorer.score, model=model, num_threads=num_workers)
-    else:
+    if options.ray is not None:
         from serving.scoring import cluster
 
         cluster.connect(options.ray)
-        run = partial(cluster.score, config=config, version=model.version,
-                      num_workers=options.workers)  # fmt: skip
-    prepare(target, _manifest(model, dataset, schema), is_resumed=options.resume)
+    manifest = _manifest(model, source, schema, options.rows_per_file)
+    scorer.prepare(output, manifest, is_resumed=options.resume)
     begin_s = time.monotonic()
     try:
-        num_errors = list(run(task, dataset.pieces, advance=bar.advance))
+        if options.ray is None:
+            num_threads = options.workers or usable_cores()
+            errors = [*scorer.score(source, output, model, num_threads, bar.advance)]
+        else:
+            classify = _classify(config, model.version, source.image_column, prefix)
+            classify["drop_images"] = dropped is not None
+            errors = cluster.score(source, output, classify, options.workers, options.rows_per_file)
     except KeyboardInterrupt:
         bar.clear()
-        line = f"{installation.DISTRIBUTION}: interrupted: --resume goes on"
-        logs.print_line(line, sys.stderr)
+        _say("interrupted: --resume goes on")
         return 1
     finally:
         bar.clear()
-    summary = {"rows": num_rows, "errors": sum(num_errors), "files": len(num_errors)}
-    write_json(target / SUMMARY, summary)
-    place = without_credentials(options.output)
+    num_errors = sum(number for number, _ in errors)
+    summary = {"rows": num_rows, "errors": num_errors, "files": len(errors)}
+    scorer.write_json(output, scorer.SUMMARY, summary)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
-    print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={place}")
-    return 1 if any(num_errors) else 0
+    shown = without_credentials(options.output)
+    print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={shown}")
+    if num_errors == num_rows:
+        _say(f"no row has an answer, such as: {errors[0][1]}")
+    return 1 if num_errors else 0
 
 
-def _manifest(model: "LoadedModel", dataset: "Dataset", schema: object) -> dict[str, object]:
+def _say(text: str) -> None:
+    logs.print_line(f"{installation.DISTRIBUTION}: {text}", sys.stderr)
+
+
+def _classify(config: ModelConfig, version: str, column: str, prefix: str) -> dict[str, Any]:
+    """Return the arguments of `serving.ray.Classify`; each machine has its own bundled model."""
+    device = "cuda" if config.device == "cuda" else "cpu"
+    arguments = {"column": column, "version": version, "device": device,
+                 "precision": config.precision, "prefix": prefix}  # fmt: skip
+    is_bundled = config.models == PRETRAINED and config.model == "digits"
+    return arguments if is_bundled else arguments | {"model": config.models / config.model}
+
+
+def _manifest(
+    model: "LoadedModel", source: "Source", schema: object, rows_per_file: int | None
+) -> dict[str, object]:
     """Describe the sources of the results: with other sources, no file is reused."""
     from serving.model.manifest import FILES
-    from serving.scoring.dataset import digest
 
-    manifest, pieces = model.manifest, dataset.pieces
+    manifest = model.manifest
     return {
-        "format": 1,
+        "format": 2,
         "model": {"name": manifest.name, "version": manifest.version,
                   "precision": model.precision,
                   "sha256": manifest.digests[FILES[model.precision]]},
-        "input": {"rows": sum(piece.num_rows for piece in pieces), "files": len(pieces),
-                  "sha256": digest(*(piece.identity for piece in pieces))},
+        "input": {"rows": sum(part.num_rows for part in source.parts), "sha256": source.identity},
+        "rows_per_file": rows_per_file,
         "columns": str(schema).split("\n"),
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Retries: a call is sent again while no server answers, until its deadline.
 
-While a server answers UNAVAILABLE, only as long as the client's budget lasts.
+While a server answers UNAVAILABLE, five times at most, and as long as the client's budget lasts.
 """
 
 import math
@@ -14,6 +14,8 @@ _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
 but shorter than a long timeout, in case the address is wrong."""
 _SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
+_MAX_ATTEMPTS = 5
+"""The most attempts of one call that servers answer by a failure; gRPC's own limit (gRFC A6)."""
 _LONGEST_TIMEOUT_S = 1e9
 """Thirty years: locks, poll and grpcio take no infinity."""
 _RETRYABLE = (
@@ -79,6 +81,7 @@ class RetryState:
         self._budget = budget
         self._backoff_s = _SHORTEST_BACKOFF_S
         self._was_late = False
+        self._num_refused = 0
         self._reason: Unavailable | None = None
 
     def timeout_s(self) -> float:
@@ -119,5 +122,8 @@ class RetryState:
 
     def _spend(self, is_charged: bool, error: DigitsError) -> None:
         """Take a token for another attempt; raise the error if there are too few."""
+        self._num_refused += is_charged
+        if self._num_refused == _MAX_ATTEMPTS:
+            raise error
         if is_charged and self._budget is not None and not self._budget.take():
             raise error

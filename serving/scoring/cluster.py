@@ -1,34 +1,26 @@
-"""Scores pieces on a Ray cluster: a task for each piece; each process loads the model once."""
+"""Scores a data set on a Ray cluster: Ray Data maps `serving.ray.Classify` over it, and writes."""
 
 import logging
 import os
 import socket
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from itertools import islice
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from serving.config import Device, ModelConfig, Precision
-from serving.digits.pictures.files import processes
-from serving.errors import ConfigurationError, DigitsError, ModelError, Unavailable
-from serving.model.loaded_model import BATCH_LIMIT_FACTOR, LoadedModel, load_model
-from serving.model.manifest import FILES, MANIFEST
-from serving.scoring.dataset import Piece
-from serving.scoring.location import reason
-from serving.scoring.scorer import RUN_IMAGES, Task, score_piece
-from serving.system.processes import Processes
-from serving.telemetry import logs
+import pyarrow as pa
+import pyarrow.dataset
+
+from serving.digits.pictures.files import SUFFIXES
+from serving.errors import ConfigurationError, ModelError, Unavailable
+from serving.ray import Classify
+from serving.scoring.scorer import Output, errors_of
+from serving.scoring.source import BATCH_ROWS, TABLES, Source, reason
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it would call its vendor
 
 import ray
+import ray.data
 
 _CONNECT_S = 5.0
-_Model = tuple[str, Device, Precision, tuple[bytes, ...]]
-"""A model's name, how it runs, and its files, for machines that do not have them."""
 
 
 def connect(address: str) -> None:
@@ -51,85 +43,64 @@ def connect(address: str) -> None:
 
 
 def score(
-    task: Task, pieces: Sequence[Piece], config: ModelConfig, version: str,
-    num_workers: int | None, advance: Callable[[int], None],
-) -> Iterator[int]:  # fmt: skip
-    """Score all pieces on the cluster that is connected; yields each one's number of errors.
-
-    Ray repeats a piece whose process or machine dies. Its file has one name and is renamed into
-    place, so it is there once.
+    source: Source, output: Output, classify: dict[str, Any], num_workers: int | None,
+    rows_per_file: int | None,
+) -> list[tuple[int, str]]:  # fmt: skip
+    """Score a data set on the cluster that is connected; return `errors_of` each file.
 
     Args:
-        task: the work; its paths must be those of every machine.
-        pieces: its input, likewise.
-        config: the model; device "cuda" takes a GPU a process, others a core.
-        version: the model's version.
-        num_workers: the most pieces at once; None for one on each core or GPU.
-        advance: called with the number of rows of each piece that is finished.
+        source: the data set; its paths must be those of every machine.
+        output: likewise.
+        classify: arguments of `Classify`; device "cuda" takes a GPU a process, others a core.
+        num_workers: of processes; None for one on each core or GPU.
+        rows_per_file: the least of a file; None as Ray chooses.
 
     Raises:
         ConfigurationError: the cluster has no such device.
-        DigitsError: a piece failed.
+        Unavailable: the run failed.
     """
+    is_cuda = classify["device"] == "cuda"
+    kind = "GPU" if is_cuda else "CPU"
+    free = int(ray.cluster_resources().get(kind, 0))
+    if not free:
+        raise ConfigurationError(f"the cluster has no {kind}")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    root = source.path
     try:
-        yield from _run(task, pieces, _shipped(config, version), num_workers, advance)
-    except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, DigitsError):
-            raise err.cause from None
-        raise ModelError(reason(err.cause)) from err
+        # One path, not many: for those Ray 2.60 has threads that import a module in a race.
+        if source.are_pictures:
+            rows = ray.data.read_binary_files(
+                root, filesystem=source.filesystem, include_paths=True,
+                file_extensions=[suffix.removeprefix(".") for suffix in SUFFIXES],
+            )  # fmt: skip
+            rows = rows.map_batches(partial(_named, root=root), batch_format="pyarrow")
+        else:
+            kinds = [suffix.removeprefix(".") for suffix in TABLES]
+            rows = ray.data.read_parquet(root, filesystem=source.filesystem, file_extensions=kinds)
+        answers = rows.map_batches(
+            Classify, fn_constructor_kwargs=classify, batch_format="pyarrow",
+            # Half a core: the rest reads and writes, also once a machine is lost.
+            batch_size=BATCH_ROWS, num_cpus=0.5, num_gpus=int(is_cuda),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers or free),
+        )  # fmt: skip
+        answers.write_parquet(
+            output.path, filesystem=output.filesystem, min_rows_per_file=rows_per_file
+        )
     except ray.exceptions.RayError as err:
         raise Unavailable(f"the cluster failed: {reason(err)}") from err
     finally:
         ray.shutdown()
+    files = pyarrow.dataset.dataset(output.path, filesystem=output.filesystem)
+    num_rows, expected = files.count_rows(), sum(part.num_rows for part in source.parts)
+    if num_rows != expected:
+        raise ModelError(f"{source.path} has {expected} rows, and Ray wrote {num_rows}")
+    return [errors_of(output.filesystem, path) or (0, "") for path in files.files]
 
 
-def _run(
-    task: Task, pieces: Sequence[Piece], model: _Model, num_workers: int | None,
-    advance: Callable[[int], None],
-) -> Iterator[int]:  # fmt: skip
-    kind = "GPU" if model[1] == "cuda" else "CPU"
-    free = int(ray.cluster_resources().get(kind, 0))
-    if not free:
-        raise ConfigurationError(f"the cluster has no {kind}")
-    shared = ray.put((task, model))
-    score_one = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(_score_one)
-    waiting, running, num_alive = iter(pieces), dict[Any, Piece](), 0
-    while True:
-        for piece in islice(waiting, (num_workers or free) - len(running)):
-            running[score_one.remote(shared, piece)] = piece
-        if not running:
-            return
-        done, _ = ray.wait([*running], timeout=1)
-        for each in done:
-            advance(running.pop(each).num_rows)
-            yield ray.get(each)
-        before, num_alive = num_alive, sum(node["Alive"] for node in ray.nodes())
-        if num_alive < before:
-            line = f"{before - num_alive} of {before} machines died: their files are done again"
-            logs.print_line(line, sys.stderr)
-
-
-def _shipped(config: ModelConfig, version: str) -> _Model:
-    folder = config.models / config.model / version
-    files = tuple((folder / name).read_bytes() for name in (MANIFEST, FILES[config.precision]))
-    device: Device = "cuda" if config.device == "cuda" else "cpu"
-    return f"{config.model}/{version}", device, config.precision, files
-
-
-def _score_one(shared: tuple[Task, _Model], piece: Piece) -> int:
-    return score_piece(shared[0], *_loaded(shared[1]), lambda _: None, piece)
-
-
-@cache
-def _loaded(model: _Model) -> tuple[LoadedModel, Processes]:
-    name, device, precision, contents = model
-    with tempfile.TemporaryDirectory(prefix="digits-") as root:
-        folder = Path(root) / name
-        folder.mkdir(parents=True)
-        for file, content in zip((MANIFEST, FILES[precision]), contents, strict=True):
-            (folder / file).write_bytes(content)
-        loaded = load_model(
-            folder.parent, folder.name, device, precision, RUN_IMAGES[device], BATCH_LIMIT_FACTOR,
-            is_described=True,
-        )  # fmt: skip
-    return loaded, processes(1)
+def _named(files: Any, root: str) -> Any:
+    """Return pictures as `open_source` has them: a path in the folder, and the file in a struct."""
+    names = [os.path.relpath(path, root) for path in files["path"].to_pylist()]
+    contents = files["bytes"].combine_chunks()
+    contents = pa.StructArray.from_arrays([contents], ["bytes"])
+    return pa.table({"picture": pa.array(names), "image": contents})

@@ -1,10 +1,9 @@
-"""From a column of bytes, pictures or lists to images, without copying where all rows are good."""
+"""From a column of bytes, pictures or lists to images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
@@ -16,10 +15,6 @@ Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]
 
 _PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 """How pictures begin; one may happen to have as many bytes as an image has pixels."""
-_FIRST_BYTES = np.array(sorted({start[0] for start in _PICTURE_STARTS}), np.uint8)
-
-Bounds = npt.NDArray[np.int64]
-"""Where each row's values begin, and the last one's end."""
 
 
 def is_images(kind: Any) -> bool:
@@ -53,52 +48,64 @@ def as_images(column: Any, num_pixels: int, decode: Decode) -> tuple[Images, dic
     """
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
     column = column.dictionary_decode() if types.is_dictionary(column.type) else column
-    are_files = is_pictures(column.type)
-    column = pc.struct_field(column, "bytes") if are_files else column
-    is_list = _is_list(column.type)
-    values, bounds, num_bad = _numbers(column) if is_list else _bytes(column)
-    is_null = column.is_null().to_numpy(zero_copy_only=False)
-    errors = dict.fromkeys(np.flatnonzero(is_null).tolist(), "no image: it is null")
-    sizes = np.diff(bounds)
-    is_full = (sizes == num_pixels) & ~is_null & (not are_files)
-    if is_full.all():
-        images = values[bounds[0] : bounds[-1]].reshape(-1, num_pixels)
-    else:
-        images = np.zeros((len(column), num_pixels), np.uint8)
-        images[is_full] = values[bounds[:-1][is_full][:, None] + np.arange(num_pixels)]
-    if is_list:
-        for row in np.flatnonzero(~is_full & ~is_null).tolist():
-            errors[row] = f"expected {num_pixels} pixels, got {sizes[row]}"
-        for row in np.flatnonzero(is_full & (num_bad > 0)).tolist():
-            errors[row] = "expected pixels from 0 to 255"
-        return images, errors
-    may_be_file = ~is_null & (~is_full | np.isin(images[:, 0], _FIRST_BYTES))
-    files = {}
-    for row in np.flatnonzero(may_be_file).tolist():
-        content = values[bounds[row] : bounds[row + 1]].tobytes()
-        if not is_full[row] or content.startswith(_PICTURE_STARTS):
+    are_files, is_list = is_pictures(column.type), _is_list(column.type)
+    if is_list and (regular := _regular(column, num_pixels)) is not None:
+        return regular, {}
+    rows = (pc.struct_field(column, "bytes") if are_files else column).to_pylist()
+    errors, files = dict[int, str](), dict[int, bytes]()
+    for row, content in enumerate(rows):
+        if content is None:
+            errors[row] = "no image: it is null" + " or can't be read" * are_files
+        elif is_list:
+            rows[row] = found = _pixels([*_leaves(content)], num_pixels)
+            if isinstance(found, str):
+                errors[row] = found
+        elif are_files or len(content) != num_pixels or content.startswith(_PICTURE_STARTS):
             files[row] = content
-    if files:
-        images = images.copy()  # it may be the column's own memory
-        errors |= _decode_into(images, files, decode, are_files)
-    return images, errors
-
-
-def _decode_into(
-    images: Images, files: dict[int, bytes], decode: Decode, are_files: bool
-) -> dict[int, str]:
-    """Decode picture files into their rows; return why others can't be."""
-    errors, num_pixels = {}, images.shape[1]
     for (row, content), decoded in zip(files.items(), decode([*files.values()]), strict=True):
         if not isinstance(decoded, str) and decoded.shape[1] == num_pixels:
-            images[row] = decoded
+            rows[row] = decoded.tobytes()
         elif not isinstance(decoded, str):
             errors[row] = f"pictures are read as images of 28 x 28, not of {num_pixels} pixels"
         elif are_files or content.startswith(_PICTURE_STARTS):
             errors[row] = decoded
         else:
             errors[row] = f"expected {num_pixels} pixels or a picture, got {len(content)} bytes"
-    return errors
+    for row in errors:
+        rows[row] = bytes(num_pixels)
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, num_pixels), errors
+
+
+def _regular(column: Any, num_pixels: int) -> Images | None:
+    """Return the images of lists of any depth; None if any is null, too short or no pixel."""
+    num_rows, size = len(column), 1
+    while _is_list(column.type):
+        sizes = pc.min_max(pc.list_value_length(column)).as_py()
+        if column.null_count or sizes["min"] != sizes["max"]:
+            return None
+        size *= sizes["min"]
+        column = column.flatten()
+    limits = pc.min_max(column).as_py()
+    if column.null_count or size != num_pixels or limits["min"] < 0 or limits["max"] > 255:
+        return None
+    images: Images = column.to_numpy().astype(np.uint8, copy=False)
+    return images.reshape(num_rows, num_pixels)
+
+
+def _leaves(row: Any) -> Iterator[int | None]:
+    for each in row:
+        if isinstance(each, list):
+            yield from _leaves(each)
+        else:
+            yield each
+
+
+def _pixels(row: list[int | None], num_pixels: int) -> bytes | str:
+    if len(row) != num_pixels:
+        return f"expected {num_pixels} pixels, got {len(row)}"
+    if not all(each is not None and 0 <= each <= 255 for each in row):
+        return "expected pixels from 0 to 255"
+    return bytes(row)  # type: ignore[arg-type]
 
 
 def _is_list(kind: Any) -> bool:
@@ -108,34 +115,3 @@ def _is_list(kind: Any) -> bool:
 def _is_bytes(kind: Any) -> bool:
     is_any = types.is_binary(kind) or types.is_large_binary(kind)
     return bool(is_any or types.is_fixed_size_binary(kind))
-
-
-def _bytes(column: Any) -> tuple[Images, Bounds, int]:
-    rows = np.arange(column.offset, column.offset + len(column) + 1)
-    *_, offsets, data = column.buffers()
-    if types.is_fixed_size_binary(column.type):
-        bounds = rows * column.type.byte_width
-    else:
-        size = np.int64 if types.is_large_binary(column.type) else np.int32
-        bounds = np.frombuffer(offsets, size)[rows].astype(np.int64)
-    return np.frombuffer(data if data is not None else b"", np.uint8), bounds, 0
-
-
-def _numbers(column: Any) -> tuple[Images, Bounds, npt.NDArray[np.int64]]:
-    """Flatten lists of any depth; count each row's numbers that are no pixels."""
-    bounds = np.arange(len(column) + 1)
-    while _is_list(column.type):
-        if types.is_fixed_size_list(column.type):
-            bounds = (bounds + column.offset) * column.type.list_size
-        else:
-            bounds = column.offsets.to_numpy()[bounds].astype(np.int64)
-        column = column.values
-    leaves = column.slice(bounds[0], bounds[-1] - bounds[0])
-    bounds = bounds - bounds[0]
-    values = (leaves.fill_null(0) if leaves.null_count else leaves).to_numpy(zero_copy_only=False)
-    num_bad = np.zeros(len(bounds) - 1, np.int64)
-    limits = pc.min_max(leaves).as_py()
-    if leaves.null_count or (len(leaves) and not 0 <= limits["min"] <= limits["max"] <= 255):
-        is_bad = leaves.is_null().to_numpy(zero_copy_only=False) | (values < 0) | (values > 255)
-        num_bad = np.diff(np.append(0, is_bad.cumsum())[bounds])
-    return values.astype(np.uint8, copy=False), bounds, num_bad

@@ -1,24 +1,35 @@
-"""Scores pieces: reads their rows, runs the model, writes them with the answers."""
+"""Scores the parts of a data set on this machine: reads, classifies, writes whole files.
 
+    OUT/_manifest.json           the model, the input and the options
+    OUT/part-000042.parquet
+    OUT/_summary.json            rows and errors, once all files are there
+
+Readers of Parquet folders, such as pyarrow, Spark and DuckDB's globs, leave out names with an
+underscore, which a file has until it is whole.
+"""
+
+import json
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from serving.digits.pictures.files import image_or_reason, processes
 from serving.errors import ConfigurationError
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import digit_type
-from serving.scoring.dataset import Piece
-from serving.scoring.location import Location, one_line
-from serving.scoring.output import num_errors, writing
 from serving.scoring.pixels import as_images
+from serving.scoring.source import Part, Source, one_line
 from serving.signature import Signature
 from serving.system.processes import Processes, mapped
 
@@ -26,30 +37,24 @@ RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
 """Images of one run on each device: past 128 an image is no cheaper on a core."""
 _ANSWERS = 4
 """Columns that are added."""
-_GROUP_BYTES = 32 << 20
-"""A row group is written once its rows take this much memory."""
-_GROUP_ROWS = 131_072
+_GROUP_BATCHES = 8
+"""Of a row group of the output: up to 32,768 rows, 26 MB of pixels."""
 _AHEAD = 32
 """Pictures that wait for the processes that decode them."""
+_MANIFEST, SUMMARY = "_manifest.json", "_summary.json"
+_UNFINISHED = "_unfinished-"
 
 
-class Task(NamedTuple):
-    """All that pieces have in common; can be pickled."""
+class Output(NamedTuple):
+    """A folder for results, and their columns; see `answered`."""
 
-    image_column: str
-    compression: Mapping[str, str]
-    """See `Dataset`."""
-    output: Location
+    filesystem: Any
+    path: str
     schema: Any
-    """The output's columns; see `answered`."""
 
 
 def decode(decoders: Processes, contents: Sequence[bytes]) -> list[Images | str]:
-    """Decode some picture files: (1, 784) uint8 each, or why it can't be read.
-
-    Raises:
-        ConfigurationError: Pillow or SciPy is not installed.
-    """
+    """Decode some picture files: (1, 784) uint8 each, or why it can't be read."""
     return list(mapped(decoders, image_or_reason, contents, _AHEAD))
 
 
@@ -71,15 +76,12 @@ def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature
     return both
 
 
-def answer(
-    batch: Any, unread: Mapping[int, str], column: str, schema: Any, model: LoadedModel,
-    decoders: Processes,
-) -> Any:  # fmt: skip
-    """Answer some rows."""
+def answer(batch: Any, column: str, schema: Any, model: LoadedModel, decoders: Processes) -> Any:
+    """Answer the rows of a batch; one that can't be read has its error."""
     size, num_rows = RUN_IMAGES[model.device], len(batch)
-    column, signature = batch.column(column), model.image_signature
-    images, errors = as_images(column, signature.image_bytes, partial(decode, decoders))
-    errors |= unread
+    signature = model.image_signature
+    decoded = partial(decode, decoders)
+    images, errors = as_images(batch.column(column), signature.image_bytes, decoded)
     is_bad = np.zeros(num_rows, bool)
     is_bad[list(errors)] = True
     good = images[~is_bad] if errors else images
@@ -90,105 +92,147 @@ def answer(
         digits[~is_bad] = np.concatenate([each.argmax(axis=1) for each in runs])
         certain[~is_bad] = np.concatenate([each.max(axis=1) for each in runs])
     mask = is_bad if errors else None
-    texts = [*map(errors.get, range(num_rows))]
     version = pa.scalar(model.version, pa.string())
     return pa.RecordBatch.from_arrays(
         [
             *(batch.column(name) for name in schema.names[:-_ANSWERS]),
             pa.array(digits, mask=mask), pa.array(certain, mask=mask),
-            pa.repeat(version, num_rows), pa.array(texts, pa.string()),
+            pa.repeat(version, num_rows), pa.array(map(errors.get, range(num_rows)), pa.string()),
         ],
         schema=schema,
     )  # fmt: skip
 
 
-def score_piece(
-    task: Task,
-    model: LoadedModel,
-    decoders: Processes,
-    advance: Callable[[int], None],
-    piece: Piece,
-) -> int:
-    """Score a piece, unless its file is there already; return its number of errors.
+def prepare(output: Output, manifest: dict[str, Any], *, is_resumed: bool) -> None:
+    """Make the folder ready: a new one, or one that holds results of the same run.
 
     Raises:
-        ConfigurationError: its rows can't be read, or the file can't be written.
-        ModelError: the model failed.
+        ConfigurationError: there are results and they are not to be resumed, or they are of
+            something else, or the folder can't be written.
     """
-    file = task.output / f"part-{piece.number:06}-{piece.identity[:12]}.parquet"
-    found = num_errors(file)
-    if found is not None:
-        advance(piece.num_rows)
-        return found
-
-    def answers() -> Iterator[Any]:
-        for batch, unread in piece.read():
-            yield answer(batch, unread, task.image_column, task.schema, model, decoders)
-            advance(len(batch))
-
-    num_rows = errors = 0
-    with one_line(task.output.path), writing(file) as stream, _writer(task, stream) as writer:
-        for table in _groups(answers()):
-            writer.write_table(table)
-            num_rows += len(table)
-            errors += len(table) - table.column(len(task.schema) - 1).null_count
-            del table  # while the next is gathered
-        if num_rows != piece.num_rows:
+    filesystem, path, _ = output
+    with one_line(path):
+        filesystem.create_dir(path, recursive=True)
+        names = {each.base_name for each in filesystem.get_file_info(fs.FileSelector(path))}
+        if _MANIFEST not in names:
+            if any(name[0] not in "._" for name in names):
+                raise ConfigurationError(f"{path} is not empty, and holds no results to resume")
+            write_json(output, _MANIFEST, manifest)
+            return
+        if not is_resumed:
             raise ConfigurationError(
-                f"{piece.path} has changed: {piece.num_rows} rows expected, got {num_rows}"
+                f"{path} holds results already: --resume goes on, or name another folder"
             )
-    return errors
+        with filesystem.open_input_file(f"{path}/{_MANIFEST}") as stream:
+            found = json.loads(stream.read())
+        for subject, value in manifest.items():
+            if found.get(subject) != value:
+                before, now = str(found.get(subject))[:160], str(value)[:160]
+                raise ConfigurationError(
+                    f"{path} holds results of another {subject} ({before}), not of this one "
+                    f"({now}): name another folder"
+                )
+        for name in names:
+            if name.startswith(_UNFINISHED):
+                filesystem.delete_file(f"{path}/{name}")
 
 
-def _groups(batches: Iterable[Any]) -> Iterator[Any]:
-    """Gather batches into tables, which become a row group each."""
-    waiting: list[Any] = []
-    for batch in batches:
-        waiting.append(batch)
-        num_rows, num_bytes = sum(map(len, waiting)), sum(each.nbytes for each in waiting)
-        if num_rows >= _GROUP_ROWS or num_bytes >= _GROUP_BYTES:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting)
+@contextmanager
+def writing(filesystem: Any, path: str) -> Iterator[Any]:
+    """Open a file that gets its name once the block ends without an exception."""
+    folder, _, name = path.rpartition("/")
+    unfinished = f"{folder}/{_UNFINISHED}{name}"
+    try:
+        with filesystem.open_output_stream(unfinished) as stream:
+            yield stream
+        if isinstance(filesystem, fs.LocalFileSystem):
+            with open(unfinished, "rb") as file:  # a name must not outlive a crash without content
+                os.fsync(file.fileno())
+        filesystem.move(unfinished, path)
+    except BaseException:
+        # An object store completes the upload of a stream that is closed by an exception.
+        with suppress(OSError, pa.ArrowException):
+            filesystem.delete_file(unfinished)
+        raise
 
 
-def _writer(task: Task, stream: Any) -> Any:
-    fields, image = task.schema, task.image_column
-    answers = dict.fromkeys(fields.names[-_ANSWERS:], "SNAPPY")
-    return pq.ParquetWriter(
-        stream, fields, compression={**task.compression, **answers},
-        # Images have no value twice, and their least and greatest would be no use.
-        use_dictionary=[each.name for each in fields
-                        if each.name != image or pa.types.is_dictionary(each.type)],
-        write_statistics=[name for name in fields.names if name != image],
-    )  # fmt: skip
+def write_json(output: Output, name: str, document: object) -> None:
+    """Write a JSON file, whole."""
+    path = f"{output.path}/{name}"
+    with one_line(path), writing(output.filesystem, path) as stream:
+        stream.write(json.dumps(document, indent=2).encode() + b"\n")
+
+
+def errors_of(filesystem: Any, path: str) -> tuple[int, str] | None:
+    """Return how many rows of a file have no answer, and why one has none; None without a file.
+
+    Raises:
+        ConfigurationError: it is damaged.
+    """
+    with one_line(path):
+        try:
+            with filesystem.open_input_file(path) as stream:
+                footer = pq.read_metadata(stream)
+        except FileNotFoundError:
+            return None
+    num_errors, text = 0, ""
+    for number in range(footer.num_row_groups):
+        column = footer.row_group(number).column(footer.num_columns - 1)
+        num_errors += column.num_values - column.statistics.null_count
+        text = text or column.statistics.max or ""
+    return num_errors, text
+
+
+def _score_part(
+    source: Source, output: Output, classified: Callable[[Any], Any], part: Part
+) -> tuple[int, str]:
+    """Score a part, unless its file is there already; see `errors_of`."""
+    filesystem, folder, schema = output
+    path = f"{folder}/part-{part.number:06}.parquet"
+    if (found := errors_of(filesystem, path)) is not None:
+        return found
+    # Images have no value twice, and their least and greatest would be no use.
+    others = [name for name in schema.names if name != source.image_column]
+    num_rows = 0
+    with one_line(folder), writing(filesystem, path) as stream, pq.ParquetWriter(
+        stream, schema, use_dictionary=others, write_statistics=others
+    ) as writer:  # fmt: skip
+        answers = map(classified, part.read())
+        for first in answers:
+            rows = pa.Table.from_batches([first, *islice(answers, _GROUP_BATCHES - 1)])
+            writer.write_table(rows)
+            num_rows += len(rows)
+        if num_rows != part.num_rows:
+            raise ConfigurationError(
+                f"the input has changed: {part.num_rows} rows expected, got {num_rows}"
+            )
+    return errors_of(filesystem, path) or (0, "")
 
 
 def score(
-    task: Task, pieces: Sequence[Piece], model: LoadedModel, num_threads: int,
+    source: Source, output: Output, model: LoadedModel, num_threads: int,
     advance: Callable[[int], None],
-) -> Iterator[int]:  # fmt: skip
-    """Score all pieces on this machine's cores; yields each one's number of errors, in any order.
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+    """Score all parts on this machine's cores; yields `errors_of` each one, in any order.
 
     Reading, running and writing release the GIL, so threads use all cores.
 
     Raises:
-        DigitsError: a piece failed; those in progress end without a file.
+        DigitsError: a part failed; those in progress end without a file.
     """
     is_stopped = threading.Event()
+    decoders = processes(num_threads)
 
-    def advance_or_stop(num_rows: int) -> None:
+    def classified(batch: Any) -> Any:
         if is_stopped.is_set():
             raise CancelledError
-        advance(num_rows)
+        advance(len(batch))
+        return answer(batch, source.image_column, output.schema, model, decoders)
 
-    decoders = processes(num_threads)
-    common = (task, model, decoders, advance_or_stop)
     threads = ThreadPoolExecutor(num_threads, "scorer")
     try:
-        futures = [threads.submit(score_piece, *common, piece) for piece in pieces]
-        for future in as_completed(futures):
+        run = partial(_score_part, source, output, classified)
+        for future in as_completed([threads.submit(run, part) for part in source.parts]):
             yield future.result()
     finally:
         is_stopped.set()

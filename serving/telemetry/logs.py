@@ -27,7 +27,7 @@ request_fields: ContextVar[Mapping[str, str]] = ContextVar(
 _MAX_WAITING = 10_000
 """Lines that wait for the reader of stderr; further ones are lost and counted."""
 _MAX_CHARACTERS = 1_000
-"""The longest line, or text in a JSON line."""
+"""Of the longest line."""
 _PATIENCE_S = 1.0
 """How long the process waits for that reader when it ends."""
 
@@ -125,10 +125,10 @@ class _Formatter(logging.Formatter):
         return local.isoformat(timespec="milliseconds")
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Keep both ends of a long text: its beginning, and the innermost frames of a traceback."""
-    half = _MAX_CHARACTERS // 2
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
+    half = (most - len(" ... ")) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
 
 
 class _TextFormatter(_Formatter):
@@ -149,9 +149,14 @@ class _JsonFormatter(_Formatter):
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _shortened(record.getMessage()),
+            "message": record.getMessage(),
             **_fields_of(record),
         }
         if record.exc_info:
-            event["exception"] = _shortened(self.formatException(record.exc_info))
-        return json.dumps(event)
+            event["exception"] = self.formatException(record.exc_info)
+        most = _MAX_CHARACTERS  # of a text; fewer until the line, with its escapes, is short enough
+        while len(line := json.dumps(event)) > _MAX_CHARACTERS and most > len(" ... "):
+            most = most * 3 // 4
+            event = {name: _shortened(value, most) if isinstance(value, str) else value
+                     for name, value in event.items()}  # fmt: skip
+        return line

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnx.parser
 import pytest
 
 from benchmarks.arguments import parser
@@ -25,28 +26,49 @@ def test_run_measures_and_reports(
     output = tmp_path / "r.json"
     with running_server(models, "--device", "cpu") as server:
         code = run(
-            "run", "--models", models, "--artifacts", tmp_path, "--output", output,
-            "--targets", f"null,engine,keras,peer=oip://{server.address}", "--device", "cpu,cuda",
+            "run", "--models", models, "--output", output,
+            "--targets", f"engine,peer=oip://{server.address}", "--device", "cpu,cuda",
             "--scenarios", "SingleStream,Offline", "--batches", "1,8", "--seconds", "0.05",
             "--rounds", "2", "--generator", "python",
         )  # fmt: skip
     assert code == 0, capsys.readouterr().err
     document = json.loads(output.read_text())
-    measured = {(s["spec"]["target"], s["scenario"], s["batch"]) for s in document["samples"]}
-    targets = ("null", "engine", "peer")
+    measured = {(s["spec"]["target"], s["scenario"], s["batch"]) for s in document["samples"]
+                if s["spec"]["device"] == "cpu"}  # fmt: skip
     assert measured == {
         (target, scenario, batch)
-        for target in targets
+        for target in ("engine", "peer")
         for scenario, batch in (("SingleStream", 1), ("Offline", 1), ("Offline", 8))
     }
-    skipped = {(s["spec"]["target"], s["spec"]["device"]) for s in document["skips"]}
-    assert skipped >= {("keras", "cpu"), ("keras", "cuda")}  # nothing was trained here
     assert server.address not in output.read_text()
     assert str(tmp_path) not in output.read_text()
     shown = capsys.readouterr().out
     assert "round 2/2" in shown
-    assert "not measured" in shown
+    assert f"report in {tmp_path / 'r.md'} with {tmp_path / 'r.svg'}" in shown
     assert (tmp_path / "r.md").is_file()
+
+
+TWO_INPUTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+two (float[N, 3, M] x, int64[N] y) => (float[N, 3, M] z, int64[N] w) { z = Relu(x)  w = Neg(y) }
+"""
+
+
+def test_any_model_is_measured_by_drawn_inputs(tmp_path: Path) -> None:
+    file, output = tmp_path / "two.onnx", tmp_path / "r.json"
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS), file)
+    code = run(
+        "run", "--model", file, "--output", output, "--generator", "python", "--seconds", "0.05",
+        "--targets", "engine,h2-infer,h2", "--scenarios", "SingleStream,Offline", "--batches", "8",
+        "--rounds", "1",
+    )  # fmt: skip
+    assert code == 0
+    document = json.loads(output.read_text())
+    measured = {(s["spec"]["target"], s["scenario"]) for s in document["samples"]}
+    assert measured == {(target, scenario) for target in ("engine", "h2-infer")
+                        for scenario in ("SingleStream", "Offline")}  # fmt: skip
+    assert not sum(sample["num_errors"] for sample in document["samples"])
+    assert [skip["reason"] for skip in document["skips"]] == ["it serves digits only"]
 
 
 @pytest.fixture
@@ -69,7 +91,7 @@ def test_readme_table_is_the_committed_files() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["run", "--targets", "nope"], "expected null"),
+        (["run", "--targets", "nope"], "expected plain"),
         (["run", "--targets", "old=checkout:/nope"], "no checkout"),
         (["run", "--callers", "0x3"], "at least 1"),
         (["run", "--batches", "4097"], "at most 4096"),
@@ -122,7 +144,7 @@ def test_options_change_the_suite() -> None:
     cells = {(cell.callers, cell.connections) for cell in spread.cells()}
     assert cells == {(5, 0), (256, 8)}
     with pytest.raises(UnusableResults, match="nothing to measure"):
-        suite("--targets", "null", "--device", "cuda")
+        suite("--targets", "plain", "--device", "cuda")
 
 
 def test_settings_a_target_lacks_are_left_out() -> None:

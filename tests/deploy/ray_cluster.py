@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines, as far as one can hold them: two raylets with a core each.
+"""A Ray cluster of two machines, as far as one can hold them: two raylets with two cores each.
 
 python ray_cluster.py       prints the cluster's address; at each line of stdin it kills a raylet
 """
@@ -15,7 +15,7 @@ def main() -> None:
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
-    machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    machines = [cluster.add_node(num_cpus=2) for _ in range(2)]
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     for _ in sys.stdin:

@@ -105,8 +105,12 @@ def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
 def test_own_digits_that_are_missing_exit_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--extra", str(tmp_path / "nowhere")]) == 2
-    assert "no readable pictures in" in capsys.readouterr().err
+    (tmp_path / "own" / "3").mkdir(parents=True)
+    (tmp_path / "own" / "3" / "\x1b[2J.png").touch()
+    assert main(["train", "--extra", str(tmp_path / "own")]) == 2
+    line = capsys.readouterr().err
+    assert "no readable pictures in" in line
+    assert r"3/\x1b[2J.png: " in line  # no terminal obeys it
 
 
 def test_interrupted_training_says_what_it_kept(

@@ -12,10 +12,9 @@ import pytest
 from benchmarks.load import h2load
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.request import Request
-from benchmarks.load.trace import Outcome, Trace, arrivals
+from benchmarks.load.trace import Outcome, Request, Trace, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
-from benchmarks.targets.methods import encode_digits, encode_infer
+from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.images import Images
 from serving.protocols.digits_v1.wire import encode_response
 from serving.signature import DIGITS
@@ -31,7 +30,7 @@ NOW = 0.0
 
 def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
     encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
-    return Request(address=server.address, path=path, message=encode(images))
+    return Request(address=server.address, path=path, message=encode("digits", {"images": images}))
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])
@@ -77,7 +76,9 @@ def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(first_only) as address:
-        question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
+        question = Request(
+            address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
+        )
         trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1)
         is_measured.set()
     assert (len(trace.latencies_s), trace.num_errors) == (2, 2)
@@ -89,13 +90,13 @@ def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> No
         closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
 
 
-def test_h2load_is_not_believed_where_the_server_refuses(images: Images) -> None:
+def test_h2load_is_not_believed_where_the_server_refuses() -> None:
     def refused(request: Request) -> None:
         raise ConnectionError("no")
 
     with Generator([0], "h2load") as generator:
-        load = NetworkLoad(generator, lambda images: Request(address="x:1", path="/", message=b""),
-                           refused, images)  # fmt: skip
+        load = NetworkLoad(generator, lambda _: Request(address="x:1", path="/", message=b""),
+                           refused)  # fmt: skip
         with pytest.raises(ConnectionError, match="no"):
             load.closed(1, 1, SHORT_S)
 
@@ -109,7 +110,9 @@ def test_answers_that_turn_bad_are_errors(images: Images) -> None:
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(every_other) as address:
-        question = Request(address=address, path=CLASSIFY, message=encode_digits(images[:1]))
+        question = Request(
+            address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
+        )
         trace = until_answered(lambda seconds: closed(question, [1], NOW, seconds))
     assert 0 <= 2 * trace.num_errors - len(trace.latencies_s) <= 1
 

@@ -86,11 +86,11 @@ def test_cells_of_a_task_stand_together_with_tails_and_costs() -> None:
         sample(H2, "Offline", batch=32, cpu_us=64),
     )
     assert rows_of(kept, "All that was measured") == [
-        ["scenario", "target", "figure", "× plain", "p50", "p99", "CPU µs"],
-        ["ClosedLoop 8 × 32", "plain", "1 k/s", "–", "1 ms", "1 ms", "100"],
-        ["ClosedLoop 8 × 32", "h2", "3 k/s", "3 ×, one round", "2.01 ms", "2.01 ms", "100"],
-        ["ClosedLoop 4", "h2 x2", "500/s", "–", "1 ms", "1 ms", "–"],
-        ["Offline, 32 a call", "h2", "32 k/s", "–", "1 ms", "1 ms", "2"],
+        ["scenario", "target", "figure", "× plain", "p50", "p90", "p99", "p99.9", "CPU µs"],
+        ["ClosedLoop 8 × 32", "plain", "1 k/s", "–", *(4 * ["1 ms"]), "100"],
+        ["ClosedLoop 8 × 32", "h2", "3 k/s", "3 ×, one round", *(4 * ["2.01 ms"]), "100"],
+        ["ClosedLoop 4", "h2 x2", "500/s", "–", *(4 * ["1 ms"]), "–"],
+        ["Offline, 32 a call", "h2", "32 k/s", "–", *(4 * ["1 ms"]), "2"],
     ]
 
 
@@ -109,16 +109,24 @@ def test_committed_report_is_that_of_its_results() -> None:
         assert table.markdown() in text
 
 
-def test_report_is_a_page_and_its_picture(tmp_path: Path) -> None:
-    kept = results(*three_rounds().samples, sample(INT8, "SingleStream", calls_per_s=1))
+def test_report_is_a_page_with_the_headline_in_one_narrow_picture(tmp_path: Path) -> None:
+    loops = [sample(spec, "ClosedLoop", callers=callers, calls_per_s=rate * callers)
+             for spec, rate in ((PLAIN, 1000), (H2, 3000), (INT8, 4000))
+             for callers in (1, 8)]  # fmt: skip
+    kept = results(*three_rounds().samples, sample(INT8, "SingleStream", calls_per_s=1), *loops)
     names = [path.name for path in page.write(kept, tmp_path / "r.json")]
-    assert names == ["r.md", "r-latency.svg"]
-    picture = (tmp_path / "r-latency.svg").read_bytes()
+    assert names == ["r.md", "r.svg"]
+    picture = (tmp_path / "r.svg").read_bytes()
     assert b">h2 int8</text>" in picture
+    width = re.search(rb'<svg [^>]*width="([\d.]+)pt"', picture)
+    assert width is not None
+    assert float(width[1]) * 96 / 72 <= 390
     markdown = (tmp_path / "r.md").read_text()
-    assert re.search(r"!\[.*plain \d.*, h2 \d.*\]\(r-latency\.svg\)", markdown)
+    loops_text = "8 in flight: h2 int8 32 k, h2 24 k, plain 8 k, 4 × the strongest other target."
+    assert f"![Calls a second with {loops_text} Latency of one" in markdown
+    assert re.search(r"plain \d.*, h2 \d.*\]\(r\.svg\)", markdown)
     page.write(kept, tmp_path / "r.json")
-    assert (tmp_path / "r-latency.svg").read_bytes() == picture
+    assert (tmp_path / "r.svg").read_bytes() == picture
 
 
 def test_readme_gets_the_table(tmp_path: Path) -> None:

@@ -1,16 +1,10 @@
 """Scenarios on targets in this process, and on generators that are late."""
 
-import asyncio
 import math
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import closing
 
 import numpy as np
 import pytest
 
-from benchmarks.load.callers import Call, TaskLoad, ThreadLoad
 from benchmarks.load.trace import Load, Seconds, Trace, arrivals
 from benchmarks.report.figures import server_rate
 from benchmarks.run import scenarios
@@ -20,69 +14,36 @@ from benchmarks.run.scenarios import Rules
 from benchmarks.targets.target import Running, Spec
 
 NULL = Spec(target="null")
-IMAGES = np.zeros((4096, 784), np.uint8)
 RULES = Rules(seconds=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _no_leftover_threads() -> Iterator[None]:
-    before = set(threading.enumerate())  # one of an earlier test may end meanwhile
-    yield
-    assert not set(threading.enumerate()) - before
-
-
-def here(call: Call) -> Running:
-    """A target in this very process."""
-    load = ThreadLoad(call, IMAGES)
-    return Running(load=load, startup_s=0.0, parallel_calls=1, pid=os.getpid())
-
-
-@pytest.mark.parametrize("scenario", ["SingleStream", "MultiStream", "ClosedLoop", "Offline"])
-def test_closed_scenarios_run_on_the_null_target(scenario: str) -> None:
-    sizes: list[int] = []
-    cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8)
-    samples = list(scenarios.run(cell, here(lambda images: sizes.append(len(images))), RULES, 0))
-    assert {sample.scenario for sample in samples} == {scenario}
-    assert set(sizes) == {8}
-    assert sum(sample.num_calls for sample in samples) <= len(sizes)
-    assert all(sample.num_calls == sample.latency.total > 0 for sample in samples)
+@pytest.mark.parametrize("scenario", ["SingleStream", "ClosedLoop", "Offline"])
+def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario: str) -> None:
+    load = Exact(1000)
+    cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8, connections=1)
+    (sample,) = scenarios.run(cell, running(load), RULES, 3)
+    assert load.asked == [(2, 8, 0.1, 1)]
+    assert (sample.scenario, sample.round, sample.callers, sample.batch) == (scenario, 3, 2, 8)
+    assert sample.num_calls == sample.latency.total == 1000
 
 
 @pytest.mark.parametrize("scenario", ["Server", "Overload"])
 def test_open_scenarios_need_a_server(scenario: str) -> None:
+    class Closed(Load):
+        def closed(self, *_: object) -> Trace:
+            return trace()
+
     cell = Cell(spec=NULL, scenario=scenario)
     with pytest.raises(OSError, match="need a server"):
-        list(scenarios.run(cell, here(lambda images: None), RULES, 0))
+        list(scenarios.run(cell, running(Closed()), RULES, 0))
+
+
+def running(load: Load) -> Running:
+    return Running(load=load, startup_s=0.0, parallel_calls=1)
 
 
 def test_failed_calls_make_a_closed_loop_invalid() -> None:
-    calls = iter(range(10**9))
-
-    def fails_later(images: object) -> None:
-        if next(calls) > 3:
-            raise RuntimeError("no")
-
-    cell = Cell(spec=NULL, scenario="SingleStream")
-    (sample,) = scenarios.run(cell, here(fails_later), RULES, 0)
-    assert sample.num_errors == sample.num_calls - 3
-    assert sample.invalid == f"{sample.num_errors} calls failed"
-
-
-def test_tasks_are_in_flight_together_and_their_failures_count() -> None:
-    calls, in_flight = iter(range(10**9)), [0]
-
-    async def call(images: object) -> None:
-        in_flight.append(in_flight[-1] + 1)
-        await asyncio.sleep(0.001)
-        in_flight.append(in_flight[-1] - 1)
-        if next(calls) > 8:
-            raise RuntimeError("no")
-
-    with closing(TaskLoad(call, IMAGES)) as load:
-        found = load.closed(5, 2, 0.05)
-    assert max(in_flight) == 5
-    assert found.num_errors == len(found.latencies_s) - 8  # the first call is not timed
-    assert found.latencies_s.min() >= 0.001
+    assert scenarios.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
 
 
 def trace(**fields: object) -> Trace:
@@ -99,7 +60,6 @@ def trace(**fields: object) -> Trace:
         ({"busy": 1.0}, 0.5, "the generator was the limit"),
         ({"busy": 1.0}, 1.0, ""),
         ({"busy": 1.0, "generator": "threads"}, 0.5, ""),
-        ({"busy": 1.0, "generator": "tasks"}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005)}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005), "latencies_s": np.full(100, 0.02)}, 0.5, "sent late"),
         ({"lag_s": np.full(100, 1e-5), "latencies_s": np.full(100, 0.02)}, 0.5, ""),
@@ -119,8 +79,10 @@ class Exact(Load):
 
     def __init__(self, limit_per_s: float, is_late: bool = False) -> None:
         self._limit, self._is_late = limit_per_s, is_late
+        self.asked: list[tuple[int, int, float, int]] = []
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
+        self.asked.append((callers, batch, seconds, connections))
         return trace(latencies_s=np.full(round(self._limit), 0.001))
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
@@ -151,9 +113,8 @@ def test_overload_that_was_not_offered_is_invalid(busy: float, reason: str) -> N
 
 
 def search(load: Exact, scenario: str = "Server") -> list[Sample]:
-    target = Running(load=load, startup_s=0.0, parallel_calls=1)
     rules = Rules(seconds=1.0, arrivals="constant")
-    return list(scenarios.run(Cell(spec=NULL, scenario=scenario), target, rules, 0))
+    return list(scenarios.run(Cell(spec=NULL, scenario=scenario), running(load), rules, 0))
 
 
 def test_search_finds_the_highest_rate() -> None:

@@ -7,17 +7,15 @@ import pytest
 
 from benchmarks.load.cores import split_cores
 from benchmarks.load.network import Generator
-from benchmarks.run import runner
 from benchmarks.targets.target import Setting
+from benchmarks.targets.workload import golden
 
 
 @pytest.fixture(scope="package")
-def setting(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(models: Path) -> Iterator[Setting]:
     cores, generator_cores = split_cores()
-    nothing_trained = tmp_path_factory.mktemp("artifacts")
     with Generator(generator_cores[:1], "python") as generator:
-        images, answers = runner.golden(models)
         yield Setting(
-            models=models, artifacts=nothing_trained, images=images, answers=answers, cores=cores,
-            addresses={}, checkouts={}, generator=generator,
+            models=models, model=None, workload=golden(models), cores=cores, addresses={},
+            checkouts={}, generator=generator,
         )  # fmt: skip

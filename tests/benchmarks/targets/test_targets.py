@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load.cores import cpu_s, family, memory_bytes
 from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.cell import Cell
-from benchmarks.run.process_usage import cpu_s, family, memory_bytes
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
@@ -65,15 +65,11 @@ def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(
             assert trace.num_errors == 0
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["classifier-async", "client-grpcio", "client-async-h2"],
-)
-def test_target_in_a_process_of_its_own_answers(setting: Setting, target: str) -> None:
-    with open_target(Spec(target=target), setting) as running:
+def test_model_alone_is_called_by_threads_in_a_process_of_its_own(setting: Setting) -> None:
+    with open_target(Spec(target="engine"), setting) as running:
         trace = until_answered(lambda seconds: running.load.closed(3, 1, seconds))
         assert trace.num_errors == 0
-        assert trace.generator == ("tasks" if "async" in target else "threads")
+        assert trace.generator == "threads"
         assert running.pid in list(family(os.getpid()))
 
 
@@ -90,9 +86,7 @@ def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (Spec(target="keras"), "no trained model"),
-        (Spec(target="keras", precision="int8"), "no int8 variant"),
-        (Spec(target="null", device="cuda"), "CPU only"),
+        (Spec(target="plain", precision="int8"), "no int8 variant"),
         (Spec(target="plain", device="cuda"), "CPU only"),
         (Spec(target="plain", workers=2), "one process"),
         (Spec(target="h2", device="cuda", precision="int8"), "int8 runs on the CPU only"),
@@ -104,7 +98,8 @@ def test_target_that_cannot_run_is_not_measured(setting: Setting, spec: Spec, re
 
 
 def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models: Path) -> None:
-    wrong = replace(setting, answers=[(digit + 1) % 10 for digit in setting.answers])
+    answers = [(digit + 1) % 10 for digit in setting.workload.answers or ()]
+    wrong = replace(setting, workload=replace(setting.workload, answers=answers))
     with pytest.raises(NotMeasured, match="other digits"), open_target(Spec(target="plain"), wrong):
         pass
     with running_server(models, "--device", "cpu") as server:
@@ -117,7 +112,7 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
 
 def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
     spec = Spec(target="plain")
-    cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="null"), spec)]
+    cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="engine"), spec)]
     suite = Suite(name="x", extra=cells, rounds=1, seconds=0.05)
 
     def kill_plain(step: str) -> None:
@@ -126,7 +121,7 @@ def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> No
             os.kill(pid, signal.SIGKILL)
 
     kept = runner.run(suite, setting, kill_plain)
-    assert {sample.spec.target for sample in kept.samples} == {"null"}
+    assert {sample.spec.target for sample in kept.samples} == {"engine"}
     assert [skip.spec for skip in kept.skips] == [spec]
 
 

@@ -10,9 +10,8 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.load.loops import closed, open_loop
-from benchmarks.load.request import Request
-from benchmarks.load.trace import arrivals
-from benchmarks.targets.methods import encode_digits
+from benchmarks.load.trace import Request, arrivals
+from benchmarks.targets.workload import encode_digits
 from serving.images import Images
 from tests.support.raw import CLASSIFY
 from tests.support.servers import running_server
@@ -26,7 +25,7 @@ def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(
     models: Path, images: Images
 ) -> None:
     with running_server(models, "--device", "cpu") as server:
-        message = encode_digits(images[:1])
+        message = encode_digits("digits", {"images": images[:1]})
         question = Request(address=server.address, path=CLASSIFY, message=message)
         offsets = arrivals("constant", rate=200, seconds=1.0, seed=0)
 

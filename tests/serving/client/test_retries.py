@@ -55,6 +55,15 @@ def test_server_that_fails_most_calls_gets_few_of_them_twice(image: Images) -> N
     assert NUM_CALLS < refuse.num_attempts <= 1.2 * NUM_CALLS
 
 
+@pytest.mark.usefixtures("client_transport")
+def test_call_that_is_only_refused_is_made_five_times(image: Images) -> None:
+    refuse = Refusing()
+    with fake_server(refuse) as address, Client(address, timeout_s=PATIENT_S) as client:
+        with pytest.raises(Unavailable):
+            client.classify(image)
+        assert refuse.num_attempts == 5
+
+
 def test_answers_bring_the_retries_back() -> None:
     budget = RetryBudget()
     assert sum(budget.take() for _ in range(200)) == 49

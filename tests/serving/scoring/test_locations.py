@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,8 +17,7 @@ from serving.images import Images
 from serving.model.loaded_model import load_model
 from serving.model.repository import PRETRAINED
 from serving.scoring import scorer
-from serving.scoring.location import Location
-from serving.scoring.opening import open_dataset
+from serving.scoring.source import open_place, open_source
 from serving.signature import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
 
@@ -34,14 +34,13 @@ def test_credentials_are_not_printed(
     assert without_credentials("a?b@c") == "a?b@c"
 
 
-def scored(source: Location, out: Location) -> int:
+def scored(place: tuple[Any, str], out: tuple[Any, str]) -> int:
     model = load_model(PRETRAINED / "digits", device="cpu")
-    dataset = open_dataset(source, DIGITS, None, 100)
-    dropped = None if dataset.are_images_kept else dataset.image_column
-    schema = scorer.answered(dataset.schema, dropped, "", DIGITS)
-    task = scorer.Task(dataset.image_column, dataset.compression, out, schema)
+    source = open_source(place, None, 100)
+    dropped = source.image_column if source.are_pictures else None
+    output = scorer.Output(*out, scorer.answered(source.schema, dropped, "", DIGITS))
     num_rows: list[int] = []
-    assert not any(scorer.score(task, dataset.pieces, model, 2, num_rows.append))
+    assert not any(number for number, _ in scorer.score(source, output, model, 2, num_rows.append))
     return sum(num_rows)
 
 
@@ -50,19 +49,18 @@ def test_files_of_another_file_system_are_read_and_written(
     are_pictures: bool, tmp_path: Path, images: Images, expected: Predictions
 ) -> None:
     # In memory, as far as ours can know an object store.
-    remote = Location(fs._MockFileSystem(), "bucket")
+    remote = fs._MockFileSystem()
     files = {f"a/{row:02}.png": picture(image) for row, image in enumerate(images[:30])}
     if not are_pictures:
         write(tmp_path, rows_of(images[:30]), row_group_size=10)
         files = {"digits.parquet": (tmp_path / "digits.parquet").read_bytes()}
-    for folder in ("in/a", "out"):
-        remote.filesystem.create_dir((remote / folder).path)
-    for name, content in files.items():
-        with remote.filesystem.open_output_stream((remote / "in" / name).path) as stream:
+    for folder in ("in/a", "in/_left", "out"):
+        remote.create_dir(f"bucket/{folder}")
+    for name, content in {**files, "_left/no.png": b"", "_left/no.parquet": b""}.items():
+        with remote.open_output_stream(f"bucket/in/{name}") as stream:
             stream.write(content)
-    assert scored(remote / "in", remote / "out") == 30
-    (part,) = (remote / "out").files()
-    table = pq.read_table(remote.filesystem.open_input_file(part.path))
+    assert scored((remote, "bucket/in"), (remote, "bucket/out")) == 30
+    table = pq.read_table(remote.open_input_file("bucket/out/part-000000.parquet"))
     check(table, expected[:30])
     if are_pictures:
         assert table["picture"].to_pylist() == [*files]
@@ -70,7 +68,7 @@ def test_files_of_another_file_system_are_read_and_written(
 
 def test_threads_end_when_a_piece_fails(tmp_path: Path, images: Images) -> None:
     write(tmp_path, rows_of(np.tile(images, (20, 1))), row_group_size=100)
-    source, out = Location.of(str(tmp_path / "digits.parquet")), Location.of(str(tmp_path / "no"))
+    places = [open_place(str(tmp_path / name)) for name in ("digits.parquet", "no")]
     with pytest.raises(ConfigurationError, match=r"/no: .*No such file or directory"):
-        scored(source, out)
+        scored(*places)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("scorer")]

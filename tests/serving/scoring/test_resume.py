@@ -55,8 +55,8 @@ def test_interrupted_run_is_resumed_and_has_every_row_once(
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert interrupt(source, out, number) == code
-    assert code < 0 or not list(out.glob("_part-*"))
-    (out / "_part-leftover").touch()
+    assert code < 0 or not list(out.glob("_unfinished-*"))
+    (out / "_unfinished-leftover").touch()
     before = times(out)
     for folder in (out, whole):
         subprocess.run([*command(source, folder), "--resume"], check=True)
@@ -87,7 +87,7 @@ def test_finished_run_is_not_made_again(tmp_path: Path, images: Images, score: S
 
 @pytest.mark.parametrize(
     ("options", "subject"),
-    [(["--precision", "int8"], "model"), (["--rows-per-file", 9], "input"),
+    [(["--precision", "int8"], "model"), (["--rows-per-file", 600], "rows_per_file"),
      (["--drop-images"], "columns"), ([], "input")],
 )  # fmt: skip
 def test_resume_of_something_else_is_refused(

@@ -73,11 +73,26 @@ def test_exception_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_long_line_keeps_its_ends(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup(log_format)  # type: ignore[arg-type]
-    logging.getLogger("serving.test").warning("begin %s end", "-" * 100_000)
-    line = written(capsys)
-    assert len(line) < 1_500
+    logging.getLogger("serving.test").warning("begin %s end", "-\n" * 100_000)
+    line = written(capsys).rstrip("\n")
+    assert len(line) <= 1_000
     assert "begin" in line
     assert "end" in line
+
+
+def test_long_exception_beside_a_long_message_is_one_short_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.setup("json")
+    try:
+        raise ValueError("\x1b" * 10_000 + "planted")
+    except ValueError:
+        logging.getLogger("serving.test").exception("begin %s end", "\N{SNOWMAN}" * 10_000)
+    line = written(capsys).rstrip("\n")
+    event = json.loads(line)
+    assert len(line) <= 1_000
+    assert event["message"].startswith("begin")
+    assert event["exception"].endswith("planted")
 
 
 def test_message_that_does_not_fit_its_arguments_ends_nothing(
