@@ -50,7 +50,7 @@ def read_numbers(
     Raises:
         InvalidRequest: not a readable picture, or too large; or the classifier's images are not
             28 x 28; or the pattern is none.
-        ConfigurationError: Pillow or SciPy is not installed.
+        ConfigurationError: Pillow, SciPy or ONNX Runtime is not installed.
         DigitsError: what `classify` raises.
     """
     return numbers_of(find_candidates(source), classifier.classify, pattern)
@@ -90,7 +90,7 @@ def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "R
 
     Raises:
         InvalidRequest: not a readable picture, or too large, or it has too many candidates.
-        ConfigurationError: Pillow or SciPy is not installed.
+        ConfigurationError: Pillow, SciPy or ONNX Runtime is not installed.
     """
     try:
         from digit_reader import numbers
@@ -101,4 +101,5 @@ def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "R
 
 
 def _missing() -> ConfigurationError:
-    return ConfigurationError(f"pictures need Pillow and SciPy: {install('pictures')}")
+    needs = "numbers need Pillow, SciPy and ONNX Runtime"
+    return ConfigurationError(f"{needs}: {install('serve', './reader')}")

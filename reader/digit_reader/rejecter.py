@@ -1,12 +1,12 @@
 """Tells whole digits from all else: halves and pairs of digits, letters, dots, lines, smears.
 
-A small convolutional network in numpy. It sees a candidate, the ink around it, and where it is in
-its row. `python -m lab fit` makes its weights.
+A small convolutional network, run by ONNX Runtime. It sees a candidate, the ink around it, and its
+place in its row. `python -m lab fit` makes it.
 """
 
-import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,18 @@ import numpy.typing as npt
 from digit_reader.text.candidates import Candidates
 from serving.digits.pictures.normalizer import HEIGHT, WIDTH
 from serving.images import Images
+from serving.model.onnx_runtime import new_session
 from serving.predictions import Probabilities
 
 Floats = npt.NDArray[np.float32]
 
-WEIGHTS = Path(__file__).parent / "rejecter.npz"
+NETWORK = Path(__file__).parent / "rejecter.onnx"
+NUM_CLASSES = 11
+"""The digits, and none."""
 SHARE = 0.5
 """Of the rejecter in the log probabilities of a candidate's classes."""
-_STRIDE = 2
 _BATCH = 64
-"""Candidates at once: more need more memory, and no less time."""
+"""Candidates at once: more need more memory."""
 
 
 def logits(candidates: Candidates) -> Floats:
@@ -32,23 +34,20 @@ def logits(candidates: Candidates) -> Floats:
     Returns:
         (N, 11) float32: log probabilities up to a constant, of each digit, and of no whole digit.
     """
-    parts = range(0, max(len(candidates.images), 1), _BATCH)
-    return np.concatenate([_logits(candidates, slice(at, at + _BATCH)) for at in parts])
+    answers = [np.empty((0, NUM_CLASSES), np.float32)]
+    for at in range(0, len(candidates.images), _BATCH):
+        part = slice(at, at + _BATCH)
+        answers += _session().run(["logits"], {
+            "images": candidates.images[part],
+            "surroundings": candidates.surroundings[part],
+            "measures": candidates.measures[part],
+        })  # fmt: skip
+    return np.concatenate(answers)
 
 
-def _logits(candidates: Candidates, part: slice) -> Floats:
-    weights = _weights()
-    both = np.stack([candidates.images[part], candidates.surroundings[part]], -1)
-    hidden: npt.NDArray[np.floating] = both.reshape(-1, HEIGHT, WIDTH, 2).astype(np.float32) / 255
-    for layer in (1, 2):
-        hidden = np.maximum(
-            _convolved(hidden, weights[f"kernel{layer}"]) + weights[f"bias{layer}"], 0
-        )
-    pixels = hidden.reshape(len(hidden), math.prod(hidden.shape[1:]))  # not -1: N may be 0
-    flat = np.concatenate([pixels, candidates.measures[part]], axis=1)
-    dense = np.maximum(flat @ weights["kernel3"] + weights["bias3"], 0)
-    answer: Floats = dense @ weights["kernel4"] + weights["bias4"]
-    return answer
+@cache
+def _session() -> Any:
+    return new_session(NETWORK.read_bytes(), "CPUExecutionProvider")
 
 
 def logits_alone(images: Images) -> Floats:
@@ -86,18 +85,3 @@ def _softmax(logs: Floats) -> Probabilities:
     weights = np.exp(logs - logs.max(1, initial=-np.inf, keepdims=True))
     answer: Probabilities = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return answer
-
-
-def _convolved(images: npt.NDArray[np.floating], kernel: Floats) -> Floats:
-    """Convolve (N, H, W, C) with (K, K, C, F), every second pixel, without padding."""
-    size = kernel.shape[0]
-    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
-    windows = windows[:, ::_STRIDE, ::_STRIDE]  # (N, h, w, C, K, K)
-    answer: Floats = np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
-    return answer
-
-
-@cache
-def _weights() -> dict[str, Floats]:
-    with np.load(WEIGHTS) as arrays:
-        return {name: arrays[name].astype(np.float32) for name in arrays.files}

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from digit_reader.rejecter import WEIGHTS
+from digit_reader.rejecter import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
 from lab.handwriting import evaluation, examples, fitting, record, reliability
 from lab.handwriting.evaluation import Outcome
@@ -41,8 +41,8 @@ examples:
   python -m lab evaluate --rows "boxes of a form" --wrong
   python -m lab evaluate --digits validation   to tune on; the test digits are for reports
   python -m lab record after.jsonl --against before.jsonl
-  python -m lab fit                            fits a rejecter.npz, in two hours
-  python -m lab fit --start reader/digit_reader/rejecter.npz --fonts fonts --path-epochs 13
+  python -m lab fit                            fits a rejecter.onnx, in two hours
+  python -m lab fit --start digit_reader/rejecter.onnx --fonts fonts --path-epochs 13
 """
 
 
@@ -99,8 +99,8 @@ def parser() -> argparse.ArgumentParser:
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
     add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
-    add("--output", type=Path, default=WEIGHTS, metavar="FILE",
-        help="or a folder, for rejecter.npz in it (digit_reader/)")  # fmt: skip
+    add("--output", type=Path, default=NETWORK, metavar="FILE",
+        help="or a folder, for rejecter.onnx in it (digit_reader/)")  # fmt: skip
     add = _command(commands, "own", _own, "print how much a person's own pictures gain")
     add("--hands", type=int, nargs="+", default=[2, 3, 4, 5], metavar="N",
         help="their numbers (2 3 4 5)")  # fmt: skip
@@ -194,7 +194,7 @@ def _fit(options: argparse.Namespace) -> int:
     if options.start:
         fit.blend(options.start)
     print(f"loss of rows held out: {fit.path_loss(held_out):.4f}")
-    output = options.output / WEIGHTS.name if options.output.is_dir() else options.output
+    output = options.output / NETWORK.name if options.output.is_dir() else options.output
     fit.save(output)
     print(f"{output}: {output.stat().st_size} bytes")
     return 0

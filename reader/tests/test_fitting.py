@@ -7,6 +7,7 @@ import pytest
 
 from digit_reader import rejecter
 from digit_reader.text.candidates import NUM_MEASURES, Candidates
+from lab.handwriting import onnx_file
 from lab.handwriting.examples import LabelledRow, of_picture
 from lab.handwriting.fitting import RAISED, Fit
 from lab.made.pages import any_paper, without_digits
@@ -40,10 +41,9 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     fit.by_paths(rows, epochs=5)
     assert fit.path_loss(with_text) < 0.9 * by_labels
 
-    fit.save(tmp_path / "rejecter.npz")
-    with np.load(tmp_path / "rejecter.npz") as arrays:
-        weights = {name: arrays[name].astype(np.float32) for name in arrays.files}
-    monkeypatch.setattr(rejecter, "_weights", lambda: weights)
+    fit.save(tmp_path / "rejecter.onnx")
+    monkeypatch.setattr(rejecter, "NETWORK", tmp_path / "rejecter.onnx")
+    rejecter._session.cache_clear()
     row = rows[0]
     nothing = np.zeros((len(row.labels), 4), np.intp)
     logits = rejecter.logits(Candidates(
@@ -53,8 +53,22 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     assert np.allclose(logits, trained.numpy(), atol=0.05)
 
-    fit.start_from(tmp_path / "rejecter.npz")
-    fit.blend(tmp_path / "rejecter.npz")  # the same weights: only the log odds change
+    fit.start_from(tmp_path / "rejecter.onnx")
+    fit.blend(tmp_path / "rejecter.onnx")  # the same weights: only the log odds change
     raised = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     change = rejecter.odds(raised.numpy()) - rejecter.odds(logits)
     assert np.allclose(change, RAISED, atol=0.01)
+    rejecter._session.cache_clear()
+
+
+def test_network_of_the_package_is_as_the_fit_writes_it(tmp_path: Path) -> None:
+    onnx_file.save(onnx_file.load(rejecter.NETWORK), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == rejecter.NETWORK.read_bytes()
+
+
+def test_no_candidates_have_no_logits() -> None:
+    none = np.zeros((0, 784), np.uint8)
+    empty = np.zeros((0, 4), np.intp)
+    measures = np.zeros((0, NUM_MEASURES), np.float32)
+    logits = rejecter.logits(Candidates(empty, empty, none, none, measures, empty[:, 0] > 0, none))
+    assert logits.shape == (0, 11)

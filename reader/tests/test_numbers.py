@@ -285,5 +285,5 @@ def test_missing_pillow_names_the_extra(
     monkeypatch.delattr("digit_reader.numbers", raising=False)
     monkeypatch.delattr("serving.digits.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
+    with pytest.raises(ConfigurationError, match=r"install '\.\[serve\]' \./reader"):
         read_numbers(io.BytesIO(), classifier)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PROC = Path("/proc/self")
-VIRTUAL, RESIDENT, DATA = 0, 1, 5
+VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
 """Sizes in /proc/self/statm."""
 _PR_SET_PDEATHSIG = 1
 
@@ -41,7 +41,7 @@ def memory(field: int) -> int:
     """Return a size of this process in bytes; 0 without /proc.
 
     Args:
-        field: VIRTUAL, RESIDENT or DATA.
+        field: VIRTUAL, RESIDENT, SHARED or DATA.
     """
     try:
         pages = (_PROC / "statm").read_text("ascii").split()

@@ -29,7 +29,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system.process import DATA, RESIDENT, end_with_parent, memory
+from serving.system.process import DATA, RESIDENT, SHARED, end_with_parent, memory
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
@@ -340,9 +340,9 @@ def _work(sock: socket.socket, memory_bytes: int) -> NoReturn:
         limit = memory(DATA) + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resting_bytes = memory(RESIDENT)
+    resting_bytes = _own_bytes()
     stream = sock.makefile("rwb")
-    while memory(RESIDENT) - resting_bytes <= _KEPT_BYTES:
+    while _own_bytes() - resting_bytes <= _KEPT_BYTES:
         try:
             number, function, args = pickle.load(stream)
         except BaseException:  # it is no use without its job
@@ -351,6 +351,11 @@ def _work(sock: socket.socket, memory_bytes: int) -> NoReturn:
         del args
         stream.flush()
     os._exit(_ENOUGH)
+
+
+def _own_bytes() -> int:
+    """Return this process's memory without that of files, such as the code of libraries."""
+    return memory(RESIDENT) - memory(SHARED)
 
 
 def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_reader.rejecter import SHARE, odds
+from lab.handwriting import onnx_file
 from lab.handwriting.examples import NO_DIGIT, LabelledRow, join
 from lab.handwriting.paths import Loss, text_loss
 from serving.digits.pictures.parts import Mask, Numbers
@@ -50,7 +51,6 @@ DEFORMATION = Deformation(
 FILTERS = (48, 96)
 UNITS = 192
 
-_WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 _Floats = npt.NDArray[np.float32]
 
 
@@ -77,11 +77,11 @@ class Fit:
 
     def start_from(self, path: Path) -> None:
         """Take over saved weights."""
-        self._model.set_weights(_saved(path))
+        self._model.set_weights(onnx_file.load(path))
 
     def blend(self, path: Path) -> None:
         """Average the weights with those that the fit went on from, and raise all log odds."""
-        both = zip(self._model.get_weights(), _saved(path), strict=True)
+        both = zip(self._model.get_weights(), onnx_file.load(path), strict=True)
         weights = [(fitted + saved) / 2 for fitted, saved in both]
         weights[-1][NO_DIGIT] -= RAISED
         self._model.set_weights(weights)
@@ -167,10 +167,8 @@ class Fit:
         return float(np.mean([self._gradient([row])[2] for row in rows if row.text]))
 
     def save(self, path: Path) -> None:
-        """Save the weights as half floats."""
-        weights = zip(_WEIGHTS, self._model.get_weights(), strict=True)
-        with path.open("wb") as file:  # of exactly this name, which numpy would complete
-            np.savez_compressed(file, **{name: array.astype(np.float16) for name, array in weights})
+        """Save the network, with weights as half floats."""
+        onnx_file.save(self._model.get_weights(), path)
 
     def _gradient(
         self, rows: Sequence[LabelledRow], times: npt.ArrayLike = 1.0
@@ -247,11 +245,6 @@ class Fit:
         tf = self._tf
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
         return losses * tf.cast(labels >= 0, tf.float32)
-
-
-def _saved(path: Path) -> list[_Floats]:
-    with np.load(path) as arrays:
-        return [arrays[name].astype(np.float32) for name in _WEIGHTS]
 
 
 def _path_loss(row: LabelledRow, scores: npt.NDArray[np.float64]) -> Loss | None:

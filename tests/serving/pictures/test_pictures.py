@@ -20,19 +20,16 @@ from lab.made.drawing import (
     draw,
     font_glyph,
     framed,
-    png,
     row,
     stroke_glyph,
 )
-from lab.made.strings import random_string
 from serving import Classifier
 from serving.digits.pictures import decoder
 from serving.digits.pictures.parts import bounding_box
-from serving.digits.pictures.reader import from_picture, read_digit
+from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.images import Images
 from tests.support.pictures.random_pictures import read_all
-from training.data.mnist import Mnist
 
 Levels = npt.NDArray[np.uint8]
 
@@ -271,15 +268,6 @@ def test_message_says_how_many_digits_and_where() -> None:
         from_picture(saved(image))
 
 
-def test_most_touching_pairs_are_refused(mnist_sample: Mnist) -> None:
-    rng = np.random.default_rng(4)
-    pairs = [random_string(mnist_sample.test, rng, -3, 0) for _ in range(400)]
-    touching = [pair for pair in pairs if len(pair.text) == 2 and pair.touches]
-    refused = sum(is_refused_as_several(pair.ink) for pair in touching)
-    assert len(touching) > 12
-    assert refused > 0.65 * len(touching)  # 91 % of 150
-
-
 def test_single_handwriting_is_not_refused(images: Images) -> None:
     pictures = [np.pad(image.reshape(28, 28), 5) for image in images[:100]]
     refused = sum(is_refused_as_several(enlarged(picture, 4)) for picture in pictures)
@@ -392,19 +380,6 @@ def test_drawn_digits_are_recognised(classifier: Classifier, population: str) ->
     for on_paper in (False, True):
         pictures = draw(population, 20, seed=5, on_paper=on_paper)
         assert accuracy(classifier, pictures) >= 0.5
-
-
-def test_letters_are_doubted_and_digits_are_not() -> None:
-    rng = np.random.default_rng(1)
-
-    def factor(text: str) -> float:
-        try:
-            return read_digit(io.BytesIO(png(255 - np.asarray(font_glyph(text, 60, rng)))))[1]
-        except InvalidRequest:  # a letter such as M may look like several digits
-            return 0.0
-
-    assert np.mean([factor(digit) == 1 for digit in "0123456789" * 2]) >= 0.9
-    assert np.mean([factor(letter) < 0.2 for letter in "AEFHKNRTVX" * 2]) >= 0.9
 
 
 @pytest.mark.parametrize(
