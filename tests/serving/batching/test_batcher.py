@@ -308,6 +308,27 @@ def test_free_runners_share_what_waits() -> None:
     owner.batcher.close()
 
 
+def test_slow_rows_run_in_parts_that_end_soon() -> None:
+    """A row takes 1 ms: 8 at once are enough, and callers of the first are not kept waiting."""
+    clock = FakeClock()
+
+    class Slow(FakeModel):
+        def classify(self, images: Images) -> Probabilities:
+            clock.advance(0.001 * len(images))
+            return super().classify(images)
+
+    model = Slow()
+    owner = owner_of(model, BatchingConfig(), clock=clock)
+    owner.wait(owner.submit(1))
+    requests = [FakeRequest(*[value] * rows) for value, rows in ((2, 20), *(((3, 1),) * 20))]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    owner.wait(*requests)
+    assert [len(values) for values in model.ran] == [1, 8, 8, 8, 4, 8, 4]
+    owner.batcher.close()
+
+
 class Elsewhere(GatedModel):
     """Two rows are quick; only runs on other threads wait for the gate."""
 
