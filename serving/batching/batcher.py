@@ -37,7 +37,6 @@ from serving.errors import (
 from serving.signature import Signature
 from serving.system.host import Runners, Task, Threads
 from serving.telemetry.metrics import Metrics
-from serving.telemetry.tracing import latest_run
 from serving.tensors import Array, Feeds, TensorSignature
 
 _log = logging.getLogger(__name__)
@@ -581,7 +580,7 @@ class Batcher:
                 for group in groups:
                     self._fail(group, result)
                 return 0
-            latest_run.set((result.started_s, result.finished_s, *self._name, result.num_rows))
+            run = result.started_s, result.finished_s, *self._name, result.num_rows
             at, answered = 0, groups
             if have_left:
                 answered = []
@@ -591,7 +590,7 @@ class Batcher:
                 if have_left:
                     group, responses = group.open_answers(responses)
                     answered.append(group)
-                group.sink.answer(group, responses)
+                group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._count, answered, result))
             return at
         except Exception:  # a flaw of ours: it ends these calls, and never the owner

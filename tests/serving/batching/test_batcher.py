@@ -262,9 +262,9 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
 class Slots:
     """Gives each call of a group its own outcome."""
 
-    def answer(self, group: Group, responses: Any) -> None:
+    def answer(self, group: Group, responses: Any, run: Any) -> None:
         for slot, response in zip(group.slots or (), responses, strict=True):
-            slot.answer(group, [response])
+            slot.answer(group, [response], run)
 
     def fail(self, group: Group, error: Any) -> None:
         for slot in group.slots or ():
