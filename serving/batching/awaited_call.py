@@ -10,7 +10,7 @@ from typing import Any
 
 from serving.batching.queue import Group, Line, Owner, Queue, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
-from serving.telemetry.tracing import NEVER, Ran, latest_run
+from serving.telemetry.tracing import NEVER, Ran
 
 _numbers = itertools.count()
 
@@ -85,9 +85,9 @@ class _Call:
         if not enter(group):
             self.fail(group, Overloaded())
 
-    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         if responses:
-            self.run = latest_run.get()
+            self.run = run
             self._loop.call_soon_threadsafe(self._settle, self.outcome.set_result, responses[0])
 
     def fail(self, group: Group, error: DigitsError) -> None:

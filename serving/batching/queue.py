@@ -9,6 +9,7 @@ import numpy.typing as npt
 from serving.errors import DigitsError
 from serving.predictions import ClassNumbers, class_numbers
 from serving.signature import Signature
+from serving.telemetry.tracing import Ran
 from serving.tensors import Layout
 
 TURN_ROWS = 16
@@ -135,8 +136,8 @@ class ResponseEncoder:
 class Sink(Protocol):
     """The receiver of the outcome of calls, on the owner's thread."""
 
-    def answer(self, group: "Group", responses: Sequence[Any]) -> None:
-        """Take the responses, one for each call."""
+    def answer(self, group: "Group", responses: Sequence[Any], run: Ran) -> None:
+        """Take the responses, one for each call, and the run that they are from."""
 
     def fail(self, group: "Group", error: DigitsError) -> None:
         """Take the reason why there are none."""

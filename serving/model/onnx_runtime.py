@@ -32,8 +32,6 @@ _DATATYPES = {
 }  # fmt: skip
 """The protocol's name of each of ONNX Runtime's types."""
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
-_SMALL_BYTES = 1 << 20
-"""Networks up to this size need little memory, unless they have convolutions."""
 NO_WEIGHTS: Mapping[str, bytes] = {}
 _MAX_REASON = 300
 """Characters of a message: it becomes part of a log line."""
@@ -78,9 +76,9 @@ def new_session(
         options.add_session_config_entry(key, value)
     options.intra_op_num_threads = 1  # runs on the caller's thread: the batcher owns the cores
     options.inter_op_num_threads = 1
-    # An arena keeps the memory of the largest batch. Without one, 16 rows of a small network of
-    # convolutions took 1,400 page faults on a thread, a quarter of the time; others gain nothing.
-    options.enable_cpu_mem_arena = len(model) > _SMALL_BYTES or b"Conv" in model
+    # An arena keeps the memory of the largest batch, 14 MB for a small network of convolutions;
+    # without one, runs take as long.
+    options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
     session = onnxruntime.InferenceSession(

@@ -5,7 +5,6 @@ Needs the extra `otel`, which is imported when a tracer is made: without one, a 
 
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any
 
 from serving.commandline.installation import install
@@ -14,8 +13,6 @@ from serving.errors import ConfigurationError
 Ran = tuple[float, float, str, str, int]
 """A run: start and end in monotonic seconds, the model's name, its version, and rows."""
 NEVER: Ran = (0.0, 0.0, "", "", 0)
-latest_run: ContextVar[Ran] = ContextVar("latest_run", default=NEVER)
-"""The run whose answers are being sent."""
 
 _FLUSH_MS = 3_000
 
@@ -67,6 +64,7 @@ class Tracer:
         begun_s: float,
         metadata: Mapping[str, str],
         attributes: Mapping[str, Any],
+        run: Ran,
         *,
         is_error: bool,
     ) -> None:
@@ -76,8 +74,8 @@ class Tracer:
         span = self._tracer.start_span(name, parent, self._server, attributes, start_time=begun_ns)
         if not span.is_recording():
             return
-        started_s, finished_s, model, version, num_rows = latest_run.get()
-        if started_s >= begun_s:  # else it was another call's
+        started_s, finished_s, model, version, num_rows = run
+        if run is not NEVER:
             span.set_attributes({
                 "model.name": model, "model.version": version, "batch.rows": num_rows,
                 "queue.seconds": started_s - begun_s,

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from serving.config import ServerConfig
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS
-from serving.telemetry.tracing import Tracer
+from serving.telemetry.tracing import NEVER, Tracer
 
 _log = logging.getLogger(ACCESS)
 
@@ -38,7 +38,7 @@ _SERVER_FAILED = (
 class LoggedCall:
     """A call in progress, and the fields of its line and span."""
 
-    __slots__ = ("begun_s", "context", "ids", "method", "peer", "route")
+    __slots__ = ("begun_s", "context", "ids", "method", "peer", "route", "run")
 
     def __init__(self, method: str, peer: str, metadata: Mapping[str, str]) -> None:
         """Start the call's clock.
@@ -59,6 +59,8 @@ class LoggedCall:
         self.begun_s = time.monotonic()
         self.route = ""
         """Of a call over HTTP, such as "/v2/models/{name}/infer"."""
+        self.run = NEVER
+        """The last run that answered it."""
 
 
 class AccessLog:
@@ -119,7 +121,7 @@ class AccessLog:
                            "http.route": call.route,
                            "http.response.status_code": http_status}  # fmt: skip
         is_error = status in _SERVER_FAILED
-        tracer.record(name, call.begun_s, call.context, attributes, is_error=is_error)
+        tracer.record(name, call.begun_s, call.context, attributes, call.run, is_error=is_error)
 
     def close(self) -> None:
         """Send the spans that are left."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError, Overloaded
-from serving.telemetry.tracing import NEVER, latest_run
+from serving.telemetry.tracing import Ran
 from serving.transports.access_log import LoggedCall
 from serving.transports.connections import Peer
 
@@ -50,7 +50,7 @@ class Call:
     """
 
     __slots__ = (
-        "_steps", "_work", "deadline_s", "is_over", "is_running", "last_run", "logged", "peer",
+        "_steps", "_work", "deadline_s", "is_over", "is_running", "logged", "peer",
         "port", "stream",
     )  # fmt: skip
 
@@ -70,8 +70,6 @@ class Call:
         self.is_over = False
         self.is_running = False
         """Whether it has come whole and waits for a run or a thread."""
-        self.last_run = NEVER
-        """The last run that answered it."""
         self.logged: LoggedCall | None = None
         self._steps: Coroutine[Callable[[], object], Any, Any] | None = None
         self._work: Future[Any] | None = None
@@ -141,10 +139,11 @@ class Call:
 
     # Outcomes
 
-    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         """See `Sink`."""
         if responses and self._steps is not None:
-            self.last_run = latest_run.get()
+            if self.logged is not None:
+                self.logged.run = run
             self._step(self._steps.send, responses[0])
 
     def fail(self, group: Group, error: DigitsError) -> None:
@@ -197,7 +196,6 @@ class Call:
         logged, self.logged = self.logged, None
         if logged is None:
             return ""
-        latest_run.set(self.last_run)
         self.port.log.end(logged, status, http_status)
         return logged.ids["request_id"]
 

@@ -27,7 +27,6 @@ from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import Metrics
-from serving.telemetry.tracing import latest_run
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.connections import max_message_bytes
@@ -57,11 +56,16 @@ class _Call:
     """
 
     def __init__(
-        self, handlers: "Handlers", method: Method, request: bytes, context: _Context
+        self,
+        handlers: "Handlers",
+        method: Method,
+        request: bytes,
+        context: _Context,
+        logged: LoggedCall | None,
     ) -> None:
         """Take the caller's one message, unless it may send more."""
         self._handlers, self._method, self._context = handlers, method, context
-        self._request, self._received_s = request, time.monotonic()
+        self._request, self._received_s, self._logged = request, time.monotonic(), logged
         self.response: bytes | None = None
         """The one answer, unless there may be more."""
         self._posted: asyncio.Queue[bytes] = asyncio.Queue()
@@ -93,7 +97,8 @@ class _Call:
         left_s = [s for s in (self._context.time_remaining(), encoder.timeout_s) if s is not None]
         deadline_s = self._received_s + min(left_s, default=math.inf)
         framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter)
-        latest_run.set(run)
+        if self._logged is not None:
+            self._logged.run = run
         response: bytes = framed
         return response
 
@@ -165,10 +170,12 @@ class Handlers(grpc.GenericRpcHandler):
                     else grpc.unary_stream_rpc_method_handler
                 )  # fmt: skip
 
-        async def answer(request: Any, context: _Context) -> bytes | None:
+        async def answer(
+            request: Any, context: _Context, logged: LoggedCall | None
+        ) -> bytes | None:
             if refusal is not None or method is None:
                 raise refusal or _UnknownMethod()
-            call = _Call(self, method, request, context)
+            call = _Call(self, method, request, context, logged)
             await method.handle(call)
             return call.response
 
@@ -187,7 +194,7 @@ class Handlers(grpc.GenericRpcHandler):
             self.num_active += 1
             response, refusal, code = None, None, "OK"
             try:
-                response = await handler(request, context)
+                response = await handler(request, context, call)
             except asyncio.CancelledError:  # the caller left, or the server stops
                 # If it escaped, a caller that is still there would get no status (grpc #29248).
                 refusal, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"

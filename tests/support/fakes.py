@@ -23,6 +23,7 @@ from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
 from serving.router import Router
 from serving.signature import DIGITS
+from serving.telemetry.tracing import Ran
 from serving.tensors import Array, Feeds
 
 TIMEOUT_S = 10.0
@@ -143,7 +144,7 @@ class FakeRequest(ResponseEncoder):
         starts = range(at, at + number * step, step)
         return [(result.version, list(classes[start : start + step])) for start in starts]
 
-    def answer(self, group: Group, responses: Sequence[Any]) -> None:
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         for response in responses:
             self._settle(response)
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from serving.batching.batcher import Batcher
 from serving.batching.queue import ResponseEncoder, Result, Target
-from serving.errors import DigitsError, InvalidRequest, Unavailable
+from serving.errors import DigitsError, InvalidRequest, RequestError, Unavailable
 from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.messages import parse
@@ -100,23 +100,26 @@ class RawEncoder(InferEncoder):
     """The version and the shapes that the constant parts are of."""
     _constants: Sequence[bytes] = ()
     """The bytes before each tensor."""
+    _head, _version = b"", ""
+    """Those of a classifier, and their version."""
 
     def encode(self, result: Result, at: int, number: int) -> list[bytes]:
         """See `ResponseEncoder`."""
         step, end = self.num_rows, at + number * self.num_rows
+        rows = result.rows  # of a classifier, the bytes of its only output
+        if rows and result.version == self._version:
+            head, size = self._head, len(rows) // result.num_rows
+            parts = range(at * size, end * size, step * size)
+            step *= size
+            return [head + rows[i : i + step] for i in parts]
         outputs = [result.outputs[each] for each in self._inference.outputs]
         is_all = step == result.num_rows  # then the outputs may have any shape
         shapes = [each.shape if is_all else (step, *each.shape[1:]) for each in outputs]
         if (result.version, shapes) != self._known and not self._prepare(result, at, shapes):
             return super().encode(result, at, number)
-        if result.rows:  # of a classifier, the bytes of its only output
-            size = len(result.rows) // result.num_rows
-            data = [result.rows[at * size : end * size]]
-        else:
-            data = [(each if is_all else each[at:end]).tobytes() for each in outputs]
-        if len(data) == 1:
-            head = self._constants[0]
-            return [head + part for part in _cut(data[0], number)]
+        if rows:
+            self._head, self._version = self._constants[0], result.version
+        data = ((each if is_all else each[at:end]).tobytes() for each in outputs)
         columns = zip(*(_cut(each, number) for each in data), strict=True)
         return [b"".join(chain(*zip(self._constants, parts, strict=True))) for parts in columns]
 
@@ -129,9 +132,11 @@ class RawEncoder(InferEncoder):
             data = tensors.to_raw(parts[number])
             if self._signature.outputs[number].datatype == "BYTES" or not answer.endswith(data):
                 return False
-            answer = answer[: len(answer) - len(data)]
-            constants.append(self.before(len(data)))
-            answer = answer.removesuffix(constants[-1])
+            answer, before = answer[: len(answer) - len(data)], self.before(len(data))
+            if not answer.endswith(before):
+                return False
+            answer = answer.removesuffix(before)
+            constants.append(before)
         constants[-1] = answer + constants[-1]
         self._constants, self._known = constants[::-1], (result.version, shapes)
         return True
@@ -162,7 +167,7 @@ def decode(
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
         return tensors.decode(request, signature, router.batching.max_request_images, typed)
-    except InvalidRequest:
+    except RequestError:
         router.metrics.count_failure((request.model_name, target.model.version), 0.0, 1)
         raise
 

@@ -14,6 +14,7 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import PREFIX_BYTES, frame
 from serving.protocols.method import BatchedUnary, Refused, Rows
 from serving.protocols.status import Status, error_of
+from serving.telemetry.tracing import Ran
 from serving.transports.calls import Call, paused
 from serving.transports.connections import Peer
 from serving.transports.h2 import headers
@@ -259,10 +260,10 @@ class GrpcCall(Call):
         """See `Call` of `serving.protocols.method`."""
         await paused(lambda: None)
 
-    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
         """See `Sink`."""
         if group.slots is None:
-            super().answer(group, responses)
+            super().answer(group, responses, run)
             return
         for pending, response in zip(group.slots, responses, strict=True):
             pending.response = response

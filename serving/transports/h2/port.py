@@ -28,6 +28,7 @@ from serving.router import Router
 from serving.system.address import address_of, others
 from serving.system.cores import may_poll
 from serving.system.host import Host, Task
+from serving.telemetry.tracing import Ran
 from serving.transports.access_log import AccessLog, LoggedCall, access_log
 from serving.transports.connections import Limits, Peer, Port, max_message_bytes, peer_of
 from serving.transports.h2 import headers
@@ -246,7 +247,7 @@ class H2Port(Port):
 
     # How calls without an object end
 
-    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
         """See `Sink`."""
         peer: Peer = group.caller  # type: ignore[assignment]
         peer.engine.answer(group.streams, responses)

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.telemetry.tracing import Ran
 from serving.transports.calls import SMALL_BYTES, Call, Pool
 from serving.transports.connections import Peer
 from serving.transports.http1.problems import Answer
@@ -102,7 +103,7 @@ class Known:
         streams: Any = [stream]
         return Group(peer, streams, [rows], self._encoder, self, now_s, deadline_s)
 
-    def answer(self, group: Group, responses: Sequence[bytes]) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
         """See `Sink`."""
         for response in responses:
             self._end(group.caller, response)

@@ -262,9 +262,9 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
 class Slots:
     """Gives each call of a group its own outcome."""
 
-    def answer(self, group: Group, responses: Any) -> None:
+    def answer(self, group: Group, responses: Any, run: Any) -> None:
         for slot, response in zip(group.slots or (), responses, strict=True):
-            slot.answer(group, [response])
+            slot.answer(group, [response], run)
 
     def fail(self, group: Group, error: Any) -> None:
         for slot in group.slots or ():
@@ -305,6 +305,27 @@ def test_free_runners_share_what_waits() -> None:
     model.open(2)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [200, 200]
+    owner.batcher.close()
+
+
+def test_slow_rows_run_in_parts_that_end_soon() -> None:
+    """A row takes 1 ms: 8 at once are enough, and callers of the first are not kept waiting."""
+    clock = FakeClock()
+
+    class Slow(FakeModel):
+        def classify(self, images: Images) -> Probabilities:
+            clock.advance(0.001 * len(images))
+            return super().classify(images)
+
+    model = Slow()
+    owner = owner_of(model, BatchingConfig(), clock=clock)
+    owner.wait(owner.submit(1))
+    requests = [FakeRequest(*[value] * rows) for value, rows in ((2, 20), *(((3, 1),) * 20))]
+    for request in requests:
+        owner.batcher.submit(request.group)
+    owner.work()
+    owner.wait(*requests)
+    assert [len(values) for values in model.ran] == [1, 8, 8, 8, 4, 8, 4]
     owner.batcher.close()
 
 

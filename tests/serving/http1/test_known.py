@@ -21,6 +21,7 @@ from serving.model.repository import PRETRAINED
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
+from serving.telemetry.tracing import NEVER
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.exchange import Known
 from serving.transports.loop import Loop
@@ -169,5 +170,5 @@ def test_answers_keep_their_order() -> None:
 def test_run_whose_callers_have_left_is_no_answer() -> None:
     ended: list[Any] = []
     group: Any = None
-    Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [])
+    Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [], NEVER)
     assert not ended

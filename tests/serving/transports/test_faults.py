@@ -162,7 +162,7 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
             refused = method(encode_request(images_of(*range(20)).tobytes()))
             assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
-        running.engine.open(10)
+        running.engine.open(100)
         assert await first == [0]
         assert await accepted == [value % 10 for value in range(20, 120)]
         await ends_well(running)
