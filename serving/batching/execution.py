@@ -142,10 +142,11 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
     if not is_batchable:
         return [[call] for call in reversed(calls)]
-    alike: dict[tuple[tuple[int, ...], ...], list[Group]] = {}
+    alike: dict[object, list[Group]] = {}
     for call in calls:
         shapes = tuple(array.shape[1:] for array in call.messages[0])
-        alike.setdefault(shapes, []).append(call)
+        # Rows are proved independent for axes of one or more.
+        alike.setdefault(shapes if all(map(all, shapes)) else object(), []).append(call)
     return list(reversed(alike.values()))
 
 
