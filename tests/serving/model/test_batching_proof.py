@@ -463,11 +463,16 @@ def compare_with_itself(model, sizes=(2, 3, 8)):
     for size in sizes:
         chosen = generator.choice(8, size, replace=False)
         answers = session.run(None, {name: array[chosen] for name, array in rows.items()})
+        # Whether a maximum of numbers and NaN is NaN depends on ONNX Runtime's loop.
+        is_sane = np.array(
+            [not any(np.isnan(array[i]).any() for array in rows.values()) for i in chosen]
+        )
         for index, answer in enumerate(answers):
             wanted = np.concatenate([alone[i][index] for i in chosen])
             assert answer.shape == wanted.shape
             # Sums are added in another order; loud rows are only compared with each other.
             finite = np.isfinite(wanted.astype(np.float64)) & (np.abs(wanted) < 1e20)
+            finite = (finite.T & is_sane).T
             np.testing.assert_allclose(answer[finite], wanted[finite], rtol=1e-3, atol=1e-3)
 
 
