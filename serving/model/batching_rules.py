@@ -1021,6 +1021,8 @@ def _resize(node: Node) -> list[Value]:
         "coordinate_transformation_mode"
     ).startswith("tf_crop"):
         raise Mixes("its mode has no rule")
+    if node.text("mode", "nearest") != "nearest" and (value.axis not in (None, 0) or rank < 4):
+        raise Mixes("it weighs a row with its neighbours, if only by 0")  # 0 times NaN is NaN
     axes = [_at(each, rank) for each in (node.numbers("axes") or range(rank))]
     index = 1 if node.op == "Upsample" or node.version < 11 else 2
     scales = node.value(index).data if node.has(index) else None

@@ -193,6 +193,9 @@ MIXING = {
         "a = Transpose(x); b = Unsqueeze(a, first); y = MaxPool<kernel_shape=[3], pads=[1,1]>(b)"
     ),
     "resized rows": "y = Resize(x, , tall)",
+    # A neighbour's NaN, times 0.
+    "resized columns, 0 of the next row": 'y = Resize<mode="linear">(x, , scales)',
+    "resized columns, cubic": 'y = Resize<mode="cubic">(x, , scales)',
     # The batch axis is lost.
     "two rows to one": "y = Reshape(x, pairs)",
     "two rows to one and back": (
