@@ -6,13 +6,23 @@ stay apart. It gets a node and returns its outputs' values, or raises Mixes. Sha
 operator reference defines them (https://onnx.ai/onnx/operators).
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
-from serving.model.batching_proof import Mixes, Node, Value, computed, constant, sizes_of
+from serving.model.batching_proof import (
+    MAX_ITEMS,
+    Mixes,
+    Node,
+    Value,
+    computed,
+    constant,
+    sizes_of,
+)  # fmt: skip
 from serving.model.onnx_file import small_array
 from serving.model.sizes import ONE, Size, product
 from serving.tensors import Array
@@ -91,9 +101,17 @@ def _arithmetic(node: Node) -> list[Value] | None:
     if node.op not in _ITEMS or not inputs or any(each.items is None for each in inputs):
         return None
     try:
-        return [computed(np.asarray(_ITEMS[node.op](node), object))]
+        items = np.asarray(_ITEMS[node.op](node), object)
     except (Mixes, ArithmeticError, LookupError, TypeError, ValueError):
         return None
+    if items.size > MAX_ITEMS:
+        return None
+    is_narrow = any(each.is_narrow for each in inputs)
+    if node.op == "Cast":
+        is_narrow = node.number("to", 0) == _INT32
+    if is_narrow:
+        items = sizes_of(map(node.unknowns.narrow, items.reshape(-1))).reshape(items.shape)
+    return [computed(items, is_narrow=is_narrow)]
 
 
 def _shape_of(node: Node) -> Value:
@@ -138,26 +156,24 @@ def _sizes(node: Node, index: int) -> Shape:
 
 
 def _binary(node: Node) -> Array:
-    two = np.frompyfunc(lambda a, b: _pair(node, a, b), 2, 1)
-    return np.asarray(two(_items(node, 0), _items(node, 1)), object)
+    pair = np.frompyfunc(lambda a, b: _pair(node, a, b), 2, 1)
+    return np.asarray(reduce(pair, (_items(node, index) for index in range(len(node.inputs)))))
 
 
 def _pair(node: Node, a: Size, b: Size) -> Size:
-    # Where an int32 may have overflowed before, a division is not exact.
-    if node.op == "Div" and b.number is not None and 0 < b.number <= _MAX_DIVISOR:
+    if node.op in _COMPARED:
+        return _compared(node, a, b)
+    if node.op == "Div" and b.number and a.fits():
         quotient = a.divided(b)
         if quotient is not None:
             return quotient
-    if node.op in _COMPARED:
-        return _compared(node, a, b)
-    if a.number is not None and b.number is not None and node.op in _FOLDED:
+    if a.number is not None and b.number is not None:
         if node.op in ("Div", "Mod") and (a.number < 0 or b.number <= 0):
             raise Mixes("it divides by no positive number")
         return Size.of(_FOLDED[node.op](a.number, b.number))
-    return node.unknowns.of(node.op, a, b)
+    return node.unknowns.of(f"{node.op} {node.number('fmod', 0)}", a, b)
 
 
-_MAX_DIVISOR = 4096
 _FOLDED: dict[str, Callable[[int, int], int]] = {
     "Div": operator.floordiv, "Mod": operator.mod, "Min": min, "Max": max,
 }  # fmt: skip
@@ -172,9 +188,14 @@ def _compared(node: Node, a: Size, b: Size) -> Size:
     difference = (a - b).number
     if difference is None and a.is_positive and b.number is not None and b.number <= 0:
         difference = 1
-    if difference is None:
+    # Only equality holds even where both have overflowed.
+    if difference is None or not (node.op == "Equal" or _are_exact(a, b)):
         return node.unknowns.of(node.op, a, b)
     return Size.of(int(_COMPARED[node.op](difference, 0)))
+
+
+def _are_exact(*sizes: Size) -> bool:
+    return all(each.number is not None or each.fits() for each in sizes)
 
 
 def _chosen(node: Node) -> Array:
@@ -188,15 +209,14 @@ def _chosen(node: Node) -> Array:
 
 
 def _cast(node: Node) -> Array:
-    """A cast to a wide integer keeps the numbers; floats divide in another way."""
-    if node.number("to", 0) in _WIDE:
-        return _items(node)
-    cast = np.frompyfunc(lambda each: node.unknowns.of(f"Cast {node.number('to', 0)}", each), 1, 1)
-    return np.asarray(cast(_items(node)), object)
+    """A cast between the types of shapes keeps the numbers; others overflow or round."""
+    if node.number("to", 0) not in (_INT32, _INT64):
+        raise Mixes("it casts to another type than shapes have")
+    return _items(node)
 
 
-_WIDE = 6, 7, 12, 13
-"""TensorProto's INT32, INT64, UINT32, UINT64."""
+_INT32, _INT64 = 6, 7
+"""TensorProto's numbers of types."""
 
 
 def _reshaped_items(node: Node) -> Array:
@@ -251,7 +271,8 @@ def _sliced_items(node: Node) -> Array:
 def _multiplied_items(node: Node) -> Array:
     items = _items(node)
     axes, is_kept = node.numbers("axes", 1), bool(node.number("keepdims", 1))
-    if items.ndim != 1 or axes not in (None, (0,), (-1,)):
+    is_noop = axes is None and node.number("noop_with_empty_axes", 0)
+    if items.ndim != 1 or axes not in (None, (0,), (-1,)) or is_noop:
         raise Mixes("its axes have no rule")
     return sizes_of([product(items)]).reshape((1,) if is_kept else ())
 
@@ -292,15 +313,17 @@ def _broadcast(node: Node, values: Sequence[Value]) -> Value:
         if at == axis:
             sizes.append(_batch_size(values, rank, at))
             continue
-        others = {each for each in met if each != ONE}
-        known = [each for each in others if each.number is not None]
-        if not others:
-            sizes.append(ONE)
-        elif len(others) == 1 or known:
-            sizes.append(known[0] if known else others.pop())
-        else:
-            sizes.append(node.new_size())
+        sizes.append(_met(node, met))
     return Value(tuple(sizes), axis)
+
+
+def _met(node: Node, sizes: Sequence[Size]) -> Size:
+    """Return the size of an axis where others meet, of which some may be 1."""
+    others = {each for each in sizes if each != ONE}
+    known = [each for each in others if each.number is not None]
+    if len(others) <= 1:
+        return others.pop() if others else ONE
+    return known[0] if known else node.new_size()
 
 
 def _batch_size(values: Sequence[Value], rank: int, at: int) -> Size:
@@ -568,7 +591,8 @@ def _einsum(node: Node) -> list[Value]:
     for term, value in zip(terms, node.inputs, strict=True):
         if value is None or len(value.known_shape) != len(term) or len(set(term)) != len(term):
             raise Mixes("its equation has no rule")
-        sizes |= dict(zip(term, value.known_shape, strict=True))
+        for each, size in zip(term, value.known_shape, strict=True):
+            sizes[each] = _met(node, [sizes.get(each, ONE), size])
         if value.axis is not None:
             letters.add(term[value.axis])
     if len(letters) != 1:
@@ -872,13 +896,12 @@ def _filled(node: Node) -> list[Value]:
     varying = [at for at, size in enumerate(target) if size.varies]
     if len(varying) > 1:
         raise Mixes("two of its axes are as long as there are rows")
-    element = small_array(node.attributes["value"].t) if "value" in node.attributes else None
-    lengths = [size.number for size in target]
-    if element is not None and element.dtype.kind in "biu" and all(
-        length is not None and 0 <= length <= 64 for length in lengths
-    ):  # fmt: skip
-        items = np.full([length or 0 for length in lengths], Size.of(int(element.flat[0])), object)
-        return _outputs(node, computed(items))
+    numbers = node.value(0).numbers
+    if "value" in node.attributes and numbers is not None and math.prod(numbers) <= MAX_ITEMS:
+        element = constant(small_array(node.attributes["value"].t), (1,))
+        if element.items is not None:
+            items = np.full(numbers, element.items.reshape(-1)[0], object)
+            return _outputs(node, computed(items, is_narrow=element.is_narrow))
     return _outputs(node, Value(target, varying[0] if varying else None))
 
 
@@ -890,7 +913,8 @@ def _range(node: Node) -> list[Value]:
     if all(each and len(each) == 1 for each in numbers):
         start, limit, step = (each[0] for each in numbers if each)
         if step and (limit - start) / step <= 64:
-            return [computed(sizes_of(map(Size.of, range(start, limit, step))))]
+            items = sizes_of(map(Size.of, range(start, limit, step)))
+            return [computed(items, is_narrow=node.value(0).is_narrow)]
     return [Value((node.new_size(),))]
 
 
