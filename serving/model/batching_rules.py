@@ -490,6 +490,8 @@ def _skip_normalization(node: Node) -> list[Value]:
     both = _broadcast(node, [node.value(0), node.value(1)])
     if both.axis == len(both.known_shape) - 1:
         raise Mixes("it normalizes over rows")
+    if both.axis != node.value(0).axis or both.known_shape != node.value(0).known_shape:
+        raise Mixes("only the second tensor may be repeated")
     if any(node.is_used[1:3]):
         raise Mixes("its mean has no rule")
     _broadcast(node, [both, *(each for each in node.inputs[2:] if each)])
@@ -1212,6 +1214,8 @@ def _columns(node: Node) -> list[Value]:
 def _classified(node: Node) -> list[Value]:
     """Each row of a table gets a label, and scores."""
     value = node.value(0)
+    if node.text("post_transform") == "PROBIT":
+        raise Mixes("with PROBIT, ONNX Runtime leaves scores as the memory was")
     rows = _table(value)[0]
     scores = Value((rows, node.new_size()), value.axis)
     return _outputs(node, Value((rows,), value.axis), scores)

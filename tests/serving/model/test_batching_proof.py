@@ -333,6 +333,11 @@ MIXING = {
         " bool c, float[A,B] v) => (bool d, float[A,B] v2) { d = Identity(c) v2 = Mul(v, small) }>"
     ),
     # Others.
+    "added to one row": "y, m, i, s = com.microsoft.SkipLayerNormalization(row, x, vector)",
+    "scores that nobody writes": (
+        "v, y = ai.onnx.ml.LinearClassifier<classlabels_ints=[0, 1], coefficients=[1.0, 2.0, 3.0,"
+        ' 4.0], intercepts=[1.0], post_transform="PROBIT">(x)'
+    ),
     "random": "r = RandomUniformLike(x); y = Add(x, r)",
     "found places": "y = NonZero(x)",
     "dropout": "y = Dropout(x, small, truth)",
