@@ -185,7 +185,7 @@ def prove(model: Message) -> None:
             raise Mixes(f"output {name} has several rows for each of the batch")
     joined = _joined([*sources, *walk.joined])
     if len(joined) > 1:
-        first, second, *_ = sorted(_shown(min(each)) for each in joined)
+        first, second, *_ = sorted(_shown(min(map(str, each))) for each in joined)
         raise Mixes(f"{first} and {second} are batch axes of their own")
 
 
@@ -304,7 +304,7 @@ class _Walk:
             if isinstance(err, Mixes) and err.is_located:
                 raise
             reason = str(err) if isinstance(err, Mixes) else "it is malformed"
-            name = message.name or ", ".join(message.output)
+            name = message.name or ", ".join(map(str, message.output))  # bytes are no UTF-8
             raise Mixes(f"{_shown(name)} ({_shown(node.op)}): {reason}", is_located=True) from None
         for name, value in zip(message.output, outputs, strict=False):
             if name in self.scope:

@@ -611,6 +611,24 @@ def test_function_may_not_replace_an_operator():
     )
 
 
+def test_fields_are_read_as_onnx_runtime_reads_them():
+    """Of fields that exclude each other the last one holds."""
+    model = parse_model(graph("y = Neg(x)").SerializeToString())
+    kind = model.graph.input[0].type
+    size = kind.tensor_type.shape.dim[1]
+    size.MergeFromString(onnx.TensorShapeProto.Dimension(dim_param="L").SerializeToString())
+    assert not size.dim_value
+    sequence = onnx.TypeProto(sequence_type=onnx.TypeProto.Sequence())
+    kind.MergeFromString(sequence.SerializeToString())
+    assert not kind.HasField("tensor_type")
+
+
+def test_names_that_are_no_text_end_the_proof():
+    data = graph("m = ReduceMax(x); y = Add(x, m)").SerializeToString()
+    with pytest.raises(Mixes):
+        prove(parse_model(data.replace(b"\x01m", b"\x01\xff")))
+
+
 def test_hostile_graphs_end_the_proof():
     names = [f"v{number}" for number in range(3000)]
     chain = "; ".join(f"{b} = Mul({a}, {a})" for a, b in itertools.pairwise(["s", *names]))
