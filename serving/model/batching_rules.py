@@ -8,8 +8,8 @@ operator reference defines them (https://onnx.ai/onnx/operators).
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -22,7 +22,7 @@ from serving.model.batching_proof import (
     computed,
     constant,
     sizes_of,
-)  # fmt: skip
+)
 from serving.model.onnx_file import small_array
 from serving.model.sizes import ONE, Size, product
 from serving.tensors import Array
@@ -226,28 +226,6 @@ def _reshaped_items(node: Node) -> Array:
     return _items(node).reshape(target)
 
 
-def _unsqueezed_items(node: Node) -> Array:
-    return np.expand_dims(_items(node), node.numbers("axes", 1) or ())
-
-
-def _squeezed_items(node: Node) -> Array:
-    return np.squeeze(_items(node), node.numbers("axes", 1))
-
-
-def _expanded_items(node: Node) -> Array:
-    items, target = _items(node), node.value(1).numbers or ()
-    return np.broadcast_to(items, np.broadcast_shapes(items.shape, target))
-
-
-def _transposed_items(node: Node) -> Array:
-    return _items(node).transpose(node.numbers("perm"))
-
-
-def _joined_items(node: Node) -> Array:
-    arrays = [each.items for each in node.inputs if each and each.items is not None]
-    return np.concatenate(arrays, node.number("axis", 0))
-
-
 def _gathered_items(node: Node) -> Array:
     indices = node.value(1)
     numbers = indices.numbers
@@ -282,10 +260,17 @@ _ITEMS: dict[str, Callable[[Node], Array]] = {
     "Sub": lambda node: _items(node, 0) - _items(node, 1),
     "Mul": lambda node: _items(node, 0) * _items(node, 1),
     **dict.fromkeys([*_FOLDED, *_COMPARED], _binary),
-    "Where": _chosen, "Cast": _cast, "Identity": _items, "Concat": _joined_items,
-    "Reshape": _reshaped_items, "Unsqueeze": _unsqueezed_items, "Squeeze": _squeezed_items,
-    "Expand": _expanded_items, "Transpose": _transposed_items, "Gather": _gathered_items,
-    "Slice": _sliced_items, "ReduceProd": _multiplied_items,
+    "Where": _chosen, "Cast": _cast, "Identity": _items, "Reshape": _reshaped_items,
+    "Gather": _gathered_items, "Slice": _sliced_items, "ReduceProd": _multiplied_items,
+    "Concat": lambda node: np.concatenate(
+        [_items(node, index) for index in range(len(node.inputs))], node.number("axis", 0)
+    ),
+    "Unsqueeze": lambda node: np.expand_dims(_items(node), node.numbers("axes", 1) or ()),
+    "Squeeze": lambda node: np.squeeze(_items(node), node.numbers("axes", 1)),
+    "Transpose": lambda node: _items(node).transpose(node.numbers("perm")),
+    "Expand": lambda node: np.broadcast_to(
+        _items(node), np.broadcast_shapes(_items(node).shape, node.value(1).numbers or ())
+    ),
 }  # fmt: skip
 
 
@@ -348,6 +333,11 @@ def _outputs(node: Node, *values: Value) -> list[Value]:
     return list(values)
 
 
+def _kept(node: Node) -> list[Value]:
+    """Return an output of the first input's shape, with its rows in their places."""
+    return _outputs(node, Value(node.value(0).known_shape, node.value(0).axis))
+
+
 def _require_axis(value: Value, axis: int) -> None:
     if value.axis is not None and value.axis != axis:
         raise Mixes(f"its rows are along axis {value.axis}, not {axis}")
@@ -365,7 +355,7 @@ def _elementwise(node: Node) -> list[Value]:
 
 def _cast_like(node: Node) -> list[Value]:
     """It takes elements from the first input, and the type of the second."""
-    return _outputs(node, Value(node.value(0).known_shape, node.value(0).axis))
+    return _kept(node)
 
 
 def _dropout(node: Node) -> list[Value]:
@@ -373,7 +363,7 @@ def _dropout(node: Node) -> list[Value]:
     training = node.value(2).numbers if node.has(2) else (0,)
     if node.version < 7 or training != (0,):
         raise Mixes("it may be in training")
-    return _outputs(node, replace(node.value(0), data=None))
+    return _kept(node)
 
 
 def _batch_normalization(node: Node) -> list[Value]:
@@ -383,7 +373,7 @@ def _batch_normalization(node: Node) -> list[Value]:
         raise Mixes("it normalizes by the batch")
     if value.axis == 1:
         raise Mixes("its channels are rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _quantized(node: Node) -> list[Value]:
@@ -393,7 +383,7 @@ def _quantized(node: Node) -> list[Value]:
         raise Mixes("blocks have no rule")
     if product(scale) != ONE and _at(node.number("axis", 1), len(value.known_shape)) == value.axis:
         raise Mixes("each row has a scale of its own")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _scaled_by_all(node: Node) -> list[Value]:
@@ -401,25 +391,30 @@ def _scaled_by_all(node: Node) -> list[Value]:
     raise Mixes("it gives a row its neighbours' scale")
 
 
-def _along_axis(node: Node) -> list[Value]:
-    """It looks along one axis, which must not be that of rows."""
-    value, default = node.value(0), -1
-    rank = len(value.known_shape)
-    if node.op in ("Softmax", "LogSoftmax", "Hardmax") and node.version < 13:
-        # All axes from this one on are one.
-        if value.axis is not None and value.axis >= _at(node.number("axis", 1), rank):
+def _along(axes: Callable[[Node, int], Iterable[int]]) -> Rule:
+    """It looks along some axes, of which none may be that of rows."""
+
+    def rule(node: Node) -> list[Value]:
+        value = node.value(0)
+        rank = len(value.known_shape)
+        if value.axis in {_at(each, rank) for each in axes(node, rank)}:
             raise Mixes("it looks over rows")
-    elif _at(node.number("axis", default), rank) == value.axis:
-        raise Mixes("it looks over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+        return _kept(node)
+
+    return rule
 
 
-def _cumulative_sum(node: Node) -> list[Value]:
-    """It adds up along one axis, which must not be that of rows."""
-    value, axis = node.value(0), node.value(1).numbers
-    if axis is None or _at(axis[0], len(value.known_shape)) == value.axis:
-        raise Mixes("it adds up over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+def _softmax_axes(node: Node, rank: int) -> Iterable[int]:
+    if node.version < 13:  # all axes from this one on are one
+        return range(_at(node.number("axis", 1), rank), rank)
+    return [node.number("axis", -1)]
+
+
+def _summed_axes(node: Node, rank: int) -> Iterable[int]:
+    axes = node.value(1).numbers
+    if axes is None:
+        raise Mixes("its axis is computed")
+    return axes
 
 
 def _top(node: Node) -> list[Value]:
@@ -453,7 +448,7 @@ def _reduced(node: Node) -> list[Value]:
     axes = (node.number("axis", 0),) if is_argument else node.numbers("axes", 1)
     if not axes:
         if node.number("noop_with_empty_axes", 0):
-            return _outputs(node, Value(value.known_shape, value.axis))
+            return _kept(node)
         axes = tuple(range(rank))
     reduced = {_at(each, rank) for each in axes}
     if value.axis in reduced:
@@ -498,23 +493,12 @@ def _skip_normalization(node: Node) -> list[Value]:
     return _outputs(node, both, both, both, both)
 
 
-def _axes_normalization(node: Node) -> list[Value]:
-    """It normalizes over axes, of which none may be that of rows."""
-    value = node.value(0)
-    axes = node.numbers("axes") or (0, 2, 3)
-    if value.axis in {_at(each, len(value.known_shape)) for each in axes}:
-        raise Mixes("it normalizes over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
-
-
-def _matrices_of(node: Node) -> list[Value]:
+def _determinants(node: Node) -> list[Value]:
     """It looks at the last two axes."""
     value = node.value(0)
-    rank = len(value.known_shape)
-    if value.axis is not None and value.axis >= rank - 2:
+    if value.axis is not None and value.axis >= len(value.known_shape) - 2:
         raise Mixes("it looks over rows")
-    shape = value.known_shape if node.op != "Det" else value.known_shape[:-2]
-    return _outputs(node, Value(shape, value.axis))
+    return _outputs(node, Value(value.known_shape[:-2], value.axis))
 
 
 # Products.
@@ -697,19 +681,8 @@ def _first_axis(node: Node) -> list[Value]:
     """Each picture of the first axis is changed by itself, in its channels and its size."""
     value = node.value(0)
     _require_axis(value, 0)
-    return _outputs(node, _new_sizes(node, value))
-
-
-def _new_sizes(node: Node, value: Value) -> Value:
-    shape = value.known_shape
-    return Value((shape[0], *(node.new_size() for _ in shape[1:])), value.axis)
-
-
-def _channel_normalization(node: Node) -> list[Value]:
-    """Each picture of the first axis is normalized by itself."""
-    value = node.value(0)
-    _require_axis(value, 0)
-    return _outputs(node, Value(value.known_shape, value.axis))
+    shape = (value.known_shape[0], *(node.new_size() for _ in value.known_shape[1:]))
+    return _outputs(node, Value(shape, value.axis))
 
 
 def _sampled(node: Node) -> list[Value]:
@@ -745,20 +718,14 @@ def _recurrent(node: Node) -> list[Value]:
     hidden = node.number("hidden_size", 0)
     units = Size.of(hidden) if hidden else node.new_size()
     rows = shape[batch]
+    axis = None if not value.is_rows else batch
     if is_first:
-        all_turns, last = (
-            Value((rows, shape[1], directions, units), 0),
-            Value((rows, directions, units), 0),
-        )
+        all_turns = Value((rows, shape[1], directions, units), axis)
+        last = Value((rows, directions, units), axis)
     else:
-        all_turns, last = (
-            Value((shape[0], directions, rows, units), 2),
-            Value((directions, rows, units), 1),
-        )
-    outputs = [all_turns, last, *[last] * (node.op == "LSTM")]
-    return _outputs(
-        node, *(each if value.is_rows else replace(each, axis=None) for each in outputs)
-    )
+        all_turns = Value((shape[0], directions, rows, units), axis and 2)
+        last = Value((directions, rows, units), axis)
+    return _outputs(node, all_turns, last, *[last] * (node.op == "LSTM"))
 
 
 # Shapes: where the batch axis goes.
@@ -1165,7 +1132,7 @@ def _reversed_sequence(node: Node) -> list[Value]:
         raise Mixes("its axes are not those of rows")
     if lengths.known_shape != (value.known_shape[batch],):
         raise Mixes("rows meet parts of rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _fourier(node: Node) -> list[Value]:
@@ -1261,7 +1228,7 @@ def _texts(node: Node) -> list[Value]:
     value = node.value(0)
     if "stopwords" in node.attributes or len(value.known_shape) != 1:
         raise Mixes("it leaves words out")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _attention(node: Node) -> list[Value]:
@@ -1307,8 +1274,13 @@ _add("DynamicQuantizeLinear com.microsoft.DynamicQuantizeMatMul", _scaled_by_all
 _add("Dropout", _dropout)
 _add("BatchNormalization", _batch_normalization)
 _add("QuantizeLinear DequantizeLinear", _quantized)
-_add("Softmax LogSoftmax Hardmax LpNormalization", _along_axis)
-_add("CumSum", _cumulative_sum)
+_add("Softmax LogSoftmax Hardmax", _along(_softmax_axes))
+_add("LpNormalization", _along(lambda node, rank: [node.number("axis", -1)]))
+_add("CumSum", _along(_summed_axes))
+_add("MeanVarianceNormalization", _along(lambda node, rank: node.numbers("axes") or (0, 2, 3)))
+_add("GroupNormalization InstanceNormalization LRN", _along(lambda node, rank: range(1, rank)))
+_add("Trilu", _along(lambda node, rank: (-2, -1)))
+_add("Det", _determinants)
 _add("TopK", _top, sizes=(1,))
 _add(
     "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin"
@@ -1317,8 +1289,6 @@ _add(
 )
 _add("LayerNormalization RMSNormalization SimplifiedLayerNormalization", _layer_normalization)
 _add("com.microsoft.SkipLayerNormalization", _skip_normalization, (0, 1))
-_add("MeanVarianceNormalization", _axes_normalization)
-_add("Det Trilu", _matrices_of)
 _add("MatMul", _matrix_product, (0, 1))
 _add("MatMulInteger", _quantized_product, (0, 1))
 _add("QLinearMatMul", _quantized_product, (0, 3))
@@ -1328,7 +1298,6 @@ _add("Conv ConvInteger ConvTranspose QLinearConv", _convolution)
 _add("AveragePool LpPool MaxPool", _pool)
 _add("GlobalAveragePool GlobalLpPool GlobalMaxPool", _global_pool)
 _add("DepthToSpace SpaceToDepth", _first_axis)
-_add("GroupNormalization InstanceNormalization LRN", _channel_normalization)
 _add("GridSample", _sampled, (0, 1))
 _add("GRU LSTM RNN", _recurrent, (0, 4, 5, 6))
 _add("Reshape", _reshape, sizes=(1,))
