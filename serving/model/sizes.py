@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
 _MAX_TERMS, _MAX_NAMES = 32, 8
 """Longer sums and products are given up, so that a hostile graph takes no time."""
 _N = "N"
-_BITS_OF_ROWS, _BITS = 9, 22
-"""Of the number of rows, and of another axis of an input, so that both together are an input of
-less than 2^31 elements."""
-_WIDE_BITS, _NARROW_BITS = 53, 31
-"""What an int64 surely holds, where an axis has more than `_BITS`; and an int32."""
+_MOST_ROWS, _MOST = 1_000, 2_000_000
+"""Rows of a batch, and the size of another axis of an input: both together are an input of less
+than 2^31 elements."""
+_INT32, _INT64 = 1 << 31, 1 << 53
+"""What an int32 holds; and an int64, even if an axis is larger than that."""
 
 Monomial = tuple[str, ...]
 
@@ -50,13 +51,12 @@ class Size:
         """Whether it is at least 1 for sure."""
         return bool(self.terms) and self.fits() and all(factor > 0 for _, factor in self.terms)
 
-    def fits(self, bits: int = _WIDE_BITS) -> bool:
+    def fits(self, limit: int = _INT64) -> bool:
         """Return whether a graph computes it without overflow, whatever the sizes of axes."""
         return all(
-            all(name[0] == "+" or name == _N for name in monomial)
-            and (abs(factor) - 1).bit_length()
-            + sum(_BITS_OF_ROWS if name == _N else _BITS for name in monomial)
-            <= bits
+            name[0] == "+" or name == _N for monomial, _ in self.terms for name in monomial
+        ) and limit > sum(
+            abs(factor) * prod(_MOST_ROWS if name == _N else _MOST for name in monomial)
             for monomial, factor in self.terms
         )
 
@@ -137,14 +137,13 @@ class Unknowns:
     def bounded(self, size: Size) -> Size:
         """Return a size, or an unknown in place of a long product or a huge number."""
         is_short = all(
-            len(monomial) <= _MAX_NAMES and abs(factor).bit_length() <= _WIDE_BITS
-            for monomial, factor in size.terms
+            len(monomial) <= _MAX_NAMES and abs(factor) < _INT64 for monomial, factor in size.terms
         )
         return size if is_short else self.new("N?" if size.varies else "?")
 
     def narrow(self, size: Size) -> Size:
         """Return what an int32 holds of a size: another one where it may overflow."""
-        return size if size.fits(_NARROW_BITS) else self.of("int32", size)
+        return size if size.fits(_INT32) else self.of("int32", size)
 
 
 def _sum(terms: Iterable[tuple[Monomial, int]]) -> Size:

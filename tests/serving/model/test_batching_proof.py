@@ -41,6 +41,7 @@ CONSTANTS = {
     "three_rows": np.ones((3, 4), np.float32), "four": np.array([4], np.int64),
     "kernel": np.ones((2, 1, 2), np.float32), "scales": np.array([1, 2], np.float32),
     "tall": np.array([2, 1], np.float32),
+    "int_most": np.array([2**31 - 1], np.int32),
     "int_0": np.array([0], np.int32), "int_2_6": np.array([64], np.int32),
     "int_2_12": np.array([4096], np.int32), "int_2_30": np.array([2**30], np.int32),
     "int_2_24": np.array([2**24], np.int64), "two_hundred": np.array([200], np.int64),
@@ -269,6 +270,10 @@ MIXING = {
     ),
     "int32 below 0": (
         "s = Shape<start=0, end=1>(x); i = Cast<to=6>(s); a = Mul(i, int_2_30)"
+        "; c = Greater(a, int_0); " + IF
+    ),
+    "int32 past its greatest": (
+        "s = Shape<start=0, end=1>(x); i = Cast<to=6>(s); a = Add(i, int_most)"
         "; c = Greater(a, int_0); " + IF
     ),
     "int64, the 32nd power": (
