@@ -15,8 +15,11 @@ a proof holds for all of them; and a size that depends on the number of rows nev
 number, even if it is the same for 1, 2 and 3 rows.
 """
 
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -25,11 +28,11 @@ from serving.model.onnx_file import Message, small_array
 from serving.model.sizes import ONE, ROWS, Size, Unknowns
 from serving.tensors import Array
 
-_MAX_NODES = 50_000
-"""Nodes that are looked at, those of bodies and functions each time."""
+_MAX_STEPS = 100_000
+"""Nodes and elements that are looked at, those of bodies and functions each time."""
 _MAX_DEPTH = 40
 """Of bodies and functions in one another."""
-_MAX_ITEMS = 64
+MAX_ITEMS = 64
 """The longest shape whose elements are followed."""
 _MAX_TEXT = 100
 """Characters of a graph's own names in a reason."""
@@ -61,6 +64,8 @@ class Value:
     items: Array | None = field(default=None, compare=False)
     """The elements of a small tensor of whole numbers, each a Size, if sizes and constants decide
     them."""
+    is_narrow: bool = False
+    """Whether these are int32, so that sums and products may overflow."""
     varies: bool = False
     """Whether it depends on the number of rows, in a way that is not followed."""
     data: Array | None = field(default=None, compare=False)
@@ -180,8 +185,8 @@ def prove(model: Message) -> None:
             raise Mixes(f"output {name} has several rows for each of the batch")
     joined = _joined([*sources, *walk.joined])
     if len(joined) > 1:
-        names = " and ".join(sorted(_shown(min(each)) for each in joined))
-        raise Mixes(f"{names} are batch axes of their own")
+        first, second, *_ = sorted(_shown(min(map(str, each))) for each in joined)
+        raise Mixes(f"{first} and {second} are batch axes of their own")
 
 
 def _input(info: Message, unknowns: Unknowns) -> Value:
@@ -213,14 +218,18 @@ class _Walk:
 
     def __init__(self, model: Message) -> None:
         self.unknowns = Unknowns()
-        self.scope: dict[str, Value] = {}
+        self.scope: ChainMap[str, Value] = ChainMap()
         self.joined: set[frozenset[str]] = set()
         """Batch axes that some node joins, so that they are one."""
         self._versions = _versions(model)
-        self._functions = {
-            (each.domain, each.name, each.overload): each for each in model.functions
-        }
-        self._num_nodes = 0
+        self._functions: dict[tuple[str, str, str], Message] = {}
+        for each in model.functions:
+            key = each.domain, each.name, each.overload
+            if self._functions.setdefault(key, each) is not each:
+                raise Mixes(f"two functions are named {_shown(each.name)}")
+        self._steps = iter(range(_MAX_STEPS))
+        self._widened: set[Size] = set()
+        """Unknown sizes of what is one of several tensors."""
         self._depth = 0
 
     def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
@@ -238,24 +247,50 @@ class _Walk:
         return self.scope[name]
 
     def _nodes(self, nodes: Sequence[Message], outputs: Iterable[str]) -> None:
-        for node in _needed(nodes, outputs):
-            self._num_nodes += 1
-            if self._num_nodes > _MAX_NODES:
-                raise Mixes("the graph is too large")
+        for node in self._needed(nodes, outputs):
             self._node(node)
+
+    def _needed(self, nodes: Sequence[Message], outputs: Iterable[str]) -> list[Message]:
+        """Return the nodes that outputs depend on, in order."""
+        self._spend(len(nodes))
+        names, needed = set(outputs), []
+        for node in reversed(nodes):
+            if names & set(node.output):
+                needed.append(node)
+                names |= set(node.input).union(*map(self._captured, _bodies(node)))
+        return needed[::-1]
+
+    def _captured(self, graph: Message) -> set[str]:
+        """Return the names of tensors around a body that it may read."""
+        self._spend(len(graph.node))
+        own = {each.name for each in (*graph.input, *graph.initializer)}
+        names = {each.name for each in graph.output}
+        for node in graph.node:
+            names |= set(node.input).union(*map(self._captured, _bodies(node)))
+            own |= set(node.output)
+        return names - own
+
+    def _spend(self, num_steps: int) -> None:
+        if sum(1 for _ in islice(self._steps, num_steps)) < num_steps:
+            raise Mixes("the graph is too large")
 
     def _node(self, message: Message) -> None:
         inputs = [self._named(name) if name else None for name in message.input]
+        self._spend(sum(each.items.size for each in inputs if each and each.items is not None))
         domain = "" if message.domain == "ai.onnx" else message.domain
-        known = domain in _DOMAINS
+        known, version = domain in _DOMAINS, self._versions.get(domain, 0)
         node = Node(
             message.op_type if known else f"{domain}.{message.op_type}",
-            self._versions.get(domain, 1), inputs,
+            version, inputs,
             len(message.output), [bool(name) for name in message.output],
             {each.name: each for each in message.attribute}, self.unknowns,
         )  # fmt: skip
         function = self._functions.get((message.domain, message.op_type, message.overload))
         try:
+            if any(each.ref_attr_name for each in message.attribute):
+                raise Mixes("a body refers to attributes of a function around it")
+            if known and not version:
+                raise Mixes("the model does not say which version of the operators it uses")
             if function is not None and (known or domain.startswith("com.microsoft")):
                 raise Mixes("a function has the name of an operator")
             if function is not None:
@@ -269,7 +304,7 @@ class _Walk:
             if isinstance(err, Mixes) and err.is_located:
                 raise
             reason = str(err) if isinstance(err, Mixes) else "it is malformed"
-            name = message.name or ", ".join(message.output)
+            name = message.name or ", ".join(map(str, message.output))  # bytes are no UTF-8
             raise Mixes(f"{_shown(name)} ({_shown(node.op)}): {reason}", is_located=True) from None
         for name, value in zip(message.output, outputs, strict=False):
             if name in self.scope:
@@ -279,8 +314,6 @@ class _Walk:
 
     def _checked(self, value: Value) -> Value:
         """Return a value with bounded sizes; a flaw in a rule ends the proof here."""
-        if value.items is not None and value.items.size > _MAX_ITEMS:
-            value = replace(value, items=None, varies=value.is_size)
         if value.data is not None and not value.is_size:
             return value  # a constant of the graph
         if value.items is not None:
@@ -321,31 +354,31 @@ class _Walk:
         """Return a walk through a body, which sees the names around it."""
         if self._depth >= _MAX_DEPTH:
             raise Mixes("the graph is nested too deeply")
-        inner = object.__new__(_Walk)
-        inner.__dict__.update(self.__dict__, _depth=self._depth + 1)
-        inner.scope = {**self.scope, **dict(zip(names, values, strict=False))}
+        inner = copy(self)
+        inner._depth += 1
+        inner.scope = self.scope.new_child(dict(zip(names, values, strict=False)))
         return inner
-
-    def _leave(self, inner: "_Walk") -> None:
-        self._num_nodes = inner._num_nodes
 
     def _body(self, graph: Message, values: Sequence[Value]) -> list[Value]:
         inner = self._inside([each.name for each in graph.input], values)
-        outputs = inner.graph(graph, [each.name for each in graph.output])
-        self._leave(inner)
-        return outputs
+        return inner.graph(graph, [each.name for each in graph.output])
 
     def _function(self, function: Message, node: Node) -> list[Value]:
         attributes = {each.name: each for each in function.attribute_proto} | node.attributes
         inner = self._inside([], [])
-        inner.scope = {
+        given = {
             name: node.value(index) for index, name in enumerate(function.input) if node.has(index)
         }
-        inner._versions = _versions(function)
-        absent = {*function.input} - inner.scope.keys()
+        inner.scope = ChainMap(given)
+        # ONNX Runtime runs a function's nodes by the model's versions, whatever the function says.
+        versions = _versions(function)
+        if any(self._versions.get(name, number) != number for name, number in versions.items()):
+            raise Mixes("a function is for another version of the operators than the model")
+        inner._versions = versions | self._versions
+        absent = {*function.input} - given.keys()
+        self._spend(len(function.node))
         nodes = [_bound(each, attributes, absent) for each in function.node]
         inner._nodes(nodes, function.output)
-        self._leave(inner)
         return [inner._named(name) for name in function.output]
 
     def _if(self, node: Node) -> list[Value]:
@@ -376,9 +409,10 @@ class _Walk:
             is_alike = len(mine) == len(others) and first.outer == other.outer
             if not is_alike or mine[at] != others[at]:
                 raise Mixes("its branches or turns have rows of different sizes")
-            sizes = (
+            sizes = [
                 a if a == b else self.unknowns.new() for a, b in zip(mine, others, strict=True)
-            )
+            ]
+            self._widened.update(a for a, b in zip(sizes, others, strict=True) if a != b)
             first = Value(tuple(sizes), at, first.outer, sources=first.sources | other.sources)
             self.joined.add(first.sources)
         return first
@@ -406,12 +440,15 @@ class _Walk:
             outputs = self._body(body, [*fixed, *states, *after])
             new = [_without_items(each) for each in outputs[before : before + len(states)]]
             joined = [self._same(pair) for pair in zip(states, new, strict=True)]
-            if [(each.axis, _fixed(each)) for each in joined] == [
-                (each.axis, _fixed(each)) for each in states
-            ]:
+            if [*map(self._known, joined)] == [*map(self._known, states)]:
                 return joined, [*outputs[:before], *outputs[before + len(states) :]]
             states = joined
         raise Mixes("a state of its turns changes its shape")
+
+    def _known(self, value: Value) -> Value:
+        """Return what a state's next turn must not change; widened sizes stand for all."""
+        shape = tuple(ONE if size in self._widened else size for size in value.shape or ())
+        return replace(value, shape=None if value.shape is None else shape)
 
     def _stacked(self, value: Value, axis: int) -> Value:
         if not value.is_rows:
@@ -465,7 +502,7 @@ class _Walk:
         if len({(each.known_shape[each.axis or 0], each.outer) for each in scanned}) > 1:
             raise Mixes("its turns are pieces of rows")
         _require_kept(body, len(states))
-        around = [self.scope[name] for name in _captured(body) & self.scope.keys()]
+        around = [self.scope[name] for name in self._captured(body) if name in self.scope]
         if any(each.is_rows or each.is_size for each in around):
             raise Mixes("its turns see all rows")
         size = scanned[0].known_shape[scanned[0].axis or 0]
@@ -491,16 +528,19 @@ def sizes_of(sizes: Iterable[Size]) -> Array:
     return items
 
 
-def computed(items: Array) -> Value:
+def computed(items: Array, *, is_narrow: bool = False) -> Value:
     """Return the value of a tensor whose elements are these sizes."""
-    return Value(tuple(map(Size.of, items.shape)), items=items)
+    return Value(tuple(map(Size.of, items.shape)), items=items, is_narrow=is_narrow)
 
 
 def constant(data: Array | None, dims: tuple[int, ...]) -> Value:
-    """Return the value of a constant; data is None if it is large."""
-    if data is not None and data.dtype.kind in "biu" and data.size <= _MAX_ITEMS:
-        items = sizes_of(Size.of(int(each)) for each in data.flat)
-        return replace(computed(items.reshape(data.shape)), data=data)
+    """Return the value of a constant; data is None if it is large.
+
+    Elements of other types than shapes have are not followed: a uint8 overflows early.
+    """
+    if data is not None and data.dtype in (bool, np.int32, np.int64) and data.size <= MAX_ITEMS:
+        items = sizes_of(Size.of(int(each)) for each in data.flat).reshape(data.shape)
+        return replace(computed(items, is_narrow=data.dtype == np.int32), data=data)
     return Value(tuple(map(Size.of, dims)), data=data)
 
 
@@ -509,13 +549,6 @@ def _without_items(value: Value) -> Value:
     if value.is_size:
         raise Mixes("the number of rows meets values")
     return replace(value, items=None, data=None)
-
-
-def _fixed(value: Value) -> tuple[Size | None, ...] | None:
-    """Return the sizes of a shape that are known, which a fixed point needs to be the same."""
-    if value.shape is None:
-        return None
-    return tuple(None if size.number is None and not size.varies else size for size in value.shape)
 
 
 def _axis(axis: int, value: Value) -> int:
@@ -560,30 +593,6 @@ def _bodies(node: Message) -> list[Message]:
     return [each.g for each in node.attribute if each.HasField("g")]
 
 
-def _captured(graph: Message) -> set[str]:
-    """Return the names of tensors around a body that it may read."""
-    own = {each.name for each in (*graph.input, *graph.initializer)}
-    names = {each.name for each in graph.output}
-    for node in graph.node:
-        names |= set(node.input)
-        own |= set(node.output)
-        for body in _bodies(node):
-            names |= _captured(body)
-    return names - own
-
-
-def _needed(nodes: Sequence[Message], outputs: Iterable[str]) -> list[Message]:
-    """Return the nodes that outputs depend on, in order."""
-    names, needed = set(outputs), []
-    for node in reversed(nodes):
-        if names & set(node.output):
-            needed.append(node)
-            names |= set(node.input)
-            for body in _bodies(node):
-                names |= _captured(body)
-    return needed[::-1]
-
-
 def _bound(node: Message, attributes: dict[str, Message], absent: set[str]) -> Message:
     """Return a function's node with the caller's attributes in place of references to them."""
     bound = type(node)()
@@ -599,11 +608,6 @@ def _bound(node: Message, attributes: dict[str, Message], absent: set[str]) -> M
             new = bound.attribute.add()
             new.CopyFrom(attributes[each.ref_attr_name])
             new.name = each.name
-    for each in bound.attribute:
-        if each.HasField("g") and any(
-            inner.ref_attr_name for node in each.g.node for inner in node.attribute
-        ):
-            raise Mixes("a body in a function refers to its attributes")
     return bound
 
 

@@ -6,13 +6,23 @@ stay apart. It gets a node and returns its outputs' values, or raises Mixes. Sha
 operator reference defines them (https://onnx.ai/onnx/operators).
 """
 
+import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-from serving.model.batching_proof import Mixes, Node, Value, computed, constant, sizes_of
+from serving.model.batching_proof import (
+    MAX_ITEMS,
+    Mixes,
+    Node,
+    Value,
+    computed,
+    constant,
+    sizes_of,
+)
 from serving.model.onnx_file import small_array
 from serving.model.sizes import ONE, Size, product
 from serving.tensors import Array
@@ -91,9 +101,17 @@ def _arithmetic(node: Node) -> list[Value] | None:
     if node.op not in _ITEMS or not inputs or any(each.items is None for each in inputs):
         return None
     try:
-        return [computed(np.asarray(_ITEMS[node.op](node), object))]
+        items = np.asarray(_ITEMS[node.op](node), object)
     except (Mixes, ArithmeticError, LookupError, TypeError, ValueError):
         return None
+    if items.size > MAX_ITEMS:
+        return None
+    is_narrow = any(each.is_narrow for each in inputs)
+    if node.op == "Cast":
+        is_narrow = node.number("to", 0) == _INT32
+    if is_narrow:
+        items = sizes_of(map(node.unknowns.narrow, items.reshape(-1))).reshape(items.shape)
+    return [computed(items, is_narrow=is_narrow)]
 
 
 def _shape_of(node: Node) -> Value:
@@ -138,26 +156,24 @@ def _sizes(node: Node, index: int) -> Shape:
 
 
 def _binary(node: Node) -> Array:
-    two = np.frompyfunc(lambda a, b: _pair(node, a, b), 2, 1)
-    return np.asarray(two(_items(node, 0), _items(node, 1)), object)
+    pair = np.frompyfunc(lambda a, b: _pair(node, a, b), 2, 1)
+    return np.asarray(reduce(pair, (_items(node, index) for index in range(len(node.inputs)))))
 
 
 def _pair(node: Node, a: Size, b: Size) -> Size:
-    # Where an int32 may have overflowed before, a division is not exact.
-    if node.op == "Div" and b.number is not None and 0 < b.number <= _MAX_DIVISOR:
+    if node.op in _COMPARED:
+        return _compared(node, a, b)
+    if node.op == "Div" and b.number and a.fits():
         quotient = a.divided(b)
         if quotient is not None:
             return quotient
-    if node.op in _COMPARED:
-        return _compared(node, a, b)
-    if a.number is not None and b.number is not None and node.op in _FOLDED:
+    if a.number is not None and b.number is not None:
         if node.op in ("Div", "Mod") and (a.number < 0 or b.number <= 0):
             raise Mixes("it divides by no positive number")
         return Size.of(_FOLDED[node.op](a.number, b.number))
-    return node.unknowns.of(node.op, a, b)
+    return node.unknowns.of(f"{node.op} {node.number('fmod', 0)}", a, b)
 
 
-_MAX_DIVISOR = 4096
 _FOLDED: dict[str, Callable[[int, int], int]] = {
     "Div": operator.floordiv, "Mod": operator.mod, "Min": min, "Max": max,
 }  # fmt: skip
@@ -172,9 +188,14 @@ def _compared(node: Node, a: Size, b: Size) -> Size:
     difference = (a - b).number
     if difference is None and a.is_positive and b.number is not None and b.number <= 0:
         difference = 1
-    if difference is None:
+    # Only equality holds even where both have overflowed.
+    if difference is None or not (node.op == "Equal" or _are_exact(a, b)):
         return node.unknowns.of(node.op, a, b)
     return Size.of(int(_COMPARED[node.op](difference, 0)))
+
+
+def _are_exact(*sizes: Size) -> bool:
+    return all(each.number is not None or each.fits() for each in sizes)
 
 
 def _chosen(node: Node) -> Array:
@@ -188,15 +209,14 @@ def _chosen(node: Node) -> Array:
 
 
 def _cast(node: Node) -> Array:
-    """A cast to a wide integer keeps the numbers; floats divide in another way."""
-    if node.number("to", 0) in _WIDE:
-        return _items(node)
-    cast = np.frompyfunc(lambda each: node.unknowns.of(f"Cast {node.number('to', 0)}", each), 1, 1)
-    return np.asarray(cast(_items(node)), object)
+    """A cast between the types of shapes keeps the numbers; others overflow or round."""
+    if node.number("to", 0) not in (_INT32, _INT64):
+        raise Mixes("it casts to another type than shapes have")
+    return _items(node)
 
 
-_WIDE = 6, 7, 12, 13
-"""TensorProto's INT32, INT64, UINT32, UINT64."""
+_INT32, _INT64 = 6, 7
+"""TensorProto's numbers of types."""
 
 
 def _reshaped_items(node: Node) -> Array:
@@ -204,28 +224,6 @@ def _reshaped_items(node: Node) -> Array:
     if target is None or 0 in target:
         raise Mixes("its shape is computed")
     return _items(node).reshape(target)
-
-
-def _unsqueezed_items(node: Node) -> Array:
-    return np.expand_dims(_items(node), node.numbers("axes", 1) or ())
-
-
-def _squeezed_items(node: Node) -> Array:
-    return np.squeeze(_items(node), node.numbers("axes", 1))
-
-
-def _expanded_items(node: Node) -> Array:
-    items, target = _items(node), node.value(1).numbers or ()
-    return np.broadcast_to(items, np.broadcast_shapes(items.shape, target))
-
-
-def _transposed_items(node: Node) -> Array:
-    return _items(node).transpose(node.numbers("perm"))
-
-
-def _joined_items(node: Node) -> Array:
-    arrays = [each.items for each in node.inputs if each and each.items is not None]
-    return np.concatenate(arrays, node.number("axis", 0))
 
 
 def _gathered_items(node: Node) -> Array:
@@ -251,7 +249,8 @@ def _sliced_items(node: Node) -> Array:
 def _multiplied_items(node: Node) -> Array:
     items = _items(node)
     axes, is_kept = node.numbers("axes", 1), bool(node.number("keepdims", 1))
-    if items.ndim != 1 or axes not in (None, (0,), (-1,)):
+    is_noop = axes is None and node.number("noop_with_empty_axes", 0)
+    if items.ndim != 1 or axes not in (None, (0,), (-1,)) or is_noop:
         raise Mixes("its axes have no rule")
     return sizes_of([product(items)]).reshape((1,) if is_kept else ())
 
@@ -261,10 +260,17 @@ _ITEMS: dict[str, Callable[[Node], Array]] = {
     "Sub": lambda node: _items(node, 0) - _items(node, 1),
     "Mul": lambda node: _items(node, 0) * _items(node, 1),
     **dict.fromkeys([*_FOLDED, *_COMPARED], _binary),
-    "Where": _chosen, "Cast": _cast, "Identity": _items, "Concat": _joined_items,
-    "Reshape": _reshaped_items, "Unsqueeze": _unsqueezed_items, "Squeeze": _squeezed_items,
-    "Expand": _expanded_items, "Transpose": _transposed_items, "Gather": _gathered_items,
-    "Slice": _sliced_items, "ReduceProd": _multiplied_items,
+    "Where": _chosen, "Cast": _cast, "Identity": _items, "Reshape": _reshaped_items,
+    "Gather": _gathered_items, "Slice": _sliced_items, "ReduceProd": _multiplied_items,
+    "Concat": lambda node: np.concatenate(
+        [_items(node, index) for index in range(len(node.inputs))], node.number("axis", 0)
+    ),
+    "Unsqueeze": lambda node: np.expand_dims(_items(node), node.numbers("axes", 1) or ()),
+    "Squeeze": lambda node: np.squeeze(_items(node), node.numbers("axes", 1)),
+    "Transpose": lambda node: _items(node).transpose(node.numbers("perm")),
+    "Expand": lambda node: np.broadcast_to(
+        _items(node), np.broadcast_shapes(_items(node).shape, node.value(1).numbers or ())
+    ),
 }  # fmt: skip
 
 
@@ -292,15 +298,17 @@ def _broadcast(node: Node, values: Sequence[Value]) -> Value:
         if at == axis:
             sizes.append(_batch_size(values, rank, at))
             continue
-        others = {each for each in met if each != ONE}
-        known = [each for each in others if each.number is not None]
-        if not others:
-            sizes.append(ONE)
-        elif len(others) == 1 or known:
-            sizes.append(known[0] if known else others.pop())
-        else:
-            sizes.append(node.new_size())
+        sizes.append(_met(node, met))
     return Value(tuple(sizes), axis)
+
+
+def _met(node: Node, sizes: Sequence[Size]) -> Size:
+    """Return the size of an axis where others meet, of which some may be 1."""
+    others = {each for each in sizes if each != ONE}
+    known = [each for each in others if each.number is not None]
+    if len(others) <= 1:
+        return others.pop() if others else ONE
+    return known[0] if known else node.new_size()
 
 
 def _batch_size(values: Sequence[Value], rank: int, at: int) -> Size:
@@ -325,6 +333,11 @@ def _outputs(node: Node, *values: Value) -> list[Value]:
     return list(values)
 
 
+def _kept(node: Node) -> list[Value]:
+    """Return an output of the first input's shape, with its rows in their places."""
+    return _outputs(node, Value(node.value(0).known_shape, node.value(0).axis))
+
+
 def _require_axis(value: Value, axis: int) -> None:
     if value.axis is not None and value.axis != axis:
         raise Mixes(f"its rows are along axis {value.axis}, not {axis}")
@@ -342,7 +355,7 @@ def _elementwise(node: Node) -> list[Value]:
 
 def _cast_like(node: Node) -> list[Value]:
     """It takes elements from the first input, and the type of the second."""
-    return _outputs(node, Value(node.value(0).known_shape, node.value(0).axis))
+    return _kept(node)
 
 
 def _dropout(node: Node) -> list[Value]:
@@ -350,7 +363,7 @@ def _dropout(node: Node) -> list[Value]:
     training = node.value(2).numbers if node.has(2) else (0,)
     if node.version < 7 or training != (0,):
         raise Mixes("it may be in training")
-    return _outputs(node, replace(node.value(0), data=None))
+    return _kept(node)
 
 
 def _batch_normalization(node: Node) -> list[Value]:
@@ -360,7 +373,7 @@ def _batch_normalization(node: Node) -> list[Value]:
         raise Mixes("it normalizes by the batch")
     if value.axis == 1:
         raise Mixes("its channels are rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _quantized(node: Node) -> list[Value]:
@@ -370,7 +383,7 @@ def _quantized(node: Node) -> list[Value]:
         raise Mixes("blocks have no rule")
     if product(scale) != ONE and _at(node.number("axis", 1), len(value.known_shape)) == value.axis:
         raise Mixes("each row has a scale of its own")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _scaled_by_all(node: Node) -> list[Value]:
@@ -378,25 +391,30 @@ def _scaled_by_all(node: Node) -> list[Value]:
     raise Mixes("it gives a row its neighbours' scale")
 
 
-def _along_axis(node: Node) -> list[Value]:
-    """It looks along one axis, which must not be that of rows."""
-    value, default = node.value(0), -1
-    rank = len(value.known_shape)
-    if node.op in ("Softmax", "LogSoftmax", "Hardmax") and node.version < 13:
-        # All axes from this one on are one.
-        if value.axis is not None and value.axis >= _at(node.number("axis", 1), rank):
+def _along(axes: Callable[[Node, int], Iterable[int]]) -> Rule:
+    """It looks along some axes, of which none may be that of rows."""
+
+    def rule(node: Node) -> list[Value]:
+        value = node.value(0)
+        rank = len(value.known_shape)
+        if value.axis in {_at(each, rank) for each in axes(node, rank)}:
             raise Mixes("it looks over rows")
-    elif _at(node.number("axis", default), rank) == value.axis:
-        raise Mixes("it looks over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+        return _kept(node)
+
+    return rule
 
 
-def _cumulative_sum(node: Node) -> list[Value]:
-    """It adds up along one axis, which must not be that of rows."""
-    value, axis = node.value(0), node.value(1).numbers
-    if axis is None or _at(axis[0], len(value.known_shape)) == value.axis:
-        raise Mixes("it adds up over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+def _softmax_axes(node: Node, rank: int) -> Iterable[int]:
+    if node.version < 13:  # all axes from this one on are one
+        return range(_at(node.number("axis", 1), rank), rank)
+    return [node.number("axis", -1)]
+
+
+def _summed_axes(node: Node, rank: int) -> Iterable[int]:
+    axes = node.value(1).numbers
+    if axes is None:
+        raise Mixes("its axis is computed")
+    return axes
 
 
 def _top(node: Node) -> list[Value]:
@@ -430,7 +448,7 @@ def _reduced(node: Node) -> list[Value]:
     axes = (node.number("axis", 0),) if is_argument else node.numbers("axes", 1)
     if not axes:
         if node.number("noop_with_empty_axes", 0):
-            return _outputs(node, Value(value.known_shape, value.axis))
+            return _kept(node)
         axes = tuple(range(rank))
     reduced = {_at(each, rank) for each in axes}
     if value.axis in reduced:
@@ -467,29 +485,20 @@ def _skip_normalization(node: Node) -> list[Value]:
     both = _broadcast(node, [node.value(0), node.value(1)])
     if both.axis == len(both.known_shape) - 1:
         raise Mixes("it normalizes over rows")
+    if both.axis != node.value(0).axis or both.known_shape != node.value(0).known_shape:
+        raise Mixes("only the second tensor may be repeated")
     if any(node.is_used[1:3]):
         raise Mixes("its mean has no rule")
     _broadcast(node, [both, *(each for each in node.inputs[2:] if each)])
     return _outputs(node, both, both, both, both)
 
 
-def _axes_normalization(node: Node) -> list[Value]:
-    """It normalizes over axes, of which none may be that of rows."""
-    value = node.value(0)
-    axes = node.numbers("axes") or (0, 2, 3)
-    if value.axis in {_at(each, len(value.known_shape)) for each in axes}:
-        raise Mixes("it normalizes over rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
-
-
-def _matrices_of(node: Node) -> list[Value]:
+def _determinants(node: Node) -> list[Value]:
     """It looks at the last two axes."""
     value = node.value(0)
-    rank = len(value.known_shape)
-    if value.axis is not None and value.axis >= rank - 2:
+    if value.axis is not None and value.axis >= len(value.known_shape) - 2:
         raise Mixes("it looks over rows")
-    shape = value.known_shape if node.op != "Det" else value.known_shape[:-2]
-    return _outputs(node, Value(shape, value.axis))
+    return _outputs(node, Value(value.known_shape[:-2], value.axis))
 
 
 # Products.
@@ -568,7 +577,8 @@ def _einsum(node: Node) -> list[Value]:
     for term, value in zip(terms, node.inputs, strict=True):
         if value is None or len(value.known_shape) != len(term) or len(set(term)) != len(term):
             raise Mixes("its equation has no rule")
-        sizes |= dict(zip(term, value.known_shape, strict=True))
+        for each, size in zip(term, value.known_shape, strict=True):
+            sizes[each] = _met(node, [sizes.get(each, ONE), size])
         if value.axis is not None:
             letters.add(term[value.axis])
     if len(letters) != 1:
@@ -671,19 +681,8 @@ def _first_axis(node: Node) -> list[Value]:
     """Each picture of the first axis is changed by itself, in its channels and its size."""
     value = node.value(0)
     _require_axis(value, 0)
-    return _outputs(node, _new_sizes(node, value))
-
-
-def _new_sizes(node: Node, value: Value) -> Value:
-    shape = value.known_shape
-    return Value((shape[0], *(node.new_size() for _ in shape[1:])), value.axis)
-
-
-def _channel_normalization(node: Node) -> list[Value]:
-    """Each picture of the first axis is normalized by itself."""
-    value = node.value(0)
-    _require_axis(value, 0)
-    return _outputs(node, Value(value.known_shape, value.axis))
+    shape = (value.known_shape[0], *(node.new_size() for _ in value.known_shape[1:]))
+    return _outputs(node, Value(shape, value.axis))
 
 
 def _sampled(node: Node) -> list[Value]:
@@ -719,20 +718,14 @@ def _recurrent(node: Node) -> list[Value]:
     hidden = node.number("hidden_size", 0)
     units = Size.of(hidden) if hidden else node.new_size()
     rows = shape[batch]
+    axis = None if not value.is_rows else batch
     if is_first:
-        all_turns, last = (
-            Value((rows, shape[1], directions, units), 0),
-            Value((rows, directions, units), 0),
-        )
+        all_turns = Value((rows, shape[1], directions, units), axis)
+        last = Value((rows, directions, units), axis)
     else:
-        all_turns, last = (
-            Value((shape[0], directions, rows, units), 2),
-            Value((directions, rows, units), 1),
-        )
-    outputs = [all_turns, last, *[last] * (node.op == "LSTM")]
-    return _outputs(
-        node, *(each if value.is_rows else replace(each, axis=None) for each in outputs)
-    )
+        all_turns = Value((shape[0], directions, rows, units), axis and 2)
+        last = Value((directions, rows, units), axis)
+    return _outputs(node, all_turns, last, *[last] * (node.op == "LSTM"))
 
 
 # Shapes: where the batch axis goes.
@@ -872,13 +865,12 @@ def _filled(node: Node) -> list[Value]:
     varying = [at for at, size in enumerate(target) if size.varies]
     if len(varying) > 1:
         raise Mixes("two of its axes are as long as there are rows")
-    element = small_array(node.attributes["value"].t) if "value" in node.attributes else None
-    lengths = [size.number for size in target]
-    if element is not None and element.dtype.kind in "biu" and all(
-        length is not None and 0 <= length <= 64 for length in lengths
-    ):  # fmt: skip
-        items = np.full([length or 0 for length in lengths], Size.of(int(element.flat[0])), object)
-        return _outputs(node, computed(items))
+    numbers = node.value(0).numbers
+    if "value" in node.attributes and numbers is not None and math.prod(numbers) <= MAX_ITEMS:
+        element = constant(small_array(node.attributes["value"].t), (1,))
+        if element.items is not None:
+            items = np.full(numbers, element.items.reshape(-1)[0], object)
+            return _outputs(node, computed(items, is_narrow=element.is_narrow))
     return _outputs(node, Value(target, varying[0] if varying else None))
 
 
@@ -890,7 +882,8 @@ def _range(node: Node) -> list[Value]:
     if all(each and len(each) == 1 for each in numbers):
         start, limit, step = (each[0] for each in numbers if each)
         if step and (limit - start) / step <= 64:
-            return [computed(sizes_of(map(Size.of, range(start, limit, step))))]
+            items = sizes_of(map(Size.of, range(start, limit, step)))
+            return [computed(items, is_narrow=node.value(0).is_narrow)]
     return [Value((node.new_size(),))]
 
 
@@ -1021,6 +1014,8 @@ def _resize(node: Node) -> list[Value]:
         "coordinate_transformation_mode"
     ).startswith("tf_crop"):
         raise Mixes("its mode has no rule")
+    if node.text("mode", "nearest") != "nearest" and (value.axis not in (None, 0) or rank < 4):
+        raise Mixes("it weighs a row with its neighbours, if only by 0")  # 0 times NaN is NaN
     axes = [_at(each, rank) for each in (node.numbers("axes") or range(rank))]
     index = 1 if node.op == "Upsample" or node.version < 11 else 2
     scales = node.value(index).data if node.has(index) else None
@@ -1137,7 +1132,7 @@ def _reversed_sequence(node: Node) -> list[Value]:
         raise Mixes("its axes are not those of rows")
     if lengths.known_shape != (value.known_shape[batch],):
         raise Mixes("rows meet parts of rows")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _fourier(node: Node) -> list[Value]:
@@ -1186,6 +1181,8 @@ def _columns(node: Node) -> list[Value]:
 def _classified(node: Node) -> list[Value]:
     """Each row of a table gets a label, and scores."""
     value = node.value(0)
+    if node.text("post_transform") == "PROBIT":
+        raise Mixes("with PROBIT, ONNX Runtime leaves scores as the memory was")
     rows = _table(value)[0]
     scores = Value((rows, node.new_size()), value.axis)
     return _outputs(node, Value((rows,), value.axis), scores)
@@ -1231,7 +1228,7 @@ def _texts(node: Node) -> list[Value]:
     value = node.value(0)
     if "stopwords" in node.attributes or len(value.known_shape) != 1:
         raise Mixes("it leaves words out")
-    return _outputs(node, Value(value.known_shape, value.axis))
+    return _kept(node)
 
 
 def _attention(node: Node) -> list[Value]:
@@ -1277,8 +1274,13 @@ _add("DynamicQuantizeLinear com.microsoft.DynamicQuantizeMatMul", _scaled_by_all
 _add("Dropout", _dropout)
 _add("BatchNormalization", _batch_normalization)
 _add("QuantizeLinear DequantizeLinear", _quantized)
-_add("Softmax LogSoftmax Hardmax LpNormalization", _along_axis)
-_add("CumSum", _cumulative_sum)
+_add("Softmax LogSoftmax Hardmax", _along(_softmax_axes))
+_add("LpNormalization", _along(lambda node, rank: [node.number("axis", -1)]))
+_add("CumSum", _along(_summed_axes))
+_add("MeanVarianceNormalization", _along(lambda node, rank: node.numbers("axes") or (0, 2, 3)))
+_add("GroupNormalization InstanceNormalization LRN", _along(lambda node, rank: range(1, rank)))
+_add("Trilu", _along(lambda node, rank: (-2, -1)))
+_add("Det", _determinants)
 _add("TopK", _top, sizes=(1,))
 _add(
     "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin"
@@ -1287,8 +1289,6 @@ _add(
 )
 _add("LayerNormalization RMSNormalization SimplifiedLayerNormalization", _layer_normalization)
 _add("com.microsoft.SkipLayerNormalization", _skip_normalization, (0, 1))
-_add("MeanVarianceNormalization", _axes_normalization)
-_add("Det Trilu", _matrices_of)
 _add("MatMul", _matrix_product, (0, 1))
 _add("MatMulInteger", _quantized_product, (0, 1))
 _add("QLinearMatMul", _quantized_product, (0, 3))
@@ -1298,7 +1298,6 @@ _add("Conv ConvInteger ConvTranspose QLinearConv", _convolution)
 _add("AveragePool LpPool MaxPool", _pool)
 _add("GlobalAveragePool GlobalLpPool GlobalMaxPool", _global_pool)
 _add("DepthToSpace SpaceToDepth", _first_axis)
-_add("GroupNormalization InstanceNormalization LRN", _channel_normalization)
 _add("GridSample", _sampled, (0, 1))
 _add("GRU LSTM RNN", _recurrent, (0, 4, 5, 6))
 _add("Reshape", _reshape, sizes=(1,))

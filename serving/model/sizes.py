@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
-_MAX_TERMS = 32
-"""A longer sum becomes one unknown, so that a hostile graph takes no time."""
-_MAX_NUMBER = 1 << 31
-"""From it on, a graph's arithmetic of 32 bits overflows."""
+_MAX_TERMS, _MAX_NAMES = 32, 8
+"""Longer sums and products are given up, so that a hostile graph takes no time."""
 _N = "N"
+_MOST_ROWS, _MOST = 1_000, 2_000_000
+"""Rows of a batch, and the size of another axis of an input: both together are an input of less
+than 2^31 elements."""
+_INT32, _INT64 = 1 << 31, 1 << 53
+"""What an int32 holds; and an int64, even if an axis is larger than that."""
 
 Monomial = tuple[str, ...]
 
@@ -45,8 +49,14 @@ class Size:
     @property
     def is_positive(self) -> bool:
         """Whether it is at least 1 for sure."""
-        return bool(self.terms) and all(
-            factor > 0 and all(name[0] == "+" or name == _N for name in monomial)
+        return bool(self.terms) and self.fits() and all(factor > 0 for _, factor in self.terms)
+
+    def fits(self, limit: int = _INT64) -> bool:
+        """Return whether a graph computes it without overflow, whatever the sizes of axes."""
+        return all(
+            name[0] == "+" or name == _N for monomial, _ in self.terms for name in monomial
+        ) and limit > sum(
+            abs(factor) * prod(_MOST_ROWS if name == _N else _MOST for name in monomial)
             for monomial, factor in self.terms
         )
 
@@ -125,18 +135,23 @@ class Unknowns:
         return Size.unknown(name)
 
     def bounded(self, size: Size) -> Size:
-        """Return a size, or an unknown in place of a long sum or a huge number."""
-        is_short = len(size.terms) <= _MAX_TERMS and all(
-            len(monomial) <= _MAX_TERMS and abs(factor) < _MAX_NUMBER
-            for monomial, factor in size.terms
+        """Return a size, or an unknown in place of a long product or a huge number."""
+        is_short = all(
+            len(monomial) <= _MAX_NAMES and abs(factor) < _INT64 for monomial, factor in size.terms
         )
         return size if is_short else self.new("N?" if size.varies else "?")
+
+    def narrow(self, size: Size) -> Size:
+        """Return what an int32 holds of a size: another one where it may overflow."""
+        return size if size.fits(_INT32) else self.of("int32", size)
 
 
 def _sum(terms: Iterable[tuple[Monomial, int]]) -> Size:
     total: dict[Monomial, int] = {}
     for monomial, factor in terms:
         total[monomial] = total.get(monomial, 0) + factor
+        if len(total) > _MAX_TERMS:
+            raise OverflowError("a size is a sum of too many terms")
     return Size(tuple(sorted((each, factor) for each, factor in total.items() if factor)))
 
 

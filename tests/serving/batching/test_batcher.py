@@ -523,12 +523,16 @@ class SumRequest(FakeRequest):
         return [result.part(at, self.num_rows)[0].tolist()]
 
 
-ROWS = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 1]]]
+ROWS: list[list[list[int]]] = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 1]], [[]], [[]]]
+"""Rows without elements run alone: the proof of batching is for axes of one or more."""
 
 
 @pytest.mark.parametrize(
     ("is_batchable", "shapes"),
-    [(True, [(3, 2), (2, 3)]), (False, [(1, 2), (2, 2), (1, 3), (1, 3)])],
+    [
+        (True, [(3, 2), (2, 3), (1, 0), (1, 0)]),
+        (False, [(1, 2), (2, 2), (1, 3), (1, 3), (1, 0), (1, 0)]),
+    ],
 )
 def test_requests_of_several_inputs_run_with_those_of_their_shape(
     is_batchable: bool, shapes: list[tuple[int, int]]
