@@ -223,7 +223,7 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     if not is_batchable:
         calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
         return [[call] for call in reversed(calls)]
-    alike: dict[tuple[tuple[int, ...], ...], list[Group]] = {}
+    alike: dict[object, list[Group]] = {}
     for group in groups:
         if (layout := group.encoder.layout) is not None:
             shapes = tuple(piece.shape[1:] for piece in layout.pieces)
@@ -231,7 +231,9 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
             continue
         for at, arrays in enumerate(group.messages):
             shapes = tuple(array.shape[1:] for array in arrays)
-            alike.setdefault(shapes, []).append(group.cut(at, at + 1))
+            # Rows are proved independent for axes of one or more.
+            key = shapes if all(map(all, shapes)) else object()
+            alike.setdefault(key, []).append(group.cut(at, at + 1))
     return list(reversed(alike.values()))
 
 
