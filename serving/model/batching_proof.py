@@ -136,11 +136,8 @@ class Node:
 
     def text(self, name: str, default: str = "") -> str:
         """Return an attribute that is a text."""
-        return (
-            self.attributes[name].s.decode("utf-8", "replace")
-            if name in self.attributes
-            else default
-        )
+        attribute = self.attributes.get(name)
+        return default if attribute is None else attribute.s.decode("utf-8", "replace")
 
     def numbers(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
         """Return integers of an attribute or, in newer sets, of an input; None if left out."""

@@ -813,9 +813,7 @@ def _squeeze(node: Node) -> list[Value]:
     value = node.value(0)
     axes = node.numbers("axes", 1)
     if axes is None:
-        if value.is_rows:
-            raise Mixes("it would drop the batch axis of one row")
-        raise Mixes("its axes are unknown")
+        raise Mixes("it would drop the batch axis of one row")
     dropped = {_at(each, len(value.known_shape)) for each in axes}
     if value.axis in dropped:
         raise Mixes("it drops the batch axis")
@@ -902,20 +900,13 @@ def _tile(node: Node) -> list[Value]:
 def _concat(node: Node) -> list[Value]:
     """It joins along another axis than that of rows, and rows with their own."""
     values = [each for each in node.inputs if each]
-    shapes = [each.known_shape for each in values]
-    axis = _at(node.number("axis", 1), len(shapes[0]))
-    places = {each.axis for each in values}
-    if len(places) > 1:
-        raise Mixes("it joins rows with others")
-    batch = places.pop()
-    if batch == axis:
+    first = values[0]
+    axis = _at(node.number("axis", 1), len(first.known_shape))
+    if first.axis == axis:
         raise Mixes("it joins batches")
-    if batch is not None and len({shape[batch] for shape in shapes}) > 1:
-        raise Mixes("rows meet parts of rows")
-    total = Size.of(0)
-    for shape in shapes:
-        total += shape[axis]
-    return _outputs(node, Value(_replaced(shapes[0], axis, total), batch))
+    _require_alike(*values)
+    total = sum((each.known_shape[axis] for each in values), Size.of(0))
+    return _outputs(node, Value(_replaced(first.known_shape, axis, total), first.axis))
 
 
 def _split(node: Node) -> list[Value]:
@@ -1076,14 +1067,14 @@ def _gather(node: Node) -> list[Value]:
     return _outputs(node, Value((*shape[:axis], *taken, *shape[axis + 1 :]), batch))
 
 
-def _gather_elements(node: Node) -> list[Value]:
-    """Each row takes from its own elements, along another axis."""
-    data, indices = node.value(0), node.value(1)
-    axis = _at(node.number("axis", 0), len(data.known_shape))
-    if data.axis == axis or indices.axis == axis:
+def _elements(node: Node) -> list[Value]:
+    """Each row takes from its own elements, or changes them, along another axis."""
+    data, indices, *_ = values = [each for each in node.inputs if each]
+    if data.axis == _at(node.number("axis", 0), len(data.known_shape)):
         raise Mixes("it takes from other rows")
-    _require_alike(data, indices)
-    return _outputs(node, Value(indices.known_shape, indices.axis))
+    _require_alike(*values)
+    shape = indices.known_shape if node.op == "GatherElements" else data.known_shape
+    return _outputs(node, Value(shape, data.axis))
 
 
 def _require_alike(*values: Value) -> None:
@@ -1113,15 +1104,6 @@ def _gather_many(node: Node) -> list[Value]:
     elif indices.axis is not None and (shared or indices.axis == len(taken) - 1):
         raise Mixes("its rows have no rule")
     return _outputs(node, Value((*taken[:-1], *shape[shared + depth :]), indices.axis))
-
-
-def _scatter_elements(node: Node) -> list[Value]:
-    """Each row changes its own elements, along another axis."""
-    data, indices, updates = (node.value(index) for index in range(3))
-    if _at(node.number("axis", 0), len(data.known_shape)) == data.axis:
-        raise Mixes("it changes rows by number")
-    _require_alike(data, indices, updates)
-    return _outputs(node, Value(data.known_shape, data.axis))
 
 
 def _reversed_sequence(node: Node) -> list[Value]:
@@ -1316,9 +1298,8 @@ _add("Pad", _pad, sizes=(1,))
 _add("Resize Upsample", _resize, sizes=(1, 2, 3))
 _add("OneHot", _one_hot)
 _add("Gather", _gather, (0, 1))
-_add("GatherElements", _gather_elements, (0, 1))
+_add("GatherElements ScatterElements", _elements, (0, 1, 2))
 _add("GatherND", _gather_many, (0, 1))
-_add("ScatterElements", _scatter_elements, (0, 1, 2))
 _add("ReverseSequence", _reversed_sequence, (0, 1))
 _add("DFT", _fourier)
 _add("STFT", _short_fourier)
