@@ -163,6 +163,8 @@ def _binary(node: Node) -> Array:
 def _pair(node: Node, a: Size, b: Size) -> Size:
     if node.op in _COMPARED:
         return _compared(node, a, b)
+    if node.op in ("Min", "Max") and a == b:
+        return a
     if node.op == "Div" and b.number and a.fits():
         quotient = a.divided(b)
         if quotient is not None:

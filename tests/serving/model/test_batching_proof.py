@@ -472,6 +472,7 @@ PROVED = {
         "; t = Concat<axis=0>(u, two, last); a = Reshape(x, t)"
         "; y = ReduceMax<keepdims=0>(a, second)"
     ),
+    "size or itself, as in Keras": "s = Shape(x); m = Max(s, s); y = Reshape(x, m)",
     "copied size": "a = Reshape(x, cube); b = ReduceSum<keepdims=0>(a, two); y = Reshape(b, keep)",
     "border": "y = Pad(x, border)",
     "border behind a Reshape": (
