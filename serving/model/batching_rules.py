@@ -14,7 +14,7 @@ from functools import reduce
 
 import numpy as np
 
-from serving.model.batching_proof import (
+from serving.model.batching_values import (
     MAX_ITEMS,
     Mixes,
     Node,

@@ -17,7 +17,8 @@ from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.images import Images
 from serving.model import acceptance, batching_trial, repository
 from serving.model.acceptance import ENOUGH_ROWS, Run, find_rows, has_bounded_time
-from serving.model.batching_proof import Mixes, prove
+from serving.model.batching_proof import prove
+from serving.model.batching_values import Mixes
 from serving.model.fork_safety import native_run
 from serving.model.loader_thread import within
 from serving.model.manifest import Manifest

@@ -17,7 +17,8 @@ from onnx import numpy_helper, parser
 from onnx.backend.test.case.node import collect_testcases
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
-from serving.model.batching_proof import Mixes, prove
+from serving.model.batching_proof import prove
+from serving.model.batching_values import Mixes
 from serving.model.onnx_file import parse_model
 from serving.model.sizes import ONE, ROWS, Size, product
 
