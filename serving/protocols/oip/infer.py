@@ -185,12 +185,14 @@ def raw_ending(
 
     Returns:
         None if requests with other values may be answered otherwise but for values: they name an
-        id, a version or a timeout, or have texts, whose lengths differ.
+        id, a version or a timeout, have texts, whose lengths differ, or no elements.
     """
     if request.model_version or request.id or inference.timeout_s is not None:
         return None
     datatypes = {each.datatype for each in signature.inputs}
     if not inference.is_raw or not signature.inputs or "BYTES" in datatypes:
+        return None
+    if any(0 in each.shape for each in request.inputs):  # rows without elements run alone
         return None
     if signature.row_bytes:  # rows of one input travel without a layout: bytes of BOOL are checked
         return None if "BOOL" in datatypes else (inference.message, None)

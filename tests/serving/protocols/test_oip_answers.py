@@ -7,8 +7,11 @@ from serving import Classifier
 from serving.batching.queue import Result
 from serving.images import Images
 from serving.protocols.encoding import frame
-from serving.protocols.oip.infer import Infer
+from serving.protocols.oip.infer import Infer, raw_ending
+from serving.protocols.oip.inference_pb import ModelInferRequest
+from serving.protocols.oip.tensors import decode
 from serving.signature import DIGITS
+from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import router_of
 from tests.support.inference_peer import raw_request, typed_request
 
@@ -71,3 +74,15 @@ def test_heads_are_bounded(method: Infer, images: Images) -> None:
         hint = {"priority": {"int64_param": number}}
         method.read(raw_request(images[:1], parameters=hint).SerializeToString())
     assert len(method.prefixes) <= 256
+
+
+@pytest.mark.parametrize("width", [2, 0])
+def test_rows_without_elements_have_no_layout(width: int) -> None:
+    """Calls of one layout run together, and these may not: see `_alike` of the batcher."""
+    both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
+    signature = TensorSignature(both, both, is_batchable=True)
+    request: Any = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
+    for each in both:
+        request.inputs.add(name=each.name, datatype="FP32", shape=[1, width])
+    found = raw_ending(request, decode(request, signature, 8), signature, lambda _: b"")
+    assert (found is not None) == (width > 0)
