@@ -48,17 +48,19 @@ class GrpcCall(Call):
     """A call over HTTP/2; see `Call` of `serving.protocols.method`."""
 
     __slots__ = (
-        "_data", "_ended", "_error", "_has_begun", "_missing_at", "_owed", "_taken", "_unconsumed",
-        "_waits", "head", "pending",
+        "_ended", "_error", "_has_begun", "_missing_at", "_owed", "_response", "_taken",
+        "_unconsumed", "_waits", "data", "head", "pending", "takes_one",
     )  # fmt: skip
 
     def __init__(self, port: Any, peer: Peer, stream: bytes, head: Headers, now_s: float) -> None:
         """See `Call`."""
         super().__init__(port, peer, stream, now_s + head.timeout_s)
         self.head = head
+        self.takes_one = head.method is None or head.method.takes_one
+        """Whether the caller sends exactly one message."""
         self.pending: list[PendingResponse] = []
         """Requests in progress, in order. An empty deque would take ten times an empty list."""
-        self._data = bytearray()
+        self.data = bytearray()
         """The bytes received of messages that have not begun."""
         self._missing_at = 0
         """How long they must be for the first message to be whole, as far as that is known."""
@@ -72,6 +74,8 @@ class GrpcCall(Call):
         """The window bytes of answered requests, until the answers are read."""
         self._waits = ""
         """For "message" or "room" the method waits."""
+        self._response: bytes | None = None
+        """The only answer, which is sent with the end."""
         self._has_begun = False
         """Whether the headers of the answer were sent."""
         self._error: Status | None = None
@@ -81,27 +85,29 @@ class GrpcCall(Call):
 
     def receive(self, data: bytes, *, ended: bool) -> None:
         """Process more bytes of the caller."""
-        self._data += data
+        self.data += data
         self._ended = ended
-        if not self.takes_one:
-            self._unconsumed += len(data)
-        else:
+        may_begin = ended or len(self.data) >= self._missing_at  # cheap: there may be many parts
+        if self.takes_one:
             self.peer.engine.acknowledge(self.stream, len(data))
-            if ended and not self._data:
-                self.end(headers.NOT_ONE_MESSAGE)
-                return
-        if ended or len(self._data) >= self._missing_at:
-            self.resume()
-        else:  # cheap, for there may be many parts
-            self._consume_all()
+            if may_begin:
+                self._begin_if_whole()
+        else:
+            self._unconsumed += len(data)
+            if may_begin:
+                self.resume()
+            else:
+                self._consume_all()
         if not self.is_over:
-            self.port.calls.hold(self, len(self._data))
+            self.port.calls.hold(self, len(self.data))
 
-    @property
-    def takes_one(self) -> bool:
-        """Whether the caller sends exactly one message."""
-        method: Any = self.head.method
-        return bool(method is None or method.takes_one)
+    def _begin_if_whole(self) -> None:
+        """Begin a method that takes one message, once it has come; refuse others early."""
+        try:
+            if self._end_of_message():
+                self.start(self.head.method.handle(self))  # type: ignore[union-attr]
+        except _Refusal as err:
+            self.end(err.status)
 
     async def message(self) -> Any:
         """See `Call` of `serving.protocols.method`."""
@@ -110,26 +116,26 @@ class GrpcCall(Call):
             self._note_read()
         while True:
             if self._has_room():
-                if self._ended and not self._data:
+                if self._ended and not self.data:
                     return None
                 if end := self._end_of_message():
                     break
                 self._consume_all()
             await paused(self._wait_for_message)
-        num_bytes = len(self._data)
+        num_bytes = len(self.data)
         self._taken = end - max(0, num_bytes - self._unconsumed)
         self._unconsumed -= self._taken
         method = self.head.method
         if method is None or end < num_bytes:
-            message = bytes(memoryview(self._data)[PREFIX_BYTES:end])
-            del self._data[:end]
+            message = bytes(memoryview(self.data)[PREFIX_BYTES:end])
+            del self.data[:end]
             return message
-        data, self._data = memoryview(self._data)[PREFIX_BYTES:], bytearray()
+        data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
         return data if self.head.prefixes.find(data) else bytes(data)  # known: it is not copied
 
     def _wait_for_message(self) -> None:
         self._waits = "message"
-        self.port.calls.hold(self, len(self._data))
+        self.port.calls.hold(self, len(self.data))
 
     def _end_of_message(self) -> int:
         """Return where the first message ends, 0 if it has not come.
@@ -137,8 +143,10 @@ class GrpcCall(Call):
         Raises:
             _Refusal: it can't be read.
         """
-        data, end = self._data, PREFIX_BYTES
+        data, end = self.data, PREFIX_BYTES
         size, limit = len(data), self.port.limits.max_message_bytes
+        if self._ended and not size:
+            raise _Refusal(headers.NOT_ONE_MESSAGE)
         if size >= end:
             length = int.from_bytes(data[1:end], "big")
             if data[0]:
@@ -218,7 +226,7 @@ class GrpcCall(Call):
         room = encoder.target.room_for_stream(encoder.num_rows)
         number = min(len(messages), _MAX_PENDING - len(self.pending), room)
         method: Any = self.head.method
-        if number <= 0 or self._data or self._waits != "message" or self.takes_one:
+        if number <= 0 or self.data or self._waits != "message" or self.takes_one:
             return 0
         refused = partial(method.error_message, b"")
         pending = [PendingResponse(num_bytes, refused) for _ in range(number)]
@@ -245,11 +253,14 @@ class GrpcCall(Call):
 
     async def send(self, message: bytes) -> None:
         """See `Call` of `serving.protocols.method`."""
-        self._send(frame(message))
+        await self.send_framed(frame(message))
 
     async def send_framed(self, response: bytes) -> None:
         """See `Call` of `serving.protocols.method`."""
-        self._send(response)
+        if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
+            self._response = response
+        else:
+            self._send(response)
 
     def post(self, message: bytes) -> None:
         """See `Call` of `serving.protocols.method`."""
@@ -347,11 +358,6 @@ class GrpcCall(Call):
         return self.is_running or bool(self.pending)
 
     @property
-    def has_data(self) -> bool:
-        """Whether a part of a message has come."""
-        return bool(self._data)
-
-    @property
     def is_incomplete(self) -> bool:
         """Whether the one message of the call has not arrived."""
         return self.takes_one and not self._ended
@@ -363,7 +369,9 @@ class GrpcCall(Call):
         trailers = headers.OK if reason is None else trailers_of(reason)
         if request_id := self.end_log(code):
             trailers = (*trailers, (headers.REQUEST_ID, request_id.encode()))
-        if reason is not None and not self._has_begun:
+        if self._response is not None and reason is None:
+            engine.answer([self.stream], [self._response])
+        elif reason is not None and not self._has_begun:
             engine.refuse([self.stream], (*headers.RESPONSE, *trailers))
         else:
             self._begin_answer()
@@ -378,7 +386,7 @@ class GrpcCall(Call):
         super().close()
         self._owed = self._unconsumed = 0
         self.pending.clear()
-        self._data = bytearray()
+        self.data = bytearray()
 
     def cancel(self) -> None:
         """Forget the call: the caller has left."""

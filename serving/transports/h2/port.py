@@ -142,12 +142,14 @@ class H2Port(Port):
         """Take data of a call: a whole message of rows in a known layout, or anything else."""
         call = state.call
         is_call = isinstance(call, GrpcCall)
+        if is_call and (call.data or self.log is not None):
+            call.receive(data, ended=ended)
+            return
         head = call.head if is_call else call
-        if head is None or self.log is not None:
-            self._receive_part(peer, stream, data, now_s, ended=ended)
+        if head is None:
             return
         found = head.prefixes.find_framed(data)
-        if found is not None and not (is_call and call.has_data):
+        if found is not None:
             start, encoder = found
             block = state.block
             is_repeated = block.is_repeated or block.kind.is_repeated or is_call
@@ -220,8 +222,8 @@ class H2Port(Port):
         call.logged = logged
         peer.streams[stream].call = call
         self.calls.end_at_deadline(call)
-        if head.refusal is None and head.method is not None:
-            call.start(head.method.handle(call))
+        if not call.takes_one:  # of the others the message comes first
+            call.start(head.method.handle(call))  # type: ignore[union-attr]
         return call
 
     def _open(
