@@ -53,8 +53,7 @@ _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth the way to another thread."""
 _LONG_S, _MIN_ROWS = 0.005, 8
 """How long a run of many rows takes at most, and the most rows that may take longer: larger ones
-gain nothing. Of a network of convolutions, 16 rows took 1,400 page faults and a quarter longer each
-than 8, and all of them are answered at once, at the end."""
+gain nothing, need more memory, and their callers are all answered at the end."""
 
 _Outcome = tuple[list[Group], Result | DigitsError]
 _Finish = Callable[[list[_Outcome]], object]

@@ -17,7 +17,7 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.self_test import SelfTest
-from serving.system.process import Usage
+from serving.system.process import Usage, limit_free_memory
 from serving.telemetry.report import Report, Served
 from serving.transports import open_transport
 
@@ -95,6 +95,7 @@ class Server:
         Raises:
             ConfigurationError: the address can't be bound.
         """
+        limit_free_memory()
         self.address = await self._transport.start()
         if self._http is not None:
             self._http.start(self._transport.loop)

@@ -6,7 +6,6 @@
 A connection has one request in progress; further ones wait.
 """
 
-import ctypes
 import logging
 import math
 import socket
@@ -22,6 +21,7 @@ from serving.errors import DigitsError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
+from serving.system.process import FREE_BYTES, trim_memory
 from serving.telemetry.metrics import Metrics
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.calls import Pool, submit
@@ -42,13 +42,6 @@ _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
 _INFER = "HttpInfer"
-_TRIM_BYTES = 16 << 20
-"""After so much was kept, free pages go back to the kernel: glibc alone kept 0.6 GiB of forms."""
-_MALLOC_OPTIONS = {-1: _TRIM_BYTES, -3: 4 << 20}
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3)), which glibc itself raises to 64 and 32 MiB:
-malloc_trim leaves the end of a thread's arena to the first of them."""
-_libc = ctypes.CDLL(None)
-_trim = getattr(_libc, "malloc_trim", None)
 
 
 class Phase(Enum):
@@ -158,9 +151,6 @@ class HttpPort(Port):
         self.log = log
         self._num_bad, self._complained_s = 0, -math.inf
         self._num_released, self._trim_s = 0, math.inf
-        if _trim is not None:
-            for option, num_bytes in _MALLOC_OPTIONS.items():
-                _libc.mallopt(option, num_bytes)
 
     def new_engine(self, sock: socket.socket) -> HttpEngine:
         """See `Port`."""
@@ -411,11 +401,11 @@ class HttpPort(Port):
         That is done a second later: others may have them yet.
         """
         self._app.set_date()
-        if self._num_released > _TRIM_BYTES:
+        if self._num_released > FREE_BYTES:
             self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
-        if now_s >= self._trim_s and _trim is not None:
+        if now_s >= self._trim_s:
             self._trim_s = math.inf
-            _trim(0)
+            trim_memory()
 
 
 def open_port(
