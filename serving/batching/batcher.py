@@ -450,6 +450,11 @@ class Batcher:
         """When the oldest run on a thread began, in monotonic seconds; infinite without any."""
         return self._long.oldest_run_s
 
+    @property
+    def max_run_s(self) -> float:
+        """The longest run, in seconds: it is ended then."""
+        return self._long.max_run_s
+
     def submit(self, group: Group, *, is_final: bool = True) -> int:
         """Let calls wait for a run, as far as there is room; return how many, the first ones.
 

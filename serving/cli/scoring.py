@@ -9,7 +9,6 @@ from serving.commandline import installation, values
 from serving.commandline.terminal import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
-from serving.model.repository import PRETRAINED
 from serving.system.cores import usable_cores
 from serving.telemetry import logs
 
@@ -126,6 +125,8 @@ def _say(text: str) -> None:
 
 def _classify(config: ModelConfig, version: str, column: str, prefix: str) -> dict[str, Any]:
     """Return the arguments of `serving.ray.Classify`; each machine has its own bundled model."""
+    from serving.model.repository import PRETRAINED
+
     device = "cuda" if config.device == "cuda" else "cpu"
     arguments = {"column": column, "version": version, "device": device,
                  "precision": config.precision, "prefix": prefix}  # fmt: skip

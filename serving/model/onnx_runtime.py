@@ -79,8 +79,8 @@ def new_session(
     # An arena keeps the memory of the largest batch, 14 MB for a small network of convolutions;
     # without one, runs take as long.
     options.enable_cpu_mem_arena = False
-    # With a pattern a run gets its memory as one block, which glibc maps and unmaps each time: 8 rows
-    # of such a network took 1,160 page faults on a thread, a third of the time.
+    # With a pattern a run gets its memory as one block, which glibc maps and unmaps each time: 8
+    # rows of such a network took 1,160 page faults on a thread, a third of the time.
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.

@@ -5,7 +5,8 @@ leaves (grpc #43403). Its messages are used.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import MappingProxyType
 
 from grpc_health.v1 import health_pb2
 
@@ -18,21 +19,48 @@ _States = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """One state for the whole server and every service in it; safe to use from any thread."""
+    """The states of the server, its services and its models; safe to use from any thread."""
 
-    def __init__(self, services: tuple[str, ...]) -> None:
-        """Start as NOT_SERVING; known names are "", the server as a whole, and `services`."""
-        self._services = frozenset(("", *services))
+    def __init__(
+        self, services: Mapping[str, Callable[[], str]] = MappingProxyType({}),
+        models: Callable[[], Container[str]] = tuple,
+    ) -> None:  # fmt: skip
+        """Start as NOT_SERVING.
+
+        Args:
+            services: known names beside "", the server as a whole; each with a function that
+                returns the model that it depends on, or "".
+            models: returns the names of the models, which are known, too.
+        """
+        self._services: dict[str, Callable[[], str]] = {"": str, **services}
+        self._models = models
         self._lock = threading.Lock()
         self._watchers: dict[object, tuple[str, Callable[[bytes], None]]] = {}
         self.is_serving = False
+        """Whether the server as a whole is well, and does not drain."""
+        self.stuck_models: frozenset[str] = frozenset()
+        """The models that do not answer, or wrongly."""
 
     def set_serving(self, is_serving: bool) -> None:
         """Change the state and send it to every watcher."""
         with self._lock:
             self.is_serving = is_serving
-            for service, send in self._watchers.values():
-                send(self._response(service))
+            self._send_all()
+
+    def set_stuck(self, models: Iterable[str]) -> None:
+        """Change which models do not answer; watchers get it if it is another set."""
+        with self._lock:
+            before, self.stuck_models = self.stuck_models, frozenset(models)
+            if self.stuck_models != before:
+                self._send_all()
+
+    def is_model_serving(self, name: str) -> bool:
+        """Return whether a model is well, and the server."""
+        return self.is_serving and name not in self.stuck_models
+
+    def _send_all(self) -> None:
+        for service, send in self._watchers.values():
+            send(self._response(service))
 
     def methods(self) -> list[Method]:
         """Return the methods Check and Watch, which probes call without a token."""
@@ -43,7 +71,7 @@ class Health:
 
     def _check(self, request: bytes) -> bytes:
         service = _service_in(request)
-        if service not in self._services:
+        if not self._is_known(service):
             raise ModelNotFound("unknown service")  # NOT_FOUND, as the protocol says
         return self._response(service)
 
@@ -60,11 +88,16 @@ class Health:
             self._watchers.pop(key, None)
 
     def _response(self, service: str) -> bytes:
-        state = _States.SERVING if self.is_serving else _States.NOT_SERVING
-        if service not in self._services:
+        model_of = self._services.get(service)
+        is_serving = self.is_model_serving(service if model_of is None else model_of())
+        state = _States.SERVING if is_serving else _States.NOT_SERVING
+        if not self._is_known(service):
             state = _States.SERVICE_UNKNOWN
         data: bytes = _States(status=state).SerializeToString()
         return data
+
+    def _is_known(self, service: str) -> bool:
+        return service in self._services or service in self._models()
 
 
 def _service_in(request: bytes) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
-from serving.telemetry.report import Report
+from serving.telemetry.report import Report, State
 from serving.transports.connections import Limits
 from serving.transports.http1.exchange import Exchange, OneThread
 from serving.transports.http1.port import open_port
@@ -43,7 +43,7 @@ class Exporter:
             ConfigurationError: the address can't be bound.
         """
         self._report: Callable[[], Report] | None = None
-        self._is_serving: Callable[[], bool] = lambda: False
+        self._state: Callable[[], State] = State
         listener = bind(host, port, backlog=_BACKLOG)
         self.address = with_port(host, listener.getsockname()[1])
         router = Router()
@@ -58,15 +58,14 @@ class Exporter:
         self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))
         self._loop.start()
 
-    def serve(self, report: Callable[[], Report], is_serving: Callable[[], bool]) -> None:
+    def serve(self, report: Callable[[], Report], state: Callable[[], State]) -> None:
         """Start to answer.
 
         Args:
             report: returns the content of /metrics; called for each scrape, on the page's thread.
-            is_serving: returns the state of /readyz; called on the other thread, so it must not
-                block.
+            state: returns the state of /readyz; called on the other thread, so it must not block.
         """
-        self._report, self._is_serving = report, is_serving
+        self._report, self._state = report, state
 
     def close(self) -> None:
         """Close the port and its connections."""
@@ -77,9 +76,11 @@ class Exporter:
         return Answer(b"alive\n", _TEXT)
 
     async def _ready(self, _: Exchange) -> Answer:
-        if self._is_serving():
-            return Answer(b"SERVING\n", _TEXT)
-        return Answer(b"NOT_SERVING\n", _TEXT, 503)
+        state = self._state()
+        lines = ["SERVING" if state.is_serving else "NOT_SERVING"]
+        lines += [f"NOT_SERVING model {name}" for name in sorted(state.stuck_models)]
+        body = "".join(f"{line}\n" for line in lines).encode()
+        return Answer(body, _TEXT, 200 if state.is_serving else 503)
 
     async def _metrics(self, call: Exchange) -> Answer:
         if self._report is None:

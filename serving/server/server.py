@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.self_test import SelfTest
 from serving.system.process import Usage, limit_free_memory
-from serving.telemetry.report import Report, Served
+from serving.telemetry.report import Report, Served, State
 from serving.transports import open_transport
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,10 @@ class Server:
         self._exporter = exporter
         self.config = config
         self.transport = "h2" if config.transport == "auto" else config.transport
-        self.health = Health((digits_v1.SERVICE, inference_pb.SERVICE))
+        services: dict[str, Callable[[], str]] = {
+            digits_v1.SERVICE: self._classifier_name, inference_pb.SERVICE: str,
+        }  # fmt: skip
+        self.health = Health(services, lambda: router.routes)
         allow_control = config.allow_repository_control
         queries = Queries(router, self.health, catalog, allow_control=allow_control)
         methods = [
@@ -101,10 +104,17 @@ class Server:
             self._http.start(self._transport.loop)
         self.health.set_serving(True)
         if self._exporter is not None:
-            self._exporter.serve(self.report, lambda: self.health.is_serving)
+            self._exporter.serve(self.report, self._state)
         if interval_s := self.config.self_test_interval_s:
-            test = SelfTest(self._router, self.health.set_serving, interval_s)
+            test = SelfTest(self._router, self.health, interval_s)
             self._self_test = asyncio.create_task(test.run())
+
+    def _classifier_name(self) -> str:
+        route = self._router.classifier
+        return "" if route is None else route.name
+
+    def _state(self) -> State:
+        return State(self.health.is_serving, self.health.stuck_models)
 
     def report(self) -> Report:
         """Return the served models and all counts; from any thread."""
@@ -116,6 +126,7 @@ class Server:
             queue_capacity=router.batching.queue_capacity,
             num_calls=self._transport.num_calls,
             is_serving=self.health.is_serving,
+            stuck_models=self.health.stuck_models,
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
         )

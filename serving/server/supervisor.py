@@ -23,7 +23,7 @@ from serving.system import signals
 from serving.system.address import Sockets, refuse_callers, reserved_port, with_port
 from serving.system.notify import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, total
+from serving.telemetry.report import Report, State, total
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Supervisor:
         await self._all_ready.wait()
         config, metrics_address = self._config, "off"
         if self._exporter is not None:
-            self._exporter.serve(self.report, self._is_serving)
+            self._exporter.serve(self.report, self._state)
             metrics_address = self._exporter.address
         more: dict[str, object] = {"workers": config.workers}
         if config.http_port is not None:
@@ -153,11 +153,12 @@ class Supervisor:
                 reports = [self._last.ended()]
             return total(reports, self._dead)
 
-    def _is_serving(self) -> bool:
+    def _state(self) -> State:
         """Return whether at least one worker is ready, and all that are ready are well."""
         ready = [worker for worker in list(self._workers.values()) if worker.report]
         is_well = bool(ready) and all(worker.is_serving for worker in ready)
-        return is_well and not self._is_draining
+        stuck = (worker.report.stuck_models for worker in ready if worker.report)
+        return State(is_well and not self._is_draining, frozenset[str]().union(*stuck))
 
     @property
     def _num_ready(self) -> int:

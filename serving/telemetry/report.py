@@ -21,6 +21,14 @@ class Served(NamedTuple):
     """Of a classifier; 0 of other models."""
 
 
+class State(NamedTuple):
+    """Health, as /readyz shows it."""
+
+    is_serving: bool = False
+    stuck_models: frozenset[str] = frozenset()
+    """Models that do not answer, or wrongly, while the server goes on."""
+
+
 class Report(NamedTuple):
     """The content of the metrics page at one moment; workers send it to their supervisor."""
 
@@ -40,6 +48,8 @@ class Report(NamedTuple):
     """Memory and file descriptors of the process."""
     counts: Counts
     """The counts so far."""
+    stuck_models: frozenset[str] = frozenset()
+    """Models that do not answer, or wrongly."""
 
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
@@ -61,4 +71,5 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         is_serving=all(report.is_serving for report in reports),
         usage=Usage(*map(sum, zip(*usages, strict=True))),
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
+        stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
     )

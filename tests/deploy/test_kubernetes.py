@@ -90,12 +90,6 @@ def test_overlay_fits_the_schemas(
     assert validate(built(overlay, *components)) == (0, OF_OPERATORS | more)
 
 
-def test_field_that_no_schema_has_is_seen(built: Callable[..., Path], tmp_path: Path) -> None:
-    path = tmp_path / "objects.yaml"
-    path.write_text(built("cpu").read_text().replace("maxUnavailable: 0", "maxUnavailabel: 0"))
-    assert validate(path)[0] != 0
-
-
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pod_is_restricted(built: Callable[..., Path], overlay: str) -> None:
     spec = pod(built(overlay))

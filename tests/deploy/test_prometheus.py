@@ -219,17 +219,6 @@ def test_metric_that_a_file_names_exists() -> None:
         assert len(plain) > 5
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("check", "config", "prometheus.yml"), ("test", "rules", "rules-test.yml")],
-    ids=" ".join,
-)
-def test_promtool_agrees(program: Callable[[str, str], Path], arguments: tuple[str, ...]) -> None:
-    promtool = program("promtool", "prometheus")
-    done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_every_alert_has_a_case() -> None:
     cases = re.findall(r"(?m)^    alertname: (\w+)", (FOLDER / "rules-test.yml").read_text())
     assert {*cases, "digits_queue_seconds_mean", "digits_capacity"} == set(RULES)

@@ -22,22 +22,6 @@ from tests.support.servers import RunningServer, program
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
-PLATFORMS = ("aarch64-apple-darwin", "x86_64-pc-windows-msvc")
-PYTHONS = ("3.11", "3.14")
-ANYWHERE = (
-    "",
-    "pictures",
-    "serve",
-    "http",
-    "otel",
-    "remote",
-    "score",
-    "ray",
-    "train",
-    "bench",
-    "dev",
-)
-"""The extras that can be installed on every platform; those for GPUs can't."""
 
 CLIENT = """
 import sys
@@ -292,20 +276,6 @@ def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
     venv.run("python", "-m", "benchmarks", "plot", "kept.json")
     assert (venv.elsewhere / "kept.md").is_file()
     assert (venv.elsewhere / "kept.svg").is_file()
-
-
-@pytest.mark.parametrize("version", PYTHONS)
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_extra_has_wheels_for_laptops(
-    tools: Venv, platform: str, version: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MACOSX_DEPLOYMENT_TARGET", "14.0")  # ONNX Runtime's for 3.14 need it
-    for extra in ANYWHERE:
-        tools.run(
-            "uv", "pip", "compile", "--quiet", "--no-build", "--python-platform", platform,
-            "--python-version", version, *(["--extra", extra] if extra else []),
-            ROOT / "pyproject.toml",
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("extra", ["serve-gpu", "train-gpu"])

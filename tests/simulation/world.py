@@ -181,7 +181,7 @@ class World:
         self.router = Router(self.batching, host=host)
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
-        health = Health(())
+        health = Health()
         self.queries = Queries(self.router, health)
         infer = Infer(self.router)
         self.methods: list[Method] = [

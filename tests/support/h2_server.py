@@ -72,7 +72,7 @@ def h2_server(
 ) -> Iterator[str]:
     """Serve digits, health and reflection; gives the address."""
     config = config or ServerConfig(port=0)
-    health = Health(())
+    health = Health()
     router = served if isinstance(served, Router) else router_of(served.served, served.batching)
     methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods()]
     server = H2Server(router, methods, config, limits, host)

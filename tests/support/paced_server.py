@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from serving.signature import DIGITS
 from serving.system import signals
 from serving.telemetry import logs
 from serving.tensors import Array, Feeds
-from tests.support.fakes import images_of, probabilities_of, router_of
+from tests.support.fakes import images_of, probabilities_of, router_of, versions_of
 from tests.support.tickets import tickets_of
 
 
@@ -82,6 +83,9 @@ def main() -> int:
         max_request_images=min(options.queue_capacity, 4096),
     )
     router = router_of(LoadedModel(engine, _manifest(), "fp32"), batching)
+    if options.with_other:  # whose engine obeys nothing
+        other = LoadedModel(PacedEngine(0.0, 0), replace(_manifest(), name="other"), "fp32")
+        router.change("other", versions_of(other))
     is_drained = uvloop.run(_serve(router, engine, options))
     router.close()
     if options.ledger_file:
@@ -149,6 +153,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--self-test-interval-s", type=float, default=0.0)
     parser.add_argument("--leak-bytes", type=int, default=0, help="planted leak, per run")
     parser.add_argument("--ledger-file", type=Path)
+    parser.add_argument("--with-other", type=bool, default=False, help="a second model, other")
     return parser.parse_args()
 
 

@@ -91,7 +91,8 @@ class Queries:
             self._find(message.name, message.version)
         except ModelNotFound:
             return inference_pb.ModelReadyResponse(ready=False)
-        return inference_pb.ModelReadyResponse(ready=self._health.is_serving)
+        ready = self._health.is_model_serving(message.name)
+        return inference_pb.ModelReadyResponse(ready=ready)
 
     def model_metadata(self, request: bytes) -> Any:
         """Return the tensors' names, types and shapes."""
@@ -166,8 +167,8 @@ class Queries:
 
     def _states(self) -> Iterator[tuple[str, str, str]]:
         """Yield name, version, and why it is not ready; the reason is empty if it is."""
-        reason = "" if self._health.is_serving else "not ready"
         for route in self._router.routes.values():
+            reason = "" if self._health.is_model_serving(route.name) else "not ready"
             for version in route.batchers:
                 yield route.name, version, reason
         for name, trouble in (self._catalog.failures if self._catalog else {}).items():

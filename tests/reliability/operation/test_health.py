@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -29,6 +30,38 @@ def test_engine_that_hangs_is_not_serving_until_it_goes_on() -> None:
         wait_until(lambda: is_serving(server.address))
         assert_answers(server)
         assert server.stop() == 0
+
+
+def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on() -> None:
+    with paced_server(self_test_interval_s=INTERVAL_S, with_other=True) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+
+            def are_serving(*names: str) -> list[bool]:
+                answers = [check(health_pb2.HealthCheckRequest(service=name)) for name in names]
+                return [each.status == health_pb2.HealthCheckResponse.SERVING for each in answers]
+
+            assert are_serving("digits", "other", "digits.v1.DigitClassifier") == 3 * [True]
+            server.tell("hold")
+            wait_until(lambda: not all(are_serving("digits")))
+            names = ("digits", "digits.v1.DigitClassifier", "other", "", INFERENCE)
+            assert are_serving(*names) == [False, False, True, True, True]
+            assert ready(server) == (200, "SERVING\nNOT_SERVING model digits\n")
+            with Client(server.address) as client:
+                assert client.infer("other", images=image_with(7)[None]) is not None
+            server.tell("release")
+            wait_until(lambda: all(are_serving("digits")))
+            assert ready(server) == (200, "SERVING\n")
+        assert_answers(server)
+        assert server.stop() == 0
+
+
+INFERENCE = "inference.GRPCInferenceService"
+
+
+def ready(server: RunningServer) -> tuple[int, str]:
+    with urllib.request.urlopen(f"http://{server.facts['metrics']}/readyz") as answer:
+        return answer.status, answer.read().decode()
 
 
 def test_engine_that_hangs_with_a_full_queue_is_not_serving() -> None:

@@ -74,7 +74,7 @@ def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
     with closing(router_of(model, batching)) as router:
-        queries = Queries(router, Health(("",)))
+        queries = Queries(router, Health())
         some = Limits(max_message_bytes=4_000_000, **limits)
         server = HttpServer(router, queries, ServerConfig(http_port=0), [application], some)
         loop = Loop(router, poll=False, host=Host())

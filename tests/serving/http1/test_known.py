@@ -142,7 +142,7 @@ def test_answers_keep_their_order() -> None:
     manifest = repository.load_manifest(PRETRAINED / "digits" / "1")
     batching = BatchingConfig(max_batch_size=1, queue_capacity=8, max_request_images=8)
     router = router_of(LoadedModel(engine, manifest, "fp32"), batching)
-    queries = Queries(router, Health(("",)))
+    queries = Queries(router, Health())
     server = HttpServer(router, queries, ServerConfig(http_port=0), [application])
     loop = Loop(router, poll=False, host=Host())
     loop.start()

@@ -20,7 +20,7 @@ from serving.server.exporter import LIMITS, Exporter
 from serving.server.serve import serve
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, Served
+from serving.telemetry.report import Report, Served, State
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
@@ -49,7 +49,7 @@ def report() -> Report:
 @pytest.fixture
 def exporter() -> Iterator[Exporter]:
     exporter = Exporter("127.0.0.1", 0)
-    exporter.serve(report, lambda: True)
+    exporter.serve(report, lambda: State(is_serving=True))
     yield exporter
     exporter.close()
 
