@@ -11,11 +11,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb, tensors
 from serving.protocols.oip.tensors import quoted
-from serving.tensors import DTYPES
+from serving.tensors import DTYPES, Array
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true or false"),
@@ -104,10 +105,29 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
                     f"expected an output of at most {_MAX_NUMBERS} values as JSON, {tensor.name} "
                     f"has {size}: ask for it as bytes, by binary_data"
                 )
-            output["data"] = tensors.from_raw(contents, tensor, shape).ravel().tolist()
+            output["data"] = _values(tensors.from_raw(contents, tensor, shape).ravel())
         outputs.append(output)
-    data = json.dumps({**head, "outputs": outputs}).encode()
+    data = _written({**head, "outputs": outputs})
     return b"".join((data, *parts)), len(data) if parts else None
+
+
+def _values(array: Array) -> Any:
+    """Return an output as orjson takes it: an array, but texts, and numbers that JSON lacks."""
+    if array.dtype.kind == "O" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        return array.tolist()
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _written(document: dict[str, Any]) -> bytes:
+    is_plain = all(
+        isinstance(each.get("data"), np.ndarray | None)
+        or not any(isinstance(value, float) for value in each["data"])
+        for each in document["outputs"]
+    )
+    if is_plain:
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson would write null for NaN and infinities.
+    return json.dumps(document, default=np.ndarray.tolist).encode()
 
 
 def read_index(body: bytes) -> bool:
@@ -205,6 +225,9 @@ def _raw(data: Any, datatype: str) -> bytes:
 
 def _json(data: bytes) -> Any:
     try:
+        # A sixth to a seventeenth of the time of json; NaN and infinities are json's alone.
+        if b"NaN" not in data and b"Infinity" not in data:
+            return orjson.loads(data)
         return json.loads(data)
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(err).split())[:80]

@@ -236,7 +236,7 @@ def test_repeated_requests_are_answered_as_the_first(
             rows = np.frombuffer(body[int(headers["inference-header-content-length"]) :], "<f4")
             np.testing.assert_allclose(rows, expected[at], atol=1e-5)
             if at % 3 == 1:
-                assert b'"id": "x"' in wire.answer()[2]
+                assert b'"id":"x"' in wire.answer()[2]
         peer = HttpPeer(str(server.http_url))
 
         def count() -> int:
