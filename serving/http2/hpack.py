@@ -368,7 +368,7 @@ def _codes() -> dict[tuple[int, int], int]:
 _SYMBOLS = _codes()
 
 
-class _State:
+class _CodePart:
     """The part of a code that has come."""
 
     __slots__ = ("_code", "_length", "may_end", "next")
@@ -377,10 +377,10 @@ class _State:
         self._length, self._code = length, code
         self.may_end = length < 8 and code == (1 << length) - 1
         """Whether the part is padding: fewer than 8 bits, all ones."""
-        self.next: list[tuple[_State, bytes]] = []
+        self.next: list[tuple[_CodePart, bytes]] = []
         """For each next byte the state after it, and the symbols that end in it; empty at first."""
 
-    def fill(self) -> list[tuple["_State", bytes]]:
+    def fill(self) -> list[tuple["_CodePart", bytes]]:
         """Fill `next`, bit by bit."""
         rows = [(self._length, self._code, b"")]
         for _ in range(8):
@@ -398,20 +398,20 @@ def _after(length: int, code: int, symbols: bytes, bit: int) -> tuple[int, int, 
     return (length, code, symbols) if symbol == _EOS else (0, 0, symbols + bytes((symbol,)))
 
 
-def _state(length: int, code: int) -> _State:
+def _state(length: int, code: int) -> _CodePart:
     if length >= _LONGEST:
         return _FAILED
     state = _STATES.get((length, code))
     if state is None:
-        state = _STATES[length, code] = _State(length, code)
+        state = _STATES[length, code] = _CodePart(length, code)
     return state
 
 
 _PARTS: dict[bytes, bytes] = {}
 """The symbols of all entries; some 65,000 share them."""
-_STATES: dict[tuple[int, int], _State] = {}
-_START = _STATES[0, 0] = _State(0, 0)
-_FAILED = _State(8, 0)
+_STATES: dict[tuple[int, int], _CodePart] = {}
+_START = _STATES[0, 0] = _CodePart(0, 0)
+_FAILED = _CodePart(8, 0)
 _FAILED.next = [(_FAILED, b"")] * 256
 
 

@@ -9,7 +9,7 @@ from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
 from serving.telemetry.report import Report, State
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.http1.exchange import Exchange, OneThread
 from serving.transports.http1.port import open_port
 from serving.transports.http1.problems import Answer
@@ -18,7 +18,7 @@ from serving.transports.loop import Loop
 
 _BACKLOG = 256
 """Connections that wait in the kernel to be accepted; past it they come a second late."""
-LIMITS = Limits(
+LIMITS = PortLimits(
     max_message_bytes=0, max_connections=64, handshake_s=5.0, message_s=5.0, idle_s=60.0
 )
 """One more connection takes the place of the longest idle one."""
@@ -29,7 +29,7 @@ class Exporter:
     """Listens at once, and answers 503 until `serve` is called."""
 
     def __init__(
-        self, host: str, port: int, names: Iterable[str] = (), limits: Limits = LIMITS
+        self, host: str, port: int, names: Iterable[str] = (), limits: PortLimits = LIMITS
     ) -> None:
         """Listen, on its own threads.
 

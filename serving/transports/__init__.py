@@ -12,7 +12,7 @@ from serving.protocols.method import Method
 from serving.router import Router
 
 
-class Transport(Protocol):
+class ServerTransport(Protocol):
     """A server on one address, used from the event loop on which it was opened."""
 
     async def start(self) -> str:
@@ -44,7 +44,9 @@ class Transport(Protocol):
         """Close the port; remaining calls have `grace_s` seconds to end."""
 
 
-def open_transport(router: Router, methods: Sequence[Method], config: ServerConfig) -> Transport:
+def open_transport(
+    router: Router, methods: Sequence[Method], config: ServerConfig
+) -> ServerTransport:
     """Prepare the transport that `config` names, to serve methods; `start` binds.
 
     Raises:

@@ -42,7 +42,7 @@ def paused(begin: Callable[[], object]) -> Generator[Callable[[], object], Any, 
     return (yield begin)
 
 
-class Call:
+class LoopCall:
     """A call in progress, on any protocol; used by the loop's thread only.
 
     Its method or handler is a coroutine, which waits for one thing at a time. Each protocol has a
@@ -228,24 +228,24 @@ def submit(group: Group) -> None:
         group.sink.fail(group, Overloaded())
 
 
-class Calls:
+class LoopCalls:
     """What the calls of a loop share: a heap of deadlines, a budget of bytes, those that wait."""
 
     def __init__(self, clock: Callable[[], float], hurry: Callable[[], None]) -> None:
         """Start with none; `hurry` has `tick` called soon."""
         self._clock = clock
         self.hurry = hurry
-        self.stalled: dict[Call, None] = {}
+        self.stalled: dict[LoopCall, None] = {}
         """Calls that wait for room in a queue, the longest waiting first."""
         self.max_bytes = 1 << 62
         """The most bytes of requests that have not come whole, or are not read yet."""
-        self._held: dict[Call, int] = {}
+        self._held: dict[LoopCall, int] = {}
         self._num_held = 0
-        self._deadlines: list[tuple[float, int, Call]] = []
+        self._deadlines: list[tuple[float, int, LoopCall]] = []
         self._numbers = itertools.count()
         self._max_deadlines = _MIN_DEADLINES
 
-    def hold(self, call: Call, num_bytes: int) -> None:
+    def hold(self, call: LoopCall, num_bytes: int) -> None:
         """Note the bytes that a call holds; perhaps it, or others, are ended for them.
 
         All connections share one budget: else a thousand callers, each within its own limits, would
@@ -271,7 +271,7 @@ class Calls:
                 break
             victim.refuse_bytes()
 
-    def end_at_deadline(self, call: Call) -> None:
+    def end_at_deadline(self, call: LoopCall) -> None:
         """Have a call ended at its deadline, if it has not ended before."""
         if call.deadline_s == math.inf:
             return
@@ -282,7 +282,7 @@ class Calls:
             heapq.heapify(self._deadlines)
             self._max_deadlines = _MIN_DEADLINES + 2 * len(self._deadlines)
 
-    def stall(self, call: Call) -> None:
+    def stall(self, call: LoopCall) -> None:
         """Have a call resumed once there may be room in its queue."""
         self.stalled[call] = None
         self.hurry()

@@ -16,7 +16,7 @@ from serving.config import ServerConfig
 from serving.credentials.tls import Tls
 from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError
-from serving.http2 import Limits as Http2Limits
+from serving.http2 import Limits
 from serving.router import Router
 from serving.system.host import Host
 
@@ -40,14 +40,14 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class PortLimits:
     """Limits of peers."""
 
     max_message_bytes: int
     """The longest request message; a longer one is refused before its body is kept."""
     max_connections: int = 8_192
     """Open connections; one more replaces the longest idle one, or waits in the kernel."""
-    http2: Http2Limits = field(default_factory=Http2Limits)
+    http2: Limits = field(default_factory=Limits)
     """The engine's, for one connection; our own client has at most 512 calls on one."""
     max_buffered_bytes: int = 64 << 20
     """Half-received messages, all connections together; past it, the largest are refused."""
@@ -82,7 +82,7 @@ def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int
     return min(most, _MAX_MESSAGE_BYTES)
 
 
-class Engine(Protocol):
+class PeerEngine(Protocol):
     """A peer's protocol, without I/O."""
 
     @property
@@ -149,7 +149,7 @@ class Peer:
         self.tls = tls
         self.home = home
         self.engine = engine
-        """An `Engine`, which its port knows more of."""
+        """An `PeerEngine`, which its port knows more of."""
         self.streams: Any = engine.streams
         """The calls in progress."""
         self.state: int = State.OPEN
@@ -270,7 +270,7 @@ class Port:
     Each protocol has a subclass.
     """
 
-    def __init__(self, host: Host, limits: Limits, tokens: TokenCheck | None) -> None:
+    def __init__(self, host: Host, limits: PortLimits, tokens: TokenCheck | None) -> None:
         """Prepare; `listen` begins.
 
         Args:
@@ -312,7 +312,7 @@ class Port:
     # Calls: the protocol's part
 
     def new_engine(self, sock: socket.socket) -> Any:
-        """Return the `Engine` of a new connection."""
+        """Return the `PeerEngine` of a new connection."""
         raise NotImplementedError
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:

@@ -48,7 +48,7 @@ class _UnknownMethod(Exception):
     """There is no method at the path of a call."""
 
 
-class _Call:
+class _AsyncioCall:
     """See `Call` of `serving.protocols.method`; messages of a stream are answered one by one.
 
     So HTTP/2's flow control stops a caller that does not read its answers, and a full queue slows a
@@ -175,7 +175,7 @@ class Handlers(grpc.GenericRpcHandler):
         ) -> bytes | None:
             if refusal is not None or method is None:
                 raise refusal or _UnknownMethod()
-            call = _Call(self, method, request, context, logged)
+            call = _AsyncioCall(self, method, request, context, logged)
             await method.handle(call)
             return call.response
 
@@ -248,7 +248,7 @@ class GrpcioServer:
         self._server = grpc.aio.server(handlers=(self._handlers,), options=options)
 
     async def start(self) -> str:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         host, port = self._config.host, self._config.port
         is_path = host.startswith("unix:")
         if not is_path and self._config.workers == 1:  # else the supervisor has reserved the port
@@ -264,14 +264,14 @@ class GrpcioServer:
 
     @property
     def num_calls(self) -> int:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         return self._handlers.num_active + self.loop.num_calls
 
     async def beat(self) -> None:
         """Return: the running event loop answers the calls."""
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `Transport`.
+        """See `ServerTransport`.
 
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
         moment without new calls: refused calls are held, since their callers come again at once.
@@ -289,7 +289,7 @@ class GrpcioServer:
         return True
 
     async def stop(self, grace_s: float) -> None:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         stopping = asyncio.create_task(self._server.stop(grace_s))
         await asyncio.sleep(_GOODBYE_S)
         if self._handlers.closing is not None:

@@ -17,7 +17,7 @@ from serving.errors import DigitsError
 from serving.http2 import Http2Error
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.calls import Calls
+from serving.transports.calls import LoopCalls
 from serving.transports.connections import (
     LEAST_BYTES,
     MAX_COST_PER_BYTE_S,
@@ -177,7 +177,7 @@ class Loop:
         self._dirty: dict[Peer, None] = {}
         """Connections to be flushed at the end of the round."""
         self.schedule_flush: Callable[[Peer], None] = self._dirty.setdefault
-        self.calls = Calls(self.clock, self.hurry)
+        self.calls = LoopCalls(self.clock, self.hurry)
         """Those of all ports."""
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""

@@ -8,7 +8,7 @@ import pytest
 from serving.config import BatchingConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.tensors import Array, Feeds
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from tests.simulation import world as simulation
 from tests.simulation.clients import UNARY, Call, Polite
 from tests.simulation.world import World, rows_of
@@ -23,7 +23,7 @@ def offer(factor: int, queue_capacity: int, timeout: bytes) -> tuple[float, Coun
     batching = BatchingConfig(
         max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_images=4
     )
-    limits = Limits(max_message_bytes=5_000, http2=Http2Limits(max_streams=10_000))
+    limits = PortLimits(max_message_bytes=5_000, http2=Http2Limits(max_streams=10_000))
     world = World(
         10, [], batching=batching, limits=limits, quick_rows=0, runners=1, poison_share=0.0
     )

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from serving.protocols.oip.methods import Queries
-from serving.transports.connections import Limits, Port
+from serving.transports.connections import Port, PortLimits
 from serving.transports.http.inference import Inference
 from serving.transports.http1.port import open_port
 from serving.transports.http1.routing import App
@@ -45,7 +45,7 @@ def open_web(world: Any, queries: Queries) -> Port:
     """Open the world's HTTP port on its loop."""
     pool = Workers(world)
     routes = Inference(world.router, queries, pool).routes()
-    limits = Limits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
+    limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
     return open_port(world.loop, [world.web], app, world.router, limits, pool)
 

@@ -34,7 +34,7 @@ from serving.router import Router
 from serving.signature import Signature
 from serving.system.host import Host
 from serving.tensors import Array, Feeds
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.h2 import port as h2
 from tests.simulation import invariants
 from tests.simulation.apps import App, clocks
@@ -166,7 +166,7 @@ class World:
             max_request_images=random.choice((4, 16)),
             max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)),
         )  # fmt: skip
-        self.limits = Limits(
+        self.limits = PortLimits(
             max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
             max_buffered_bytes=random.choice((8_000, 20_000)), max_unread_bytes=5_000, idle_s=20.0,
             max_stream_unread_bytes=random.choice((100, 1_000)), handshake_s=2.0,

@@ -14,7 +14,7 @@ from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.server.server import Server
 from serving.system.host import Host
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.h2.port import H2Server
 from tests.support.fakes import router_of
 
@@ -66,7 +66,7 @@ def server_inside(served: Classifier, **options: Any) -> Iterator[Server]:
 @contextmanager
 def h2_server(
     served: Classifier | Router,
-    limits: Limits,
+    limits: PortLimits,
     config: ServerConfig | None = None,
     host: Host | None = None,
 ) -> Iterator[str]:

@@ -5,7 +5,7 @@ import math
 import ssl
 
 from serving.client.credentials import Credentials
-from serving.client.h2.session import CONNECT_S, Call, Metadata, Session, failure_of
+from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
 from serving.client.target import Address
 from serving.client.transport import (
     CUT_OFF,
@@ -21,7 +21,7 @@ from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 
 
-class LoopCall(Call):
+class TaskCall(ClientCall):
     """A call that a task can wait for."""
 
     __slots__ = ("_connection", "_future")
@@ -80,15 +80,15 @@ class _LoopConnection(asyncio.Protocol):
         reason = str(exc) if exc else "the server closed the connection"
         self.fail((StatusCode.UNAVAILABLE, reason))
 
-    def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> LoopCall:
+    def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> TaskCall:
         """Begin a call; calls begun in one turn of the loop are written together."""
-        call = LoopCall(deadline_s, self)
+        call = TaskCall(deadline_s, self)
         self.session.start(call, path, message, metadata)
         self._watch(deadline_s)
         self._flush_soon()
         return call
 
-    def cancel(self, call: LoopCall) -> None:
+    def cancel(self, call: TaskCall) -> None:
         """Reset a call."""
         self.session.cancel(call)
         self._flush_soon()

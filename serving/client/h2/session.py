@@ -51,7 +51,7 @@ _GONE: Failure = (StatusCode.UNAVAILABLE, "the server takes no more calls on thi
 Metadata = tuple[tuple[str, str], ...]
 
 
-class Call:
+class ClientCall:
     """A unary call in flight."""
 
     __slots__ = ("deadline_s", "failure", "num_bytes", "outcome", "parts", "stream")
@@ -136,14 +136,14 @@ class Session:
             (b":authority", authority.encode()),
         )
         self._headers: dict[tuple[str, bytes, Metadata], Fields] = {}
-        self.calls: dict[bytes, Call] = {}
+        self.calls: dict[bytes, ClientCall] = {}
         """Those that wait for their outcome, by stream."""
         self.keepalive = Keepalive()
         self.failure: Failure | None = None
         """Why no further calls may begin; those in flight may still be answered."""
         self.data_to_send = self._http2.data_to_send
 
-    def start(self, call: Call, path: str, message: bytes, metadata: Metadata) -> None:
+    def start(self, call: ClientCall, path: str, message: bytes, metadata: Metadata) -> None:
         """Begin a call; on a connection that is ending it has its outcome at once."""
         if self.failure is not None:
             call.end(self.failure)
@@ -172,7 +172,7 @@ class Session:
         )
         return headers
 
-    def cancel(self, call: Call) -> None:
+    def cancel(self, call: ClientCall) -> None:
         """Reset a call's stream, if it is in flight."""
         if self.calls.pop(call.stream, None) is call:
             self._http2.cancel(call.stream)
@@ -201,7 +201,7 @@ class Session:
                 call.end(_outcome(call))
         self.keepalive.end(now_s, len(self.calls))
 
-    def _take(self, call: Call, kind: int, value: Any, is_end: bool) -> bool:
+    def _take(self, call: ClientCall, kind: int, value: Any, is_end: bool) -> bool:
         """Process an event of a call; return whether the call has ended."""
         if kind == events.DATA:
             return self._take_data(call, value) or is_end
@@ -213,7 +213,7 @@ class Session:
             call.failure = code, f"the server reset the call (HTTP/2 error {value[0]:d})"
         return is_end
 
-    def _take_data(self, call: Call, data: bytes) -> bool:
+    def _take_data(self, call: ClientCall, data: bytes) -> bool:
         """Take a part of an answer; return whether it is too long, which ends the call."""
         call.parts.append(data)
         call.num_bytes += len(data)
@@ -281,7 +281,7 @@ def _status_in(headers: Fields) -> Failure | None:
     return _CODES.get(number, StatusCode.UNKNOWN), text, PUSHBACK.encode() not in fields
 
 
-def _outcome(call: Call) -> Outcome:
+def _outcome(call: ClientCall) -> Outcome:
     """Return the outcome of a call whose stream has ended."""
     if call.failure is None:
         return StatusCode.UNKNOWN, "the answer has no status"

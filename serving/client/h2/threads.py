@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import suppress
 
 from serving.client.credentials import Credentials
-from serving.client.h2.session import CONNECT_S, Call, Metadata, Session, failure_of
+from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
 from serving.client.target import Address
 from serving.client.transport import (
     CUT_OFF,
@@ -44,7 +44,7 @@ _STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
 _HANDSHAKE_BYTES = 64 << 10
 
 
-class ThreadCall(Call):
+class ThreadCall(ClientCall):
     """A call that a thread can wait for."""
 
     __slots__ = ("_connection", "woken")

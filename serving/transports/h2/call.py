@@ -15,7 +15,7 @@ from serving.protocols.encoding import PREFIX_BYTES, frame
 from serving.protocols.method import BatchedUnary, Refused, Rows
 from serving.protocols.status import Status, error_of
 from serving.telemetry.tracing import Ran
-from serving.transports.calls import Call, paused
+from serving.transports.calls import LoopCall, paused
 from serving.transports.connections import Peer
 from serving.transports.h2 import headers
 from serving.transports.h2.headers import Headers, too_long, trailers_of
@@ -44,7 +44,7 @@ class PendingResponse:
         """The framed answer, or why there is none."""
 
 
-class GrpcCall(Call):
+class GrpcCall(LoopCall):
     """A call over HTTP/2; see `Call` of `serving.protocols.method`."""
 
     __slots__ = (
@@ -53,7 +53,7 @@ class GrpcCall(Call):
     )  # fmt: skip
 
     def __init__(self, port: Any, peer: Peer, stream: bytes, head: Headers, now_s: float) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         super().__init__(port, peer, stream, now_s + head.timeout_s)
         self.head = head
         self.takes_one = head.method is None or head.method.takes_one
@@ -110,7 +110,7 @@ class GrpcCall(Call):
             self.end(err.status)
 
     async def message(self) -> Any:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         self._owed, self._taken = self._owed + self._taken, 0
         if self._owed:
             self._note_read()
@@ -165,7 +165,7 @@ class GrpcCall(Call):
         return end
 
     def _consume_all(self) -> None:
-        """Open the window: a message may be longer. `Calls.hold` bounds the buffered bytes."""
+        """Open the window: a message may be longer. `LoopCalls.hold` bounds the buffered bytes."""
         if self._unconsumed:
             self.peer.engine.acknowledge(self.stream, self._unconsumed)
             self._unconsumed = 0
@@ -183,7 +183,7 @@ class GrpcCall(Call):
         return bool(unsent > self.port.limits.max_stream_unread_bytes)
 
     def resume(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         if self.is_over:
             return
         if self._owed:
@@ -193,7 +193,7 @@ class GrpcCall(Call):
             self._step(self._steps.send, None)
 
     async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         pending, self._taken = PendingResponse(self._taken, refused), 0
         if isinstance(rows, DigitsError):
             self._refuse(pending, rows)
@@ -252,23 +252,23 @@ class GrpcCall(Call):
     # Answers
 
     async def send(self, message: bytes) -> None:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         await self.send_framed(frame(message))
 
     async def send_framed(self, response: bytes) -> None:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
             self._send(response)
 
     def post(self, message: bytes) -> None:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         framed = frame(message)
         self.port.post(lambda: None if self.is_over else self._send(framed))
 
     async def left(self) -> None:
-        """See `Call` of `serving.protocols.method`."""
+        """See `Call`."""
         await paused(lambda: None)
 
     def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
@@ -382,7 +382,7 @@ class GrpcCall(Call):
         self.port.schedule_flush(self.peer)
 
     def close(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         super().close()
         self._owed = self._unconsumed = 0
         self.pending.clear()
@@ -404,10 +404,10 @@ class GrpcCall(Call):
             self._end_if_answered()
 
     def expire(self) -> None:
-        """See `Call`; a run that waits ends at its own deadline."""
+        """See `LoopCall`; a run that waits ends at its own deadline."""
         if not (self.is_running and isinstance(self.head.method, BatchedUnary)):
             self.end(headers.LATE)
 
     def refuse_bytes(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         self.end(headers.OUT_OF_MEMORY)

@@ -70,7 +70,7 @@ _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 _NO_PREFIXES = PrefixCache()
 
 
-class HttpError(NamedTuple):
+class NotGrpc(NamedTuple):
     """The answer to an HTTP request that is not a gRPC call."""
 
     headers: Fields
@@ -78,8 +78,8 @@ class HttpError(NamedTuple):
 
 
 _TEXT = (b"content-type", b"text/plain")
-NOT_POST = HttpError(((b":status", b"405"), _TEXT), b"gRPC calls are POST requests\n")
-NOT_GRPC = HttpError(((b":status", b"415"), _TEXT), b"expected content-type application/grpc\n")
+NOT_POST = NotGrpc(((b":status", b"405"), _TEXT), b"gRPC calls are POST requests\n")
+NOT_GRPC = NotGrpc(((b":status", b"415"), _TEXT), b"expected content-type application/grpc\n")
 
 
 class Headers:
@@ -89,7 +89,7 @@ class Headers:
 
     def __init__(
         self, method: Method | None, name: str, prefixes: PrefixCache, timeout_s: float,
-        refusal: Status | HttpError | None, trusted: bool, is_plain: bool,
+        refusal: Status | NotGrpc | None, trusted: bool, is_plain: bool,
     ) -> None:  # fmt: skip
         self.method = method
         self.name = name
@@ -140,7 +140,7 @@ class HeaderParser:
         method = self.methods.get(fields.get(b":path", b""))
         tokens = [value for name, value in headers if name == b"authorization"]
         trusted = self.tokens is not None and self.tokens.accepts(tokens)
-        refusal: Status | HttpError | None = None
+        refusal: Status | NotGrpc | None = None
         if fields.get(b":method") != b"POST":
             refusal = NOT_POST
         elif not _is_grpc(fields.get(b"content-type", b"")):

@@ -30,10 +30,10 @@ from serving.system.cores import may_poll
 from serving.system.host import Host, Task
 from serving.telemetry.tracing import Ran
 from serving.transports.access_log import AccessLog, LoggedCall, access_log
-from serving.transports.connections import Limits, Peer, Port, max_message_bytes, peer_of
+from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of
 from serving.transports.h2 import headers
 from serving.transports.h2.call import GrpcCall
-from serving.transports.h2.headers import HeaderParser, Headers, HttpError, trailers_of
+from serving.transports.h2.headers import HeaderParser, Headers, NotGrpc, trailers_of
 from serving.transports.loop import Loop
 
 _MAX_EXPECTED_BYTES = 16 << 10
@@ -51,7 +51,7 @@ class H2Port(Port):
     """Reads calls, routes and answers them; used by the loop's thread only."""
 
     def __init__(
-        self, router: Router, heads: HeaderParser, loop: Loop, limits: Limits, host: Host,
+        self, router: Router, heads: HeaderParser, loop: Loop, limits: PortLimits, host: Host,
         log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Connect the parts.
@@ -232,7 +232,7 @@ class H2Port(Port):
     ) -> None:  # fmt: skip
         """Begin any other call, or refuse it."""
         refusal = head.refusal
-        if isinstance(refusal, HttpError):
+        if isinstance(refusal, NotGrpc):
             peer.engine.refuse([stream], refusal.headers, refusal.text)
             self.schedule_flush(peer)
             return
@@ -372,11 +372,11 @@ class _Threads:
 
 
 class H2Server:
-    """Serves every method over HTTP/2, on one thread: see `Transport`."""
+    """Serves every method over HTTP/2, on one thread: see `ServerTransport`."""
 
     def __init__(
         self, router: Router, methods: Sequence[Method], config: ServerConfig,
-        limits: Limits | None = None, host: Host | None = None,
+        limits: PortLimits | None = None, host: Host | None = None,
     ) -> None:  # fmt: skip
         """Prepare; `start` binds.
 
@@ -388,7 +388,7 @@ class H2Server:
         self._host = host or Host()
         self._tls = server_context(config.security, "h2")
         self._log = access_log(config)
-        self._limits = limits or Limits(
+        self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router, config),
             age_s=config.max_connection_age_s,
         )
@@ -397,7 +397,7 @@ class H2Server:
         self.loop: Loop | None = None
 
     async def start(self) -> str:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         listener = self.open()
         assert self.loop is not None
         self.loop.start()
@@ -420,11 +420,11 @@ class H2Server:
 
     @property
     def num_calls(self) -> int:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         return 0 if self.loop is None else self.loop.num_calls
 
     async def beat(self) -> None:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         assert self.loop is not None
         ours, turn = asyncio.get_running_loop(), asyncio.Event()
 
@@ -435,13 +435,13 @@ class H2Server:
         await turn.wait()
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         assert self.loop is not None
         self.loop.drain(Unavailable("the server is shutting down"))
         return await asyncio.to_thread(self.loop.drained.wait, timeout_s)
 
     async def stop(self, grace_s: float) -> None:
-        """See `Transport`."""
+        """See `ServerTransport`."""
         if self.loop is not None:
             await asyncio.to_thread(self.loop.stop)
         if self._log is not None:

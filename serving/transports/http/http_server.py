@@ -11,7 +11,7 @@ from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
 from serving.system.processes import Processes
 from serving.transports.access_log import access_log
-from serving.transports.connections import Limits, Port, max_message_bytes
+from serving.transports.connections import Port, PortLimits, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
 from serving.transports.http.openapi import openapi_document
@@ -36,7 +36,7 @@ class HttpServer:
 
     def __init__(
         self, router: Router, queries: Queries, config: ServerConfig,
-        applications: Sequence[HttpApplication] = (), limits: Limits | None = None,
+        applications: Sequence[HttpApplication] = (), limits: PortLimits | None = None,
     ) -> None:  # fmt: skip
         """Bind the port; `start` begins to answer.
 
@@ -57,7 +57,7 @@ class HttpServer:
         self._config = config
         self._modules = _MODULES + tuple(name for each in applications for name in each.MODULES)
         self._routes = _routes(router, config, applications)
-        self._limits = limits or Limits(
+        self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
             message_s=30.0, idle_s=30.0,
         )  # fmt: skip
@@ -87,9 +87,8 @@ class HttpServer:
         app = App(routes, self._tokens, names, config.http_allow_origins)
         listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
         return open_port(
-            loop, listeners, app, router, self._limits, pool, tls=self._tls, tokens=self._tokens,
-            log=self._log,
-        )  # fmt: skip
+            loop, listeners, app, router, self._limits, pool, tls=self._tls, log=self._log
+        )
 
     def stop(self) -> None:
         """End what its loop, which has closed the port, does not."""

@@ -1,4 +1,4 @@
-"""A request and its answer: a `Call` over HTTP."""
+"""A request and its answer: a `LoopCall` over HTTP."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +7,7 @@ from typing import Any
 from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.telemetry.tracing import Ran
-from serving.transports.calls import SMALL_BYTES, Call, Pool
+from serving.transports.calls import SMALL_BYTES, LoopCall, Pool
 from serving.transports.connections import Peer
 from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import RoutedRequest
@@ -33,7 +33,7 @@ class OneThread:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-class Exchange(Call):
+class Exchange(LoopCall):
     """A request whose head has come; `start` begins once its body has."""
 
     __slots__ = ("body", "plan")
@@ -55,7 +55,7 @@ class Exchange(Call):
         self.port.learn(self, num_bytes, encoder)
 
     def close(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         super().close()
         self.body = b""
 
@@ -66,11 +66,11 @@ class Exchange(Call):
         self.port.fail_request(self, error)
 
     def expire(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         self.port.fail_request(self, DeadlineExceeded())
 
     def refuse_bytes(self) -> None:
-        """See `Call`."""
+        """See `LoopCall`."""
         self.port.fail_request(self, _NO_ROOM)
 
 

@@ -16,16 +16,14 @@ from functools import partial
 from http import HTTPStatus
 
 from serving.batching.queue import ResponseEncoder
-from serving.credentials.tokens import TokenCheck
 from serving.errors import DigitsError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
 from serving.system.process import FREE_BYTES, trim_memory
-from serving.telemetry.metrics import Metrics
 from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall
 from serving.transports.calls import Pool, submit
-from serving.transports.connections import Limits, Peer, Port, State, peer_of
+from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
 from serving.transports.http1.exchange import Exchange, Known
 from serving.transports.http1.problems import Answer, HttpError, name_of, problem
 from serving.transports.http1.routing import App, RoutedRequest
@@ -60,7 +58,7 @@ class Phase(Enum):
 
 
 class HttpEngine:
-    """One peer's HTTP/1.1: see `Engine`."""
+    """One peer's HTTP/1.1: see `PeerEngine`."""
 
     def __init__(self) -> None:
         """Begin."""
@@ -81,7 +79,7 @@ class HttpEngine:
 
     @property
     def is_established(self) -> bool:
-        """See `Engine`."""
+        """See `PeerEngine`."""
         return self.phase is not Phase.HEAD
 
     @property
@@ -107,43 +105,41 @@ class HttpEngine:
         self.num_unsent += len(answer)
 
     def data_to_send(self) -> bytes:
-        """See `Engine`."""
+        """See `PeerEngine`."""
         answers, self._answers, self.num_unsent = self._answers, [], 0
         return answers[0] if len(answers) == 1 else b"".join(answers)
 
     def forget(self) -> None:
-        """See `Engine`."""
+        """See `PeerEngine`."""
         self.known = self.recent = None
 
     def announce_end(self) -> None:
-        """See `Engine`: the next answer says so."""
+        """See `PeerEngine`: the next answer says so."""
 
     def go_away(self) -> None:
-        """See `Engine`."""
+        """See `PeerEngine`."""
 
 
 class HttpPort(Port):
     """Reads requests and answers them; used by the loop's thread only."""
 
     def __init__(
-        self, app: App, metrics: Metrics, router: Router, loop: Loop, limits: Limits, pool: Pool,
-        tokens: TokenCheck | None, log: AccessLog | None,
+        self, app: App, router: Router, loop: Loop, limits: PortLimits, pool: Pool,
+        log: AccessLog | None,
     ) -> None:  # fmt: skip
         """Connect the parts.
 
         Args:
             app: routes requests.
-            metrics: counts them.
             router: the models.
             loop: whose thread this is.
             limits: of peers.
             pool: decodes large requests.
-            tokens: compares tokens; None if none are configured.
             log: records the requests; None if nothing does.
         """
-        super().__init__(Host(clock=loop.clock), limits, tokens)
+        super().__init__(Host(clock=loop.clock), limits, app.tokens)
         self._app = app
-        self._metrics = metrics
+        self._metrics = router.metrics
         self._router = router
         self._loop = loop
         self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
@@ -409,13 +405,12 @@ class HttpPort(Port):
 
 
 def open_port(
-    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: Limits,
-    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None,
-    tokens: TokenCheck | None = None, log: AccessLog | None = None,
+    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: PortLimits,
+    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None, log: AccessLog | None = None,
 ) -> HttpPort:  # fmt: skip
     """Return a port on sockets that listen, for `Loop.add`; see `HttpPort` and `Port.open`."""
     for listener in listeners:
         listener.setblocking(False)
-    port = HttpPort(app, router.metrics, router, loop, limits, pool, tokens, log)
+    port = HttpPort(app, router, loop, limits, pool, log)
     port.open(listeners, loop.selector, loop.schedule_flush, tls)
     return port

@@ -108,7 +108,7 @@ class App:
             origins: whose pages may ask, such as "https://example.org".
         """
         self._routes = [(_pattern(route.path), route) for route in routes]
-        self._tokens = tokens
+        self.tokens = tokens
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
         self.set_date()
@@ -133,8 +133,8 @@ class App:
         self._check_origin(plan)
         if request.method == "OPTIONS" and plan.headers[1:]:  # a page asks whether it may ask
             return
-        if self._tokens is not None:
-            plan.is_trusted = self._tokens.accepts(request.all(b"authorization"))
+        if self.tokens is not None:
+            plan.is_trusted = self.tokens.accepts(request.all(b"authorization"))
             is_open = not plan.path.startswith(_GUARDED) or plan.path in _OPEN
             if not (plan.is_trusted or is_open):
                 raise Unauthenticated("a valid bearer token is needed")

@@ -240,14 +240,14 @@ def test_server_of_tls_without_http2_is_named_as_such(image: Images, tmp_path: P
 )
 def test_timeout_is_sent_with_two_digits(timeout_s: float, text: bytes) -> None:
     calls = session.Session("x:1", "http")
-    calls.start(session.Call(time.monotonic() + timeout_s), "/a.B/C", b"", ())
+    calls.start(session.ClientCall(time.monotonic() + timeout_s), "/a.B/C", b"", ())
     assert b"grpc-timeout" + bytes((len(text),)) + text in calls.data_to_send()
 
 
 def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may never end it."""
     monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
-    calls, call = session.Session("x:1", "http"), session.Call(TIMEOUT_S)
+    calls, call = session.Session("x:1", "http"), session.ClientCall(TIMEOUT_S)
     calls.start(call, "/a.B/C", b"", ())
     head = frame(frames.SETTINGS, 0, bytes(4)) + frame(
         frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88"
@@ -265,7 +265,7 @@ def test_answers_without_a_status_are_none_however_often_they_come() -> None:
     calls = session.Session("x:1", "http")
     calls.receive(frame(frames.SETTINGS, 0, bytes(4)))
     for _ in range(3):
-        call = session.Call(time.monotonic() + TIMEOUT_S)
+        call = session.ClientCall(time.monotonic() + TIMEOUT_S)
         calls.start(call, "/a.B/C", b"", ())
         calls.receive(
             frame(frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88")

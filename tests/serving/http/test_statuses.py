@@ -23,7 +23,7 @@ from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.problems import http_status
 from serving.transports.loop import Loop
@@ -75,7 +75,7 @@ def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
     with closing(router_of(model, batching)) as router:
         queries = Queries(router, Health())
-        some = Limits(max_message_bytes=4_000_000, **limits)
+        some = PortLimits(max_message_bytes=4_000_000, **limits)
         server = HttpServer(router, queries, ServerConfig(http_port=0), [application], some)
         loop = Loop(router, poll=False, host=Host())
         loop.start()

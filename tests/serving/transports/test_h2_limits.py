@@ -18,7 +18,7 @@ from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.protocols.digits_v1.wire import encode_request
 from serving.transports import loop
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.h2.call import GrpcCall
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
@@ -43,8 +43,8 @@ def served() -> Iterator[Classifier]:
         yield classifier
 
 
-def limits(**changed: Any) -> Limits:
-    return Limits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)
+def limits(**changed: Any) -> PortLimits:
+    return PortLimits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)
 
 
 def with_tokens() -> ServerConfig:

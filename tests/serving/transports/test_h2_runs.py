@@ -25,7 +25,7 @@ from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
-from serving.transports.connections import Limits
+from serving.transports.connections import PortLimits
 from serving.transports.h2.port import H2Server
 from tests.support.fakes import (
     MANIFEST,
@@ -100,7 +100,7 @@ def quick_rows() -> int:
 def held(batching: BatchingConfig, quick_rows: int) -> Iterator[Held]:
     engine = GatedModel(poison=frozenset({GUILTY}))
     model = LoadedModel(engine, MANIFEST, "fp32", quick_rows)
-    limits = Limits(max_message_bytes=1_000_000)
+    limits = PortLimits(max_message_bytes=1_000_000)
     with (
         closing(router_of(model, batching)) as router,
         h2_server(router, limits) as address,
