@@ -161,6 +161,8 @@ class ServerConfig:
     """Names of this server in URLs, beside localhost and addresses; * is any."""
     http_allow_origins: tuple[str, ...] = ()
     """Sites whose pages may ask over HTTP, such as https://example.org."""
+    max_json_bytes: int = 32 << 20
+    """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
@@ -201,6 +203,7 @@ class ServerConfig:
         for name in ("metrics_port", "http_port"):
             port = getattr(self, name) or 0
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
+        _require(self.max_json_bytes >= 1, "max_json_bytes", self.max_json_bytes, "at least 1")
         is_image = self.input == "image"
         _require(is_image or self.input == "tensors", "input", self.input, "tensors or image")
         _require(is_image or not self.labels, "labels", self.labels[:3], "given with input image")

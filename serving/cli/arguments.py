@@ -84,7 +84,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add_fields(
         parser, ServerConfig,
         "allow_repository_control", "host", "port", "metrics_host", "metrics_port", "http_host",
-        "http_port", "http_host_names", "http_allow_origins", "transport", "workers",
+        "http_port", "http_host_names", "http_allow_origins", "max_json_bytes",
+        "transport", "workers",
     )  # fmt: skip
     add_fields(parser, BatchingConfig, *(each.name for each in fields(BatchingConfig)))
     add_fields(

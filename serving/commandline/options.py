@@ -18,6 +18,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "canary": {"type": values.share, "metavar": "SHARE"},
     "access_log": {"type": values.share, "metavar": "SHARE"},
     "max_model_bytes": {"type": values.size, "metavar": "SIZE"},
+    "max_json_bytes": {"type": values.size, "metavar": "SIZE"},
     "slo_s": {"type": values.seconds, "metavar": "TIME"},
     "metrics_port": {"type": values.port_or_off, "metavar": "PORT"},
     "http_port": {"type": values.port_or_off, "metavar": "PORT", "default": "auto"},

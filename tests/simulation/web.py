@@ -44,7 +44,7 @@ class Workers:
 def open_web(world: Any, queries: Queries) -> Port:
     """Open the world's HTTP port on its loop."""
     pool = Workers(world)
-    routes = Inference(world.router, queries, pool).routes()
+    routes = Inference(world.router, queries, pool, 1 << 20).routes()
     limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
     return open_port(world.loop, [world.web], app, world.router, limits, pool)

@@ -82,7 +82,8 @@ class HttpServer:
         pool = Processes(_NUM_PROCESSES, self._modules, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
         control = OneThread("control")
         self._pools = [pool, control]
-        routes = [*Inference(router, self._queries, control).routes(), *self._routes]
+        inference = Inference(router, self._queries, control, config.max_json_bytes)
+        routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         listeners = [self._socket, *others(config.http_host, config.http_port or 0)]

@@ -20,8 +20,6 @@ from serving.transports.http1.problems import Answer, as_json
 from serving.transports.http1.routing import Endpoint, RoutedRequest
 
 LENGTH_HEADER = "inference-header-content-length"
-_JSON_BYTES = 4 << 20
-"""The longest JSON. Larger requests send their images as bytes."""
 _INLINE_BYTES = 128 << 10
 """The longest JSON that the loop reads itself, in up to 1.4 ms; a process reads longer ones."""
 _INLINE_OUTPUT_BYTES = 64 << 10
@@ -31,8 +29,11 @@ _INLINE_OUTPUT_BYTES = 64 << 10
 class Inference:
     """Answers the protocol's paths below /v2."""
 
-    def __init__(self, router: Router, queries: Queries, control: Pool) -> None:
+    def __init__(
+        self, router: Router, queries: Queries, control: Pool, max_json_bytes: int
+    ) -> None:
         """Serve the models of `router`; `queries` answers queries, on `control` slow ones."""
+        self._max_json_bytes = max_json_bytes
         self._router = router
         self._queries = queries
         self._control = control
@@ -97,14 +98,25 @@ class Inference:
     def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
         infer.find(self._router, name, version)
-        binary = 0 if _json_bytes(plan) is None else max_message_bytes(self._router)
-        return _JSON_BYTES + binary
+        binary = 0 if self._json_bytes(plan) is None else max_message_bytes(self._router)
+        return self._max_json_bytes + binary
+
+    def _json_bytes(self, plan: RoutedRequest) -> int | None:
+        """Return how many bytes of a body are JSON; None for all."""
+        text, most = plan.get(LENGTH_HEADER), self._max_json_bytes
+        if not text:
+            return None
+        if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > most:
+            raise InvalidRequest(
+                f"expected {LENGTH_HEADER} as bytes, at most {most}, got {text[:40]!r}"
+            )
+        return int(text)
 
     async def _infer(self, call: Exchange) -> Answer:
         received_s, body = time.monotonic(), call.body
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
-        json_bytes = _json_bytes(call.plan)
+        json_bytes = self._json_bytes(call.plan)
         size = len(body) if json_bytes is None else json_bytes
         if size <= SMALL_BYTES:
             message, form = rest.read_infer(body, json_bytes, name, version)
@@ -116,7 +128,9 @@ class Inference:
         inference = infer.decode(self._router, target, message, signature)
         facts = inference, name, signature
         found = infer.raw_ending(message, inference, signature, _nothing_before)
-        if found is not None and _ends_with_tensors(call, found[0], inference, signature, form):
+        if found is not None and _ends_with_tensors(
+            call, found[0], inference, signature, form, json_bytes
+        ):
             raw = infer.RawEncoder(
                 target, call.plan.name, *facts, partial(_write_whole, call, form)
             )
@@ -190,22 +204,12 @@ def _nothing_before(num_bytes: int) -> bytes:
 
 
 def _ends_with_tensors(
-    call: Exchange, data: bytes, inference: Decoded, signature: TensorSignature, form: Form
-) -> bool:
+    call: Exchange, data: bytes, inference: Decoded, signature: TensorSignature, form: Form,
+    json_bytes: int | None,
+) -> bool:  # fmt: skip
     """Return whether a request and its answer end with all their tensors, as bytes."""
     return (
         all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs)
         and call.body.endswith(data)
-        and _json_bytes(call.plan) == len(call.body) - len(data)
+        and json_bytes == len(call.body) - len(data)
     )
-
-
-def _json_bytes(plan: RoutedRequest) -> int | None:
-    text = plan.get(LENGTH_HEADER)
-    if not text:
-        return None
-    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > _JSON_BYTES:
-        raise InvalidRequest(
-            f"expected {LENGTH_HEADER} as bytes, at most {_JSON_BYTES}, got {text[:40]!r}"
-        )
-    return int(text)

@@ -175,7 +175,7 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
         --self-test-interval 6 --access-log 5% --otlp-endpoint http://d --reflection
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
-        --batch digits=never
+        --batch digits=never --max-json-bytes 1M --max-model-bytes 3G
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
@@ -191,11 +191,12 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
         http_host_names=["a", "b"], http_allow_origins=["http://c"],  # type: ignore[arg-type]
         transport="grpcio", workers=2, drain_s=3, max_connection_age_s=4, reload_interval_s=5,
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
-        allow_repository_control=True, input="image", log_format="json", security=security,
+        allow_repository_control=True, max_json_bytes=1 << 20, input="image",
+        log_format="json", security=security,
     )  # fmt: skip
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
-        batch=["digits=never"],  # type: ignore[arg-type]
+        batch=["digits=never"], max_model_bytes=3 << 30,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
