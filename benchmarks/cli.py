@@ -82,11 +82,10 @@ def suite_of(options: argparse.Namespace) -> Suite:
     if options.model:
         suite = replace(suite, name="model", specs=specs(["engine", "grpcio-infer", "h2-infer"]))
     if options.targets or options.device or options.precision or options.workers:
-        suite = replace(suite, name="custom", specs=_specs(suite, options), extra=())
+        suite = replace(suite, name="custom", specs=_specs(suite, options))
     if options.scenarios:
         wanted = [name for name in NAMES if name in options.scenarios]
-        extra = [cell for cell in suite.extra if cell.scenario in wanted]
-        suite = replace(suite, scenarios=wanted, extra=extra)
+        suite = replace(suite, scenarios=wanted)
     names = ("rounds", "seconds", "latency_slo_s", "arrivals", "callers", "batches")
     return replace(suite, **{name: given for name in names if (given := getattr(options, name))})
 

@@ -29,6 +29,11 @@ class Cell:
         return self.scenario in LATENCY
 
     @property
+    def is_open(self) -> bool:
+        """Whether calls come by themselves, which needs a server."""
+        return self.scenario in ("Server", "Overload")
+
+    @property
     def in_flight(self) -> str:
         """The callers, as "64", or as "8 × 8" where their connections were named."""
         if not self.connections:

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 
 from benchmarks.run.cell import Cell
 from benchmarks.run.scenarios import Rules
@@ -11,17 +11,6 @@ from benchmarks.targets.target import Spec
 
 Callers = tuple[int, int]
 """How many callers, and over how many connections; 0 leaves that to the generator."""
-
-
-def cells_of(
-    specs: Sequence[Spec], scenario: str, callers: Iterable[Callers] = ((1, 0),),
-    batches: Iterable[int] = (1,),
-) -> list[Cell]:  # fmt: skip
-    """Combine targets with the sizes of a scenario: all targets at a size, then at the next."""
-    return [
-        Cell(spec=spec, scenario=scenario, callers=number, connections=connections, batch=batch)
-        for (number, connections), batch, spec in product(callers, batches, specs)
-    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +24,6 @@ class Suite(Rules):
     """Of ClosedLoop."""
     batches: Sequence[int] = (1, 32, 256)
     """Of Offline."""
-    extra: Sequence[Cell] = ()
-    """Cells beside those of specs x scenarios."""
     rounds: int = 3
 
     def cells(self) -> list[Cell]:
@@ -46,11 +33,14 @@ class Suite(Rules):
         """
         callers = {"ClosedLoop": self.callers, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches}
-        cells = [
-            cells_of(self.specs, name, callers.get(name, [(1, 0)]), batches.get(name, [1]))
+        every = [
+            Cell(spec=spec, scenario=name, callers=number, connections=connections, batch=batch)
             for name in self.scenarios
+            for number, connections in callers.get(name, [(1, 0)])
+            for batch in batches.get(name, [1])
+            for spec in self.specs
         ]
-        return list(dict.fromkeys([*chain(*cells), *self.extra]))
+        return [cell for cell in every if not (cell.spec.target == "engine" and cell.is_open)]
 
 
 def specs(

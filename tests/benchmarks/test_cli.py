@@ -143,6 +143,10 @@ def test_options_change_the_suite() -> None:
     spread = suite("--callers", "5,8x32", "--scenarios", "ClosedLoop")
     cells = {(cell.callers, cell.connections) for cell in spread.cells()}
     assert cells == {(5, 0), (256, 8)}
+    full = {(cell.spec.target, cell.scenario) for cell in SUITES["full"].cells()}
+    assert ("h2", "Server") in full
+    assert ("engine", "SingleStream") in full
+    assert ("engine", "Server") not in full  # calls that come by themselves need a server
     with pytest.raises(UnusableResults, match="nothing to measure"):
         suite("--targets", "plain", "--device", "cuda")
 

@@ -11,7 +11,6 @@ import pytest
 from benchmarks.load.cores import cpu_s, family, memory_bytes
 from benchmarks.load.network import Generator
 from benchmarks.run import runner
-from benchmarks.run.cell import Cell
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
 from benchmarks.targets.target import NotMeasured, Setting, Spec
@@ -112,8 +111,10 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
 
 def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
     spec = Spec(target="plain")
-    cells = [Cell(spec=each, scenario="SingleStream") for each in (Spec(target="engine"), spec)]
-    suite = Suite(name="x", extra=cells, rounds=1, seconds=0.05)
+    suite = Suite(
+        name="x", specs=[Spec(target="engine"), spec], scenarios=["SingleStream"], rounds=1,
+        seconds=0.05,
+    )  # fmt: skip
 
     def kill_plain(step: str) -> None:
         if step.endswith("plain, SingleStream"):
