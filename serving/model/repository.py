@@ -254,10 +254,12 @@ def _file_of(version_dir: Path, file_name: str | None) -> Path:
     takes it; or it is in a folder of its own name with its weights, as Triton takes it.
     """
     path = version_dir / (file_name or FILES["fp32"])
-    if file_name is None and not path.exists():
-        others = [each for each in version_dir.iterdir() if is_file(each)]
-        path = others[0] if len(others) == 1 else path
-    return path / path.name if path.is_dir() else path
+    with suppress(PermissionError):  # reading the file will say so
+        if file_name is None and not path.exists():
+            others = [each for each in version_dir.iterdir() if is_file(each)]
+            path = others[0] if len(others) == 1 else path
+        path = path / path.name if path.is_dir() else path
+    return path
 
 
 def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]:
