@@ -34,6 +34,8 @@ class BatchingConfig:
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
+    max_run_s: float = 60.0
+    """Seconds that a run on a thread may take; it is ended then, and its calls are too late."""
     max_request_images: int = 4_096
     """The most images in one request."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
@@ -49,6 +51,7 @@ class BatchingConfig:
         )
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
+        _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,8 +47,6 @@ Run = Callable[[Feeds], list[Array]]
 
 _SWEEP_S = 0.1
 """How often calls are looked at that wait or run."""
-_MAX_RUN_S = 60.0
-"""The longest run of calls without a deadline."""
 _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth the way to another thread."""
 _LONG_S, _MIN_ROWS = 0.005, 8
@@ -285,8 +283,7 @@ class LongRuns:
             queue.run_rows = self._most_rows
         self.running: dict[int, _Running] = {}
         """The groups that the runners have, by number."""
-        self.max_run_s = _MAX_RUN_S
-        """The longest run, in seconds: it is ended then."""
+        self.max_run_s = config.max_run_s
         self._executor, self._num_runners = executor, num_runners
         self._runners, self._finish = runners(num_runners), finish
         self._num_taken = 0

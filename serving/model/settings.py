@@ -2,9 +2,9 @@
 
 Fields that have a meaning here: name, backend, platform, max_batch_size (0: calls run alone),
 dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind), version_policy,
-default_model_filename, input and output (a check), and the parameter `batching`: auto, always or
-never. Other fields of Triton's are named in one line of the log. A mistake is an error with the
-field, and the model is not loaded.
+default_model_filename, input and output (a check), and the parameters `batching`, which is auto,
+always or never, and `max_run_seconds`. Other fields of Triton's are named in one line of the log. A
+mistake is an error with the field, and the model is not loaded.
 """
 
 import re
@@ -47,6 +47,8 @@ class ModelSettings:
     """The most rows in one run; the server's own limit counts, too."""
     max_queue_delay_s: float | None = None
     """Seconds to wait for more rows before a run; None for the server's."""
+    max_run_s: float | None = None
+    """Seconds that a run may take; None for the server's."""
     instances: int | None = None
     """Runs at once; None for one on each core."""
     device: Device = "auto"
@@ -71,6 +73,7 @@ class ModelSettings:
             batching,
             max_batch_size=min(batching.max_batch_size, self.max_batch_size),
             max_queue_delay_s=delay_s if self.max_queue_delay_s is None else self.max_queue_delay_s,
+            max_run_s=self.max_run_s or batching.max_run_s,
         )
 
     def require(self, tensors: TensorSignature) -> None:
@@ -179,7 +182,13 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
             raise ConfigurationError(
                 f"{SETTINGS}: {name}: expected onnxruntime, got {value[:100]!r}"
             )
-    mode = message.parameters["batching"].string_value if "batching" in message.parameters else ""
+    given = {name: message.parameters[name].string_value for name in message.parameters}
+    mode, max_run = given.get("batching", ""), given.get("max_run_seconds", "")
+    if max_run and not (re.fullmatch(r"\d{1,6}(\.\d{1,6})?", max_run) and float(max_run)):
+        raise ConfigurationError(
+            f"{SETTINGS}: parameters: max_run_seconds: expected a number above 0, "
+            f"got {max_run[:100]!r}"
+        )
     most = message.max_batch_size if message.HasField("max_batch_size") else None
     if most is not None and most < 0:
         raise ConfigurationError(f"{SETTINGS}: max_batch_size: expected 0 or more, got {most}")
@@ -198,8 +207,9 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
             f"got {file_name[:100]!r}"
         )
     return ModelSettings(
-        batching="never" if most == 0 else mode or "auto",  # type: ignore[arg-type]
+        batching="never" if most == 0 else mode or "auto",
         max_batch_size=most or 1 << 31, max_queue_delay_s=delay / 1e6 if has_delay else None,
+        max_run_s=float(max_run) if max_run else None,
         instances=instances, device=device, versions=versions, num_latest=num_latest,
         file_name=file_name, tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
         has_batch_axis=bool(most), ignored=ignored,

@@ -168,7 +168,7 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("serving.server.run.run", lambda *configs: taken.extend(configs))
     monkeypatch.setattr("serving.system.signals.end_process", lambda code: None)
     options = """
-        --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms
+        --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms --max-run 8
         --max-request-images 9 --host ::1 --port 7 --metrics-host ::2 --metrics-port off
         --http-host ::3 --http-port 8 --http-host-name a b --http-allow-origin http://c
         --transport grpcio --workers 2 --drain 3 --max-connection-age 4 --reload-interval 5
@@ -181,7 +181,7 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
     model, batching, server = taken
     assert batching == BatchingConfig(
         max_batch_size=7, max_queue_delay_s=0.5, queue_capacity=99, slo_s=0.005,
-        max_request_images=9,
+        max_run_s=8, max_request_images=9,
     )  # fmt: skip
     security = SecurityConfig(
         tls_cert=Path("f"), tls_key=Path("g"), tls_client_ca=Path("h"), token_file=Path("e")

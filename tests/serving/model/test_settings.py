@@ -24,6 +24,7 @@ version_policy: { specific { versions: [ 1, 3 ] } }
 default_model_filename: "net.onnx"
 optimization { execution_accelerators { cpu_execution_accelerator: [ { name: "openvino" } ] } }
 parameters: { key: "batching" value: { string_value: "always" } }
+parameters: { key: "max_run_seconds" value: { string_value: "2.5" } }
 """
 
 
@@ -37,6 +38,8 @@ def test_tritons_file_is_read():
     assert settings.of(BatchingConfig(max_batch_size=4)).max_batch_size == 4
     assert settings.of(BatchingConfig()).max_batch_size == 8
     assert settings.of(BatchingConfig()).max_queue_delay_s == 0.0005
+    assert settings.of(BatchingConfig()).max_run_s == 2.5
+    assert NO_SETTINGS.of(BatchingConfig(max_run_s=7)).max_run_s == 7
 
 
 def test_empty_file_sets_nothing():
@@ -55,6 +58,8 @@ def test_empty_file_sets_nothing():
     ("version_policy { specific { versions: [0] } }", "expected versions from 1 on"),
     ("default_model_filename: '../net.onnx'", "expected a name in the version's folder"),
     ("parameters { key: 'batching' value { string_value: 'yes' } }", "got 'yes'"),
+    ("parameters { key: 'max_run_seconds' value { string_value: '0' } }", "above 0, got '0'"),
+    ("parameters { key: 'max_run_seconds' value { string_value: '1e9' } }", "above 0, got '1e9'"),
     ("input [ { name: 'x' ", "input: a bracket is not closed"),
     ("name: 'x", "a text has no end"),
     ("optimization " + "{ a " * 40, "nested more than 16 deep"),
