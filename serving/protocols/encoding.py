@@ -44,15 +44,15 @@ class PrefixCache(dict[bytes, ResponseEncoder]):
         if start > self._MAX_HEAD_BYTES:
             return
         if len(self) >= self._MAX_KEPT:
-            self.forget()
+            self.clear()
         self[framed[:start]] = encoder
         starts = self._starts.get(len(framed), ())
         if start not in starts:
             self._starts[len(framed)] = (*starts, start)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget all prefixes."""
-        self.clear()
+        super().clear()
         self._starts.clear()
 
     def find_framed(self, data: bytes) -> tuple[int, ResponseEncoder] | None:

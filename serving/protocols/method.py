@@ -72,9 +72,6 @@ class Method:
         """Answer a call."""
         raise NotImplementedError
 
-    def forget(self) -> None:
-        """Parse all messages again."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Unary(Method):
@@ -99,10 +96,6 @@ class BatchedUnary(Method):
     read: Read
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     is_counted_by_run: ClassVar[bool] = True
-
-    def forget(self) -> None:
-        """See `Method`."""
-        self.prefixes.forget()
 
     async def handle(self, call: Call) -> None:
         """See `Method`."""

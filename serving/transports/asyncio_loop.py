@@ -19,10 +19,9 @@ class AsyncioLoop(Loop):
     """Takes its turns as callbacks of the running event loop, and is used on its thread."""
 
     def __init__(self, router: Router, methods: Iterable[Method] = ()) -> None:
-        """See `Loop`; `methods` are those whose messages are parsed again on demand."""
-        super().__init__(router, poll=False, host=Host())
+        """See `Loop`."""
+        super().__init__(router, methods, poll=False, host=Host())
         self._event_loop = asyncio.get_running_loop()
-        self._methods = methods
         self._context = copy_context()  # else turns log the fields of the call that woke them
         self._planned_s = 0.0
         self._planned: asyncio.Handle | None = None
@@ -41,12 +40,6 @@ class AsyncioLoop(Loop):
     def call(self, task: Callable[[], None]) -> None:
         """See `Loop`."""
         task()
-
-    def forget_layouts(self) -> None:
-        """See `Owner`."""
-        super().forget_layouts()
-        for method in self._methods:
-            method.forget()
 
     def _wake(self) -> None:
         self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)

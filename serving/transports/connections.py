@@ -270,6 +270,9 @@ class Port:
     Each protocol has a subclass.
     """
 
+    keeps_layouts = True
+    """Whether it recognises calls whose model may be gone."""
+
     def __init__(self, host: Host, limits: PortLimits, tokens: TokenCheck | None) -> None:
         """Prepare; `listen` begins.
 
@@ -281,9 +284,10 @@ class Port:
         self.host = host
         self.limits = limits
         self._tokens = tokens
-        self._digests: Any = None if tokens is None else tokens.digests()
-        self.may_be_stale = tokens is not None
-        """Whether calls that peers repeat may be for a model that is gone, or with an old token."""
+        self._digests = None if tokens is None else tokens.digests()
+        self.has_tokens = tokens is not None
+        self.is_stale = False
+        """Whether calls that peers repeat may be for a model that is gone."""
         self.refusal: DigitsError | None = None
         """Why new calls are refused, once the server drains."""
         self._peers: dict[Peer, None] = {}
@@ -351,15 +355,11 @@ class Port:
     def tick(self, now_s: float) -> None:
         """Do due work."""
 
-    def forget_layouts(self) -> None:
-        """Have all messages parsed again."""
-        self._digests, self.may_be_stale = None, True
-
     def check(self) -> None:
         """Have calls read again where other tokens are valid now, or a model is gone."""
-        digests = () if self._tokens is None else self._tokens.digests()
-        if digests is not self._digests:
-            self._digests, self.may_be_stale = digests, self._tokens is not None
+        digests = None if self._tokens is None else self._tokens.digests()
+        if self.is_stale or digests is not self._digests:
+            self._digests, self.is_stale = digests, False
             for peer in self:
                 peer.engine.forget()
 
@@ -426,8 +426,7 @@ class Port:
         Where tokens are needed, a call that needs none, such as Watch, does not keep a connection.
         """
         kept = {peer: self.is_kept(peer) for peer in self._peers}
-        needs_token = self._tokens is not None
-        closable = [p for p in self._peers if not kept[p] or (needs_token and not p.trusted)]
+        closable = [p for p in self._peers if not kept[p] or (self.has_tokens and not p.trusted)]
         numbers = Counter(peer.address for peer in self._peers)
         closable.sort(
             key=lambda p: (

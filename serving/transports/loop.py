@@ -9,12 +9,13 @@ import math
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from serving.batching.batcher import Batcher
 from serving.errors import DigitsError
 from serving.http2 import Http2Error
+from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.calls import LoopCalls
@@ -158,16 +159,21 @@ class Reader:
 class Loop:
     """Serves the connections of some listening sockets."""
 
-    def __init__(self, router: Router, *, poll: bool, host: Host, name: str = "h2") -> None:
+    def __init__(
+        self, router: Router, methods: Iterable[Method] = (), *, poll: bool, host: Host,
+        name: str = "h2",
+    ) -> None:  # fmt: skip
         """Prepare; `start` begins, on a thread of that name.
 
         Args:
             router: the models, which belong to this loop.
+            methods: those whose calls it reads.
             poll: whether it may poll for a moment before it sleeps.
             host: its machine.
             name: its thread's.
         """
         self._router = router
+        self._methods = methods
         self._poll_s = _POLL_S if poll else 0.0
         self._round_s = min(_ROUND_S, router.batching.slo_s / 4)
         self.clock = host.clock
@@ -242,7 +248,10 @@ class Loop:
     def forget_layouts(self) -> None:
         """See `Owner`."""
         for port in self._ports:
-            port.forget_layouts()
+            port.is_stale = port.keeps_layouts
+        for method in self._methods:
+            if isinstance(method, BatchedUnary):
+                method.prefixes.clear()
 
     def hurry(self) -> None:
         """Do due work within 10 ms: it became due after the last look."""
@@ -265,7 +274,7 @@ class Loop:
         self._now_s = now_s = self.clock()
         if ready or self._deferred:  # and not while it polls: each look costs a `stat`
             for port in self._ports:
-                if port.may_be_stale:
+                if port.has_tokens or port.is_stale:
                     port.check()
         if ready:
             self._reader.read(ready, now_s)

@@ -76,12 +76,6 @@ class H2Port(Port):
         """See `Port`."""
         return ServerConnection(self.limits.http2, headers.RESPONSE, headers.OK, _HTTP1_RESPONSE)
 
-    def forget_layouts(self) -> None:
-        """See `Port`."""
-        super().forget_layouts()
-        for method in self._heads.methods.values():
-            method.forget()
-
     # From events to calls
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
@@ -411,7 +405,9 @@ class H2Server:
         """
         config, host = self._config, self._host
         listener = host.listen(config.host, config.port)
-        loop = self.loop = Loop(self._router, poll=may_poll(config.workers), host=host)
+        methods = self._heads.methods.values()
+        poll = may_poll(config.workers)
+        loop = self.loop = Loop(self._router, methods, poll=poll, host=host)
         port = H2Port(self._router, self._heads, loop, self._limits, host, self._log)
         listeners = [listener, *others(config.host, config.port)]
         port.open(listeners, loop.selector, loop.schedule_flush, self._tls)

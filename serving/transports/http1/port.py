@@ -123,6 +123,8 @@ class HttpEngine:
 class HttpPort(Port):
     """Reads requests and answers them; used by the loop's thread only."""
 
+    keeps_layouts = False  # a known request that is refused is forgotten, too
+
     def __init__(
         self, app: App, router: Router, loop: Loop, limits: PortLimits, pool: Pool,
         log: AccessLog | None,
@@ -151,9 +153,6 @@ class HttpPort(Port):
     def new_engine(self, sock: socket.socket) -> HttpEngine:
         """See `Port`."""
         return HttpEngine()
-
-    def forget_layouts(self) -> None:
-        """See `Port`: a known request that is refused is forgotten, too."""
 
     # Requests
 

@@ -5,7 +5,6 @@ import gc
 import weakref
 from collections.abc import Coroutine
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from serving.batching.awaited_call import Peer, submit
 from serving.config import BatchingConfig
 from serving.model.loaded_model import LoadedModel
 from serving.protocols.encoding import Rows
+from serving.protocols.method import BatchedUnary
 from serving.signature import Signature
 from serving.telemetry.logs import request_fields
 from serving.transports.asyncio_loop import AsyncioLoop
@@ -80,10 +80,11 @@ def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotten() -> None:
     async def scenario() -> None:
-        forgotten: list[bool] = []
         first = loaded()
         router = router_of(first)
-        method: Any = SimpleNamespace(forget=lambda: forgotten.append(True))
+        read: Any = None
+        method = BatchedUnary(path="", name="", read=read)
+        method.prefixes[b"x"] = Rows(router.find("digits"), None, 1)
         loop = AsyncioLoop(router, [method])
         loop.start()
         image, target = images_of(3).tobytes(), router.find("digits")
@@ -95,12 +96,12 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         await submit(loop, Peer(""), image, Rows(target, None, 1))
         gc.collect()
         assert trace() is None
-        assert not forgotten
+        assert method.prefixes
         other = replace(loaded("3").manifest, signature=Signature((28, 28), 11))
         await asyncio.to_thread(
             router.change, "digits", versions_of(LoadedModel(FakeModel("3"), other, "fp32", 64))
         )
-        await until(lambda: bool(forgotten))
+        await until(lambda: not method.prefixes)
         loop.stop()
 
     run(scenario())
