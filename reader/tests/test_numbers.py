@@ -76,6 +76,17 @@ def test_paper_makes_no_difference(paper: str, classifier: Classifier, composed:
     assert texts(read_numbers(file_of(page), classifier)) == ["90210"]
 
 
+@pytest.mark.parametrize("pitch", [20, 25, 30])
+def test_squares_of_a_high_page_are_no_strokes(
+    pitch: int, classifier: Classifier, composed: Composed
+) -> None:
+    page = np.pad(composed.ink, 180)
+    lines = np.zeros_like(page)
+    for width in range(2):
+        lines[width::pitch] = lines[:, width::pitch] = 120
+    assert texts(read_numbers(file_of(255 - np.maximum(page, lines)), classifier)) == ["90210"]
+
+
 def test_boxes_are_in_the_pixels_of_the_picture(classifier: Classifier, composed: Composed) -> None:
     scale = 3  # more than is looked at
     size = (composed.ink.shape[1] * scale, composed.ink.shape[0] * scale)

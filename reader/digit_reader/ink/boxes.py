@@ -19,8 +19,9 @@ MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""
 MAX_ROUND = 0.2
 """Of a box's height: its corners' radius."""
-MIN_ASPECT, MAX_ASPECT = 0.65, 40
-"""Of a box: width by height; a narrow 8 or 0 has less."""
+MAX_COLUMN, MIN_ASPECT, MAX_ASPECT = 0.25, 0.65, 40
+"""Of a box: width by height. Between the first two may be a narrow 8 or 0; a narrower box is a column
+of a table, or of squared paper, whose lines are as long as the page is high."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""
 MIN_BREADTH, MAX_SHARE = 2.5, 0.13
@@ -82,7 +83,8 @@ def _are_like(side: Side, others: Numbers) -> Mask:
         (np.abs(others[:, 2] - height) <= reach)
         & (np.abs(others[:, 0] - top) <= lower)
         & (np.abs(ends - top - height) <= lower)
-        & (distance >= max(MIN_SIDE, MIN_ASPECT * height))
+        & (distance >= MIN_SIDE)
+        & ((distance <= MAX_COLUMN * height) | (distance >= MIN_ASPECT * height))
         & (distance <= MAX_ASPECT * height)
     )
 

@@ -14,7 +14,7 @@ from lab.made.drawing import FONTS
 from lab.made.forms import FORMS
 from lab.made.hands import Writers
 from lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
-from lab.made.papers import file_of, lay
+from lab.made.papers import file_of, lay, on_paper, squared
 from lab.made.strings import Composed, random_string
 from lab.made.tables import photograph_of_sheet
 from lab.made.texts import TEXTS, TOUCHING, by_fonts
@@ -67,10 +67,11 @@ COMPOSED: dict[str, Callable[[Examples, np.random.Generator], Composed]] = {
 SHEETS = "sheets on tables"
 OTHER_HANDS = "fonts of handwriting"
 """Only measured where there are such fonts."""
+SQUARED = "squared paper"
 _BY_HANDS = {**TEXTS, **FORMS, **TOUCHING, OTHER_HANDS: by_fonts}
-ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS, *TOUCHING)
+ROWS = (*COMPOSED, *TEXTS, SHEETS, *FORMS, *TOUCHING, SQUARED)
 """Pages with digits on them."""
-KINDS = (*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS, *TOUCHING, OTHER_HANDS)
+KINDS = (*COMPOSED, *EMPTY, *TEXTS, SHEETS, *FORMS, *TOUCHING, OTHER_HANDS, SQUARED)
 """Their order decides the pages."""
 
 
@@ -114,6 +115,10 @@ def picture_of(
         return file_of(without_digits(name, rng)), ""
     if name == SHEETS:
         return photograph_of_sheet(Writers(digits), rng)
+    if name == SQUARED:
+        made = _gaps(digits, rng)
+        ink = np.pad(made.ink, rng.integers(0, 150, (2, 2)))
+        return file_of(on_paper(ink, squared, rng)), made.text
     if name in COMPOSED:
         made = COMPOSED[name](digits, rng)
         return file_of(any_paper(made.ink, rng)), made.text

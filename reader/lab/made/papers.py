@@ -37,6 +37,16 @@ def ruled(ink: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(page + rng.normal(0, 2, ink.shape))
 
 
+def squared(ink: Floats, rng: np.random.Generator) -> Floats:
+    """Squared paper of a school's exercise book: a digit is one to three squares high."""
+    y, x = np.mgrid[: ink.shape[0], : ink.shape[1]]
+    pitch, width, skew = rng.uniform(18, 45), rng.uniform(1, 2.5), rng.uniform(-0.015, 0.015)
+    across, down = (y + x * skew) + rng.uniform(0, pitch), (x - y * skew) + rng.uniform(0, pitch)
+    lines = np.maximum(*(np.clip(width - at % pitch, 0, 1) for at in (across, down)))
+    page = 245 - 205 * np.maximum(ink * rng.uniform(0.9, 1), lines * rng.uniform(0.2, 0.6))
+    return np.asarray(page + rng.normal(0, 2, ink.shape))
+
+
 def grainy(ink: Floats, rng: np.random.Generator) -> Floats:
     """Recycled paper, pencil: coarse grain, weak ink."""
     blocks = rng.normal(0, 1, (ink.shape[0] // 3 + 1, ink.shape[1] // 3 + 1))
@@ -60,7 +70,14 @@ PAPERS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
 
 def lay(ink: Levels, paper: str, rng: np.random.Generator) -> Levels:
     """Lay ink on a kind of paper."""
-    return np.clip(PAPERS[paper](ink / 255.0, rng), 0, 255).astype(np.uint8)
+    return on_paper(ink, PAPERS[paper], rng)
+
+
+def on_paper(
+    ink: Levels, paper: Callable[[Floats, np.random.Generator], Floats], rng: np.random.Generator
+) -> Levels:
+    """Lay ink on a paper of these functions."""
+    return np.clip(paper(ink / 255.0, rng), 0, 255).astype(np.uint8)
 
 
 def worn(levels: Levels, rng: np.random.Generator) -> Levels:
