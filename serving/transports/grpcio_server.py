@@ -44,10 +44,6 @@ _PAUSE_S = 0.005
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class _UnknownMethod(Exception):
-    """There is no method at the path of a call."""
-
-
 class _AsyncioCall:
     """See `Call` of `serving.protocols.method`; messages of a stream are answered one by one.
 
@@ -56,13 +52,9 @@ class _AsyncioCall:
     """
 
     def __init__(
-        self,
-        handlers: "Handlers",
-        method: Method,
-        request: bytes,
-        context: _Context,
+        self, handlers: "Handlers", method: Method, request: bytes, context: _Context,
         logged: LoggedCall | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take the caller's one message, unless it may send more."""
         self._handlers, self._method, self._context = handlers, method, context
         self._request, self._received_s, self._logged = request, time.monotonic(), logged
@@ -103,16 +95,15 @@ class _AsyncioCall:
         return response
 
     async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
-        response: bytes | None
         try:
             if isinstance(rows, DigitsError):
                 raise rows
-            response = (await self._run_once_there_is_room(*rows))[PREFIX_BYTES:]
+            await self.send_framed(await self._run_once_there_is_room(*rows))
         except DigitsError as err:
             response = refused(err)
             if response is None:
                 raise
-        await self.send(bytes(response))
+            await self.send(response)
 
     async def _run_once_there_is_room(self, rows: Any, encoder: ResponseEncoder) -> bytes:
         while True:
@@ -156,67 +147,55 @@ class Handlers(grpc.GenericRpcHandler):
         method = self._methods.get(path)
         # A stream's handler can refuse any kind of call before its message is read.
         shape: Any = grpc.stream_stream_rpc_method_handler
-        refusal: Exception | None = None
-        name = "other"  # not a name from callers
+        name, refusal = "other", None  # not a name from callers
         if not (method and method.is_open) and not self._has_token(metadata):
-            name, refusal = "unauthenticated", Unauthenticated()
+            name, refusal = "unauthenticated", Status.of(Unauthenticated())
         elif method is None:
-            refusal = _UnknownMethod()
+            refusal = UNKNOWN_METHOD
         else:
             name = method.name
             if method.takes_one:
-                shape = (
-                    grpc.unary_unary_rpc_method_handler if method.sends_one
-                    else grpc.unary_stream_rpc_method_handler
-                )  # fmt: skip
-
-        async def answer(
-            request: Any, context: _Context, logged: LoggedCall | None
-        ) -> bytes | None:
-            if refusal is not None or method is None:
-                raise refusal or _UnknownMethod()
-            call = _AsyncioCall(self, method, request, context, logged)
-            await method.handle(call)
-            return call.response
-
-        return shape(self._guarded(answer, method, name, path))
+                shape = grpc.unary_stream_rpc_method_handler
+                if method.sends_one:
+                    shape = grpc.unary_unary_rpc_method_handler
+        return shape(self._handler(method, refusal, name, path))
 
     def _has_token(self, metadata: Any) -> bool:
         values = [value.encode() for key, value in metadata if key == "authorization"]
         return self._tokens is None or self._tokens.accepts(values)
 
-    def _guarded(self, handler: Any, method: Method | None, name: str, path: str) -> Any:
-        """Wrap a handler: count and log its call, and turn exceptions into a status."""
+    def _handler(self, method: Method | None, refusal: Status | None, name: str, path: str) -> Any:
+        """Return a coroutine that answers, counts and logs calls; exceptions become a status."""
 
-        async def guarded(request: Any, context: _Context) -> bytes | None:
-            call = self._begin_log(path, context)
+        async def answer(request: Any, context: _Context) -> bytes | None:
+            logged = self._begin_log(path, context)
             self.num_begun += 1
             self.num_active += 1
-            response, refusal, code = None, None, "OK"
+            call, reason, code = None, refusal, "OK"
             try:
-                response = await handler(request, context, call)
+                if reason is None and method is not None:
+                    call = _AsyncioCall(self, method, request, context, logged)
+                    await method.handle(call)
             except asyncio.CancelledError:  # the caller left, or the server stops
                 # If it escaped, a caller that is still there would get no status (grpc #29248).
-                refusal, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
+                reason, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
             except Exception as err:
-                is_unknown = isinstance(err, _UnknownMethod)
-                refusal = UNKNOWN_METHOD if is_unknown else Status.of(error_of(err))
-                code = refusal.code.name
+                reason = Status.of(error_of(err))
             self.num_active -= 1
-            if (
-                code != "OK" or method is None or not method.is_counted_by_run
-            ):  # runs count their own answers
+            if reason is not None and code == "OK":
+                code = reason.code.name
+            if code != "OK" or method is None or not method.is_counted_by_run:
                 self._metrics.count(name, code)
-            if self._log is not None and call is not None:
-                self._log.end(call, code)
-            if refusal is not None:
-                if self.closing is not None and refusal.code is StatusCode.UNAVAILABLE:
+            if self._log is not None and logged is not None:
+                self._log.end(logged, code)
+            if reason is not None:
+                if self.closing is not None and reason.code is StatusCode.UNAVAILABLE:
                     await self.closing.wait()
-                trailers = (*(context.trailing_metadata() or ()), *refusal.metadata)
-                await context.abort(grpc.StatusCode[refusal.code.name], refusal.text, trailers)
-            return response
+                trailers = (*(context.trailing_metadata() or ()), *reason.metadata)
+                await context.abort(grpc.StatusCode[reason.code.name], reason.text, trailers)
+            return call.response if call else None
 
-        return guarded
+        return answer
 
     def _begin_log(self, path: str, context: _Context) -> LoggedCall | None:
         if self._log is None:
