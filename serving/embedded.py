@@ -127,7 +127,8 @@ class Model:
             An array for each output, by its name.
 
         Raises:
-            InvalidRequest: an input is missing or unknown, or has another type or shape.
+            InvalidRequest: an input is missing or unknown, or has another type or shape; or an
+                operator of the model refuses its values.
             Unavailable: the model is closed.
             DeviceError: it uses CUDA and was loaded before this process was forked.
             ModelError: the run failed; the text is ONNX Runtime's reason.

@@ -129,7 +129,7 @@ def test_failed_run_says_why_and_the_next_one_works(tmp_path: Path) -> None:
         [value("y", "FP32", ["N", 2])], {"w": np.ones((3, 2), np.float32)},
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
-        with pytest.raises(InvalidRequest, match=r"does not take these values: MatMul"):
+        with pytest.raises(InvalidRequest, match="these values: MatMul: MatMul dimension mismatch"):
             loaded.run(x=[[1, 2]])
         assert loaded.run(x=[[1, 2, 3]])["y"].tolist() == [[6, 6]]
 
