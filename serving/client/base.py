@@ -19,10 +19,10 @@ from serving.client.retries import RetryBudget, RetryState
 from serving.client.target import address_for_h2
 from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.config import TransportName
+from serving.digits.protocol import wire
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
 from serving.images import Images, as_images, as_pixels
 from serving.predictions import Predictions
-from serving.protocols.digits_v1 import wire
 from serving.protocols.status import StatusCode
 from serving.signature import DIGITS, ModelInfo
 from serving.tensors import Array, TensorSignature

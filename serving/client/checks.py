@@ -5,9 +5,9 @@ from dataclasses import fields
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from serving.digits.protocol import wire
 from serving.errors import Unavailable
 from serving.predictions import Predictions, Probabilities
-from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import ModelInfo, Signature
 

@@ -23,7 +23,7 @@ from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.onnx_file import external_files, parse_model
 from serving.system.files import read_regular
 
-PRETRAINED = Path(__file__).parent.with_name("pretrained")
+PRETRAINED = Path(__file__).parents[1] / "digits" / "pretrained"
 """The bundled repository: a model that is installed with the package."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

@@ -21,3 +21,13 @@ def parse(message_class: Any, data: bytes) -> Any:
         raise InvalidRequest(
             f"expected {article} {name}, got {len(data)} bytes that are none"
         ) from err
+
+
+def varint(number: int) -> bytes:
+    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -3,7 +3,7 @@
 Loaded only with `--reflection`, since it lists all methods to every caller.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -11,21 +11,25 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.protocols import health
-from serving.protocols.digits_v1 import methods as digits_v1
 from serving.protocols.messages import parse
 from serving.protocols.method import Method, Replies
 from serving.protocols.oip import inference_pb
-from serving.protocols.pb.digits.v1 import digits_pb2
 
 SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
 """Version 1 has the same messages under another name; newer clients try it first."""
 
-_LISTED = (digits_v1.SERVICE, inference_pb.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
+_LISTED = (inference_pb.SERVICE, health.SERVICE, reflection.SERVICE_NAME)
 
 
-def reflection_methods() -> list[Method]:
-    """Return the method of both versions, answered by the packaged servicer."""
-    servicer = reflection.ReflectionServicer(_LISTED, pool=_Pool(_pool()))
+def reflection_methods(others: Mapping[str, Any]) -> list[Method]:
+    """Return the method of both versions, answered by the packaged servicer.
+
+    Args:
+        others: services beside the protocol's, and the description of the file of each.
+    """
+    servicer = reflection.ReflectionServicer(
+        (*others, *_LISTED), pool=_Pool(_pool(others.values()))
+    )
 
     def replies(request: bytes) -> Iterable[bytes]:
         message = parse(reflection_pb2.ServerReflectionRequest, request)
@@ -56,11 +60,11 @@ class _Pool:
             return found.containing_service.file
 
 
-def _pool() -> descriptor_pool.DescriptorPool:
+def _pool(others: Iterable[Any]) -> descriptor_pool.DescriptorPool:
     """Copy every service's file into one pool, since `inference` has a private one."""
     pool = descriptor_pool.DescriptorPool()
     for file in (
-        digits_pb2.DESCRIPTOR,
+        *others,
         inference_pb.pool.FindServiceByName(inference_pb.SERVICE).file,
         health_pb2.DESCRIPTOR,
         reflection_pb2.DESCRIPTOR,

@@ -9,9 +9,9 @@ from typing import Any
 from serving import applications
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
+from serving.digits.protocol import methods as digits_v1
+from serving.digits.protocol.methods import digits_methods
 from serving.errors import ConfigurationError, Unavailable
-from serving.protocols.digits_v1 import methods as digits_v1
-from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
@@ -80,7 +80,7 @@ class Server:
         if config.reflection:
             from serving.protocols.reflection import reflection_methods
 
-            methods += reflection_methods()
+            methods += reflection_methods({digits_v1.SERVICE: digits_v1.FILE})
         self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
         self._self_test: asyncio.Task[None] | None = None

@@ -18,8 +18,8 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamEnded
 
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import Replicas, replicas_behind

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from serving.digits.pictures import decoder, normalizer
+from serving.digits.protocol import wire
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, frame, word
 from serving.http2.limits import Limits
 from serving.model.manifest import parse_manifest
-from serving.protocols.digits_v1 import wire
 from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest

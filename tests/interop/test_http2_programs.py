@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from serving import Classifier
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY

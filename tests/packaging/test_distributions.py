@@ -212,7 +212,7 @@ def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     found = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert found == {"serving", "training", "benchmarks"}
-    assert "serving/pretrained/digits/1/model.onnx" in names
+    assert "serving/digits/pretrained/digits/1/model.onnx" in names
     assert "serving/py.typed" in names
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.full_mnist
 @pytest.mark.usefixtures("mnist")
 def test_demo_finds_the_accuracy_of_the_manifest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--models", str(ROOT / "serving" / "pretrained")]) == 0
+    assert main(["--models", str(ROOT / "serving" / "digits" / "pretrained")]) == 0
     output = capsys.readouterr().out
     served, claimed = re.findall(r"(?:accuracy|says) +([\d.]+ ?%)", output)
     assert served == claimed

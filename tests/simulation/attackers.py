@@ -4,6 +4,7 @@ from random import Random
 from struct import pack
 from typing import Any
 
+from serving.digits.protocol.wire import encode_request
 from serving.http2.frames import (
     CONNECTION,
     END_HEADERS,
@@ -15,7 +16,6 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.hpack import encode_literally
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import frame as framed
 from tests.simulation.clients import SLOW, STREAM, UNARY, Client
 

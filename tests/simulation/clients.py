@@ -5,6 +5,7 @@ from random import Random
 from struct import pack
 from typing import Any
 
+from serving.digits.protocol.wire import decode_response, encode_request
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
 from serving.http2.connection import Stream
@@ -26,7 +27,6 @@ from serving.http2.hpack import (
     literal,
 )
 from serving.http2.limits import Limits
-from serving.protocols.digits_v1.wire import decode_response, encode_request
 from serving.protocols.encoding import frame as framed
 from serving.protocols.oip import inference_pb
 from tests.simulation.network import Link, Listener

@@ -21,11 +21,11 @@ import numpy as np
 from serving.batching.batcher import Batcher
 from serving.catalog.versions import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
+from serving.digits.protocol.methods import digits_methods
 from serving.errors import ModelError, Unavailable
 from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded_model import LoadedModel
 from serving.model.manifest import Manifest
-from serving.protocols.digits_v1.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.protocols.oip.infer import Infer

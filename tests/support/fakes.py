@@ -241,7 +241,7 @@ class FakeClock:
         self.now_s += seconds
 
 
-_BUNDLED = Path(serving.__file__).parent / "pretrained" / "digits"
+_BUNDLED = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
 MANIFEST = repository.load_manifest(_BUNDLED / repository.versions(_BUNDLED)[0])
 """That of the bundled digits."""
 

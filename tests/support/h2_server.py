@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from serving import Classifier
 from serving.config import ServerConfig
-from serving.protocols.digits_v1.methods import digits_methods
+from serving.digits.protocol.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router
@@ -74,7 +74,7 @@ def h2_server(
     config = config or ServerConfig(port=0)
     health = Health()
     router = served if isinstance(served, Router) else router_of(served.served, served.batching)
-    methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods()]
+    methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods({})]
     server = H2Server(router, methods, config, limits, host)
     with event_loop() as run:
         try:

@@ -20,7 +20,7 @@ MIN_STRAIGHT = 0.75
 MAX_ROUND = 0.2
 """Of a box's height: its corners' radius."""
 MAX_COLUMN, MIN_ASPECT, MAX_ASPECT = 0.25, 0.65, 40
-"""Of a box: width by height. Between the first two may be a narrow 8 or 0; a narrower box is a
+"""Of a box: width by height. Between the first two may be a narrow 8 or 0. A narrower box is a
 column of a table, or of squared paper, whose lines are as long as the page is high."""
 MIN_NEAR = 0.25
 """Of a straight line: how much of it lies along boxes that were found, if it is their side."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from serving.digits.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
 from serving.digits.pictures.reader import read_digit
+from serving.digits.protocol.methods import PredictionsEncoder, find_classifier
 from serving.errors import DigitsError, InvalidRequest
 from serving.images import Images, as_images
 from serving.predictions import Predictions
-from serving.protocols.digits_v1.methods import PredictionsEncoder, find_classifier
 from serving.router import Router
 from serving.signature import Signature
 from serving.transports.http1.exchange import Exchange

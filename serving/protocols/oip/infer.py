@@ -16,9 +16,8 @@ from google.protobuf.message import DecodeError
 from serving.batching.batcher import Batcher
 from serving.batching.queue import ResponseEncoder, Result, Target
 from serving.errors import DigitsError, InvalidRequest, RequestError, Unavailable
-from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, frame
-from serving.protocols.messages import parse
+from serving.protocols.messages import parse, varint
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import Inference, TypedContents
@@ -94,7 +93,7 @@ class InferEncoder(ResponseEncoder):
 class RawEncoder(InferEncoder):
     """Encodes answers that differ in the values of their tensors only: these are the last bytes."""
 
-    before: Callable[[int], bytes] = staticmethod(lambda size: b"\x32" + wire.varint(size))
+    before: Callable[[int], bytes] = staticmethod(lambda size: b"\x32" + varint(size))
     """The bytes before each tensor but the first, by its length: the tag of raw_output_contents."""
     _known: tuple[str, list[tuple[int, ...]]] | None = None
     """The version and the shapes that the constant parts are of."""
@@ -220,7 +219,7 @@ def _write_streamed(response: Any) -> bytes:
 
 def _before_input(num_bytes: int) -> bytes:
     """Return the tag and the length of one of raw_input_contents."""
-    return b"\x3a" + wire.varint(num_bytes)
+    return b"\x3a" + varint(num_bytes)
 
 
 def _ends_request(message: bytes, data: bytes, request: Any) -> bool:

@@ -10,7 +10,7 @@ from hyperframe.frame import (
     RstStreamFrame,
 )
 
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 
 Script = Callable[[Connection], None]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from tests.support.h2_connection import Connection, Headers, Reply, message, request_headers
 from tests.support.servers import RunningServer
 

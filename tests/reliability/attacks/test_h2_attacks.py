@@ -23,7 +23,7 @@ from hyperframe.frame import (
 )
 
 import serving
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.signature import DIGITS
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
@@ -32,7 +32,7 @@ from tests.support.h2_connection import PREFACE, Connection, Reply, message, req
 from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
 
-MODELS = Path(serving.__file__).parent / "pretrained"
+MODELS = Path(serving.__file__).parent / "digits" / "pretrained"
 TIMEOUT_S = 60.0
 FLOOD_S = float(os.environ.get("FLOOD_S", "3"))
 HELD_S = 1.0

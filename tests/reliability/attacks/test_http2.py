@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from tests.reliability.attacks.h2_scripts import BROKEN_FRAMING, SCRIPTS
 from tests.support.h2_connection import Connection
 from tests.support.processes import Footprint, PacedServer, paced_server

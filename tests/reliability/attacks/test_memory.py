@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from serving import Client
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.signature import DIGITS
 from tests.support.h2_connection import Connection, request_headers
 from tests.support.load import OWN_CONNECTION

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from serving import Classifier
 from serving.config import BatchingConfig
+from serving.digits.protocol.wire import decode_response, encode_request
 from serving.images import Images
 from serving.model.onnx_runtime import onnxruntime
 from serving.predictions import Probabilities
-from serving.protocols.digits_v1.wire import decode_response, encode_request
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
 from tests.support.inference_peer import probabilities_in, raw_request

@@ -14,8 +14,8 @@ import grpc
 import pytest
 
 from serving import Classifier
+from serving.digits.protocol.wire import decode_response, encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import decode_response, encode_request
 from tests.reliability.conftest import soak_s
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint, paced_server

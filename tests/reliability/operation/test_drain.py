@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from tests.support.load import ClosedLoop
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.servers import on_both

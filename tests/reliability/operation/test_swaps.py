@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from serving import Classifier
+from serving.digits.protocol.wire import decode_response, encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import decode_response, encode_request
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.load import ClosedLoop

@@ -20,9 +20,9 @@ import pytest
 from serving import AsyncClient, Client
 from serving.client import retries
 from serving.client.checks import model_info_of, predictions_of
+from serving.digits.protocol import wire
 from serving.errors import DigitsError, Unavailable
 from serving.images import Images
-from serving.protocols.digits_v1 import wire
 from serving.signature import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.processes import FORKS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serving import Client
+from serving.digits.protocol import wire
 from serving.errors import InvalidRequest, Unavailable
 from serving.images import Images
-from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS, Signature
 from tests.support.servers import fake_server

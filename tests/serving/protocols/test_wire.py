@@ -8,9 +8,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.digits.protocol import wire
 from serving.errors import InvalidRequest
 from serving.predictions import Probabilities
-from serving.protocols.digits_v1 import wire
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving.signature import DIGITS
 

@@ -20,8 +20,8 @@ import pytest
 
 from serving import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
 from serving.system.address import refuse_callers, reserved_port

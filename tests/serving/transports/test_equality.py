@@ -13,8 +13,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS

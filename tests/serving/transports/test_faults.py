@@ -15,10 +15,10 @@ import pytest
 
 from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig, TransportName
+from serving.digits.protocol.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.loaded_model import LoadedModel
-from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
 from serving.telemetry.report import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until

@@ -18,8 +18,8 @@ from hyperframe.frame import (
 
 import serving
 from serving import Classifier
+from serving.digits.protocol.wire import encode_request
 from serving.errors import Unavailable
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS
 from serving.transports import loop
@@ -34,7 +34,7 @@ from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, Raw
 from tests.support.servers import RunningServer, connected, running_server
 
-MODELS = Path(serving.__file__).parent / "pretrained"
+MODELS = Path(serving.__file__).parent / "digits" / "pretrained"
 TIMEOUT_S = 20.0
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 MAX_MESSAGE_BYTES = 2 * 4096 * DIGITS.image_bytes + 4096

@@ -15,8 +15,8 @@ from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFra
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.digits.protocol.wire import encode_request
 from serving.http2.limits import Limits as Http2Limits
-from serving.protocols.digits_v1.wire import encode_request
 from serving.transports import loop
 from serving.transports.connections import PortLimits
 from serving.transports.h2.call import GrpcCall
@@ -24,7 +24,7 @@ from tests.support.h2_connection import PREFACE, Connection, message, request_he
 from tests.support.h2_server import h2_server
 from tests.support.servers import connected
 
-MODEL = Path(serving.__file__).parent / "pretrained" / "digits"
+MODEL = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
 SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
 TIMEOUT_S = 10.0
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"

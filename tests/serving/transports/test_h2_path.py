@@ -13,7 +13,7 @@ import pytest
 
 import serving
 from serving import Classifier
-from serving.protocols.digits_v1.wire import encode_request
+from serving.digits.protocol.wire import encode_request
 from serving.signature import DIGITS
 from serving.transports.connections import PortLimits
 from tests.support.h2_connection import Connection, message

@@ -17,11 +17,11 @@ from hyperframe.frame import DataFrame, Frame, RstStreamFrame, WindowUpdateFrame
 
 from serving.batching.awaited_call import Peer, submit
 from serving.config import BatchingConfig, ServerConfig
+from serving.digits.protocol.methods import digits_methods
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
 from serving.model.loaded_model import LoadedModel
 from serving.predictions import Probabilities
-from serving.protocols.digits_v1.methods import digits_methods
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.encoding import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router

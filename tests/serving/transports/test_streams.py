@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
+from serving.digits.protocol.wire import encode_request
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario

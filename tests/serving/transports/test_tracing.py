@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving import Classifier, Client
+from serving.digits.protocol.wire import encode_request
 from serving.errors import ConfigurationError, ModelNotFound
 from serving.images import Images
-from serving.protocols.digits_v1.wire import encode_request
 from serving.server.server import Server
 from serving.telemetry.tracing import Tracer
 from tests.support.fleet.collector import Collector, attributes_of, running_collector

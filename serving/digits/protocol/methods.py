@@ -4,15 +4,17 @@ from array import array
 from dataclasses import asdict
 
 from serving.batching.queue import ResponseEncoder, Result, Target
+from serving.digits.protocol import wire
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
-from serving.protocols.digits_v1 import wire
 from serving.protocols.encoding import PrefixCache, frame
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"
+FILE = digits_pb2.DESCRIPTOR
+"""The description of the file that has it."""
 
 _MARK = bytes(range(200, 240))
 """Probabilities whose bytes occur nowhere else in a response."""

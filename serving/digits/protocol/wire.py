@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.images import check_bytes
 from serving.predictions import Digits, Predictions, digit_type
-from serving.protocols.messages import parse
+from serving.protocols.messages import parse, varint
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.signature import DIGITS, Signature
 
@@ -123,13 +123,3 @@ def signature_of(response: digits_pb2.GetModelResponse) -> Signature:
     sent = response.signature
     names = ("input_shape", "dtype", "classes", "labels")
     return Signature.of({name: getattr(sent, name) for name in names})
-
-
-def varint(number: int) -> bytes:
-    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
