@@ -91,7 +91,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="the model's name in the repository (default: digits; --keras needs one)")  # fmt: skip
     add("--resize", choices=("stretch", "pad", "crop", "digits"),
         help="how its training made pictures of other proportions fit: stretched, between black "
-        "bars, cut to their middle, or as digits are found (default: digits of 28 x 28, else "
+        "bars, cut to their middle, or as digits are found (default: of the ten digits so, else "
         "stretch)")  # fmt: skip
     add("--invert", action="store_true",
         help="it was trained on light ink on dark paper: light pictures are inverted")  # fmt: skip

@@ -34,7 +34,7 @@ from serving.transports.http1.problems import Answer
 from serving.transports.http1.routing import Endpoint
 
 MODULES = ("digit_reader.http", "digit_reader.numbers", "digit_reader.digit")
-PAGES = {"/v1/numbers": ("index.html", "Draw a digit")}
+PAGES: dict[str, tuple[str, str]] = {}  # reader.js makes the page of digits one of numbers
 FILES = Path(__file__).parent / "files"
 
 MAX_CANDIDATES = 4000

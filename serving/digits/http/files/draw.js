@@ -1,4 +1,5 @@
-// Draw a digit, have it read while drawing; pictures by file, drop, paste or camera, too.
+// Draw, have it read while drawing; pictures by file, drop, paste or camera, too. How a picture is
+// read and its answer shown is `reader`, of reader.js.
 "use strict";
 
 const PEN = 28; // pixels of the canvas, 640 x 640
@@ -12,22 +13,6 @@ let strokes = [], stroke = null; // each a list of [x, y]; the one that the poin
 let picture = null; // an ImageBitmap and its blob, instead of strokes
 let isAsking = false, isChanged = false; // whether a request is in progress, and out of date
 let pen = null; // where the keyboard's pen is, and whether it is down
-
-// How pictures are read. A script behind this one may replace it: another page, the same paper.
-let reader = {
-  path: "v1/digits",
-  example: "5,0 4,6 4,6 10,6|8,3 8,10", // a 4, by points on the paper, 14 x 10
-  show({ digits: [{ error, digit, probability, probabilities, rejected, image }] }, took) {
-    if (error) return show("", error);
-    show(digit, certainty(probability, rejected, took), rejected);
-    byId("details").hidden = false;
-    showBars(probabilities.map((share, each) => [each, share]), digit);
-    showSeen(image);
-  },
-  code: 'print(json.load(urlopen(request))["digits"][0])',
-  clear() {}, // when an answer no longer counts
-  paint() {}, // over the drawing
-};
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 

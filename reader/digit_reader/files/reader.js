@@ -1,11 +1,11 @@
-// The page draws numbers, too: behind draw.js, whose paper and answer it uses.
+// How the page reads a picture and shows the answer: its numbers, not one digit alone.
 "use strict";
 
 let found = []; // the digits of numbers, each with its box in the pixels of what was sent
 
 // One rule: the reader of numbers says how many digits there are, and how sure it is of all of
 // them together. A single digit's ten bars have that certainty; several have a bar each.
-reader = {
+const reader = {
   path: "v1/numbers?drawing",
   example: "1,0 0,6 0,6 6,6|4,3 4,10|8,3 9,1 11,0 13,1 13,4 11,7 8,10 8,10 14,10", // 42
   show({ pictures: [{ error, numbers }] }, took) {
@@ -54,3 +54,6 @@ reader = {
     }
   },
 };
+
+document.title = "Draw digits";
+document.querySelector("h1").textContent = "Draw a digit, or a number";
