@@ -28,6 +28,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "uvloop": "serve",
     "h11": "serve",
+    "orjson": "serve",
     "python_multipart": "http",
     "PIL": "pictures",
     "scipy": "pictures",
