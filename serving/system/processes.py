@@ -63,6 +63,7 @@ class _Process(NamedTuple):
             OSError, EOFError, pickle.UnpicklingError: the process has ended.
         """
         number, found, content = next(self.numbers), -1, b""
+        self._forget_crashes()
         try:
             with self.socket.makefile("wb") as stream:
                 pickle.dump((number, function, args), stream, 5)
@@ -78,6 +79,16 @@ class _Process(NamedTuple):
         except Exception as err:  # an exception that takes other arguments, say
             return False, RuntimeError(f"{type(err).__name__}: {err}")
         return is_good, outcome
+
+    def _forget_crashes(self) -> None:
+        """Read what has come while there was no job: of children that were killed meanwhile."""
+        timeout_s = self.socket.gettimeout()
+        self.socket.settimeout(0)
+        try:
+            while self.stream.peek(1):
+                pickle.load(self.stream)
+        finally:
+            self.socket.settimeout(timeout_s)
 
     def end(self) -> None:
         """End it, though it be stopped."""
@@ -325,17 +336,20 @@ def main() -> NoReturn:
             import_module(name)
     gc.freeze()
     sock.send(b"\0")
+    pid = os.getpid()
     while child := os.fork():
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _ENOUGH:
             sock.send(pickle.dumps((_CRASHED, b"")))
-    _work(sock, memory_bytes)
+    _work(sock, memory_bytes, pid)
 
 
-def _work(sock: socket.socket, memory_bytes: int) -> NoReturn:
+def _work(sock: socket.socket, memory_bytes: int, parent: int) -> NoReturn:
     """Do jobs until the socket is closed, or until they have left too much memory behind."""
     import resource  # Windows, where clients run, has none
 
     end_with_parent()
+    if os.getppid() != parent:  # it was killed before: nobody would end this child
+        os._exit(1)
     if memory_bytes:
         limit = memory(DATA) + memory_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -123,3 +123,11 @@ def _thread_names(pid: int) -> list[str]:
         with suppress(OSError):  # it has ended meanwhile
             names.append(path.read_text().strip())
     return names
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            found += map(int, (task / "children").read_text().split())
+    return found

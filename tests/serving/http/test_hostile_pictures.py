@@ -16,7 +16,7 @@ from PIL import Image
 from serving.system.processes import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
-from tests.support.processes import Footprint
+from tests.support.processes import Footprint, children
 from tests.support.servers import RunningServer, running_server
 
 
@@ -53,14 +53,6 @@ def plain() -> bytes:
     levels = np.full((60, 60), 255, np.uint8)
     levels[10:50, 27:33] = 0
     return png(levels)
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):  # the thread has ended
-            found += map(int, (task / "children").read_text().split())
-    return found
 
 
 def state_of(pid: int) -> str:
