@@ -82,7 +82,7 @@ class NetworkLoad(Load):
 
         Args:
             generator: the processes that send.
-            request: makes a request of so many rows.
+            request: makes a request with this number of rows.
             probe: has a request answered, and raises OSError if it is refused: h2load does not
                 look.
         """

@@ -39,7 +39,7 @@ class Workload:
         """Return the inputs of a call.
 
         Raises:
-            OSError: a call can't have so many rows.
+            OSError: a call can't have that number of rows.
         """
         if any(len(array) < batch for array in self.rows.values()):
             raise OSError(f"{batch} rows of {self.model} are too many here")

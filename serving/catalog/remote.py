@@ -210,7 +210,7 @@ class RemoteRepository:
                 )
 
         class Limit(fsspec.Callback):  # type: ignore[misc]  # fsspec has no types
-            """Ends a transfer that gets too long, whatever length was announced."""
+            """Ends a transfer that gets longer than allowed."""
 
             def call(self, *_: object, **__: object) -> None:
                 check(self.value)

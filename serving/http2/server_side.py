@@ -457,7 +457,7 @@ class ServerConnection(Connection):
         return len(messages)
 
     def _report(self, block: Block, token: Any, calls: dict[bytes, bytes], num_bytes: int) -> None:
-        """Report calls that have come whole, each with so many bytes of data."""
+        """Report calls that have come whole, each with this number of data bytes."""
         self.events.append((events.CALLS, b"", (block, token, calls), True))
         self._account(len(calls), num_bytes)
 

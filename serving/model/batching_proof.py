@@ -1,8 +1,8 @@
 """Proves that a model's rows are independent, by following the batch axis through its graph.
 
-A batch is safe if a model of many rows answers each as it does alone, whatever is beside it. Runs
-on samples can't show that: they miss the value that matters. So each tensor of the graph is given
-one of three kinds, from the inputs to the outputs:
+A batch is safe if a model of many rows answers each as it does alone, with any others beside it.
+Runs on samples can't show that: they miss the value that matters. So each tensor of the graph is
+given one of three kinds, from the inputs to the outputs:
 
 - constant: the same for every number of rows and all their values;
 - a size: it depends on the number of rows, and on nothing else of them;
@@ -248,7 +248,7 @@ class _Walk:
             name: node.value(index) for index, name in enumerate(function.input) if node.has(index)
         }
         inner.scope = ChainMap(given)
-        # ONNX Runtime runs a function's nodes by the model's versions, whatever the function says.
+        # ONNX Runtime runs a function's nodes by the model's versions, not by the function's own.
         versions = _versions(function)
         if any(self._versions.get(name, number) != number for name, number in versions.items()):
             raise Mixes("a function is for another version of the operators than the model")

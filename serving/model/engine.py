@@ -81,7 +81,7 @@ class OnnxEngine:
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     max_concurrent_runs: int | None = None  # ONNX Runtime runs outside the GIL
     has_bounded_time = False
-    """Whether runs of one shape take equally long, whatever the values; set by the loader."""
+    """Whether runs of one shape take equally long for all values; set by the loader."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class Size:
         return bool(self.terms) and self.fits() and all(factor > 0 for _, factor in self.terms)
 
     def fits(self, limit: int = _INT64) -> bool:
-        """Return whether a graph computes it without overflow, whatever the sizes of axes."""
+        """Return whether a graph computes it without overflow, for all sizes of axes."""
         return all(
             name[0] == "+" or name == _N for monomial, _ in self.terms for name in monomial
         ) and limit > sum(

@@ -21,7 +21,7 @@ SMALL_BYTES = 4096
 _RESUME_S = 0.002
 """How long a tick resumes calls that wait for room."""
 _MIN_DEADLINES = 1000
-"""Deadlines of calls that are over are kept up to so many, and then removed together."""
+"""Deadlines of calls that are over are kept up to this number, and then removed together."""
 
 Result = TypeVar("Result")
 

@@ -678,7 +678,7 @@ UNARY = ["Relu({})", "Tanh({})", "Softmax({})", "Neg({})", "LayerNormalization({
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_graphs_that_are_proved_answer_each_row_alone(seed):
-    """Whatever is composed of operators: what is proved equals itself alone."""
+    """Compositions of operators: those that are proved equal themselves alone."""
     choose = random.Random(seed)
     names, lines = ["x"], []
     for number in range(choose.randint(1, 7)):
