@@ -51,7 +51,7 @@ _ENOUGH_S = 0.0004
 """How long a run takes at least that is worth the way to another thread."""
 _LONG_S, _MIN_ROWS = 0.005, 8
 """How long a run of many rows takes at most, and the most rows that may take longer: larger ones
-gain nothing, need more memory, and their callers are all answered at the end."""
+gain nothing, unless all runs take about as long, and their callers are all answered at the end."""
 
 _Outcome = tuple[list[Group], Result | DigitsError]
 _Finish = Callable[[list[_Outcome]], object]
@@ -292,6 +292,8 @@ class LongRuns:
         self._next_sweep_s = 0.0
         self._row_s = 0.0
         """Seconds that a row takes in the latest runs: a moving average."""
+        self._least_s = math.inf
+        """Seconds of the shortest run."""
 
     def queue_of(self, num_rows: int) -> Queue:
         """Return the queue of calls of a size."""
@@ -380,9 +382,12 @@ class LongRuns:
         del self.running[number]
         num_rows = sum(result.num_rows for _, result in parts if isinstance(result, Result))
         if num_rows:
+            self._least_s = min(self._least_s, seconds)
             self._row_s += (seconds / num_rows - self._row_s) / (4 if self._row_s else 1)
         if self._row_s:
             most = max(_MIN_ROWS, int(_LONG_S / self._row_s))
+            if seconds < 2 * self._least_s:  # most of its time is that of any run: more rows gain
+                most = max(most, 2 * num_rows)
             self._small.run_rows = self._large.run_rows = min(self._most_rows, most)
         for each in self.queues:
             if num_rows > each.run_rows // 2:
@@ -513,8 +518,11 @@ class Batcher:
     def delay_s(self, now_s: float) -> float:
         """Return how long to wait for more rows before `turn`."""
         waiting = [each for each in self._queues if each.num_rows]
-        # Nothing waits if callers have left: then the turn has nothing to do, and is over.
-        if not waiting or any(each.num_rows >= each.run_rows for each in waiting):
+        # Nothing waits if callers have left: then the turn has nothing to do, and is over. Streams
+        # add no more to a queue that has no room for them, so it would never fill.
+        if not waiting or any(
+            each.num_rows >= each.run_rows or each.room_for_streams <= 0 for each in waiting
+        ):
             return 0.0
         return max(0.0, min(each.oldest_s for each in waiting) + self.max_delay_s - now_s)
 

@@ -112,6 +112,9 @@ class RetryState:
             # No time was left for another attempt, so report why the last one failed.
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
+        self._num_refused += is_answer
+        if self._num_refused == _MAX_ATTEMPTS:
+            raise error
         self._spend(is_answer, error)
         self._reason = error
         backoff_s = self._backoff_s * random.uniform(0.5, 1.5)  # spreads those that failed together
@@ -122,8 +125,5 @@ class RetryState:
 
     def _spend(self, is_charged: bool, error: DigitsError) -> None:
         """Take a token for another attempt; raise the error if there are too few."""
-        self._num_refused += is_charged
-        if self._num_refused == _MAX_ATTEMPTS:
-            raise error
         if is_charged and self._budget is not None and not self._budget.take():
             raise error

@@ -156,17 +156,18 @@ class H2Port(Port):
         self._receive_part(peer, stream, data, now_s, ended=ended)
 
     def _take_messages(
-        self, peer: Peer, stream: bytes, call: Headers | GrpcCall, value: Any, now_s: float,
-        *, ended: bool,
+        self, peer: Peer, stream: bytes, call: Headers | GrpcCall | None, value: Any,
+        now_s: float, *, ended: bool,
     ) -> None:  # fmt: skip
         """Take frames of a stream that were recognised as messages."""
         (prefix, size), encoder, messages = value
         number = 0
         if isinstance(call, GrpcCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, ended=ended)
-        elif ended:
+        elif ended and isinstance(call, Headers):
             self._queue_calls(peer, call, encoder, [stream], messages, now_s)
             return
+        # Of a call that has been answered meanwhile, they are dropped.
         for at, message in enumerate(messages[number:], number + 1):
             is_last = ended and at == len(messages)
             self._receive_part(peer, stream, prefix + message, now_s, ended=is_last)
