@@ -36,13 +36,15 @@ class Health:
         self._models = models
         self._lock = threading.Lock()
         self._watchers: dict[object, tuple[str, Callable[[bytes], None]]] = {}
+        self._sent: dict[object, bytes] = {}
+        """The last state that each watcher got: only changes are sent."""
         self.is_serving = False
         """Whether the server as a whole is well, and does not drain."""
         self.stuck_models: frozenset[str] = frozenset()
         """The models that do not answer, or wrongly."""
 
     def set_serving(self, is_serving: bool) -> None:
-        """Change the state and send it to every watcher."""
+        """Change the state; watchers get it if theirs is another one."""
         with self._lock:
             self.is_serving = is_serving
             self._send_all()
@@ -59,8 +61,11 @@ class Health:
         return self.is_serving and name not in self.stuck_models
 
     def _send_all(self) -> None:
-        for service, send in self._watchers.values():
-            send(self._response(service))
+        for key, (service, send) in self._watchers.items():
+            response = self._response(service)
+            if self._sent[key] != response:
+                self._sent[key] = response
+                send(response)
 
     def methods(self) -> list[Method]:
         """Return the methods Check and Watch, which probes call without a token."""
@@ -80,12 +85,14 @@ class Health:
         service, key = _service_in(request), object()
         with self._lock:
             self._watchers[key] = (service, send)
-            send(self._response(service))
+            self._sent[key] = response = self._response(service)
+            send(response)
         return lambda: self._forget(key)
 
     def _forget(self, key: object) -> None:
         with self._lock:
             self._watchers.pop(key, None)
+            self._sent.pop(key, None)
 
     def _response(self, service: str) -> bytes:
         model_of = self._services.get(service)

@@ -48,7 +48,7 @@ def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on() -> 
             assert are_serving(*names) == [False, False, True, True, True]
             assert ready(server) == (200, "SERVING\nNOT_SERVING model digits\n")
             with Client(server.address) as client:
-                assert client.infer("other", images=image_with(7)[None]) is not None
+                assert client.infer("other", images=image_with(7)) is not None
             server.tell("release")
             wait_until(lambda: all(are_serving("digits")))
             assert ready(server) == (200, "SERVING\n")
