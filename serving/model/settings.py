@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from google.protobuf import text_format
 
@@ -24,7 +24,6 @@ from serving.tensors import DTYPES, Tensor, TensorSignature
 SETTINGS = "config.pbtxt"
 _MAX_BYTES = 64 << 10
 _MAX_DEPTH = 16
-_MODES = "auto", "always", "never"
 _IGNORED = {
     "runtime", "batch_input", "batch_output", "optimization", "metric_tags", "model_warmup",
     "model_operations", "cc_model_filenames", "model_transaction_policy", "response_cache",
@@ -192,7 +191,7 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
     most = message.max_batch_size if message.HasField("max_batch_size") else None
     if most is not None and most < 0:
         raise ConfigurationError(f"{SETTINGS}: max_batch_size: expected 0 or more, got {most}")
-    if mode not in ("", *_MODES):
+    if mode not in ("", *get_args(BatchingMode)):
         raise ConfigurationError(
             f"{SETTINGS}: parameters: batching: expected auto, always or never, got {mode[:100]!r}"
         )
