@@ -25,11 +25,13 @@ from serving.errors import (
 )
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
+    RunOptions,
+    Session,
     bare_run,
     complaint_of,
     new_session,
-    onnxruntime,
     reason_of,
+    runtime,
     tensors_of,
 )
 from serving.signature import Signature
@@ -85,8 +87,8 @@ class OnnxEngine:
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
-        run_options: onnxruntime.RunOptions | None = None,
+        session: Session,
+        run_options: "RunOptions | None" = None,
     ) -> None:
         """Run a session; `open_engine` is the usual way.
 
@@ -98,7 +100,7 @@ class OnnxEngine:
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
         self._bare_run = bare_run(session)
         # Without any, each run makes its own: 1 us.
-        self._run_options = run_options or onnxruntime.RunOptions()
+        self._run_options = run_options or runtime().RunOptions()
         self._pid = os.getpid()
 
     @classmethod
@@ -106,7 +108,7 @@ class OnnxEngine:
         cls,
         model: bytes,
         signature: Signature | None,
-        run_options: onnxruntime.RunOptions | None = None,
+        run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
@@ -134,7 +136,7 @@ class OnnxEngine:
 
     def end_runs(self) -> None:
         """End the runs in progress, which fail; later ones are not affected."""
-        ended, self._run_options = self._run_options, onnxruntime.RunOptions()
+        ended, self._run_options = self._run_options, runtime().RunOptions()
         ended.terminate = True
 
     def run(self, feeds: Feeds) -> list[Array]:
@@ -143,10 +145,10 @@ class OnnxEngine:
 
     def stoppable(self) -> tuple[Run, Callable[[], None]]:
         """See `Engine.stoppable`."""
-        options = onnxruntime.RunOptions()
+        options = runtime().RunOptions()
         return partial(self._run, options), partial(setattr, options, "terminate", True)
 
-    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
+    def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._texts:
             feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
@@ -191,14 +193,14 @@ class CudaEngine(OnnxEngine):
         cls,
         model: bytes,
         signature: Signature | None,
-        run_options: onnxruntime.RunOptions | None = None,
+        run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine, and run it once to see whether the card supports it."""
         # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
         config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:
-            onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
+            runtime().preload_dlls()  # finds the CUDA libraries that pip installed
             session = new_session(
                 model, cls.provider, *config, weights=weights, **cls.provider_options
             )
@@ -213,7 +215,7 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
         return engine
 
-    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
+    def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._pid != os.getpid():
             raise DeviceError(
                 "CUDA can't be used after a fork: load the model in the child, or spawn it"
@@ -236,7 +238,7 @@ def open_engine(
     signature: Signature | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
-    run_options: onnxruntime.RunOptions | None = None,
+    run_options: "RunOptions | None" = None,
     weights: Mapping[str, bytes] = NO_WEIGHTS,
 ) -> OnnxEngine:
     """Build an engine on the requested device; "auto" takes CUDA if it works, else the CPU.
@@ -259,7 +261,7 @@ def open_engine(
     if not asked:
         devices = " and the ".join(engine.device.upper() for engine in able)
         raise ConfigurationError(f"{precision} runs on the {devices} only, not on device {device}")
-    providers = onnxruntime.get_available_providers()
+    providers = runtime().get_available_providers()
     engines = [engine for engine in asked if engine.provider in providers]
     if not engines:
         raise DeviceError(

@@ -201,9 +201,9 @@ def _load_version(
     is_described: bool, settings: ModelSettings,
 ) -> LoadedModel:  # fmt: skip
     from serving.model.engine import OnnxEngine, open_engine
-    from serving.model.onnx_runtime import onnxruntime
+    from serving.model.onnx_runtime import runtime
 
-    run_options = onnxruntime.RunOptions()
+    run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     limit_factor = limits.factor
 

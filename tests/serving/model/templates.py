@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from serving.images import Images
-from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import runtime
 from serving.signature import Signature
 from tests.serving.model.graphs import TYPES, model, node, value
 
@@ -57,7 +57,7 @@ def publish(models: Path, name: str, signature: Signature, version: str = "1") -
 
 
 def _answers(graph: bytes, images: Images) -> list[list[float]]:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     answers: list[list[float]] = session.run(None, {"images": images})[0].tolist()
     return answers
 
