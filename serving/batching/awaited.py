@@ -14,7 +14,7 @@ FEW_IMAGES = 16
 """The largest call that is worth waiting for others: a run of 16 images takes as long as the way to
 a thread and back, some 100 µs."""
 
-_Call = tuple[Images, "asyncio.Future[Predictions]"]
+_Waiting = tuple[Images, "asyncio.Future[Predictions]"]
 _Outcome = Predictions | BaseException
 
 
@@ -38,7 +38,7 @@ class AwaitedCalls:
         self._max_batch_size = max_batch_size
         self._num_threads = num_threads
         self._num_running = 0
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._num_images = 0
         """Images of the calls that wait."""
         self._is_due = False

@@ -15,7 +15,7 @@ from serving.telemetry.tracing import NEVER, Ran
 _numbers = itertools.count()
 
 
-class Peer:
+class AsyncCaller:
     """Who sends calls: they take turns with those of others."""
 
     def __init__(self, address: str) -> None:
@@ -36,7 +36,7 @@ def submit_of_stream(group: Group) -> int:
 
 
 async def submit(
-    owner: Owner, peer: Peer, message: Any, encoder: ResponseEncoder,
+    owner: Owner, peer: AsyncCaller, message: Any, encoder: ResponseEncoder,
     deadline_s: float = math.inf, enter: Callable[[Group], int] | None = None,
 ) -> tuple[Any, Ran]:  # fmt: skip
     """Have a request run; if the task is cancelled, it does not run.
@@ -57,7 +57,7 @@ async def submit(
         DeadlineExceeded: the deadline came first.
         ModelError: the run failed.
     """
-    call, arrived_s, number = _Call(), time.monotonic(), next(_numbers)
+    call, arrived_s, number = _Submitted(), time.monotonic(), next(_numbers)
     peer.streams.add(number)
     streams: Sequence[Any] = [number]
     group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
@@ -72,7 +72,7 @@ async def submit(
     return response, call.run
 
 
-class _Call:
+class _Submitted:
     """Takes the outcome of one call, on the owner's thread."""
 
     def __init__(self) -> None:

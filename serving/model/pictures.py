@@ -27,7 +27,7 @@ def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Mani
     if manifest.signature is not None or not file.exists():
         return manifest
     try:
-        document = json.loads(_read(file))
+        document = json.loads(_read_text(file))
         if not isinstance(document, dict):
             raise ValueError(f"a JSON object expected, got {type(document).__name__}")
         return replace(manifest, pictures=of_graph(tensors, document))
@@ -87,10 +87,10 @@ def read_labels(file: Path | None) -> tuple[str, ...]:
     Raises:
         ConfigurationError: the file can't be read.
     """
-    return () if file is None else tuple(_read(file).splitlines())
+    return () if file is None else tuple(_read_text(file).splitlines())
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return read_regular(file, _MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as err:

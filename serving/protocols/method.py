@@ -10,9 +10,9 @@ from serving.errors import DigitsError
 from serving.protocols.encoding import PrefixCache
 from serving.protocols.status import error_of
 
-Rows = tuple[Any, ResponseEncoder]
+ReadRows = tuple[Any, ResponseEncoder]
 """The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
-Read = Callable[[Any], Rows]
+Read = Callable[[Any], ReadRows]
 """Decodes and checks a request; raises DigitsError."""
 Refused = Callable[[DigitsError], bytes | None]
 """Encodes the answer to a request that is refused; None ends the stream with the error."""
@@ -36,7 +36,7 @@ class Call(Protocol):
     async def work(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that may take seconds, on another thread."""
 
-    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
         """Have a message of a stream answered after those before it; wait while there is no room.
 
         Args:
@@ -120,7 +120,7 @@ class BatchedStream(BatchedUnary):
         """See `Method`."""
         while (message := await call.message()) is not None:
             try:
-                rows: Rows | DigitsError = self.read(message)
+                rows: ReadRows | DigitsError = self.read(message)
             except Exception as err:
                 rows = error_of(err)
             await call.answer_in_order(rows, partial(self.error_message, message))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.batching.awaited_call import Peer, submit
+from serving.batching.awaited_call import AsyncCaller, submit
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.encoding import Rows
@@ -151,7 +151,7 @@ class SelfTest:
         sample = self._num_tests % len(model.manifest.golden_images)
         self._num_tests += 1
         image = model.manifest.golden_images[sample].tobytes()
-        call = submit(owner, Peer(""), image, Rows(target, None, 1))
+        call = submit(owner, AsyncCaller(""), image, Rows(target, None, 1))
         try:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except (Overloaded, TimeoutError, Unavailable):  # or it drains

@@ -12,7 +12,7 @@ from typing import Any
 from serving.batching.queue import Group, ResponseEncoder
 from serving.errors import DigitsError
 from serving.protocols.encoding import PREFIX_BYTES, frame
-from serving.protocols.method import BatchedUnary, Refused, Rows
+from serving.protocols.method import BatchedUnary, ReadRows, Refused
 from serving.protocols.status import Status, error_of
 from serving.telemetry.tracing import Ran
 from serving.transports.calls import LoopCall, paused
@@ -192,7 +192,7 @@ class GrpcCall(LoopCall):
             self._waits = ""
             self._step(self._steps.send, None)
 
-    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
         """See `Call`."""
         pending, self._taken = PendingResponse(self._taken, refused), 0
         if isinstance(rows, DigitsError):

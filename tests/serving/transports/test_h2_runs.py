@@ -15,7 +15,7 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, Frame, RstStreamFrame, WindowUpdateFrame
 
-from serving.batching.awaited_call import Peer, submit
+from serving.batching.awaited_call import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.protocol.methods import digits_methods
 from serving.digits.protocol.wire import encode_request
@@ -263,7 +263,7 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
         route = router.find("digits")
         assert router.owner is not None
         image, encoder = images_of(0).tobytes(), Rows(route, None, 1)
-        rows = submit(router.owner, Peer(""), image, encoder)
+        rows = submit(router.owner, AsyncCaller(""), image, encoder)
         call = asyncio.create_task(rows)
         await asyncio.to_thread(engine.wait_until_running)
         beat = asyncio.create_task(server.beat())
