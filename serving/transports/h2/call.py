@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.queue import Group, ResponseEncoder
+from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import DigitsError
-from serving.protocols.encoding import PREFIX_BYTES, frame
-from serving.protocols.method import BatchedUnary, ReadRows, Refused
+from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, frame
 from serving.protocols.status import Status, error_of
-from serving.telemetry.tracing import Ran
 from serving.transports.calls import LoopCall, paused
 from serving.transports.connections import Peer
 from serving.transports.h2 import headers

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from serving import Classifier
 from serving.config import BatchingConfig
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.images import Images
 from serving.model.onnx_runtime import runtime
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
 from tests.support.inference_peer import probabilities_in, raw_request

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from serving.images import Images
 from serving.model.onnx_runtime import runtime
-from serving.signature import Signature
+from serving.predictions import Images
+from serving.tensors import Signature
 from tests.serving.model.graphs import TYPES, model, node, value
 
 LETTERS = Signature((32, 32), 26, tuple("abcdefghijklmnopqrstuvwxyz"))

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
-from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session, runtime
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU

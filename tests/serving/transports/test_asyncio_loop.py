@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from serving.batching.awaited_call import AsyncCaller, submit
+from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig
-from serving.model.loaded_model import LoadedModel
-from serving.protocols.encoding import Rows
-from serving.protocols.method import BatchedUnary
-from serving.signature import Signature
+from serving.model.engine import LoadedModel
+from serving.protocols.method import BatchedUnary, Rows
 from serving.telemetry.logs import request_fields
-from serving.transports.asyncio_loop import AsyncioLoop
+from serving.tensors import Signature
+from serving.transports.loop import AsyncioLoop
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,
