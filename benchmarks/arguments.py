@@ -9,8 +9,8 @@ from benchmarks.run.scenarios import NAMES as SCENARIOS
 from benchmarks.run.suites import SUITES
 from benchmarks.targets.catalogue import CATALOGUE
 from benchmarks.targets.workload import LARGEST_BATCH
-from serving.commandline import values
-from serving.commandline.parser import Parser
+from serving.commandline import options
+from serving.commandline.options import Parser
 
 _T = TypeVar("_T")
 
@@ -71,13 +71,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--device", type=_list(_one_of(("cpu", "cuda"))), metavar="A,B", help="cpu, cuda or both")
     add("--precision", type=_list(_one_of(("fp32", "int8"))), metavar="A,B",
         help="fp32, int8 or both")  # fmt: skip
-    add("--workers", type=_list(values.count), metavar="N,M", help="processes of our server")
+    add("--workers", type=_list(options.count), metavar="N,M", help="processes of our server")
     add("--callers", type=_list(_callers), metavar="N,CxM",
         help="ClosedLoop: calls in flight; CxM: M on each of C connections")  # fmt: skip
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
-    add("--rounds", type=values.count, metavar="N", help="interleaved rounds")
-    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run")
-    add("--latency-slo", type=values.seconds, metavar="S", dest="latency_slo_s",
+    add("--rounds", type=options.count, metavar="N", help="interleaved rounds")
+    add("--seconds", type=options.seconds, metavar="S", help="length of one timed run")
+    add("--latency-slo", type=options.seconds, metavar="S", dest="latency_slo_s",
         help="p99 objective of Server (0.01)")  # fmt: skip
     add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
     add("--generator", choices=("auto", "h2load", "python"), default="auto",
@@ -130,7 +130,7 @@ def _target(text: str) -> tuple[str, str | Path]:
 
 
 def _batch(text: str) -> int:
-    if (number := values.count(text)) > LARGEST_BATCH:
+    if (number := options.count(text)) > LARGEST_BATCH:
         raise argparse.ArgumentTypeError(f"expected at most {LARGEST_BATCH}, got {text}")
     return number
 
@@ -138,5 +138,5 @@ def _batch(text: str) -> int:
 def _callers(text: str) -> tuple[int, int]:
     """Return how many callers there are, and over how many connections; 0 if not named."""
     connections, is_product, callers = text.rpartition("x")
-    number = values.count(connections) if is_product else 0
-    return (number or 1) * values.count(callers), number
+    number = options.count(connections) if is_product else 0
+    return (number or 1) * options.count(callers), number

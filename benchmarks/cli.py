@@ -19,7 +19,7 @@ from benchmarks.run.suites import SUITES, Suite, specs
 from benchmarks.targets.target import Setting, Spec
 from benchmarks.targets.workload import drawn, golden
 from serving.commandline import installation
-from serving.commandline.parser import blame
+from serving.commandline.options import blame
 from serving.errors import DigitsError
 from serving.model.repository import find_root
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import Unsupported as Unsupported
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
-    from serving.signature import ModelInfo as ModelInfo
-    from serving.signature import Signature as Signature
+    from serving.tensors import ModelInfo as ModelInfo
+    from serving.tensors import Signature as Signature
 
     __version__: str
 

@@ -15,7 +15,7 @@ from serving import applications
 from serving.cli.arguments import parser
 from serving.cli.commands import COMMANDS
 from serving.commandline import installation
-from serving.commandline.parser import Parser, blame
+from serving.commandline.options import Parser, blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
 from serving.telemetry import logs
 

@@ -11,11 +11,10 @@ import numpy.typing as npt
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.config import BatchingConfig, Device, Precision
 from serving.embedded import Model, never, on_thread
-from serving.images import as_images
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.model.repository import PRETRAINED
-from serving.predictions import Predictions
-from serving.signature import ModelInfo
+from serving.predictions import Predictions, as_images
+from serving.tensors import ModelInfo
 
 
 class Classifier(Model):

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from serving.batching.parallel_run import run_shared
+from serving.batching.runs import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import ModelError, Unavailable
-from serving.model.loaded_model import LoadedModel, load_model
-from serving.system.cores import usable_cores
+from serving.model.engine import LoadedModel
+from serving.model.loading import load_model
+from serving.system.process import usable_cores
 from serving.tensors import Array, Feeds, Tensor, as_feeds
 
 _Answer = TypeVar("_Answer")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from serving.config import Device, Precision
 from serving.digits.pictures.files import processes
-from serving.model.loaded_model import load_model
+from serving.model.loading import load_model
 from serving.model.repository import PRETRAINED
 from serving.scoring.scorer import RUN_IMAGES, answer, answered
 

@@ -6,17 +6,16 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from serving.batching.batcher import CHANGED, Batcher, Model
-from serving.batching.queue import Group, Owner
-from serving.catalog.versions import ModelVersions
+from serving.batching.batcher import CHANGED, Batcher
+from serving.batching.runs import Group, Model, Owner
+from serving.catalog.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
-from serving.model.loaded_model import LoadedModel
-from serving.signature import ModelInfo, Signature
-from serving.system.cores import usable_cores
+from serving.model.engine import LoadedModel
 from serving.system.host import Host
+from serving.system.process import usable_cores
 from serving.telemetry.metrics import Metrics
-from serving.tensors import TensorSignature
+from serving.tensors import ModelInfo, Signature, TensorSignature
 
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""

@@ -14,7 +14,7 @@ import pytest
 
 from serving import Classifier, Client
 from serving.client.base import BaseClient
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.gpu import gpu_works
 from tests.support.servers import RunningServer, running_server
 from training.data.mnist import Mnist

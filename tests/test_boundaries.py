@@ -141,7 +141,7 @@ def test_reading_pictures_needs_no_server_and_no_model() -> None:
     )
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {
-        "applications", "commandline", "digits", "errors", "images", "signature", "tensors",
+        "applications", "commandline", "digits", "errors", "predictions", "tensors",
     }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
@@ -155,7 +155,7 @@ def test_nothing_knows_the_reader_and_it_knows_no_training() -> None:
 
 ORDER = {
     "serving": """
-        errors commandline applications tensors signature predictions images config system http1
+        errors commandline applications tensors predictions config system http1
         http2 credentials model.preprocessing digits.pictures telemetry.metrics telemetry model
         catalog batching embedded classifier router scoring ray scoring.cluster protocols
         digits.protocol transports client digits.http server cli.models digits cli __main__

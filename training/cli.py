@@ -4,9 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
-from serving.commandline import values
-from serving.commandline.options import command_help
-from serving.commandline.parser import Parser
+from serving.commandline import options
+from serving.commandline.options import Parser, command_help
 from training.commandline import PROGRAM
 from training.config import RECIPES
 
@@ -67,7 +66,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         "and the report says how many of those are read correctly (needs the extra "
         "pictures)")  # fmt: skip
     add("--seed", type=_seed, default="0", help="of all random numbers")
-    add("--epochs", type=values.count, metavar="N",
+    add("--epochs", type=options.count, metavar="N",
         help="passes over the training images (default: the recipe's)")  # fmt: skip
     add("--resume", action="store_true",
         help="continue an interrupted training of the same recipe, seed and epochs")  # fmt: skip

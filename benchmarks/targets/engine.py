@@ -16,7 +16,8 @@ from benchmarks.load.trace import Load, Trace
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from benchmarks.targets.workload import Workload
 from serving.errors import DigitsError
-from serving.model.loaded_model import LoadedModel, load_model
+from serving.model.engine import LoadedModel
+from serving.model.loading import load_model
 
 
 class _RemoteLoad(Load):

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import runtime
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 
 
@@ -18,10 +18,10 @@ class Servicer(digits_pb2_grpc.DigitClassifierServicer):
     """Runs the model in the handler's thread."""
 
     def __init__(self, model: Path) -> None:
-        options = onnxruntime.SessionOptions()
+        options = runtime().SessionOptions()
         options.intra_op_num_threads = 1
         providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+        self._session = runtime().InferenceSession(str(model), options, providers=providers)
 
     def Classify(  # noqa: N802 - gRPC's name
         self, request: digits_pb2.ClassifyRequest, context: object

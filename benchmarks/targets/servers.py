@@ -18,7 +18,7 @@ from benchmarks.load.trace import Request
 from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from benchmarks.targets.workload import Method
-from serving.commandline.parser import PREFIX
+from serving.commandline.options import PREFIX
 
 _HTTP = {"http-json": workload.INFER_JSON, "http-binary": workload.INFER_BINARY}
 _PARALLEL_CALLS = 8

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serving.cli.models import add_source, classify_images, open_classifier
-from serving.commandline import installation, values
+from serving.commandline import installation, options
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE",
         help="picture with numbers, such as a photo of a note or a scan of a form, of the formats "
         "of classify; a folder of them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
+    parser.add_argument("--reject-below", type=options.share, default=0.0, metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
     parser.add_argument("--pattern", type=_pattern, metavar="REGEX",
         help="read only numbers that fit this regular expression of digits, marks and blanks; "

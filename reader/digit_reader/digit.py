@@ -5,7 +5,7 @@ import math
 from digit_reader import numbers, rejecter
 from serving.digits.pictures.decoder import Page
 from serving.errors import InvalidRequest
-from serving.images import Images
+from serving.predictions import Images
 
 MIN_ODDS = -15.0
 """The log odds from which something alone may be a digit."""

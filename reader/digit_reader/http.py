@@ -12,26 +12,25 @@ from serving.digits.http.application import DIGIT, OPTIONS, PICTURES, VERSION, d
 from serving.digits.http.digits import classify
 from serving.digits.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.errors import DigitsError
-from serving.images import Images
-from serving.predictions import Predictions
+from serving.predictions import Images, Predictions
 from serving.router import Router
 from serving.transports.http.applications import Document
-from serving.transports.http.openapi import WORK, operation
-from serving.transports.http.schemas import (
+from serving.transports.http.openapi import (
     COUNT,
     INTEGER,
     PROBABILITY,
     TEXT,
+    WORK,
     YES_NO,
     Schema,
     array_of,
     object_of,
+    operation,
     some_of,
     text_of,
 )
-from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.problems import Answer
-from serving.transports.http1.routing import Endpoint
+from serving.transports.http1.port import Exchange
+from serving.transports.http1.routing import Answer, Endpoint
 
 MODULES = ("digit_reader.http", "digit_reader.numbers", "digit_reader.digit")
 PAGES: dict[str, tuple[str, str]] = {}  # reader.js makes the page of digits one of numbers

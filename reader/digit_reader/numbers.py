@@ -17,8 +17,7 @@ from digit_reader.text.runs import Run
 from digit_reader.text.turning import find_lines
 from serving.digits.pictures.decoder import Page
 from serving.errors import InvalidRequest
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 
 NUM_DIGITS = 10
 MAX_OF_ONE = 1000

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serving.commandline.installation import install
 from serving.errors import ConfigurationError
-from serving.images import Images
+from serving.predictions import Images
 
 if TYPE_CHECKING:
     from digit_reader.facts import Number

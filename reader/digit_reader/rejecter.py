@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from digit_reader.text.candidates import Candidates
 from serving.digits.pictures.normalizer import HEIGHT, WIDTH
-from serving.images import Images
 from serving.model.onnx_runtime import new_session
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,20 +1,26 @@
-"""Runs calls that an event loop awaits: those that come during a run are the next batch."""
+"""Calls that an event loop awaits: runs of a classifier, and requests to a batcher."""
 
 import asyncio
+import itertools
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from serving.images import Images
-from serving.predictions import Predictions
+from serving.batching.batcher import Line, Queue
+from serving.batching.runs import NEVER, Group, Owner, Ran, ResponseEncoder
+from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.predictions import Images, Predictions
 
 FEW_IMAGES = 16
 """The largest call that is worth waiting for others: a run of 16 images takes as long as the way to
 a thread and back, some 100 µs."""
 
-_Call = tuple[Images, "asyncio.Future[Predictions]"]
+_Waiting = tuple[Images, "asyncio.Future[Predictions]"]
 _Outcome = Predictions | BaseException
 
 
@@ -38,7 +44,7 @@ class AwaitedCalls:
         self._max_batch_size = max_batch_size
         self._num_threads = num_threads
         self._num_running = 0
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._num_images = 0
         """Images of the calls that wait."""
         self._is_due = False
@@ -125,3 +131,89 @@ def _deliver(futures: list["asyncio.Future[Predictions]"], outcomes: Sequence[_O
             future.set_result(outcome)
         else:
             future.set_exception(outcome)
+
+
+_numbers = itertools.count()
+
+
+class AsyncCaller:
+    """Who sends calls: they take turns with those of others."""
+
+    def __init__(self, address: str) -> None:
+        """Start without calls."""
+        self.address = address
+        self.streams: set[Any] = set()
+        self.lines: dict[Queue, Line] = {}
+        self.gave_up_s = -math.inf
+
+
+def submit_of_stream(group: Group) -> int:
+    """Let a message of a stream wait for a run, if there is room; see `Batcher.submit`."""
+    target = group.encoder.target
+    if not target.room_for_stream(group.num_rows):
+        return 0
+    target.add(group)
+    return 1
+
+
+async def submit(
+    owner: Owner, peer: AsyncCaller, message: Any, encoder: ResponseEncoder,
+    deadline_s: float = math.inf, enter: Callable[[Group], int] | None = None,
+) -> tuple[Any, Ran]:  # fmt: skip
+    """Have a request run; if the task is cancelled, it does not run.
+
+    Args:
+        owner: the thread of the batchers.
+        peer: who sends it.
+        message: its rows.
+        encoder: makes its answer.
+        deadline_s: when it is late, in monotonic seconds.
+        enter: lets it wait, on the owner's thread; by default as a unary call.
+
+    Returns:
+        The response, and the run.
+
+    Raises:
+        Overloaded: there is no room in the queue.
+        DeadlineExceeded: the deadline came first.
+        ModelError: the run failed.
+    """
+    call, arrived_s, number = _Submitted(), time.monotonic(), next(_numbers)
+    peer.streams.add(number)
+    streams: Sequence[Any] = [number]
+    group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
+    owner.post(partial(call.begin, enter or encoder.target.submit, group))
+    try:
+        left_s = None if deadline_s == math.inf else deadline_s - arrived_s
+        response = await asyncio.wait_for(call.outcome, left_s)
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    finally:
+        peer.streams.discard(number)
+    return response, call.run
+
+
+class _Submitted:
+    """Takes the outcome of one call, on the owner's thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Any] = self._loop.create_future()
+        self.run = NEVER
+        """The run that answered it."""
+
+    def begin(self, enter: Callable[[Group], int], group: Group) -> None:
+        if not enter(group):
+            self.fail(group, Overloaded())
+
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
+        if responses:
+            self.run = run
+            self._loop.call_soon_threadsafe(self._settle, self.outcome.set_result, responses[0])
+
+    def fail(self, group: Group, error: DigitsError) -> None:
+        self._loop.call_soon_threadsafe(self._settle, self.outcome.set_exception, error)
+
+    def _settle(self, settle: Callable[[Any], None], outcome: Any) -> None:
+        if not self.outcome.done():  # cancelled meanwhile
+            settle(outcome)

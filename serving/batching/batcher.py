@@ -18,32 +18,43 @@ batched as soon as others wait, and no model's runs hold up the callers of anoth
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
 
-import numpy as np
-
-from serving.batching.parallel_run import run_shared
-from serving.batching.queue import TURN_ROWS, Caller, Group, Owner, Queue, Result, open_parts
+from serving.batching.runs import (
+    FAILED,
+    Caller,
+    Executor,
+    Group,
+    Model,
+    Outcome,
+    Owner,
+    Result,
+    Run,
+    open_parts,
+    run_shared,
+)
 from serving.config import BatchingConfig
 from serving.errors import (
     DeadlineExceeded,
     DigitsError,
-    InvalidRequest,
-    ModelError,
     Unavailable,
 )
-from serving.signature import Signature
 from serving.system.host import Runners, Task, Threads
 from serving.telemetry.metrics import Metrics
-from serving.tensors import Array, Feeds, TensorSignature
 
 _log = logging.getLogger(__name__)
-_LOG_S = 1.0
-"""The least time between two lines about calls of a version that can't be run."""
 
-Run = Callable[[Feeds], list[Array]]
+TURN_ROWS = 16
+"""Rows that one caller adds to a batch before the others' turn."""
+_SHARE_OF_PATIENCE = 0.25
+"""How much of its time a call may wait for the runs before its own: under overload reading and
+refusing take as long again, and so do the network and the kernel."""
+_OWN_ROWS = 8
+"""Rows that a caller, or else an address, may have waiting however many others have."""
+_GIVE_UP_MEMORY_S = 1.0
+"""How long it is remembered that a caller gave up."""
 
 _SWEEP_S = 0.1
 """How often calls are looked at that wait or run."""
@@ -53,8 +64,7 @@ _LONG_S, _MIN_ROWS = 0.005, 8
 """How long a run of many rows takes at most, and the most rows that may take longer: larger ones
 gain nothing, unless all runs take about as long, and their callers are all answered at the end."""
 
-_Outcome = tuple[list[Group], Result | DigitsError]
-_Finish = Callable[[list[_Outcome]], object]
+_Finish = Callable[[list[Outcome]], object]
 
 _QUICK_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
@@ -69,184 +79,204 @@ def _nothing() -> None:
 
 CHANGED = Unavailable("the model has changed")
 """Why a call is not run whose version has gone since it was read."""
-_FAILED = ModelError()
 _LATE = DeadlineExceeded()
 
 
-class Model(Protocol):
-    """A model as its runs see it."""
+class Line:
+    """The waiting calls of one caller."""
 
-    @property
-    def version(self) -> str:
-        """The version named in every answer."""
+    __slots__ = ("caller", "groups", "num_rows")
 
-    @property
-    def tensors(self) -> TensorSignature:
-        """Its inputs and outputs."""
+    def __init__(self, caller: Caller) -> None:
+        """Start empty."""
+        self.caller = caller
+        self.groups: deque[Group] = deque()
+        self.num_rows = 0
 
-    @property
-    def signature(self) -> Signature | None:
-        """The signature of a classifier of images."""
+    def take(self, number: int, *, newest: bool) -> Group:
+        """Take up to a number of calls of the oldest group, or of the newest."""
+        group = self.groups.pop() if newest else self.groups.popleft()
+        size = len(group.streams)
+        if size > number:
+            at = size - number if newest else number
+            older, newer = group.cut(0, at), group.cut(at, size)
+            if newest:
+                self.groups.append(older)
+                group = newer
+            else:
+                self.groups.appendleft(newer)
+                group = older
+        self.num_rows -= group.num_rows
+        return group
 
-    @property
-    def quick_rows(self) -> int:
-        """The most rows of a run that is quick enough for the thread that reads from callers."""
-
-    @property
-    def enough_rows(self) -> int:
-        """Rows that are worth their own run on another core."""
-
-    def run(self, feeds: Feeds) -> list[Array]:
-        """Run inputs by name; returns the outputs in order."""
-
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """Return `run` for one call of it, and a function that ends it, from any thread."""
+    def drop_cancelled(self) -> None:
+        """Drop the oldest calls, as far as their callers have left."""
+        while self.groups:
+            group, number = self.groups[0], 0
+            while number < len(group.streams) and group.streams[number] not in group.caller.streams:
+                number += 1
+            if not number:
+                break
+            self.take(number, newest=False)
 
 
-class Executor:
-    """Runs calls of one version of a model."""
+class Queue:
+    """Calls that were read and have not run; used by one thread only."""
 
-    def __init__(self, model: Model) -> None:
-        """Prepare to run `model`."""
-        self.model = model
-        self._run = model.run
-        self._version, self._signature = model.version, model.signature
-        self._tensors = tensors = model.tensors
-        self.is_batchable = tensors.is_batchable
-        """Whether rows of several calls can run together."""
-        self._are_rows = bool(tensors.row_bytes)
-        self._logged_s = -math.inf
-        self._num_unlogged = 0
-        if self._are_rows:
-            only = tensors.inputs[0]
-            self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+    def __init__(self, capacity: int) -> None:
+        """Start empty; `capacity` counts rows."""
+        self.num_rows = 0
+        self.oldest_s = 0.0
+        """When the first call arrived in the empty queue, in monotonic seconds."""
+        self.capacity = capacity
+        self.run_rows = 1
+        """The most rows of a run."""
+        self.row_s = 0.0
+        """Seconds for a row in full runs, with the reading before: a moving average."""
+        self._ring: deque[Line] = deque()
+        """Those with calls that wait, the next one's turn first."""
+        self._addresses: dict[str, int] = {}
+        """Rows that wait, by where their callers are."""
 
-    def run(
-        self, groups: list[Group], clock: Callable[[], float],
-        begin: Callable[[list[Group]], Run] | None = None,
-    ) -> Iterator[_Outcome]:  # fmt: skip
-        """Run calls: all at once where that can be.
+    def room(self, caller: Caller, timeout_s: float) -> float:
+        """Return how many more rows of calls with this timeout may wait.
 
-        If a run fails, its halves are run, until the call is known that makes runs fail. A run that
-        was ended is not repeated.
-
-        Args:
-            groups: in the order of their rows.
-            clock: monotonic, in seconds.
-            begin: takes calls that are about to run; returns how, if not by `model.run`.
-
-        Yields:
-            Calls that ran together, and their result; or calls that can't be run, and why.
+        Calls that fit in the next run are never refused, however long the last runs took. Nor is a
+        caller with few calls for those of others: half as much again is reserved for callers with
+        few calls, and as much for addresses with few.
         """
-        todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
-        while todo:
-            part = todo.pop()
-            started_s = clock()
-            try:
-                run = begin(part) if begin else self._run
-                feeds, num_rows = self._feeds(part)
-                outputs = run(feeds)
-                # Else its outputs may have any shape.
-                if self._signature or len(part) > 1 or len(part[0].streams) > 1:
-                    for output in outputs:
-                        if len(output) != num_rows:
-                            raise ValueError(f"{num_rows} rows were answered with {len(output)}")
-                facts = self._version, self._signature, started_s, clock()
-                result = Result(outputs, num_rows, *facts)
-            except DeadlineExceeded as err:
-                yield open_parts(part), err
-            except BaseException as err:  # any error ends these calls and never the thread
-                alive = open_parts(part)
-                if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
-                    todo += [alive] if alive else []
-                elif halves := _halves(part):
-                    todo += halves
-                elif isinstance(err, InvalidRequest):
-                    yield part, err
-                else:
-                    self._log_failure(part[0].encoder.num_rows, err, clock())
-                    yield part, _FAILED
+        most: float = self.capacity
+        if self.row_s:
+            patience = timeout_s * _SHARE_OF_PATIENCE / self.row_s
+            most = min(most, max(self.run_rows, patience))
+        room = most - self.num_rows
+        if room < _OWN_ROWS:
+            if room < -most / 2:
+                own = self._addresses.get(caller.address, 0)
             else:
-                yield part, result
+                line = caller.lines.get(self)
+                own = line.num_rows if line else 0
+            room = max(room, min(_OWN_ROWS - own, room + most))
+        return room
 
-    def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
-        """Log a call that can't be run; of many in a second only the first."""
-        if now_s - self._logged_s < _LOG_S:
-            self._num_unlogged += 1
-            return
-        more = f", and {self._num_unlogged} more before" if self._num_unlogged else ""
-        _log.error("a run of %d rows failed%s", num_rows, more, exc_info=error)
-        self._logged_s, self._num_unlogged = now_s, 0
+    def note_run(self, num_rows: int, seconds: float) -> None:
+        """Learn the time of a row from a run of more than half of `run_rows`; fewer take longer."""
+        self.row_s += (seconds / num_rows - self.row_s) / 8
 
-    def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
-        """Join the inputs of calls; returns them, and their number of rows."""
-        if self._are_rows:
-            messages: Sequence[Any]
-            if len(groups) == 1:
-                messages = groups[0].messages
-            else:
-                messages = [message for group in groups for message in group.messages]
-            data = messages[0] if len(messages) == 1 else b"".join(messages)
-            array = np.frombuffer(data, self._dtype)
-            if self._dtype.itemsize > 1 and not array.flags.aligned:
-                array = array.copy()
-            array = array.reshape(self._shape)
-            return {self._name: array}, len(array)
-        columns: list[Sequence[Array]] = list(zip(*_parts(groups), strict=True))
-        feeds = {
-            tensor.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
-        }
-        return feeds, sum(group.num_rows for group in groups)
+    @property
+    def room_for_streams(self) -> int:
+        """How many rows streams may add: half is left for unary calls, which can't be stalled."""
+        return max(self.capacity // 2 - self.num_rows, not self.num_rows)
 
+    def put(self, group: Group) -> None:
+        """Add calls."""
+        caller = group.caller
+        line = caller.lines.get(self)
+        if line is None:
+            line = caller.lines[self] = Line(caller)
+        if not line.groups:
+            if not self._ring:
+                self.oldest_s = group.arrived_s
+            self._ring.append(line)
+        num_rows, address = group.num_rows, caller.address
+        line.groups.append(group)
+        line.num_rows += num_rows
+        self._addresses[address] = self._addresses.get(address, 0) + num_rows
+        self.num_rows += num_rows
 
-def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
-    """Yield the inputs of one call after the other, or of many with one layout."""
-    at = 0
-    while at < len(groups):
-        layout, messages = groups[at].encoder.layout, list(groups[at].messages)
-        at += 1
-        if layout is None:
-            yield from messages
-            continue
-        while at < len(groups) and groups[at].encoder.layout is layout:
-            messages += groups[at].messages
-            at += 1
-        yield layout.arrays(messages)
+    def streams_of(self, caller: Caller) -> set[bytes]:
+        """Return the calls of a caller that wait."""
+        line = caller.lines.get(self)
+        return {stream for group in line.groups for stream in group.streams} if line else set()
 
+    def take(self, max_rows: int, now_s: float) -> tuple[list[Group], list[Group]]:
+        """Take up to `max_rows` rows, or one call that is larger.
 
-def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
-    """Divide calls into those that can run together, the last first."""
-    if not is_batchable:
-        calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
-        return [[call] for call in reversed(calls)]
-    alike: dict[object, list[Group]] = {}
-    for group in groups:
-        if (layout := group.encoder.layout) is not None:
-            shapes = tuple(piece.shape[1:] for piece in layout.pieces)
-            alike.setdefault(shapes, []).append(group)
-            continue
-        for at, arrays in enumerate(group.messages):
-            shapes = tuple(array.shape[1:] for array in arrays)
-            # Rows are proved independent for axes of one or more.
-            key = shapes if all(map(all, shapes)) else object()
-            alike.setdefault(key, []).append(group.cut(at, at + 1))
-    return list(reversed(alike.values()))
+        The newest of a caller that gives up go first, for its deadlines are not known: the oldest
+        are about to be cancelled, so first come, first served would answer nothing in time.
 
+        Returns:
+            The calls to run, and those whose deadline has passed. Cancelled ones are in neither.
+        """
+        taken: list[Group] = []
+        if self.num_rows <= max_rows:
+            for line in self._ring:
+                for group in line.groups:  # not open_parts: this is the way of most calls
+                    if (found := group.open_part()) is not None:
+                        taken.append(found)  # noqa: PERF401
+                line.groups.clear()
+                line.num_rows = 0
+            self._ring.clear()
+            self._addresses.clear()
+            self.num_rows = 0
+        else:
+            room = max_rows
+            while self._ring and room > 0:
+                room -= self._take_turn(taken, room, now_s)
+        for group in taken:
+            if group.deadline_s <= now_s:
+                break
+        else:
+            return taken, []
+        late = [group for group in taken if group.deadline_s <= now_s]
+        return [group for group in taken if group.deadline_s > now_s], late
 
-def _num_calls(groups: list[Group]) -> int:
-    return sum(len(group.streams) for group in groups)
+    def _take_turn(self, taken: list[Group], room: int, now_s: float) -> int:
+        """Take the next caller's share of a batch: a few rows, or one call of any size.
 
+        Returns:
+            The rows taken; `room` if the next call is for another batch.
+        """
+        line = self._ring.popleft()
+        before = line.num_rows
+        newest_first = now_s - line.caller.gave_up_s < _GIVE_UP_MEMORY_S
+        if newest_first:  # else the cancelled ones at the other end would count as waiting
+            line.drop_cancelled()
+        turn = min(TURN_ROWS, room) if self._ring else room
+        num_rows = 0
+        while line.groups:
+            rows = line.groups[-1 if newest_first else 0].encoder.num_rows
+            number = max(0, turn - num_rows) // rows
+            if not number and num_rows:
+                self._ring.append(line)
+                break
+            if not number and taken and rows > room:
+                self._ring.appendleft(line)
+                num_rows = room
+                break
+            if (found := line.take(max(1, number), newest=newest_first).open_part()) is not None:
+                taken.append(found)
+                num_rows += found.num_rows
+        self._note_taken(line, before - line.num_rows)
+        return num_rows
 
-def _halves(groups: list[Group]) -> list[list[Group]]:
-    """Divide calls, the last half first; none if it is one call."""
-    if len(groups) > 1:
-        middle = len(groups) // 2
-        return [groups[middle:], groups[:middle]]
-    group, number = groups[0], len(groups[0].streams)
-    if number == 1:
-        return []
-    return [[group.cut(number // 2, number)], [group.cut(0, number // 2)]]
+    def _note_taken(self, line: Line, num_rows: int) -> None:
+        self.num_rows -= num_rows
+        if self.num_rows:
+            self._addresses[line.caller.address] -= num_rows
+        else:
+            self._addresses.clear()
+
+    def forget(self, caller: Caller) -> None:
+        """Drop the calls of a closed connection."""
+        line = caller.lines.pop(self, None)
+        if line is not None and line.groups:
+            self._ring.remove(line)
+            self._note_taken(line, line.num_rows)
+
+    def sweep(self, now_s: float) -> list[Group]:
+        """Drop the calls whose callers have left, and take those whose deadline has passed."""
+        late: list[Group] = []
+        for line in list(self._ring):
+            before, kept = line.num_rows, deque[Group]()
+            for group in line.groups:
+                (late if group.deadline_s <= now_s else kept).extend(open_parts([group]))
+            line.groups = kept
+            line.num_rows = sum(group.num_rows for group in kept)
+            if not kept:
+                self._ring.remove(line)
+            self._note_taken(line, before - line.num_rows)
+        return late
 
 
 class _Running:
@@ -333,7 +363,7 @@ class LongRuns:
             except RuntimeError:
                 _log.error("the server can't start a thread")
                 del self.running[self._num_taken]
-                self._finish([(groups, _FAILED)])
+                self._finish([(groups, FAILED)])
         return ended
 
     @property
@@ -378,7 +408,7 @@ class LongRuns:
         parts = list(executor.run(running.groups, clock, begin))
         return partial(self._take_results, number, parts, clock() - begin_s)
 
-    def _take_results(self, number: int, parts: list[_Outcome], seconds: float) -> None:
+    def _take_results(self, number: int, parts: list[Outcome], seconds: float) -> None:
         del self.running[number]
         num_rows = sum(result.num_rows for _, result in parts if isinstance(result, Result))
         if num_rows:
@@ -563,7 +593,7 @@ class Batcher:
         """End the runs and calls that are late, and forget cancelled calls."""
         self._end_late(self._long.sweep(now_s))
 
-    def _finish_long(self, parts: list[_Outcome]) -> None:
+    def _finish_long(self, parts: list[Outcome]) -> None:
         for groups, result in parts:
             self._deliver(groups, result, have_left=True)
         if self._long.num_waiting:
@@ -607,7 +637,7 @@ class Batcher:
         except Exception:  # a flaw of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
             for group in open_parts(groups):
-                self._fail(group, _FAILED)
+                self._fail(group, FAILED)
             return 0
 
     def _count(self, groups: list[Group], result: Result) -> None:

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.catalog.versions import LABELS
 from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
-from serving.model.manifest import FILES, MANIFEST
-from serving.model.pictures import CLASSIFIER
+from serving.model.repository import CLASSIFIER, FILES, LABELS, MANIFEST
 
 _log = logging.getLogger(__name__)
 

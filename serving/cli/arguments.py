@@ -10,10 +10,9 @@ from serving import applications
 from serving.applications import Command
 from serving.cli import scoring
 from serving.cli.models import add_access, add_model, add_pictures, add_repository, add_source
-from serving.commandline import values
+from serving.commandline import options
 from serving.commandline.installation import DISTRIBUTION
-from serving.commandline.options import add_fields, command_help
-from serving.commandline.parser import Parser
+from serving.commandline.options import Parser, add_fields, command_help
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.digits import command as classify
 
@@ -109,9 +108,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", type=values.target, default=f"127.0.0.1:{ServerConfig().port}",
+    add("--target", type=options.target, default=f"127.0.0.1:{ServerConfig().port}",
         metavar="HOST:PORT", help="the server")  # fmt: skip
-    add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
+    add("--timeout", type=options.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
         help="name that the certificate must have (default: the target's)")  # fmt: skip
     add_access(parser)

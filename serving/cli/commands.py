@@ -25,8 +25,8 @@ def _serve(options: argparse.Namespace) -> int:
     loop = ["uvloop"] if options.transport == "grpcio" else []
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
-    from serving.model.pictures import read_labels
-    from serving.server.run import run
+    from serving.model.repository import read_labels
+    from serving.server.serve import run_loop, serve, warn_if_exposed
 
     gc.freeze()
     gc.enable()
@@ -36,7 +36,18 @@ def _serve(options: argparse.Namespace) -> int:
     labels = read_labels(options.labels)
     config = config_of(ServerConfig, options, **_http(options), security=security, labels=labels)
     require_descriptors(64 + 8 * config.workers)
-    is_drained = run(_served_models(options), batching, config)
+    model = _served_models(options)
+    if config.reload_interval_s and model.version is not None:
+        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
+    warn_if_exposed(config)
+    if config.workers == 1:
+        is_drained = run_loop(serve(model, batching, config), config.transport)
+    else:
+        import asyncio  # here: handlers of signals are installed before
+
+        from serving.server.supervisor import supervise  # one process needs no multiprocessing
+
+        is_drained = asyncio.run(supervise(model, batching, config))
     signals.end_process(0 if is_drained else 1)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from serving.client import Client
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ModelNotFound, Unavailable
-from serving.signature import ModelInfo, Signature
-from serving.tensors import TensorSignature
+from serving.tensors import ModelInfo, Signature, TensorSignature
 
 Facts = dict[str, Any]
 
@@ -20,7 +19,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     Raises:
         DigitsError: see `load_model`.
     """
-    from serving.model.loaded_model import load_model
+    from serving.model.loading import load_model
 
     batching = BatchingConfig()
     model = load_model(

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from serving.commandline import installation, values
+from serving.commandline import installation, options
 from serving.commandline.options import add_fields
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, InvalidRequest
@@ -15,8 +15,7 @@ from serving.errors import ConfigurationError, InvalidRequest
 if TYPE_CHECKING:
     from serving.classifier import Classifier
     from serving.client import Client
-    from serving.images import Images
-    from serving.predictions import Predictions
+    from serving.predictions import Images, Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ Config = TypeVar("Config", BatchingConfig, ModelConfig, SecurityConfig, ServerCo
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that loads a model or calls a server, and may print JSON."""
-    parser.add_argument("--target", type=values.target, metavar="HOST:PORT",
+    parser.add_argument("--target", type=options.target, metavar="HOST:PORT",
         help="call a running server instead of loading the model here")  # fmt: skip
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -96,8 +95,7 @@ def client_of(options: argparse.Namespace) -> "Client":
 
 def token_of(options: argparse.Namespace) -> str | None:
     """Return the first token of the file or of DIGITS_TOKEN."""
-    from serving.credentials.tokens import parse_tokens
-    from serving.credentials.watched_files import read_bytes
+    from serving.credentials.files import parse_tokens, read_bytes
 
     if options.token_file is not None:
         return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()

@@ -5,15 +5,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.commandline import installation, values
-from serving.commandline.terminal import Bar
+from serving.commandline import installation, options
+from serving.commandline.installation import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
-from serving.system.cores import usable_cores
+from serving.system.process import usable_cores
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
-    from serving.model.loaded_model import LoadedModel
+    from serving.model.engine import LoadedModel
     from serving.scoring.source import Source
 
 _THIS_MACHINE = ""
@@ -47,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prefix", metavar="TEXT",
         help="prefix of the new columns' names, if the input has one of their "
         "names")  # fmt: skip
-    add("--rows-per-file", type=values.count, metavar="ROWS",
+    add("--rows-per-file", type=options.count, metavar="ROWS",
         help="most rows of an output file, which is also lost by an interruption; a Parquet "
         "row group is not divided (default: 262144, of pictures 4096; with --ray the "
         "least)")  # fmt: skip
-    add("--workers", type=values.count, metavar="N",
+    add("--workers", type=options.count, metavar="N",
         help="files that are made at once by threads, or processes of --ray (default: one for "
         "each usable core; with --ray for each of the cluster's cores, or GPUs)")  # fmt: skip
     add("--ray", nargs="?", const=_THIS_MACHINE, metavar="ADDRESS",
@@ -68,7 +68,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
     from serving.catalog.remote import without_credentials
-    from serving.model.loaded_model import BATCH_LIMIT_FACTOR, load_model
+    from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
     from serving.scoring import scorer
     from serving.scoring.source import open_place, open_source
 
@@ -138,7 +138,7 @@ def _manifest(
     model: "LoadedModel", source: "Source", schema: object, rows_per_file: int | None
 ) -> dict[str, object]:
     """Describe the sources of the results: with other sources, no file is reused."""
-    from serving.model.manifest import FILES
+    from serving.model.repository import FILES
 
     manifest = model.manifest
     return {

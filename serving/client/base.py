@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy.typing as npt
 
 from serving.client.checks import model_info_of, predictions_of
-from serving.client.credentials import Credentials, client_span
-from serving.client.retries import RetryBudget, RetryState
-from serving.client.target import address_for_h2
-from serving.client.transport import Failure, Outcome, PendingCall, Transport
+from serving.client.target import Credentials, address_for_h2, client_span
+from serving.client.transport import (
+    Failure,
+    Outcome,
+    PendingCall,
+    RetryBudget,
+    RetryState,
+    Transport,
+)
 from serving.config import TransportName
 from serving.digits.protocol import wire
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
-from serving.images import Images, as_images, as_pixels
-from serving.predictions import Predictions
+from serving.predictions import Images, Predictions, as_images, as_pixels
 from serving.protocols.status import StatusCode
-from serving.signature import DIGITS, ModelInfo
-from serving.tensors import Array, TensorSignature
+from serving.tensors import DIGITS, Array, ModelInfo, TensorSignature
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 _GET_MODEL = "/digits.v1.DigitClassifier/GetModel"

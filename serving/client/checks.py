@@ -9,7 +9,7 @@ from serving.digits.protocol import wire
 from serving.errors import Unavailable
 from serving.predictions import Predictions, Probabilities
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.signature import ModelInfo, Signature
+from serving.tensors import ModelInfo, Signature
 
 _FEW_NUMBERS = 64
 """Probabilities that Python checks faster than numpy: 1 µs of a call instead of 5."""

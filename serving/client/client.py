@@ -16,8 +16,7 @@ from serving.client.h2.threads import ReconnectingChannel
 from serving.client.transport import Transport
 from serving.errors import Unavailable
 from serving.predictions import Predictions
-from serving.signature import ModelInfo
-from serving.tensors import Array, TensorSignature
+from serving.tensors import Array, ModelInfo, TensorSignature
 
 _Result = TypeVar("_Result")
 

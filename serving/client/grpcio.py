@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.client.credentials import Credentials
-from serving.client.target import grpc_target
+from serving.client.target import Credentials, grpc_target
 from serving.client.transport import (
     CUT_OFF,
     KEEPALIVE_TIME_S,

@@ -5,8 +5,7 @@ import threading
 import grpc
 
 from serving.config import SecurityConfig
-from serving.credentials.certificates import files_of, load
-from serving.credentials.watched_files import WatchedFiles, read_bytes
+from serving.credentials.files import WatchedFiles, files_of, load, read_bytes
 
 
 def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.commandline.terminal import Bar, escape
+from serving.commandline.installation import Bar, escape
 from serving.digits.pictures.files import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
 from serving.predictions import Predictions
-from serving.system.cores import usable_cores
+from serving.system.process import usable_cores
 from serving.system.processes import mapped, silence_pillow
 from serving.telemetry import logs
 

@@ -12,7 +12,7 @@ from serving.cli.models import (
     client_of,
     model_config,
 )
-from serving.commandline import installation, values
+from serving.commandline import installation, options
 from serving.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="picture of one digit, any size, dark on light or the reverse, or one for another "
         "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
         "them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=values.share, default=0.0, metavar="P",
+    parser.add_argument("--reject-below", type=options.share, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
     add_pictures(parser)
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
@@ -80,9 +80,9 @@ def _local_model(
     Raises:
         DigitsError: see `load_model`; or it isn't known to classify pictures.
     """
-    from serving.model.loaded_model import load_model
-    from serving.model.pictures import PictureInputs, read_labels
+    from serving.model.loading import load_model
     from serving.model.preprocessing import predictions_of
+    from serving.model.repository import PictureInputs, read_labels
 
     inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
     if inputs.labels and not inputs.is_image:

@@ -6,8 +6,7 @@ states and its windows. Beside these names, `frames` has the protocol's numbers.
 
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
-from serving.http2.frames import ErrorCode, Http2Error
-from serving.http2.limits import Limits
+from serving.http2.frames import ErrorCode, Http2Error, Limits
 from serving.http2.server_side import ServerConnection
 
 __all__ = (

@@ -11,10 +11,10 @@ from serving.http2.frames import (
     PREFACE,
     ErrorCode,
     Http2Error,
+    Limits,
     word,
 )
 from serving.http2.hpack import Fields
-from serving.http2.limits import Limits
 
 _NO_PUSH = ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 

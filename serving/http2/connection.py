@@ -41,15 +41,16 @@ from serving.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Budget,
     ErrorCode,
     Http2Error,
+    Limits,
     check_header,
     frame,
     word,
 )
 from serving.http2.headers import Block, HeaderReader, OpenCall
 from serving.http2.hpack import Encoder
-from serving.http2.limits import Budget, Limits
 
 _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""

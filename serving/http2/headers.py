@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+from serving.http2.frames import Limits
 from serving.http2.hpack import Decoder, Field, Fields
-from serving.http2.limits import Limits
 
 _MAX_CACHED = 32
 _MAX_CACHED_BYTES = 1024

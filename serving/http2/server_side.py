@@ -30,12 +30,12 @@ from serving.http2.frames import (
     WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
+    Limits,
     frame,
     word,
 )
 from serving.http2.headers import Block, Layout, OpenCall
 from serving.http2.hpack import Fields, encode_literally
-from serving.http2.limits import Limits
 
 _UPDATE = bytes((0, 0, 4, WINDOW_UPDATE, 0))
 _UPDATE_BYTES = FRAME_BYTES + 4

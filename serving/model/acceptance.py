@@ -15,8 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from serving.errors import InvalidRequest, ModelError
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 from serving.tensors import Array, Feeds, TensorSignature
 
 Run = Callable[[Feeds], list[Array]]

@@ -4,17 +4,22 @@ A device is an engine class and its row in ENGINES; elsewhere in serving, only t
 config.py names devices.
 """
 
+import atexit
 import logging
 import os
 import re
+import time
+from _thread import RLock
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Protocol, Self
 
 import numpy as np
 
 from serving.commandline.installation import install
-from serving.config import Device, Precision
+from serving.config import BatchingConfig, Device, Precision
 from serving.errors import (
     ConfigurationError,
     CorruptModel,
@@ -23,17 +28,23 @@ from serving.errors import (
     InvalidRequest,
     ModelError,
 )
+from serving.model.acceptance import ENOUGH_ROWS
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
+    RunOptions,
+    Session,
     bare_run,
     complaint_of,
     new_session,
-    onnxruntime,
     reason_of,
+    runtime,
     tensors_of,
 )
-from serving.signature import Signature
-from serving.tensors import Array, Feeds, TensorSignature
+from serving.model.preprocessing import Preprocessing
+from serving.model.repository import Manifest
+from serving.model.settings import NO_SETTINGS, ModelSettings
+from serving.predictions import Images, Probabilities
+from serving.tensors import Array, Feeds, ModelInfo, Signature, TensorSignature
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +96,8 @@ class OnnxEngine:
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
-        run_options: onnxruntime.RunOptions | None = None,
+        session: Session,
+        run_options: "RunOptions | None" = None,
     ) -> None:
         """Run a session; `open_engine` is the usual way.
 
@@ -98,7 +109,7 @@ class OnnxEngine:
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
         self._bare_run = bare_run(session)
         # Without any, each run makes its own: 1 us.
-        self._run_options = run_options or onnxruntime.RunOptions()
+        self._run_options = run_options or runtime().RunOptions()
         self._pid = os.getpid()
 
     @classmethod
@@ -106,7 +117,7 @@ class OnnxEngine:
         cls,
         model: bytes,
         signature: Signature | None,
-        run_options: onnxruntime.RunOptions | None = None,
+        run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
@@ -134,7 +145,7 @@ class OnnxEngine:
 
     def end_runs(self) -> None:
         """End the runs in progress, which fail; later ones are not affected."""
-        ended, self._run_options = self._run_options, onnxruntime.RunOptions()
+        ended, self._run_options = self._run_options, runtime().RunOptions()
         ended.terminate = True
 
     def run(self, feeds: Feeds) -> list[Array]:
@@ -143,10 +154,10 @@ class OnnxEngine:
 
     def stoppable(self) -> tuple[Run, Callable[[], None]]:
         """See `Engine.stoppable`."""
-        options = onnxruntime.RunOptions()
+        options = runtime().RunOptions()
         return partial(self._run, options), partial(setattr, options, "terminate", True)
 
-    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
+    def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._texts:
             feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
@@ -191,14 +202,14 @@ class CudaEngine(OnnxEngine):
         cls,
         model: bytes,
         signature: Signature | None,
-        run_options: onnxruntime.RunOptions | None = None,
+        run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine, and run it once to see whether the card supports it."""
         # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
         config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:
-            onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
+            runtime().preload_dlls()  # finds the CUDA libraries that pip installed
             session = new_session(
                 model, cls.provider, *config, weights=weights, **cls.provider_options
             )
@@ -213,7 +224,7 @@ class CudaEngine(OnnxEngine):
             raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
         return engine
 
-    def _run(self, options: onnxruntime.RunOptions, feeds: Feeds) -> list[Array]:
+    def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._pid != os.getpid():
             raise DeviceError(
                 "CUDA can't be used after a fork: load the model in the child, or spawn it"
@@ -236,7 +247,7 @@ def open_engine(
     signature: Signature | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
-    run_options: onnxruntime.RunOptions | None = None,
+    run_options: "RunOptions | None" = None,
     weights: Mapping[str, bytes] = NO_WEIGHTS,
 ) -> OnnxEngine:
     """Build an engine on the requested device; "auto" takes CUDA if it works, else the CPU.
@@ -259,7 +270,7 @@ def open_engine(
     if not asked:
         devices = " and the ".join(engine.device.upper() for engine in able)
         raise ConfigurationError(f"{precision} runs on the {devices} only, not on device {device}")
-    providers = onnxruntime.get_available_providers()
+    providers = runtime().get_available_providers()
     engines = [engine for engine in asked if engine.provider in providers]
     if not engines:
         raise DeviceError(
@@ -278,3 +289,146 @@ def _cuda_reason(err: BaseException) -> str:
     """Return CUDA's own message, without ONNX Runtime's C++ signatures around it."""
     found = re.search(r"\w+ failure \d+: [^;\n]*", str(err))
     return found[0].strip() if found else reason_of(err)
+
+
+# Threads are kept out of ONNX Runtime while the process forks or exits.
+#
+# A lock of the runtime that another thread holds at a fork stays locked in the child. A daemon
+# thread that returns from the runtime while the interpreter shuts down is ended by it, and the C++
+# frames of that thread then abort the process ("terminate called without an active exception").
+
+_PATIENCE_S = 5.0
+"""How long a fork or an exit waits for runs that may hang."""
+
+_locks: dict[int, RLock] = {}
+"""Each thread's lock, held during its runs. An RLock, so that a thread can't deadlock on its
+own."""
+_newcomers = RLock()
+"""Held while a thread is added."""
+_held: list[RLock] = []
+
+
+def native_run() -> RLock:
+    """Return the lock that this thread holds while it runs native code."""
+    return _locks.get(get_ident()) or _new_lock()
+
+
+def _new_lock() -> RLock:
+    with _newcomers:
+        return _locks.setdefault(get_ident(), RLock())
+
+
+def _pause() -> None:
+    """Wait until the other threads have left ONNX Runtime, and keep them out."""
+    until_s = time.monotonic() + _PATIENCE_S
+    _hold(_newcomers, until_s)
+    for ident, lock in list(_locks.items()):
+        if ident != get_ident():
+            _hold(lock, until_s)
+
+
+def _hold(lock: RLock, until_s: float) -> None:
+    if lock.acquire(timeout=max(0.0, until_s - time.monotonic())):
+        _held.append(lock)
+
+
+def _resume() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _forget() -> None:
+    """Start empty in the child of a fork, where the other threads are gone."""
+    global _newcomers
+    _newcomers = RLock()
+    _locks.clear()
+    _held.clear()
+
+
+atexit.register(_pause)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_pause, after_in_parent=_resume, after_in_child=_forget)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A version that was checked; safe to run from many threads."""
+
+    engine: Engine
+    manifest: Manifest
+    precision: Precision
+    quick_rows: int = 0
+    """The most rows of a run that is quick enough for the thread that reads from all callers."""
+    enough_rows: int = ENOUGH_ROWS
+    """Rows that are worth their own run on another core."""
+    batching: str = ""
+    """One line that says whether rows are batched, and why not."""
+    settings: ModelSettings = NO_SETTINGS
+    """How it is served, where that differs from the server's options."""
+    labels: tuple[str, ...] = ()
+    """The classes of an output that its graph makes a dictionary of, else none."""
+
+    @property
+    def version(self) -> str:
+        """The version named in every answer, such as "3"."""
+        return self.manifest.version
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """Its inputs and outputs."""
+        return self.engine.tensors
+
+    @property
+    def signature(self) -> Signature | None:
+        """The shape of its images, and its classes; None if it isn't known to classify images."""
+        return self.manifest.signature
+
+    @property
+    def pictures(self) -> Preprocessing | None:
+        """How pictures become its input, and the names of its classes; None if it takes none."""
+        return self.manifest.pictures
+
+    @property
+    def image_signature(self) -> Signature:
+        """The signature; raises ConfigurationError if there is none."""
+        if self.manifest.signature is None:
+            raise ConfigurationError(
+                f"model {self.manifest.name} has no manifest, so it is not known to classify "
+                "images: serving.Model runs any model"
+            )
+        return self.manifest.signature
+
+    @property
+    def device(self) -> Device:
+        """The device that it runs on: "cpu" or "cuda"."""
+        return self.engine.device
+
+    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
+        """Describe a classifier of images, as callers know it."""
+        return ModelInfo(
+            name=name, version=self.version, device=self.device, precision=self.precision,
+            transport=transport, max_request_images=batching.max_request_images,
+            max_batch_size=self.settings.of(batching).max_batch_size,
+            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
+        )  # fmt: skip
+
+    # On one line, so that the lock is released even if a trace function raises (debuggers,
+    # coverage, tests): these run between lines.
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """See `Engine.run`."""
+        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """See `Engine.stoppable`."""
+        engine_run, end = self.engine.stoppable()
+
+        def run(feeds: Feeds) -> list[Array]:
+            with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
+
+        return run, end
+
+    def classify(self, images: Images) -> Probabilities:
+        """Return the (N, classes) float32 probabilities of (N, pixels) images."""
+        name = self.engine.tensors.inputs[0].name
+        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip

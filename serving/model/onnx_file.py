@@ -4,15 +4,30 @@ The package onnx takes 0.15 s and 13 MB to import, so a server reads models by a
 the part of ONNX's that it needs (protos/onnx/onnx.proto).
 """
 
+import pkgutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel
-from serving.model.schemas import ModelProto
 from serving.tensors import Array
+
+
+def _classes(*names: str) -> list[Any]:
+    data = pkgutil.get_data(__name__, "schemas.binpb")
+    assert data is not None
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        pool.Add(file)
+    found = (pool.FindMessageTypeByName(f"digits.{name}") for name in names)
+    return [message_factory.GetMessageClass(each) for each in found]
+
+
+ModelProto, ModelConfig = _classes("onnx.ModelProto", "triton.ModelConfig")
+
 
 Message = Any
 """A message of the schema, such as a GraphProto."""

@@ -7,22 +7,20 @@ Since 1.29 its wheels look up a host of the vendor, connect to it and write a de
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from serving.commandline import installation
-
-try:
-    import onnxruntime
-except ModuleNotFoundError as err:  # for those who embed a Classifier
-    hint = installation.advice(err, {"onnxruntime": "serve"})
-    raise ModuleNotFoundError(hint, name=err.name) from None
-
 from serving.errors import CorruptModel, DeviceError
 from serving.tensors import Tensor, TensorSignature
 
-__all__ = ["bare_run", "complaint_of", "new_session", "onnxruntime", "reason_of", "tensors_of"]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Session: TypeAlias = "onnxruntime.InferenceSession"
+RunOptions: TypeAlias = "onnxruntime.RunOptions"
 
 _DATATYPES = {
     "tensor(bool)": "BOOL", "tensor(string)": "BYTES",
@@ -46,10 +44,21 @@ _OURS = re.compile(r"alloc|memory|terminate|not implemented|cuda|cudnn|cublas", 
 """Reasons that are no fault of the values."""
 
 
+@cache
+def runtime() -> Any:
+    """Import ONNX Runtime when it is first used: a supervisor of workers never needs it."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as err:  # for those who embed a Classifier
+        hint = installation.advice(err, {"onnxruntime": "serve"})
+        raise ModuleNotFoundError(hint, name=err.name) from None
+    return onnxruntime
+
+
 def new_session(
     model: bytes, provider: str, *config: tuple[str, str],
     weights: Mapping[str, bytes] = NO_WEIGHTS, **provider_options: str,
-) -> onnxruntime.InferenceSession:  # fmt: skip
+) -> Session:  # fmt: skip
     """Build a session on one provider; ONNX Runtime's own errors pass through.
 
     Args:
@@ -62,7 +71,7 @@ def new_session(
     Raises:
         DeviceError: ONNX Runtime chose another provider.
     """
-    options = onnxruntime.SessionOptions()
+    options = runtime().SessionOptions()
     # Of a model in memory ONNX Runtime would read weights from files in the current directory.
     options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
     if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
@@ -84,7 +93,7 @@ def new_session(
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
-    session = onnxruntime.InferenceSession(
+    session: Session = runtime().InferenceSession(
         model, options, providers=[provider], provider_options=[provider_options],
         enable_fallback=0,
     )  # fmt: skip
@@ -97,7 +106,7 @@ def new_session(
     return session
 
 
-def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
+def bare_run(session: Session) -> Callable[..., list[Any]]:
     """Return the session's `run` without its wrapper in Python, where this release has one.
 
     The wrapper checks names, which their callers did, and falls back to other providers, which
@@ -108,7 +117,7 @@ def bare_run(session: onnxruntime.InferenceSession) -> Callable[..., list[Any]]:
     return run
 
 
-def tensors_of(session: onnxruntime.InferenceSession) -> TensorSignature:
+def tensors_of(session: Session) -> TensorSignature:
     """Read a model's inputs and outputs; whether rows can be batched is found out later.
 
     Graph inputs that have a default are optional, and are left out. ONNX Runtime accepts any shape

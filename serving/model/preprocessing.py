@@ -8,10 +8,8 @@ from typing import Any, Self
 import numpy as np
 
 from serving.errors import ModelError
-from serving.images import Images
-from serving.predictions import Predictions, Probabilities
-from serving.signature import DIGITS, MAX_LABEL, Signature, is_label
-from serving.tensors import Array, TensorSignature
+from serving.predictions import Images, Predictions, Probabilities
+from serving.tensors import DIGITS, MAX_LABEL, Array, Signature, TensorSignature, is_label
 
 LAYOUTS = {"flat": "P", "NHW": "HW", "NHWC": "HWC", "NCHW": "CHW"}
 """Orders of the axes: N the batch, H height, W width, C channels. "flat" is NHWC in one row."""

@@ -10,18 +10,139 @@ The bytes that were hashed are the bytes that are returned, so a file that chang
 effect.
 """
 
+import base64
 import hashlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
 
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
-from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from serving.model.onnx_file import external_files, parse_model
+from serving.model.preprocessing import Preprocessing, of_graph, of_signature
+from serving.predictions import Images, Probabilities
 from serving.system.files import read_regular
+from serving.tensors import DIGITS, Signature, TensorSignature
+
+MANIFEST = "manifest.json"
+LABELS = "labels.json"
+FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
+MAX_MANIFEST_BYTES = 512 << 10
+"""Twice the most that the exporter writes of golden samples; of digits 50 KB."""
+_MAX_TEXT = 100
+"""Characters of a name, which is part of every answer to GetModel and of log lines."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Manifest:
+    """The exporter's description of a version."""
+
+    name: str
+    version: str
+    test_accuracy: float | None
+    """Share of the test images answered correctly, 0 to 1; None if unknown."""
+    digests: dict[str, str]
+    """File name to SHA-256, in hexadecimal."""
+    golden_images: Images
+    """(N, pixels) uint8: samples to check a loaded model."""
+    golden_probabilities: dict[Precision, Probabilities]
+    """(N, classes) float32: the answers of each exported variant to them; empty without a file."""
+    signature: Signature | None = DIGITS
+    """The shape of its images, and its classes; None if it isn't known to classify images."""
+    pictures: Preprocessing | None = None
+    """How pictures become its input, and the names of its classes; None if it takes none."""
+
+    @classmethod
+    def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
+        """Describe a version that has no manifest."""
+        return cls(
+            name=name, version=version, test_accuracy=None, digests=digests,
+            golden_images=np.empty((0, 0), np.uint8), golden_probabilities={}, signature=None,
+        )  # fmt: skip
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse a manifest's JSON.
+
+    Raises:
+        CorruptModel: too large, not JSON, another format, or a field is missing or of the wrong
+            type.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CorruptModel(f"{MANIFEST}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} expected")
+    try:
+        return _manifest_of(json.loads(data))
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as err:  # fmt: skip
+        raise CorruptModel(
+            f"{MANIFEST} is malformed: {type(err).__name__}: {str(err)[:_MAX_TEXT]}"
+        ) from err
+
+
+def _manifest_of(document: dict[str, Any]) -> Manifest:
+    if document["format"] != 1:
+        raise ValueError(f"format 1 expected, got {document['format']!r}")
+    golden = document["golden"]
+    signature = Signature.of(document["signature"]) if "signature" in document else DIGITS
+    pixels = base64.b64decode(golden["images"], validate=True)
+    golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
+    shape = len(golden_images), signature.num_classes
+    return Manifest(
+        name=_text(document, "name"),
+        version=_text(document, "version"),
+        test_accuracy=_accuracy(document["accuracy"]["test"]),
+        digests={name: _digest(document["files"], name) for name in document["files"]},
+        golden_images=golden_images,
+        golden_probabilities={
+            precision: _probabilities(golden[_GOLDEN[precision]], shape)
+            for precision, file_name in FILES.items()
+            if file_name in document["files"]
+        },
+        signature=signature,
+        pictures=of_signature(signature, document.get("preprocessing")),
+    )
+
+
+def _text(document: dict[str, Any], name: str) -> str:
+    text = document[name]
+    if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEXT or not text.isprintable():
+        raise ValueError(f"{name} must be 1 to {_MAX_TEXT} printable characters")
+    return text  # a lone surrogate, which no message can encode, isn't printable either
+
+
+def _accuracy(share: float | None) -> float | None:
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError("the accuracy must be from 0 to 1")
+    return share
+
+
+def _digest(document: dict[str, Any], name: str) -> str:
+    digest = document[name]
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"the digest of {name} must be 64 hexadecimal digits")
+    return digest
+
+
+def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
+    exact = np.array(rows, np.float64)  # first: float32 would only warn of overflow
+    if exact.shape != shape:
+        raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
+    if not ((exact >= 0) & (exact <= 1)).all():
+        raise ValueError("golden probabilities are not all from 0 to 1")
+    probabilities: Probabilities = exact.astype(np.float32)
+    return probabilities
+
 
 PRETRAINED = Path(__file__).parents[1] / "digits" / "pretrained"
 """The bundled repository: a model that is installed with the package."""
@@ -318,3 +439,88 @@ def _read(path: Path, max_bytes: int) -> bytes:
         return read_regular(path, max_bytes)
     except OSError as err:
         raise CorruptModel(f"{path.parent.name}/{path.name}: {err.strerror}") from err
+
+
+CLASSIFIER = "classifier.json"
+"""Beside a model's versions, or its ONNX file: fields of `Preprocessing`, all of them optional."""
+_MAX_BYTES = 1 << 20
+
+
+def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
+    """Return the description of a version, with the `classifier.json` for its pictures.
+
+    Raises:
+        ConfigurationError: the file is unreadable, or it doesn't fit the graph.
+    """
+    file = (model.parent if is_file(model) else model) / CLASSIFIER
+    if manifest.signature is not None or not file.exists():
+        return manifest
+    try:
+        document = json.loads(_read_text(file))
+        if not isinstance(document, dict):
+            raise ValueError(f"a JSON object expected, got {type(document).__name__}")
+        return replace(manifest, pictures=of_graph(tensors, document))
+    except (ValueError, TypeError, OverflowError, RecursionError) as err:
+        raise ConfigurationError(f"{file}: {err}") from err
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureInputs:
+    """The command line's description of models without a manifest."""
+
+    is_image: bool = False
+    """Whether those that can take pictures do."""
+    labels: tuple[str, ...] = ()
+    """The names of their classes."""
+
+    def of(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+        """Return how pictures become a model's input; None if it takes none.
+
+        Raises:
+            ValueError: it can't take pictures, though the command line says that it does.
+        """
+        pictures = manifest.pictures
+        if not self.is_image or manifest.signature is not None:
+            return pictures
+        if pictures is None:
+            return of_graph(tensors, {"labels": self.labels})
+        return replace(pictures, labels=pictures.labels or self.labels)
+
+    def find(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+        """Return the same; None, too, if it can't take pictures."""
+        try:
+            return self.of(manifest, tensors)
+        except ValueError:
+            return None
+
+    def require_one(self, models: Mapping[str, tuple[Manifest, TensorSignature]]) -> None:
+        """Check that the command line is right about a model, if it says something.
+
+        Raises:
+            ConfigurationError: it is about none.
+        """
+        reasons = []
+        for name, (manifest, tensors) in models.items():
+            try:
+                if manifest.signature is None and self.of(manifest, tensors):
+                    return
+            except ValueError as err:
+                reasons.append(f"model {name}: {err}")
+        if self.is_image:
+            raise ConfigurationError(f"--input image: {'; '.join(reasons[:3]) or 'no such model'}")
+
+
+def read_labels(file: Path | None) -> tuple[str, ...]:
+    """Read a text for each class, one a line.
+
+    Raises:
+        ConfigurationError: the file can't be read.
+    """
+    return () if file is None else tuple(_read_text(file).splitlines())
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return read_regular(file, _MAX_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as err:
+        raise ConfigurationError(f"can't read {file}: {getattr(err, 'strerror', err)}") from err

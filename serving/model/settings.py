@@ -17,7 +17,7 @@ from google.protobuf import text_format
 
 from serving.config import BatchingConfig, BatchingMode, Device
 from serving.errors import ConfigurationError, CorruptModel
-from serving.model.schemas import ModelConfig
+from serving.model.onnx_file import ModelConfig
 from serving.system.files import read_regular
 from serving.tensors import DTYPES, Tensor, TensorSignature
 

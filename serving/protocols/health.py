@@ -11,8 +11,7 @@ from types import MappingProxyType
 from grpc_health.v1 import health_pb2
 
 from serving.errors import ModelNotFound
-from serving.protocols.messages import parse
-from serving.protocols.method import Method, Unary, Watch
+from serving.protocols.method import Method, Unary, Watch, parse
 
 SERVICE = "grpc.health.v1.Health"
 _States = health_pb2.HealthCheckResponse

@@ -1,18 +1,120 @@
 """The methods of a server, from bytes to bytes: coroutines, the same for every transport."""
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from serving.batching.queue import ResponseEncoder
-from serving.errors import DigitsError
-from serving.protocols.encoding import PrefixCache
+from google.protobuf.message import DecodeError
+
+from serving.batching.runs import ResponseEncoder, Result
+from serving.errors import DigitsError, InvalidRequest
 from serving.protocols.status import error_of
 
-Rows = tuple[Any, ResponseEncoder]
+
+def parse(message_class: Any, data: bytes) -> Any:
+    """Parse a message.
+
+    Raises:
+        InvalidRequest: malformed; the text names the expected message.
+    """
+    try:
+        return message_class.FromString(data)
+    except DecodeError as err:
+        name = message_class.DESCRIPTOR.full_name
+        article = "an" if name[0] in "aeiou" else "a"
+        raise InvalidRequest(
+            f"expected {article} {name}, got {len(data)} bytes that are none"
+        ) from err
+
+
+def varint(number: int) -> bytes:
+    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+_PREFIX = struct.Struct(">BI")
+"""Before each message of gRPC: the flag for no compression, and the length."""
+PREFIX_BYTES = _PREFIX.size
+
+
+class Rows(ResponseEncoder):
+    """Answers with the outputs for a call's rows: the arrays, and their result."""
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        """See `ResponseEncoder`."""
+        step = self.num_rows
+        return [(result.part(at + i * step, step), result) for i in range(number)]
+
+
+class PrefixCache(dict[bytes, ResponseEncoder]):
+    """Prefixes of framed messages after which only rows follow, with the encoder of each.
+
+    A message with such a prefix need not be parsed: the rest of it is whole rows. A prefix has the
+    lengths of the message and of its rows.
+    """
+
+    _MAX_HEAD_BYTES = 512
+    """Longer prefixes are not kept."""
+    _MAX_KEPT = 256
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self._starts: dict[int, tuple[int, ...]] = {}
+        """The length of a framed message, and where the rows of such ones may start."""
+
+    def learn(self, message: bytes, num_row_bytes: int, encoder: ResponseEncoder) -> None:
+        """Remember the prefix of a message: later ones with it get the same encoder."""
+        framed = frame(message)
+        start = len(framed) - num_row_bytes
+        if start > self._MAX_HEAD_BYTES:
+            return
+        if len(self) >= self._MAX_KEPT:
+            self.clear()
+        self[framed[:start]] = encoder
+        starts = self._starts.get(len(framed), ())
+        if start not in starts:
+            self._starts[len(framed)] = (*starts, start)
+
+    def clear(self) -> None:
+        """Forget all prefixes."""
+        super().clear()
+        self._starts.clear()
+
+    def find_framed(self, data: bytes) -> tuple[int, ResponseEncoder] | None:
+        """Return where the rows start in a framed message, and its encoder; None if unknown."""
+        for start in self._starts.get(len(data), ()):
+            encoder = self.get(data[:start])
+            if encoder is not None:
+                return start, encoder
+        return None
+
+    def find(self, message: bytes | memoryview) -> tuple[memoryview, ResponseEncoder] | None:
+        """Return the rows and the encoder of a message whose prefix is known; else None."""
+        size = len(message)
+        for start in self._starts.get(size + PREFIX_BYTES, ()):
+            prefix = b"".join((_PREFIX.pack(0, size), message[: start - PREFIX_BYTES]))
+            encoder = self.get(prefix)
+            if encoder is not None:
+                return memoryview(message)[start - PREFIX_BYTES :], encoder
+        return None
+
+
+def frame(message: bytes) -> bytes:
+    """Put gRPC's prefix before a message."""
+    return _PREFIX.pack(0, len(message)) + message
+
+
+ReadRows = tuple[Any, ResponseEncoder]
 """The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
-Read = Callable[[Any], Rows]
+Read = Callable[[Any], ReadRows]
 """Decodes and checks a request; raises DigitsError."""
 Refused = Callable[[DigitsError], bytes | None]
 """Encodes the answer to a request that is refused; None ends the stream with the error."""
@@ -36,7 +138,7 @@ class Call(Protocol):
     async def work(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that may take seconds, on another thread."""
 
-    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
         """Have a message of a stream answered after those before it; wait while there is no room.
 
         Args:
@@ -120,7 +222,7 @@ class BatchedStream(BatchedUnary):
         """See `Method`."""
         while (message := await call.message()) is not None:
             try:
-                rows: Rows | DigitsError = self.read(message)
+                rows: ReadRows | DigitsError = self.read(message)
             except Exception as err:
                 rows = error_of(err)
             await call.answer_in_order(rows, partial(self.error_message, message))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from serving.images import Images
+from serving.predictions import Images
 
 Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]
 """Decodes picture files: (1, 784) uint8 each, or why there is none."""

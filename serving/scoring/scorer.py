@@ -25,13 +25,12 @@ from pyarrow import fs
 
 from serving.digits.pictures.files import image_or_reason, processes
 from serving.errors import ConfigurationError
-from serving.images import Images
-from serving.model.loaded_model import LoadedModel
-from serving.predictions import digit_type
+from serving.model.engine import LoadedModel
+from serving.predictions import Images, digit_type
 from serving.scoring.pixels import as_images
 from serving.scoring.source import Part, Source, one_line
-from serving.signature import Signature
 from serving.system.processes import Processes, mapped
+from serving.tensors import Signature
 
 RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
 """Images of one run on each device: past 128 an image is no cheaper on a core."""

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.system.host import Host
-from serving.telemetry.report import Report, State
+from serving.telemetry.metrics import Report, State
 from serving.transports.connections import PortLimits
-from serving.transports.http1.exchange import Exchange, OneThread
-from serving.transports.http1.port import open_port
-from serving.transports.http1.problems import Answer
-from serving.transports.http1.routing import App, Endpoint
+from serving.transports.http1.port import Exchange, OneThread, open_port
+from serving.transports.http1.routing import Answer, App, Endpoint
 from serving.transports.loop import Loop
 
 _BACKLOG = 256

@@ -21,9 +21,8 @@ from serving.server.server import exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
 from serving.system.address import Sockets, refuse_callers, reserved_port, with_port
-from serving.system.notify import keep_watchdog_fed, notify
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, State, total
+from serving.system.signals import keep_watchdog_fed, notify
+from serving.telemetry.metrics import Counts, Report, State, total
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from serving.server.server import Server
 from serving.system import address, signals
 from serving.system.process import Activity, end_with_parent
 from serving.telemetry import logs
-from serving.telemetry.report import Report
+from serving.telemetry.metrics import Report
 
 LOOK_S = 1.0
 """How often a worker reports, and is looked at; a crash loses the counts since its last report."""

@@ -15,8 +15,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from serving.system.process import start_time_s
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report
+from serving.telemetry.metrics import Counts, Report
 
 _METHODS = (
     "Classify", "ClassifyStream", "ModelInfer", "ModelStreamInfer",

@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TextIO
 
-from serving.commandline.terminal import escape
+from serving.commandline.installation import escape
 from serving.config import LogFormat
 
 ACCESS = "serving.access"

@@ -1,22 +1,20 @@
-"""The server's counters and histograms.
-
-Timings travel with each run, so nothing is observed per request. A run is counted as soon as its
-answers have left, in some 3 us: no call waits for the counting of many others. The rest, such as
-the rows of all runs, is added up when the metrics are read.
-"""
+"""Counts and histograms of calls and runs, and what the metrics page shows of them."""
 
 import threading
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.config import BatchingConfig
 from serving.predictions import ClassNumbers, Digits
+from serving.system.process import Usage
 
 _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
@@ -242,3 +240,69 @@ class Metrics:
 
 def _ns(seconds: float) -> int:
     return max(0, round(seconds * 1e9))
+
+
+class Served(NamedTuple):
+    """A version in service."""
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    transport: str
+    num_classes: int
+    """Of a classifier; 0 of other models."""
+
+
+class State(NamedTuple):
+    """Health, as /readyz shows it."""
+
+    is_serving: bool = False
+    stuck_models: frozenset[str] = frozenset()
+    """Models that do not answer, or wrongly, while the server goes on."""
+
+
+class Report(NamedTuple):
+    """The content of the metrics page at one moment; workers send it to their supervisor."""
+
+    models: tuple[Served, ...]
+    """The served models: the default version of each."""
+    batching: BatchingConfig
+    """Sizes and limits, of each model."""
+    num_waiting: int
+    """Rows that wait for a run."""
+    queue_capacity: int
+    """The most rows that may wait."""
+    num_calls: int
+    """Calls in progress."""
+    is_serving: bool
+    """Whether health is SERVING."""
+    usage: Usage
+    """Memory and file descriptors of the process."""
+    counts: Counts
+    """The counts so far."""
+    stuck_models: frozenset[str] = frozenset()
+    """Models that do not answer, or wrongly."""
+
+    def ended(self) -> "Report":
+        """Return the report of a process that has ended: its models, and zeros."""
+        return self._replace(
+            num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
+        )
+
+
+def total(reports: list[Report], earlier: Counts) -> Report:
+    """Add up the reports of workers, at least one, and the counts of those that died."""
+    counts = sum([report.counts for report in reports], earlier)
+    usages = [Usage.now(), *(report.usage for report in reports)]  # the supervisor's, too
+    return Report(
+        models=reports[0].models,
+        batching=reports[0].batching,
+        num_waiting=sum(report.num_waiting for report in reports),
+        queue_capacity=sum(report.queue_capacity for report in reports),
+        num_calls=sum(report.num_calls for report in reports),
+        is_serving=all(report.is_serving for report in reports),
+        usage=Usage(*map(sum, zip(*usages, strict=True))),
+        counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
+        stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
+    )

@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.batching.queue import Line, Queue
+from serving.batching.batcher import Line, Queue
 from serving.config import ServerConfig
-from serving.credentials.tls import Tls
-from serving.credentials.tokens import TokenCheck
+from serving.credentials.files import Tls, TokenCheck
 from serving.errors import DigitsError
 from serving.http2 import Limits
 from serving.router import Router

@@ -14,22 +14,21 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from serving.batching.awaited_call import Peer, submit, submit_of_stream
-from serving.batching.queue import ResponseEncoder
+from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
+from serving.batching.runs import ResponseEncoder
 from serving.config import ServerConfig
+from serving.credentials.files import TokenCheck, token_check
 from serving.credentials.grpcio import server_credentials
-from serving.credentials.tokens import TokenCheck, token_check
 from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
-from serving.protocols.encoding import PREFIX_BYTES
-from serving.protocols.method import Method, Refused, Rows
+from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
 from serving.system.address import bind, with_port
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import Metrics
-from serving.transports.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
-from serving.transports.asyncio_loop import AsyncioLoop
+from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.transports.connections import max_message_bytes
+from serving.transports.loop import AsyncioLoop
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class _AsyncioCall:
         if handlers.refusal is not None:
             raise handlers.refusal
         # Connections take turns.
-        caller = handlers.peers.setdefault(peer, Peer(peer.rpartition(":")[0]))
+        caller = handlers.peers.setdefault(peer, AsyncCaller(peer.rpartition(":")[0]))
         left_s = [s for s in (self._context.time_remaining(), encoder.timeout_s) if s is not None]
         deadline_s = self._received_s + min(left_s, default=math.inf)
         framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter)
@@ -94,7 +93,7 @@ class _AsyncioCall:
         response: bytes = framed
         return response
 
-    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
         try:
             if isinstance(rows, DigitsError):
                 raise rows
@@ -131,7 +130,7 @@ class Handlers(grpc.GenericRpcHandler):
         self.loop = loop
         self._methods = {method.path: method for method in methods}
         self._metrics = metrics
-        self.peers: WeakValueDictionary[str, Peer] = WeakValueDictionary()
+        self.peers: WeakValueDictionary[str, AsyncCaller] = WeakValueDictionary()
         """Those that have calls in progress."""
         self._tokens = tokens
         self._log = log

@@ -10,7 +10,7 @@ import grpc
 from deploy.edge import Edge, running_envoy, write_configuration, write_replicas
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.load import ClosedLoop
 from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server

@@ -17,7 +17,7 @@ from deploy.edge import running_envoy, write_certificates, write_configuration
 from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
 from serving.errors import Unauthenticated, Unavailable
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import Replicas, replicas_behind
 from tests.support.fleet.collector import running_collector

@@ -19,8 +19,8 @@ from h2.errors import ErrorCodes
 from h2.events import Event, RequestReceived, StreamEnded
 
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
-from serving.protocols.encoding import frame
+from serving.predictions import Images
+from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import Replicas, replicas_behind
 from tests.support.load import ClosedLoop

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from serving.images import Images
+from serving.predictions import Images
 from tests.deploy.replicas import Replicas, replicas_behind
 from tests.support.processes import wait_until
 

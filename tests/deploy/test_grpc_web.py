@@ -11,8 +11,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from serving import Classifier
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
-from serving.protocols.encoding import frame
+from serving.predictions import Images
+from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.conftest import needed
 from tests.deploy.replicas import Replicas

@@ -16,7 +16,7 @@ import yaml
 
 from serving import Client
 from serving.cli.arguments import parser
-from serving.images import Images
+from serving.predictions import Images
 from tests.deploy.conftest import ROOT, needed
 from tests.support.processes import is_serving
 from tests.support.servers import started

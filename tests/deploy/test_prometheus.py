@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.deploy.conftest import ROOT
 from tests.docs.test_operations import metric_names
 from tests.support.processes import paced_server, wait_until

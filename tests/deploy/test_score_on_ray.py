@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import Classifier
-from serving.images import Images
 from serving.model.repository import PRETRAINED
+from serving.predictions import Images
 from tests.deploy.conftest import ROOT, needed
 from tests.serving.scoring.conftest import picture
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.deploy.conftest import ROOT
 from tests.support.processes import wait_until
 from tests.support.servers import serve_command, started

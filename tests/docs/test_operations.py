@@ -8,8 +8,7 @@ from pathlib import Path
 from serving.config import BatchingConfig
 from serving.system.process import Usage
 from serving.telemetry.exposition import encode
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, Served
+from serving.telemetry.metrics import Counts, Report, Served
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text("utf-8")

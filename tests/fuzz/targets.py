@@ -11,15 +11,14 @@ from serving.digits.pictures import decoder, normalizer
 from serving.digits.protocol import wire
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client_side import ClientConnection
-from serving.http2.frames import SETTINGS, Http2Error, frame, word
-from serving.http2.limits import Limits
-from serving.model.manifest import parse_manifest
-from serving.protocols.messages import parse
+from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
+from serving.model.repository import parse_manifest
+from serving.protocols.method import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from tests.serving.http2.test_recognition import Peer, calls_of, server
 
 MAX_IMAGES = 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.images import Images
+from serving.predictions import Images
 
 
 @pytest.fixture(scope="session")

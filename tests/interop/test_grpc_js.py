@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.servers import RunningServer
 
 pytestmark = pytest.mark.timeout(120)

@@ -9,8 +9,8 @@ import pytest
 
 from serving import Classifier
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
-from serving.protocols.encoding import frame
+from serving.predictions import Images
+from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY
 from tests.support.servers import RunningServer

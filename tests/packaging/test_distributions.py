@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer, program
 

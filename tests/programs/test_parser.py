@@ -8,7 +8,7 @@ import pytest
 import benchmarks.arguments
 import serving.cli.arguments
 import training.cli
-from serving.commandline.parser import Parser, blame
+from serving.commandline.options import Parser, blame
 
 PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.arguments.parser]
 

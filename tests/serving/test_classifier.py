@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.batching.queue import Group, Result
+from serving.batching.runs import Group, Result
 from serving.errors import CorruptModel, DeviceError
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.gpu import NO_GPU
 from tests.support.published import publish
 from training.data.mnist import Mnist

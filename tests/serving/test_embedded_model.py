@@ -14,7 +14,7 @@ import pytest
 
 from serving import BatchingConfig, Model
 from serving.errors import ConfigurationError, InvalidRequest, Unavailable
-from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import runtime
 from tests.serving.model.graphs import model, node, save, two_layers, value
 
 GENERATOR = np.random.default_rng(1)
@@ -36,7 +36,7 @@ def layers(path: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def expected(path: Path) -> Any:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": ROWS})[0]
 
 

@@ -20,13 +20,10 @@ import pytest
 from serving import Classifier
 from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
-from serving.images import Images
 from serving.model import repository
-from serving.model.fork_safety import native_run
-from serving.model.loaded_model import LoadedModel
-from serving.predictions import Probabilities
-from serving.signature import DIGITS
-from serving.tensors import Array, Feeds
+from serving.model.engine import LoadedModel, native_run
+from serving.predictions import Images, Probabilities
+from serving.tensors import DIGITS, Array, Feeds
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.processes import FORKS
 from tests.support.published import publish

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.images import as_images, check_bytes
-from serving.signature import DIGITS, Signature
+from serving.predictions import as_images, check_bytes
+from serving.tensors import DIGITS, Signature
 
 
 def test_rows_and_pictures_become_rows() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from serving.client import AsyncClient, Client
 from serving.errors import ModelNotFound
-from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import runtime
 from serving.protocols.oip import inference_pb
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
@@ -93,7 +93,7 @@ def many(folder: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer
 
 def expected(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """ONNX Runtime's answer in this process."""
-    session = onnxruntime.InferenceSession((folder / f"{name}.onnx").read_bytes())
+    session = runtime().InferenceSession((folder / f"{name}.onnx").read_bytes())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, inputs), strict=True))
 

@@ -15,8 +15,8 @@ import pytest
 from serving import AsyncClient, Classifier, Client, Predictions
 from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig, Precision
-from serving.images import Images
-from serving.signature import Signature
+from serving.predictions import Images
+from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
 from tests.support.servers import RunningServer, running_server

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from serving.catalog.versions import Canary, ModelVersions
+from serving.catalog.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.router import Router
-from serving.signature import Signature
+from serving.tensors import Signature
 from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel
 
 

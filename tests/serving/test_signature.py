@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from serving.signature import DIGITS, Signature
+from serving.tensors import DIGITS, Signature
 from tests.serving.model.templates import LETTERS
 
 

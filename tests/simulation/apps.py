@@ -272,8 +272,8 @@ def clocks(world: Any) -> Iterator[None]:
     time = SimpleNamespace(monotonic=lambda: world.now_s)
     with (
         patch("serving.client.h2.session.time", time),
-        patch("serving.client.retries.time", time),
-        patch("serving.client.retries.random", Random(f"backoff {world.seed}")),
+        patch("serving.client.transport.time", time),
+        patch("serving.client.transport.random", Random(f"backoff {world.seed}")),
         patch("serving.client.checks._are_distributions", return_value=True),  # see `rows_of`
     ):
         yield

@@ -16,7 +16,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.hpack import encode_literally
-from serving.protocols.encoding import frame as framed
+from serving.protocols.method import frame as framed
 from tests.simulation.clients import SLOW, STREAM, UNARY, Client
 
 

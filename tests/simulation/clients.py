@@ -15,6 +15,7 @@ from serving.http2.frames import (
     SETTINGS,
     ErrorCode,
     Http2Error,
+    Limits,
     frame,
     word,
 )
@@ -26,8 +27,7 @@ from serving.http2.hpack import (
     encode_literally,
     literal,
 )
-from serving.http2.limits import Limits
-from serving.protocols.encoding import frame as framed
+from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb
 from tests.simulation.network import Link, Listener
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving.catalog.versions import ModelVersions
+from serving.catalog.catalog import ModelVersions
 from serving.http2.connection import Stream
 from tests.simulation.clients import SLOW, STREAM, Call, Polite
 from tests.simulation.network import READ, WRITE

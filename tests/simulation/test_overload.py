@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from serving.config import BatchingConfig
-from serving.http2.limits import Limits as Http2Limits
+from serving.http2.frames import Limits as Http2Limits
 from serving.tensors import Array, Feeds
 from serving.transports.connections import PortLimits
 from tests.simulation import world as simulation

@@ -19,21 +19,20 @@ from unittest.mock import patch
 import numpy as np
 
 from serving.batching.batcher import Batcher
-from serving.catalog.versions import Canary, ModelVersions
+from serving.catalog.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.protocol.methods import digits_methods
 from serving.errors import ModelError, Unavailable
-from serving.http2.limits import Limits as Http2Limits
-from serving.model.loaded_model import LoadedModel
-from serving.model.manifest import Manifest
+from serving.http2.frames import Limits as Http2Limits
+from serving.model.engine import LoadedModel
+from serving.model.repository import Manifest
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.signature import Signature
 from serving.system.host import Host
-from serving.tensors import Array, Feeds
+from serving.tensors import Array, Feeds, Signature
 from serving.transports.connections import PortLimits
 from serving.transports.h2 import port as h2
 from tests.simulation import invariants

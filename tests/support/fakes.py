@@ -11,20 +11,16 @@ from typing import Any
 import numpy as np
 
 import serving
-from serving.batching.batcher import Batcher
-from serving.batching.queue import Group, Line, Queue, ResponseEncoder, Result
-from serving.catalog.versions import ModelVersions
+from serving.batching.batcher import Batcher, Line, Queue
+from serving.batching.runs import Group, Ran, ResponseEncoder, Result
+from serving.catalog.catalog import ModelVersions
 from serving.config import BatchingConfig, Device
 from serving.errors import DigitsError
-from serving.images import Images
 from serving.model import repository
-from serving.model.engine import Engine
-from serving.model.loaded_model import LoadedModel
-from serving.predictions import Probabilities
+from serving.model.engine import Engine, LoadedModel
+from serving.predictions import Images, Probabilities
 from serving.router import Router
-from serving.signature import DIGITS
-from serving.telemetry.tracing import Ran
-from serving.tensors import Array, Feeds
+from serving.tensors import DIGITS, Array, Feeds
 
 TIMEOUT_S = 10.0
 """How long a test waits for an expected event; only a failure takes that long."""

@@ -5,7 +5,7 @@ from functools import cache
 from serving.errors import DeviceError
 from serving.model.engine import open_engine
 from serving.model.repository import PRETRAINED
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
 """The reasons for a DeviceError: an ONNX Runtime without CUDA, or with it and no usable GPU."""

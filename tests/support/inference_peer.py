@@ -7,8 +7,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.inference_pb import SERVICE
 

@@ -23,15 +23,14 @@ from typing import Any
 import uvloop
 
 from serving.config import BatchingConfig, Device, ServerConfig
-from serving.model.loaded_model import LoadedModel
-from serving.model.manifest import Manifest
+from serving.model.engine import LoadedModel
+from serving.model.repository import Manifest
 from serving.router import Router
 from serving.server.serve import drain_when_signalled
 from serving.server.server import Server, exporting
-from serving.signature import DIGITS
 from serving.system import signals
 from serving.telemetry import logs
-from serving.tensors import Array, Feeds
+from serving.tensors import DIGITS, Array, Feeds
 from tests.support.fakes import images_of, probabilities_of, router_of, versions_of
 from tests.support.tickets import tickets_of
 

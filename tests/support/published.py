@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 
 
 def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from serving.images import Images
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 
 _AT = slice(8, 16)
 """Where the ticket lies; the first pixel stays free: the fake engines answer it modulo ten."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.commandline.terminal import escape
+from serving.commandline.installation import escape
 from training.data import extra
 from training.data.mnist import SIDE, Images
 from training.errors import UnusableInput

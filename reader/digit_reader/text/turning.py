@@ -17,7 +17,7 @@ from digit_reader.ink.rows import find_rows
 from digit_reader.text.lines import Line
 from serving.digits.pictures.parts import Levels, Work
 from serving.errors import InvalidRequest
-from serving.images import Images
+from serving.predictions import Images
 
 NUM_SAMPLES = 12
 """Connected parts of a page that are looked at."""

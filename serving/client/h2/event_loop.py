@@ -4,9 +4,8 @@ import asyncio
 import math
 import ssl
 
-from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.target import Address
+from serving.client.target import Address, Credentials
 from serving.client.transport import (
     CUT_OFF,
     LATE,
@@ -16,7 +15,7 @@ from serving.client.transport import (
     PendingCall,
     Transport,
 )
-from serving.credentials.tls import NO_HTTP2
+from serving.credentials.files import NO_HTTP2
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 

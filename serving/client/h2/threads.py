@@ -16,9 +16,8 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 
-from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.target import Address
+from serving.client.target import Address, Credentials
 from serving.client.transport import (
     CUT_OFF,
     KEEPALIVE_TIME_S,
@@ -30,7 +29,7 @@ from serving.client.transport import (
     PendingCall,
     Transport,
 )
-from serving.credentials.tls import Plain, Tls
+from serving.credentials.files import Plain, Tls
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 

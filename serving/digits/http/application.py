@@ -8,19 +8,22 @@ from urllib.parse import quote
 from serving.config import ServerConfig
 from serving.digits.http.classes import Classes
 from serving.digits.http.digits import Digits
-from serving.model.pictures import PictureInputs
+from serving.model.repository import PictureInputs
 from serving.router import Route, Router
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from serving.transports.http.applications import Document
-from serving.transports.http.openapi import TIMEOUT, WORK, body_of, operation
-from serving.transports.http.schemas import (
+from serving.transports.http.openapi import (
     COUNT,
     PROBABILITY,
     TEXT,
+    TIMEOUT,
+    WORK,
     YES_NO,
     Schema,
     array_of,
+    body_of,
     object_of,
+    operation,
     some_of,
     text_of,
 )

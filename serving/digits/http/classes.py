@@ -8,16 +8,15 @@ from typing import Any
 from serving.digits.http.pictures import MAX_BODY_BYTES, read_pictures, share_of
 from serving.digits.pictures.reader import picture_row
 from serving.errors import DigitsError, InvalidRequest
-from serving.model.loaded_model import LoadedModel
-from serving.model.pictures import PictureInputs
+from serving.model.engine import LoadedModel
 from serving.model.preprocessing import Preprocessing, predictions_of
+from serving.model.repository import PictureInputs
 from serving.predictions import Predictions
-from serving.protocols.encoding import Rows
+from serving.protocols.method import Rows
 from serving.router import Router
 from serving.tensors import Array
-from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.problems import Answer, as_json
-from serving.transports.http1.routing import Endpoint, RoutedRequest
+from serving.transports.http1.port import Exchange
+from serving.transports.http1.routing import Answer, Endpoint, RoutedRequest, as_json
 
 TOP = 5
 """The most probable classes that an answer has, unless `top` says another number."""

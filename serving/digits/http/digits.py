@@ -12,13 +12,11 @@ from serving.digits.http.pictures import MAX_BODY_BYTES, media_type, read_pictur
 from serving.digits.pictures.reader import read_digit
 from serving.digits.protocol.methods import PredictionsEncoder, find_classifier
 from serving.errors import DigitsError, InvalidRequest
-from serving.images import Images, as_images
-from serving.predictions import Predictions
+from serving.predictions import Images, Predictions, as_images
 from serving.router import Router
-from serving.signature import Signature
-from serving.transports.http1.exchange import Exchange
-from serving.transports.http1.problems import JSON, Answer, as_json
-from serving.transports.http1.routing import Endpoint, RoutedRequest
+from serving.tensors import Signature
+from serving.transports.http1.port import Exchange
+from serving.transports.http1.routing import JSON, Answer, Endpoint, RoutedRequest, as_json
 
 _JSON_BYTES = 4 << 20
 _NUM_DECIMALS = 6

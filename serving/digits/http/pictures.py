@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
-from serving.transports.http1.exchange import Exchange
+from serving.transports.http1.port import Exchange
 from serving.transports.http1.routing import RoutedRequest
 
 MAX_BODY_BYTES = 32 << 20

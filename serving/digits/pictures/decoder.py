@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from serving.digits.pictures.guard import read, require_memory
-from serving.images import Images
+from serving.predictions import Images
 
 MAX_SIDE = 256
 """Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 from serving.applications import modules_of
 from serving.digits.pictures.reader import JUDGES, from_picture
 from serving.errors import InvalidRequest
-from serving.images import Images
+from serving.predictions import Images
 from serving.system.processes import Processes
 
 SUFFIXES = (

@@ -19,7 +19,7 @@ from scipy import ndimage
 from serving.digits.pictures.parts import Levels, bounding_box
 from serving.digits.pictures.segments import find_digit
 from serving.errors import InvalidRequest
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 
 HEIGHT, WIDTH = DIGITS.input_shape
 BOX = 20

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from serving.applications import installed
 from serving.commandline.installation import install
 from serving.errors import ConfigurationError
-from serving.images import Images
+from serving.predictions import Images
 
 if TYPE_CHECKING:
     from serving.digits.pictures.decoder import Page

@@ -3,12 +3,11 @@
 from array import array
 from dataclasses import asdict
 
-from serving.batching.queue import ResponseEncoder, Result, Target
+from serving.batching.runs import ResponseEncoder, Result, Target
 from serving.digits.protocol import wire
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
-from serving.protocols.encoding import PrefixCache, frame
-from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Route, Router
 

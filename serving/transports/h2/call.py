@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.queue import Group, ResponseEncoder
+from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import DigitsError
-from serving.protocols.encoding import PREFIX_BYTES, frame
-from serving.protocols.method import BatchedUnary, Refused, Rows
+from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, frame
 from serving.protocols.status import Status, error_of
-from serving.telemetry.tracing import Ran
 from serving.transports.calls import LoopCall, paused
 from serving.transports.connections import Peer
 from serving.transports.h2 import headers
@@ -192,7 +190,7 @@ class GrpcCall(LoopCall):
             self._waits = ""
             self._step(self._steps.send, None)
 
-    async def answer_in_order(self, rows: Rows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
         """See `Call`."""
         pending, self._taken = PendingResponse(self._taken, refused), 0
         if isinstance(rows, DigitsError):

@@ -6,21 +6,20 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from serving.credentials.tokens import TokenCheck
+from serving.credentials.files import TokenCheck
 from serving.errors import DeadlineExceeded, Unauthenticated
 from serving.http2.headers import Block
 from serving.http2.hpack import Field, Fields
-from serving.protocols.encoding import PrefixCache
-from serving.protocols.method import BatchedUnary, Method
+from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode
-from serving.transports import access_log
+from serving.transports import calls
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
 OK: Trailers = ((b"grpc-status", b"0"),)
 RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 """How every answer begins."""
-REQUEST_ID = access_log.REQUEST_ID.encode()
+REQUEST_ID = calls.REQUEST_ID.encode()
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 

@@ -15,10 +15,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from serving.batching.queue import Group, ResponseEncoder
+from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.config import ServerConfig
-from serving.credentials.certificates import server_context
-from serving.credentials.tokens import token_check
+from serving.credentials.files import server_context, token_check
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Block
@@ -26,10 +25,9 @@ from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
 from serving.system.address import address_of, others
-from serving.system.cores import may_poll
 from serving.system.host import Host, Task
-from serving.telemetry.tracing import Ran
-from serving.transports.access_log import AccessLog, LoggedCall, access_log
+from serving.system.process import may_poll
+from serving.transports.calls import AccessLog, LoggedCall, access_log
 from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of
 from serving.transports.h2 import headers
 from serving.transports.h2.call import GrpcCall

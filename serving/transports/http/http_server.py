@@ -4,22 +4,19 @@ import resource
 from collections.abc import Sequence
 
 from serving.config import ServerConfig
-from serving.credentials.certificates import server_context
-from serving.credentials.tokens import token_check
+from serving.credentials.files import server_context, token_check
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.address import activated, bind, others, with_port
 from serving.system.processes import Processes
-from serving.transports.access_log import access_log
+from serving.transports.calls import access_log
 from serving.transports.connections import Port, PortLimits, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
 from serving.transports.http.openapi import openapi_document
 from serving.transports.http.page import Pages, answered
-from serving.transports.http1.exchange import OneThread, Pool
-from serving.transports.http1.port import open_port
-from serving.transports.http1.problems import as_json
-from serving.transports.http1.routing import App, Endpoint
+from serving.transports.http1.port import OneThread, Pool, open_port
+from serving.transports.http1.routing import App, Endpoint, as_json
 from serving.transports.loop import Loop
 
 _BACKLOG = 256

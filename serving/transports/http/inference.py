@@ -15,9 +15,8 @@ from serving.protocols.oip.tensors import TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
 from serving.transports.connections import max_message_bytes
-from serving.transports.http1.exchange import SMALL_BYTES, Exchange, Pool
-from serving.transports.http1.problems import Answer, as_json
-from serving.transports.http1.routing import Endpoint, RoutedRequest
+from serving.transports.http1.port import SMALL_BYTES, Exchange, Pool
+from serving.transports.http1.routing import Answer, Endpoint, RoutedRequest, as_json
 
 LENGTH_HEADER = "inference-header-content-length"
 _INLINE_BYTES = 128 << 10

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.transports.http.applications import HttpApplication
-from serving.transports.http1.problems import Answer
-from serving.transports.http1.routing import Endpoint
+from serving.transports.http1.routing import Answer, Endpoint
 
 _FILES = Path(__file__).parent / "files"
 _TYPES = {

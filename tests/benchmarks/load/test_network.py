@@ -16,8 +16,8 @@ from benchmarks.load.trace import Outcome, Request, Trace, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.digits.protocol.wire import encode_response
-from serving.images import Images
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import RunningServer, fake_server
 

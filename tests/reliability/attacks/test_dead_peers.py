@@ -12,7 +12,7 @@ import pytest
 
 from serving import Client
 from serving.errors import ServingError
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.fleet.router import Router
 from tests.support.processes import PacedServer, paced_server
 from tests.support.servers import RunningServer, free_address, running_server

@@ -25,7 +25,7 @@ from hyperframe.frame import (
 import serving
 from serving.digits.protocol.wire import encode_request
 from serving.protocols.oip import inference_pb
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
 from tests.reliability.attacks.polite import polite_caller
 from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers

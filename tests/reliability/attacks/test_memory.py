@@ -11,8 +11,8 @@ import pytest
 
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.support.h2_connection import Connection, request_headers
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint

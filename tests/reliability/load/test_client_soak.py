@@ -18,7 +18,7 @@ import pytest
 from serving import Classifier, Client
 from serving.config import TransportName
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
-from serving.images import Images
+from serving.predictions import Images
 from tests.reliability.conftest import soak_s
 from tests.reliability.load.test_soak import assert_no_growth
 from tests.support.servers import running_server

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from serving import Classifier
 from serving.config import BatchingConfig
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.images import Images
-from serving.model.onnx_runtime import onnxruntime
-from serving.predictions import Probabilities
+from serving.model.onnx_runtime import runtime
+from serving.predictions import Images, Probabilities
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
 from tests.support.inference_peer import probabilities_in, raw_request
@@ -36,7 +35,7 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 @pytest.fixture(scope="module")
 def reference(models: Path, images: Images) -> Probabilities:
     """(500, 10): each image run alone, by ONNX Runtime and nothing of ours."""
-    session = onnxruntime.InferenceSession(models / "digits" / "1" / "model.onnx")
+    session = runtime().InferenceSession(models / "digits" / "1" / "model.onnx")
     return np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from serving import Classifier
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.images import Images
+from serving.predictions import Images
 from tests.reliability.conftest import soak_s
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint, paced_server

@@ -21,7 +21,7 @@ from string import Template
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer
 

@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Client
-from serving.system.cores import usable_cores
+from serving.system.process import usable_cores
 from tests.support.processes import TIMEOUT_S, is_serving, paced_server, wait_until
 from tests.support.servers import RunningServer
 from tests.support.tickets import image_with

@@ -10,7 +10,7 @@ import pytest
 
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.reliability.operation.test_swaps import outcomes
 from tests.serving.catalog.test_reload import wait_for_version

@@ -13,7 +13,7 @@ import pytest
 
 from serving import Client
 from serving.errors import DigitsError
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.processes import wait_until
 from tests.support.servers import STOP_TIMEOUT_S, serve_command
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.trace import Request, arrivals
 from benchmarks.targets.workload import encode_digits
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.raw import CLASSIFY
 from tests.support.servers import running_server
 

@@ -12,7 +12,7 @@ import pytest
 
 from serving import Classifier
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.load import ClosedLoop

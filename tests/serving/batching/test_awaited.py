@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from serving.batching.awaited import AwaitedCalls
-from serving.images import Images
-from serving.predictions import Predictions
+from serving.predictions import Images, Predictions
 from tests.support.fakes import FakeModel, GatedModel, images_of
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.queue import Group
+from serving.batching.runs import Group
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
-from serving.images import Images
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 from tests.support.fakes import (

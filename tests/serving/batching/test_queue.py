@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.batching.queue import Group, Queue
+from serving.batching.batcher import Queue
+from serving.batching.runs import Group
 from tests.support.fakes import FakeCaller
 
 

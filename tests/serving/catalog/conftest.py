@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.signature import Signature
+from serving.tensors import Signature
 from tests.serving.model import templates
 
 SMALL = Signature((4, 4), 3)

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from serving.catalog.catalog import Catalog
-from serving.catalog.versions import Canary, ModelVersions
+from serving.catalog.catalog import Canary, Catalog, ModelVersions
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
-from serving.signature import Signature
+from serving.tensors import Signature
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
 

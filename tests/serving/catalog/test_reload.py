@@ -14,7 +14,7 @@ import pytest
 from serving import Client
 from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.processes import wait_until
@@ -103,7 +103,7 @@ def test_what_is_no_regular_file_is_refused_unread(
 def test_endless_model_is_refused_and_its_run_is_ended(
     catalog: Catalog, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 0.5)
+    monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.5)
     published.endless(model_dir, "2")
     assert not catalog.reload()
     wait_until(lambda: all(thread.name != "model-loader" for thread in threading.enumerate()))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.commandline.terminal import Bar, escape
+from serving.commandline.installation import Bar, escape
 from serving.digits import answers
 from serving.digits.pictures.reader import from_picture
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.cli.conftest import Run
 from tests.support.servers import ended, program
 

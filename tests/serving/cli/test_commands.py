@@ -13,9 +13,9 @@ from PIL import Image
 
 from serving import Classifier
 from serving.__main__ import main
-from serving.commandline import values
+from serving.commandline import options
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.cli.conftest import Run
 from tests.support.servers import RunningServer, serve_command, started
 
@@ -165,7 +165,12 @@ def test_environment_configures_a_server(models: Path, monkeypatch: pytest.Monke
 
 def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
-    monkeypatch.setattr("serving.server.run.run", lambda *configs: taken.extend(configs))
+
+    async def supervise(*configs: object) -> bool:
+        taken.extend(configs)
+        return True
+
+    monkeypatch.setattr("serving.server.supervisor.supervise", supervise)
     monkeypatch.setattr("serving.system.signals.end_process", lambda code: None)
     options = """
         --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms --max-run 8
@@ -222,10 +227,10 @@ def test_help_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize(
     ("read", "text", "number"),
-    [*((values.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
-     *((values.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
-     *((values.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
-     *((values.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
+    [*((options.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
+     *((options.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
+     *((options.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
+     *((options.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
 )  # fmt: skip
 def test_values_are_read_with_their_units(read: Any, text: str, number: float | None) -> None:
     with nullcontext() if number else pytest.raises(ArgumentTypeError, match="such as 5"):

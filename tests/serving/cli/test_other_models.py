@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from serving.__main__ import main
-from serving.images import Images
-from serving.signature import Signature
+from serving.predictions import Images
+from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.servers import running_server
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.images import Images
+from serving.predictions import Images
 
 
 @pytest.fixture(scope="session")

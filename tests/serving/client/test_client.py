@@ -18,7 +18,7 @@ from serving.errors import (
     Overloaded,
     Unauthenticated,
 )
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.status import MODEL_TEXTS, STATUS
 from tests.support.servers import RunningServer, fake_server, running_server
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Client
-from serving.client import retries
+from serving.client import transport
 from serving.client.checks import model_info_of, predictions_of
 from serving.digits.protocol import wire
 from serving.errors import DigitsError, Unavailable
-from serving.images import Images
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.processes import FORKS
 from tests.support.servers import (
@@ -99,7 +99,7 @@ def test_wrong_address_is_given_up_before_a_long_timeout(
     image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test's own timeout is shorter than the client's."""
-    monkeypatch.setattr(retries, "_FIRST_CONTACT_S", 0.3)
+    monkeypatch.setattr(transport, "_FIRST_CONTACT_S", 0.3)
     address = free_address()
     with (
         Client(address, timeout_s=3600) as client,

@@ -9,8 +9,8 @@ import pytest
 
 from serving import AsyncClient, Classifier, Client
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
-from serving.images import Images
-from serving.protocols.oip import metadata, tensors
+from serving.predictions import Images
+from serving.protocols.oip import methods, tensors
 from serving.protocols.oip.inference_pb import (
     SERVICE,
     ModelInferRequest,
@@ -36,7 +36,7 @@ class Echo:
 
     def metadata(self, request: bytes, context: object) -> bytes:
         self.num_asked += 1
-        answer = metadata.model_metadata("echo", ("1",), self.signature)
+        answer = methods.model_metadata("echo", ("1",), self.signature)
         data: bytes = answer.SerializeToString()
         return data
 

@@ -9,9 +9,9 @@ import pytest
 from serving import Client
 from serving.digits.protocol import wire
 from serving.errors import InvalidRequest, Unavailable
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.signature import DIGITS, Signature
+from serving.tensors import DIGITS, Signature
 from tests.support.servers import fake_server
 
 PETS = Signature((28, 28), 3, ("cat", "dog", "fish"))

@@ -15,9 +15,9 @@ import pytest
 import trustme
 
 from serving import AsyncClient, Classifier, Client
-from serving.client.retries import RetryBudget
+from serving.client.transport import RetryBudget
 from serving.errors import DigitsError, Unavailable
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.router import Router
 from tests.support.servers import ONE, RunningServer, fake_server

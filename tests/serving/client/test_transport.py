@@ -24,7 +24,7 @@ from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.status import StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import MODEL_INFO, ONE

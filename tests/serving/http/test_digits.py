@@ -11,7 +11,7 @@ from PIL import Image
 
 from serving import Classifier
 from serving.digits.pictures.reader import from_picture
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 
 

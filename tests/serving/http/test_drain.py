@@ -9,7 +9,7 @@ import pytest
 
 from serving.config import ServerConfig
 from serving.model import repository
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.router import Router
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer, Reply

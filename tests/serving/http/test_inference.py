@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer, Reply
 
 INFER = "/v2/models/digits/infer"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from serving.model.preprocessing import of_signature
-from serving.signature import DIGITS, Signature
+from serving.tensors import DIGITS, Signature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.templates import publish
 from tests.support.servers import running_server

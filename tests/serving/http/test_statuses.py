@@ -17,7 +17,7 @@ from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.digits.http import application
 from serving.errors import DigitsError, Unavailable
 from serving.model import repository
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
@@ -25,7 +25,7 @@ from serving.router import Router
 from serving.system.host import Host
 from serving.transports.connections import PortLimits
 from serving.transports.http.http_server import HttpServer
-from serving.transports.http1.problems import http_status
+from serving.transports.http1.routing import http_status
 from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of

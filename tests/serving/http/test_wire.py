@@ -14,7 +14,7 @@ import pytest
 
 from serving import Classifier
 from serving.http1.requests import BadRequest, RequestReader
-from serving.images import Images
+from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.processes import wait_until

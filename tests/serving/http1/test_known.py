@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.batching.runs import NEVER
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.http import application
-from serving.images import Images
 from serving.model import repository
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.model.repository import PRETRAINED
+from serving.predictions import Images
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
-from serving.telemetry.tracing import NEVER
 from serving.transports.http.http_server import HttpServer
-from serving.transports.http1.exchange import Known
+from serving.transports.http1.port import Known
 from serving.transports.loop import Loop
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published

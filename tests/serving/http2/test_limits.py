@@ -20,10 +20,10 @@ from serving.http2.frames import (
     WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
+    Limits,
     frame,
     word,
 )
-from serving.http2.limits import Limits
 from serving.http2.server_side import ServerConnection
 
 RESPONSE = ((b":status", b"200"),)

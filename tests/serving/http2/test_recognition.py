@@ -8,9 +8,8 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.frames import PREFACE, Http2Error, frame, word
+from serving.http2.frames import PREFACE, Http2Error, Limits, frame, word
 from serving.http2.headers import OpenCall
-from serving.http2.limits import Limits
 from serving.http2.server_side import ServerConnection
 
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))

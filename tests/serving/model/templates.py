@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from serving.images import Images
-from serving.model.onnx_runtime import onnxruntime
-from serving.signature import Signature
+from serving.model.onnx_runtime import runtime
+from serving.predictions import Images
+from serving.tensors import Signature
 from tests.serving.model.graphs import TYPES, model, node, value
 
 LETTERS = Signature((32, 32), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
@@ -57,7 +57,7 @@ def publish(models: Path, name: str, signature: Signature, version: str = "1") -
 
 
 def _answers(graph: bytes, images: Images) -> list[list[float]]:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     answers: list[list[float]] = session.run(None, {"images": images})[0].tolist()
     return answers
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from serving.images import Images
 from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
-from serving.predictions import Probabilities
+from serving.predictions import Images, Probabilities
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value

@@ -18,7 +18,7 @@ from onnx.backend.test.case.node import collect_testcases
 from serving.model.batching_proof import prove
 from serving.model.batching_values import Mixes
 from serving.model.onnx_file import parse_model
-from serving.model.onnx_runtime import onnxruntime
+from serving.model.onnx_runtime import runtime
 from serving.model.sizes import ONE, ROWS, Size, product
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1]>\n'
@@ -526,7 +526,7 @@ def test_graph_that_keeps_rows_apart_is_proved_and_does(name):
 
 def compare_with_itself(model, sizes=(2, 3, 8)):
     """Rows of unlike size answer in a batch as they do alone."""
-    session = onnxruntime.InferenceSession(
+    session = runtime().InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     generator = np.random.default_rng(0)
@@ -693,7 +693,7 @@ def test_random_graphs_that_are_proved_answer_each_row_alone(seed):
     lines.append(f"y = Identity({names[-1]})")
     model = graph("; ".join(lines))
     if verdict(model) is None:
-        state = onnxruntime.capi.onnxruntime_pybind11_state
+        state = runtime().capi.onnxruntime_pybind11_state
         with contextlib.suppress(state.Fail, state.InvalidArgument):  # shapes don't fit
             compare_with_itself(model)
 
@@ -764,7 +764,7 @@ def compare_rows(model, rows):
     count = len(next(iter(rows.values())))
     order = [*range(count), *reversed(range(count))]
     try:
-        session = onnxruntime.InferenceSession(
+        session = runtime().InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         answers = session.run(None, {name: array[order] for name, array in rows.items()})

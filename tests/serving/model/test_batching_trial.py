@@ -218,7 +218,7 @@ def test_inputs_that_run_for_ever_leave_a_model_that_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loop that ends only for a negative number, which is not drawn."""
-    monkeypatch.setattr("serving.model.loaded_model._CHECK_LIMIT_S", 0.3)
+    monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
     monkeypatch.setattr("serving.model.batching_trial._DRAWS_S", 0.1)
     body = onnx.helper.make_graph(
         [node("Identity", ["again"], ["goes_on"]), node("Abs", ["n"], ["same"])],

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
-from serving.images import Images
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
-from serving.model.onnx_runtime import new_session, onnxruntime
-from serving.signature import DIGITS
+from serving.model.onnx_runtime import new_session, runtime
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
@@ -137,15 +137,15 @@ def test_memory_that_runs_out_is_not_the_callers_mistake() -> None:
 def listed(monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., Any]) -> None:
     """Replace ONNX Runtime by one that lists CUDA, and opens sessions so."""
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    monkeypatch.setattr(runtime(), "get_available_providers", lambda: providers)
+    monkeypatch.setattr(runtime(), "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(runtime(), "InferenceSession", open_session)
 
 
 @pytest.fixture
 def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
-    plain = onnxruntime.InferenceSession
+    plain = runtime().InferenceSession
     listed(
         monkeypatch,
         lambda model, options, providers, **_: plain(model, providers=["CPUExecutionProvider"]),
@@ -168,7 +168,7 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
 def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
     onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*install '\.\[serve-gpu\]'"):
         open_engine(onnx_bytes, DIGITS, "cuda")
 
@@ -176,7 +176,7 @@ def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
 @pytest.fixture
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime with CUDA and without a driver: the messages of 1.26."""
-    plain = onnxruntime.InferenceSession
+    plain = runtime().InferenceSession
 
     def open_session(model: bytes, options: Any, providers: list[str], **settings: Any) -> Any:
         if providers == ["CPUExecutionProvider"]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.model import loader_thread
-from serving.model.loader_thread import within
+from serving.model import loading
+from serving.model.loading import within
 
 
 class Step:
@@ -24,7 +24,7 @@ class Step:
         return self._used_s(self.num_seen)
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> bool:
-        monkeypatch.setattr(loader_thread, "_thread_clock", lambda: self.clock)
+        monkeypatch.setattr(loading, "_thread_clock", lambda: self.clock)
         try:
             return within(10.0, self.ended.wait, look_s=1e-4)
         finally:

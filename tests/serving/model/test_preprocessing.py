@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from serving.errors import ModelError
-from serving.images import Images
 from serving.model.preprocessing import (
     Preprocessing,
     as_probabilities,
@@ -15,8 +14,8 @@ from serving.model.preprocessing import (
     of_signature,
     predictions_of,
 )
-from serving.signature import DIGITS, Signature
-from serving.tensors import Tensor, TensorSignature
+from serving.predictions import Images
+from serving.tensors import DIGITS, Signature, Tensor, TensorSignature
 
 
 @pytest.fixture

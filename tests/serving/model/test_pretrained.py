@@ -11,8 +11,8 @@ from PIL import Image
 from serving import Classifier
 from serving.__main__ import main
 from serving.config import Precision
-from serving.images import Images
 from serving.model.repository import PRETRAINED, find_root
+from serving.predictions import Images
 from training.data.mnist import Mnist
 
 MAX_BYTES = 1_500_000

@@ -7,7 +7,7 @@ import pytest
 
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
-from serving.model.manifest import parse_manifest
+from serving.model.repository import parse_manifest
 from tests.support import published
 
 

@@ -28,7 +28,7 @@ from serving.digits.pictures import decoder
 from serving.digits.pictures.parts import bounding_box
 from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from serving import Classifier
-from serving.batching.queue import Result
-from serving.images import Images
-from serving.protocols.encoding import frame
+from serving.batching.runs import Result
+from serving.predictions import Images
+from serving.protocols.method import frame
 from serving.protocols.oip.infer import Infer, raw_ending
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import decode
-from serving.signature import DIGITS
-from serving.tensors import Tensor, TensorSignature
+from serving.tensors import DIGITS, Tensor, TensorSignature
 from tests.support.fakes import router_of
 from tests.support.inference_peer import raw_request, typed_request
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
-from serving.images import Images
-from serving.signature import DIGITS
+from serving.predictions import Images
+from serving.tensors import DIGITS
 from tests.support.inference_peer import (
     Peer,
     probabilities_in,

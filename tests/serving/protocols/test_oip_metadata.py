@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier
 from serving.config import BatchingConfig
-from serving.images import Images
-from serving.protocols.oip import metadata
+from serving.predictions import Images
+from serving.protocols.oip import methods
 from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import Peer, raw_request, typed_request
 from tests.support.raw import TIMEOUT_S, status_of
@@ -123,7 +123,7 @@ ODD = TensorSignature(
 
 
 def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
-    described = metadata.model_metadata("odd", ("1", "3"), ODD)
+    described = methods.model_metadata("odd", ("1", "3"), ODD)
     assert list(described.versions) == ["1", "3"]
     tensors = [*described.inputs, *described.outputs]
     assert [(tensor.name, tensor.datatype, [*tensor.shape]) for tensor in tensors] == [
@@ -131,7 +131,7 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
         ("state", "FP16", [2, -1, 64]),
         ("score", "FP64", []),
     ]
-    config = metadata.model_config("odd", ODD, BatchingConfig(), {}).config
+    config = methods.model_config("odd", ODD, BatchingConfig(), {}).config
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     kinds = config.DESCRIPTOR.fields_by_name["input"].message_type.fields_by_name["data_type"]

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 
 from serving import Classifier
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.oip.inference_pb import SERVICE, ModelStreamInferResponse
 from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario

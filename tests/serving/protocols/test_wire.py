@@ -12,7 +12,7 @@ from serving.digits.protocol import wire
 from serving.errors import InvalidRequest
 from serving.predictions import Probabilities
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three

@@ -13,8 +13,8 @@ from PIL import Image
 
 from serving import Classifier, Predictions
 from serving.__main__ import main
-from serving.images import Images
 from serving.model.repository import PRETRAINED
+from serving.predictions import Images
 
 
 class Result(NamedTuple):

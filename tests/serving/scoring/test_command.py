@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.commandline.installation import install
-from serving.commandline.terminal import Bar
-from serving.images import Images
+from serving.commandline.installation import Bar, install
+from serving.predictions import Images
 from tests.serving.scoring.conftest import Score, rows_of, write
 from tests.support.servers import ended
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import Predictions
-from serving.images import Images
+from serving.predictions import Images
 from serving.scoring.source import open_place, open_source
 from tests.serving.scoring.conftest import Score, picture, rows_of, write
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import Predictions
-from serving.images import Images
+from serving.predictions import Images
 from serving.ray import Classify
 from tests.serving.scoring.conftest import Score, check, picture, rows_of, write
 

@@ -13,12 +13,12 @@ from serving import Predictions
 from serving.__main__ import main
 from serving.catalog.remote import without_credentials
 from serving.errors import ConfigurationError
-from serving.images import Images
-from serving.model.loaded_model import load_model
+from serving.model.loading import load_model
 from serving.model.repository import PRETRAINED
+from serving.predictions import Images
 from serving.scoring import scorer
 from serving.scoring.source import open_place, open_source
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
 
 

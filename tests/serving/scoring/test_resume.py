@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.images import Images
 from serving.model.repository import PRETRAINED
+from serving.predictions import Images
 from tests.serving.scoring.conftest import Score, read, rows_of, write
 from tests.support.processes import wait_until
 from tests.support.servers import program

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.servers import started
 
 ROOT = Path(__file__).parents[3]

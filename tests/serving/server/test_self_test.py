@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.protocols.health import Health
-from serving.server.self_test import SelfTest
+from serving.server.server import SelfTest
 from tests.support.fakes import until
 
 INTERVAL_S = 0.02

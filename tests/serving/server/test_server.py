@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of

@@ -21,13 +21,12 @@ import pytest
 from serving import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
 from serving.system.address import refuse_callers, reserved_port
 from serving.system.process import Usage
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, Served, total
+from serving.telemetry.metrics import Counts, Report, Served, total
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop

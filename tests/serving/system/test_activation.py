@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.servers import program, serve_command, started
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.system.cores import may_poll, usable_cores
+from serving.system.process import may_poll, usable_cores
 
 
 @pytest.fixture(autouse=True)

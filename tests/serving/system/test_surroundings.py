@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.images import Images
+from serving.predictions import Images
 from tests.support.servers import ended, running_server, serve_command
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2

@@ -19,8 +19,7 @@ from serving.errors import ConfigurationError
 from serving.server.exporter import LIMITS, Exporter
 from serving.server.serve import serve
 from serving.system.process import Usage
-from serving.telemetry.metrics import Counts
-from serving.telemetry.report import Report, Served, State
+from serving.telemetry.metrics import Counts, Report, Served, State
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.telemetry.metrics import Histogram, Metrics
 from tests.support.processes import paced_server, wait_until
 from tests.support.servers import RunningServer, on_both, running_server

@@ -10,7 +10,7 @@ import pytest
 from serving import Classifier
 from serving.config import SecurityConfig
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.server.server import Server
 from serving.telemetry.logs import ACCESS
 from tests.support.h2_connection import Connection

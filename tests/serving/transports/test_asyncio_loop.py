@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from serving.batching.awaited_call import Peer, submit
+from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig
-from serving.model.loaded_model import LoadedModel
-from serving.protocols.encoding import Rows
-from serving.protocols.method import BatchedUnary
-from serving.signature import Signature
+from serving.model.engine import LoadedModel
+from serving.protocols.method import BatchedUnary, Rows
 from serving.telemetry.logs import request_fields
-from serving.transports.asyncio_loop import AsyncioLoop
+from serving.tensors import Signature
+from serving.transports.loop import AsyncioLoop
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,
@@ -48,7 +47,7 @@ def test_every_call_that_waits_for_others_is_run() -> None:
         loop.start()
         for number in range(100):
             await asyncio.sleep(0.0003 * (number % 7))
-            call = submit(loop, Peer(""), images_of(3).tobytes(), Rows(target, None, 1))
+            call = submit(loop, AsyncCaller(""), images_of(3).tobytes(), Rows(target, None, 1))
             await asyncio.wait_for(call, TIMEOUT_S)
         loop.stop()
 
@@ -88,12 +87,12 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         loop = AsyncioLoop(router, [method])
         loop.start()
         image, target = images_of(3).tobytes(), router.find("digits")
-        await submit(loop, Peer(""), image, Rows(target, None, 1))
+        await submit(loop, AsyncCaller(""), image, Rows(target, None, 1))
         trace = weakref.ref(first.engine)
         del first
         await asyncio.to_thread(router.change, "digits", versions_of(loaded("2")))
         await until(lambda: [each.model.version for each in router.batchers] == ["2"])
-        await submit(loop, Peer(""), image, Rows(target, None, 1))
+        await submit(loop, AsyncCaller(""), image, Rows(target, None, 1))
         gc.collect()
         assert trace() is None
         assert method.prefixes

@@ -13,9 +13,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from serving import Classifier, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
-from serving.credentials.tokens import token_check
+from serving.credentials.files import token_check
 from serving.errors import ConfigurationError, Unauthenticated
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.server.server import Server

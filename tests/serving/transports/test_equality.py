@@ -14,10 +14,10 @@ import pytest
 from grpc import StatusCode
 
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from tests.support.inference_peer import raw_request, typed_request
 from tests.support.raw import CLASSIFY, TIMEOUT_S
 from tests.support.servers import running_server

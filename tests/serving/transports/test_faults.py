@@ -18,9 +18,9 @@ from serving.config import BatchingConfig, ServerConfig, TransportName
 from serving.digits.protocol.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
-from serving.model.loaded_model import LoadedModel
+from serving.model.engine import LoadedModel
 from serving.server.server import Server
-from serving.telemetry.report import Report
+from serving.telemetry.metrics import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
 from tests.support.servers import on_both
 
@@ -175,7 +175,7 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "serving.client.retries._RETRYABLE", ()
+        "serving.client.transport._RETRYABLE", ()
     )  # the client would ask again and again
 
     async def scenario(running: Running) -> None:

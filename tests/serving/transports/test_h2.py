@@ -21,7 +21,7 @@ from serving import Classifier
 from serving.digits.protocol.wire import encode_request
 from serving.errors import Unavailable
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from serving.transports import loop
 from tests.support.h2_connection import (
     PREFACE,

@@ -16,7 +16,7 @@ import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.digits.protocol.wire import encode_request
-from serving.http2.limits import Limits as Http2Limits
+from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.connections import PortLimits
 from serving.transports.h2.call import GrpcCall

@@ -14,7 +14,7 @@ import pytest
 import serving
 from serving import Classifier
 from serving.digits.protocol.wire import encode_request
-from serving.signature import DIGITS
+from serving.tensors import DIGITS
 from serving.transports.connections import PortLimits
 from tests.support.h2_connection import Connection, message
 from tests.support.h2_server import h2_server

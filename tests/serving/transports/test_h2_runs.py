@@ -15,14 +15,13 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, Frame, RstStreamFrame, WindowUpdateFrame
 
-from serving.batching.awaited_call import Peer, submit
+from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.protocol.methods import digits_methods
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
-from serving.model.loaded_model import LoadedModel
-from serving.predictions import Probabilities
-from serving.protocols.encoding import Rows
+from serving.model.engine import LoadedModel
+from serving.predictions import Images, Probabilities
+from serving.protocols.method import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
 from serving.transports.connections import PortLimits
@@ -152,7 +151,7 @@ def test_call_whose_deadline_passes_during_the_run_before_is_not_run(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "serving.batching.queue._SHARE_OF_PATIENCE", math.inf
+        "serving.batching.batcher._SHARE_OF_PATIENCE", math.inf
     )  # else it would be refused at once
     held.occupy()
     held.connection.send(
@@ -191,7 +190,7 @@ def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
 
     held.occupy()
     held.connection.send(*held.frames(3, request(1)), *held.frames(5, request(2, 3)))
-    monkeypatch.setattr("serving.batching.queue.class_numbers", fail)  # for call 1
+    monkeypatch.setattr("serving.batching.runs.class_numbers", fail)  # for call 1
     held.engine.open(1000)
     assert held.connection.reply(1).status == INTERNAL
     assert digits(held.connection.reply(3)) == [1]
@@ -263,7 +262,7 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
         route = router.find("digits")
         assert router.owner is not None
         image, encoder = images_of(0).tobytes(), Rows(route, None, 1)
-        rows = submit(router.owner, Peer(""), image, encoder)
+        rows = submit(router.owner, AsyncCaller(""), image, encoder)
         call = asyncio.create_task(rows)
         await asyncio.to_thread(engine.wait_until_running)
         beat = asyncio.create_task(server.beat())

@@ -11,7 +11,7 @@ import pytest
 
 from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
+from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.serving.transports import test_faults
 from tests.serving.transports.test_faults import Running, Scenario

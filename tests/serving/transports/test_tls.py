@@ -20,12 +20,11 @@ from cryptography.hazmat.primitives import serialization
 from serving import AsyncClient, Classifier, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
-from serving.credentials.certificates import server_context
+from serving.credentials.files import Tls, server_context
 from serving.credentials.grpcio import server_credentials
-from serving.credentials.tls import Tls
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
-from serving.images import Images
-from serving.server.run import warn_if_exposed
+from serving.predictions import Images
+from serving.server.serve import warn_if_exposed
 from serving.server.server import Server
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both

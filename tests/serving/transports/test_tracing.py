@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
 from serving.errors import ConfigurationError, ModelNotFound
-from serving.images import Images
+from serving.predictions import Images
 from serving.server.server import Server
-from serving.telemetry.tracing import Tracer
+from serving.transports.calls import Tracer
 from tests.support.fleet.collector import Collector, attributes_of, running_collector
 from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, TIMEOUT_S

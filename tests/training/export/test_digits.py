@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.model import manifest as read_manifest
+from serving.model import repository as read_manifest
 from training.data.mnist import Mnist
 from training.errors import ExportError, NotTrained
 from training.export import manifest as written_manifest

@@ -4,34 +4,31 @@ With golden samples, the check is that they are answered correctly in any batch.
 out whether rows can be batched.
 """
 
+import concurrent.futures
 import logging
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
-from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
-from serving.images import Images
+from serving.errors import CorruptModel, ModelNotFound
 from serving.model import acceptance, batching_trial, repository
-from serving.model.acceptance import ENOUGH_ROWS, Run, find_rows, has_bounded_time
+from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.batching_proof import prove
 from serving.model.batching_values import Mixes
-from serving.model.fork_safety import native_run
-from serving.model.loader_thread import within
-from serving.model.manifest import Manifest
+from serving.model.engine import LoadedModel, OnnxEngine, open_engine
 from serving.model.onnx_file import Message, cut_zip_maps, parse_model
-from serving.model.pictures import described
-from serving.model.preprocessing import Preprocessing
-from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings, read_settings
-from serving.predictions import Probabilities
-from serving.signature import ModelInfo, Signature
-from serving.tensors import Array, Feeds, TensorSignature
-
-if TYPE_CHECKING:
-    from serving.model.engine import Engine  # loads ONNX Runtime, which a supervisor doesn't need
+from serving.model.onnx_runtime import runtime
+from serving.model.repository import described
+from serving.model.settings import SETTINGS, ModelSettings, read_settings
+from serving.tensors import Feeds
 
 _log = logging.getLogger(__name__)
 
@@ -41,90 +38,6 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel:
-    """A version that was checked; safe to run from many threads."""
-
-    engine: "Engine"
-    manifest: Manifest
-    precision: Precision
-    quick_rows: int = 0
-    """The most rows of a run that is quick enough for the thread that reads from all callers."""
-    enough_rows: int = ENOUGH_ROWS
-    """Rows that are worth their own run on another core."""
-    batching: str = ""
-    """One line that says whether rows are batched, and why not."""
-    settings: ModelSettings = NO_SETTINGS
-    """How it is served, where that differs from the server's options."""
-    labels: tuple[str, ...] = ()
-    """The classes of an output that its graph makes a dictionary of, else none."""
-
-    @property
-    def version(self) -> str:
-        """The version named in every answer, such as "3"."""
-        return self.manifest.version
-
-    @property
-    def tensors(self) -> TensorSignature:
-        """Its inputs and outputs."""
-        return self.engine.tensors
-
-    @property
-    def signature(self) -> Signature | None:
-        """The shape of its images, and its classes; None if it isn't known to classify images."""
-        return self.manifest.signature
-
-    @property
-    def pictures(self) -> Preprocessing | None:
-        """How pictures become its input, and the names of its classes; None if it takes none."""
-        return self.manifest.pictures
-
-    @property
-    def image_signature(self) -> Signature:
-        """The signature; raises ConfigurationError if there is none."""
-        if self.manifest.signature is None:
-            raise ConfigurationError(
-                f"model {self.manifest.name} has no manifest, so it is not known to classify "
-                "images: serving.Model runs any model"
-            )
-        return self.manifest.signature
-
-    @property
-    def device(self) -> Device:
-        """The device that it runs on: "cpu" or "cuda"."""
-        return self.engine.device
-
-    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
-        """Describe a classifier of images, as callers know it."""
-        return ModelInfo(
-            name=name, version=self.version, device=self.device, precision=self.precision,
-            transport=transport, max_request_images=batching.max_request_images,
-            max_batch_size=self.settings.of(batching).max_batch_size,
-            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
-        )  # fmt: skip
-
-    # On one line, so that the lock is released even if a trace function raises (debuggers,
-    # coverage, tests): these run between lines.
-
-    def run(self, feeds: Feeds) -> list[Array]:
-        """See `Engine.run`."""
-        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
-
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """See `Engine.stoppable`."""
-        engine_run, end = self.engine.stoppable()
-
-        def run(feeds: Feeds) -> list[Array]:
-            with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
-
-        return run, end
-
-    def classify(self, images: Images) -> Probabilities:
-        """Return the (N, classes) float32 probabilities of (N, pixels) images."""
-        name = self.engine.tensors.inputs[0].name
-        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip
 
 
 def load_model(
@@ -200,10 +113,7 @@ def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, limits: _Limits,
     is_described: bool, settings: ModelSettings,
 ) -> LoadedModel:  # fmt: skip
-    from serving.model.engine import OnnxEngine, open_engine
-    from serving.model.onnx_runtime import onnxruntime
-
-    run_options = onnxruntime.RunOptions()
+    run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     limit_factor = limits.factor
 
@@ -282,3 +192,58 @@ def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None)
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     return replace(model, quick_rows=quick, enough_rows=enough, batching=line)
+
+
+_LOOK_S = 0.25
+_MAX_QUIET_LOOKS = 240
+"""Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
+in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
+
+_Result = TypeVar("_Result")
+
+
+def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S) -> _Result:
+    """Do some work on a thread of its own, since a file or a graph that hangs can't be stopped.
+
+    Args:
+        limit_s: the most processor time of the thread, in seconds. macOS and Windows don't show
+            it to other threads: there it is time on the clock.
+        work: the step.
+        look_s: seconds between two looks at the thread.
+
+    Raises:
+        TimeoutError: it takes longer, or makes no progress for a minute; the thread is left
+            behind.
+    """
+    future: Future[_Result] = Future()
+    clock: Future[Callable[[], float]] = Future()
+
+    def run() -> None:
+        try:
+            clock.set_result(_thread_clock())
+            future.set_result(work())
+        except BaseException as err:
+            future.set_exception(err)
+
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
+    used_s, num_quiet = 0.0, 0
+    while not concurrent.futures.wait([future], look_s).done:
+        try:
+            before_s, used_s = used_s, clock.result()()
+        except OSError:  # the thread has ended since
+            continue
+        if used_s > limit_s:
+            raise TimeoutError(f"is not ready after {limit_s:g} s of processor time")
+        num_quiet = num_quiet + 1 if used_s == before_s else 0
+        if num_quiet >= _MAX_QUIET_LOOKS:
+            raise TimeoutError(f"makes no progress for {_MAX_QUIET_LOOKS * look_s:g} s")
+    return future.result()
+
+
+def _thread_clock() -> Callable[[], float]:
+    """Return a clock of this thread's processor time that other threads can read."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        begin_s = time.monotonic()
+        return lambda: time.monotonic() - begin_s
+    clock_id = time.pthread_getcpuclockid(threading.get_ident())
+    return partial(time.clock_gettime, clock_id)

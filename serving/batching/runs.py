@@ -1,0 +1,499 @@
+"""Calls that are answered together, and their runs: the model's part of a batch."""
+
+import logging
+import math
+import os
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
+from array import array
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import (
+    DeadlineExceeded,
+    DigitsError,
+    InvalidRequest,
+    ModelError,
+    Unavailable,
+)
+from serving.predictions import BYTE_CLASSES, ClassNumbers, Probabilities
+from serving.tensors import Array, Feeds, Layout, Signature, TensorSignature
+
+_log = logging.getLogger(__name__)
+_LOG_S = 1.0
+"""The least time between two lines about calls of a version that can't be run."""
+
+Run = Callable[[Feeds], list[Array]]
+Ran = tuple[float, float, str, str, int]
+"""A run: start and end in monotonic seconds, the model's name, its version, and rows."""
+NEVER: Ran = (0.0, 0.0, "", "", 0)
+
+FAILED = ModelError()
+_busy: set[int] = set()
+"""Threads that are in `run_shared`, callers and helpers, of all models: they share the cores."""
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_busy.clear)
+
+
+class Result:
+    """The outputs of one run, for all calls that it answers."""
+
+    __slots__ = ("classes", "finished_s", "num_rows", "outputs", "rows", "signature", "started_s",
+                 "version")  # fmt: skip
+
+    def __init__(
+        self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
+        signature: Signature | None, started_s: float, finished_s: float,
+    ) -> None:  # fmt: skip
+        """Describe a run."""
+        self.outputs = outputs
+        self.num_rows = num_rows
+        self.version = version
+        self.signature = signature
+        self.started_s = started_s
+        self.finished_s = finished_s
+        self.rows = b""
+        """Of a classifier the bytes of the probabilities: little-endian float32, row after row."""
+        self.classes: ClassNumbers | None = None
+        """Of a classifier the most probable class of each row."""
+        if signature is not None:
+            self.rows, self.classes = outputs[0].tobytes(), class_numbers(outputs[0])
+
+    def part(self, at: int, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+        """Return the outputs for some rows; all of them for a call that ran alone."""
+        if num_rows == self.num_rows:
+            return self.outputs
+        return [output[at : at + num_rows] for output in self.outputs]
+
+
+def class_numbers(probabilities: Probabilities) -> ClassNumbers:
+    """Return the number of the most probable class of each row, fit for a response."""
+    numbers = probabilities.argmax(axis=1).tolist()
+    return bytes(numbers) if probabilities.shape[1] <= BYTE_CLASSES else array("I", numbers)
+
+
+class Owner(Protocol):
+    """The thread that reads from callers and answers them."""
+
+    def clock(self) -> float:
+        """Return monotonic seconds."""
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Run a function on the owner's thread, from any thread."""
+
+    def schedule(self, batcher: Any) -> None:
+        """Have `batcher.turn` called soon."""
+
+    def defer(self, task: Callable[[], None]) -> None:
+        """Run a function soon, when the answers are on their way."""
+
+    def forget_layouts(self) -> None:
+        """Have all messages parsed again."""
+
+
+class Caller(Protocol):
+    """Who sends calls: a connection. Callers take turns."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, without its port."""
+
+    @property
+    def streams(self) -> Container[bytes]:
+        """Its calls; one that has left, or was answered, is not in it."""
+
+    @property
+    def gave_up_s(self) -> float:
+        """When it last cancelled a call, in monotonic seconds."""
+
+    @property
+    def lines(self) -> dict[Any, Any]:
+        """Its waiting calls in each queue."""
+
+
+class Target(Protocol):
+    """The receiver of calls: a model, or one version of it."""
+
+    def submit(self, group: "Group") -> int:
+        """See `Batcher.submit`."""
+
+    def add(self, group: "Group") -> None:
+        """See `Batcher.add`."""
+
+    def room_for_stream(self, num_rows: int) -> int:
+        """See `Batcher.room_for_stream`."""
+
+
+class ResponseEncoder:
+    """The common part of calls of one layout, and the encoder of their answers."""
+
+    layout: Layout | None = None
+    """Where the inputs lie in the calls' messages, if these are bytes of several tensors."""
+
+    def __init__(
+        self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
+    ) -> None:
+        """Describe calls.
+
+        Args:
+            target: runs them.
+            method: the name in the metrics; None if they are counted elsewhere.
+            num_rows: the rows of each.
+            timeout_s: the requests' own timeout; None if only the deadline of the call counts.
+        """
+        self.target = target
+        self.method = method
+        self.num_rows = num_rows
+        self.timeout_s = timeout_s
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        """Make the answers to calls of a run that succeeded, the first of row `at`."""
+        raise NotImplementedError
+
+
+class Sink(Protocol):
+    """The receiver of the outcome of calls, on the owner's thread."""
+
+    def answer(self, group: "Group", responses: Sequence[Any], run: Ran) -> None:
+        """Take the responses, one for each call, and the run that they are from."""
+
+    def fail(self, group: "Group", error: DigitsError) -> None:
+        """Take the reason why there are none."""
+
+
+class Group:
+    """Calls of one caller that came together, or messages of one stream, with one encoder."""
+
+    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
+                 "slots", "streams")  # fmt: skip
+
+    def __init__(
+        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any],
+        encoder: ResponseEncoder, sink: Sink, arrived_s: float, deadline_s: float,
+        slots: Sequence[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Describe calls that wait.
+
+        Args:
+            caller: who sent them.
+            streams: the calls.
+            messages: the rows of each: bytes of an input or of a layout, or arrays of all inputs.
+            encoder: how each is answered.
+            sink: takes the outcome.
+            arrived_s: when they came, in monotonic seconds.
+            deadline_s: when they are late.
+            slots: the sink's names for them, if not their streams.
+        """
+        self.caller = caller
+        self.streams = streams
+        self.messages = messages
+        self.encoder = encoder
+        self.sink = sink
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.slots = slots
+        self.num_rows = len(streams) * encoder.num_rows
+        """The rows of all of them."""
+
+    def cut(self, begin: int, end: int) -> "Group":
+        """Return some of the calls."""
+        return Group(
+            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
+            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
+        )  # fmt: skip
+
+    def open_part(self) -> "Group | None":
+        """Return the calls whose callers have not left; None if all have."""
+        streams = self.caller.streams
+        if all(map(streams.__contains__, self.streams)):
+            return self
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        return self._pick(at) if at else None
+
+    def open_answers(self, responses: Sequence[Any]) -> "tuple[Group, Sequence[Any]]":
+        """Return the calls whose callers have not left, perhaps none, and their responses."""
+        streams = self.caller.streams
+        at = [i for i, stream in enumerate(self.streams) if stream in streams]
+        if len(at) == len(self.streams):
+            return self, responses
+        return self._pick(at), [responses[i] for i in at]
+
+    def _pick(self, at: list[int]) -> "Group":
+        slots = self.slots
+        return Group(
+            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
+            self.encoder, self.sink, self.arrived_s, self.deadline_s,
+            slots and [slots[i] for i in at],
+        )  # fmt: skip
+
+
+def open_parts(groups: Sequence[Group]) -> list[Group]:
+    """Return the calls whose callers have not left."""
+    parts = (group.open_part() for group in groups)
+    return [part for part in parts if part is not None]
+
+
+Outcome = tuple[list[Group], Result | DigitsError]
+
+
+class Model(Protocol):
+    """A model as its runs see it."""
+
+    @property
+    def version(self) -> str:
+        """The version named in every answer."""
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """Its inputs and outputs."""
+
+    @property
+    def signature(self) -> Signature | None:
+        """The signature of a classifier of images."""
+
+    @property
+    def quick_rows(self) -> int:
+        """The most rows of a run that is quick enough for the thread that reads from callers."""
+
+    @property
+    def enough_rows(self) -> int:
+        """Rows that are worth their own run on another core."""
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Run inputs by name; returns the outputs in order."""
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """Return `run` for one call of it, and a function that ends it, from any thread."""
+
+
+class Executor:
+    """Runs calls of one version of a model."""
+
+    def __init__(self, model: Model) -> None:
+        """Prepare to run `model`."""
+        self.model = model
+        self._run = model.run
+        self._version, self._signature = model.version, model.signature
+        self._tensors = tensors = model.tensors
+        self.is_batchable = tensors.is_batchable
+        """Whether rows of several calls can run together."""
+        self._are_rows = bool(tensors.row_bytes)
+        self._logged_s = -math.inf
+        self._num_unlogged = 0
+        if self._are_rows:
+            only = tensors.inputs[0]
+            self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+
+    def run(
+        self, groups: list[Group], clock: Callable[[], float],
+        begin: Callable[[list[Group]], Run] | None = None,
+    ) -> Iterator[Outcome]:  # fmt: skip
+        """Run calls: all at once where that can be.
+
+        If a run fails, its halves are run, until the call is known that makes runs fail. A run that
+        was ended is not repeated.
+
+        Args:
+            groups: in the order of their rows.
+            clock: monotonic, in seconds.
+            begin: takes calls that are about to run; returns how, if not by `model.run`.
+
+        Yields:
+            Calls that ran together, and their result; or calls that can't be run, and why.
+        """
+        todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
+        while todo:
+            part = todo.pop()
+            started_s = clock()
+            try:
+                run = begin(part) if begin else self._run
+                feeds, num_rows = self._feeds(part)
+                outputs = run(feeds)
+                # Else its outputs may have any shape.
+                if self._signature or len(part) > 1 or len(part[0].streams) > 1:
+                    for output in outputs:
+                        if len(output) != num_rows:
+                            raise ValueError(f"{num_rows} rows were answered with {len(output)}")
+                facts = self._version, self._signature, started_s, clock()
+                result = Result(outputs, num_rows, *facts)
+            except DeadlineExceeded as err:
+                yield open_parts(part), err
+            except BaseException as err:  # any error ends these calls and never the thread
+                alive = open_parts(part)
+                if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
+                    todo += [alive] if alive else []
+                elif halves := _halves(part):
+                    todo += halves
+                elif isinstance(err, InvalidRequest):
+                    yield part, err
+                else:
+                    self._log_failure(part[0].encoder.num_rows, err, clock())
+                    yield part, FAILED
+            else:
+                yield part, result
+
+    def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
+        """Log a call that can't be run; of many in a second only the first."""
+        if now_s - self._logged_s < _LOG_S:
+            self._num_unlogged += 1
+            return
+        more = f", and {self._num_unlogged} more before" if self._num_unlogged else ""
+        _log.error("a run of %d rows failed%s", num_rows, more, exc_info=error)
+        self._logged_s, self._num_unlogged = now_s, 0
+
+    def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
+        """Join the inputs of calls; returns them, and their number of rows."""
+        if self._are_rows:
+            messages: Sequence[Any]
+            if len(groups) == 1:
+                messages = groups[0].messages
+            else:
+                messages = [message for group in groups for message in group.messages]
+            data = messages[0] if len(messages) == 1 else b"".join(messages)
+            array = np.frombuffer(data, self._dtype)
+            if self._dtype.itemsize > 1 and not array.flags.aligned:
+                array = array.copy()
+            array = array.reshape(self._shape)
+            return {self._name: array}, len(array)
+        columns: list[Sequence[Array]] = list(zip(*_parts(groups), strict=True))
+        feeds = {
+            tensor.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
+        }
+        return feeds, sum(group.num_rows for group in groups)
+
+
+def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
+    """Yield the inputs of one call after the other, or of many with one layout."""
+    at = 0
+    while at < len(groups):
+        layout, messages = groups[at].encoder.layout, list(groups[at].messages)
+        at += 1
+        if layout is None:
+            yield from messages
+            continue
+        while at < len(groups) and groups[at].encoder.layout is layout:
+            messages += groups[at].messages
+            at += 1
+        yield layout.arrays(messages)
+
+
+def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
+    """Divide calls into those that can run together, the last first."""
+    if not is_batchable:
+        calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
+        return [[call] for call in reversed(calls)]
+    alike: dict[object, list[Group]] = {}
+    for group in groups:
+        if (layout := group.encoder.layout) is not None:
+            shapes = tuple(piece.shape[1:] for piece in layout.pieces)
+            alike.setdefault(shapes, []).append(group)
+            continue
+        for at, arrays in enumerate(group.messages):
+            shapes = tuple(array.shape[1:] for array in arrays)
+            # Rows are proved independent for axes of one or more.
+            key = shapes if all(map(all, shapes)) else object()
+            alike.setdefault(key, []).append(group.cut(at, at + 1))
+    return list(reversed(alike.values()))
+
+
+def _num_calls(groups: list[Group]) -> int:
+    return sum(len(group.streams) for group in groups)
+
+
+def _halves(groups: list[Group]) -> list[list[Group]]:
+    """Divide calls, the last half first; none if it is one call."""
+    if len(groups) > 1:
+        middle = len(groups) // 2
+        return [groups[middle:], groups[:middle]]
+    group, number = groups[0], len(groups[0].streams)
+    if number == 1:
+        return []
+    return [[group.cut(number // 2, number)], [group.cut(0, number // 2)]]
+
+
+def run_shared(
+    run: Callable[[Feeds], list[Array]], feeds: Feeds, max_batch_size: int, enough_rows: int,
+    num_threads: int, is_cancelled: Callable[[], bool],
+) -> list[Array]:  # fmt: skip
+    """Run rows in parts, on this thread and on helper threads that end with the call.
+
+    Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
+    run whole batches. Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept
+    between calls, so there is nothing to close, to lose at a fork, or to hold when an exception
+    ends the call.
+
+    Args:
+        run: the model, whose rows are independent; safe to call from many threads.
+        feeds: N rows of each input, N >= 1.
+        max_batch_size: the most rows in one run.
+        enough_rows: how many are worth their own run on another core.
+        num_threads: the most concurrent runs of all calls together.
+        is_cancelled: once it returns True, no further run begins.
+
+    Returns:
+        N rows of each output.
+
+    Raises:
+        ModelError: a run failed.
+        Unavailable: the call was cancelled.
+    """
+    thread, num_rows = get_ident(), len(next(iter(feeds.values())))
+    try:
+        _busy.add(thread)
+        num_free = max(1, 1 + num_threads - len(_busy))
+        num_parts = min(num_free, -(-num_rows // enough_rows))
+        if num_parts == 1 and num_rows <= max_batch_size:
+            return run(feeds)
+        step = min(-(-num_rows // num_parts), max_batch_size)
+        return _run_parts(run, feeds, range(0, num_rows, step), num_parts, is_cancelled)
+    finally:
+        _busy.discard(thread)
+
+
+def _run_parts(
+    run: Callable[[Feeds], list[Array]], feeds: Feeds, starts: range, num_threads: int,
+    is_cancelled: Callable[[], bool],
+) -> list[Array]:  # fmt: skip
+    todo, done = deque(starts), dict[int, list[Array]]()
+
+    def run_part(first: int) -> None:
+        part = slice(first, first + starts.step)
+        done[first] = run({name: rows[part] for name, rows in feeds.items()})
+
+    def work() -> None:
+        with suppress(IndexError):  # another thread took the last part
+            while todo and not is_cancelled():
+                run_part(todo.popleft())
+
+    def help_out(busy: LockType) -> None:
+        with busy, suppress(Exception):
+            thread = get_ident()
+            try:
+                _busy.add(thread)
+                work()
+            finally:
+                _busy.discard(thread)
+
+    helpers = [allocate_lock() for _ in range(min(num_threads, len(starts)) - 1)]
+    try:
+        with suppress(RuntimeError):  # the system has no more threads: fewer will do
+            for busy in helpers:
+                start_new_thread(help_out, (busy,))
+        work()
+        for busy in helpers:
+            with busy:  # it has finished, or will find no part left
+                pass
+        for first in starts:
+            if first not in done and not is_cancelled():  # a helper failed on it
+                run_part(first)
+    finally:
+        todo.clear()  # so that helpers stop soon if the call ends early
+    if len(done) < len(starts):
+        raise Unavailable("the call was cancelled")
+    outputs = zip(*(done[first] for first in starts), strict=True)
+    return [np.concatenate(parts) for parts in outputs]
