@@ -19,7 +19,7 @@ from tests.support.fakes import router_of
 OURS, THEIRS = "serving.server.server", "tritonclient.grpc.aio"
 
 
-async def main(models: Path, samples: str) -> None:
+async def main(models, samples):
     from serving import Classifier
     from serving.config import ServerConfig
     from serving.server.server import Server

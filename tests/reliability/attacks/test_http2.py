@@ -1,7 +1,6 @@
 """Raw HTTP/2 abuse: afterwards the server is well, and no engine ran for it."""
 
 import itertools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,7 +9,7 @@ import pytest
 from serving.digits.protocol.wire import encode_request
 from tests.reliability.attacks.h2_scripts import BROKEN_FRAMING, SCRIPTS
 from tests.support.h2_connection import Connection
-from tests.support.processes import Footprint, PacedServer, paced_server
+from tests.support.processes import Footprint, paced_server
 from tests.support.raw import Raw
 from tests.support.tickets import image_with
 
@@ -19,12 +18,12 @@ _golden_tickets = itertools.count(1_000_000)
 
 
 @pytest.fixture(scope="module")
-def victim(transport: str) -> Iterator[PacedServer]:
+def victim(transport):
     with paced_server(transport) as server:
         yield server
 
 
-def assert_well(server: PacedServer) -> int:
+def assert_well(server):
     """One golden request is answered on a new connection; returns its ticket."""
     ticket = next(_golden_tickets)
     raw = Raw(server.address, ("grpc.use_local_subchannel_pool", 1))
@@ -36,7 +35,7 @@ def assert_well(server: PacedServer) -> int:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_abuse_leaves_the_server_well_and_runs_nothing(victim: PacedServer, name: str) -> None:
+def test_abuse_leaves_the_server_well_and_runs_nothing(victim, name):
     before = set(victim.ledger())
     with Connection(victim.address, TIMEOUT_S) as connection:
         SCRIPTS[name](connection)
@@ -49,7 +48,7 @@ def test_abuse_leaves_the_server_well_and_runs_nothing(victim: PacedServer, name
     assert set(victim.ledger()) - before == {ticket}
 
 
-def test_a_thousand_idle_connections_cost_little_and_hold_up_nobody(victim: PacedServer) -> None:
+def test_a_thousand_idle_connections_cost_little_and_hold_up_nobody(victim):
     before = Footprint.of(victim.process.pid)
     connections = [Connection(victim.address, TIMEOUT_S) for _ in range(1000)]
     for connection in connections:
@@ -65,8 +64,8 @@ def test_a_thousand_idle_connections_cost_little_and_hold_up_nobody(victim: Pace
     assert_well(victim)
 
 
-def test_a_hundred_abusers_at_once_leave_the_server_well(victim: PacedServer) -> None:
-    def abuse(name: str) -> None:
+def test_a_hundred_abusers_at_once_leave_the_server_well(victim):
+    def abuse(name):
         with Connection(victim.address, TIMEOUT_S) as connection:
             SCRIPTS[name](connection)
 

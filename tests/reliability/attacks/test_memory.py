@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,13 +9,12 @@ import pytest
 
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.images import Images
 from serving.signature import DIGITS
 from tests.support.h2_connection import Connection, request_headers
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, on_both, running_server
+from tests.support.servers import on_both, running_server
 
 MIB = 1 << 20
 LARGE = encode_request(bytes(20_000 * DIGITS.image_bytes))
@@ -25,17 +22,17 @@ LARGE = encode_request(bytes(20_000 * DIGITS.image_bytes))
 
 
 @pytest.fixture
-def victim(models: Path, transport: str) -> Iterator[RunningServer]:
+def victim(models, transport):
     with running_server(models, "--transport", transport) as server:
         yield server
 
 
-def growth(server: RunningServer, before: Footprint) -> float:
+def growth(server, before):
     """MiB of resident memory."""
     return (Footprint.of(server.process.pid).resident_bytes - before.resident_bytes) / MIB
 
 
-def warm(server: RunningServer, images: Images) -> Footprint:
+def warm(server, images):
     """Send the largest allowed request once: its memory is no growth later."""
     with Client(server.address) as client:
         client.classify(images.repeat(8, axis=0))
@@ -43,9 +40,7 @@ def warm(server: RunningServer, images: Images) -> Footprint:
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_messages_too_large_are_refused(
-    victim: RunningServer, transport: str, images: Images, compression: grpc.Compression
-) -> None:
+def test_messages_too_large_are_refused(victim, transport, images, compression):
     before = warm(victim, images)
     with grpc.insecure_channel(
         victim.address, options=OWN_CONNECTION, compression=compression
@@ -64,15 +59,13 @@ def test_messages_too_large_are_refused(
 
 
 @on_both
-def test_answers_that_nobody_reads_wait_in_bounded_memory(
-    victim: RunningServer, transport: str, images: Images
-) -> None:
+def test_answers_that_nobody_reads_wait_in_bounded_memory(victim, transport, images):
     message = encode_request(images.repeat(8, axis=0).tobytes())  # 4,000 images, 3.1 MB
     before = warm(victim, images)
     sent = [0] * 4
     ended = threading.Event()
 
-    def requests(number: int) -> Iterator[bytes]:
+    def requests(number):
         while not ended.is_set():
             sent[number] += 1
             yield message
@@ -100,9 +93,7 @@ def test_answers_that_nobody_reads_wait_in_bounded_memory(
     assert victim.stop() == 0
 
 
-def test_streams_that_open_and_stall_cost_little_and_hold_up_nobody(
-    victim: RunningServer, images: Images
-) -> None:
+def test_streams_that_open_and_stall_cost_little_and_hold_up_nobody(victim, images):
     num_streams = 500
     before = Footprint.of(victim.process.pid)
     with Connection(victim.address, TIMEOUT_S) as connection:
