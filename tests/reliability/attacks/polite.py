@@ -69,7 +69,6 @@ def polite_caller(server, token=""):
     command = [sys.executable, "-m", "tests.reliability.attacks.polite", server.address,
                str(server.process.pid), token]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     try:
         assert process.stdout.readline() == "ready\n"
         polite = Polite(process)

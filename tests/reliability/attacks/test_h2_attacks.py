@@ -50,6 +50,8 @@ MIB = 1 << 20
 def victim():
     with running_server(MODELS, "--transport", "h2", "--reflection") as server:
         yield server
+        assert server.stop() == 0
+        assert "ERROR" not in server.process.stderr.read()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_six_bytes_that_claim_four_gigabytes(victim):
 
 
 def test_compressed_messages(victim):
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    with beside(victim, due_s=0.5, peak_bytes=64 * MIB), ExitStack() as stack:
         connections = attackers(victim, 80, stack)
         body = message(bytes(1000), flag=1)
         push_all(
@@ -161,7 +163,8 @@ def test_half_received_messages(victim, size, path):
 
 
 def test_messages_over_the_limit_that_are_sent_all_the_same(victim):
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    """512 MB are offered; only the bytes within HTTP/2's windows are held before the refusal."""
+    with beside(victim, due_s=0.5, peak_bytes=64 * MIB), ExitStack() as stack:
         connections = attackers(victim, 16, stack)
         body = message(b"", length=256 * MIB)
         frames = DataFrame(1, bytes(16_384)).serialize() * 2000
@@ -173,7 +176,7 @@ def test_messages_over_the_limit_that_are_sent_all_the_same(victim):
 @pytest.mark.parametrize("path", [CLASSIFY, STREAM, INFER, REFLECTION])
 @pytest.mark.parametrize("part", [[], [DataFrame(1, REQUEST[:400])]], ids=["headers", "half"])
 def test_a_hundred_thousand_open_streams(victim, path, part):
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    with beside(victim, due_s=0.5, peak_bytes=200 * MIB), ExitStack() as stack:
         connections = attackers(victim, 100, stack)
         push_all(connections, [calls(c, 1000, *part, __path=path) for c in connections])
         print(f"held: {resident(victim) >> 20} MiB")
@@ -186,7 +189,7 @@ def test_sixty_thousand_calls_without_a_token(guarded):
 
 
 def test_streams_that_send_and_do_not_read(victim):
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    with beside(victim, due_s=0.5, peak_bytes=160 * MIB), ExitStack() as stack:
         connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
         datas = [
             calls(c, 100, *[DataFrame(1, REQUEST * 20)] * 4, __path=STREAM) for c in connections
@@ -197,7 +200,7 @@ def test_streams_that_send_and_do_not_read(victim):
 
 def test_reflection_that_is_asked_and_not_read(victim):
     ask = message(b"\x22\x15grpc.health.v1.Health")
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    with beside(victim, due_s=0.5, peak_bytes=160 * MIB), ExitStack() as stack:
         connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
         datas = [
             calls(c, 10, *[DataFrame(1, ask * 500)] * 4, __path=REFLECTION) for c in connections
@@ -372,7 +375,6 @@ def test_out_of_descriptors_those_that_are_there_are_served():
             connection.socket.close()
         assert waits.reply(1).status == 0
         assert server.stop() == 0
-        assert server.process.stderr is not None
         log = server.process.stderr.read()
         print(log)
         assert log.count("new connections wait") == 1
@@ -383,7 +385,7 @@ def test_readers_that_stop_are_bounded(victim):
     request = message(encode_request(bytes(128 * DIGITS.image_bytes)))
     frames = [DataFrame(1, request[at : at + 16_384]) for at in range(0, len(request), 16_384)]
     end = DataFrame(1, b"", flags=["END_STREAM"])
-    with beside(victim, due_s=0.5), ExitStack() as stack:
+    with beside(victim, due_s=0.5, peak_bytes=160 * MIB), ExitStack() as stack:
         connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
         for c in connections:
             c.acknowledge()

@@ -131,7 +131,8 @@ def test_timeouts_in_all_units_are_obeyed_and_malformed_ones_refused(
         (INVALID, {"te": None}),
         *((LATE, {"grpc_timeout": f"0{unit}"}) for unit in "Hn"),
         *((UNIMPLEMENTED, {"__path": path}) for path in (
-            "/", "/x/Classify", CLASSIFY + "/", CLASSIFY + "?x=1", "/%00")),
+            "/", "/x/Classify", CLASSIFY + "/", CLASSIFY + "?x=1", "/%00", "x", "//",
+            "/../../etc/passwd", "/" + "y" * 10_000)),
     ],
 )  # fmt: skip
 def test_headers_decide_how_a_call_is_answered(connection, expected, outcome, changed):
