@@ -169,6 +169,5 @@ def client(server):
 def client_transport(request, monkeypatch):
     """The transport of clients that name none; auto is h2 for one address."""
     defaults = BaseClient.__init__.__kwdefaults__
-    assert defaults is not None
     monkeypatch.setitem(defaults, "transport", request.param)
     return str(request.param)

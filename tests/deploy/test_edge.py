@@ -5,7 +5,6 @@ import socket
 import ssl
 import subprocess
 from queue import Queue
-from typing import Any
 
 import grpc
 import numpy as np
@@ -70,7 +69,7 @@ def test_refusals_of_the_server_arrive_unchanged(shared):
     with grpc.secure_channel(shared.edge.tls, shared.credentials) as channel:
 
         def status(path, data):
-            method: Any = channel.unary_unary(path)
+            method = channel.unary_unary(path)
             return status_of(lambda: method(data, timeout=TIMEOUT_S))
 
         assert status(CLASSIFY, b"") == (
@@ -86,7 +85,7 @@ def test_refusals_of_the_server_arrive_unchanged(shared):
 def test_stream_is_answered_while_it_is_open(shared, images):
     requests: Queue[bytes | None] = Queue()
     with grpc.secure_channel(shared.edge.tls, shared.credentials) as channel:
-        method: Any = channel.stream_stream(
+        method = channel.stream_stream(
             STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
         )
         answers = method(iter(requests.get, None), timeout=TIMEOUT_S)
@@ -110,7 +109,7 @@ def test_new_certificate_is_used_without_a_restart(replicas, images):
 
     wait_until(answers)
     with grpc.secure_channel(replicas.edge.tls, old) as channel:
-        method: Any = channel.unary_unary(CLASSIFY)
+        method = channel.unary_unary(CLASSIFY)
         code, _ = status_of(lambda: method(b"", timeout=5))
     assert code is grpc.StatusCode.UNAVAILABLE
 
@@ -152,7 +151,7 @@ def test_spans_of_envoy_and_server_are_one_trace(envoy, models, images, tmp_path
             authority = (folder / "certs" / "client-ca.pem").read_bytes()
             credentials = grpc.ssl_channel_credentials(authority)
             with grpc.secure_channel(edge.tls, credentials) as channel:
-                method: Any = channel.unary_unary(CLASSIFY)
+                method = channel.unary_unary(CLASSIFY)
                 sent = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"),)
                 method(encode_request(images[0].tobytes()), timeout=TIMEOUT_S, metadata=sent)
             wait_until(lambda: any(each["service.name"] == "edge" for each in spans.resources))

@@ -8,7 +8,6 @@ import subprocess
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
-from typing import Any
 
 import grpc
 import pytest
@@ -153,7 +152,7 @@ def test_overloaded_fleet_is_noticed(program, tmp_path):
         grpc.insecure_channel(server.address) as channel,
     ):
         server.tell("hold")
-        classify: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        classify = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
 
         def is_noticed():

@@ -25,7 +25,6 @@ class RayCluster:
         self.address = self._line()
 
     def _line(self):
-        assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
 
@@ -44,7 +43,6 @@ def cluster(ray_python):
     )  # fmt: skip
     with process:
         yield RayCluster(process)
-        assert process.stdin is not None
         process.stdin.close()
 
 

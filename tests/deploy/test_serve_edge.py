@@ -18,7 +18,6 @@ COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
 
 def test_calls_are_answered_and_interrupt_ends_all(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy)]) as edge:
-        assert edge.process.stdout is not None
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         tls, mtls = edge.facts["tls"], edge.facts["mtls"]
         with Client(tls, tls_ca=folder / "client-ca.pem") as client:
@@ -37,7 +36,6 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy, images):
 
 def test_replica_that_dies_is_started_again(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy), "--replicas", "1"]) as edge:
-        assert edge.process.stdout is not None
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         with Client(edge.facts["tls"], tls_ca=folder / "client-ca.pem") as client:
             client.classify(images[:2])

@@ -70,7 +70,6 @@ def manifest(data):
     except CorruptModel as err:
         assert str(err).isprintable()
         return
-    assert found.signature is not None
     digits_pb2.GetModelResponse(
         name=found.name, version=found.version, test_accuracy=found.test_accuracy,
         signature=found.signature.document(),

@@ -217,20 +217,21 @@ def test_server_from_the_wheel_answers_a_client_alone(
     client = install(str(wheel), python=python)
     serve = serving_venv.program("digit-serving")
     command: list[str | Path] = [serve, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
-    with program(
-        command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        with closing(process.stdout):
-            server = RunningServer(process, process.stdout.readline())
-            client.run("python", "-c", CLIENT, server.address)
-            ask = ("--target", server.address)
-            answer = serving_venv.run("digit-serving", "classify", picture, *ask)
-            page = HttpPeer(server.facts["http"])
-            assert page.post("/v1/digits", picture.read_bytes()).status == 200
-            assert page.get("/draw.js").status == 200
-            info = client.run("digit-serving", "info", "--json", *ask)
-            assert server.stop() == 0
+    with (
+        program(
+            command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
+        ) as process,
+        closing(process.stdout),
+    ):
+        server = RunningServer(process, process.stdout.readline())
+        client.run("python", "-c", CLIENT, server.address)
+        ask = ("--target", server.address)
+        answer = serving_venv.run("digit-serving", "classify", picture, *ask)
+        page = HttpPeer(server.facts["http"])
+        assert page.post("/v1/digits", picture.read_bytes()).status == 200
+        assert page.get("/draw.js").status == 200
+        info = client.run("digit-serving", "info", "--json", *ask)
+        assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")
     assert '"device"' in info
 

@@ -8,7 +8,6 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -294,7 +293,7 @@ def test_run_is_shared_where_its_parts_take_long_enough(enough_rows, num_runs):
             runs.append(len(feeds["images"]))
             return [np.full((runs[-1], 10), 0.1, np.float32)]
 
-    engine: Any = Counted()
+    engine = Counted()
     with Classifier.pretrained() as good:
         manifest = good.served.manifest
     model = LoadedModel(engine, manifest, "fp32", enough_rows=enough_rows)

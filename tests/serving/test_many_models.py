@@ -151,7 +151,7 @@ def test_requests_of_many_callers_are_answered_each_with_its_own(many, folder):
 def test_bytes_that_are_no_booleans_are_refused_each_time(many):
     tensor = {"name": "x", "datatype": "BOOL", "shape": [1, 4]}
     with grpc.insecure_channel(many.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for data in (bytes((0, 1, 1, 0)), bytes((0, 2, 255, 1))):
             request = inference_pb.ModelInferRequest(
                 model_name="flags", inputs=[tensor], raw_input_contents=[data]
@@ -275,7 +275,7 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository, transport):
         with grpc.insecure_channel(server.address) as channel:
             change = {"config": {"string_param": "{}"}}
             request = inference_pb.RepositoryModelLoadRequest(model_name="plus", parameters=change)
-            call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
+            call = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
             with pytest.raises(grpc.RpcError, match="expected no parameters"):
                 call(request.SerializeToString())
         for parameters in ({"config": "{}"}, {"file:1/model.onnx": "YQ=="}):

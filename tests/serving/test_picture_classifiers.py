@@ -185,7 +185,6 @@ def test_description_in_the_folder_is_read_with_each_version(layout, batch, tmp_
         shutil.copytree(version, version.with_name(str(number)))
         assert catalog.reload() == (text != "{")
     model = catalog.models["flowers"].default
-    assert model.pictures is not None
     assert (model.version, model.pictures.layout, model.pictures.resize) == ("2", layout, "crop")
     assert model.pictures.labels == COLOURS
 

@@ -5,7 +5,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import numpy as np
@@ -116,7 +115,7 @@ def request_of(inputs, *outputs):
 def test_recognised_call_is_answered_as_the_first(callers):
     """Whichever order the inputs have and whichever outputs are asked for, byte for byte."""
     with grpc.insecure_channel(callers.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for outputs in ((), ("sums",), ("others", "seen")):
             first = call(request_of(inputs_of(2, 7), *outputs).SerializeToString())
             assert call(request_of(inputs_of(2, 7), *outputs).SerializeToString()) == first
@@ -135,7 +134,7 @@ def test_recognised_call_with_other_sizes_inside_fails_alone(callers):
     not_boolean = inference_pb.ModelInferRequest.FromString(good.SerializeToString())
     not_boolean.raw_input_contents[0] = bytes(5) + b"\2"
     with grpc.insecure_channel(callers.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for _ in range(2):
             expected = call(good.SerializeToString())
         requests = [good, bad, good, not_boolean, good]

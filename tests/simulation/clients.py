@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from struct import pack
-from typing import Any
 
 from serving.digits.protocol.wire import decode_response, encode_request
 from serving.http2 import events
@@ -96,19 +95,19 @@ class Engine(ClientConnection):
 
     def has_finished(self, stream):
         state = self.streams.get(stream)
-        return stream not in self._waiting and (state is None or bool(state.finished))  # type: ignore[union-attr]
+        return stream not in self._waiting and (state is None or bool(state.finished))
 
     def widen(self, size):
         """Raise the first window of all streams."""
         more = size - self.limits.stream_window_bytes
         for state in self.streams.values():
-            state.receive_window += more  # type: ignore[union-attr]
+            state.receive_window += more
         self.limits = limits(size, self.limits.connection_window_bytes)
         self._ready.append(frame(SETTINGS, 0, CONNECTION, pack(">HI", INITIAL_WINDOW_SIZE, size)))
 
 
 def limits(stream_window, window):
-    many: Any = dict.fromkeys(("burst_small_frames", "burst_resets"), UNLIMITED)
+    many = dict.fromkeys(("burst_small_frames", "burst_resets"), UNLIMITED)
     return Limits(stream_window_bytes=stream_window, connection_window_bytes=window, **many)
 
 

@@ -276,5 +276,5 @@ class Selector:
 
 
 def _mask(key):
-    sock: Any = key.fileobj
+    sock = key.fileobj
     return key.events & (READ * bool(sock.is_readable) | WRITE * bool(sock.is_writable))

@@ -152,8 +152,8 @@ class World:
         """When the model has failed."""
         self.listener, self.web = Listener(self), Listener(self)
         host = Host(
-            clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[arg-type, return-value]
-            listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[arg-type, return-value]
+            clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[return-value]
+            listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[return-value]
             runners=lambda number: Runners(self, number),
         )  # fmt: skip
         capacity = random.choice((16, 64, 1000))
@@ -221,7 +221,6 @@ class World:
     def sleep(self, timeout_s, is_ready):
         """Let the loop wait, and begin its next turn."""
         self.end_turn()
-        assert timeout_s is not None
         end_s = self.now_s + timeout_s
         if timeout_s:
             invariants.check_sleep(self, end_s)
@@ -268,7 +267,7 @@ class World:
             models = {} if old is None else old.versions
             made = {
                 v: models.get(v) or LoadedModel(
-                    Model(self, v, self.runners), replace(manifest, version=v), "fp32",  # type: ignore[arg-type]
+                    Model(self, v, self.runners), replace(manifest, version=v), "fp32",
                     self.quick_rows, 1 << 20,
                 )
                 for v in versions
@@ -367,7 +366,6 @@ class World:
         polls = self.random.random() < 0.2
         with _errors(self), clocks(self), patch.object(h2, "may_poll", return_value=polls):
             self.server.open()
-            assert self.server.loop is not None
             self.loop = self.server.loop
             self.loop.add(open_web(self, self.queries))
             for number, (at_s, kind) in self.plan.items():

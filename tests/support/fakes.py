@@ -129,7 +129,7 @@ class FakeRequest(ResponseEncoder):
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
         self.caller.streams[self.stream] = self
-        streams: Any = [self.stream]
+        streams = [self.stream]
         message = images_of(*values).tobytes()
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 

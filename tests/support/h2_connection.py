@@ -225,7 +225,7 @@ class Connection:
                 headers = dict(self._decoder.decode(frame.data))
                 if (status := headers.get("grpc-status")) is not None:  # type: ignore[call-overload]
                     self.statuses[frame.stream_id] = int(status)
-                self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)  # type: ignore[arg-type]
+                self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)
             elif isinstance(frame, DataFrame):
                 self.replies.setdefault(frame.stream_id, Reply()).body += frame.data
             elif isinstance(frame, RstStreamFrame):

@@ -1,7 +1,5 @@
 """A bare client of the Open Inference Protocol, and messages for it."""
 
-from typing import Any
-
 import grpc
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ class Peer:
     def send(self, method, data):
         """Send bytes as they are."""
         response = getattr(inference_pb, f"{method}Response", None)
-        stub: Any = self._channel.unary_unary(
+        stub = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
             response_deserializer=response.FromString if response else None,
         )
@@ -45,7 +43,7 @@ class Peer:
 
     def stream(self, requests):
         """Call ModelStreamInfer."""
-        stub: Any = self._channel.stream_stream(
+        stub = self._channel.stream_stream(
             f"/{SERVICE}/ModelStreamInfer",
             response_deserializer=inference_pb.ModelStreamInferResponse.FromString,
         )

@@ -28,7 +28,6 @@ class PacedServer(RunningServer):
 
     def tell(self, line):
         """Send it a line: "hold" or "release"."""
-        assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
@@ -42,7 +41,6 @@ class PacedServer(RunningServer):
 
     def _ask(self):
         self.tell("ledger")
-        assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
 
@@ -77,8 +75,6 @@ def paced_server(transport="h2", /, **options):
     process = subprocess.Popen(
         [*command, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
         start_line = process.stdout.readline()
         assert start_line.startswith("serving "), start_line

@@ -65,8 +65,6 @@ def running_server(models, *options):
 def started(command, **options):
     """Start a server, and wait for its first line."""
     with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         start_line = process.stdout.readline()
         assert start_line, process.stderr.read()
         yield RunningServer(process, start_line)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from typing import Any
 
 import grpc
 
@@ -34,8 +33,7 @@ def assert_stopped_until_it_reads(address, path, message, ask):
             yield message
 
     with grpc.insecure_channel(address, options=SMALL_WINDOW) as channel:
-        stub: Any = channel.stream_stream(path)
-        answers = stub(messages(), timeout=TIMEOUT_S)
+        answers = channel.stream_stream(path)(messages(), timeout=TIMEOUT_S)
         seen = 0
         while num_sent != seen or num_sent < 2:
             seen = num_sent

@@ -17,7 +17,6 @@ def strokes_of(digit, left=0.2, top=0.12, height=10 / 13):
 
 def place_of(page):
     box = page.locator("#canvas").bounding_box()
-    assert box is not None
     return box["x"], box["y"], box["width"]
 
 

@@ -1,7 +1,6 @@
 """The page to draw a digit on, of a server to which no application adds another one."""
 
 import sys
-from typing import Any
 
 import pytest
 from playwright.sync_api import expect
@@ -46,6 +45,6 @@ def test_example_is_a_digit_and_the_code_asks_for_one(page):
 
 
 def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
-    files: Any = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+    files = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
     page.set_input_files("#file", files)
     expect(page.locator("#note")).to_contain_text("expected a picture")

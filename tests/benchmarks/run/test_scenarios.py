@@ -50,7 +50,7 @@ def trace(**fields):
         "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
         "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
     }  # fmt: skip
-    return Trace(**usual | fields)  # type: ignore[arg-type]
+    return Trace(**usual | fields)
 
 
 @pytest.mark.parametrize(

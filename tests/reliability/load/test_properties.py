@@ -85,8 +85,8 @@ def test_engine_and_batcher_equal_the_reference(
 def test_server_equals_the_reference(small, images, reference, sizes, draw):
     requests = drawn(sizes, random.Random(draw))
     with grpc.insecure_channel(small.address, options=OWN_CONNECTION) as channel:
-        classify: Any = channel.unary_unary(CLASSIFY)
-        infer: Any = channel.unary_unary(INFER)
+        classify = channel.unary_unary(CLASSIFY)
+        infer = channel.unary_unary(INFER)
         calls: list[tuple[list[int], Callable[[bytes], Probabilities], Any]] = []
         for turn, numbers in enumerate(requests):
             if turn % 3:
@@ -105,5 +105,5 @@ def of_classify(data):
 
 def of_infer(data):
 
-    response: Any = inference_pb.ModelInferResponse
+    response = inference_pb.ModelInferResponse
     return probabilities_in(response.FromString(data))

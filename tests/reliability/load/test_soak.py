@@ -6,7 +6,7 @@ a new connection. The same test finds a leak that is planted.
 
 import time
 from collections import Counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 import pytest
@@ -55,7 +55,7 @@ class Callers:
         return grpc.insecure_channel(self._address, options=OWN_CONNECTION)
 
     def _round(self):
-        method: Any = self._channel.unary_unary(CLASSIFY)
+        method = self._channel.unary_unary(CLASSIFY)
         kinds = self._generator.choices(KINDS, WEIGHTS, k=ROUND)
         calls = [(kind, *self._begin(method, kind)) for kind in kinds]
         for kind, number, call in calls:

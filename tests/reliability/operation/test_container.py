@@ -155,7 +155,6 @@ def running(image):
         env={"PATH": os.defpath, **image.environment, **own, **ports},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
     try:
         yield RunningServer(process, process.stdout.readline())
     finally:

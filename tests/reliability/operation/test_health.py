@@ -7,7 +7,6 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -68,7 +67,7 @@ def test_engine_that_hangs_with_a_full_queue_is_not_serving():
     with paced_server(**options) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+            method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
             request = b"\x0a\x90\x06" + image_with(1).tobytes()
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(5)]
             wait_until(lambda: not is_serving(server.address))
@@ -102,7 +101,7 @@ def test_server_that_is_merely_busy_stays_serving():
     ):
         states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(states).status == health_pb2.HealthCheckResponse.SERVING
-        method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
         for _ in range(20):  # some 2 s with a full queue
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(100)]

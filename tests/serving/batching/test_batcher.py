@@ -132,7 +132,7 @@ def test_queue_delay_collects_a_batch(clock):
 def test_flaw_of_an_encoder_ends_its_calls_only(caplog):
     owner = owner_of(QuickModel())
     broken = FakeRequest(1)
-    broken.encode = None  # type: ignore[method-assign, assignment]
+    broken.encode = None
     owner.batcher.submit(broken.group)
     owner.work()
     assert isinstance(broken.outcome, ModelError)
@@ -494,7 +494,7 @@ class Sum(FakeModel):
         super().__init__()
         both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
         self.tensors = TensorSignature(both, (Tensor("sum", "FP32", (-1, -1)),), is_batchable)
-        self.signature = None  # type: ignore[assignment]
+        self.signature = None
         self.shapes: list[tuple[int, ...]] = []
 
     def run(self, feeds):

@@ -101,7 +101,6 @@ def test_answer_is_printed_before_the_next_picture_is_there(models, folder, tmp_
     with program(
         [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline().startswith(f"{folder / 'b.png'}: ")
         late.write_bytes((folder / "b.png").read_bytes())
         assert process.stdout.readline().startswith(f"{late}: ")
@@ -113,8 +112,6 @@ def test_reader_that_leaves_ends_it_without_a_traceback(models, folder):
         [*COMMAND, *[folder] * 20, "--models", models],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
@@ -128,8 +125,6 @@ def test_ctrl_c_ends_it_without_a_traceback(models, folder, tmp_path):
         [*COMMAND, folder / "b.png", never, "--models", models],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         # Python misses one that comes between its last look and the call that opens the pipe.

@@ -170,7 +170,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     )
     assert server == ServerConfig(
         host="::1", port=7, metrics_host="::2", metrics_port=None, http_host="::3", http_port=8,
-        http_host_names=["a", "b"], http_allow_origins=["http://c"],  # type: ignore[arg-type]
+        http_host_names=["a", "b"], http_allow_origins=["http://c"],
         transport="grpcio", workers=2, drain_s=3, max_connection_age_s=4, reload_interval_s=5,
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
         allow_repository_control=True, max_json_bytes=1 << 20, input="image",
@@ -178,7 +178,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     )  # fmt: skip
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
-        batch=["digits=never"], max_model_bytes=3 << 30,  # type: ignore[arg-type]
+        batch=["digits=never"], max_model_bytes=3 << 30,
     )  # fmt: skip
 
 

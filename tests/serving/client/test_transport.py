@@ -66,7 +66,7 @@ def test_h2_takes_a_name_and_refuses_what_only_grpcio_can():
         with pytest.raises(ConfigurationError, match="grpcio"):
             Client(target, transport="h2")
     with pytest.raises(ConfigurationError, match="auto, h2 or grpcio"):
-        Client("a:1", transport="quic")  # type: ignore[arg-type]
+        Client("a:1", transport="quic")
 
 
 class Peer:

@@ -27,7 +27,6 @@ class HttpPeer:
 
     def ask(self, method, path, body=None, **headers):
         """Send a request and read the answer; underscores in header names stand for dashes."""
-        assert self._place.hostname is not None
         connection = http.client.HTTPConnection(
             self._place.hostname, self._place.port, timeout=TIMEOUT_S
         )

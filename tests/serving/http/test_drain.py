@@ -28,7 +28,6 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(models):
     async def scenario(router):
         server = Server(router, config)
         await server.start()
-        assert server.http_url is not None
         peer = HttpPeer(server.http_url)
         first = asyncio.create_task(ask(peer))
         await asyncio.to_thread(engine.wait_until_running)
@@ -59,7 +58,6 @@ def test_drain_that_takes_too_long_ends(models):
     async def scenario(router):
         server = Server(router, config)
         await server.start()
-        assert server.http_url is not None
         first = asyncio.create_task(ask(HttpPeer(server.http_url)))
         await asyncio.to_thread(engine.wait_until_running)
         is_drained = await server.drain()

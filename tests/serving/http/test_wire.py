@@ -6,7 +6,6 @@ import logging
 import time
 from contextlib import closing
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import numpy as np
 import pytest
@@ -268,7 +267,7 @@ def test_drain_beside_stopped_bodies_logs_nothing(classifier, caplog):
         caplog.at_level(logging.INFO),
         server_inside(classifier, http_port=0, transport="grpcio") as whole,
     ):
-        transport: Any = whole._transport
+        transport = whole._transport
         url = str(whole.http_url)
         wires = [Wire(url) for _ in range(20)]
         for wire in wires:
@@ -289,7 +288,6 @@ def test_bytes_one_by_one_are_the_same_request():
         connection.receive(data[at : at + 1])
         request = request or connection.read_head()
         body = body or (request and connection.read_body(request, 100))
-    assert request is not None
     assert (request.method, request.target, body) == ("POST", "/v2/repository/index", b"{}")
 
 
@@ -299,7 +297,6 @@ def test_length_of_a_repeated_head_is_read_strictly():
     for size in (b"2", b"12", b"3"):
         connection.receive(POST + b"Content-Length: " + size + b"\r\n\r\n")
         request = connection.read_head()
-        assert request is not None
         sizes.append(request.num_bytes)
         assert connection.read_body(request, 20) is None
         connection.receive(bytes(int(size)))
@@ -308,7 +305,6 @@ def test_length_of_a_repeated_head_is_read_strictly():
     twice = POST + b"Content-Length: %d\r\nContent-Length: 2\r\n\r\n"
     connection.receive(twice % 2 + b"{}")
     request = connection.read_head()
-    assert request is not None
     connection.read_body(request, 20)
     connection.receive(twice % 3)
     with pytest.raises(BadRequest):

@@ -164,6 +164,6 @@ def test_answers_keep_their_order():
 
 def test_run_whose_callers_have_left_is_no_answer():
     ended: list[Any] = []
-    group: Any = None
+    group = None
     Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [], NEVER)
     assert not ended

@@ -99,7 +99,7 @@ def calls_of(connection, reads, *, recognise):
                     calls[stream] = [dict(value.fields)]
                 elif kind == events.DATA:
                     calls[stream].append(value)
-                    state: Any = connection.streams.get(stream)
+                    state = connection.streams.get(stream)
                     if recognise and state is not None and value[: len(PREFIX)] == PREFIX:
                         connection.expect(state.block, (PREFIX, SIZE), "token")
                 elif kind == events.RESET:
@@ -276,7 +276,7 @@ def test_headers_of_streams_are_events_though_their_messages_are_recognised(gene
         kinds = [event[0] for event in found]
         data_kinds = [events.MESSAGES] if number > 0 else [events.DATA, events.DATA]
         assert kinds == [events.HEADERS, *data_kinds]
-        state: Any = connection.streams[word(peer.stream)]
+        state = connection.streams[word(peer.stream)]
         connection.expect(state.block, (PREFIX, SIZE), "token", calls=False)
 
 
@@ -284,7 +284,6 @@ def test_layouts_of_a_block_are_few(generator):
     peer, connection = Peer(generator), server()
     connection.receive(peer.headers(), 0.0)
     block = connection.streams[word(peer.stream)].block
-    assert block is not None
     for number in range(1000):
         connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
         assert len(block.messages) <= 16

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -75,7 +73,7 @@ def test_rows_without_elements_have_no_layout(width):
     """Calls of one layout run together, and these may not: see `_alike` of the batcher."""
     both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
     signature = TensorSignature(both, both, is_batchable=True)
-    request: Any = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
+    request = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
     for each in both:
         request.inputs.add(name=each.name, datatype="FP32", shape=[1, width])
     found = raw_ending(request, decode(request, signature, 8), signature, lambda _: b"")

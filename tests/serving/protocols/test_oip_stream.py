@@ -1,7 +1,5 @@
 """ModelStreamInfer and its faults, proved by a gated engine's runs as in test_faults."""
 
-from typing import Any
-
 import grpc
 import numpy as np
 
@@ -53,7 +51,7 @@ def message(*values, **fields):
 
 
 def open_stream(channel):
-    method: Any = channel.stream_stream(
+    method = channel.stream_stream(
         STREAM,
         response_deserializer=ModelStreamInferResponse.FromString,
     )
@@ -116,7 +114,7 @@ def test_timeout_that_passes_in_the_queue_is_never_run(run):
     async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
-            method: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            method = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             calls = [
                 method(message(41, parameters={"timeout": {kind: 1000}}))
                 for kind in ("int64_param", "uint64_param")

@@ -1,7 +1,5 @@
 """Server reflection, as grpcurl uses it: only where asked for, and then of every service."""
 
-from typing import Any
-
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -56,8 +54,9 @@ def test_methods_are_described_with_their_messages(channel, method, fields):
 def ask(channel, path, *requests):
     """Send raw requests; return the parsed answers."""
     parse = reflection_pb2.ServerReflectionResponse.FromString
-    call: Any = channel.stream_stream(path, response_deserializer=parse)
-    return list(call(iter(requests), timeout=TIMEOUT_S))
+    return list(
+        channel.stream_stream(path, response_deserializer=parse)(iter(requests), timeout=TIMEOUT_S)
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -32,7 +32,6 @@ def interrupt(source, out, number):
     with program(command(source, out), stderr=subprocess.PIPE) as process:
         wait_until(lambda: len(list(out.glob("part-*"))) > 5)
         process.send_signal(number)
-        assert process.stderr is not None
         line = "digit-serving: interrupted: --resume goes on\n" if number == signal.SIGINT else ""
         assert process.stderr.read() == line
     assert 5 < len(list(out.glob("part-*"))) < NUM_FILES

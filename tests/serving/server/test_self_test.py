@@ -3,7 +3,6 @@
 import asyncio
 import time
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -54,7 +53,7 @@ def test_server_recovers_by_itself(is_stuck):
         owner.is_stuck = is_stuck
         health = Health()
         health.set_serving(True)
-        router: Any = SimpleNamespace(owner=owner, routes=routes)
+        router = SimpleNamespace(owner=owner, routes=routes)
         test = asyncio.create_task(SelfTest(router, health, INTERVAL_S).run())
         await until(lambda: not health.is_serving)
         owner.is_stuck, routes["a"] = False, model(0.0)
@@ -67,7 +66,7 @@ def test_server_recovers_by_itself(is_stuck):
 async def watched(owner, routes, holds):
     health = Health()
     health.set_serving(True)
-    router: Any = SimpleNamespace(owner=owner, routes=routes)
+    router = SimpleNamespace(owner=owner, routes=routes)
     test = asyncio.create_task(SelfTest(router, health, INTERVAL_S).run())
     await until(lambda: holds(health))
     test.cancel()

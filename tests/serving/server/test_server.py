@@ -3,7 +3,6 @@
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import numpy as np
@@ -43,7 +42,7 @@ def test_served_answers_equal_the_in_process_answers_bit_for_bit(client, classif
 
 def test_generated_stub_works_as_any_client_would_use_it(server, images):
     with grpc.insecure_channel(server.address) as channel:
-        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)
+        stub = digits_pb2_grpc.DigitClassifierStub(channel)
         request = digits_pb2.ClassifyRequest(images=images[:2].tobytes())
         response = stub.Classify(request, timeout=TIMEOUT_S)
     assert len(response.digits) == 2
@@ -81,7 +80,7 @@ def test_signal_drains_under_load_and_loses_nothing(models, images, transport, n
         )
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         state = pool.submit(next, watch)
-        call: Any = channel.unary_unary(CLASSIFY)
+        call = channel.unary_unary(CLASSIFY)
         data = encode_request(images[:64].tobytes())
         futures = [call.future(data, timeout=TIMEOUT_S) for _ in range(200)]
         futures[0].result()

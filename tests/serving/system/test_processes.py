@@ -295,7 +295,6 @@ pool.submit("", time.sleep, 600).result()
 def test_all_end_with_a_parent_that_is_killed():
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.1)
         parent.send_signal(signal.SIGKILL)

@@ -7,7 +7,6 @@ import socket
 import threading
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from typing import Any
 
 import grpc
 import pytest
@@ -177,8 +176,9 @@ def test_draining_server_is_not_ready_and_still_alive():
         metrics = server.facts["metrics"]
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
-            call = method.future(b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S)
+            call = channel.unary_unary("/digits.v1.DigitClassifier/Classify").future(
+                b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S
+            )
             wait_until(lambda: server.num_begun() == 1)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: get(metrics, "/readyz")[0] == 503)

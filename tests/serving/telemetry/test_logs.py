@@ -139,7 +139,7 @@ def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch):
         logs.setup("text")
         logging.getLogger("serving.test").warning("nobody sees this")
         logging.getLogger().handlers[0].flush()
-        logs.print_line("nor this", stream)  # type: ignore[arg-type]
+        logs.print_line("nor this", stream)
 
 
 class Slow:
@@ -162,7 +162,7 @@ def test_printed_line_comes_after_the_logged_ones(monkeypatch):
     monkeypatch.setattr("sys.stderr", stream)
     logs.setup("text")
     logging.getLogger("serving.test").warning("first")
-    assert logs.print_line("the reason", stream)  # type: ignore[arg-type]
+    assert logs.print_line("the reason", stream)
     first, last = stream.text.splitlines()
     assert first.endswith("first")
     assert last == "the reason"

@@ -1,7 +1,6 @@
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -46,8 +45,7 @@ def test_requests_and_images_are_counted(fresh, images):
         for _ in range(5):
             client.classify(images[:1])
         client.classify(images[:200])
-        call: Any = channel.unary_unary(CLASSIFY)
-        future = call.future(encode_request(b"bad"))
+        future = channel.unary_unary(CLASSIFY).future(encode_request(b"bad"))
         assert future.code() is grpc.StatusCode.INVALID_ARGUMENT
     samples = scrape(fresh)
     assert value(samples, "digits_requests_total", method="Classify", status="OK") == 6
@@ -98,8 +96,7 @@ def test_unknown_methods_are_counted_and_their_names_are_not_labels(server):
     before = scrape(server).get(counter, 0)
     with grpc.insecure_channel(server.address) as channel:
         for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):
-            call: Any = channel.unary_unary(path)
-            future = call.future(b"")
+            future = channel.unary_unary(path).future(b"")
             assert future.code() is grpc.StatusCode.UNIMPLEMENTED
     assert scrape(server)[counter] == before + 3
 
@@ -109,7 +106,7 @@ def test_calls_in_flight_and_the_queue_are_shown():
     with paced_server("grpcio", queue_capacity=100) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            call: Any = channel.unary_unary(CLASSIFY)
+            call = channel.unary_unary(CLASSIFY)
             first = call.future(encode_request(image_with(1).tobytes()))
             wait_until(lambda: server.num_begun() == 1)
             rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]

@@ -1,7 +1,6 @@
 """Log lines of calls: ids come in, go on and come back; one event is one line of JSON."""
 
 import logging
-from typing import Any
 
 import grpc
 import pytest
@@ -40,8 +39,7 @@ def call(server, data, path=CLASSIFY, **metadata):
     """Make one call to its end; return it with its id in the trailers."""
     sent = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
     with grpc.insecure_channel(server.address) as channel:
-        method: Any = channel.unary_unary(path)
-        future = method.future(data, timeout=TIMEOUT_S, metadata=sent)
+        future = channel.unary_unary(path).future(data, timeout=TIMEOUT_S, metadata=sent)
         future.exception()
         return future
 
@@ -100,7 +98,7 @@ def test_calls_of_every_kind_are_logged(logging_server, images, lines):
 @on_both
 def test_calls_whose_callers_leave_are_logged(logging_server, images, lines):
     with grpc.insecure_channel(logging_server.address) as channel:
-        watching: Any = channel.unary_stream(WATCH)
+        watching = channel.unary_stream(WATCH)
         cancelled = watching(b"", metadata=(("x-request-id", "cancelled"),))
         next(cancelled)
         cancelled.cancel()

@@ -80,7 +80,7 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
     async def scenario():
         first = loaded()
         router = router_of(first)
-        read: Any = None
+        read = None
         method = BatchedUnary(path="", name="", read=read)
         method.prefixes[b"x"] = Rows(router.find("digits"), None, 1)
         loop = AsyncioLoop(router, [method])

@@ -1,7 +1,6 @@
 """Tokens: no method answers without one, found by walking the descriptors; health's two do."""
 
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -41,8 +40,7 @@ METHODS: dict[str, MethodDescriptor] = {
 def ending(channel, path, token):
     """How a call without content ends; OK for one that answers at all."""
     metadata = None if token is None else (("authorization", token),)
-    call: Any = channel.stream_stream(path)
-    answers = call(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
+    answers = channel.stream_stream(path)(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
     try:
         next(answers)
     except StopIteration:
@@ -102,7 +100,7 @@ def test_every_valid_token_is_let_in_everywhere(channel, token):
 
 def test_two_tokens_in_one_call_are_refused(channel):
     metadata = (("authorization", f"Bearer {OLD}"), ("authorization", f"Bearer {WRONG}"))
-    call: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
+    call = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
     code, _ = status_of(lambda: call(b"", timeout=TIMEOUT_S, metadata=metadata))
     assert code is grpc.StatusCode.UNAUTHENTICATED
 

@@ -44,8 +44,7 @@ def channels(models):
 
 def outcome(channel, path, *messages, **options):
     """Send messages; a unary method answers a stream of one, too."""
-    method: Any = channel.stream_stream(path)
-    call = method(iter(messages), timeout=TIMEOUT_S, **options)
+    call = channel.stream_stream(path)(iter(messages), timeout=TIMEOUT_S, **options)
     answers: list[Any] = []
     with suppress(grpc.RpcError):
         answers.extend(comparable(path, answer) for answer in call)

@@ -6,7 +6,6 @@ fault happens at a moment of the test's choosing.
 
 import asyncio
 from contextlib import asynccontextmanager, closing
-from typing import Any
 
 import grpc
 import pytest
@@ -64,8 +63,7 @@ class Running:
 
 async def round_trip(channel):
     """Have a channel's server read all that was sent before: it reads in order."""
-    method: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
-    await method(b"", timeout=TIMEOUT_S)
+    await channel.unary_unary("/digits.v1.DigitClassifier/GetModel")(b"", timeout=TIMEOUT_S)
 
 
 @pytest.fixture
@@ -149,8 +147,7 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(run):
         accepted = running.send(*range(20, 120))
         await running.until_waiting(100)
         async with grpc.aio.insecure_channel(running.server.address) as channel:
-            method: Any = channel.unary_unary(CLASSIFY)
-            refused = method(encode_request(images_of(*range(20)).tobytes()))
+            refused = channel.unary_unary(CLASSIFY)(encode_request(images_of(*range(20)).tobytes()))
             assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
         running.engine.open(100)
@@ -193,8 +190,7 @@ def test_large_request_does_not_hold_up_a_small_one(run):
         await running.until_waiting(90)
         own_connection = (("grpc.use_local_subchannel_pool", 1),)
         async with grpc.aio.insecure_channel(running.server.address, own_connection) as channel:
-            method: Any = channel.unary_unary(CLASSIFY)
-            small = method(encode_request(images_of(7).tobytes()))
+            small = channel.unary_unary(CLASSIFY)(encode_request(images_of(7).tobytes()))
             await running.until_waiting(91)
             running.engine.open(2)  # the first one's run, and one more
             assert (await small)[:3] == b"\x0a\x01\x07"

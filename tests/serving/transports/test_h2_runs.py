@@ -252,7 +252,6 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching):
         await server.start()
         await server.beat()
         route = router.find("digits")
-        assert router.owner is not None
         image, encoder = images_of(0).tobytes(), Rows(route, None, 1)
         rows = submit(router.owner, Peer(""), image, encoder)
         call = asyncio.create_task(rows)

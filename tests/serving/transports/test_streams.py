@@ -1,7 +1,6 @@
 """ClassifyStream: in order, bounded in flight, never rejected half-way."""
 
 import queue
-from typing import Any
 
 import grpc
 import numpy as np
@@ -75,7 +74,7 @@ def test_stream_whose_caller_stops_reading_is_stopped(server, client, images):
 
 
 def open_stream(channel):
-    method: Any = channel.stream_stream(
+    method = channel.stream_stream(
         STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
     )
     return method()

@@ -3,7 +3,6 @@
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -40,8 +39,9 @@ def traced_server(classifier, endpoint, **options):
 def call(server, data, path=CLASSIFY, flags="01"):
     traceparent = f"00-{TRACE}-{PARENT}-{flags}"
     with grpc.insecure_channel(server.address) as channel:
-        method: Any = channel.unary_unary(path)
-        future = method.future(data, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),))
+        future = channel.unary_unary(path).future(
+            data, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),)
+        )
         future.exception()
         return future
 

@@ -39,7 +39,7 @@ def running_collector():
     """Give a collector and its endpoint."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
-    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
     add(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

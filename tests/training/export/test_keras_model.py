@@ -121,7 +121,6 @@ def test_int8_is_rounded_on_one_half_and_tested_on_the_other(files, tmp_path, ca
     images = np.load(files[1])["images"].reshape(600, 1024)
     assert np.array_equal(candidate.rounding, images[::2])
     assert np.array_equal(candidate.int8_test.images, images[1::2])
-    assert candidate.int8_test.labels is not None
     assert np.array_equal(candidate.int8_test.labels, np.load(files[1])["labels"][1::2])
 
 
